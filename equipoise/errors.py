@@ -1,0 +1,66 @@
+"""Every error Equipoise raises on purpose.
+
+The message formula is ``{name} must be {constraint}; got {value!r}. {remedy}``. Each class carries the exit code that the
+command line returns for it, so that scripts can tell bad input from a missed budget or a broken promise.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+EXIT_OK = 0
+EXIT_FAILED = 1
+EXIT_BAD_INPUT = 2
+EXIT_MISSING_EXTRA = 3
+EXIT_BROKEN_PROMISE = 4
+
+
+class EquipoiseError(Exception):
+    """Root of the tree: a run failed for a reason that is told in the message."""
+
+    exit_code = EXIT_FAILED
+
+
+class InputError(EquipoiseError, ValueError):
+    """The user's input cannot be used; nothing was started and nothing was changed."""
+
+    exit_code = EXIT_BAD_INPUT
+
+
+class UnavailableError(EquipoiseError, ArithmeticError):
+    """A number that was never measured was used as if it had been."""
+
+
+class MissingExtraError(EquipoiseError, ImportError):
+    """An optional package is needed for what was asked."""
+
+    exit_code = EXIT_MISSING_EXTRA
+
+
+class StoreError(EquipoiseError, OSError):
+    """The study on disk cannot be read or written."""
+
+
+class BrokenPromiseError(EquipoiseError):
+    """A verified file does not keep what its manifest promises."""
+
+    exit_code = EXIT_BROKEN_PROMISE
+
+
+def must_be(name: str, constraint: str, value: object, remedy: str) -> InputError:
+    """Return (not raise) the standard bad-input error for argument `name`."""
+    return InputError(f"{name} must be {constraint}; got {value!r}. {remedy}")
+
+
+def unknown(kind: str, value: str, valid: Iterable[str]) -> InputError:
+    """Return the error for an unknown name, with the valid ones and the nearest."""
+    names = sorted(valid)
+    near = difflib.get_close_matches(value, names, n=1)
+    hint = f"Did you mean {near[0]!r}?" if near else "Use one of these names."
+    return InputError(f"{kind} must be one of {', '.join(names)}; got {value!r}. {hint}")
+
+
+def missing_extra(package: str, extra: str) -> MissingExtraError:
+    """Return the error for an optional package that is not installed."""
+    return MissingExtraError(f'{package} is not installed. needs: pip install "equipoise[{extra}]"')

@@ -1,0 +1,208 @@
+"""The values that travel the road: frozen, printable, hashable, storable.
+
+Every number that reaches a user is a `Reading`: value, unit, interval, and where it came from. An unknown is
+``unavailable(reason)``; it never looks like a number, and arithmetic on it raises.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any, Literal
+
+from equipoise.errors import InputError, UnavailableError
+from equipoise.units import show
+
+SCHEMA = 1
+"""Version of every JSON document we write. History: 1 = first."""
+
+Provenance = Literal["measured", "estimated", "unavailable"]
+Choice = int | str
+Fidelity = Literal["untouched", "one-shot", "recovered"]
+
+
+@dataclass(frozen=True, slots=True)
+class Reading:
+    """One number with its base unit, its interval and its provenance.
+
+    Attributes:
+        value: In base units; None exactly when `provenance` is ``unavailable``.
+        unit: A key of `units.SCALES`.
+        low, high: 95 % interval, or None where it is undefined (one sample has no spread).
+        n: Samples behind the value.
+        note: How it was read, or why it could not be.
+    """
+
+    value: float | None
+    unit: str
+    provenance: Provenance = "measured"
+    low: float | None = None
+    high: float | None = None
+    n: int = 1
+    note: str = ""
+
+    def get(self) -> float:
+        """Return the value, or raise `UnavailableError` with the reason."""
+        if self.value is None:
+            raise UnavailableError(f"this number is unavailable: {self.note}")
+        return self.value
+
+    @property
+    def known(self) -> bool:
+        """Whether there is a value."""
+        return self.value is not None
+
+    def __str__(self) -> str:
+        if self.value is None:
+            return f"unavailable ({self.note})"
+        text = show(self.value, self.unit)
+        if self.low is not None and self.high is not None:
+            text += f" [{show(self.low, self.unit)}, {show(self.high, self.unit)}]"
+        return text + (" (estimate)" if self.provenance == "estimated" else "")
+
+
+def measured(
+    value: float, unit: str, *, low: float | None = None, high: float | None = None, n: int = 1, note: str = ""
+) -> Reading:
+    """Return a measured reading; `value` must be finite."""
+    if not math.isfinite(value):
+        raise InputError(f"a measured reading must be finite; got {value!r}. Use unavailable(reason) instead.")
+    return Reading(float(value), unit, "measured", low, high, n, note)
+
+
+def estimated(
+    value: float, unit: str, *, low: float | None = None, high: float | None = None, n: int = 1, note: str
+) -> Reading:
+    """Return an estimate; `note` says from what."""
+    return dataclasses.replace(measured(value, unit, low=low, high=high, n=n, note=note), provenance="estimated")
+
+
+def unavailable(unit: str, reason: str) -> Reading:
+    """Return the reading of what cannot be measured here, and why."""
+    return Reading(None, unit, "unavailable", n=0, note=reason)
+
+
+@dataclass(frozen=True, slots=True)
+class Plan:
+    """One choice for every knob: pure data, replayable, hashable.
+
+    Args:
+        choices: Knob name -> choice. Names are ``kind.place`` (``width.layer1.0.conv1``, ``bits.fc``, ``depth.layer1.1``)
+            or a bare kind (``runtime``).
+    """
+
+    choices: Mapping[str, Choice]
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "choices", dict(sorted(self.choices.items())))
+
+    def __hash__(self) -> int:
+        return hash(tuple(self.choices.items()))
+
+    def __getitem__(self, knob: str) -> Choice:
+        return self.choices[knob]
+
+    def of(self, kind: str) -> dict[str, Choice]:
+        """Return the choices of one kind, keyed by place: ``plan.of("width")["layer1.0.conv1"]``."""
+        return {k[len(kind) + 1 :]: v for k, v in self.choices.items() if k.startswith(kind + ".")}
+
+    def but(self, changes: Mapping[str, Choice]) -> Plan:
+        """Return this plan with some choices changed."""
+        return Plan({**self.choices, **changes})
+
+    @property
+    def digest(self) -> str:
+        """First 16 hex digits of the SHA-256 of the canonical JSON."""
+        return digest(dict(self.choices))
+
+
+@dataclass(frozen=True, slots=True)
+class Evaluation:
+    """Quality and cost of one plan at one fidelity, with raw samples and what was predicted beforehand.
+
+    Attributes:
+        fidelity: ``untouched`` (the user's model), ``one-shot`` (compressed and repaired, no training) or ``recovered``.
+        quality: Metric on the validation split, in points of the metric, read on the target runtime's own file.
+        drop: ``baseline - quality`` turned so that larger is worse.
+        cost: Axis (``latency_s``, ``size_bytes``, ``params``, ``macs``, ...) -> reading.
+        predicted: What the tables said before: axis -> value in base units (``loss`` is the KL to the teacher, in nats).
+        samples: Raw samples by axis, so that statistics stay views.
+        files: Role -> SHA-256 of the blob (``program`` = the deployable file scored, ``weights`` = safetensors).
+        seconds: Wall time it took, recovery included.
+        error: Empty, or why the trial failed (such an evaluation is never on a front).
+    """
+
+    plan: Plan
+    fidelity: Fidelity
+    quality: Reading
+    drop: Reading
+    cost: Mapping[str, Reading]
+    predicted: Mapping[str, float] = field(default_factory=dict)
+    samples: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
+    files: Mapping[str, str] = field(default_factory=dict)
+    details: Mapping[str, Any] = field(default_factory=dict)
+    seconds: float = 0.0
+    error: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the trial ended with a usable result."""
+        return not self.error
+
+    @property
+    def key(self) -> str:
+        """Identity in a study: what was tried and how far it was taken."""
+        return f"{self.plan.digest}:{self.fidelity}"
+
+    def axis(self, name: str) -> Reading:
+        """Return the reading of a budget axis: ``drop``, ``quality`` or a key of `cost`."""
+        if name == "drop":
+            return self.drop
+        if name == "quality":
+            return self.quality
+        return self.cost.get(name, unavailable("1", f"{name} was not measured"))
+
+
+def digest(value: Any) -> str:
+    """Return the first 16 hex digits of the SHA-256 of `value`'s canonical JSON."""
+    return hashlib.sha256(dumps(value).encode()).hexdigest()[:16]
+
+
+def dumps(value: Any) -> str:
+    """Return canonical JSON (sorted keys, no NaN) of plain data or of a record."""
+    return json.dumps(as_data(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
+
+
+def as_data(value: Any) -> Any:
+    """Turn records into plain JSON data, recursively."""
+    if isinstance(value, Plan):
+        return dict(value.choices)
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {f.name: as_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
+    if isinstance(value, Mapping):
+        return {str(k): as_data(v) for k, v in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [as_data(v) for v in value]
+    return value
+
+
+def reading_from(data: Mapping[str, Any]) -> Reading:
+    """Rebuild a `Reading` from `as_data`."""
+    return Reading(**data)
+
+
+def evaluation_from(data: Mapping[str, Any]) -> Evaluation:
+    """Rebuild an `Evaluation` from `as_data`."""
+    rest = dict(data)
+    return Evaluation(
+        plan=Plan(rest.pop("plan")),
+        quality=Reading(**rest.pop("quality")),
+        drop=Reading(**rest.pop("drop")),
+        cost={k: Reading(**v) for k, v in rest.pop("cost").items()},
+        samples={k: tuple(v) for k, v in rest.pop("samples").items()},
+        **rest,
+    )

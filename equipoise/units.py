@@ -1,0 +1,88 @@
+"""Quantities as people write them, in SI as we store them.
+
+The only place that multiplies by 1e3. Inside Equipoise every number is in base units (s, B, J, $), and the unit is in the name.
+"""
+
+from __future__ import annotations
+
+import math
+import re
+
+from equipoise.errors import must_be
+
+SCALES: dict[str, dict[str, float]] = {
+    "s": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9, "min": 60.0, "h": 3600.0, "d": 86400.0},
+    "B": {
+        **{"B": 1.0, "KB": 1e3, "kB": 1e3, "MB": 1e6, "GB": 1e9},
+        **{"KiB": 1024.0, "MiB": 1024.0**2, "GiB": 1024.0**3},
+    },
+    "J": {"J": 1.0, "mJ": 1e-3, "uJ": 1e-6, "µJ": 1e-6, "kJ": 1e3},
+    "$": {"$": 1.0, "USD": 1.0, "c": 0.01},
+    "points": {"": 1.0, "points": 1.0, "point": 1.0, "pt": 1.0, "%": 1.0},
+    "1": {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9},
+    "1/s": {"": 1.0, "/s": 1.0, "1/s": 1.0},
+}
+"""Unit dimension -> written unit -> factor to the base unit. KB is 1000 bytes, KiB 1024."""
+
+_QUANTITY = re.compile(r"^\s*(\$?)\s*([+-]?[0-9]*\.?[0-9]+(?:[eE][+-]?[0-9]+)?)\s*([^\s0-9]*)\s*$")
+
+
+def parse(text: str, unit: str, *, name: str) -> float:
+    """Read a quantity such as ``"1.5ms"`` and return it in base `unit`.
+
+    Args:
+        text: The number with its unit. A dimension without an empty entry in `SCALES` needs its unit written out.
+        unit: Base unit, a key of `SCALES`.
+        name: What the quantity is, for the error.
+    Raises:
+        InputError: No number, an unknown unit, or not finite.
+    """
+    scales = SCALES[unit]
+    match = _QUANTITY.match(text)
+    written = (match.group(3) or match.group(1)) if match else ""
+    if match is None or written not in scales or not math.isfinite(float(match.group(2))):
+        units = ", ".join(u or "(none)" for u in scales)
+        raise must_be(name, f"a finite number with one of the units {units}", text, _example(unit))
+    return float(match.group(2)) * scales[written]
+
+
+def _example(unit: str) -> str:
+    examples = {"s": "1.5ms", "B": "300KB", "J": "2mJ", "$": "0.4$", "points": "1", "1": "250k", "1/s": "100/s"}
+    return f"Write for example {examples[unit]}."
+
+
+def show(value: float, unit: str) -> str:
+    """Print a quantity in base `unit` with three figures and the unit a reader expects.
+
+    Example:
+        >>> show(0.00113, "s"), show(1_094_288, "B"), show(0.42, "points")
+        ('1.13 ms', '1.09 MB', '0.42')
+    """
+    if unit == "points":
+        return f"{value:.2f}"
+    if unit == "$":
+        return f"${value:.3g}"
+    steps = {
+        "s": [(3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "µs")],
+        "B": [(1e9, "GB"), (1e6, "MB"), (1e3, "KB"), (1.0, "B")],
+        "J": [(1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ")],
+        "1": [(1e9, "G"), (1e6, "M"), (1e4, "k")],
+    }.get(unit, [])
+    if unit == "1":  # counts up to 10,000 are read better in full
+        steps = [(1e9, "G"), (1e6, "M"), (1e3, "k")] if abs(value) >= 1e4 else []
+    for factor, written in steps:
+        if abs(value) >= factor:
+            return f"{_three(value / factor)} {written}"
+    if not steps:
+        return _three(value) + ("" if unit == "1" else f" {unit}")
+    factor, written = steps[-1]
+    return f"{_three(value / factor)} {written}"
+
+
+def _three(value: float) -> str:
+    """Three significant figures, never scientific below a million."""
+    if value == int(value) and abs(value) < 1e6:
+        return str(int(value))
+    if abs(value) >= 100:
+        return f"{value:.0f}"
+    return f"{value:.3g}"
