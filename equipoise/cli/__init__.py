@@ -1,0 +1,120 @@
+"""The command line: parse, call one verb, print.
+
+Results go to stdout, progress and warnings to stderr. Each verb lives in ``equipoise/cli/<verb>.py`` and offers
+``add_parser(subparsers)`` and ``run(args) -> int``; only the verb that was asked for is imported, so ``--help`` stays instant.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from types import ModuleType
+from typing import Any
+
+from equipoise.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EquipoiseError, unknown
+
+__all__ = ["EXIT_INTERRUPTED", "VERBS", "main"]
+
+EXIT_INTERRUPTED = 130
+
+VERBS: dict[str, tuple[str, str]] = {
+    "demo": ("equipoise.cli.demo", "the whole road on handwritten digits, offline, in two minutes"),
+    "doctor": ("equipoise.cli.doctor", "what can be measured and run on this machine"),
+    "profile": ("equipoise.cli.profile", "what a model costs here, from params to price"),
+    "optimize": ("equipoise.cli.optimize", "search the best balance of quality and cost within a budget"),
+    "export": ("equipoise.cli.export", "write one point of a study as a folder that can ship"),
+    "verify": ("equipoise.cli.verify", "re-measure an exported folder and hold it to its promises"),
+    "report": ("equipoise.cli.report", "write a study as one self-contained HTML page"),
+}
+"""Verb -> (module, one line for ``--help``)."""
+
+_EPILOG = """\
+exit codes:
+  0    ok
+  1    the run failed, or the budget was not met
+  2    bad input
+  3    an optional package is missing
+  4    an exported file breaks its promise
+  130  interrupted; what was measured is kept
+
+Results go to stdout, progress and warnings to stderr.
+`equipoise VERB --help` explains one verb. EQUIPOISE_DEBUG=1 shows tracebacks."""
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run one verb and return the exit code of the process.
+
+    Args:
+        argv: Arguments without the program's name; None takes ``sys.argv``.
+    """
+    words = list(sys.argv[1:] if argv is None else argv)
+    debug = os.environ.get("EQUIPOISE_DEBUG", "") not in ("", "0")
+    try:
+        return _run(words)
+    except SystemExit as done:  # argparse has printed its help or its complaint
+        return done.code if isinstance(done.code, int) else EXIT_OK if done.code is None else EXIT_BAD_INPUT
+    except KeyboardInterrupt:
+        print("\ninterrupted; what was measured is kept, the same command goes on from there", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    except BrokenPipeError:  # the reader of a pipe left, as in `equipoise profile ... | head`
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return EXIT_FAILED
+    except EquipoiseError as error:
+        if debug:
+            raise
+        print(f"equipoise: {error}", file=sys.stderr)
+        return error.exit_code
+    except Exception as error:  # the edge of the program: the user gets a sentence, not a stack
+        if debug:
+            raise
+        reason = " ".join(str(error).split()) or "no message"
+        print(f"equipoise: {type(error).__name__}: {reason} (EQUIPOISE_DEBUG=1 shows the traceback)", file=sys.stderr)
+        return EXIT_FAILED
+
+
+def _run(words: list[str]) -> int:
+    """Import the verb that `words` ask for, parse, and call it."""
+    asked = next((word for word in words if not word.startswith("-")), None)
+    if asked is not None and asked not in VERBS:
+        raise unknown("verb", asked, VERBS)
+    parser, module = _parser(asked)
+    args = parser.parse_args(words)
+    if module is None:
+        parser.print_help(sys.stderr)
+        return EXIT_BAD_INPUT
+    code: int = module.run(args)
+    sys.stdout.flush()
+    return code
+
+
+def _parser(asked: str | None) -> tuple[argparse.ArgumentParser, ModuleType | None]:
+    """Return the parser with `asked` in full and every other verb as one line, and the module of `asked`."""
+    parser = argparse.ArgumentParser(
+        prog="equipoise",
+        description="Find the best balance between a model's scale and its efficiency, proven by measurement.",
+        epilog=_EPILOG,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
+    verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
+    module = None
+    for name, (path, summary) in VERBS.items():
+        if name == asked:
+            module = importlib.import_module(path)
+            module.add_parser(verbs)
+        else:
+            verbs.add_parser(name, help=summary)
+    return parser, module
+
+
+class _Version(argparse.Action):
+    """Read the installed version only when it is asked for."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: Any) -> None:
+        from importlib.metadata import version
+
+        print(f"equipoise {version('equipoise')}")
+        parser.exit()
