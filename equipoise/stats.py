@@ -1,0 +1,247 @@
+"""Intervals, paired tests and verdicts: what may be said of numbers that were measured.
+
+Pure Python and deterministic: the intervals of medians are exact (binomial order statistics), so they need no distribution
+and no random numbers; where a bootstrap is needed the generator is an argument. Raw samples stay the record; everything
+here is a view of them.
+
+References:
+    Hahn & Meeker, *Statistical Intervals* (1991), section 5.2: distribution-free intervals of a quantile.
+    Agresti & Min, *Statistics in Medicine* 24 (2005): half a pair added to each discordant cell.
+"""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from statistics import NormalDist, median
+from typing import Literal
+
+from equipoise.errors import must_be
+from equipoise.records import Reading, measured
+
+__all__ = [
+    "Interval",
+    "Verdict",
+    "bootstrap",
+    "mcnemar_p",
+    "median",
+    "paired_drop",
+    "quantile",
+    "quantile_interval",
+    "ratio_interval",
+    "verdict",
+]
+
+Verdict = Literal["faster", "slower", "cannot tell"]
+
+
+@dataclass(frozen=True, slots=True)
+class Interval:
+    """An estimate with its two-sided interval.
+
+    Attributes:
+        value: The point estimate.
+        low, high: Bounds; infinite on a side that the samples cannot bound (0 and inf for a ratio).
+        n: Independent samples behind it: rounds for a ratio, cases for a drop.
+        confidence: Nominal coverage. Intervals by order statistics cover at least this much.
+    """
+
+    value: float
+    low: float
+    high: float
+    n: int
+    confidence: float = 0.95
+
+    @property
+    def bounded(self) -> bool:
+        """Whether the samples sufficed to bound the value above and below."""
+        return self.n > 0 and math.isfinite(self.high) and math.isfinite(self.low)
+
+    @property
+    def half_width(self) -> float:
+        """Half the width in the units of `value`; inf where unbounded."""
+        return (self.high - self.low) / 2
+
+    def reading(self, unit: str, *, note: str = "") -> Reading:
+        """Return it as a measured `Reading` in `unit`; an unbounded interval becomes None, None."""
+        low, high = (self.low, self.high) if self.bounded else (None, None)
+        return measured(self.value, unit, low=low, high=high, n=self.n, note=note)
+
+
+def quantile(values: Sequence[float], q: float) -> float:
+    """Return the `q` quantile (0..1) of `values`, interpolating linearly between order statistics.
+
+    Raises:
+        InputError: No values, or `q` outside 0..1.
+    """
+    if not 0.0 <= q <= 1.0:
+        raise must_be("stats.quantile(q)", "between 0 and 1", q, "Write 0.95 for the 95th percentile.")
+    ordered = sorted(_some("stats.quantile(values)", values))
+    place = q * (len(ordered) - 1)
+    below = math.floor(place)
+    above = min(below + 1, len(ordered) - 1)
+    return ordered[below] + (place - below) * (ordered[above] - ordered[below])
+
+
+def quantile_interval(values: Sequence[float], q: float, *, confidence: float = 0.95) -> Interval:
+    """Return the `q` quantile with its distribution-free interval between two order statistics.
+
+    Exact for independent samples of any continuous distribution: the number of samples under the true quantile is binomial.
+    A side that the samples cannot bound at this confidence is infinite; the median needs 6 samples at 95 %, p95 needs 72.
+    """
+    value = quantile(values, q)
+    ordered = sorted(values)
+    n = len(ordered)
+    tail = (1.0 - _confidence(confidence)) / 2
+    low, high = -math.inf, math.inf
+    under = 0.0  # P(fewer than `rank` samples lie under the quantile)
+    for rank in range(1, n + 1):
+        under += _binomial(n, rank - 1, q)
+        if under <= tail:
+            low = ordered[rank - 1]
+        if high == math.inf and under >= 1.0 - tail:
+            high = ordered[rank - 1]
+    return Interval(value, low, high, n, confidence)
+
+
+def ratio_interval(
+    a_blocks: Sequence[Sequence[float]], b_blocks: Sequence[Sequence[float]], *, confidence: float = 0.95
+) -> Interval:
+    """Return the ratio a/b of two contenders timed in the same rounds, with an exact interval of its median.
+
+    Each round gives one ratio, median(a's block) / median(b's block), so that whatever slows a whole round cancels. With
+    a = the baseline and b = the new model the ratio is the speed-up.
+
+    Args:
+        a_blocks, b_blocks: Per round, the raw samples of one block (same unit); round i of both ran side by side.
+    Returns:
+        The median of the per-round ratios; 0 and inf as bounds with too few rounds for them (fewer than 6 at 95 %).
+    Raises:
+        InputError: Different numbers of rounds, no rounds, an empty block, or a time that is not positive.
+    """
+    if len(a_blocks) != len(b_blocks) or not a_blocks:
+        raise must_be(
+            "stats.ratio_interval(a_blocks, b_blocks)",
+            "two equally long lists of rounds, at least one",
+            (len(a_blocks), len(b_blocks)),
+            "Pass the blocks of two contenders of one comparison.",
+        )
+    logs = [math.log(_center(a)) - math.log(_center(b)) for a, b in zip(a_blocks, b_blocks, strict=True)]
+    found = quantile_interval(logs, 0.5, confidence=confidence)
+    return Interval(math.exp(found.value), math.exp(found.low), math.exp(found.high), found.n, confidence)
+
+
+def verdict(speedup: Interval) -> Verdict:
+    """Say what an interval of baseline time / new time allows: faster, slower, or that it cannot tell."""
+    if speedup.low > 1.0:
+        return "faster"
+    if speedup.high < 1.0:
+        return "slower"
+    return "cannot tell"
+
+
+def paired_drop(base: Sequence[float], new: Sequence[float], *, confidence: float = 0.95) -> Interval:
+    """Return the drop of the mean score from `base` to `new` on the same cases, in points (100 × score).
+
+    Pairing removes what is common to both: with 0/1 correctness only the cases that changed carry noise, and the standard
+    error is ``sqrt((n10 + n01) - (n10 - n01)**2 / n) / n``; real scores use the same formula on their differences. For 0/1
+    scores half a pair is added to each discordant cell, so that "nothing changed" on few cases is not taken for certainty.
+
+    A one-sided 95 % check "the drop is at most m" is ``paired_drop(..., confidence=0.90).high <= m``.
+
+    Args:
+        base, new: Score per case, in the same order; 0/1, bool or real, larger is better.
+    Raises:
+        InputError: Different lengths, no cases, or a score that is not finite.
+    """
+    differences = _differences(base, new)
+    n = len(differences)
+    binary = all(score in (0, 1) for score in (*base, *new))
+    total = math.fsum(differences)
+    squares = math.fsum(d * d for d in differences) + (1.0 if binary else 0.0)
+    value = 100.0 * total / n
+    if n < 2:
+        return Interval(value, -math.inf, math.inf, n, confidence)
+    z = NormalDist().inv_cdf(0.5 + _confidence(confidence) / 2)
+    margin = 100.0 * z * math.sqrt(max(0.0, squares - total * total / n)) / n
+    return Interval(value, value - margin, value + margin, n, confidence)
+
+
+def mcnemar_p(base: Sequence[float], new: Sequence[float]) -> float:
+    """Return McNemar's exact two-sided p that two 0/1 score lists differ only by chance.
+
+    Raises:
+        InputError: Different lengths, no cases, or a score other than 0 and 1.
+    """
+    differences = _differences(base, new)
+    if any(score not in (0, 1) for score in (*base, *new)):
+        raise must_be("stats.mcnemar_p(base, new)", "0 or 1 for every case", "other scores", "Use paired_drop for real scores.")
+    lost, gained = differences.count(1), differences.count(-1)
+    changed = lost + gained
+    ways = sum(math.comb(changed, k) for k in range(min(lost, gained) + 1))
+    return min(1.0, 2 * ways / (1 << changed))
+
+
+def bootstrap(
+    samples: Sequence[float],
+    statistic: Callable[[Sequence[float]], float] = median,
+    *,
+    rng: random.Random,
+    rounds: int = 2000,
+    confidence: float = 0.95,
+) -> Interval:
+    """Return a statistic of `samples` with its percentile bootstrap interval.
+
+    Args:
+        statistic: Function of a resample of the same length.
+        rng: Generator that draws the resamples.
+        rounds: Resamples drawn.
+    Limits:
+        Too narrow under some 20 samples, and blind to what the samples never saw; one sample has no interval.
+    """
+    held = _some("stats.bootstrap(samples)", samples)
+    value = statistic(held)
+    if len(held) < 2:
+        return Interval(value, -math.inf, math.inf, len(held), confidence)
+    drawn = [statistic(rng.choices(held, k=len(held))) for _ in range(rounds)]
+    tail = (1.0 - _confidence(confidence)) / 2
+    return Interval(value, quantile(drawn, tail), quantile(drawn, 1.0 - tail), len(held), confidence)
+
+
+def _binomial(n: int, k: int, p: float) -> float:
+    """Probability of `k` successes in `n`, through logarithms so that large `n` cannot overflow."""
+    if p in (0.0, 1.0):
+        return 1.0 if k == n * p else 0.0
+    ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
+    return math.exp(ways + k * math.log(p) + (n - k) * math.log1p(-p))
+
+
+def _center(block: Sequence[float]) -> float:
+    """Median of one block; times must be positive for a ratio to exist."""
+    if not block or not min(block) > 0.0 or not math.isfinite(max(block)):
+        raise must_be("a block of samples", "non-empty, positive and finite", list(block)[:3], "Measure it again.")
+    return median(block)
+
+
+def _confidence(value: float) -> float:
+    if not 0.0 < value < 1.0:
+        raise must_be("confidence", "between 0 and 1", value, "Write 0.95 for 95 %.")
+    return value
+
+
+def _some(name: str, values: Sequence[float]) -> Sequence[float]:
+    if len(values) == 0:
+        raise must_be(name, "at least one number", list(values), "Measure something first.")
+    return values
+
+
+def _differences(base: Sequence[float], new: Sequence[float]) -> list[float]:
+    """Per-case ``base - new`` after the checks common to paired tests."""
+    if len(base) != len(new) or len(base) == 0:
+        raise must_be("base, new", "scores of the same cases, at least one", (len(base), len(new)), "Score both on one split.")
+    differences = [float(b) - float(c) for b, c in zip(base, new, strict=True)]
+    if not all(map(math.isfinite, differences)):
+        raise must_be("base, new", "finite scores", "NaN or infinity", "Look at the case that gives no score.")
+    return differences
