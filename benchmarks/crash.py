@@ -153,14 +153,8 @@ def main() -> int:
     resume = {"n": len(tally.resume_s), "median": statistics.median(tally.resume_s), "max": max(tally.resume_s)}
     ok = not (tally.lost or tally.doubled or tally.computed_again or tally.damaged) and resume["max"] <= args.limit
     shown = ["equipoise store walk"] if not args.command else args.command
-    found = {
-        **dataclasses.asdict(tally),
-        "resume_s": resume,
-        "command": shown,
-        "window_s": args.window,
-        "seed": args.seed,
-        "ok": ok,
-    }
+    found = {**dataclasses.asdict(tally), "resume_s": resume, "ok": ok}
+    found |= {"command": shown, "window_s": args.window, "seed": args.seed, "machine": describe()}
     text = json.dumps(found, indent=2)
     print(text)
     if args.out:
