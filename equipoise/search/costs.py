@@ -1,0 +1,122 @@
+"""Predict what a plan costs from features that can be read off it.
+
+Whole-model differences between noisy runs are a lottery, so latency is predicted from features (a constant, sums of isolated
+operator times, edges between precisions) with nonnegative weights fitted on a few whole models.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.errors import must_be
+from equipoise.records import Choice, Plan
+from equipoise.search.robust import huber_weights, nonnegative_least_squares
+from equipoise.search.space import Genomes, Space
+
+Floats = NDArray[np.float64]
+
+
+@dataclass(frozen=True, slots=True)
+class CostFit:
+    """Nonnegative weights of the cost features.
+
+    Attributes:
+        weights: `(features,)`, in cost units per feature unit.
+        median_error: Median relative error when each whole model is left out in turn; None with fewer than 3.
+        n: Whole models it was fitted on.
+    """
+
+    weights: Floats
+    median_error: float | None
+    n: int
+
+
+def fit_cost(features: Floats, costs: Floats, *, prior: Floats | None = None, strength: float = 0.05) -> CostFit:
+    """Fit cost = features @ weights, weights >= 0, in relative error, robustly.
+
+    Args:
+        features: `(n, features)`, nonnegative; make the first a constant 1.
+        costs: Measured costs `(n,)`, positive.
+        prior: Weights believed before any measurement, `(features,)`, where directions that the models do not determine
+            stay; None when nothing is believed.
+        strength: Weight of the prior against one measurement.
+    Raises:
+        InputError: Shapes that do not fit, no models, a cost that is not positive, or values that are not finite.
+    """
+    x, y = np.asarray(features, dtype=float), np.asarray(costs, dtype=float)
+    if x.ndim != 2 or y.shape != x.shape[:1] or not len(y) or not np.all(np.isfinite(x)) or not np.all(np.isfinite(y)):
+        raise must_be("features and costs", "finite, (n, features) and (n,)", (x.shape, y.shape), "Measure one model or more.")
+    if bool(np.any(y <= 0)):
+        raise must_be("costs", "positive", y.tolist(), "Leave out what was not measured.")
+    start = np.zeros(x.shape[1]) if prior is None else np.asarray(prior, dtype=float)
+    strength = 1e-8 if prior is None else strength
+    weights = _fit_relative(x, y, start, strength)
+    left_out = None
+    if len(y) >= 3:
+        keep = ~np.eye(len(y), dtype=bool)
+        guesses = np.array([x[i] @ _fit_relative(x[keep[i]], y[keep[i]], start, strength) for i in range(len(y))])
+        left_out = float(np.median(np.abs(guesses / y - 1.0)))
+    return CostFit(weights, left_out, len(y))
+
+
+def _fit_relative(x: Floats, y: Floats, prior: Floats, strength: float) -> Floats:
+    """Reweighted nonnegative least squares on errors relative to the fit, with rows that pull towards `prior`."""
+    scale = np.maximum((x / y[:, None]).mean(axis=0), 1e-12)
+    pull = np.diag(scale) * math.sqrt(strength)
+    size, weights, solution = y, np.ones(len(y)), prior
+    for _ in range(25):
+        root = np.sqrt(weights) / size
+        left = np.concatenate([x * root[:, None], pull]) / scale
+        before, solution = solution, nonnegative_least_squares(left, np.concatenate([y * root, pull @ prior])) / scale
+        fitted = x @ solution
+        size = np.where(fitted > 0, fitted, y)
+        weights = huber_weights((y - fitted) / size, least=0.005)
+        if np.allclose(solution, before, rtol=1e-4, atol=0):
+            break
+    return np.asarray(solution)
+
+
+@dataclass(frozen=True)
+class CostModel:
+    """Predicts one cost of a plan from its features, with weights of their own for each choice of one knob.
+
+    Args:
+        space: The plans it speaks of.
+        features: Plan -> nonnegative features `(features,)`.
+        fits: Choice of `knob` -> fitted weights; the key None serves every choice without its own.
+        knob: Name of the knob that splits the fits, such as ``runtime``; empty for one fit.
+    """
+
+    space: Space
+    features: Callable[[Plan], Floats]
+    fits: Mapping[Choice | None, CostFit]
+    knob: str = ""
+    _memo: dict[bytes, float] = field(default_factory=dict, repr=False, compare=False)
+
+    def predict(self, plan: Plan) -> float:
+        """Return the predicted cost of `plan`, in the unit of the fitted costs.
+
+        Raises:
+            InputError: No fit for the plan's choice of `knob`.
+        """
+        choice = plan.choices.get(self.knob)
+        fit = self.fits.get(choice) or self.fits.get(None)
+        if fit is None:
+            raise must_be(f"cost model for {self.knob}={choice}", "fitted", list(self.fits), "Call fit_cost on its features.")
+        return float(np.asarray(self.features(plan), dtype=float) @ fit.weights)
+
+    def many(self, genomes: Genomes) -> Floats:
+        """Return the predicted costs `(n,)` of `genomes` `(n, knobs)`; each genome is asked for once."""
+        rows = self.space.canonical(genomes)
+        out = np.empty(len(rows))
+        for i, row in enumerate(rows):
+            key = row.tobytes()
+            if key not in self._memo:
+                self._memo[key] = self.predict(self.space.decode(row))
+            out[i] = self._memo[key]
+        return out

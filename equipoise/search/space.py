@@ -1,0 +1,205 @@
+"""What may be changed: knobs with menus, and the space of plans they span.
+
+A *genome* is a row of menu indices, one for each knob in the space's order; a plan is the same thing by name. Genomes are
+what the numeric rooms work on, `(n, knobs)` integer matrices.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from itertools import pairwise
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.errors import InputError, must_be, unknown
+from equipoise.records import Choice, Plan
+
+Genomes = NDArray[np.int64]
+"""`(n, knobs)` menu indices; a single genome is `(knobs,)`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Knob:
+    """One thing that may be changed.
+
+    Args:
+        name: ``kind.place`` (``width.layer1.0.conv1``) or a bare kind (``runtime``).
+        menu: The choices, the untouched one first; integers in falling order are *nested* (each takes away more).
+    Raises:
+        InputError: An empty name or menu, or a choice that is listed twice.
+    """
+
+    name: str
+    menu: tuple[Choice, ...]
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.menu:
+            raise must_be(
+                f"knob {self.name!r}", "named, with at least one choice", self.menu, "Put the untouched choice first."
+            )
+        if len(set(self.menu)) != len(self.menu):
+            raise must_be(f"{self.name} menu", "free of copies", self.menu, "List each choice once.")
+
+    @property
+    def kind(self) -> str:
+        """What is changed: the text before the first dot."""
+        return self.name.partition(".")[0]
+
+    @property
+    def place(self) -> str:
+        """Where: the text after the first dot; empty for a knob of the whole model."""
+        return self.name.partition(".")[2]
+
+    @property
+    def nested(self) -> bool:
+        """Whether later choices take away strictly more: integers in falling order."""
+        numbers = [c for c in self.menu if isinstance(c, int)]
+        return len(numbers) == len(self.menu) and all(a > b for a, b in pairwise(numbers))
+
+
+@dataclass(frozen=True)
+class Space:
+    """All plans: one choice for every knob.
+
+    Args:
+        knobs: In any order, each name once.
+        moot: ``(knob, choice)`` -> knobs that have no effect under that choice (the width inside a dropped block). Such knobs
+            are held at their untouched choice, so that one network is never two plans.
+    Raises:
+        InputError: No knobs, a name used twice, or `moot` naming what does not exist.
+    """
+
+    knobs: tuple[Knob, ...]
+    moot: Mapping[tuple[str, Choice], tuple[str, ...]] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        if not self.knobs:
+            raise must_be("knobs", "one or more", self.knobs, "A space needs something to change.")
+        if len(self.positions) != len(self.knobs):
+            raise must_be("knobs", "uniquely named", [k.name for k in self.knobs], "Rename the copies.")
+        for (name, choice), others in self.moot.items():
+            self._index(name, choice)
+            for other in others:
+                if other not in self.positions or other == name:
+                    raise unknown("moot knob", other, (k for k in self.positions if k != name))
+
+    @cached_property
+    def positions(self) -> dict[str, int]:
+        """Knob name -> column of a genome."""
+        return {k.name: i for i, k in enumerate(self.knobs)}
+
+    @cached_property
+    def sizes(self) -> NDArray[np.int64]:
+        """Menu length of each knob, `(knobs,)`."""
+        return np.array([len(k.menu) for k in self.knobs], dtype=np.int64)
+
+    @property
+    def size(self) -> int:
+        """Number of genomes, moot copies included."""
+        return math.prod(len(k.menu) for k in self.knobs)
+
+    @property
+    def untouched(self) -> Plan:
+        """The plan that changes nothing."""
+        return Plan({k.name: k.menu[0] for k in self.knobs})
+
+    def check(self, plan: Plan) -> None:
+        """Refuse a plan that is not of this space; every mistake is reported together.
+
+        Raises:
+            InputError: An unknown or missing knob, or a choice that is not on its menu.
+        """
+        mistakes: list[str] = []
+        for name in self.positions:
+            if name not in plan.choices:
+                mistakes.append(str(must_be(f"plan {name}", "chosen", None, f"One of {list(self._knob(name).menu)}.")))
+        for name, choice in plan.choices.items():
+            try:
+                self._index(name, choice)
+            except InputError as error:
+                mistakes.append(str(error))
+        if mistakes:
+            raise InputError("\n".join(mistakes))
+
+    def encode(self, plan: Plan) -> Genomes:
+        """Return the genome `(knobs,)` of `plan`, moot knobs untouched.
+
+        Raises:
+            InputError: As `check`.
+        """
+        self.check(plan)
+        genome = np.array([self._index(k.name, plan[k.name]) for k in self.knobs], dtype=np.int64)
+        return np.asarray(self.canonical(genome[None])[0])
+
+    def encode_all(self, plans: Sequence[Plan]) -> Genomes:
+        """Return the genomes `(n, knobs)` of `plans`."""
+        return np.array([self.encode(p) for p in plans], dtype=np.int64).reshape(len(plans), len(self.knobs))
+
+    def decode(self, genome: Genomes) -> Plan:
+        """Return the plan of a genome `(knobs,)`.
+
+        Raises:
+            InputError: A wrong length or an index off its menu.
+        """
+        if genome.shape != self.sizes.shape or bool(np.any((genome < 0) | (genome >= self.sizes))):
+            raise must_be("genome", f"{len(self.knobs)} menu indices", genome.tolist(), "Use encode() to make one.")
+        genome = self.canonical(genome[None])[0]
+        return Plan({k.name: k.menu[i] for k, i in zip(self.knobs, genome, strict=True)})
+
+    def canonical(self, genomes: Genomes) -> Genomes:
+        """Return a copy of `genomes` `(n, knobs)` with moot knobs at their untouched choice."""
+        out = np.array(genomes, dtype=np.int64)
+        for (name, choice), others in self.moot.items():
+            rows = out[:, self.positions[name]] == self._index(name, choice)
+            for other in others:
+                out[rows, self.positions[other]] = 0
+        return out
+
+    def sample(self, rng: np.random.Generator, *, n: int = 1) -> Genomes:
+        """Draw `n` genomes `(n, knobs)`, every choice equally likely."""
+        return self.canonical(rng.integers(0, self.sizes, size=(n, len(self.knobs))))
+
+    def neighbors(self, plan: Plan) -> Iterator[Plan]:
+        """Yield every different plan that changes one knob of `plan`."""
+        start = self.decode(self.encode(plan))
+        seen = {start}
+        for knob in self.knobs:
+            for choice in knob.menu:
+                other = self.decode(self.encode(start.but({knob.name: choice})))
+                if other not in seen:
+                    seen.add(other)
+                    yield other
+
+    def restrict(self, allowed: Mapping[str, Sequence[Choice]]) -> Space:
+        """Return the space with shorter menus, in the old order; the first choice left becomes the untouched one.
+
+        Args:
+            allowed: Knob name -> choices to keep; knobs not named keep their whole menu.
+        Raises:
+            InputError: An unknown knob or choice, or nothing left of a menu.
+        """
+        for name, choices in allowed.items():
+            for choice in choices:
+                self._index(name, choice)
+            if name not in self.positions:
+                raise unknown("knob", name, self.positions)
+        knobs = tuple(
+            Knob(k.name, tuple(c for c in k.menu if k.name not in allowed or c in allowed[k.name])) for k in self.knobs
+        )
+        menus = {k.name: k.menu for k in knobs}
+        return Space(knobs, {key: others for key, others in self.moot.items() if key[1] in menus[key[0]]})
+
+    def _knob(self, name: str) -> Knob:
+        if name not in self.positions:
+            raise unknown("knob", name, self.positions)
+        return self.knobs[self.positions[name]]
+
+    def _index(self, name: str, choice: Choice) -> int:
+        knob = self._knob(name)
+        if choice not in knob.menu:
+            raise must_be(f"plan {name}", f"one of {list(knob.menu)}", choice, "Choose from the menu.")
+        return knob.menu.index(choice)

@@ -1,0 +1,184 @@
+"""Loss tables, measured one knob at a time, and the line that corrects their sum.
+
+The sum over knobs of what each does alone to the loss (KL divergence from the teacher, in nats) ranks joint plans well but is
+biased, so a line in log space is fitted on whole plans as soon as some are evaluated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.errors import must_be
+from equipoise.records import Choice, Plan
+from equipoise.search.robust import huber_weights
+from equipoise.search.space import Genomes, Knob, Space
+
+Floats = NDArray[np.float64]
+
+EPSILON = 1e-3
+"""Nats added before taking the logarithm of a loss: below it, differences do not matter."""
+
+PRIOR_INTERCEPT = math.log(0.7)
+"""Repair downstream also mends upstream damage, so a joint plan loses about 0.7 of the sum."""
+
+
+@dataclass(frozen=True)
+class LossTable:
+    """What each choice alone adds to the loss, in nats, column by column of a space.
+
+    Attributes:
+        columns: One array per knob, `(menu,)`; entry 0 (untouched) is 0.
+        floor: No other entry is below it: less than two standard errors cannot be told from it.
+    """
+
+    space: Space
+    columns: tuple[Floats, ...]
+    floor: float
+
+    def sums(self, genomes: Genomes) -> Floats:
+        """Return the added loss in nats, `(n,)`, of `genomes` `(n, knobs)`."""
+        rows = self.space.canonical(genomes)
+        total = np.zeros(len(rows))
+        for k, column in enumerate(self.columns):
+            total += column[rows[:, k]]
+        return total
+
+    def predict(self, plan: Plan) -> float:
+        """Return the added loss of one plan in nats, not calibrated."""
+        return float(self.sums(self.space.encode(plan)[None])[0])
+
+    def shares(self, genomes: Genomes) -> Floats:
+        """Return `(n, all choices)`: the share of the sum that each chosen entry has (all 0 where nothing changed)."""
+        rows = self.space.canonical(genomes)
+        starts = np.concatenate([[0], np.cumsum(self.space.sizes)[:-1]])
+        out = np.zeros((len(rows), int(self.space.sizes.sum())))
+        for k, column in enumerate(self.columns):
+            out[np.arange(len(rows)), starts[k] + rows[:, k]] = column[rows[:, k]]
+        return np.asarray(out / np.maximum(out.sum(axis=1, keepdims=True), EPSILON))
+
+
+def loss_table(
+    space: Space, measured: Mapping[tuple[str, Choice], float], *, errors: Mapping[tuple[str, Choice], float] | float = 0.0
+) -> LossTable:
+    """Build the table from one-at-a-time measurements.
+
+    An entry below two of its standard errors is raised to that floor, not to 0: nothing is free until shown. Along a nested
+    menu (see `Knob`) the entries are made rising by isotonic regression, and choices that were not measured are interpolated:
+    the loss goes as a power of the share taken away, between two measured choices, and as its square outside them.
+
+    Args:
+        measured: ``(knob, choice)`` -> KL to the teacher with only that changed, in nats, finite; untouched may be left out.
+        errors: Standard error of each, or of all, in nats.
+    Raises:
+        InputError: A knob or choice that is not in `space`, a value that is not finite, or a menu that cannot be filled.
+    """
+    for (name, choice), value in measured.items():
+        space.check(space.untouched.but({name: choice}))
+        if not math.isfinite(value):
+            raise must_be(f"loss of {name}={choice}", "finite", value, "Leave out what could not be measured.")
+    floors = {key: 2 * (errors if isinstance(errors, float | int) else errors.get(key, 0.0)) for key in measured}
+    floor = min(floors.values(), default=0.0)
+    raised = {key: max(value, floors[key], 0.0) for key, value in measured.items()}
+    return LossTable(space, tuple(_column(knob, raised) for knob in space.knobs), floor)
+
+
+def _column(knob: Knob, measured: Mapping[tuple[str, Choice], float]) -> Floats:
+    """Fill one knob's menu."""
+    known = [i for i, choice in enumerate(knob.menu) if i and (knob.name, choice) in measured]
+    column = np.zeros(len(knob.menu))
+    column[known] = [measured[knob.name, knob.menu[i]] for i in known]
+    if not knob.nested:
+        missing = [c for i, c in enumerate(knob.menu) if i and i not in known]
+        if missing:
+            raise must_be(f"loss table of {knob.name}", f"measured at {missing}", None, "Evaluate each choice once.")
+        return column
+    if len(knob.menu) == 1:
+        return column
+    if not known:
+        raise must_be(f"loss table of {knob.name}", "measured at one choice or more", None, "Evaluate its last choice.")
+    column[known] = isotonic(column[known])
+    gone = 1.0 - np.array([float(c) for c in knob.menu]) / float(knob.menu[0])  # share taken away
+    for i in range(1, len(knob.menu)):
+        if i not in known:
+            column[i] = _power_law(gone[i], gone[known], column[known])
+    return column
+
+
+def _power_law(at: float, shares: Floats, losses: Floats) -> float:
+    """Interpolate linearly in log-log; outside the measured range the loss goes as the square of the share."""
+    nearest = float(np.clip(at, shares[0], shares[-1]))
+    inside = float(np.exp(np.interp(np.log(nearest), np.log(shares), np.log(np.maximum(losses, 1e-12)))))
+    return inside * (at / nearest) ** 2
+
+
+def isotonic(values: Floats) -> Floats:
+    """Return the rising sequence nearest to `values` in least squares, by pooling neighbors that fall."""
+    pools: list[tuple[float, int]] = []
+    for value in values:
+        mean, n = float(value), 1
+        while pools and pools[-1][0] > mean:
+            before, m = pools.pop()
+            mean, n = (before * m + mean * n) / (m + n), m + n
+        pools.append((mean, n))
+    return np.concatenate([np.full(n, mean) for mean, n in pools]) if pools else np.zeros(0)
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """A line from added to real loss: ``log(K + eps) = a + b log(sum + eps)``.
+
+    Attributes:
+        a, b: Intercept and slope.
+        sd: Typical error of log K; the prior's while fewer than 6 plans stand behind it.
+        n: Plans it was fitted on.
+    """
+
+    a: float = PRIOR_INTERCEPT
+    b: float = 1.0
+    sd: float = 0.3
+    n: int = 0
+
+    def log(self, sums: Floats) -> Floats:
+        """Return the predicted log(K + eps) for added losses in nats."""
+        return np.asarray(self.a + self.b * np.log(sums + EPSILON))
+
+    def __call__(self, sums: Floats) -> Floats:
+        """Return the predicted loss in nats, never negative."""
+        return np.asarray(np.maximum(np.exp(self.log(sums)) - EPSILON, 0.0))
+
+
+def calibrate(sums: Sequence[float] | Floats, losses: Sequence[float] | Floats) -> Calibration:
+    """Fit the line on whole plans: robust to outliers, and held near its prior while there are few.
+
+    Args:
+        sums: Added losses of the evaluated plans in nats, `(n,)`; any n, 0 gives the prior.
+        losses: Their real losses in nats, `(n,)`.
+    Raises:
+        InputError: Lengths that differ, or a value that is not finite or below 0.
+    """
+    x, y = np.asarray(sums, dtype=float), np.asarray(losses, dtype=float)
+    if x.shape != y.shape or not (np.all(np.isfinite(x)) and np.all(np.isfinite(y))) or bool(np.any(x < 0)):
+        raise must_be(
+            "sums and losses", "finite, nonnegative and of the same length", (len(x), len(y)), "Leave out failed plans."
+        )
+    if len(x) == 0:
+        return Calibration()
+    prior = Calibration()
+    design = np.stack([np.ones_like(x), np.log(x + EPSILON)], axis=1)
+    target = np.log(np.maximum(y, 0.0) + EPSILON)
+    center = np.array([prior.a, prior.b])
+    strength = np.diag([prior.sd**2 / 0.5**2, prior.sd**2 / 0.15**2])  # a is known to 0.5, b to 0.15, before any plan
+    weights = np.ones_like(x)
+    solution = center
+    for _ in range(20):  # reweighted least squares with Huber's weights
+        left = design.T @ (design * weights[:, None]) + strength
+        solution = np.linalg.solve(left, design.T @ (weights * target) + strength @ center)
+        weights = huber_weights(target - design @ solution, least=0.02)
+    residual = target - design @ solution
+    spread = 1.4826 * float(np.median(np.abs(residual))) * math.sqrt(len(x) / max(len(x) - 2, 1))
+    return Calibration(float(solution[0]), float(solution[1]), max(spread, 0.02) if len(x) >= 6 else prior.sd, len(x))

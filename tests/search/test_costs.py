@@ -1,0 +1,128 @@
+import itertools
+
+import numpy as np
+import pytest
+
+from equipoise.errors import InputError
+from equipoise.search.costs import CostModel, fit_cost
+from equipoise.search.robust import nonnegative_least_squares
+from equipoise.search.space import Knob, Space
+
+
+def subsets_least_squares(a, b):
+    """Slow reference: least squares on every subset of columns whose solution is nonnegative."""
+    best = (float(np.sum(b**2)), np.zeros(a.shape[1]))
+    for r in range(1, a.shape[1] + 1):
+        for subset in itertools.combinations(range(a.shape[1]), r):
+            x = np.zeros(a.shape[1])
+            x[list(subset)] = np.linalg.lstsq(a[:, subset], b, rcond=None)[0]
+            if np.all(x >= 0):
+                best = min(best, (float(np.sum((a @ x - b) ** 2)), x), key=lambda pair: pair[0])
+    return best[1]
+
+
+@pytest.mark.parametrize("seed", range(20))
+def test_nonnegative_least_squares_agrees_with_all_subsets(seed):
+    rng = np.random.default_rng(seed)
+    a, b = rng.normal(size=(9, 4)), rng.normal(size=9)
+    found, reference = nonnegative_least_squares(a, b), subsets_least_squares(a, b)
+    assert np.all(found >= 0)
+    assert found == pytest.approx(reference, abs=1e-8)
+    gradient = a.T @ (b - a @ found)  # Karush-Kuhn-Tucker: no free direction left, none wanted on the bound
+    assert np.all(gradient[found > 0] == pytest.approx(0, abs=1e-8))
+    assert np.all(gradient[found == 0] <= 1e-8)
+
+
+def test_the_subset_oracle_rejects_clipped_least_squares():
+    a, b = np.array([[1.0, 1.0], [0.0, 1.0]]), np.array([0.0, 1.0])
+    clipped = np.maximum(np.linalg.lstsq(a, b, rcond=None)[0], 0)
+    assert clipped != pytest.approx(subsets_least_squares(a, b))
+    assert nonnegative_least_squares(a, b) == pytest.approx(subsets_least_squares(a, b))
+
+
+def test_degenerate_systems_end():
+    assert nonnegative_least_squares(np.zeros((3, 2)), np.ones(3)).tolist() == [0, 0]
+    assert nonnegative_least_squares(np.ones((4, 3)), np.ones(4)).sum() == pytest.approx(1)
+    assert nonnegative_least_squares(-np.eye(2), np.ones(2)).tolist() == [0, 0]
+
+
+TRUE = np.array([2e-5, 1.1, 0.9, 3e-6])
+
+
+def nets(n, seed=0, noise=0.01):
+    rng = np.random.default_rng(seed)
+    x = np.stack([np.ones(n), rng.uniform(2e-4, 1e-3, n), rng.uniform(0, 5e-4, n), rng.integers(0, 8, n)], axis=1)
+    return x, (x @ TRUE) * np.exp(rng.normal(0, noise, n))
+
+
+def test_fit_recovers_planted_weights_and_reports_its_own_error():
+    fit = fit_cost(*nets(25), prior=np.array([0, 1, 1, 0]))
+    assert fit.weights[1:3] == pytest.approx(TRUE[1:3], rel=0.05)
+    x, y = nets(200, seed=1, noise=0)
+    error = float(np.median(np.abs(x @ fit.weights / y - 1)))
+    assert error < 0.01
+    assert fit.median_error == pytest.approx(0.01, abs=0.01)
+    assert fit.n == 25
+
+
+def test_one_wild_measurement_does_not_move_the_fit():
+    x, y = nets(20)
+    wild = y.copy()
+    wild[3] /= 4
+    calm, hit = fit_cost(x, y), fit_cost(x, wild)
+    assert x @ hit.weights == pytest.approx(x @ calm.weights, rel=0.03)
+    plain = nonnegative_least_squares(x / wild[:, None], np.ones(20))
+    assert np.max(np.abs(x @ plain / (x @ calm.weights) - 1)) > 0.1  # control: without robustness it does
+
+
+def test_the_self_report_sees_features_that_do_not_explain_the_cost():
+    x, y = nets(25)
+    rng = np.random.default_rng(5)
+    blind = fit_cost(np.stack([np.ones(25), rng.uniform(0, 1, 25)], axis=1), y)
+    assert blind.median_error > 0.08 > fit_cost(x, y).median_error
+
+
+def test_with_one_measurement_the_prior_carries_what_it_cannot_tell():
+    x, y = nets(1)
+    fit = fit_cost(x, y, prior=np.array([0, 1, 1, 3e-6]))
+    assert fit.median_error is None
+    assert float((x @ fit.weights)[0]) == pytest.approx(float(y[0]), rel=0.05)
+    assert 0.8 < fit.weights[1] < 1.3
+    assert 0.8 < fit.weights[2] < 1.3
+
+
+@pytest.mark.parametrize(
+    ("features", "costs"),
+    [
+        (np.ones((2, 1)), np.ones(3)),
+        (np.ones((0, 2)), np.ones(0)),
+        (np.ones((2, 1)), np.array([1.0, 0.0])),
+        (np.ones((2, 1)), np.array([1.0, np.nan])),
+    ],
+)
+def test_bad_measurements_are_refused(features, costs):
+    with pytest.raises(InputError):
+        fit_cost(features, costs)
+
+
+def test_model_has_a_fit_per_runtime_and_asks_for_each_plan_once():
+    space = Space((Knob("width.a", (4, 2)), Knob("runtime", ("x", "y", "z"))))
+    asked = []
+
+    def features(plan):
+        asked.append(plan)
+        return np.array([1.0, float(plan["width.a"])])
+
+    fits = {r: fit_cost(np.array([[1.0, 4.0], [1.0, 2.0]]), np.array([4.0, 2.0]) * k) for r, k in (("x", 1), ("y", 10))}
+    model = CostModel(space, features, fits, knob="runtime")
+    assert model.predict(space.untouched) == pytest.approx(4, rel=0.05)
+    assert model.predict(space.untouched.but({"runtime": "y"})) == pytest.approx(40, rel=0.05)
+    with pytest.raises(InputError, match="runtime=z"):
+        model.predict(space.untouched.but({"runtime": "z"}))
+    asked.clear()
+    genomes = np.array([[0, 0], [1, 0], [0, 0], [1, 1]])
+    first = model.many(genomes)
+    assert first.tolist() == pytest.approx([model.predict(space.decode(g)) for g in genomes])
+    asked.clear()
+    assert model.many(genomes).tolist() == first.tolist()
+    assert not asked
