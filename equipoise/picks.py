@@ -1,0 +1,105 @@
+"""Which evaluation is meant: by name (``knee``, ``best``, ``fastest``, ``smallest``) or by a budget (``latency<=1ms``).
+
+The untouched model competes everywhere; a failed trial never does, and neither does one whose axis was not measured.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+
+from equipoise.budget import Budget, parse_budget
+from equipoise.errors import EquipoiseError, InputError, unknown
+from equipoise.pareto import knee, non_dominated
+from equipoise.records import Evaluation
+
+NAMES = ("best", "fastest", "knee", "smallest")
+"""Picks that have a name; anything with ``<=`` or ``>=`` in it is a budget."""
+
+_ORDERS = {
+    "fastest": ("latency_s", "drop", "size_bytes"),
+    "smallest": ("size_bytes", "drop", "latency_s"),
+    "nearest": ("drop", "latency_s", "size_bytes"),
+}
+"""What is minimized first, and what breaks ties."""
+
+
+def pick(evaluations: Sequence[Evaluation], baseline: Evaluation, text: str, budget: Budget) -> Evaluation:
+    """Return the evaluation that `text` names.
+
+    ``fastest`` and ``smallest`` stay within the study's budget where it has one. A budget in `text` takes the place of the
+    study's; what it leaves free is decided so: where the drop is bounded that much may be spent, and the fastest wins;
+    otherwise the smallest drop wins. ``best`` is this rule on the study's budget, or the knee where the study has none.
+
+    Args:
+        evaluations: All trials of a study, in any order.
+        baseline: The untouched model.
+        text: A name of `NAMES`, or a budget.
+        budget: The study's.
+    Raises:
+        InputError: An unknown name, or a budget that cannot be read.
+        EquipoiseError: Nothing meets the budget; the message tells the nearest point and the bound that binds.
+    """
+    wanted = parse_pick(text)
+    rivals = [e for e in _with(baseline, evaluations) if e.ok]
+    if text == "knee" or (text == "best" and not budget.constraints):
+        return knee_of(rivals)
+    bounds = budget if wanted is None else wanted
+    within = [e for e in rivals if bounds.met_by(e)]
+    if not within:
+        raise EquipoiseError(_missed(rivals, bounds))
+    if text in ("fastest", "smallest"):
+        return _least(within, text)
+    return _least(within, "fastest" if {"drop", "quality"} & {c.word for c in bounds.constraints} else "nearest")
+
+
+def parse_pick(text: str) -> Budget | None:
+    """Return the budget that `text` writes, or None when it is a name.
+
+    Raises:
+        InputError: Neither a name of `NAMES` nor a budget.
+    """
+    if text in NAMES:
+        return None
+    if not {"<", ">", "="} & set(text):
+        raise unknown("pick", text, [*NAMES, 'a budget like "latency<=1ms"'])
+    return parse_budget(text)
+
+
+def knee_of(evaluations: Sequence[Evaluation]) -> Evaluation:
+    """Return the knee of latency (on a log scale) against drop.
+
+    Raises:
+        InputError: No evaluation with both measured.
+    """
+    known = [e for e in evaluations if e.ok and e.axis("latency_s").known and e.drop.known]
+    if not known:
+        raise InputError("a knee must be looked for among measured evaluations; got none. Run `equipoise optimize` first.")
+    points = [(math.log(e.axis("latency_s").get()), e.drop.get()) for e in known]
+    front = non_dominated(points)
+    return known[front[knee([points[i] for i in front]).index]]
+
+
+def _with(baseline: Evaluation, evaluations: Sequence[Evaluation]) -> list[Evaluation]:
+    return [*evaluations] if any(e.key == baseline.key for e in evaluations) else [baseline, *evaluations]
+
+
+def _least(evaluations: Sequence[Evaluation], name: str) -> Evaluation:
+    """Return the evaluation that is least on the axes of `name`, one after the other."""
+    axes = _ORDERS[name]
+    known = [e for e in evaluations if e.axis(axes[0]).known]
+    if not known:
+        raise EquipoiseError(f"{axes[0]} was measured for none of the evaluations within the budget")
+    return min(known, key=lambda e: [e.axis(a).get() if e.axis(a).known else math.inf for a in axes])
+
+
+def _missed(evaluations: Sequence[Evaluation], budget: Budget) -> str:
+    """Say that nothing meets `budget`, what comes nearest and which bound binds."""
+    near = min(evaluations, key=lambda e: sum(budget.excesses(e).values()), default=None)
+    if near is None:
+        return f"no evaluation of this study ended well, so none meets {budget.text}"
+    over = budget.excesses(near)
+    worst = max(over, key=lambda word: over[word])
+    axes = {c.word: c.axis for c in budget.constraints}
+    told = ", ".join(f"{word} {near.axis(axes[word])}" for word in over)
+    return f"no evaluation of this study meets {budget.text}. The nearest has {told}; the bound on {worst} binds."
