@@ -1,0 +1,282 @@
+"""What every runtime is made of: a target, a program, a session, and the table of runtimes.
+
+A `Source` is the model in the forms that runtimes read; `Runtime.compile` turns it into a `Program`, the bytes that would
+ship; `Runtime.load` turns a program into a `Session` that runs numpy arrays. This file imports no runtime and no torch.
+"""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import importlib
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
+from urllib.parse import parse_qsl
+
+from equipoise.errors import InputError, must_be, unknown
+
+if TYPE_CHECKING:
+    import numpy as np
+    import torch
+
+RUNTIMES: dict[str, str] = {
+    "onnxruntime": "equipoise.runtimes.onnxruntime:OnnxRuntime",
+    "openvino": "equipoise.runtimes.openvino:OpenVino",
+    "torch": "equipoise.runtimes.torch_eager:TorchEager",
+}
+"""Name on the command line and in files -> ``module:class``, imported on first use."""
+
+DEVICES = ("cpu",)
+"""Devices a target may name."""
+
+PRECISIONS = ("fp32", "int8", "mixed")
+"""What a program computes in: all float, all int8 where the runtime can, or int8 with named layers left float."""
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """Where a model must run: ``onnxruntime:cpu?threads=1&batch=1``.
+
+    Attributes:
+        runtime: A name of `RUNTIMES`.
+        device: One of `DEVICES`.
+        threads: Threads inside one operator.
+        batch: Samples per call for which latency counts.
+
+    Example:
+        >>> Target.parse("onnxruntime?threads=2")
+        Target(runtime='onnxruntime', device='cpu', threads=2, batch=1)
+        >>> str(Target("openvino"))
+        'openvino:cpu?threads=1&batch=1'
+    """
+
+    runtime: str
+    device: str = "cpu"
+    threads: int = 1
+    batch: int = 1
+
+    def __post_init__(self) -> None:
+        if self.runtime not in RUNTIMES:
+            raise unknown("target.runtime", self.runtime, RUNTIMES)
+        if self.device not in DEVICES:
+            raise unknown("target.device", self.device, DEVICES)
+        for name in ("threads", "batch"):
+            value = getattr(self, name)
+            if not isinstance(value, int) or isinstance(value, bool) or value < 1:
+                raise must_be(f"target.{name}", "a whole number of at least 1", value, f"Write for example ?{name}=1.")
+
+    @classmethod
+    def parse(cls, text: str) -> Target:
+        """Read ``runtime[:device][?threads=N&batch=N]``; what is left out takes its default.
+
+        Raises:
+            InputError: An unknown runtime, device or option, or a count that is not a whole number above 0.
+        """
+        head, _, query = text.strip().partition("?")
+        runtime, _, device = head.partition(":")
+        counts: dict[str, int] = {}
+        for key, value in parse_qsl(query, keep_blank_values=True):
+            if key not in ("threads", "batch"):
+                raise unknown("target option", key, ("threads", "batch"))
+            if key in counts or not value.isdecimal():
+                raise must_be(f"target.{key}", "a whole number of at least 1, given once", value, f"Write ?{key}=1.")
+            counts[key] = int(value)
+        if query and not counts:
+            raise must_be("target", "runtime:device?threads=N&batch=N", text, "Write onnxruntime:cpu?threads=1&batch=1.")
+        return cls(runtime, device or "cpu", **counts)
+
+    def __str__(self) -> str:
+        return f"{self.runtime}:{self.device}?threads={self.threads}&batch={self.batch}"
+
+
+def parse_targets(text: str) -> tuple[Target, ...]:
+    """Read targets separated by commas, without repeats; the first one is the one that is optimized for.
+
+    Raises:
+        InputError: No target, the same target twice, or one that `Target.parse` refuses.
+    """
+    targets = tuple(Target.parse(part) for part in text.split(",") if part.strip())
+    if not targets or len(set(targets)) < len(targets):
+        raise must_be("targets", "one or more different targets", text, "Write for example onnxruntime:cpu,openvino:cpu.")
+    return targets
+
+
+@dataclass(frozen=True, slots=True)
+class Program:
+    """What would ship: the files of one compiled model, by name.
+
+    Attributes:
+        runtime: The name of the runtime that made it and can load it.
+        precision: One of `PRECISIONS`.
+        files: File name (no folders) -> content.
+    """
+
+    runtime: str
+    precision: str
+    files: Mapping[str, bytes]
+
+    def __post_init__(self) -> None:
+        if self.precision not in PRECISIONS:
+            raise unknown("program.precision", self.precision, PRECISIONS)
+        for name in self.files:
+            if not name or Path(name).name != name or name in (".", ".."):
+                raise must_be("program file", "a plain file name without folders", name, "Rename it.")
+        object.__setattr__(self, "files", dict(sorted(self.files.items())))
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files together."""
+        return sum(len(content) for content in self.files.values())
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 over runtime, precision, names and contents: equal exactly when the programs are."""
+        total = hashlib.sha256(f"{self.runtime}\0{self.precision}".encode())
+        for name, content in self.files.items():
+            total.update(f"\0{name}\0{hashlib.sha256(content).hexdigest()}".encode())
+        return total.hexdigest()
+
+    def __hash__(self) -> int:
+        return hash(self.digest)
+
+    def file(self, name: str) -> bytes:
+        """Return one file's content.
+
+        Raises:
+            InputError: The program has no such file.
+        """
+        if name not in self.files:
+            raise must_be(f"a program for {self.runtime}", f"a set of files with {name}", list(self.files), "Compile it again.")
+        return self.files[name]
+
+    def write(self, folder: Path) -> None:
+        """Write the files into an existing `folder`."""
+        for name, content in self.files.items():
+            (folder / name).write_bytes(content)
+
+    @classmethod
+    def read(cls, folder: Path, *, runtime: str, precision: str, names: tuple[str, ...]) -> Program:
+        """Read back the named files of `folder`.
+
+        Raises:
+            InputError: A file is missing or is not a regular file (links are refused: they can point anywhere).
+        """
+        for name in names:
+            if (folder / name).is_symlink() or not (folder / name).is_file():
+                raise must_be(f"program file {name}", "a regular file", name, "Write the program again.")
+        return cls(runtime, precision, {name: (folder / name).read_bytes() for name in names})
+
+
+@dataclass(frozen=True)
+class Source:
+    """A model in the forms that runtimes read; each takes the one it needs.
+
+    Attributes:
+        onnx: Returns the ONNX file of the model (input ``input``, output ``output``, first axis free). Called only by
+            runtimes that read ONNX, so that nothing is exported for one that does not.
+        model: The torch module, evaluation mode and BatchNorm folded; None where there is only ONNX.
+        example: A small batch (N >= 2, ...) of inputs; None where there is only ONNX.
+    """
+
+    onnx: Callable[[], bytes]
+    model: torch.nn.Module | None = None
+    example: torch.Tensor | None = None
+
+    @classmethod
+    def of_onnx(cls, content: bytes) -> Source:
+        """Return a source that has only an ONNX file."""
+        return cls(lambda: content)
+
+
+class Session(Protocol):
+    """A loaded program. Not for use from two threads at once."""
+
+    def run(self, inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+        """Return the outputs (N, ...) for `inputs` (N, ...); the caller may keep both."""
+        ...
+
+
+@runtime_checkable
+class Runtime(Protocol):
+    """Something that runs models: four members, checked by `equipoise.testing.runtimes.check_runtime`."""
+
+    name: str
+    precisions: tuple[int, ...]
+    """Bits it can compute in: 32 always, 8 where it has a quantizer."""
+
+    def unavailable(self) -> str:
+        """Return why it cannot be used here, with the remedy; empty when it can."""
+        ...
+
+    def compile(
+        self,
+        source: Source,
+        *,
+        calibration: np.ndarray[Any, Any] | None = None,
+        float_layers: frozenset[str] | None = None,
+    ) -> Program:
+        """Return the program that would ship.
+
+        Args:
+            source: The model.
+            calibration: Representative inputs (N, ...), unlabelled; needed for int8 only.
+            float_layers: None compiles the model as it is. A set makes it int8 everywhere except in the layers named (dotted
+                module names as in the torch model); an empty set leaves nothing out.
+
+        Raises:
+            InputError: int8 without calibration data, a layer name the model does not have, or a precision the runtime has not.
+        """
+        ...
+
+    def load(self, program: Program, *, threads: int = 1, batch: int | None = None) -> Session:
+        """Return a session.
+
+        Args:
+            program: One that this runtime compiled.
+            threads: Threads inside one operator.
+            batch: The only batch size that will be run, which lets the runtime plan ahead; None allows any.
+
+        Raises:
+            InputError: The program is not for this runtime, is damaged, or cannot be read.
+        """
+        ...
+
+
+def get(name: str) -> Runtime:
+    """Return the runtime called `name`, importing it now.
+
+    Raises:
+        InputError: No runtime has that name. (Whether it can be used here is told by its `unavailable`.)
+    """
+    if name not in RUNTIMES:
+        raise unknown("runtime", name, RUNTIMES)
+    module, _, attribute = RUNTIMES[name].partition(":")
+    return cast(Runtime, getattr(importlib.import_module(module), attribute)())
+
+
+def available() -> tuple[str, ...]:
+    """Return the names of the runtimes that can be used here."""
+    return tuple(name for name in RUNTIMES if not get(name).unavailable())
+
+
+def cached(source: Source) -> Source:
+    """Return `source` with its ONNX made at most once, for several runtimes."""
+    return replace(source, onnx=functools.cache(source.onnx))
+
+
+def check_program(program: Program, runtime: str) -> None:
+    """Raise `InputError` when `program` was made for another runtime."""
+    if program.runtime != runtime:
+        raise InputError(
+            f"program must be for {runtime}; got one for {program.runtime!r}. Load it with runtimes.get({program.runtime!r})."
+        )
+
+
+def check_quantizable(calibration: np.ndarray[Any, Any] | None, float_layers: frozenset[str], known: frozenset[str]) -> None:
+    """Raise `InputError` when int8 is asked for without data, or a layer left float does not exist."""
+    if calibration is None or len(calibration) == 0:
+        raise must_be("calibration", "a non-empty array of inputs", calibration, "int8 needs it to choose its ranges.")
+    for name in sorted(float_layers - known):
+        raise unknown("float_layers", name, known)

@@ -1,0 +1,308 @@
+"""Torch module in, ONNX file out: exported once per topology, then re-weighted, and compared with torch every time.
+
+Exporting costs seconds and filling in weights costs milliseconds, so a topology is exported once as a *template*. The
+template is made from a copy whose parameters are random: no two constants are then equal by accident (the exporter merges
+equal ones) and a constant that was folded from a parameter can never pass for the real one. A file is only handed out after
+its outputs were compared with the module's at batch sizes 1 and 2; where filling in does not work, the module itself is
+exported.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import logging
+import warnings
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, cast
+
+import numpy as np
+import torch
+from onnx import ModelProto, NodeProto, TensorProto, checker, load_from_string, numpy_helper
+from torch import Tensor, nn
+
+from equipoise.errors import InputError, must_be
+from equipoise.runtimes.base import Source, cached
+
+OPSET = 20
+"""ONNX operator set written; every runtime of the table reads it."""
+
+TRANSPOSED = ".T"
+"""Suffix of the initializer that holds a parameter transposed: ``fc.weight.T``."""
+
+TOLERANCE = 1e-4
+"""Largest difference from torch, as a fraction of the largest output."""
+
+Weights = Mapping[str, np.ndarray[Any, Any]]
+
+
+@dataclass(frozen=True)
+class _Template:
+    """A graph to fill in, the shapes it was exported at, and the floating state that filling in does not reach."""
+
+    graph: ModelProto
+    shapes: tuple[tuple[str, tuple[int, ...]], ...]
+    baked: Weights
+
+
+class Exporter:
+    """Turns modules into ONNX files, re-using the export of the same topology.
+
+    Example:
+        >>> exporter = Exporter()
+        >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
+        >>> content = exporter.onnx(net, torch.zeros(2, 4), topology="mlp")
+        >>> layer_nodes(content)
+        {'0': ('0/Gemm',), '2': ('2/Gemm',)}
+    """
+
+    def __init__(self) -> None:
+        self._templates: dict[str, _Template] = {}
+        self.exports = 0
+        """How many times the slow exporter ran."""
+
+    def onnx(self, model: nn.Module, example: Tensor, *, topology: str) -> bytes:
+        """Return the ONNX file of `model`: input ``input``, output ``output``, first axis free.
+
+        Args:
+            model: Any module with one tensor in and one out; copied, set to evaluation mode and never changed. Fold
+                BatchNorm before, or its statistics stop the template from being re-used.
+            example: (N, ...) inputs, any N >= 1.
+            topology: The same text for models that differ in weights and widths only. A wrong text costs time, never
+                correctness.
+
+        Raises:
+            InputError: The output is not one finite tensor, the first axis is not free, or an operator has no ONNX form.
+        """
+        batches = _batches(example)
+        wanted = tuple(_reference(model, batch) for batch in batches)
+        weights = _floats(model)
+        shapes = tuple((name, tuple(value.shape)) for name, value in weights.items())
+        for key in (topology, f"{topology} {shapes}"):
+            template = self._templates.get(key)
+            if template is None:
+                template = self._templates[key] = self._template(model, example)
+            filled = _fill(template, weights)
+            if filled is not None and _agrees(filled, batches, wanted):
+                return _finish(filled)
+            if template.shapes == shapes:
+                break  # exporting the same shapes again would give the same template
+        graph = self._export(model, example)
+        if not _agrees(graph, batches, wanted):
+            raise must_be("model", "one whose ONNX form computes what torch computes", type(model).__name__, _ADVICE)
+        return _finish(graph)
+
+    def source(self, model: nn.Module, example: Tensor, *, topology: str) -> Source:
+        """Return `model` as a `Source` whose ONNX file is made when, and only if, a runtime asks for it."""
+        return cached(Source(partial(self.onnx, model, example, topology=topology), model, example))
+
+    def _template(self, model: nn.Module, example: Tensor) -> _Template:
+        scrambled = copy.deepcopy(model)
+        generator = torch.Generator().manual_seed(0)
+        with torch.no_grad():
+            for parameter in scrambled.parameters():
+                if parameter.is_floating_point():
+                    parameter.normal_(std=0.1, generator=generator)
+        graph = self._export(scrambled, example)
+        weights = _floats(scrambled)
+        held = {_parameter_of(initializer.name) for initializer in graph.graph.initializer}
+        baked = {name: value for name, value in weights.items() if name not in held}
+        return _Template(graph, tuple((name, tuple(value.shape)) for name, value in weights.items()), baked)
+
+    def _export(self, model: nn.Module, example: Tensor) -> ModelProto:
+        self.exports += 1
+        model = copy.deepcopy(model).eval()
+        shapes = ({0: torch.export.Dim("batch")},)
+        try:
+            with _quiet(), torch.no_grad():
+                program = torch.onnx.export(
+                    model,
+                    (_batches(example)[-1],),
+                    dynamo=True,
+                    dynamic_shapes=shapes,
+                    external_data=False,
+                    input_names=["input"],
+                    output_names=["output"],
+                    opset_version=OPSET,
+                    verbose=False,
+                )
+        except torch.onnx.OnnxExporterError as error:
+            reason = _reason(error)
+            fixed = "specialized" in reason or "Constraints violated" in reason
+            what = "able to take any batch size" if fixed else "one that ONNX can express"
+            raise InputError(f"model must be {what}; got {type(model).__name__}: {reason} {_ADVICE}") from error
+        return _clean(cast(Any, program).model_proto, _floats(model))
+
+
+_ADVICE = "Check that forward treats every sample alike and has no branches on values."
+
+
+def layer_nodes(content: bytes) -> dict[str, tuple[str, ...]]:
+    """Return module name -> names of the nodes that multiply by its weights.
+
+    Args:
+        content: An ONNX file of `Exporter.onnx`.
+
+    Limits:
+        Convolutions and matrix products only; a layer whose weights were rearranged (GRU, LSTM) is not in the map.
+    """
+    graph = load_from_string(content).graph
+    initializers = {initializer.name for initializer in graph.initializer}
+    layers: dict[str, tuple[str, ...]] = {}
+    for node in graph.node:
+        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and node.input[1] in initializers:
+            module, dot, last = _parameter_of(node.input[1]).rpartition(".")
+            if dot or last == "weight":  # otherwise a constant of the graph, not a parameter
+                layers[module] = (*layers.get(module, ()), node.name)
+    return layers
+
+
+def _batches(example: Tensor) -> tuple[Tensor, Tensor]:
+    """The first sample alone, and a batch of two."""
+    if example.ndim == 0 or len(example) == 0:
+        raise must_be("example", "a batch (N, ...) with N of at least 1", tuple(example.shape), "Take a batch of the data.")
+    return example[:1], example[:2] if len(example) > 1 else torch.cat((example, example))
+
+
+def _reference(model: nn.Module, batch: Tensor) -> np.ndarray[Any, Any]:
+    """What torch computes, in evaluation mode, on a model that is left as it was."""
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        with torch.inference_mode():
+            output = model.eval()(batch)
+    except (RuntimeError, ValueError, IndexError) as error:
+        raise InputError(f"model must accept a batch of {len(batch)}; it says: {_reason(error)} {_ADVICE}") from error
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    if not isinstance(output, Tensor):
+        raise must_be("model output", "one tensor", type(output).__name__, "Wrap the model to return only what is scored.")
+    if output.ndim == 0 or len(output) != len(batch):
+        raise must_be("model output", "a batch as long as its input", tuple(output.shape), "Keep one row for each sample.")
+    result = output.numpy()
+    if not np.isfinite(result).all():
+        raise must_be("model output", "finite on the example", "NaN or infinity", "Check the weights and the input scale.")
+    return cast("np.ndarray[Any, Any]", result)
+
+
+def _floats(model: nn.Module) -> dict[str, np.ndarray[Any, Any]]:
+    """All floating parameters and buffers by dotted name, saved or not; tied ones under each of their names."""
+    named = [*model.named_parameters(remove_duplicate=False), *model.named_buffers(remove_duplicate=False)]
+    return {name: value.detach().numpy() for name, value in named if value.is_floating_point()}
+
+
+def _parameter_of(initializer: str) -> str:
+    return initializer.removesuffix(TRANSPOSED)
+
+
+def _fill(template: _Template, weights: Weights) -> ModelProto | None:
+    """Put `weights` into the template; None when some of them have no place in it."""
+    baked = template.baked
+    if not all(name in weights and np.array_equal(weights[name], value) for name, value in baked.items()):
+        return None
+    filled = ModelProto()
+    filled.CopyFrom(template.graph)
+    reached = set(baked)
+    for initializer in filled.graph.initializer:
+        name = _parameter_of(initializer.name)
+        if name in weights:
+            value = weights[name] if initializer.name == name else weights[name].T
+            initializer.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), initializer.name))
+            reached.add(name)
+    return filled if reached == set(weights) else None
+
+
+def _agrees(graph: ModelProto, batches: tuple[Tensor, ...], wanted: tuple[np.ndarray[Any, Any], ...]) -> bool:
+    """Whether ONNX Runtime computes `wanted` from `batches`."""
+    import onnxruntime
+    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, RuntimeException
+
+    options = onnxruntime.SessionOptions()
+    options.intra_op_num_threads = 1
+    options.log_severity_level = 4
+    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
+    try:
+        session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        for batch, expected in zip(batches, wanted, strict=True):
+            (got,) = session.run(None, {"input": batch.numpy()})
+            if got.shape != expected.shape or not np.allclose(got, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max()):
+                return False
+    except (Fail, InvalidArgument, InvalidGraph, RuntimeException):
+        return False  # a shape of the template is baked in: it does not fit these widths
+    return True
+
+
+def _clean(graph: ModelProto, weights: Weights) -> ModelProto:
+    """Drop what tells of the exporting machine, name nodes after their modules, and mark transposed parameters."""
+    del graph.graph.value_info[:], graph.metadata_props[:], graph.graph.metadata_props[:]
+    graph.doc_string = graph.graph.doc_string = ""
+    taken: dict[str, int] = {}
+    for node in graph.graph.node:
+        scope = _scope(node)
+        name = f"{scope}/{node.op_type}" if scope else node.op_type
+        taken[name] = taken.get(name, 0) + 1
+        node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
+        node.doc_string = ""
+        del node.metadata_props[:]
+    for value in (*graph.graph.input, *graph.graph.output):
+        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        del value.metadata_props[:]
+    renamed = {i.name: new for i in graph.graph.initializer if (new := _transposed(i, weights))}
+    for initializer in graph.graph.initializer:
+        initializer.name = renamed.get(initializer.name, initializer.name)
+        initializer.doc_string = ""
+        del initializer.metadata_props[:]
+    for node in graph.graph.node:
+        for index, name in enumerate(node.input):
+            node.input[index] = renamed.get(name, name)
+    return graph
+
+
+def _scope(node: NodeProto) -> str:
+    """The dotted name of the module whose code made `node`; empty at the top."""
+    scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "")
+    names = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
+    return names[-2] if len(names) > 1 and not names[-2].startswith("_") else ""
+
+
+def _transposed(initializer: TensorProto, weights: Weights) -> str:
+    """The new name of an initializer that is some 2-D parameter transposed; empty when it is none."""
+    if initializer.name in weights or len(initializer.dims) != 2:
+        return ""
+    value = numpy_helper.to_array(initializer).T
+    matches = [name for name, weight in weights.items() if weight.shape == value.shape and np.array_equal(weight, value)]
+    return matches[0] + TRANSPOSED if matches else ""
+
+
+def _finish(graph: ModelProto) -> bytes:
+    checker.check_model(graph)
+    return cast(bytes, graph.SerializeToString(deterministic=True))
+
+
+def _reason(error: BaseException) -> str:
+    """The innermost cause in one line."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    text = " ".join(str(error).split())
+    return text[:300] + ("…" if len(text) > 300 else "")
+
+
+@contextlib.contextmanager
+def _quiet() -> Iterator[None]:
+    """Hold back what the exporter prints, warns and logs while it runs, and put everything back."""
+    names = {name for name in logging.root.manager.loggerDict if name.split(".")[0] in ("torch", "onnxscript")}
+    names.add("torch.onnx._internal.exporter._registration")  # made on first use
+    loggers = [logger for name in sorted(names) if not (logger := logging.getLogger(name)).disabled]
+    for logger in loggers:
+        logger.disabled = True
+    sink = io.StringIO()
+    try:
+        with warnings.catch_warnings(), contextlib.redirect_stdout(sink), contextlib.redirect_stderr(sink):
+            warnings.simplefilter("ignore")
+            yield
+    finally:
+        for logger in loggers:
+            logger.disabled = False
