@@ -180,8 +180,7 @@ def mcnemar_p(base: Sequence[float], new: Sequence[float]) -> float:
         raise must_be("stats.mcnemar_p(base, new)", "0 or 1 for every case", "other scores", "Use paired_drop for real scores.")
     lost, gained = differences.count(1), differences.count(-1)
     changed = lost + gained
-    ways = sum(math.comb(changed, k) for k in range(min(lost, gained) + 1))
-    return min(1.0, 2 * ways / (1 << changed))
+    return min(1.0, 2 * math.fsum(_binomial(changed, k, 0.5) for k in range(min(lost, gained) + 1)))
 
 
 def bootstrap(

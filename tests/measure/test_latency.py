@@ -1,0 +1,169 @@
+"""The block protocol: what is called when, what is kept, when it stops. No test passes or fails on a time."""
+
+from __future__ import annotations
+
+import gc
+from collections.abc import Callable, Iterator
+
+import pytest
+
+from equipoise.errors import InputError
+from equipoise.measure import latency
+from equipoise.measure.latency import Comparison, compare, summarize, time_one
+
+
+class Clock:
+    """A clock that only contenders move, so that blocks are exact."""
+
+    def __init__(self) -> None:
+        self.now = 0
+
+    def contender(self, seconds: float | Iterator[float], log: list[str], name: str) -> Callable[[], None]:
+        def call() -> None:
+            log.append(name)
+            self.now += int((seconds if isinstance(seconds, float) else next(seconds)) * 1e9)
+
+        return call
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    made = Clock()
+    monkeypatch.setattr(latency.time, "perf_counter_ns", lambda: made.now)
+    monkeypatch.setattr(latency.time, "perf_counter", lambda: made.now / 1e9)
+    monkeypatch.setattr(latency.time, "process_time", lambda: made.now / 1e9)
+    return made
+
+
+def _order(log: list[str]) -> list[str]:
+    """The log with runs of equal names made one."""
+    return [name for i, name in enumerate(log) if i == 0 or log[i - 1] != name]
+
+
+def test_raw_samples_are_kept_in_blocks_and_discarded_calls_are_not(clock: Clock) -> None:
+    log: list[str] = []
+    found = compare({"a": clock.contender(0.001, log, "a")}, rounds=4, calls=5, discard=2)
+    assert found.blocks == {"a": ((0.001,) * 5,) * 4}
+    assert len(log) == 4 * (2 + 5) + 1 + latency.FEWEST_CALLS  # the first calls find out how long one takes
+    assert (found.stopped, found.rounds) == ("rounds", 4)
+
+
+def test_blocks_are_shuffled_and_the_seed_repeats_the_order(clock: Clock) -> None:
+    def run(seed: int) -> list[str]:
+        log: list[str] = []
+        compare({name: clock.contender(0.001, log, name) for name in "abc"}, rounds=20, calls=5, seed=seed)
+        return log
+
+    assert run(0) == run(0)
+    assert run(0) != run(1)
+    first = [_order(run(seed)[3 * 4 :])[0] for seed in range(12)]
+    assert set(first) == set("abc"), "every contender comes first at times"
+
+
+def test_single_calls_are_not_interleaved(clock: Clock) -> None:
+    log: list[str] = []
+    compare({name: clock.contender(0.001, log, name) for name in "ab"}, rounds=10, calls=40, discard=10)
+    assert len(_order(log)) <= 2 + 20
+
+
+def test_a_fast_call_fills_the_block_and_a_slow_one_shortens_it(clock: Clock) -> None:
+    log: list[str] = []
+    found = compare(
+        {"fast": clock.contender(1e-5, log, "fast"), "slow": clock.contender(0.1, log, "slow")}, rounds=2, min_block_s=0.003
+    )
+    assert [len(block) for block in found.blocks["fast"]] == [301, 301]
+    assert [len(block) for block in found.blocks["slow"]] == [latency.FEWEST_CALLS] * 2
+
+
+def test_it_stops_when_the_time_is_up_and_says_so(clock: Clock) -> None:
+    found = compare({"a": clock.contender(0.01, [], "a")}, rounds=100, seconds=1.0)
+    assert found.stopped == "seconds"
+    assert 1 < found.rounds < 10
+    one = compare({"a": clock.contender(0.5, [], "a")}, rounds=100, seconds=0.1)
+    assert one.rounds == 1, "the first round always ends"
+
+
+def test_it_stops_when_the_ratio_is_narrow_and_says_so(clock: Clock) -> None:
+    pair = {"a": clock.contender(0.002, [], "a"), "b": clock.contender(0.001, [], "b")}
+    found = compare(pair, rounds=100, precision=0.01)
+    assert (found.stopped, found.rounds) == ("precision", 12)
+    assert found.speedup("a", "b").value == pytest.approx(2.0)
+
+
+def test_garbage_waits_outside_the_block_also_when_a_call_fails() -> None:
+    seen: list[bool] = []
+
+    def call() -> None:
+        seen.append(gc.isenabled())
+        if len(seen) == 9:
+            raise ZeroDivisionError
+
+    with pytest.raises(ZeroDivisionError):
+        compare({"a": call}, rounds=1)
+    assert seen[-1] is False
+    assert gc.isenabled()
+
+
+def test_a_steady_callable_is_stable_and_its_figures_are_exact(clock: Clock) -> None:
+    profile = time_one(clock.contender(0.002, [], "a"), batch=8)
+    assert profile.stable
+    assert profile.advice == ""
+    assert (profile.p50.value, profile.p50.low, profile.p50.high) == (0.002, 0.002, 0.002)
+    assert profile.p95.value == 0.002
+    assert profile.throughput.value == pytest.approx(4000.0)
+
+
+def test_an_unsteady_callable_says_so_and_what_to_do(clock: Clock) -> None:
+    def drift() -> Iterator[float]:
+        n = 0
+        while True:
+            n += 1
+            yield 0.001 * (1 + (n // 50) % 2)
+
+    profile = time_one(clock.contender(drift(), [], "a"))
+    assert not profile.stable
+    assert "blocks differ" in profile.advice
+    assert "side by side" in profile.advice
+
+
+def test_waiting_for_the_cpu_is_told(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(latency.time, "process_time", lambda: clock.now / 2e9)
+    profile = time_one(clock.contender(0.001, [], "a"))
+    assert "waited 50% of the time" in profile.advice
+
+
+def _comparison(blocks: list[list[float]]) -> Comparison:
+    return Comparison({"a": tuple(map(tuple, blocks))}, "rounds", len(blocks), 1.0, 0, {"a": 1.0})
+
+
+def test_p95_is_unavailable_with_too_few_samples() -> None:
+    assert "needs 72" in summarize(_comparison([[1.0] * 10] * 7), "a").p95.note
+    assert summarize(_comparison([[1.0] * 12] * 6), "a").p95.known
+
+
+def test_p95_sees_the_tail_that_p50_does_not() -> None:
+    blocks = [[1.0] * 36 + [5.0] * 4 for _ in range(12)]
+    profile = summarize(_comparison(blocks), "a")
+    assert (profile.p50.value, profile.p95.value) == (1.0, 5.0)
+
+
+def test_too_few_rounds_have_no_interval_and_say_so() -> None:
+    profile = summarize(_comparison([[1.0] * 40] * 5), "a")
+    assert (profile.p50.low, profile.p50.high) == (None, None)
+    assert not profile.stable
+    assert "only 5 rounds" in profile.advice
+
+
+def test_real_work_twice_as_long_is_told_apart_from_itself() -> None:
+    """Ten-fold work, so that no load can hide it; the oracle of the protocol on a real clock."""
+    found = compare({"long": lambda: sum(range(30_000)), "short": lambda: sum(range(3_000))}, rounds=8, calls=10)
+    assert found.speedup("long", "short").low > 2
+    assert found.wait["long"] > 0
+
+
+@pytest.mark.parametrize("options", [{"rounds": 0}, {"calls": 0}, {"seconds": -1.0}])
+def test_bad_counts_are_refused(options: dict[str, float]) -> None:
+    with pytest.raises(InputError, match=r"measure\.compare"):
+        compare({"a": int}, **options)  # type: ignore[arg-type]
+    with pytest.raises(InputError, match="at least one callable"):
+        compare({})

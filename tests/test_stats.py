@@ -1,0 +1,206 @@
+"""Intervals against closed forms, against simulation, and against planted wrong answers."""
+
+from __future__ import annotations
+
+import math
+import random
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from scipy import stats as oracle
+
+from equipoise import stats
+from equipoise.errors import InputError
+from equipoise.stats import Interval
+
+SCORES = st.lists(st.tuples(st.booleans(), st.booleans()), min_size=2, max_size=60)
+
+
+@given(st.lists(st.floats(-1e6, 1e6), min_size=1, max_size=40), st.floats(0, 1))
+def test_quantile_is_numpys(values: list[float], q: float) -> None:
+    assert stats.quantile(values, q) == pytest.approx(float(np.quantile(values, q)), rel=1e-9, abs=1e-6)
+
+
+@pytest.mark.parametrize(("n", "low", "high"), [(6, 0, 5), (8, 0, 7), (9, 1, 7), (12, 2, 9), (25, 7, 17)])
+def test_the_interval_of_a_median_takes_the_order_statistics_of_the_sign_test(n: int, low: int, high: int) -> None:
+    """Tabulated ranks (Hahn & Meeker); scipy's binomial agrees that one rank further in would cover too little."""
+    found = stats.quantile_interval(list(range(n)), 0.5)
+    assert (found.low, found.high) == (low, high)
+    covered = oracle.binom.cdf(high, n, 0.5) - oracle.binom.cdf(low, n, 0.5)
+    inside = oracle.binom.cdf(high - 1, n, 0.5) - oracle.binom.cdf(low + 1, n, 0.5)
+    assert inside < 0.95 <= covered
+
+
+def test_the_interval_of_p95_needs_72_samples() -> None:
+    assert not stats.quantile_interval(list(range(71)), 0.95).bounded
+    assert stats.quantile_interval(list(range(72)), 0.95).bounded
+
+
+@pytest.mark.parametrize("q", [0.5, 0.9])
+def test_the_interval_of_a_quantile_covers_what_it_says(q: float) -> None:
+    rng, truth = random.Random(1), oracle.expon.ppf(q)
+    found = [stats.quantile_interval([rng.expovariate(1.0) for _ in range(40)], q) for _ in range(600)]
+    assert sum(i.low <= truth <= i.high for i in found) / 600 >= 0.94
+
+
+def _rounds(rng: random.Random, scale: float, common: list[float]) -> list[list[float]]:
+    """Blocks of 9 calls: noise of the round (shared), of the block, and of each call, as on a busy machine."""
+    return [
+        [scale * c * block * rng.lognormvariate(0, 0.1) for _ in range(9)]
+        for c in common
+        for block in [rng.lognormvariate(0, 0.05)]
+    ]
+
+
+def _verdicts(speedup: float, *, estimate: Callable[..., Interval] = stats.ratio_interval, times: int = 400) -> list[str]:
+    rng = random.Random(7)
+    said = []
+    for _ in range(times):
+        common = [rng.lognormvariate(0, 0.3) for _ in range(12)]
+        said.append(stats.verdict(estimate(_rounds(rng, speedup, common), _rounds(rng, 1.0, common))))
+    return said
+
+
+def test_a_model_against_itself_is_seldom_faster() -> None:
+    said = _verdicts(1.0)
+    assert said.count("faster") <= 0.05 * len(said)
+    assert said.count("slower") <= 0.05 * len(said)
+
+
+def test_a_naive_interval_would_cry_faster() -> None:
+    """Negative control: all calls taken for independent samples."""
+
+    def naive(a: list[list[float]], b: list[list[float]]) -> Interval:
+        logs = [math.log(x) - math.log(y) for left, right in zip(a, b, strict=True) for x, y in zip(left, right, strict=True)]
+        error = 1.96 * float(np.std(logs, ddof=1)) / math.sqrt(len(logs))
+        center = float(np.mean(logs))
+        return Interval(math.exp(center), math.exp(center - error), math.exp(center + error), len(logs))
+
+    said = _verdicts(1.0, estimate=naive)
+    assert said.count("faster") > 0.05 * len(said)
+
+
+@pytest.mark.parametrize(("speedup", "expected"), [(1.25, "faster"), (0.8, "slower")])
+def test_a_real_difference_is_told(speedup: float, expected: str) -> None:
+    said = _verdicts(speedup, times=100)
+    assert said.count(expected) >= 95
+
+
+def test_noise_of_the_round_cancels() -> None:
+    common = [1.0, 5.0, 2.0, 9.0, 3.0, 4.0, 8.0]
+    found = stats.ratio_interval([[3 * c] * 3 for c in common], [[2 * c] * 3 for c in common])
+    assert (found.value, found.low, found.high) == pytest.approx((1.5, 1.5, 1.5))
+    assert stats.ratio_interval([[c] for c in common], [[2.0]] * 7).high > 2 * 1.5, "negative control: unpaired noise stays"
+
+
+@given(st.lists(st.floats(0.5, 2.0), min_size=6, max_size=20))
+def test_the_ratio_turned_around_is_the_inverse(values: list[float]) -> None:
+    blocks, ones = [[v] for v in values], [[1.0]] * len(values)
+    there, back = stats.ratio_interval(blocks, ones), stats.ratio_interval(ones, blocks)
+    assert (1 / back.value, 1 / back.high, 1 / back.low) == pytest.approx((there.value, there.low, there.high))
+
+
+def test_too_few_rounds_cannot_tell() -> None:
+    found = stats.ratio_interval([[9.0]] * 5, [[1.0]] * 5)
+    assert (found.low, found.high) == (0.0, math.inf)
+    assert stats.verdict(found) == "cannot tell"
+    reading = found.reading("1")
+    assert (reading.low, reading.high) == (None, None)
+    assert stats.verdict(stats.ratio_interval([[9.0]] * 6, [[1.0]] * 6)) == "faster"
+
+
+@given(SCORES)
+def test_the_drop_is_the_published_formula(pairs: list[tuple[bool, bool]]) -> None:
+    base, new = zip(*pairs, strict=True)
+    lost = sum(b and not c for b, c in pairs)
+    gained = sum(c and not b for b, c in pairs)
+    n = len(pairs)
+    found = stats.paired_drop(base, new)
+    error = math.sqrt((lost + gained + 1) - (lost - gained) ** 2 / n) / n  # +1: half a pair in each discordant cell
+    assert found.value == pytest.approx(100 * (lost - gained) / n)
+    assert found.half_width == pytest.approx(100 * 1.959964 * error, rel=1e-5)
+
+
+def test_the_drop_of_many_cases_is_that_of_the_plan() -> None:
+    """n = 10,000 with 3 % discordant: a standard error of 0.17 points."""
+    base = [1] * 200 + [0] * 100 + [1] * 9700
+    new = [0] * 200 + [1] * 100 + [1] * 9700
+    found = stats.paired_drop(base, new)
+    assert found.value == pytest.approx(1.0)
+    assert found.half_width / 1.96 == pytest.approx(0.173, abs=0.002)
+
+
+def test_no_change_on_few_cases_is_no_certainty() -> None:
+    assert stats.paired_drop([1] * 20, [1] * 20).high > 5
+    assert stats.paired_drop([1] * 10_000, [1] * 10_000).high < 0.03
+
+
+@pytest.mark.parametrize("kind", ["binary", "real"])
+def test_the_drop_covers_the_truth(kind: str) -> None:
+    rng, hits = random.Random(3), 0
+    for _ in range(500):
+        base = [1.0 if rng.random() < 0.9 else 0.0 for _ in range(400)]
+        if kind == "binary":  # 4 % of the right ones turn wrong, 10 % of the wrong ones right: 2.6 points
+            new = [float(rng.random() < (0.96 if b else 0.10)) for b in base]
+        else:
+            new = [b - rng.gauss(0.026, 0.3) for b in base]
+        found = stats.paired_drop(base, new)
+        hits += found.low <= 2.6 <= found.high
+    assert hits >= 0.93 * 500
+
+
+def test_an_unpaired_interval_would_be_far_wider() -> None:
+    """Negative control of pairing: shuffling one side must cost precision."""
+    rng = random.Random(5)
+    base = [float(rng.random() < 0.6) for _ in range(1000)]
+    new = [b if rng.random() < 0.98 else 0.0 for b in base]
+    mixed = rng.sample(new, len(new))
+    assert stats.paired_drop(base, mixed).half_width > 4 * stats.paired_drop(base, new).half_width
+
+
+@given(SCORES)
+def test_mcnemar_is_the_exact_binomial_test(pairs: list[tuple[bool, bool]]) -> None:
+    base, new = zip(*pairs, strict=True)
+    lost = sum(b and not c for b, c in pairs)
+    changed = sum(b != c for b, c in pairs)
+    expected = oracle.binomtest(lost, changed, 0.5).pvalue if changed else 1.0
+    assert stats.mcnemar_p(base, new) == pytest.approx(expected)
+
+
+def test_mcnemar_of_thousands_does_not_overflow() -> None:
+    assert stats.mcnemar_p([1] * 3000 + [0] * 2000, [0] * 3000 + [1] * 2000) == pytest.approx(0.0, abs=1e-30)
+
+
+def test_the_bootstrap_nears_the_normal_interval_of_a_mean() -> None:
+    rng = random.Random(2)
+    samples = [rng.gauss(10, 2) for _ in range(200)]
+    found = stats.bootstrap(samples, lambda xs: math.fsum(xs) / len(xs), rng=random.Random(0))
+    error = 1.96 * float(np.std(samples, ddof=1)) / math.sqrt(200)
+    assert found.half_width == pytest.approx(error, rel=0.1)
+    again = stats.bootstrap(samples, lambda xs: math.fsum(xs) / len(xs), rng=random.Random(0))
+    assert found == again
+    assert not stats.bootstrap([1.0], rng=rng).bounded
+
+
+@pytest.mark.parametrize(
+    ("call", "told"),
+    [
+        (lambda: stats.quantile([], 0.5), "at least one number"),
+        (lambda: stats.quantile([1.0], 95), "between 0 and 1"),
+        (lambda: stats.ratio_interval([[1.0]], [[1.0]] * 2), "equally long"),
+        (lambda: stats.ratio_interval([], []), "at least one"),
+        (lambda: stats.ratio_interval([[0.0]], [[1.0]]), "positive"),
+        (lambda: stats.ratio_interval([[math.nan]], [[1.0]]), "positive and finite"),
+        (lambda: stats.ratio_interval([[]], [[1.0]]), "non-empty"),
+        (lambda: stats.paired_drop([1], [1, 0]), "same cases"),
+        (lambda: stats.paired_drop([1, 1], [1, math.nan]), "finite"),
+        (lambda: stats.mcnemar_p([0.5], [1]), "0 or 1"),
+        (lambda: stats.quantile_interval([1.0], 0.5, confidence=95), "0.95"),
+    ],
+)
+def test_unusable_samples_get_one_clear_error(call: Callable[[], object], told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        call()
