@@ -3,12 +3,10 @@
 from __future__ import annotations
 
 import argparse
-import os
-import tempfile
 from pathlib import Path
 from typing import Any
 
-from equipoise.errors import EXIT_OK, StoreError, must_be
+from equipoise.errors import EXIT_OK, must_be
 
 
 def add_parser(subparsers: Any) -> None:
@@ -28,47 +26,17 @@ def run(args: argparse.Namespace) -> int:
     """Read the study, write the page, print its path."""
     from equipoise.records import dumps
     from equipoise.report import render
-    from equipoise.store import Store
+    from equipoise.store import Store, write_atomic
     from equipoise.summary import summarize
 
-    if not args.study.is_dir():
-        raise must_be("STUDY", "the folder of a study", str(args.study), "Give the folder that --store named in optimize.")
-    summary = summarize(Store(args.study))
+    out = args.out or args.study / "report.html"
+    if args.study.is_dir() and (not out.parent.is_dir() or out.is_dir()):
+        raise must_be("--out", "a file in a folder that exists", str(out), "Create the folder first, or name a file.")
+    with Store.open(args.study, create=False, readonly=True) as store:
+        summary = summarize(store)
     if args.json:
         print(dumps(summary))
         return EXIT_OK
-    out = args.out or args.study / "report.html"
-    write_whole(out, render(summary))
+    write_atomic(out, render(summary).encode())
     print(out)
     return EXIT_OK
-
-
-def write_whole(path: Path, text: str) -> None:
-    """Write `text` to `path` so that a reader sees the old file or the whole new one.
-
-    Raises:
-        InputError: `path` is a folder, or its folder does not exist.
-        StoreError: The disk refused.
-    """
-    if path.is_dir() or not path.parent.is_dir():
-        raise must_be("--out", "a file in a folder that exists", str(path), "Create the folder first, or name a file.")
-    scratch = ""
-    try:
-        handle, scratch = tempfile.mkstemp(dir=path.parent, prefix=f".{path.name}.")
-        with os.fdopen(handle, "w", encoding="utf-8") as file:
-            file.write(text)
-            file.flush()
-            os.fsync(file.fileno())
-        os.chmod(scratch, 0o666 & ~_umask())
-        os.replace(scratch, path)
-    except OSError as error:
-        if scratch:
-            Path(scratch).unlink(missing_ok=True)
-        raise StoreError(f"{path} could not be written: {error.strerror}. Free space there, or name another --out.") from error
-
-
-def _umask() -> int:
-    """Return the process's umask (it can only be read by setting it)."""
-    mask = os.umask(0)
-    os.umask(mask)
-    return mask
