@@ -1,0 +1,129 @@
+"""The model card: what an artifact is, in words, made from its manifest alone.
+
+The figures stand between two markers, so that a user may write around them and `verify` can still hold them to the manifest.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from typing import Any
+
+from equipoise.records import Reading, reading_from
+
+BEGIN, END = "<!-- equipoise: figures, checked by verify -->", "<!-- /equipoise -->"
+
+_ROWS = (
+    ("quality", "Quality on validation (points)"),
+    ("drop", "Drop (points)"),
+    ("latency_s", "Latency of one request"),
+    ("size_bytes", "Size of what ships"),
+    ("params", "Parameters"),
+    ("macs", "MACs per sample"),
+)
+
+_LOAD = {
+    "onnxruntime": """\
+import onnxruntime
+session = onnxruntime.InferenceSession("{file}")
+outputs = session.run(None, {{session.get_inputs()[0].name: inputs}})[0]""",
+    "openvino": """\
+import openvino
+model = openvino.Core().compile_model("{file}", "CPU")
+outputs = model(inputs)[0]""",
+    "torch": """\
+import torch
+model = torch.export.load("{file}").module()
+outputs = model(inputs)""",
+}
+
+
+def card(manifest: Mapping[str, Any]) -> str:
+    """Return the model card of a manifest as Markdown."""
+    study, deployable = manifest["study"], manifest["deployable"]
+    runtime, precision = deployable["runtime"], deployable["precision"]
+    tags = ["equipoise", "compressed", runtime, precision]
+    main = next((f for f in deployable["files"] if f.endswith((".onnx", ".xml", ".pt2"))), deployable["files"][0])
+    load = _LOAD.get(runtime, 'files: "{file}"').format(file=main)
+    return f"""\
+---
+library_name: {json.dumps(runtime)}
+tags: {json.dumps(tags)}
+---
+
+# {_plain(study["workload"])}, compressed by Equipoise
+
+The file that was scored and that ships is `{main}` ({precision}, for `{deployable["target"]}`).
+
+{figures(manifest)}
+
+## What was changed
+
+{_changes(manifest)}
+
+## How to load it
+
+```python
+{load}
+```
+
+`inputs` is a float32 batch as the training code makes it; the first axis is free.
+`equipoise verify .` checks every figure above on the files, in a clean process.
+
+## Limits
+
+- Quality was read on the validation split, which also chose this model; `verify` reads the test split, untouched until then.
+- Latency was measured on {_plain(manifest["machine"].get("cpu", "an unknown CPU"))}, beside the untouched model in
+  `reference/`. On another CPU the ratio changes, and an int8 file may answer differently: verify it there.
+- `model.safetensors` holds the compressed weights in fp32; they are not what was scored when the file above is int8.
+"""
+
+
+def figures(manifest: Mapping[str, Any]) -> str:
+    """Return the block of the card that `verify` compares with the manifest."""
+    promise, baseline = manifest["promise"], manifest["baseline"]
+    lines = ["| | untouched | this model |", "|---|---|---|"]
+    for axis, title in _ROWS:
+        if axis in promise:
+            before = str(_whole(reading_from(baseline[axis]))) if axis in baseline else ""
+            lines.append(f"| {title} | {before} | {_whole(reading_from(promise[axis]))} |")
+    if "speed_up" in promise:
+        lines.append(f"| Times faster | 1 | {_times(reading_from(promise['speed_up']))} |")
+    bounds = [f"Promised: `{_plain(manifest['bounds'])}`."] if manifest["bounds"] else []
+    if manifest["bounds_missed"]:
+        bounds.append(f"Asked for and **not** reached: `{_plain(manifest['bounds_missed'])}`.")
+    return "\n".join([BEGIN, "", *lines, "", *bounds, END])
+
+
+def _changes(manifest: Mapping[str, Any]) -> str:
+    changed = manifest["changed"]
+    if not changed:
+        return f"Nothing: this is the untouched model ({manifest['fidelity']})."
+    rows = [f"| `{_plain(knob)}` | {_plain(before)} | {_plain(after)} |" for knob, (before, after) in changed.items()]
+    told = {
+        "one-shot": "repaired by least squares, not trained",
+        "recovered": "then recovered by distillation from the original",
+    }
+    return "\n".join(
+        [
+            f"{len(rows)} knobs, {told.get(manifest['fidelity'], 'as it is')}.",
+            "",
+            "| knob | untouched | here |",
+            "|---|---|---|",
+            *rows,
+        ]
+    )
+
+
+def _whole(reading: Reading) -> str:
+    return f"{reading.get():,.0f}" if reading.unit == "1" else str(reading)
+
+
+def _times(reading: Reading) -> str:
+    inside = f" [{reading.low:.2f}, {reading.high:.2f}]" if reading.low is not None and reading.high is not None else ""
+    return f"{reading.get():.2f}×{inside}"
+
+
+def _plain(value: object) -> str:
+    """Keep names from breaking out of the page's markup."""
+    return "".join(c for c in str(value) if c.isprintable() and c not in "`|<>[]")

@@ -1,0 +1,49 @@
+"""``equipoise export STUDY``: one point of a study as a folder that can ship."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import Any
+
+from equipoise.errors import EXIT_OK
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb to the command line."""
+    parser = subparsers.add_parser(
+        "export",
+        help="write one point of a study as a folder that can ship",
+        description="Write the very file that was scored, with what it promises and what is needed to check it: model file, "
+        "safetensors, manifest.json, model card and the untouched model for comparison. The folder is printed on stdout.",
+    )
+    parser.add_argument("study", metavar="STUDY", type=Path, help="folder of the study (what --store named)")
+    parser.add_argument(
+        "--pick",
+        metavar="WHICH",
+        default="best",
+        help='best (within the study\'s budget, the default), knee, fastest, smallest, or a budget such as "latency<=1ms"',
+    )
+    parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write; absent or empty")
+    parser.add_argument("--overwrite", action="store_true", help="replace an artifact that stands in DIR")
+    parser.add_argument("--json", action="store_true", help="print the manifest instead of the folder's name")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Pick, write the folder, print its name and what it gains."""
+    import json
+    import sys
+
+    from equipoise.artifact import export
+    from equipoise.picks import parse_pick
+    from equipoise.store import Store
+    from equipoise.study import Study
+
+    bounds = parse_pick(args.pick)
+    with Store.open(args.study, create=False, readonly=True) as store:
+        study = Study.read(store)
+        evaluation = study.pick(args.pick)
+        artifact = export(evaluation, store, args.out, pick=args.pick, budget=bounds, overwrite=args.overwrite)
+    print(study.sentence(evaluation), file=sys.stderr)
+    print(json.dumps(artifact.manifest, indent=2, sort_keys=True) if args.json else artifact.path)
+    return EXIT_OK

@@ -1,0 +1,265 @@
+"""Export and the checks that need no model: hashes, digest, card, and folders that are never half there."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from equipoise.artifact import Artifact, export
+from equipoise.budget import parse_budget
+from equipoise.card import BEGIN
+from equipoise.errors import InputError, StoreError
+from equipoise.records import Evaluation, Plan, as_data, measured
+from equipoise.store import Store
+from equipoise.verify import integrity, verify
+
+BIG, SMALL = b"untouched program " * 50, b"compressed program " * 20
+
+
+def evaluation(store: Store, name: str, **changes: object) -> Evaluation:
+    untouched = name == "base"
+    content = BIG if untouched else SMALL
+    fields: dict[str, object] = {
+        "plan": Plan({"width.conv1": 64 if untouched else 32, "bits.fc": 32}),
+        "fidelity": "untouched" if untouched else "recovered",
+        "quality": measured(95.0 if untouched else 94.25, "points", n=400),
+        "drop": measured(0.0 if untouched else 0.75, "points", low=-0.1, high=1.6, n=400),
+        "cost": {
+            "latency_s": measured(2e-3 if untouched else 1e-3, "s", low=0.9e-3, high=2.1e-3, n=12),
+            "size_bytes": measured(len(content), "B"),
+            "params": measured(1000 if untouched else 500, "1"),
+        },
+        "files": {"program:model.onnx": store.blob(content), "weights": store.blob(b"weights")},
+        "details": {
+            "runtime": "onnxruntime",
+            "precision": "fp32",
+            "target": "onnxruntime:cpu?threads=1&batch=1",
+            "loss": 0.01,
+            "speed_up": {"value": 2.0, "low": 1.9, "high": 2.1, "n": 12, "confidence": 0.95},
+        },
+    }
+    return Evaluation(**(fields | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture
+def store(tmp_path: Path) -> Iterator[Store]:
+    with Store.open(tmp_path / "study") as store:
+        base, small = evaluation(store, "base"), evaluation(store, "small")
+        header = {
+            "workload": "digits",
+            "target": "onnxruntime:cpu?threads=1&batch=1",
+            "budget": "latency<=1.5ms, drop<=0.5",
+            "seed": 0,
+            "metric": {"name": "accuracy", "maximize": True},
+            "baseline": base.key,
+            "machine": {"cpu": "a <script>|`cpu`", "flags": ["avx2"], "versions": {"onnxruntime": "1.32.0"}},
+        }
+        store.put("study", "header", header, seconds=0.0)
+        for e in (base, small):
+            store.put("evaluation", e.key, {"evaluation": as_data(e)}, seconds=1.0)
+        yield store
+
+
+@pytest.fixture
+def artifact(store: Store, tmp_path: Path) -> Artifact:
+    return export(evaluation(store, "small"), store, tmp_path / "out", pick="fastest")
+
+
+def files(folder: Path) -> dict[str, bytes]:
+    return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+def test_the_scored_bytes_ship(artifact: Artifact) -> None:
+    found = files(artifact.path)
+    assert found["model.onnx"] == SMALL
+    assert found["reference/model.onnx"] == BIG
+    assert set(found) == {"manifest.json", "README.md", "model.onnx", "model.safetensors", "reference/model.onnx"}
+    assert artifact.program.files == {"model.onnx": SMALL}
+    assert artifact.reference.files == {"model.onnx": BIG}
+    assert [p.name for p in artifact.path.parent.iterdir() if p.name.startswith(".")] == []
+
+
+def test_openvino_goes_into_its_own_folder_beside_onnx(store: Store, tmp_path: Path) -> None:
+    parts = {"program:model.xml": b"<xml/>", "program:model.bin": b"bin", "onnx": b"the same plan in fp32"}
+    details = {"runtime": "openvino", "precision": "int8", "target": "openvino:cpu?threads=1&batch=1"}
+    made = evaluation(store, "small", files={role: store.blob(content) for role, content in parts.items()}, details=details)
+    found = export(made, store, tmp_path / "out")
+    assert {"openvino/model.xml", "openvino/model.bin", "model.onnx"} <= files(found.path).keys()
+    assert found.program.files == {"model.bin": b"bin", "model.xml": b"<xml/>"}
+    assert "openvino" in (found.path / "README.md").read_text()
+
+
+def test_the_manifest_promises_what_was_measured_and_only_bounds_that_hold(artifact: Artifact) -> None:
+    assert artifact.promise["drop"] == measured(0.75, "points", low=-0.1, high=1.6, n=400)
+    assert artifact.promise["speed_up"].get() == 2.0
+    assert artifact.baseline["latency_s"].get() == 2e-3
+    assert artifact.plan == Plan({"width.conv1": 32, "bits.fc": 32})
+    assert artifact.manifest["changed"] == {"width.conv1": [64, 32]}
+    assert [c.word for c in artifact.bounds] == ["latency"]
+    assert artifact.manifest["bounds_missed"] == "drop<=0.5"
+    assert artifact.manifest["study"]["workload"] == "digits"
+    assert all(check.ok for check in integrity(artifact))
+
+
+def test_a_picked_budget_is_the_one_promised(store: Store, tmp_path: Path) -> None:
+    found = export(evaluation(store, "small"), store, tmp_path / "out", budget=parse_budget("latency<=1.1ms, drop<=1"))
+    assert found.manifest["bounds"] == "latency<=1.1ms, drop<=1"
+
+
+def test_the_card_tells_and_cannot_be_broken_out_of(artifact: Artifact) -> None:
+    text = (artifact.path / "README.md").read_text()
+    assert "2.00× [1.90, 2.10]" in text
+    assert "| Drop (points) |  | 0.75 [-0.10, 1.60] |" in text
+    assert "Asked for and **not** reached: `drop<=0.5`".replace("<", "") in text.replace("<", "")
+    assert "<script>" not in text
+    assert 'InferenceSession("model.onnx")' in text
+
+
+def change(artifact: Artifact, edit: Callable[[dict], None], *, fix: bool = False) -> None:  # type: ignore[type-arg]
+    """Rewrite the manifest as an attacker would, with `fix` its digest and card too."""
+    manifest = json.loads((artifact.path / "manifest.json").read_text())
+    edit(manifest)
+    if fix:
+        manifest["digest"] = Artifact(artifact.path, manifest).digest
+    (artifact.path / "manifest.json").write_text(json.dumps(manifest))
+
+
+MUTANTS: dict[str, tuple[str, Callable[[Artifact], None]]] = {
+    "truncated program": ("files", lambda a: (a.path / "model.onnx").write_bytes(SMALL[:-1])),
+    "empty program": ("files", lambda a: (a.path / "model.onnx").write_bytes(b"")),
+    "one flipped bit": ("files", lambda a: (a.path / "model.onnx").write_bytes(bytes([SMALL[0] ^ 1]) + SMALL[1:])),
+    "swapped model file": ("files", lambda a: shutil.copy(a.path / "reference/model.onnx", a.path / "model.onnx")),
+    "swapped reference": ("files", lambda a: shutil.copy(a.path / "model.onnx", a.path / "reference/model.onnx")),
+    "missing program": ("files", lambda a: (a.path / "model.onnx").unlink()),
+    "missing weights": ("files", lambda a: (a.path / "model.safetensors").unlink()),
+    "missing reference": ("files", lambda a: shutil.rmtree(a.path / "reference")),
+    "missing card": ("model card", lambda a: (a.path / "README.md").unlink()),
+    "prettier card": (
+        "model card",
+        lambda a: (a.path / "README.md").write_text((a.path / "README.md").read_text().replace("0.75", "0.05")),
+    ),
+    "prettier drop": ("manifest", lambda a: change(a, lambda m: m["promise"]["drop"].update(value=0.1))),
+    "prettier speed": ("manifest", lambda a: change(a, lambda m: m["promise"]["speed_up"].update(value=3.0))),
+    "prettier budget": ("manifest", lambda a: change(a, lambda m: m.update(bounds="latency<=1.5ms, drop<=0.5"))),
+    "another plan": ("manifest", lambda a: change(a, lambda m: m["plan"].update({"bits.fc": 8}))),
+    "card left behind": ("model card", lambda a: change(a, lambda m: m["promise"]["drop"].update(value=0.1), fix=True)),
+    "forgotten hash": ("files", lambda a: change(a, lambda m: m["files"].pop("model.onnx"), fix=True)),
+    "link for a file": ("files", lambda a: link(a.path / "model.onnx", a.path / "reference/model.onnx")),
+    "link for a folder": ("files", lambda a: link(a.path / "reference", a.path.parent)),
+    "way out": (
+        "files",
+        lambda a: change(a, lambda m: m["files"].update({"../x": {"bytes": 1, "sha256": "0" * 64}}), fix=True),
+    ),
+}
+
+
+def link(path: Path, to: Path) -> None:
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+    path.symlink_to(to)
+
+
+@pytest.mark.parametrize("name", MUTANTS)
+def test_mutants_are_caught_without_loading_anything(artifact: Artifact, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    where, mutate = MUTANTS[name]
+    monkeypatch.setattr("equipoise.verify._measured", lambda *_: pytest.fail("a suspicious file was loaded"))
+    mutate(artifact)
+    found = verify(artifact.path)
+    assert not found.ok
+    assert where in [check.name for check in found.broken]
+    assert json.loads((artifact.path / "verify.json").read_text())["ok"] is False
+
+
+def test_words_around_the_cards_figures_are_free(artifact: Artifact) -> None:
+    card = artifact.path / "README.md"
+    card.write_text("# My model\n\n" + card.read_text().replace("## Limits", "## My limits"))
+    assert all(check.ok for check in integrity(artifact))
+    assert BEGIN in card.read_text()
+
+
+@pytest.mark.parametrize(
+    "text", ["", "{", "[]", '{"schema": 1}', '{"schema": "x", "kind": "equipoise artifact"}', "[" * 100_000]
+)
+def test_a_damaged_manifest_is_one_clear_error(artifact: Artifact, text: str) -> None:
+    (artifact.path / "manifest.json").write_text(text)
+    with pytest.raises(InputError, match=r"manifest\.json must be an Equipoise manifest"):
+        verify(artifact.path)
+
+
+@pytest.mark.parametrize(
+    "field", ["schema", "plan", "promise", "baseline", "bounds", "deployable", "reference", "files", "machine"]
+)
+@pytest.mark.parametrize("value", [None, 5, "x", [1], {"a": 1}])
+def test_a_manifest_of_wrong_types_is_told(artifact: Artifact, field: str, value: object) -> None:
+    change(artifact, lambda m: m.update({field: value}))
+    try:
+        found = verify(artifact.path)
+    except InputError:
+        return
+    assert not found.ok
+
+
+def test_a_newer_manifest_is_refused(artifact: Artifact) -> None:
+    change(artifact, lambda m: m.update(schema=2))
+    with pytest.raises(InputError, match="newer Equipoise"):
+        Artifact.load(artifact.path)
+
+
+def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"a folder with a manifest\.json"):
+        verify(tmp_path)
+
+
+def test_nothing_is_written_over(store: Store, tmp_path: Path) -> None:
+    small, out = evaluation(store, "small"), tmp_path / "out"
+    out.mkdir()
+    export(small, store, out)  # an empty folder is free
+    before = files(out)
+    with pytest.raises(InputError, match="absent or empty"):
+        export(small, store, out)
+    base = export(evaluation(store, "base"), store, out, overwrite=True)
+    assert base.program.files == {"model.onnx": BIG}
+    assert files(out) != before
+    mine = tmp_path / "mine"
+    mine.mkdir()
+    (mine / "thesis.tex").write_text("x")
+    with pytest.raises(InputError, match="an artifact, to be overwritten"):
+        export(small, store, mine, overwrite=True)
+    with pytest.raises(InputError, match="must be a folder"):
+        export(small, store, mine / "thesis.tex")
+    assert files(mine) == {"thesis.tex": b"x"}
+
+
+def test_a_failed_export_leaves_nothing(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    small, out = evaluation(store, "small"), tmp_path / "out"
+    export(evaluation(store, "base"), store, out)
+    before, written = files(out), list[Path]()
+
+    def full(path: Path, data: bytes) -> None:
+        if len(written) == 3:
+            raise StoreError("no space left")
+        path.write_bytes(data)
+        written.append(path)
+
+    monkeypatch.setattr("equipoise.artifact.write_atomic", full)
+    for target in (out, tmp_path / "new"):
+        written.clear()
+        with pytest.raises(StoreError, match="no space"):
+            export(small, store, target, overwrite=True)
+    assert files(out) == before
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "study"]
+
+
+def test_what_cannot_be_exported(store: Store, tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="this one failed: boom"):
+        export(evaluation(store, "small", error="Traceback\nboom"), store, tmp_path / "out")
+    with pytest.raises(StoreError, match="holds no program"):
+        export(evaluation(store, "small", files={}), store, tmp_path / "out")
+    small = evaluation(store, "small")
+    (store.path / "blobs" / small.files["program:model.onnx"]).write_bytes(b"other")
+    with pytest.raises(StoreError, match="changed on the disk"):
+        export(small, store, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
