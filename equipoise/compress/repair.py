@@ -1,0 +1,164 @@
+"""Repair a pruned model in closed form: no labels, no gradient steps, seconds.
+
+Layer by layer in execution order, each linear map is fitted so that, *from the inputs that the pruned model really gives
+it*, it answers what the untouched model answered. Where its output is added to a shortcut, the target is the untouched
+model's sum minus the pruned model's shortcut, so that each block also mends what the blocks before it (or a dropped block)
+have broken. One forward pass of the student does it all: a layer is fitted the moment its target is known.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.compress.statistics import (
+    Target,
+    as_matrix,
+    as_weight,
+    collect,
+    gram,
+    input_rows,
+    is_linear_map,
+    output_rows,
+    weight_of,
+)
+from equipoise.compress.trace import NORMS, Invocation, watch
+from equipoise.errors import must_be
+
+RIDGE = 1e-3
+
+
+def repair(student: nn.Module, teacher: nn.Module, inputs: Tensor, *, kept: Mapping[str, Tensor] | None = None) -> nn.Module:
+    """Return `student` with the weights of its dense layers re-solved to answer as `teacher` does on `inputs`.
+
+    Args:
+        student: `teacher` after pruning or block drops, BatchNorm folded in both (see `fold`); it is not changed.
+        teacher: the untouched model, with the same layer names.
+        inputs: unlabelled calibration inputs `(N, ...)`, drawn at random; 192 to 512 are enough.
+        kept: the output channels that each narrowed layer kept, int64, by layer name; a layer that is not named must be as
+            wide as the teacher's.
+
+    Returns:
+        A new model. Layers whose inputs are undamaged keep their weights exactly.
+
+    Raises:
+        InputError: a layer is narrower than the teacher's and `kept` does not say which channels are left.
+
+    Limits:
+        Grouped and 3-D convolutions, attention and recurrent layers are left as they are. The fit is to `inputs` alone:
+        a biased sample gives a biased model.
+    """
+    return refit(student, inputs, targets=collect(teacher, inputs).targets, kept=kept)
+
+
+def refit(
+    student: nn.Module, inputs: Tensor, *, targets: Mapping[str, Target], kept: Mapping[str, Tensor] | None = None
+) -> nn.Module:
+    """Do the work of `repair` from targets that `statistics.collect` has already taken from the teacher."""
+    repaired = copy.deepcopy(student).eval()
+    wanted = {name: _narrowed(name, target, repaired, kept or {}) for name, target in targets.items()
+              if name in dict(repaired.named_modules())}
+    watch(repaired, inputs, _Settlement(repaired, wanted).answer)
+    return repaired
+
+
+def recalibrate(model: nn.Module, inputs: Tensor, *, batch: int = 64) -> nn.Module:
+    """Return a copy of `model` whose BatchNorm statistics are those of `inputs` `(N, ...)`; for nets that are not folded."""
+    fresh = copy.deepcopy(model).eval()
+    norms = [module for module in fresh.modules() if isinstance(module, NORMS) and module.running_mean is not None]
+    momenta = [norm.momentum for norm in norms]
+    for norm in norms:
+        norm.reset_running_stats()
+        norm.momentum = None  # a plain average over the batches
+        norm.train()
+    with torch.no_grad():
+        for start in range(0, len(inputs), batch):
+            fresh(inputs[start : start + batch])
+    for norm, momentum in zip(norms, momenta, strict=True):
+        norm.momentum = momentum
+    return fresh.eval()
+
+
+class _Settlement:
+    """Answer the student's calls: fit a layer when it runs, or when the sum it goes into runs."""
+
+    def __init__(self, student: nn.Module, targets: Mapping[str, Target]) -> None:
+        self._layers = dict(student.named_modules())
+        self._targets = dict(targets)
+        self._open: dict[int, tuple[Invocation, Tensor, Tensor, int]] = {}  # output id -> call, output, rows, input version
+
+    def answer(self, invocation: Invocation) -> Any:
+        """Return the result of the call, computed with settled weights where a target is known."""
+        if is_linear_map(invocation) and invocation.layer in self._targets:
+            target = self._targets[invocation.layer]
+            layer: Any = self._layers[invocation.layer]
+            if weight_of(invocation) is not layer.weight:
+                return invocation.run()
+            rows = input_rows(invocation, target.places)
+            if not target.of_sum:
+                solve(layer, rows, self._targets.pop(invocation.layer).rows)
+                return _rerun(invocation, layer)
+            result = _rerun(invocation, layer)
+            self._open[id(result)] = (invocation, result, rows, invocation.args[0]._version)
+            return result
+        if invocation.op == "add" and len(invocation.args) == 2 and not invocation.kwargs:
+            for place, operand in enumerate(invocation.args):
+                if id(operand) in self._open:
+                    self._settle(operand, invocation.args[1 - place])
+        return invocation.run()
+
+    def _settle(self, output: Tensor, other: Any) -> None:
+        """Fit the layer behind `output` to what is missing from `other` to the target sum; rewrite `output`."""
+        call, _, rows, version = self._open.pop(id(output))
+        if call.args[0]._version != version or not isinstance(other, Tensor):
+            return
+        target = self._targets.pop(call.layer)
+        layer: Any = self._layers[call.layer]
+        shortcut = output_rows(other.expand_as(output), target.places, call.op)
+        solve(layer, rows, target.rows - shortcut)
+        output.copy_(_rerun(call, layer))
+
+
+@torch.no_grad()
+def solve(layer: Any, rows: Tensor, target: Tensor, *, ridge: float = RIDGE) -> None:
+    """Set `layer` (in place) to the ridge least-squares fit of `target` `(P, O)` from `rows` `(P, d)`.
+
+    The ridge, `ridge` times the mean second moment, pulls towards the weights that the layer has: what the data does not
+    decide stays, and a layer that is already right does not move.
+    """
+    before = as_matrix(layer.weight)
+    missing = target - rows @ before.T - layer.bias
+    if float(missing.square().mean()) <= 1e-10 * float(target.square().mean()):
+        return
+    ones = torch.ones(len(rows), 1)
+    extended = torch.cat([rows, ones], 1)
+    normal = gram(extended)
+    width = rows.shape[1]
+    scale = normal.diagonal()[:width].mean().clamp_min(1e-12)
+    normal.diagonal()[:width] += ridge * scale
+    step = torch.cholesky_solve(gram(extended, missing), torch.linalg.cholesky(normal))  # (d + 1, O)
+    layer.weight.copy_(as_weight(before + step[:width].T.to(before.dtype), layer.weight))
+    layer.bias += step[width].to(layer.bias.dtype)
+
+
+def _rerun(invocation: Invocation, layer: Any) -> Any:
+    """Call the layer's function again with its weight and bias as they are now."""
+    given = (*invocation.args[:1], layer.weight, layer.bias, *invocation.args[3:])
+    return invocation.function(*given, **invocation.kwargs)
+
+
+def _narrowed(name: str, target: Target, student: nn.Module, kept: Mapping[str, Tensor]) -> Target:
+    """Return the target's rows for the channels that the student's layer still has; give the layer a bias."""
+    layer: Any = student.get_submodule(name)
+    width = layer.weight.shape[0]
+    if layer.bias is None:
+        layer.bias = nn.Parameter(torch.zeros(width, dtype=layer.weight.dtype), layer.weight.requires_grad)
+    rows = target.rows[:, kept[name]] if name in kept else target.rows
+    if rows.shape[1] != width:
+        raise must_be(f"kept[{name!r}]", f"the {width} output channels that the layer kept", kept.get(name),
+                      "Pass the channel indices that were kept when it was pruned.")
+    return Target(rows, target.places, target.of_sum)

@@ -1,0 +1,183 @@
+"""See what a model computes, call by call, without asking how it was written.
+
+Symbolic tracing refuses data-dependent Python; running the model once and watching every torch function does not. The
+price is that the trace is true for that example only, which is why `graph` and `depth` still probe what they conclude.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
+WEIGHTED = (*CONVS, nn.Linear)
+NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
+
+RUN_ERRORS = (RuntimeError, ValueError, TypeError, AttributeError, LookupError, AssertionError, NotImplementedError)
+"""What somebody else's forward may raise when its widths or blocks are changed under it."""
+
+
+@dataclass(frozen=True)
+class Invocation:
+    """One torch function about to run: call it with `run()`, or answer in its place."""
+
+    function: Callable[..., Any]
+    args: tuple[Any, ...]
+    kwargs: Mapping[str, Any]
+    scope: tuple[str, ...]
+
+    @property
+    def op(self) -> str:
+        """Return the function's bare name: `conv2d`, `add` for `+`, `+=` and `Tensor.add_`."""
+        name = getattr(self.function, "__name__", "").strip("_")
+        return {"iadd": "add", "radd": "add"}.get(name, name)
+
+    @property
+    def layer(self) -> str:
+        """Return the name of the innermost module running now; "" is the model itself."""
+        return self.scope[-1] if self.scope else ""
+
+    def run(self) -> Any:
+        """Return what the function itself computes."""
+        return self.function(*self.args, **self.kwargs)
+
+
+@dataclass(frozen=True)
+class Call:
+    """One finished torch function: value numbers stand for tensors, a changed tensor gets a new number."""
+
+    op: str
+    scope: tuple[str, ...]
+    inputs: tuple[int, ...]
+    outputs: tuple[int, ...]
+
+    @property
+    def layer(self) -> str:
+        """Return the name of the innermost module that made the call."""
+        return self.scope[-1] if self.scope else ""
+
+
+@dataclass(frozen=True)
+class Tape:
+    """All calls of one run in order, the tensors each module took and gave, and the shapes of all of them."""
+
+    calls: tuple[Call, ...]
+    runs: Mapping[str, tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]]
+    shapes: Mapping[int, tuple[int, ...]]
+    outputs: tuple[int, ...]
+
+    def consumers(self, value: int) -> tuple[Call, ...]:
+        """Return the calls that read `value`."""
+        return tuple(call for call in self.calls if value in call.inputs)
+
+    def call_of(self, layer: str) -> Call | None:
+        """Return the only weighted call of `layer`, or None when it runs never or more than once."""
+        found = [call for call in self.calls if call.layer == layer and call.op.startswith(("conv", "linear", "batch_norm"))]
+        return found[0] if len(found) == 1 else None
+
+
+class _Interception(TorchFunctionMode):
+    def __init__(self, answer: Callable[[Invocation], Any], scope: list[str]) -> None:
+        super().__init__()
+        self._answer, self._scope = answer, scope
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        return self._answer(Invocation(func, tuple(args), kwargs or {}, tuple(self._scope)))
+
+
+def watch(model: nn.Module, inputs: Tensor, answer: Callable[[Invocation], Any]) -> Any:
+    """Run `model` on `inputs` once without gradients and let `answer` stand for every torch function called.
+
+    Hooks are hung on `model` while it runs and taken off again; they also keep `nn.TransformerEncoderLayer` from its
+    fused path, in which no single layer can be seen.
+    """
+    scope: list[str] = []
+    handles = []
+    for name, module in model.named_modules():
+        handles.append(module.register_forward_pre_hook(lambda _m, _x, name=name: scope.append(name)))
+        handles.append(module.register_forward_hook(lambda _m, _x, _y: _pop(scope)))
+    try:
+        with torch.no_grad(), _Interception(answer, scope):
+            return model(inputs)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def record(model: nn.Module, example: Tensor) -> Tape:
+    """Run a copy of `model` on `example` in eval mode and return the tape of what was computed."""
+    subject = copy.deepcopy(model).eval()
+    numbers = _Numbers()
+    calls: list[Call] = []
+    runs: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
+
+    def answer(invocation: Invocation) -> Any:
+        before = list(tensors((invocation.args, dict(invocation.kwargs))))
+        versions = [tensor._version for tensor in before]
+        inputs = tuple(numbers.of(tensor) for tensor in before)
+        result = invocation.run()
+        changed = [tensor for tensor, version in zip(before, versions, strict=True) if tensor._version != version]
+        for tensor in changed:
+            numbers.renew(tensor)
+        outputs = tuple(numbers.of(tensor) for tensor in tensors(result))
+        if changed or (outputs and not set(outputs) <= set(inputs)):  # not a size query, not an eval-mode dropout
+            calls.append(Call(invocation.op, invocation.scope, inputs, outputs))
+        return result
+
+    handles = []
+    for name, module in subject.named_modules():
+        def note(_m: nn.Module, taken: Any, given: Any, name: str = name) -> None:
+            runs.setdefault(name, []).append((tuple(map(numbers.of, tensors(taken))), tuple(map(numbers.of, tensors(given)))))
+
+        handles.append(module.register_forward_hook(note))
+    outputs = watch(subject, example, answer)
+    for handle in handles:
+        handle.remove()
+    ends = tuple(numbers.of(tensor) for tensor in tensors(outputs))
+    return Tape(tuple(calls), {name: tuple(found) for name, found in runs.items()}, numbers.shapes, ends)
+
+
+def tensors(value: Any) -> Iterator[Tensor]:
+    """Yield the tensors inside nested tuples, lists and dictionaries, in order."""
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, Mapping):
+        for item in value.values():
+            yield from tensors(item)
+    elif isinstance(value, (tuple, list)):
+        for item in value:
+            yield from tensors(item)
+
+
+def _pop(scope: list[str]) -> None:
+    """Leave the innermost module (a hook must return None, or it would replace the output)."""
+    scope.pop()
+
+
+class _Numbers:
+    """Value numbers by tensor identity; every tensor seen is kept alive so that no identity is used twice."""
+
+    def __init__(self) -> None:
+        self.shapes: dict[int, tuple[int, ...]] = {}
+        self._known: dict[int, int] = {}
+        self._alive: list[Tensor] = []
+
+    def of(self, tensor: Tensor) -> int:
+        """Return the number of `tensor` as it is now."""
+        if id(tensor) not in self._known:
+            self._alive.append(tensor)
+            self.renew(tensor)
+        return self._known[id(tensor)]
+
+    def renew(self, tensor: Tensor) -> None:
+        """Give `tensor` a new number because its content has changed."""
+        number = len(self.shapes)
+        self._known[id(tensor)] = number
+        with torch._C.DisableTorchFunction():
+            self.shapes[number] = tuple(tensor.shape)
