@@ -274,9 +274,12 @@ def check_program(program: Program, runtime: str) -> None:
         )
 
 
-def check_quantizable(calibration: np.ndarray[Any, Any] | None, float_layers: frozenset[str], known: frozenset[str]) -> None:
-    """Raise `InputError` when int8 is asked for without data, or a layer left float does not exist."""
+def check_quantizable(
+    calibration: np.ndarray[Any, Any] | None, float_layers: frozenset[str], known: frozenset[str]
+) -> np.ndarray[Any, Any]:
+    """Return `calibration`; raise `InputError` when there is none, or when a layer left float does not exist."""
     if calibration is None or len(calibration) == 0:
         raise must_be("calibration", "a non-empty array of inputs", calibration, "int8 needs it to choose its ranges.")
     for name in sorted(float_layers - known):
         raise unknown("float_layers", name, known)
+    return calibration

@@ -26,12 +26,16 @@ from torch import Tensor, nn
 
 from equipoise.errors import InputError, must_be
 from equipoise.runtimes.base import Source, cached
+from equipoise.runtimes.simplify import simplify
 
 OPSET = 20
 """ONNX operator set written; every runtime of the table reads it."""
 
 TRANSPOSED = ".T"
 """Suffix of the initializer that holds a parameter transposed: ``fc.weight.T``."""
+
+WEIGHT_INPUT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}
+"""Operators with weights worth quantizing -> which input the weights are."""
 
 TOLERANCE = 1e-4
 """Largest difference from torch, as a fraction of the largest output."""
@@ -86,11 +90,11 @@ class Exporter:
             if template is None:
                 template = self._templates[key] = self._template(model, example)
             filled = _fill(template, weights)
-            if filled is not None and _agrees(filled, batches, wanted):
+            if filled is not None and _agrees(simplify(filled), batches, wanted):
                 return _finish(filled)
             if template.shapes == shapes:
                 break  # exporting the same shapes again would give the same template
-        graph = self._export(model, example)
+        graph = simplify(self._export(model, example))
         if not _agrees(graph, batches, wanted):
             raise must_be("model", "one whose ONNX form computes what torch computes", type(model).__name__, _ADVICE)
         return _finish(graph)
@@ -141,20 +145,21 @@ _ADVICE = "Check that forward treats every sample alike and has no branches on v
 
 
 def layer_nodes(content: bytes) -> dict[str, tuple[str, ...]]:
-    """Return module name -> names of the nodes that multiply by its weights.
+    """Return module name -> names of the nodes that use its weights.
 
     Args:
         content: An ONNX file of `Exporter.onnx`.
 
     Limits:
-        Convolutions and matrix products only; a layer whose weights were rearranged (GRU, LSTM) is not in the map.
+        Convolutions, matrix products and embeddings only; a layer whose weights were rearranged (GRU, LSTM) is not in the map.
     """
     graph = load_from_string(content).graph
     initializers = {initializer.name for initializer in graph.initializer}
     layers: dict[str, tuple[str, ...]] = {}
     for node in graph.node:
-        if node.op_type in ("Conv", "ConvTranspose", "Gemm", "MatMul") and node.input[1] in initializers:
-            module, dot, last = _parameter_of(node.input[1]).rpartition(".")
+        index = WEIGHT_INPUT.get(node.op_type, -1)
+        if index >= 0 and node.input[index] in initializers:
+            module, dot, last = _parameter_of(node.input[index]).rpartition(".")
             if dot or last == "weight":  # otherwise a constant of the graph, not a parameter
                 layers[module] = (*layers.get(module, ()), node.name)
     return layers
