@@ -82,7 +82,7 @@ def page_data(study: Mapping[str, Any]) -> dict[str, Any]:
     baseline, pick = (_find(evaluations, study.get(role)) for role in ("baseline", "pick"))
     budget = parse_budget(header.get("budget") or None)
     return {
-        "header": {**header, "workload": str(header.get("workload", "")), "target": str(header.get("target", ""))},
+        "header": {key: str(header.get(key) or "") for key in ("workload", "target", "started")},
         "sentence": unbroken(study.get("sentence") or "No pick yet: the study holds no usable evaluation."),
         "pick_rule": study.get("pick_rule") or "",
         "notes": list(study.get("notes") or ()),

@@ -148,14 +148,14 @@ function drawRoles(placed, state, box) {
   if (state.winner && state.winner.key !== DATA.pick) name(state.winner, "winner");
   const taken = [];
   for (const d of placed) {
-    const words_ = names.get(d.p) ?? [];
-    if (words_.includes("knee")) svg("path", { class: "knee", d: "M0-12 12 0 0 12-12 0z", transform: `translate(${d.cx} ${d.cy})` }, STAGE);
+    const called = names.get(d.p) ?? [];
+    if (called.includes("knee")) svg("path", { class: "knee", d: "M0-12 12 0 0 12-12 0z", transform: `translate(${d.cx} ${d.cy})` }, STAGE);
     const outdone = state.winner && state.winner.key !== DATA.pick;
-    if (words_.includes("winner")) svg("circle", { class: "ring", cx: d.cx, cy: d.cy, r: 9 }, STAGE);
-    else if (words_.includes("pick")) svg("circle", { class: `ring${outdone ? " outdone" : ""}`, cx: d.cx, cy: d.cy, r: 9 }, STAGE);
+    if (called.includes("winner")) svg("circle", { class: "ring", cx: d.cx, cy: d.cy, r: 9 }, STAGE);
+    else if (called.includes("pick")) svg("circle", { class: `ring${outdone ? " outdone" : ""}`, cx: d.cx, cy: d.cy, r: 9 }, STAGE);
     if (d.p === state.shown) svg("circle", { class: "ring shown", cx: d.cx, cy: d.cy, r: 15 }, STAGE);
-    if (!words_.length) continue;
-    const text = words_.join(" · "), wide = text.length * 7;
+    if (!called.length) continue;
+    const text = called.join(" · "), wide = text.length * 7;
     const spots = [[16, -12, "start"], [-16, -12, "end"], [16, 22, "start"], [-16, 22, "end"], [0, -22, "middle"], [0, 32, "middle"]];
     const others = placed.filter((o) => o !== d && (o.front || o.p === BASELINE)).map((o) => [o.cx - 6, o.cy - 6, 12]);
     const fits = (busy) => ([dx, dy, anchor]) => {
@@ -166,7 +166,7 @@ function drawRoles(placed, state, box) {
     const spot = spots.find(fits([...taken, ...others])) ?? spots.find(fits(taken)) ?? spots[0];
     const left = d.cx + spot[0] - (spot[2] === "end" ? wide : spot[2] === "middle" ? wide / 2 : 0);
     taken.push([left, d.cy + spot[1] - 11, wide]);
-    svg("text", { class: `label${words_.includes("winner") || words_.includes("pick") ? " winner" : ""}`, x: d.cx + spot[0], y: d.cy + spot[1], "text-anchor": spot[2] }, STAGE, text);
+    svg("text", { class: `label${called.includes("winner") || called.includes("pick") ? " winner" : ""}`, x: d.cx + spot[0], y: d.cy + spot[1], "text-anchor": spot[2] }, STAGE, text);
   }
 }
 

@@ -1,0 +1,49 @@
+"""What every room's tests share: one thread per math library, the data folder, a headless browser."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+for _pool in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # before anything imports them
+    os.environ.setdefault(_pool, "1")
+
+CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def checkout() -> Path:
+    """The root of the source tree."""
+    return CHECKOUT
+
+
+@pytest.fixture(scope="session")
+def data_folder() -> Path:
+    """The folder of real data sets, from EQUIPOISE_DATA; the test is skipped where there is none."""
+    folder = Path(os.environ.get("EQUIPOISE_DATA") or CHECKOUT.parent / "shared" / "data")
+    if not folder.is_dir():
+        pytest.skip(f"no data folder {folder}; set EQUIPOISE_DATA")
+    return folder
+
+
+@pytest.fixture
+def chromium(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
+    """Call headless Chromium on an address; stdout is the page's DOM after its script ran, stderr its console."""
+    binary = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
+    if binary is None:
+        pytest.skip("no chromium on this machine")
+    flags = "headless no-sandbox disable-gpu disable-quic no-first-run disable-background-networking disable-component-update"
+    common = [f"--{flag}" for flag in (*flags.split(), "disable-sync", "enable-logging=stderr", "log-level=0", "dump-dom")]
+    runs = iter(range(1_000_000))
+
+    def visit(address: str, *more: str) -> subprocess.CompletedProcess[str]:
+        profile = tmp_path / f"profile{next(runs)}"
+        command = [binary, *common, f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND", *more, address]
+        return subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
+
+    return visit
