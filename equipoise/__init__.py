@@ -1,0 +1,43 @@
+"""Equipoise: the best balance between a model's scale and its efficiency, found by search, proven by measurement.
+
+The verbs below are loaded when first used; importing the package costs nothing and imports no torch.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from equipoise.optimize import optimize as optimize
+    from equipoise.profiler import profile as profile
+    from equipoise.study import Study as Study
+    from equipoise.verbs import distill as distill
+    from equipoise.verbs import prune as prune
+    from equipoise.verbs import quantize as quantize
+    from equipoise.workloads import Workload as Workload
+
+__version__ = "0.1.0"
+
+_VERBS = {
+    "Study": "equipoise.study",
+    "Workload": "equipoise.workloads",
+    "distill": "equipoise.verbs",
+    "optimize": "equipoise.optimize",
+    "profile": "equipoise.profiler",
+    "prune": "equipoise.verbs",
+    "quantize": "equipoise.verbs",
+}
+"""Public name -> the module that holds it."""
+
+__all__ = ["Study", "Workload", "__version__", "distill", "optimize", "profile", "prune", "quantize"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _VERBS:
+        raise AttributeError(f"module 'equipoise' has no attribute {name!r}; it offers {', '.join(__all__)}")
+    return getattr(importlib.import_module(_VERBS[name]), name)
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

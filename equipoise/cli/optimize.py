@@ -1,0 +1,96 @@
+"""``equipoise optimize WORKLOAD``: the main job."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from equipoise.errors import EXIT_FAILED, EXIT_OK
+
+if TYPE_CHECKING:
+    from equipoise.study import Study
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb to the command line."""
+    parser = subparsers.add_parser(
+        "optimize",
+        help="search the best balance of quality and cost within a budget",
+        description="Search widths, depth, precision and runtime of a trained model together, on measured cost. The same "
+        "command again goes on where the last one stopped. Exit code 1 when the budget cannot be met.",
+    )
+    parser.add_argument("workload", metavar="WORKLOAD", help="digits | cifar10:DATA?weights=FILE | images:DATA | module.py:make_workload")
+    parser.add_argument("--target", default="onnxruntime:cpu", help="runtime[:device][?threads=N&batch=N], several with commas (default: %(default)s)")
+    parser.add_argument("--budget", default="", help='bounds, such as "latency<=1ms, size<=300KB, drop<=1" (default: the knee)')
+    parser.add_argument("--time", default="10min", help="wall time for the whole run (default: %(default)s)")
+    parser.add_argument("--store", type=Path, default=None, help="folder of the study (default: runs/NAME)")
+    parser.add_argument("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
+    parser.add_argument("--no-recovery", action="store_true", help="do not distil the survivors")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Run or resume the study, print the front, and say whether the budget was met."""
+    from equipoise.budget import parse_budget
+    from equipoise.units import parse
+
+    parse_budget(args.budget), parse(args.time, "s", name="--time")  # bad input is told before torch is imported
+    store = args.store or Path("runs") / _name(args.workload)
+    _announce(store)
+    from equipoise import workloads
+    from equipoise.cli.live import Live
+    from equipoise.optimize import optimize
+
+    with Live(quiet=args.quiet) as live:
+        study = optimize(
+            workloads.load(args.workload),
+            target=args.target,
+            budget=args.budget,
+            time=args.time,
+            store=store,
+            seed=args.seed,
+            recovery=not args.no_recovery,
+            spec=args.workload,
+            listen=live,
+        )
+    show(study, as_json=args.json)
+    return EXIT_OK if study.met or not study.budget.constraints else EXIT_FAILED
+
+
+def _name(workload: str) -> str:
+    """Folder name of a workload's default store."""
+    return "".join(c if c.isalnum() else "-" for c in workload.partition("?")[0].rsplit("/", 1)[-1]).strip("-")
+
+
+def _announce(store: Path) -> None:
+    """Say at once, before anything slow is imported, whether a study is being resumed."""
+    if not (store / "study.db").is_file():
+        return
+    from equipoise.store import Store
+
+    with Store.open(store, create=False, readonly=True) as opened:
+        print(f"resuming {store}: {len(opened.all('evaluation'))} evaluations recorded", file=sys.stderr, flush=True)
+
+
+def show(study: Study, *, as_json: bool = False) -> None:
+    """Print the front, the pick and the verdict on the budget."""
+    best = study.best
+    if as_json:
+        from equipoise.records import as_data, dumps
+
+        front = [{**as_data(e), "key": e.key} for e in study.front]
+        print(dumps({"schema_version": 1, "met": study.met, "verdict": study.verdict(), "pick": best.key,
+                     "sentence": study.sentence(best), "knee": study.knee.key, "front": front}))  # fmt: skip
+        return
+    from rich.console import Console
+
+    from equipoise.cli.live import table
+
+    console = Console()
+    console.print(table(study.header["metric"]["name"], study.front, study.baseline, marked={best.key: "pick", study.knee.key: "knee"}))
+    console.print(study.verdict())
+    console.print(f"[bold]{study.sentence(best)}[/bold]")
+    console.print(f"study: {study.path}", soft_wrap=True)

@@ -1,0 +1,160 @@
+"""Recovery inside the loop: survivors of the one-shot search are distilled from the untouched model, in rungs.
+
+A model that looks ruined after pruning may come back in minutes while another does not, so ranking before recovery is wrong.
+Several candidates get a short training, the promising ones a longer one (successive halving). What training will bring is
+forecast from what it has brought; its time counts.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import TYPE_CHECKING
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from equipoise.pareto import non_dominated
+from equipoise.records import Evaluation, Plan
+from equipoise.training import distill
+
+if TYPE_CHECKING:
+    from equipoise.optimize import Road
+
+RUNGS = ((5, 0.2), (2, 0.25), (1, 0.55))
+"""(candidates, share of the recovery time) of each rung."""
+DECAY = 0.8
+"""Believed exponent of ``drop ~ time**-DECAY`` until two rungs of the same plan tell better."""
+LEAST_S = 2.0
+"""A rung that would give a candidate less than this is not worth its overhead."""
+MARGIN = 0.8
+"""Share of the allowed drop that a forecast must stay within: forecasts err, and validation is a sample."""
+CANDIDATE_LOSS = 0.02
+"""Nats under which a one-shot model needs no recovery to speak of."""
+
+
+def recover(road: Road, *, reserve: float) -> None:
+    """Train the candidates rung by rung until `reserve` seconds of the run are left; each leg is one evaluation."""
+    alive = candidates(road, RUNGS[0][0])
+    total = road.left() - reserve
+    if not alive:
+        return
+    trained: dict[str, list[tuple[float, float]]] = {e.plan.digest: [] for e in alive}
+    for leg, (count, share) in enumerate(RUNGS, start=1):
+        alive = promote(road, alive, trained, count, horizon=total * (share if leg == len(RUNGS) else 0.5))
+        seconds = total * share / max(1, len(alive))
+        if seconds < LEAST_S or not alive:
+            continue
+        road.tell("recover", f"rung {leg}: distil {len(alive)} candidate{'s' if len(alive) > 1 else ''} for {seconds:.0f} s each")
+        done = [_leg(road, e, leg, seconds) for e in alive]
+        for before, after in zip(alive, done, strict=True):
+            if after.ok:
+                spent = sum(s for s, _ in trained[before.plan.digest]) + seconds
+                trained[before.plan.digest].append((spent, max(after.drop.get(), 0.05)))
+        alive = [e for e in done if e.ok]
+
+
+def candidates(road: Road, count: int) -> list[Evaluation]:
+    """Return the one-shot evaluations to train first: within the bounds that training cannot change, spread over the loss."""
+    fixed = [c for c in road.budget.constraints if c.axis in ("latency_s", "size_bytes", "params", "macs")]
+    rows = [
+        e for e in road.evaluations
+        if e.ok and e.fidelity == "one-shot" and all(c.excess(e.axis(c.axis).get()) == 0 for c in fixed)
+    ]  # fmt: skip
+    axes = ("latency_s",) if road.budget.bound("size") is None else ("latency_s", "size_bytes")
+    front = [rows[i] for i in non_dominated([[e.details["loss"], *(e.axis(a).get() for a in axes)] for e in rows])]
+    front = sorted((e for e in front if e.details["loss"] >= CANDIDATE_LOSS), key=lambda e: float(e.details["loss"]))
+    if road.budget.bound("latency") is not None or len(front) <= count:
+        return front[:count]  # at a given latency the least loss is the best start
+    logs = np.log([e.details["loss"] for e in front])
+    wanted = np.linspace(logs[0], logs[-1], count)
+    return [front[i] for i in sorted({int(np.argmin(np.abs(logs - w))) for w in wanted})]
+
+
+def promote(
+    road: Road, alive: Sequence[Evaluation], trained: dict[str, list[tuple[float, float]]], count: int, *, horizon: float
+) -> list[Evaluation]:
+    """Return the `count` candidates to train on: the fastest that are forecast to keep the drop, then those forecast best.
+
+    Args:
+        trained: Plan digest -> (seconds trained in all, drop then), oldest first.
+        horizon: Seconds of training that the survivor may still get.
+    """
+    if len(alive) <= count or not all(trained[e.plan.digest] for e in alive):
+        return list(alive)[:count]
+    decay = _decay(trained)
+    forecast = {e.key: _forecast(trained[e.plan.digest], horizon, decay) for e in alive}
+    bound = road.budget.bound("drop")
+    if bound is None:
+        ranked = sorted(alive, key=lambda e: forecast[e.key])
+        if road.budget.bound("latency") is None:  # no bound at all: balance, by the distance to the ideal corner
+            ranked = sorted(alive, key=lambda e: _distance(e, alive, forecast))
+        return ranked[:count]
+    keeps = sorted((e for e in alive if forecast[e.key] <= MARGIN * bound), key=lambda e: e.axis("latency_s").get())
+    rest = sorted((e for e in alive if forecast[e.key] > MARGIN * bound), key=lambda e: forecast[e.key])
+    return [*keeps, *rest][:count]
+
+
+def _forecast(history: list[tuple[float, float]], horizon: float, decay: float) -> float:
+    seconds, drop = history[-1]
+    return drop * ((seconds + horizon) / seconds) ** -decay
+
+
+def _decay(trained: dict[str, list[tuple[float, float]]]) -> float:
+    """Return the exponent that plans with two rungs show, averaged with the prior."""
+    seen = [DECAY]
+    for history in trained.values():
+        for (s0, d0), (s1, d1) in zip(history, history[1:], strict=False):
+            seen.append(math.log(d0 / d1) / math.log(s1 / s0))
+    return min(2.0, max(0.2, sum(seen) / len(seen)))
+
+
+def _distance(e: Evaluation, alive: Sequence[Evaluation], forecast: dict[str, float]) -> float:
+    """Distance to the corner of least latency and least forecast drop, both scaled to 0..1."""
+    times = [math.log(a.axis("latency_s").get()) for a in alive]
+    drops = [forecast[a.key] for a in alive]
+    x = (math.log(e.axis("latency_s").get()) - min(times)) / ((max(times) - min(times)) or 1.0)
+    y = (forecast[e.key] - min(drops)) / ((max(drops) - min(drops)) or 1.0)
+    return math.hypot(x, y)
+
+
+def _leg(road: Road, start: Evaluation, leg: int, seconds: float) -> Evaluation:
+    plan = start.plan
+    name = f"{plan.digest}-{leg}"
+
+    def make() -> torch.nn.Module:
+        student = road.bench.restore(plan, road.store.read_blob(start.files["weights"]))
+        return train(road, plan, student, seconds=seconds, checkpoint=name, leg=leg)
+
+    predicted = {k: v for k, v in start.predicted.items() if k != "loss"}
+    return road.evaluate(plan, "recovered", make, leg=leg, predicted=predicted)
+
+
+def train(road: Road, plan: Plan, student: torch.nn.Module, *, seconds: float, checkpoint: str, leg: int) -> torch.nn.Module:
+    """Distil `student` from the untouched model for `seconds`, with a checkpoint that a killed run goes on from."""
+    generator = torch.Generator().manual_seed(int(plan.digest[:8], 16) ^ road.seed ^ leg)
+    path = road.store.scratch(checkpoint)
+    done = distill(
+        student,
+        teacher(road),
+        road.work.train,
+        seconds=seconds,
+        augment=road.work.augment,
+        generator=generator,
+        checkpoint=path,
+        on_step=lambda step: road.tell("recover", str(step)),
+    )
+    path.unlink(missing_ok=True)
+    return done.model
+
+
+def teacher(road: Road) -> Callable[[Tensor], Tensor]:
+    """Return the untouched model as its own compiled program on all cores: faster than torch for the same answers."""
+    session = road.bench.reference_on_all_cores
+
+    def answer(inputs: Tensor) -> Tensor:
+        return torch.from_numpy(np.asarray(session.run(inputs.numpy()), dtype=np.float32))
+
+    return answer
+

@@ -1,0 +1,201 @@
+"""A study: the durable record of what was tried, and the answers read off it.
+
+Needs no torch: a study can be opened, picked from and reported on while it runs, or on a machine that only has the folder.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from equipoise.budget import Budget, parse_budget
+from equipoise.errors import InputError, StoreError
+from equipoise.pareto import Knee, knee, non_dominated
+from equipoise.picks import pick
+from equipoise.records import Evaluation, evaluation_from
+from equipoise.stats import Interval
+from equipoise.store import Store
+from equipoise.units import show
+
+AXES = ("latency_s", "size_bytes", "drop")
+"""What the front trades off; all are minimised."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """All evaluations of one workload on its targets, in the order they were made.
+
+    Attributes:
+        header: Workload, targets, budget, seed, metric, machine: what the run was asked and where it ran.
+        evaluations: Every trial, failed ones too.
+        finals: Key -> the last, interleaved latency measurement against the untouched model.
+    """
+
+    path: Path
+    header: Mapping[str, Any]
+    evaluations: tuple[Evaluation, ...]
+    finals: Mapping[str, Mapping[str, Any]]
+
+    @classmethod
+    def load(cls, path: str | Path) -> Study:
+        """Open the study at `path` for reading.
+
+        Raises:
+            StoreError: No study there, or one without a baseline yet.
+        """
+        with Store.open(path, create=False, readonly=True) as store:
+            return cls.read(store)
+
+    @classmethod
+    def read(cls, store: Store) -> Study:
+        """Read the study out of an open store."""
+        header = store.get("study", "header")
+        if header is None:
+            raise StoreError(f"the study at {store.path} has no baseline yet. Run `equipoise optimize` on it first.")
+        finals = store.get("final", "comparison") or {}
+        rows = tuple(evaluation_from(row["evaluation"]) for row in store.all("evaluation"))
+        return cls(Path(store.path), header, rows, finals.get("ratios", {}))
+
+    @property
+    def budget(self) -> Budget:
+        """The budget that the study was last run with."""
+        return parse_budget(self.header["budget"])
+
+    @property
+    def baseline(self) -> Evaluation:
+        """The untouched model on the first target."""
+        return self.evaluations[0]
+
+    @cached_property
+    def usable(self) -> tuple[Evaluation, ...]:
+        """Evaluations that ended well; of one plan only the furthest fidelity."""
+        best: dict[str, Evaluation] = {}
+        for evaluation in self.evaluations:
+            if evaluation.ok:
+                best[evaluation.plan.digest] = evaluation
+        return tuple(best.values())
+
+    @cached_property
+    def front(self) -> tuple[Evaluation, ...]:
+        """Non-dominated evaluations over latency, size and drop, fastest first."""
+        rows = [e for e in self.usable if all(e.axis(a).known for a in AXES)]
+        points = [[e.axis(a).get() for a in AXES] for e in rows]
+        chosen = [rows[i] for i in non_dominated(points)]
+        return tuple(sorted(chosen, key=lambda e: e.axis("latency_s").get()))
+
+    @cached_property
+    def knee(self) -> Evaluation:
+        """The balance point of latency against drop (rule: `pareto.knee`)."""
+        return self._plane[self.knee_rule.index]
+
+    @cached_property
+    def knee_rule(self) -> Knee:
+        """The votes behind `knee`."""
+        return knee([[e.axis("latency_s").get(), e.axis("drop").get()] for e in self._plane])
+
+    @cached_property
+    def _plane(self) -> list[Evaluation]:
+        """The front of latency against drop alone, where the knee is looked for."""
+        rows = list(self.front)
+        return [rows[i] for i in non_dominated([[e.axis("latency_s").get(), e.axis("drop").get()] for e in rows])]
+
+    @cached_property
+    def best(self) -> Evaluation:
+        """The evaluation that the budget asks for; the knee where there is none; the nearest where none meets it."""
+        if not self.budget.constraints:
+            return self.knee
+        if not self.met:
+            return self.nearest[0]
+        return self.pick("best")
+
+    @property
+    def met(self) -> bool:
+        """Whether some evaluation meets the whole budget."""
+        return any(self.budget.met_by(e) for e in self.usable)
+
+    @property
+    def nearest(self) -> tuple[Evaluation, dict[str, float]]:
+        """The evaluation nearest to the budget, with the relative excess of each bound that it breaks."""
+        rows = [(sum(over.values()), i, e, over) for i, e in enumerate(self.usable) if (over := self.budget.excesses(e))]
+        if not rows:
+            raise InputError("budget must be out of reach for a nearest point to exist; some plan meets it.")
+        _, _, evaluation, over = min(rows, key=lambda row: row[:2])
+        return evaluation, over
+
+    def pick(self, text: str) -> Evaluation:
+        """Return the evaluation named by ``knee``, ``fastest``, ``smallest``, ``best`` or a budget."""
+        if text == "knee":
+            return self.knee
+        if text == "best" and not self.budget.constraints:
+            return self.knee
+        return pick(self.usable, self.baseline, text, self.budget)
+
+    def ratio(self, evaluation: Evaluation) -> Interval:
+        """Return how many times faster than the untouched model `evaluation` is, from the last interleaved run."""
+        final = self.finals.get(evaluation.key)
+        if final is not None:
+            return Interval(**final)
+        data = evaluation.details.get("speed_up")
+        if data is None:
+            return Interval(1.0, 1.0, 1.0, 0, 0.95)
+        return Interval(**data)
+
+    def sentence(self, evaluation: Evaluation) -> str:
+        """Say what `evaluation` gains and costs: speed, size and drop with its half-interval."""
+        speed = self.ratio(evaluation)
+        smaller = self.baseline.axis("size_bytes").get() / evaluation.axis("size_bytes").get()
+        drop = evaluation.drop
+        half = (drop.high - drop.low) / 2 if drop.low is not None and drop.high is not None else None
+        spread = f" ± {half:.2f}" if half is not None else ""
+        faster = f"{speed.value:.2f}× faster" if speed.value >= 1 else f"{1 / speed.value:.2f}× slower"
+        return f"{faster}, {smaller:.2f}× smaller, drop {drop.get():.2f}{spread} points of {self.header['metric']['name']}"
+
+    def verdict(self) -> str:
+        """Say whether the budget was met, and if not by how much and which bound binds."""
+        if not self.budget.constraints:
+            return f"no budget given: the knee ({self.knee_rule.rule})"
+        if self.met:
+            return f"budget met: {self.budget.text}"
+        _, over = self.nearest
+        binding = max(over, key=lambda word: over[word])
+        each = ", ".join(f"{word} by {100 * value:.0f}%" for word, value in over.items())
+        return f"budget NOT met: {self.budget.text}; nearest point misses {each}; the binding constraint is {binding}"
+
+
+def rows(study: Study, evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:
+    """Return table rows: what, latency, speed-up, size, quality, drop, fidelity."""
+    out = []
+    for e in evaluations:
+        latency, size = e.axis("latency_s"), e.axis("size_bytes")
+        ratio = study.ratio(e)
+        out.append(
+            (
+                describe(e, study.baseline),
+                show(latency.get(), "s"),
+                f"{ratio.value:.2f}×",
+                show(size.get(), "B"),
+                f"{e.quality.get():.2f}",
+                str(e.drop),
+                e.fidelity,
+            )
+        )
+    return out
+
+
+def describe(evaluation: Evaluation, baseline: Evaluation) -> str:
+    """Say in a few words how a plan differs from the untouched model."""
+    if evaluation.fidelity == "untouched":
+        return f"untouched, {evaluation.plan.choices.get('runtime', '')} {evaluation.details.get('precision', 'fp32')}".strip()
+    plan, old = evaluation.plan, baseline.plan
+    words = [str(plan.choices.get("runtime", "")), str(evaluation.details.get("precision", ""))]
+    before = sum(int(v) for v in old.of("width").values())
+    after = sum(int(v) for v in plan.of("width").values())
+    if after < before:
+        words.append(f"{100 * (1 - after / before):.0f}% channels cut")
+    dropped = sum(v == "drop" for v in plan.of("depth").values())
+    if dropped:
+        words.append(f"{dropped} block{'s' if dropped > 1 else ''} dropped")
+    return ", ".join(w for w in words if w)

@@ -1,0 +1,342 @@
+"""The workbench: a plan becomes a model, the model a file, the file an evaluation on the target.
+
+What is scored is the file that would ship: quality is read from the runtime's own outputs, latency from its own session,
+timed in blocks beside the untouched model's.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from equipoise import runtimes
+from equipoise.compress.pruner import Pruner
+from equipoise.measure import latency
+from equipoise.measure.counts import count
+from equipoise.errors import InputError
+from equipoise.records import Choice, Evaluation, Fidelity, Plan, Reading, measured, unavailable
+from equipoise.runtimes import Exporter, Program, Session, Source, Target
+from equipoise.search import Knob, Space
+from equipoise.stats import paired_drop
+from equipoise.workloads import Metric, Workload
+
+Array = np.ndarray[Any, Any]
+
+WIDTH_LEVELS = (0.75, 0.5, 0.375, 0.25)
+"""Fractions of a group's channels that a width knob offers, rounded to what the target likes (METHODS 2.1)."""
+QUICK_SAMPLES = 2000
+"""Validation samples that a one-shot trial is scored on; a recovered one is scored on the whole split."""
+CALIBRATION_SAMPLES = 256
+BATCH = 250
+WHOLE = "Equipoise changes Conv and Linear layers; `equipoise profile` lists those of your model."
+
+
+@dataclass(frozen=True)
+class Reference:
+    """The untouched model on the first target: what every candidate is timed and scored against."""
+
+    session: Session
+    outputs: Array
+
+
+@dataclass(frozen=True)
+class Workbench:
+    """All that is prepared once per workload; make one with `Workbench.prepare`.
+
+    Attributes:
+        teacher: The user's model, evaluation mode, BatchNorm folded; a copy.
+        save: Keeps bytes and returns their SHA-256 (the store's blobs).
+    """
+
+    work: Workload
+    targets: tuple[Target, ...]
+    pruner: Pruner
+    save: Callable[[bytes], str]
+    exporter: Exporter = field(default_factory=Exporter)
+
+    @classmethod
+    def prepare(cls, work: Workload, targets: tuple[Target, ...], save: Callable[[bytes], str]) -> Workbench:
+        """Fold the model, trace its groups and collect its statistics (seconds)."""
+        calibration = work.calibration.take(CALIBRATION_SAMPLES).tensors()[0]
+        return cls(work, targets, Pruner.prepare(work.model, work.example, calibration), save)
+
+    @property
+    def teacher(self) -> torch.nn.Module:
+        """The untouched model with its BatchNorm folded."""
+        return self.pruner.teacher
+
+    @cached_property
+    def calibration(self) -> Array:
+        """Inputs that int8 ranges are read from, (N, ...)."""
+        return np.asarray(self.work.calibration.take(CALIBRATION_SAMPLES).tensors()[0].numpy())
+
+    @cached_property
+    def validation(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """The whole validation split: inputs and targets."""
+        return self.work.validation.tensors()
+
+    @cached_property
+    def space(self) -> Space:
+        """The knobs read off this model and these targets; the untouched choice comes first in each menu."""
+        knobs = []
+        if len(self.targets) > 1:
+            knobs.append(Knob("runtime", tuple(t.runtime for t in self.targets)))
+        for group in self.pruner.groups:
+            if group.prunable and len(menu := widths(group.size, self.multiple)) > 1:
+                knobs.append(Knob(f"width.{group.name}", menu))
+        knobs += [Knob(f"depth.{name}", ("keep", "drop")) for name in self.pruner.blocks]
+        if any(8 in runtimes.get(t.runtime).precisions for t in self.targets):
+            knobs += [Knob(f"bits.{name}", (32, 8)) for name in self.layers]
+        if not knobs:
+            raise InputError("model must offer something to change; got one without a group, block or layer that can be. " + WHOLE)
+        return Space(tuple(knobs), self._moot(knobs))
+
+    def _moot(self, knobs: list[Knob]) -> dict[tuple[str, Choice], tuple[str, ...]]:
+        """Choices that do nothing under another one: inside a dropped block, and int8 on a runtime without it."""
+        moot: dict[tuple[str, Choice], tuple[str, ...]] = {}
+        for block in self.pruner.blocks:
+            inside = tuple(k.name for k in knobs if k.kind in ("width", "bits", "depth") and k.place.startswith(block + "."))
+            moot[(f"depth.{block}", "drop")] = inside
+        if len(self.targets) > 1:
+            bits = tuple(k.name for k in knobs if k.kind == "bits")
+            for target in self.targets:
+                if 8 not in runtimes.get(target.runtime).precisions:
+                    moot[("runtime", target.runtime)] = bits
+        return moot
+
+    @property
+    def multiple(self) -> int:
+        """Channel counts are kept to multiples of this: AVX2 kernels slow down off it (METHODS, fact 5)."""
+        return 8
+
+    @cached_property
+    def layers(self) -> tuple[str, ...]:
+        """Names of the layers that carry weights and can be quantized, in execution order."""
+        return tuple(runtimes.specs(self.teacher, self.work.example))
+
+    @cached_property
+    def shape_facts(self) -> dict[str, Any]:
+        """Layer name -> counts of the untouched model."""
+        return {layer.name: layer for layer in count(self.teacher, self.work.example).by_layer}
+
+    def target_of(self, plan: Plan) -> Target:
+        """Return the target that a plan runs on."""
+        name = plan.choices.get("runtime", self.targets[0].runtime)
+        return next(t for t in self.targets if t.runtime == name)
+
+    def restore(self, plan: Plan, weights: bytes) -> torch.nn.Module:
+        """Return a plan's model with stored safetensors weights."""
+        model = self.build(plan, repair=False)
+        model.load_state_dict(safetensors.torch.load(weights))
+        return model
+
+    def stored_program(self, evaluation: Evaluation, read: Callable[[str], bytes]) -> Program:
+        """Return the very program that was scored, from the store's blobs."""
+        files = {role.partition(":")[2]: read(sha) for role, sha in evaluation.files.items() if role.startswith("program:")}
+        return Program(evaluation.details["runtime"], evaluation.details["precision"], files)
+
+    @cached_property
+    def reference_on_all_cores(self) -> Session:
+        """The untouched model's program with a thread for each core, for scoring and teaching."""
+        return runtimes.get(self.reference_program.runtime).load(self.reference_program, threads=os.cpu_count() or 1)
+
+    def build(self, plan: Plan, *, repair: bool = True) -> torch.nn.Module:
+        """Return the compressed model of a plan: pruned, blocks dropped, weights repaired; not trained."""
+        cut = {name: int(w) for name, w in plan.of("width").items() if w != self.space.untouched[f"width.{name}"]}
+        drops = [name for name, choice in plan.of("depth").items() if choice == "drop"]
+        return self.pruner.build(cut, drops, repair=repair)
+
+    def source(self, plan: Plan, model: torch.nn.Module) -> Source:
+        """Return the model in the forms that runtimes read; models that drop the same blocks share one export."""
+        topology = ",".join(sorted(n for n, c in plan.of("depth").items() if c == "drop"))
+        return self.exporter.source(model, self.work.example, topology=topology)
+
+    def compile(self, plan: Plan, source: Source, *, samples: int | None = None) -> Program:
+        """Return the program that would ship for `plan`; `samples` limits the calibration set."""
+        bits = plan.of("bits")
+        runtime = runtimes.get(self.target_of(plan).runtime)
+        if not any(b == 8 for b in bits.values()):
+            return runtime.compile(source)
+        gone = [n for n, c in plan.of("depth").items() if c == "drop"]
+        floats = frozenset(n for n, b in bits.items() if b == 32 and not any(n.startswith(g + ".") for g in gone))
+        return runtime.compile(source, calibration=self.calibration[:samples], float_layers=floats)
+
+    def outputs(self, program: Program, samples: int) -> Array:
+        """Run the first `samples` of the validation split through `program`, on all cores."""
+        session = runtimes.get(program.runtime).load(program, threads=os.cpu_count() or 1)
+        inputs = self.validation[0][:samples].numpy()
+        return np.concatenate([session.run(inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)])
+
+    def caller(self, program: Program, target: Target) -> Callable[[], object]:
+        """Return a callable of no arguments that answers one request on the target."""
+        session = runtimes.get(program.runtime).load(program, threads=target.threads, batch=target.batch)
+        request = self.request(target)
+        return lambda: session.run(request)
+
+    def request(self, target: Target) -> Array:
+        """The inputs of one request: the first `target.batch` validation samples."""
+        inputs = self.validation[0]
+        return np.ascontiguousarray(inputs[torch.arange(target.batch) % len(inputs)].numpy())
+
+    @cached_property
+    def reference_program(self) -> Program:
+        """The untouched model compiled for the first target."""
+        return self.compile(self.space.untouched, self.source(self.space.untouched, self.teacher))
+
+    @cached_property
+    def reference(self) -> Reference:
+        """Run the untouched model over the validation split once in this process."""
+        program, target = self.reference_program, self.targets[0]
+        session = runtimes.get(program.runtime).load(program, threads=target.threads, batch=target.batch)
+        return Reference(session, self.outputs(program, len(self.validation[0])))
+
+    def reference_call(self) -> Callable[[], object]:
+        """Return a callable that answers one request with the untouched model."""
+        request = self.request(self.targets[0])
+        return lambda: self.reference.session.run(request)
+
+    def evaluate(
+        self,
+        plan: Plan,
+        model: torch.nn.Module,
+        *,
+        fidelity: Fidelity,
+        reference_s: float | None,
+        predicted: Mapping[str, float] | None = None,
+        seconds: float = 1.0,
+        program: Program | None = None,
+    ) -> Evaluation:
+        """Score a plan's model on its target: quality on validation, latency beside the reference, exact size.
+
+        Args:
+            reference_s: Seconds of the untouched model as recorded by the baseline; None while that is being measured.
+            seconds: Wall time for the latency comparison.
+        """
+        began = time.perf_counter()
+        target, source = self.target_of(plan), self.source(plan, model)
+        if program is None:
+            program = self.compile(plan, source)
+        samples = len(self.validation[0]) if fidelity != "one-shot" else min(QUICK_SAMPLES, len(self.validation[0]))
+        outputs = self.outputs(program, samples)
+        quality, drop = self._quality(outputs, samples)
+        contenders = {"reference": self.reference_call(), "candidate": self.caller(program, target)}
+        timed = latency.compare(contenders, seconds=seconds, rounds=60)
+        speed = timed.speedup("reference", "candidate")
+        base = reference_s if reference_s is not None else timed.p50("reference").get()
+        counts = count(model, self.work.example)
+        files = {f"program:{name}": self.save(content) for name, content in program.files.items()}
+        files["weights"] = self.save(_weights(model))
+        return Evaluation(
+            plan=plan,
+            fidelity=fidelity,
+            quality=quality,
+            drop=drop,
+            cost={
+                "latency_s": _latency(base, speed),
+                "size_bytes": measured(program.size_bytes, "B", note="bytes of the files that ship"),
+                "params": measured(counts.params, "1"),
+                "macs": measured(counts.macs, "1", note="one sample"),
+            },
+            predicted=dict(predicted or {}),
+            samples={f"latency_s.{k}": _block_medians(timed.blocks[k]) for k in contenders},
+            files=files,
+            details={
+                "runtime": program.runtime,
+                "precision": program.precision,
+                "target": str(target),
+                "loss": self.damage(outputs, samples),
+                "speed_up": {
+                    "value": speed.value, "low": speed.low, "high": speed.high, "n": speed.n, "confidence": speed.confidence,
+                },
+                "layers": self._layer_rows(plan, counts),
+            },
+            seconds=time.perf_counter() - began,
+        )
+
+    def damage(self, outputs: Array, samples: int) -> float:
+        """Return the loss of `outputs` to the untouched model's, in nats for classifiers, else relative squared error."""
+        return damage(self.reference.outputs[:samples], outputs, classifier=self.work.task == "classes")
+
+    def _quality(self, outputs: Array, samples: int) -> tuple[Reading, Reading]:
+        """Metric, and drop against the untouched model on the same samples, paired where the metric has per-sample values."""
+        metric, targets = self.work.metric, self.validation[1][:samples]
+        value = metric.score(torch.from_numpy(outputs), targets)
+        quality = measured(value, "points", n=samples, note=f"{metric.name}, validation split")
+        base, each = (per_sample(metric, o, targets) for o in (self.reference.outputs[:samples], outputs))
+        if base is not None and each is not None:
+            return quality, paired_drop(base, each).reading("points", note="paired, validation split")
+        whole = metric.score(torch.from_numpy(self.reference.outputs[:samples]), targets)
+        return quality, measured(metric.drop(whole, value), "points", n=samples, note="validation split")
+
+    def _layer_rows(self, plan: Plan, counts: Any) -> list[dict[str, Any]]:
+        bits = plan.of("bits")
+        return [
+            {
+                "name": layer.name,
+                "kind": layer.kind,
+                "out": int(layer.output_shape[1]) if len(layer.output_shape) > 1 else 1,
+                "params": layer.params,
+                "macs": layer.macs,
+                "bits": int(bits.get(layer.name, 32)),
+            }
+            for layer in counts.by_layer
+        ]
+
+
+def per_sample(metric: Metric, outputs: Array, targets: torch.Tensor) -> list[float] | None:
+    """Return values whose mean, times 100, is the metric in points with more being better; None where there are none."""
+    each = metric.per_sample(torch.from_numpy(outputs), targets)
+    if each is None:
+        return None
+    points = each.double() if metric.name == "accuracy" else each.double() / 100
+    return [float(v) for v in (points if metric.maximize else -points)]
+
+
+def widths(size: int, multiple: int) -> tuple[int, ...]:
+    """Return a width knob's menu: the whole group first, then smaller multiples of `multiple`.
+
+    Example:
+        >>> widths(64, 8), widths(16, 8), widths(6, 8)
+        ((64, 48, 32, 24, 16), (16, 8), (6,))
+    """
+    rounded = {max(multiple, round(size * level / multiple) * multiple) for level in WIDTH_LEVELS}
+    return (size, *sorted((w for w in rounded if w < size), reverse=True))
+
+
+def damage(reference: Array, outputs: Array, *, classifier: bool) -> float:
+    """Return mean KL(reference || outputs) in nats for logits (N, C), else squared error over the reference's variance."""
+    r, o = (torch.from_numpy(np.asarray(a, dtype=np.float64)) for a in (reference, outputs))
+    if classifier and r.ndim >= 2 and r.shape[1] > 1:
+        p, q = torch.log_softmax(r, dim=1), torch.log_softmax(o, dim=1)
+        return float((p.exp() * (p - q)).sum(dim=1).mean())
+    return float(((r - o) ** 2).mean() / (r.var() + 1e-12))
+
+
+def _latency(base: float, speed: Any) -> Reading:
+    """Latency as the reference's, divided by the speed-up measured beside it: drift between sessions cancels."""
+    low = base / speed.high if speed.high and np.isfinite(speed.high) else None
+    high = base / speed.low if speed.low > 0 else None
+    return measured(base / speed.value, "s", low=low, high=high, n=speed.n, note="reference / speed-up, interleaved blocks")
+
+
+def _block_medians(blocks: tuple[tuple[float, ...], ...]) -> tuple[float, ...]:
+    return tuple(float(np.median(block)) for block in blocks)
+
+
+def _weights(model: torch.nn.Module) -> bytes:
+    state = {k: v.detach().contiguous().clone() for k, v in model.state_dict().items()}
+    return bytes(safetensors.torch.save(state))
+
+
+def failed(plan: Plan, fidelity: Fidelity, error: str) -> Evaluation:
+    """Return the record of a failed trial."""
+    nothing = unavailable("points", "the trial failed")
+    return Evaluation(plan, fidelity, nothing, nothing, {}, error=error)
