@@ -1,18 +1,35 @@
 """Search: from tables and evaluations to the next plans worth evaluating. Numbers only; knows no model and no runtime."""
 
 from equipoise.search.costs import CostFit, CostModel, fit_cost
+from equipoise.search.evolve import Population, nsga2
+from equipoise.search.front import Cost, Solution, predicted_front, solve
+from equipoise.search.propose import Evaluated, converged, first_points, front_volume, propose
 from equipoise.search.space import Genomes, Knob, Space
+from equipoise.search.surrogate import LossModel, fit_loss
 from equipoise.search.tables import Calibration, LossTable, calibrate, loss_table
 
 __all__ = [
     "Calibration",
+    "Cost",
     "CostFit",
     "CostModel",
+    "Evaluated",
     "Genomes",
     "Knob",
+    "LossModel",
     "LossTable",
+    "Population",
+    "Solution",
     "Space",
     "calibrate",
+    "converged",
+    "first_points",
     "fit_cost",
+    "fit_loss",
+    "front_volume",
     "loss_table",
+    "nsga2",
+    "predicted_front",
+    "propose",
+    "solve",
 ]

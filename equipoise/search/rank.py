@@ -1,0 +1,82 @@
+"""Non-dominated sorting of matrices, with feasibility first. Minimizes; the pure-python reference is `equipoise.pareto`."""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import NDArray
+
+Floats = NDArray[np.float64]
+Bools = NDArray[np.bool_]
+
+
+def front_mask(objectives: Floats) -> Bools:
+    """Return which rows of `objectives` `(n, axes)` no other row dominates; of equal rows only the first is kept."""
+    n = len(objectives)
+    mask = np.ones(n, dtype=bool)
+    order = np.lexsort(objectives.T[::-1])  # nothing is dominated by, or copies, what comes after it
+    rows = objectives[order]
+    for i in range(n):
+        if mask[i]:
+            mask[i + 1 :] &= np.any(rows[i + 1 :] < rows[i], axis=1)
+    out = np.zeros(n, dtype=bool)
+    out[order] = mask
+    return out
+
+
+def domination(objectives: Floats, excess: Floats) -> Bools:
+    """Return `(n, n)`: whether row i dominates row j, constraints first.
+
+    A row that breaks no bound dominates every row that breaks one; two that break some are compared by their excesses alone.
+
+    Args:
+        objectives: `(n, axes)`.
+        excess: `(n, bounds)`, by how much each bound is broken, 0 where it holds; `bounds` may be 0.
+    """
+    feasible = ~np.any(excess > 0, axis=1)
+    both = feasible[:, None] & feasible[None, :]
+    neither = ~feasible[:, None] & ~feasible[None, :]
+    result: Bools = (feasible[:, None] & ~feasible[None, :]) | (both & _beats(objectives)) | (neither & _beats(excess))
+    return result
+
+
+def _beats(values: Floats) -> Bools:
+    """Plain domination between the rows of one matrix, `(n, n)`."""
+    n, axes = values.shape
+    no_worse = np.ones((n, n), dtype=bool)
+    better = np.zeros((n, n), dtype=bool)
+    for k in range(axes):
+        column = values[:, k]
+        no_worse &= column[:, None] <= column[None, :]
+        better |= column[:, None] < column[None, :]
+    return no_worse & better
+
+
+def ranks(dominates: Bools, *, enough: int) -> NDArray[np.int64]:
+    """Return the layer of each row (0 = dominated by none); rows past the layer that completes `enough` get the next number."""
+    n = len(dominates)
+    out = np.full(n, n, dtype=np.int64)
+    left = dominates.sum(axis=0)
+    done = 0
+    for layer in range(n):
+        front = (left == 0) & (out == n)
+        out[front] = layer
+        done += int(front.sum())
+        left = left - dominates[front].sum(axis=0)
+        if done >= min(enough, n):
+            out[out == n] = layer + 1
+            break
+    return out
+
+
+def crowding(objectives: Floats) -> Floats:
+    """Return the crowding distance of each row among `objectives` `(n, axes)`; infinite at the ends of every axis."""
+    n, axes = objectives.shape
+    distance = np.zeros(n)
+    for k in range(axes):
+        order = np.argsort(objectives[:, k], kind="stable")
+        column = objectives[order, k]
+        if n == 0 or column[0] == column[-1]:
+            continue
+        distance[order[[0, -1]]] = np.inf
+        distance[order[1:-1]] += (column[2:] - column[:-2]) / (column[-1] - column[0])
+    return distance
