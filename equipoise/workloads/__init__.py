@@ -4,6 +4,6 @@ from equipoise.workloads.augment import Augment, shifted
 from equipoise.workloads.base import Workload
 from equipoise.workloads.check import check
 from equipoise.workloads.data import Split, predict
-from equipoise.workloads.metrics import LOSSES, METRICS, Metric, metric_of
+from equipoise.workloads.metrics import LOSSES, METRICS, Metric, classes, metric_of
 
-__all__ = ["LOSSES", "METRICS", "Augment", "Metric", "Split", "Workload", "check", "metric_of", "predict", "shifted"]
+__all__ = ["LOSSES", "METRICS", "Augment", "Metric", "Split", "Workload", "check", "classes", "metric_of", "predict", "shifted"]

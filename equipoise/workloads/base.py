@@ -8,7 +8,7 @@ import re
 from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Literal
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -130,10 +130,10 @@ class Workload:
         return inputs
 
     @cached_property
-    def task(self) -> Literal["classes", "values"]:
-        """Whether the targets are labels or numbers."""
+    def classifier(self) -> bool:
+        """Whether the targets are labels (the outputs are logits) rather than numbers."""
         _, targets = self.validation.take(2).tensors()
-        return "values" if targets.is_floating_point() else "classes"
+        return not targets.is_floating_point()
 
     @cached_property
     def fingerprint(self) -> str:

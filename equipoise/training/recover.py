@@ -1,0 +1,172 @@
+"""Win back what compression lost: the student learns the untouched model's answers."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from equipoise.errors import must_be, unknown
+from equipoise.training.loop import Augment, Batches, Plan, Progress, Recovery, run
+from equipoise.training.recipe import Recipe
+
+Teacher = Callable[[Tensor], Any]
+"""Inputs -> outputs (tensor or array), or (outputs, sequence of features): a module, or a faster runtime's session."""
+
+Kind = Literal["logits", "values"]
+
+
+def distill(
+    student: nn.Module,
+    teacher: Teacher,
+    data: Batches,
+    *,
+    steps: int | None = None,
+    seconds: float | None = None,
+    recipe: Recipe | None = None,
+    kind: Kind | None = None,
+    features: Sequence[str | tuple[str, str]] = (),
+    augment: Augment | None = None,
+    generator: torch.Generator | None = None,
+    hard_loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    checkpoint: Path | None = None,
+    every_s: float = 20.0,
+    before_step: Callable[[nn.Module, float], None] | None = None,
+    on_step: Callable[[Progress], None] | None = None,
+) -> Recovery:
+    """Train a copy of `student` to answer as `teacher` does, and return it.
+
+    The loss is ``soft_weight * T^2 KL(teacher || student)`` at temperature T (mean squared error for `kind` ``values``), plus
+    ``feature_weight`` times the squared error of each feature over the teacher's mean square, plus ``hard_weight * hard_loss``.
+    With a file for the checkpoint, the same call after a crash goes on where the file stands; the file stays when the run is
+    done, and the same call then returns its result at once. Delete it when the result is stored.
+
+    Args:
+        student: Left as it is. A fake-quantized module trains as such.
+        teacher: A module (run on a copy, in evaluation mode), or a function of the batch of inputs that the student gets.
+        data: Training split; labels are used only with ``hard_weight``.
+        steps, seconds: The run ends at the first that is reached; give one of them. Only `steps` resumes to the same curve.
+        recipe: Hyperparameters; None takes `Recipe`'s.
+        kind: ``logits`` for class scores along dimension 1 (a single logit counts as two classes), ``values`` for regression;
+            None takes ``values`` where the targets are floating-point numbers.
+        features: Names of modules whose outputs should agree, the same in both models or pairs (student, teacher). A teacher
+            that is not a module returns (outputs, features) with the features in this order.
+        augment: Random changes of the inputs; both models see the changed ones.
+        generator: Source of all randomness; None is seeded with 0.
+        hard_loss: Loss on the labels.
+        checkpoint, every_s: File to go on from, and seconds between writes.
+        before_step: Called with (student, fraction of the run done) before each step, to switch a fake quantizer on late.
+        on_step: Called with the `Progress` after each step.
+    Raises:
+        InputError: No length, no data, an unknown feature, outputs of different shapes, or a checkpoint of another run.
+        EquipoiseError: The loss is no longer finite.
+        StoreError: The checkpoint cannot be read or written.
+
+    Example:
+        >>> small = distill(student, teacher, work.train, steps=200).model  # doctest: +SKIP
+
+    References:
+        Hinton et al. 2015, "Distilling the knowledge in a neural network", section 2.
+    """
+    recipe = recipe or Recipe()
+    if kind not in (None, "logits", "values"):
+        raise unknown("kind", kind, ("logits", "values"))
+    pairs = [(name, name) if isinstance(name, str) else name for name in features]
+    model, guide = copy.deepcopy(student), teacher
+    _known("student feature", [pair[0] for pair in pairs], model)
+    if isinstance(teacher, nn.Module):
+        guide = copy.deepcopy(teacher).eval()
+        _known("teacher feature", [pair[1] for pair in pairs], guide)
+
+    def objective(learner: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        wanted, wanted_features = _ask(guide, inputs, [pair[1] for pair in pairs])
+        with _watched(learner, [pair[0] for pair in pairs]) as seen:
+            outputs = learner(inputs)
+        _same_shape("output", outputs, wanted)
+        values = kind == "values" or (kind is None and targets.is_floating_point())
+        soft = F.mse_loss(outputs, wanted) if values else kl(outputs, wanted, temperature=recipe.temperature)
+        loss = recipe.soft_weight * soft
+        if recipe.hard_weight:
+            loss = loss + recipe.hard_weight * hard_loss(outputs, targets)
+        for (name, _), feature in zip(pairs, wanted_features, strict=True):
+            _same_shape(f"feature {name}", seen[name], feature)
+            loss = loss + recipe.feature_weight * F.mse_loss(seen[name], feature) / feature.square().mean().clamp_min(1e-12)
+        return loss
+
+    identity = {"kind": kind, "features": pairs, "student": _fingerprint(model)}
+    plan = Plan(steps, seconds, augment, before_step, on_step, checkpoint, every_s, identity)
+    return run(model, data, objective, recipe, generator, plan)
+
+
+def kl(outputs: Tensor, wanted: Tensor, *, temperature: float = 1.0) -> Tensor:
+    """Return ``T^2 KL(softmax(wanted / T) || softmax(outputs / T))`` in nats, mean over the samples.
+
+    Args:
+        outputs, wanted: Logits (N, C) or (N, C, ...); (N,) and (N, 1) are the logit of class 1 against class 0.
+        temperature: T; the factor T^2 keeps the gradients' scale (Hinton et al. 2015, section 2.1).
+    """
+    if outputs.ndim == 1 or outputs.shape[1] == 1:
+        outputs, wanted = (torch.stack([torch.zeros_like(z.flatten()), z.flatten()], dim=1) for z in (outputs, wanted))
+    ours, theirs = F.log_softmax(outputs / temperature, dim=1), F.log_softmax(wanted / temperature, dim=1)
+    return temperature**2 * (theirs.exp() * (theirs - ours)).sum(dim=1).mean()
+
+
+def _ask(guide: Teacher, inputs: Tensor, names: list[str]) -> tuple[Tensor, list[Tensor]]:
+    """Return the teacher's outputs and features for a batch, without gradients."""
+    with torch.no_grad():
+        if isinstance(guide, nn.Module):
+            with _watched(guide, names) as seen:
+                outputs = guide(inputs)
+            return outputs, [seen[name] for name in names]
+        answer = guide(inputs.contiguous())  # a session takes rows in plain order
+    found: Sequence[Any] = ()
+    if isinstance(answer, (tuple, list)):
+        answer, found = answer
+    if len(found) != len(names):
+        raise must_be("teacher features", f"{len(names)}, one for each name", len(found), "Return (outputs, features).")
+    return torch.as_tensor(answer), [torch.as_tensor(value) for value in found]
+
+
+@contextmanager
+def _watched(model: nn.Module, names: Sequence[str]) -> Iterator[dict[str, Tensor]]:
+    """Collect the outputs of the named modules during a forward pass."""
+    seen: dict[str, Tensor] = {}
+
+    def keep(name: str) -> Callable[[nn.Module, Any, Tensor], None]:
+        return lambda module, inputs, output: seen.__setitem__(name, output)
+
+    handles = [model.get_submodule(name).register_forward_hook(keep(name)) for name in names]
+    try:
+        yield seen
+    finally:
+        for handle in handles:
+            handle.remove()
+
+
+def _known(kind: str, names: Sequence[str], model: nn.Module) -> None:
+    valid = dict(model.named_modules())
+    for name in names:
+        if name not in valid or not name:
+            raise unknown(kind, name, (n for n in valid if n))
+
+
+def _same_shape(what: str, ours: Tensor, theirs: Tensor) -> None:
+    if ours.shape != theirs.shape:
+        raise must_be(
+            f"student {what}", f"of the teacher's shape {tuple(theirs.shape)}", tuple(ours.shape), "Name another place."
+        )
+
+
+def _fingerprint(model: nn.Module) -> str:
+    found = hashlib.sha256()
+    for name, value in model.state_dict().items():
+        found.update(name.encode())
+        found.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
+    return found.hexdigest()[:16]

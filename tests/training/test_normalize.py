@@ -1,0 +1,81 @@
+"""BatchNorm put back changes nothing but how the model trains."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from equipoise.errors import InputError
+from equipoise.training import refold, unfold
+from equipoise.training.normalize import Normed
+
+
+class Net(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(2, 8, 3, padding=1)
+        self.conv2 = nn.Conv2d(8, 8, 3, groups=2, stride=2)
+        self.raw = nn.Conv2d(8, 4, 1, bias=False)
+        self.line = nn.Conv1d(4, 5, 2)
+        self.linear = nn.Linear(5, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.raw(torch.relu(self.conv2(torch.relu(self.conv1(x)))))
+        return self.linear(self.line(x.flatten(2)).mean(2))
+
+
+@pytest.fixture
+def net() -> Net:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        return Net().eval()
+
+
+def batches(n: int = 3) -> list[Tensor]:
+    source = torch.Generator().manual_seed(0)
+    return [torch.randn(16, 2, 8, 8, generator=source) * 3 + 1 for _ in range(n)]
+
+
+def test_same_function_there_and_back(net: Net) -> None:
+    before = copy.deepcopy(net.state_dict())
+    x = batches()[0]
+    normed = unfold(net, batches())
+    assert [n for n, m in normed.named_modules() if isinstance(m, Normed)] == ["conv1", "conv2", "line"]
+    assert torch.allclose(normed(x), net(x), atol=1e-5)
+    back = refold(normed)
+    assert torch.allclose(back(x), net(x), atol=1e-5)
+    assert list(back.state_dict()) == list(before)
+    assert all(torch.equal(net.state_dict()[k], v) for k, v in before.items())
+
+
+def test_statistics_are_those_of_the_outputs(net: Net) -> None:
+    """Second oracle: a BatchNorm in training mode on the same batch must give nearly the same answer."""
+    x = batches(1)
+    normed = unfold(net, x)
+    live = copy.deepcopy(normed).train()
+    assert torch.allclose(live(x[0]), net(x[0]), atol=1e-2)
+    wrong = unfold(net, [torch.zeros(4, 2, 8, 8)]).train()  # control: statistics of other inputs
+    assert not torch.allclose(wrong(x[0]), net(x[0]), atol=1e-2)
+
+
+def test_training_moves_what_refold_keeps(net: Net) -> None:
+    normed = unfold(net, batches()).train()
+    optimizer = torch.optim.SGD(normed.parameters(), lr=0.1)
+    for x in batches():
+        optimizer.zero_grad()
+        normed(x).square().mean().backward()
+        optimizer.step()
+    normed.eval()
+    x = batches()[0]
+    assert torch.allclose(refold(normed)(x), normed(x), atol=1e-5)
+    assert not torch.allclose(normed(x), net(x), atol=1e-2)
+
+
+def test_bad_names_and_no_inputs(net: Net) -> None:
+    with pytest.raises(InputError, match="convolutions of the model"):
+        unfold(net, batches(), names=["linear"])
+    with pytest.raises(InputError, match="batches that reach"):
+        unfold(net, [])
