@@ -25,7 +25,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read the study, write the page, print its path."""
     from equipoise.records import dumps
-    from equipoise.report import render
+    from equipoise.report import finite, render
     from equipoise.store import Store, write_atomic
     from equipoise.summary import summarize
 
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     with Store.open(args.study, create=False, readonly=True) as store:
         summary = summarize(store)
     if args.json:
-        print(dumps(summary))
+        print(dumps(finite(summary)))
         return EXIT_OK
     write_atomic(out, render(summary).encode())
     print(out)

@@ -16,9 +16,9 @@ from typing import Any
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
-from equipoise.report.view import client_data, page_data
+from equipoise.report.view import client_data, finite, page_data
 
-__all__ = ["render"]
+__all__ = ["finite", "render"]
 
 _SCRIPTS = ("model.js", "chart.js", "panel.js", "page.js")
 

@@ -1,72 +1,24 @@
-"""From a study's summary to what the page shows: strings for the template, plain numbers for the script.
-
-Each axis keeps one unit through the whole page, the one in which the untouched model reads best, so that columns compare.
-"""
+"""From a study's summary to what the page shows: strings for the template, plain numbers for the script."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import fields
 from typing import Any
 
-from equipoise.budget import AXES, Budget, parse_budget
+from equipoise.budget import Budget, parse_budget
 from equipoise.errors import must_be
-from equipoise.records import SCHEMA, Evaluation, Reading, evaluation_from, unavailable
-from equipoise.units import SCALES, show
+from equipoise.records import SCHEMA, Evaluation, Reading, evaluation_from
+from equipoise.report.axes import MISSING, Axis, axes_of, figure
+from equipoise.report.facts import facts, provenance
+from equipoise.units import show
 
-LABELS = {
-    "latency_s": "Latency",
-    "size_bytes": "File size",
-    "params": "Params",
-    "macs": "MACs",
-    "peak_memory_bytes": "Peak memory",
-    "energy_j": "Energy",
-    "throughput_per_s": "Throughput",
-    "price_per_million": "Price per million",
-    "drop": "Drop",
-    "quality": "Quality",
-}
-"""Axis -> what the page calls it; the order is the order of columns and of the chart's menu."""
+TOLD = ("loss", "saved_s")
+"""What the tables may have predicted for a layer; a column that no layer fills is left out."""
 
-EXACT = ("size_bytes", "params", "macs")
-"""Axes that are counted: one reading of them has no spread to know."""
-
-MISSING = "–"
-
-
-@dataclass(frozen=True, slots=True)
-class Axis:
-    """One axis in the unit that the whole page uses for it. `factor` base units make one written unit."""
-
-    key: str
-    word: str
-    label: str
-    unit: str
-    factor: float
-    larger_is_better: bool
-
-    def figure(self, value: float | None) -> str:
-        """Print a value in base units as a bare figure of this axis."""
-        if value is None:
-            return MISSING
-        return f"{value:.2f}" if self.key in ("drop", "quality") else figure(value / self.factor)
-
-    def text(self, value: float | None) -> str:
-        """Print a value in base units with the unit."""
-        return self.figure(value) + (f" {self.unit}" if self.unit and value is not None else "")
-
-    @property
-    def heading(self) -> str:
-        """Label with unit, for a column."""
-        return f"{self.label}, {self.unit}" if self.unit else self.label
-
-
-def figure(value: float) -> str:
-    """Print a bare number with three figures."""
-    if abs(value) >= 100 or value == int(value):
-        return f"{value:,.0f}"
-    return f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.1e}"
+MAX_ERROR = 1500
+"""Characters kept of a failure's traceback; the end says what went wrong."""
 
 
 def unbroken(sentence: str) -> str:
@@ -86,11 +38,12 @@ def page_data(study: Mapping[str, Any]) -> dict[str, Any]:
         "sentence": unbroken(study.get("sentence") or "No pick yet: the study holds no usable evaluation."),
         "pick_rule": study.get("pick_rule") or "",
         "notes": list(study.get("notes") or ()),
-        "comparison": comparison(axes, baseline, pick),
+        "comparison": comparison(axes, baseline, pick, speed_ups(study).get(pick.key if pick else "")),
         "bounds": bounds(budget, pick),
         "choices": [a for a in axes if a.key not in ("drop", "quality")],
         "limits": [a for a in axes if a.key in ("latency_s", "size_bytes", "drop")],
         "layers": layer_rows(study.get("layers") or (), axes),
+        "told": {key: any(_finite(layer.get(key)) is not None for layer in study.get("layers") or ()) for key in TOLD},
         "layer_totals": layer_totals(study.get("layers") or ()),
         "saved_unit": next((a.unit for a in axes if a.key == "latency_s"), "s"),
         "axes": axes,
@@ -108,17 +61,18 @@ def client_data(study: Mapping[str, Any]) -> dict[str, Any]:
     axes = axes_of(study, evaluations)
     knobs = sorted({knob for e in evaluations for knob in e.plan.choices})
     budget = parse_budget(study["header"].get("budget") or None)
+    pairs = speed_ups(study)
     return {
         "axes": [
             {"key": a.key, "word": a.word, "label": a.label, "unit": a.unit, "factor": a.factor, "up": a.larger_is_better}
             for a in axes
         ],
         "knobs": knobs,
-        "points": [_point(e, axes, knobs) for e in evaluations],
+        "points": [_point(e, axes, knobs, pairs.get(e.key)) for e in evaluations],
         **{role: study.get(role) for role in ("baseline", "knee", "pick")},
         "pick_rule": study.get("pick_rule") or "",
         "bounds": {c.axis: c.bound for c in budget.constraints},
-        "progress": [{k: _finite(v) for k, v in step.items()} for step in study.get("progress") or ()],
+        "progress": finite(list(study.get("progress") or ())),
     }
 
 
@@ -126,29 +80,32 @@ def evaluations_of(study: Mapping[str, Any]) -> list[Evaluation]:
     """Rebuild the evaluations of a summary, in order."""
     if study.get("schema") != SCHEMA:
         raise must_be("study schema", str(SCHEMA), study.get("schema"), "Read it with the version that wrote it.")
-    return [evaluation_from(data) for data in study.get("evaluations") or ()]
+    names = {f.name for f in fields(Evaluation)}
+    return [evaluation_from({k: v for k, v in data.items() if k in names}) for data in study.get("evaluations") or ()]
 
 
-def axes_of(study: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> list[Axis]:
-    """Return the axes that at least one evaluation has a value on, each with its unit for this page."""
-    reference = sorted((e for e in evaluations if e.ok), key=lambda e: e.key != study.get("baseline"))
-    words = {axis: (word, unit) for word, (axis, unit) in AXES.items()}
-    maximize = bool((study["header"].get("metric") or {}).get("maximize", True))
-    out = []
-    for key, label in LABELS.items():
-        value = next((e.axis(key).value for e in reference if e.axis(key).known), None)
-        if value is None:
-            continue
-        word, base = words[key]
-        written = show(value, base).rpartition(" ")[2] if " " in show(value, base) else ""
-        unit = "points" if base == "points" else "$" if base == "$" else written
-        larger = key == "throughput_per_s" or (key == "quality" and maximize)
-        out.append(Axis(key, word, label, unit, SCALES[base].get(written, 1.0), larger))
-    return out
+def speed_ups(study: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+    """Return evaluation key -> how many times faster than the original, where the two were timed side by side."""
+    rows = zip(evaluations_of(study), study.get("evaluations") or (), strict=True)
+    return {e.key: data["speed_up"] for e, data in rows if (data.get("speed_up") or {}).get("n")}
 
 
-def comparison(axes: Iterable[Axis], baseline: Evaluation | None, pick: Evaluation | None) -> list[dict[str, Any]]:
-    """Return one row per axis: before, after, the interval after, and the change in words."""
+def finite(data: Any) -> Any:
+    """Return JSON data with every number that is not finite replaced by None, which JSON can say."""
+    if isinstance(data, Mapping):
+        return {key: finite(value) for key, value in data.items()}
+    if isinstance(data, (list, tuple)):
+        return [finite(value) for value in data]
+    return None if isinstance(data, float) and not math.isfinite(data) else data
+
+
+def comparison(
+    axes: Iterable[Axis], baseline: Evaluation | None, pick: Evaluation | None, speed_up: Mapping[str, Any] | None = None
+) -> list[dict[str, Any]]:
+    """Return one row per axis: before, after, the interval after, and the change in words.
+
+    `speed_up` is the ratio of latencies timed side by side; it is said in place of the quotient of two separate timings.
+    """
     if baseline is None or pick is None:
         return []
     rows = []
@@ -156,7 +113,11 @@ def comparison(axes: Iterable[Axis], baseline: Evaluation | None, pick: Evaluati
         before, after = baseline.axis(axis.key), pick.axis(axis.key)
         if axis.key == "drop" or before.value is None or after.value is None:
             continue
-        quality = axis.key == "quality"
+        times = before.value / after.value if before.value > 0 and after.value > 0 else 1.0
+        paired = speed_up if axis.key == "latency_s" else None
+        if axis.larger_is_better:
+            times = 1 / times
+        change = _drop_words(pick.drop) if axis.key == "quality" else _times_words(axis, paired["value"] if paired else times)
         widest = max(before.value, after.value) or 1.0
         rows.append(
             {
@@ -165,7 +126,8 @@ def comparison(axes: Iterable[Axis], baseline: Evaluation | None, pick: Evaluati
                 "after": axis.text(after.value),
                 "interval": _interval(axis, after),
                 "estimated": after.provenance == "estimated",
-                "change": _drop_words(pick.drop) if quality else _ratio_words(axis, before.value, after.value),
+                "change": change,
+                "change_interval": _times_interval(paired),
                 "before_share": f"{100 * before.value / widest:.1f}%",
                 "after_share": f"{100 * max(0.0, after.value) / widest:.1f}%",
             }
@@ -173,10 +135,17 @@ def comparison(axes: Iterable[Axis], baseline: Evaluation | None, pick: Evaluati
     return rows
 
 
-def _ratio_words(axis: Axis, before: float, after: float) -> str:
-    """Say how many times better `after` is."""
+def _times_interval(paired: Mapping[str, Any] | None) -> str:
+    """Print the interval of a paired ratio, where the samples bound it on both sides."""
+    low, high = _number(paired, "low"), _number(paired, "high")
+    if paired is None or not low or not high:
+        return ""
+    return f"[{low:.2f}, {high:.2f}]" if paired["value"] >= 1 else f"[{1 / high:.2f}, {1 / low:.2f}]"
+
+
+def _times_words(axis: Axis, ratio: float) -> str:
+    """Say that something is `ratio` times better."""
     words = {"latency_s": ("faster", "slower"), "throughput_per_s": ("more", "less")}.get(axis.key, ("smaller", "larger"))
-    ratio = (after / before if axis.larger_is_better else before / after) if before > 0 and after > 0 else 1.0
     if f"{ratio:.2f}" == "1.00":
         return "unchanged"
     return f"{ratio:.2f}× {words[0]}" if ratio > 1 else f"{1 / ratio:.2f}× {words[1]}"
@@ -269,7 +238,7 @@ def evaluation_rows(study: Mapping[str, Any], evaluations: Sequence[Evaluation],
                 "fidelity": e.fidelity,
                 "cells": [_cell(axis, e.axis(axis.key)) for axis in axes],
                 "seconds": figure(round(e.seconds, 1)),
-                "error": e.error,
+                "error": e.error.strip().rpartition("\n")[2],
             }
         )
     return rows
@@ -280,57 +249,7 @@ def _cell(axis: Axis, reading: Reading) -> str:
     return f"≈ {text}" if reading.provenance == "estimated" else text
 
 
-def facts(header: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
-    """Return the titled lists that say where and how the figures were taken."""
-    metric = header.get("metric") or {}
-    known = {"workload", "target", "budget", "seed", "machine", "metric", "started", "protocol", "versions"}
-    study = {
-        "workload": header.get("workload"),
-        "target": header.get("target"),
-        "budget": header.get("budget") or "none: the knee is picked",
-        "metric": f"{metric.get('name', MISSING)}, {'larger' if metric.get('maximize', True) else 'smaller'} is better",
-        "seed": header.get("seed"),
-        "started": header.get("started"),
-        "evaluations": len(evaluations),
-        "time in evaluations": show(sum(e.seconds for e in evaluations), "s"),
-        **{k: v for k, v in header.items() if k not in known},
-    }
-    machine = dict(header.get("machine") or {})
-    versions = {**(machine.pop("versions", None) or {}), **(header.get("versions") or {})}
-    groups = [("Study", study), ("Machine", machine), ("Versions", versions), ("Protocol", header.get("protocol") or {})]
-    return [{"title": title, "items": list(_flat(group))} for title, group in groups if group]
-
-
-def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
-    for key, value in data.items():
-        name = f"{prefix}{key}".replace("_", " ")
-        if isinstance(value, Mapping):
-            yield from _flat(value, f"{key} ")
-        elif isinstance(value, (list, tuple)):
-            yield name, ", ".join(str(v) for v in value) or MISSING
-        elif isinstance(value, bool):
-            yield name, "yes" if value else "no"
-        else:
-            yield name, MISSING if value is None or value == "" else str(value)
-
-
-def provenance(evaluations: Sequence[Evaluation], shown: Evaluation | None) -> list[dict[str, str]]:
-    """Return for each axis whether it is measured, estimated or unavailable, with the note of the reading shown."""
-    if shown is None:
-        return []
-    rows = []
-    for key, label in LABELS.items():
-        if key not in ("drop", "quality") and not any(key in e.cost for e in evaluations):
-            continue
-        reading = (
-            shown.axis(key) if key in shown.cost or key in ("drop", "quality") else unavailable("1", "not read for this plan")
-        )
-        note = reading.note or ("" if reading.n > 1 else "counted" if key in EXACT else "read once, so its spread is not known")
-        rows.append({"label": label, "provenance": reading.provenance, "reading": str(reading.n), "note": note})
-    return rows
-
-
-def _point(e: Evaluation, axes: Sequence[Axis], knobs: Sequence[str]) -> dict[str, Any]:
+def _point(e: Evaluation, axes: Sequence[Axis], knobs: Sequence[str], paired: Mapping[str, Any] | None) -> dict[str, Any]:
     scalars = {k: v for k, v in e.details.items() if isinstance(v, (str, int, float, bool)) and len(str(v)) <= 80}
     return {
         "key": e.key,
@@ -340,7 +259,8 @@ def _point(e: Evaluation, axes: Sequence[Axis], knobs: Sequence[str]) -> dict[st
         "predicted": {k: _round(_finite(v)) for k, v in e.predicted.items()},
         "details": {k: _finite(v) if isinstance(v, float) else v for k, v in list(scalars.items())[:8]},
         "seconds": _round(e.seconds),
-        "error": e.error,
+        "speed_up": [_round(_finite(paired[end])) for end in ("value", "low", "high")] if paired else None,
+        "error": e.error.strip()[-MAX_ERROR:],
     }
 
 

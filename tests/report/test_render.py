@@ -12,7 +12,8 @@ import pytest
 from equipoise.errors import InputError
 from equipoise.records import as_data, measured, unavailable
 from equipoise.report import embed, render
-from equipoise.report.view import axes_of, comparison, evaluations_of, figure, layer_totals, page_data
+from equipoise.report.axes import axes_of, figure
+from equipoise.report.view import comparison, evaluations_of, layer_totals, page_data
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 
@@ -122,9 +123,7 @@ def test_ratio_in_words(study, before, after, words):
     assert rows[0]["change"] == words
 
 
-@pytest.mark.parametrize(
-    ("value", "text"), [(0.481, "0.481"), (1234.5, "1,234"), (12.345, "12.3"), (3e-7, "3.0e-07"), (0, "0")]
-)
+@pytest.mark.parametrize(("value", "text"), [(0.481, "0.481"), (1234.5, "1,234"), (12.345, "12.3"), (3e-7, "3.0e-07")])
 def test_figures(value, text):
     assert figure(value) == text
 
@@ -138,3 +137,32 @@ def test_layer_totals_are_the_sums(study):
 
 def _keys(data):
     return [e.key for e in evaluations_of(data)]
+
+
+def test_a_ratio_timed_side_by_side_replaces_the_quotient(study):
+    data = study()
+    for entry, key in zip(data["evaluations"], _keys(data), strict=True):
+        entry |= {"key": key, "speed_up": {"value": 3.25, "low": 3.1, "high": 3.4, "n": 12, "confidence": 0.95}}
+    page = render(data)
+    assert "3.25× faster" in page
+    assert "[3.10, 3.40]" in page
+    for entry in data["evaluations"]:
+        entry["speed_up"] |= {"value": 1.0, "n": 0}  # what a study says when it never timed the two together
+    assert "3.25×" not in render(data)
+
+
+def test_columns_that_no_layer_fills_are_left_out(study):
+    data = study()
+    assert "Saved, ms" in render(data)
+    for layer in data["layers"]:
+        layer["saved_s"] = None
+    assert "Saved, ms" not in render(data)
+    assert "Loss, nats" in render(data)
+
+
+def test_a_traceback_is_one_line_in_the_table(study):
+    data = study()
+    data["evaluations"][-1]["error"] = "Traceback:\n  deep\nValueError: 1 < 2"
+    row = page_data(data)["rows"][-1]
+    assert row["error"] == "ValueError: 1 < 2"
+    assert "deep" in re.search(r'id="study">(.*?)</script>', render(data)).group(1)

@@ -50,7 +50,7 @@ function drawChart(state) {
     svg("text", { x: width / 2, y: height / 2, "text-anchor": "middle" }, STAGE, "Nothing was read on these two axes.");
     return { placed: [] };
   }
-  const best = front(points, x, y);
+  const best = front(points.filter((p) => RIVALS.includes(p)), x, y);
   const special = points.filter((p) => [DATA.baseline, DATA.knee, DATA.pick].includes(p.key));
   const xs = range(points, x, state.all, special), ys = range(points, y, state.all, special);
   const flip = y === "drop" || !AXES.get(y).up; // better is up

@@ -4,6 +4,7 @@ const DATA = JSON.parse(document.getElementById("study").textContent);
 const AXES = new Map(DATA.axes.map((axis) => [axis.key, axis]));
 const POINTS = DATA.points.map((p) => ({ ...p, values: unpack(p.values) }));
 const USABLE = POINTS.filter((p) => !p.error);
+const RIVALS = [...new Map(USABLE.map((p) => [p.key.split(":")[0], p])).values()]; // of one plan, how far it was taken
 const BY_KEY = new Map(POINTS.map((p) => [p.key, p]));
 const BASELINE = BY_KEY.get(DATA.baseline);
 const ROLES = { baseline: "original", knee: "knee", pick: "pick" };
@@ -85,7 +86,7 @@ function by(...axes) {
  */
 function winner(limits) {
   const names = Object.keys(limits);
-  const within = USABLE.filter((p) => Object.keys(excesses(p, limits)).length === 0);
+  const within = RIVALS.filter((p) => Object.keys(excesses(p, limits)).length === 0);
   if (names.length === 0) return { point: BY_KEY.get(DATA.knee) ?? null, within, rule: "With no limit, the knee: beyond it, speed costs more than it gives." };
   if (within.length === 0) return { point: null, within, nearest: nearest(limits), rule: "" };
   const spend = "drop" in limits || "quality" in limits;
@@ -97,7 +98,7 @@ function winner(limits) {
 /** The point that exceeds the limits least in sum, and the axis it exceeds most. */
 function nearest(limits) {
   const total = (p) => Object.values(excesses(p, limits)).reduce((a, b) => a + b, 0);
-  const point = USABLE.slice().sort((a, b) => total(a) - total(b))[0] ?? null;
+  const point = RIVALS.slice().sort((a, b) => total(a) - total(b))[0] ?? null;
   if (!point) return null;
   const [axis, over] = Object.entries(excesses(point, limits)).sort((a, b) => b[1] - a[1])[0];
   return { point, axis, over };
@@ -107,7 +108,7 @@ function nearest(limits) {
 function ratio(point, key, better, worse) {
   const before = BASELINE && value(BASELINE, key), after = value(point, key);
   if (!(before > 0) || !(after > 0)) return "";
-  const times = before / after;
+  const times = key === "latency_s" && point.speed_up ? point.speed_up[0] : before / after; // timed side by side, where it was
   if (times.toFixed(2) === "1.00") return "";
   return times > 1 ? `${times.toFixed(2)}× ${better}` : `${(1 / times).toFixed(2)}× ${worse}`;
 }

@@ -10,7 +10,7 @@ function limitOf(row) {
   const values = USABLE.map((p) => value(p, axis.key)).filter((v) => v !== null);
   let low = Math.min(...values), high = Math.max(...values);
   if (axis.key === "drop") {
-    const edge = front(USABLE, "latency_s", "drop").map((p) => value(p, "drop"));
+    const edge = front(RIVALS, "latency_s", "drop").map((p) => value(p, "drop"));
     low = 0;
     high = Math.max(2, 1.5 * (DATA.bounds.drop ?? 0), Math.min(high, 1.2 * Math.max(0, ...edge)));
   } else {
@@ -50,15 +50,15 @@ function tellWinner(found, asRun) {
   const out = document.getElementById("winner");
   out.replaceChildren();
   out.dataset.key = found.point ? found.point.key : "";
-  const count = Object.keys(state.limits).length ? `${found.within.length} of ${USABLE.length} models are within the limits.` : "";
+  const count = Object.keys(state.limits).length ? `${found.within.length} of ${RIVALS.length} models are within the limits.` : "";
   if (found.point) {
     const p = found.point, read = ["latency_s", "size_bytes"].filter((k) => value(p, k) !== null).map((k) => show(k, value(p, k)));
     const gains = [ratio(p, "latency_s", "faster", "slower"), ratio(p, "size_bytes", "smaller", "larger")].filter(Boolean);
     element("b", out, p === BASELINE ? "The original wins" : `${asRun ? "The study's pick" : "Winner"}: evaluation ${POINTS.indexOf(p) + 1}`);
     out.append(` · ${[...read, `drop ${show("drop", value(p, "drop"))}`].join(" · ")}${gains.length ? ` · ${gains.join(", ")}` : ""}`);
     element("small", out, `${found.rule} ${count}`.trim());
-    const ship = element("small", out, "To ship it: ");
-    element("code", ship, `equipoise export STUDY --pick ${asRun ? "best" : Object.keys(state.limits).length ? `"${written(", ", "<=")}"` : "knee"}`);
+    const ship = found.within.includes(p) ? element("small", out, "To ship it: ") : null;
+    if (ship) element("code", ship, `equipoise export STUDY --pick ${asRun ? "best" : Object.keys(state.limits).length ? `"${written(", ", "<=")}"` : "knee"}`);
   } else if (found.nearest) {
     const { point, axis, over } = found.nearest;
     element("b", out, "No model measured is within these limits.");
@@ -176,7 +176,7 @@ function prepareTable() {
     heading.replaceChildren(button);
     button.addEventListener("click", () => sortTable(table, column, heading));
   });
-  const best = new Set(front(USABLE, "latency_s", "drop").map((p) => p.key));
+  const best = new Set(front(RIVALS, "latency_s", "drop").map((p) => p.key));
   for (const row of table.tBodies[0].rows) {
     if (best.has(row.dataset.key)) element("em", row.cells[1], "front", "tag");
     else if (!Object.keys(ROLES).some((role) => DATA[role] === row.dataset.key)) row.classList.add("beaten");

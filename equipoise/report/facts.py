@@ -1,0 +1,65 @@
+"""Where and how the figures were taken: the study, the machine, the versions, and the origin of each axis."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from equipoise.records import Evaluation, unavailable
+from equipoise.report.axes import LABELS, MISSING
+from equipoise.units import show
+
+EXACT = ("size_bytes", "params", "macs")
+"""Axes that are counted: one reading of them has no spread to know."""
+
+
+def facts(header: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
+    """Return the titled lists that say where and how the figures were taken."""
+    metric = header.get("metric") or {}
+    known = {"workload", "target", "budget", "seed", "machine", "metric", "started", "protocol", "versions"}
+    known |= {"schema", "baseline", "left_whole", "time_s"}
+    study = {
+        "workload": header.get("workload"),
+        "target": header.get("target"),
+        "budget": header.get("budget") or "none: the knee is picked",
+        "metric": f"{metric.get('name', MISSING)}, {'larger' if metric.get('maximize', True) else 'smaller'} is better",
+        **({"time limit": show(header["time_s"], "s")} if header.get("time_s") else {}),
+        "seed": header.get("seed"),
+        "started": header.get("started"),
+        "evaluations": len(evaluations),
+        "time in evaluations": show(sum(e.seconds for e in evaluations), "s"),
+        **{k: v for k, v in header.items() if k not in known},
+    }
+    machine = dict(header.get("machine") or {})
+    versions = {**(machine.pop("versions", None) or {}), **(header.get("versions") or {})}
+    groups = [("Study", study), ("Machine", machine), ("Versions", versions), ("Protocol", header.get("protocol") or {})]
+    return [{"title": title, "items": list(_flat(group))} for title, group in groups if group]
+
+
+def _flat(data: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for key, value in data.items():
+        name = f"{prefix}{key}".replace("_", " ")
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{key} ")
+        elif isinstance(value, (list, tuple)):
+            yield name, ", ".join(str(v) for v in value) or MISSING
+        elif isinstance(value, bool):
+            yield name, "yes" if value else "no"
+        else:
+            yield name, MISSING if value is None or value == "" else str(value)
+
+
+def provenance(evaluations: Sequence[Evaluation], shown: Evaluation | None) -> list[dict[str, str]]:
+    """Return for each axis whether it is measured, estimated or unavailable, with the note of the reading shown."""
+    if shown is None:
+        return []
+    rows = []
+    for key, label in LABELS.items():
+        if key not in ("drop", "quality") and not any(key in e.cost for e in evaluations):
+            continue
+        reading = (
+            shown.axis(key) if key in shown.cost or key in ("drop", "quality") else unavailable("1", "not read for this plan")
+        )
+        note = reading.note or ("" if reading.n > 1 else "counted" if key in EXACT else "read once, so its spread is not known")
+        rows.append({"label": label, "provenance": reading.provenance, "reading": str(reading.n), "note": note})
+    return rows
