@@ -159,7 +159,7 @@ class Artifact:
             _ = (entry["runtime"], entry["precision"], entry["target"], [str(name) for name in entry["files"]])
         for entry in self.manifest["files"].values():
             _ = (int(entry["bytes"]), str(entry["sha256"]))
-        _ = (self.manifest["study"]["workload"], dict(self.manifest["machine"]))
+        _ = (self.manifest["study"]["workload"], self.manifest["study"]["fingerprint"], dict(self.manifest["machine"]))
 
 
 def export(
@@ -200,6 +200,7 @@ def export(
     if "probe" in study.header:
         contents["probe.safetensors"] = _answered(program, store.read_blob(study.header["probe"]))
     manifest = _manifest(study, evaluation, budget=budget or study.budget, pick=pick)
+    manifest["study"]["fingerprint"] = (store.get("identity", "study") or {}).get("workload")
     manifest["deployable"] = _entry(evaluation, program, place)
     manifest["reference"] = _entry(study.baseline, reference, "reference/")
     manifest["files"] = {
@@ -225,7 +226,7 @@ def _manifest(study: Study, evaluation: Evaluation, *, budget: Budget, pick: str
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": KIND,
-        "study": {k: header.get(k) for k in ("workload", "fingerprint", "metric", "target", "budget", "seed")},
+        "study": {k: header.get(k) for k in ("workload", "metric", "target", "budget", "seed")},
         "pick": pick,
         "plan": evaluation.plan,
         "changed": {

@@ -9,6 +9,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -28,14 +29,12 @@ from equipoise.measure.counts import count
 from equipoise.measure.machine import describe
 from equipoise.records import Plan, Reading, as_data, measured, unavailable
 from equipoise.runtimes import Program, Target
-from equipoise.scoring import drop_reading
-from equipoise.stats import Interval
+from equipoise.stats import Interval, paired_drop
 from equipoise.store import write_atomic
 from equipoise.units import show
 from equipoise.verify import Check
-from equipoise.workbench import BATCH, Workbench, damage
-from equipoise.workloads import Split, Workload, predict
-from equipoise.workloads.metrics import classes
+from equipoise.workbench import BATCH, Workbench, damage, per_sample
+from equipoise.workloads import Metric, Split, Workload, classes, predict
 
 FP32_SLACK = 1e-3
 """Largest difference of fp32 outputs, relative to the largest output."""
@@ -72,8 +71,6 @@ def examine(artifact: Artifact, work: Workload, *, seconds: float) -> Iterator[C
     yield _source(artifact, work)
     try:
         program, reference = artifact.program, artifact.reference
-        for one in (program, reference):
-            _refuse_external_data(one)
         scene = Scene(artifact, work, program, reference, _at_home(artifact, program.runtime))
         kept = work.validation.take(artifact.promise["quality"].n)
         answers = scene.outputs(program, kept)
@@ -102,22 +99,6 @@ def _source(artifact: Artifact, work: Workload) -> Check:
     )
 
 
-def _refuse_external_data(program: Program) -> None:
-    """Refuse an ONNX file that points at other files: such paths can read anything on the disk."""
-    for name, content in program.files.items():
-        if name.endswith(".onnx"):
-            import onnx
-            from google.protobuf.message import DecodeError
-
-            try:
-                model = onnx.load_model_from_string(content)
-            except DecodeError as error:
-                raise InputError(f"{name} is not a readable ONNX file: {error}") from error
-            tensors = [*model.graph.initializer, *(a.t for node in model.graph.node for a in node.attribute if a.HasField("t"))]
-            if any(tensor.external_data or tensor.data_location for tensor in tensors):
-                raise InputError(f"{name} keeps weights in other files, which is refused. Export it again.")
-
-
 def _at_home(artifact: Artifact, runtime: str) -> bool:
     here, there = describe(), artifact.manifest["machine"]
     same = all(here.get(key) == there.get(key) for key in ("cpu", "flags"))
@@ -128,9 +109,7 @@ def _numerics(scene: Scene, kept: Split, answers: Tensor, before: Tensor) -> Ite
     """Compare both programs with the source model on real samples."""
     source = scene.source(kept)
     apart = _apart(source, before)
-    agree = (
-        float((classes(source) == classes(answers)).double().mean()) if _labels(scene.work) else math.nan
-    )
+    agree = float((classes(source) == classes(answers)).double().mean()) if _labels(scene.work) else math.nan
     yield Check(
         "reference numerics", f"≤ {FP32_SLACK:g}", f"{apart:.2g}", apart <= FP32_SLACK, "largest difference to the source"
     )
@@ -182,8 +161,8 @@ def _test(scene: Scene, found: dict[str, Reading]) -> Iterator[Check]:
     targets = split.targets()
     answers, source = scene.outputs(scene.program, split), scene.source(split)
     quality = metric.score(answers, targets)
-    drop = drop_reading(metric, source, answers, targets)
-    found["drop"], found["quality"] = drop, measured(quality, "points", n=len(targets))
+    drop = _drop(metric, source, answers, targets)
+    found["drop"], found["quality"] = drop, _spread(metric, answers, targets, quality)
     promised = scene.artifact.promise["drop"]
     told = f"{quality:.2f} against {metric.score(source, targets):.2f}"
     yield Check("quality on test", "", told, math.isfinite(quality), f"{len(targets)} samples never used before")
@@ -315,8 +294,25 @@ def _apart(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / a.abs().max().clamp_min(1e-12))
 
 
+def _drop(metric: Metric, base: Tensor, new: Tensor, targets: Tensor) -> Reading:
+    """Drop in points, larger is worse; with an interval where the metric has per-sample values."""
+    before, after = (per_sample(metric, outputs.numpy(), targets) for outputs in (base, new))
+    if before is not None and after is not None:
+        return paired_drop(before, after).reading("points", note="paired")
+    return measured(metric.drop(metric.score(base, targets), metric.score(new, targets)), "points", n=len(targets))
+
+
+def _spread(metric: Metric, outputs: Tensor, targets: Tensor, quality: float) -> Reading:
+    """The quality with the interval that the split's size leaves open, where the metric is a mean over samples."""
+    each = per_sample(metric, outputs.numpy(), targets)
+    if each is None or len(each) < 2:
+        return measured(quality, "points", n=len(targets))
+    margin = 100 * 1.96 * statistics.stdev(each) / math.sqrt(len(each))
+    return measured(quality, "points", low=quality - margin, high=quality + margin, n=len(each))
+
+
 def _labels(work: Workload) -> bool:
-    return work.task == "classes"
+    return work.classifier
 
 
 def main(words: list[str]) -> int:

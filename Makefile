@@ -1,0 +1,45 @@
+# Two commands: `make demo` (core only) and `make test` (everything). A second call installs nothing.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
+RECIPE := pyproject.toml constraints.txt
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test quick lint format clean
+
+help:            ## what can be made
+	@sed -n 's/^\([a-z]*\):.*## /  make \1  /p' $(MAKEFILE_LIST) | expand -t 20
+
+demo: $(VENV)/.core            ## the whole road on handwritten digits, offline, about two minutes
+	$(BIN)/equipoise demo
+
+test: $(VENV)/.dev            ## the whole suite, slow tests too
+	$(BIN)/python -m pytest
+
+quick: $(VENV)/.dev            ## the suite without its slow tests
+	$(BIN)/python -m pytest -m "not slow" -q
+
+lint: $(VENV)/.dev            ## ruff and strict mypy
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+
+format: $(VENV)/.dev            ## let ruff set the layout
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+clean:            ## remove the environment and the caches
+	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+
+# The stamps make a second call instant; editing pyproject.toml or constraints.txt installs anew.
+$(BIN)/python:
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.core: $(RECIPE) | $(BIN)/python
+	$(PIP) --editable .
+	@touch $@
+
+$(VENV)/.dev: $(RECIPE) | $(BIN)/python
+	$(PIP) --editable ".[dev,openvino,images]"
+	@touch $@ $(VENV)/.core
