@@ -159,7 +159,12 @@ class Artifact:
             _ = (entry["runtime"], entry["precision"], entry["target"], [str(name) for name in entry["files"]])
         for entry in self.manifest["files"].values():
             _ = (int(entry["bytes"]), str(entry["sha256"]))
-        _ = (self.manifest["study"]["workload"], self.manifest["study"]["fingerprint"], dict(self.manifest["machine"]))
+        _ = (
+            self.manifest["study"]["workload"],
+            self.manifest["study"]["name"],
+            self.manifest["study"]["fingerprint"],
+            dict(self.manifest["machine"]),
+        )
 
 
 def export(
@@ -226,7 +231,7 @@ def _manifest(study: Study, evaluation: Evaluation, *, budget: Budget, pick: str
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": KIND,
-        "study": {k: header.get(k) for k in ("workload", "metric", "target", "budget", "seed")},
+        "study": {k: header.get(k) for k in ("workload", "name", "metric", "target", "budget", "seed")},
         "pick": pick,
         "plan": evaluation.plan,
         "changed": {

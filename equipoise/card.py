@@ -51,7 +51,7 @@ library_name: {json.dumps(runtime)}
 tags: {json.dumps(tags)}
 ---
 
-# {_plain(study["workload"])}, compressed by Equipoise
+# {_plain(study["name"])}, compressed by Equipoise
 
 The file that was scored and that ships is `{main}` ({precision}, for `{deployable["target"]}`).
 
@@ -89,9 +89,9 @@ def figures(manifest: Mapping[str, Any]) -> str:
             lines.append(f"| {title} | {before} | {_whole(reading_from(promise[axis]))} |")
     if "speed_up" in promise:
         lines.append(f"| Times faster | 1 | {_times(reading_from(promise['speed_up']))} |")
-    bounds = [f"Promised: `{_plain(manifest['bounds'])}`."] if manifest["bounds"] else []
+    bounds = [f"Promised: {_code(manifest['bounds'])}."] if manifest["bounds"] else []
     if manifest["bounds_missed"]:
-        bounds.append(f"Asked for and **not** reached: `{_plain(manifest['bounds_missed'])}`.")
+        bounds.append(f"Asked for and **not** reached: {_code(manifest['bounds_missed'])}.")
     return "\n".join([BEGIN, "", *lines, "", *bounds, END])
 
 
@@ -99,7 +99,7 @@ def _changes(manifest: Mapping[str, Any]) -> str:
     changed = manifest["changed"]
     if not changed:
         return f"Nothing: this is the untouched model ({manifest['fidelity']})."
-    rows = [f"| `{_plain(knob)}` | {_plain(before)} | {_plain(after)} |" for knob, (before, after) in changed.items()]
+    rows = [f"| {_code(knob)} | {_plain(before)} | {_plain(after)} |" for knob, (before, after) in changed.items()]
     told = {
         "one-shot": "repaired by least squares, not trained",
         "recovered": "then recovered by distillation from the original",
@@ -122,6 +122,11 @@ def _whole(reading: Reading) -> str:
 def _times(reading: Reading) -> str:
     inside = f" [{reading.low:.2f}, {reading.high:.2f}]" if reading.low is not None and reading.high is not None else ""
     return f"{reading.get():.2f}×{inside}"
+
+
+def _code(value: object) -> str:
+    """Show a name as it is, in a code span that it cannot end."""
+    return f"`{''.join(c for c in str(value) if c.isprintable() and c not in '`|')}`"
 
 
 def _plain(value: object) -> str:

@@ -81,6 +81,7 @@ def study(spec: str, work: Workload, tmp_path_factory: pytest.TempPathFactory) -
         base = bench.evaluate(space.untouched, bench.teacher, fidelity="untouched", reference_s=None, seconds=0.5)
         header = {
             "workload": spec,
+            "name": work.name,
             "target": str(target),
             "budget": "drop<=60",
             "seed": 0,
