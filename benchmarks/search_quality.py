@@ -12,85 +12,24 @@ Hypervolume is exact, on (cost / cost of the untouched plan, loss in nats), refe
 from __future__ import annotations
 
 import argparse
-import hashlib
 import json
-import math
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from importlib.metadata import version
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
+from search_problems import Problem, problem_of
 
 from equipoise.pareto import hypervolume
-from equipoise.records import Choice, Plan
-from equipoise.search import Knob, Space, loss_table
-from equipoise.search.front import predicted_front
-from equipoise.search.propose import Evaluated, first_points, propose
-from equipoise.search.surrogate import fit_loss
+from equipoise.records import Plan
+from equipoise.search import Evaluated, first_points, fit_loss, loss_table, predicted_front, propose, to_measure
 
 RESULTS = Path(__file__).parent / "results"
-
-
-class Problem(Protocol):
-    """A space whose plans have a known cost and a loss that must be evaluated."""
-
-    name: str
-    space: Space
-    worst_loss: float
-
-    def cost(self, plan: Plan) -> float: ...
-
-    def evaluate(self, plan: Plan) -> float: ...
-
-
-class Synthetic:
-    """Nine widths and five droppable blocks: power-law losses with interactions between neighbors and a fixed ripple.
-
-    What makes it hard is known: costs are products of neighboring widths, the joint loss is 0.7 of the sum to the power 0.87,
-    neighbors cut together hurt more, and each plan has its own log-normal ripple.
-    """
-
-    def __init__(self, *, seed: int = 0, widths: int = 9, drops: int = 5, ripple: float = 0.1, clash: float = 0.6) -> None:
-        self.name = f"synthetic-{seed}"
-        self.worst_loss = 1.0
-        rng = np.random.default_rng(seed)
-        blocks = [f"layer{1 + 3 * i // widths}.{i}" for i in range(widths)]
-        droppable = blocks[-drops:] if drops else []
-        self.space = Space(
-            (
-                *(Knob(f"width.{b}", (64, 48, 32, 24, 16)) for b in blocks),
-                *(Knob(f"depth.{b}", ("keep", "drop")) for b in droppable),
-            ),
-            moot={(f"depth.{b}", "drop"): (f"width.{b}",) for b in droppable},
-        )
-        self._blocks, self._ripple = blocks, ripple
-        self._scale = np.exp(rng.normal(math.log(0.25), 1.0, widths))
-        self._power = rng.uniform(1.5, 3.5, widths)
-        self._drop = np.exp(rng.normal(math.log(0.3), 0.6, widths))
-        self._clash = clash * rng.random(widths)
-
-    def _cut(self, plan: Plan) -> np.ndarray:
-        return np.array([1 - int(plan[f"width.{b}"]) / 64 for b in self._blocks])
-
-    def cost(self, plan: Plan) -> float:
-        there = np.array([plan.choices.get(f"depth.{b}", "keep") == "keep" for b in self._blocks])
-        return float(0.15 * len(there) + np.sum(there * (1 - self._cut(plan)) * (1.0 + 0.3 * np.arange(len(there)) % 1.0)))
-
-    def evaluate(self, plan: Plan) -> float:
-        cut = self._cut(plan)
-        gone = np.array([plan.choices.get(f"depth.{b}", "keep") == "drop" for b in self._blocks])
-        part = np.where(gone, self._drop, self._scale * cut**self._power)
-        harsh = np.where(gone, 1.0, cut)
-        total = part.sum() + float(np.sum(self._clash[1:] * np.sqrt(part[1:] * part[:-1]) * harsh[1:] * harsh[:-1] * 4))
-        if total == 0:
-            return 0.0
-        ripple = np.random.default_rng(int(plan.digest, 16)).normal(0, self._ripple)
-        return float(0.7 * total**0.87 * math.exp(ripple))
 
 
 class Ledger:
@@ -120,28 +59,23 @@ class KnownCost:
         self.memo: dict[bytes, float] = {}
 
     def many(self, genomes: np.ndarray) -> np.ndarray:
-        out = np.empty(len(genomes))
-        for i, row in enumerate(genomes):
-            key = row.tobytes()
-            if key not in self.memo:
-                self.memo[key] = self.problem.cost(self.problem.space.decode(row))
-            out[i] = self.memo[key]
-        return out
+        keys = [row.tobytes() for row in genomes]
+        new = {key: i for i, key in enumerate(keys) if key not in self.memo}
+        for key, plan in zip(new, self.problem.space.decode_all(genomes[list(new.values())]), strict=True):
+            self.memo[key] = self.problem.cost(plan)
+        return np.array([self.memo[key] for key in keys])
 
 
-def guided(problem: Problem, *, n: int, seed: int, anchors: int | None = None, first: int = 14) -> Ledger:
+def guided(problem: Problem, *, n: int, seed: int, table_share: float = 0.5, first: int = 14) -> Ledger:
     """Our search with `n` evaluations in all: tables, first points, then rounds of 8.
 
     Args:
-        anchors: Choices measured of each nested menu (the rest interpolated); None measures all.
+        table_share: Share of `n` that the table may take; wide menus are measured at fewer choices where it would be more.
     """
     space, ledger, cost = problem.space, Ledger(problem), KnownCost(problem)
     ledger(space.untouched)
-    measured: dict[tuple[str, Choice], float] = {}
-    for knob in space.knobs:
-        for choice in _anchors(knob, anchors):
-            if len(ledger.seen) < n:
-                measured[knob.name, choice] = ledger(space.untouched.but({knob.name: choice}))[1]
+    pairs = to_measure(space, most=int(table_share * n))
+    measured = {pair: ledger(space.untouched.but(dict([pair])))[1] for pair in pairs}
     table = loss_table(space, measured)
     front = predicted_front(space, table, [cost])
     front = front[np.any(front > 0, axis=1)]
@@ -165,14 +99,6 @@ def guided(problem: Problem, *, n: int, seed: int, anchors: int | None = None, f
     return ledger
 
 
-def _anchors(knob: Knob, count: int | None) -> Sequence[Choice]:
-    """Which choices of a menu are measured."""
-    if count is None or not knob.nested or len(knob.menu) - 1 <= count:
-        return knob.menu[1:]
-    places = np.unique(np.linspace(1, len(knob.menu) - 1, count + 1).round().astype(int)[1:])
-    return [knob.menu[i] for i in places]
-
-
 def optuna_nsga2(problem: Problem, *, n: int, seed: int, population: int = 24) -> Ledger:
     """Optuna's NSGA-II with `n` distinct evaluations (or 4 n trials, whichever comes first)."""
     import optuna
@@ -193,12 +119,12 @@ def optuna_nsga2(problem: Problem, *, n: int, seed: int, population: int = 24) -
     return ledger
 
 
-def duel(problem: Problem, *, n: int, seeds: Sequence[int], anchors: int | None = None, population: int = 24) -> dict[str, Any]:
+def duel(problem: Problem, *, n: int, seeds: Sequence[int], table_share: float = 0.5, population: int = 24) -> dict[str, Any]:
     """Run both sides for each seed and return the hypervolumes, their ratios and how they were come by."""
     rows = []
     for seed in seeds:
         started = time.perf_counter()
-        ours = guided(problem, n=n, seed=seed, anchors=anchors)
+        ours = guided(problem, n=n, seed=seed, table_share=table_share)
         middle = time.perf_counter()
         theirs = optuna_nsga2(problem, n=3 * n, seed=seed, population=population)
         rows.append(
@@ -218,10 +144,9 @@ def duel(problem: Problem, *, n: int, seeds: Sequence[int], anchors: int | None 
         "benchmark": "search_quality",
         "problem": problem.name,
         "n": n,
-        "anchors": anchors,
         "optuna_population": population,
         "reference_point": {"cost": "that of the untouched plan", "loss_nats": problem.worst_loss},
-        "evaluations_of_the_table": 1 + sum(len(_anchors(k, anchors)) for k in problem.space.knobs),
+        "evaluations_of_the_table": 1 + len(to_measure(problem.space, most=int(table_share * n))),
         "knobs": len(problem.space.knobs),
         "plans": problem.space.size,
         "seeds": rows,
@@ -243,43 +168,19 @@ def _cpu() -> str:
     return next((line.split(":", 1)[1].strip() for line in lines if line.startswith("model name")), platform.processor())
 
 
-class Remembered:
-    """A problem whose evaluations are kept in a JSON file, written after each, so that a rerun is free."""
-
-    def __init__(self, problem: Problem, path: Path, *, tag: str) -> None:
-        self.problem, self.path = problem, path
-        self.name, self.space, self.worst_loss = problem.name, problem.space, problem.worst_loss
-        self.tag = hashlib.sha256(tag.encode()).hexdigest()[:12]
-        self.losses: dict[str, float] = json.loads(path.read_text()) if path.exists() else {}
-
-    def cost(self, plan: Plan) -> float:
-        return self.problem.cost(plan)
-
-    def evaluate(self, plan: Plan) -> float:
-        key = f"{self.tag}:{plan.digest}"
-        if key not in self.losses:
-            self.losses[key] = self.problem.evaluate(plan)
-            spare = self.path.with_suffix(".new")
-            spare.write_text(json.dumps(self.losses))
-            spare.replace(self.path)
-        return self.losses[key]
-
-
-PROBLEMS: dict[str, Callable[[argparse.Namespace], Problem]] = {"synthetic": lambda args: Synthetic(seed=args.problem_seed)}
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("problem", choices=sorted(PROBLEMS))
+    parser.add_argument("problem", choices=("synthetic", "digits", "resnet20"))
     parser.add_argument("--n", type=int, default=70, help="evaluations of ours, tables included")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--anchors", type=int, default=None, help="choices measured of each width menu; default all")
+    parser.add_argument("--table-share", type=float, default=0.5, help="share of n that the loss table may take")
     parser.add_argument("--population", type=int, default=24, help="of Optuna's NSGA-II")
     parser.add_argument("--problem-seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, default=None, help="JSON file outside the checkout that keeps evaluations")
     parser.add_argument("--save", action="store_true", help="write the result to benchmarks/results")
     args = parser.parse_args(argv)
-    result = duel(PROBLEMS[args.problem](args), n=args.n, seeds=args.seeds, anchors=args.anchors, population=args.population)
+    problem = problem_of(args.problem, seed=args.problem_seed, cache=args.cache)
+    result = duel(problem, n=args.n, seeds=args.seeds, table_share=args.table_share, population=args.population)
     text = json.dumps(result, indent=1)
     print(text)
     if args.save:

@@ -6,7 +6,7 @@ from equipoise.search.front import Cost, Solution, predicted_front, solve
 from equipoise.search.propose import Evaluated, converged, first_points, front_volume, propose
 from equipoise.search.space import Genomes, Knob, Space
 from equipoise.search.surrogate import LossModel, fit_loss
-from equipoise.search.tables import Calibration, LossTable, calibrate, loss_table
+from equipoise.search.tables import Calibration, LossTable, calibrate, loss_table, to_measure
 
 __all__ = [
     "Calibration",
@@ -32,4 +32,5 @@ __all__ = [
     "predicted_front",
     "propose",
     "solve",
+    "to_measure",
 ]

@@ -113,10 +113,8 @@ class CostModel:
     def many(self, genomes: Genomes) -> Floats:
         """Return the predicted costs `(n,)` of `genomes` `(n, knobs)`; each genome is asked for once."""
         rows = self.space.canonical(genomes)
-        out = np.empty(len(rows))
-        for i, row in enumerate(rows):
-            key = row.tobytes()
-            if key not in self._memo:
-                self._memo[key] = self.predict(self.space.decode(row))
-            out[i] = self._memo[key]
-        return out
+        keys = [row.tobytes() for row in rows]
+        new = {key: i for i, key in enumerate(keys) if key not in self._memo}
+        for key, plan in zip(new, self.space.decode_all(rows[list(new.values())]), strict=True):
+            self._memo[key] = self.predict(plan)
+        return np.array([self._memo[key] for key in keys])

@@ -147,17 +147,27 @@ class Space:
         """
         if genome.shape != self.sizes.shape or bool(np.any((genome < 0) | (genome >= self.sizes))):
             raise must_be("genome", f"{len(self.knobs)} menu indices", genome.tolist(), "Use encode() to make one.")
-        genome = self.canonical(genome[None])[0]
-        return Plan({k.name: k.menu[i] for k, i in zip(self.knobs, genome, strict=True)})
+        return self.decode_all(genome[None])[0]
+
+    def decode_all(self, genomes: Genomes) -> list[Plan]:
+        """Return the plans of valid genomes `(n, knobs)`; quicker than one at a time."""
+        rows = self.canonical(genomes).tolist()
+        return [Plan({k.name: k.menu[i] for k, i in zip(self.knobs, row, strict=True)}) for row in rows]
 
     def canonical(self, genomes: Genomes) -> Genomes:
         """Return a copy of `genomes` `(n, knobs)` with moot knobs at their untouched choice."""
         out = np.array(genomes, dtype=np.int64)
-        for (name, choice), others in self.moot.items():
-            rows = out[:, self.positions[name]] == self._index(name, choice)
-            for other in others:
-                out[rows, self.positions[other]] = 0
+        for column, index, others in self._moot_columns:
+            out[np.ix_(out[:, column] == index, others)] = 0
         return out
+
+    @cached_property
+    def _moot_columns(self) -> list[tuple[int, int, list[int]]]:
+        """`moot` by column and menu index."""
+        return [
+            (self.positions[name], self._index(name, choice), [self.positions[n] for n in others])
+            for (name, choice), others in self.moot.items()
+        ]
 
     def sample(self, rng: np.random.Generator, *, n: int = 1) -> Genomes:
         """Draw `n` genomes `(n, knobs)`, every choice equally likely."""

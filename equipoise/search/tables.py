@@ -62,6 +62,29 @@ class LossTable:
         return np.asarray(out / np.maximum(out.sum(axis=1, keepdims=True), EPSILON))
 
 
+def to_measure(space: Space, *, most: int | None = None) -> list[tuple[str, Choice]]:
+    """Return the ``(knob, choice)`` pairs to evaluate one at a time so that `loss_table` can be filled.
+
+    Args:
+        most: Pairs that can be afforded; None for all. When there are more, nested menus are measured at fewer, evenly spaced
+            choices that include the last; one each is the least, even where that is more than `most`.
+    """
+    longest = int(space.sizes.max()) - 1
+    for count in range(longest, 0, -1):
+        pairs = [(knob.name, knob.menu[i]) for knob in space.knobs for i in _anchors(knob, count)]
+        if most is None or len(pairs) <= most:
+            return pairs
+    return [(knob.name, knob.menu[i]) for knob in space.knobs for i in _anchors(knob, 1)]
+
+
+def _anchors(knob: Knob, count: int) -> list[int]:
+    """Menu indices to measure: all but the untouched, or `count` of a nested menu."""
+    last = len(knob.menu) - 1
+    if not knob.nested or count >= last:
+        return list(range(1, last + 1))
+    return sorted({round(last * (i + 1) / count) for i in range(count)})
+
+
 def loss_table(
     space: Space, measured: Mapping[tuple[str, Choice], float], *, errors: Mapping[tuple[str, Choice], float] | float = 0.0
 ) -> LossTable:

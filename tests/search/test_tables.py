@@ -7,7 +7,7 @@ import pytest
 from equipoise.errors import InputError
 from equipoise.records import Plan
 from equipoise.search.space import Knob, Space
-from equipoise.search.tables import EPSILON, PRIOR_INTERCEPT, calibrate, isotonic, loss_table
+from equipoise.search.tables import EPSILON, PRIOR_INTERCEPT, calibrate, isotonic, loss_table, to_measure
 
 SPACE = Space(
     (
@@ -82,6 +82,18 @@ def test_what_cannot_be_filled_or_is_not_a_number_is_refused():
         loss_table(SPACE, {**MEASURED, ("bits.a", 8): math.nan})
     with pytest.raises(InputError, match="one of"):
         loss_table(SPACE, {**MEASURED, ("width.a", 40): 0.1})
+
+
+def test_what_to_measure_shrinks_to_what_can_be_afforded_and_always_fills_the_table():
+    everything = to_measure(SPACE)
+    assert everything == [(k.name, c) for k in SPACE.knobs for c in k.menu[1:]]
+    assert to_measure(SPACE, most=5) == everything
+    fewer = to_measure(SPACE, most=4)
+    assert fewer == [("width.a", 32), ("width.a", 16), ("bits.a", 8), ("depth.b", "drop")]
+    for most in range(6):
+        pairs = to_measure(SPACE, most=most)
+        assert len(pairs) <= max(most, 3)
+        assert len(loss_table(SPACE, {pair: MEASURED[pair] for pair in pairs}).columns) == 3
 
 
 def best_rising(values, grid):
