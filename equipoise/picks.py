@@ -102,4 +102,7 @@ def _missed(evaluations: Sequence[Evaluation], budget: Budget) -> str:
     worst = max(over, key=lambda word: over[word])
     axes = {c.word: c.axis for c in budget.constraints}
     told = ", ".join(f"{word} {near.axis(axes[word])}" for word in over)
-    return f"no evaluation of this study meets {budget.text}. The nearest has {told}; the bound on {worst} binds."
+    return (
+        f"no evaluation of this study meets {budget.text}. The nearest has {told}; the bound on {worst} binds. "
+        "Pick the knee, write a looser budget, or give `equipoise optimize` more time."
+    )
