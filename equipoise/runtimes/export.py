@@ -121,7 +121,7 @@ class Exporter:
         model = copy.deepcopy(model).eval()
         shapes = ({0: torch.export.Dim("batch")},)
         try:
-            with _quiet(), torch.no_grad():
+            with quiet(), torch.no_grad():
                 program = torch.onnx.export(
                     model,
                     (_batches(example)[-1],),
@@ -296,8 +296,8 @@ def _reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Hold back what the exporter prints, warns and logs while it runs, and put everything back."""
+def quiet() -> Iterator[None]:
+    """Hold back what torch's exporters print, warn and log meanwhile, and put everything back."""
     names = {name for name in logging.root.manager.loggerDict if name.split(".")[0] in ("torch", "onnxscript")}
     names.add("torch.onnx._internal.exporter._registration")  # made on first use
     loggers = [logger for name in sorted(names) if not (logger := logging.getLogger(name)).disabled]
