@@ -5,5 +5,19 @@ from equipoise.workloads.base import Workload
 from equipoise.workloads.check import check
 from equipoise.workloads.data import Split, predict
 from equipoise.workloads.metrics import LOSSES, METRICS, Metric, classes, metric_of
+from equipoise.workloads.spec import load
 
-__all__ = ["LOSSES", "METRICS", "Augment", "Metric", "Split", "Workload", "check", "classes", "metric_of", "predict", "shifted"]
+__all__ = [
+    "LOSSES",
+    "METRICS",
+    "Augment",
+    "Metric",
+    "Split",
+    "Workload",
+    "check",
+    "classes",
+    "load",
+    "metric_of",
+    "predict",
+    "shifted",
+]

@@ -1,0 +1,68 @@
+"""Weights from a file, never by running code that the file brings along."""
+
+from __future__ import annotations
+
+import pickle
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError
+from safetensors.torch import load_file
+from torch import Tensor, nn
+
+from equipoise.errors import InputError, must_be
+
+BUILDER = "Write a function make_workload() that builds the model and loads its state dict, and pass FILE.py:make_workload."
+
+
+def read_weights(path: Path) -> dict[str, Tensor]:
+    """Return the tensors of a ``.safetensors`` file or of a state dict saved by torch, on the CPU.
+
+    Raises:
+        InputError: No such file, damaged, not a state dict, or a pickle that would run code.
+    """
+    if not path.is_file():
+        raise must_be("weights", "an existing file", str(path), "Give the path of a safetensors file.")
+    try:
+        if path.suffix == ".safetensors":
+            return dict(load_file(path))
+        found: Any = torch.load(path, map_location="cpu", weights_only=True)
+    except pickle.UnpicklingError as error:
+        raise must_be("weights", "tensors alone", f"{path}, a pickle that would run code", BUILDER) from error
+    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+        raise must_be(
+            "weights", "a readable file of tensors", f"{path} ({error})", "Save it again; it may be cut off."
+        ) from error
+    for key in ("state_dict", "model_state_dict", "model"):
+        if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
+            found = found[key]
+    if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
+        raise must_be("weights", "a state dict", f"{path}, a {type(found).__name__}", "Save model.state_dict().")
+    return dict(found)
+
+
+def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, name: str) -> None:
+    """Load `tensors` into `model`, every name and shape matching; BatchNorm's step counters may be left out.
+
+    Raises:
+        InputError: Names or shapes differ; all of them are told.
+    """
+    wanted = model.state_dict()
+    missing = [key for key in wanted if key not in tensors and not key.endswith("num_batches_tracked")]
+    extra = [key for key in tensors if key not in wanted]
+    other = [key for key in wanted if key in tensors and tensors[key].shape != wanted[key].shape]
+    lines = [
+        f"{name} must {what}; got {len(keys)} that do not: {', '.join(keys[:5])}{' ...' if len(keys) > 5 else ''}. "
+        "Give the weights of this very model."
+        for what, keys in (
+            ("name every tensor of the model", missing),
+            ("name only tensors of the model", extra),
+            ("have the model's shapes", other),
+        )
+        if keys
+    ]
+    if lines:
+        raise InputError("\n".join(lines))
+    model.load_state_dict({**wanted, **tensors})
