@@ -103,8 +103,8 @@ def watch(model: nn.Module, inputs: Tensor, answer: Callable[[Invocation], Any])
         handles.append(module.register_forward_pre_hook(lambda _m, _x, name=name: scope.append(name)))
         handles.append(module.register_forward_hook(lambda _m, _x, _y: _pop(scope)))
     try:
-        with torch.no_grad(), _Interception(answer, scope):
-            return model(inputs)
+        with torch.inference_mode(False), torch.no_grad(), _Interception(answer, scope):
+            return model(inputs.clone() if inputs.is_inference() else inputs)  # changes must be countable
     finally:
         for handle in handles:
             handle.remove()

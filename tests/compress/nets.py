@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -36,13 +38,20 @@ class ResNet20(nn.Module):
             for index in range(depth):
                 blocks.append(OptionABlock(entering, width, 2 if stage > 1 and index == 0 else 1))
                 entering = width
-            setattr(self, f"layer{stage}", nn.Sequential(*blocks))
+            self.add_module(f"layer{stage}", nn.Sequential(*blocks))
+        self.stages = len(widths)
         self.linear = nn.Linear(widths[-1], classes)
 
     def forward(self, x: Tensor) -> Tensor:
         x = F.relu(self.bn1(self.conv1(x)))
-        x = self.layer3(self.layer2(self.layer1(x)))
+        for stage in range(1, self.stages + 1):
+            x = self.get_submodule(f"layer{stage}")(x)
         return self.linear(x.mean((2, 3)))
+
+
+def small_option_a() -> nn.Module:
+    """The hard case in small: two blocks a stage; for `(N, 3, 16, 16)`."""
+    return ResNet20((8, 16), depth=2, classes=5)
 
 
 class ProjectionBlock(nn.Module):
@@ -140,3 +149,32 @@ def settled(model: nn.Module, inputs: Tensor, *, seed: int = 0) -> nn.Module:
         for _ in range(3):
             model(inputs)
     return model.eval()
+
+
+EASY: dict[str, tuple[object, tuple[int, ...]]] = {
+    "cnn": (plain_cnn, (3, 8, 8)),
+    "mobile": (mobile_cnn, (3, 8, 8)),
+    "mlp": (mlp, (10,)),
+    "projection": (projection_resnet, (3, 16, 16)),
+    "option_a": (small_option_a, (3, 16, 16)),
+}
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Everything a technique must not change in the model it is given: structure, mode, hooks, values, gradients."""
+    digest = hashlib.sha256(repr(model).encode())
+    for name, module in model.named_modules():
+        hooks = len(module._forward_hooks), len(module._forward_pre_hooks)
+        digest.update(f"{name} {type(module)} {module.training} {hooks}".encode())
+    for name, value in (*model.named_parameters(), *model.named_buffers()):
+        digest.update(f"{name} {value.requires_grad} {value.grad is None}".encode() + value.detach().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def made(name: str, *, seed: int = 0) -> tuple[nn.Module, Tensor]:
+    """Build one of the image or table nets, settled, with 64 random inputs."""
+    builder, shape = EASY[name]
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        inputs = torch.randn(64, *shape)
+        return settled(builder(), inputs, seed=seed), inputs  # type: ignore[operator]

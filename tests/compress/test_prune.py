@@ -1,0 +1,151 @@
+"""Pruning in one line: widths, criteria against closed forms, and every way to ask wrongly."""
+
+from __future__ import annotations
+
+import itertools
+
+import pytest
+import torch
+import torch.nn.functional as F
+from nets import EASY, fingerprint, made
+from torch import Tensor, nn
+
+from equipoise.compress.criteria import CRITERIA, Evidence, gather, ranking
+from equipoise.compress.graph import groups
+from equipoise.compress.prune import prune, rounded
+from equipoise.compress.statistics import Moments
+from equipoise.errors import InputError
+
+
+@pytest.mark.parametrize(("width", "size", "round_to", "built"), [
+    (8, 16, 8, 8), (12, 16, 8, 16), (11, 16, 8, 8), (1, 16, 8, 8), (3, 64, 8, 8), (10, 12, 8, 8), (12, 12, 8, 12),
+    (3, 6, 8, 3), (0, 6, 8, 1), (19, 20, 8, 16), (5, 20, 1, 5), (99, 20, 8, 20), (40, 64, 16, 48),
+])
+def test_widths_are_rounded_to_what_the_hardware_likes(width: int, size: int, round_to: int, built: int) -> None:
+    assert rounded(width, size, round_to) == built
+
+
+@pytest.mark.parametrize("name", EASY)
+def test_half_the_channels_go_and_the_model_is_untouched(name: str) -> None:
+    model, inputs = made(name)
+    before = fingerprint(model)
+    smaller = prune(model, inputs[:2], ratio=0.5, data=inputs)
+    assert fingerprint(model) == before
+    for group in groups(model, inputs[:2]):
+        layer = smaller.get_submodule(group.name)
+        width = getattr(layer, "out_channels", 0) or layer.out_features
+        assert width == (rounded(group.size // 2, group.size, 8) if group.prunable else group.size)
+    with torch.no_grad():
+        assert smaller(inputs).shape == model(inputs).shape
+
+
+def test_without_data_the_batch_norms_stay_and_nothing_else_moves() -> None:
+    model, inputs = made("cnn")
+    smaller = prune(model, inputs[:2], widths={"0": 8})
+    assert smaller[1].num_features == 8
+    torch.testing.assert_close(smaller[9].weight, model[9].weight)
+
+
+@pytest.mark.parametrize("criterion", CRITERIA)
+def test_every_criterion_ranks_every_group_of_every_net(criterion: str) -> None:
+    for name in ("cnn", "projection", "mobile"):
+        model, inputs = made(name)
+        chosen = [group for group in groups(model, inputs[:2]) if group.prunable and (criterion, name) != ("bn_scale", "cnn")]
+        if criterion == "bn_scale":
+            chosen = [group for group in chosen if group.name in ("0", "3.conv1")]
+        evidence = gather(model, chosen, criterion=criterion, data=inputs, loss=lambda out: out.square().sum(),
+                          generator=torch.Generator().manual_seed(0))
+        for group in chosen:
+            assert sorted(ranking(group, criterion, evidence)) == list(range(group.size))
+
+
+def test_magnitude_criteria_agree_with_the_weights() -> None:
+    model = nn.Sequential(nn.Linear(3, 4), nn.ReLU(), nn.Linear(4, 2))
+    model[0].weight.data = torch.tensor([[1.0, 1, 1], [0, 0, 2.5], [4, 0, 0], [0, 0.1, 0]])
+    (group, _) = groups(model, torch.randn(2, 3, generator=torch.Generator().manual_seed(0)))
+    assert ranking(group, "l2", Evidence(model)) == (2, 1, 0, 3)
+    assert ranking(group, "l1", Evidence(model)) == (2, 0, 1, 3)
+
+
+def test_taylor_is_the_change_of_the_loss_for_a_small_cut() -> None:
+    model = nn.Sequential(nn.Linear(5, 6), nn.Tanh(), nn.Linear(6, 3)).double()
+    generator = torch.Generator().manual_seed(1)
+    data, labels = torch.randn(20, 5, generator=generator, dtype=torch.float64), torch.randint(0, 3, (20,), generator=generator)
+
+    def loss(output: Tensor) -> Tensor:
+        return F.cross_entropy(output, labels)
+
+    (group, _) = groups(model, data)
+    evidence = gather(model, [group], criterion="taylor", data=data, loss=loss)
+    scores = CRITERIA["taylor"](group, evidence)
+    for channel in range(6):
+        row = model[0].weight.data[channel].clone()
+        changes = []
+        for sign in (1, -1):
+            model[0].weight.data[channel] = row * (1 + sign * 1e-5)
+            changes.append(float(loss(model(data)).detach()))
+        model[0].weight.data[channel] = row
+        assert float(scores[channel]) == pytest.approx(abs(changes[0] - changes[1]) / 2e-5, rel=1e-3)
+
+
+def reader_of(size: int, seed: int) -> tuple[nn.Module, Tensor]:
+    """A net in which one linear layer reads `size` correlated channels."""
+    generator = torch.Generator().manual_seed(seed)
+    model = nn.Sequential(nn.Linear(size, size), nn.Linear(size, 3))
+    model[0].weight.data = torch.randn(size, size, generator=generator)
+    model[1].weight.data = torch.randn(3, size, generator=generator)
+    return model, torch.randn(400, size, generator=generator)
+
+
+@pytest.mark.parametrize("seed", range(3))
+def test_obs_gives_up_first_the_channel_that_least_squares_misses_least(seed: int) -> None:
+    model, data = reader_of(6, seed)
+    (group, _) = groups(model, data[:2])
+    order = ranking(group, "obs", gather(model, [group], criterion="obs", data=data))
+    with torch.no_grad():
+        read = model[0](data)
+        answer = read @ model[1].weight.T
+
+    def error(stay: tuple[int, ...]) -> float:
+        x = torch.cat([read[:, list(stay)], torch.ones(len(read), 1)], 1)
+        return float((answer - x @ torch.linalg.lstsq(x, answer).solution).square().sum())
+
+    by_force = min(itertools.combinations(range(6), 5), key=error)
+    assert set(order[:5]) == set(by_force)
+
+
+def test_obs_on_independent_inputs_is_the_activation_score() -> None:
+    model, data = reader_of(12, 0)
+    (group, _) = groups(model, data[:2])
+    powers = torch.rand(12, generator=torch.Generator().manual_seed(5)).double() + 0.1
+    evidence = Evidence(model, moments={"1": Moments(torch.diag(powers), torch.zeros(12).double())})
+    assert ranking(group, "obs", evidence)[1:] == ranking(group, "activation", evidence)[1:]
+    shuffled = Evidence(model, moments={"1": Moments(torch.diag(powers.flip(0)), torch.zeros(12).double())})
+    assert ranking(group, "obs", evidence) != ranking(group, "obs", shuffled)
+
+
+def wrong(**changes: object) -> None:
+    model, inputs = made("cnn")
+    prune(model, inputs[:2], **changes)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(("changes", "message"), [
+    ({}, "one and not both"),
+    ({"ratio": 0.5, "widths": {"0": 8}}, "one and not both"),
+    ({"ratio": 1.0}, r"ratio must be a fraction of channels to remove in \[0, 1\)"),
+    ({"ratio": -0.1}, "ratio must be"),
+    ({"ratio": float("nan")}, "ratio must be"),
+    ({"widths": {"00": 8}}, "group must be one of 0, 4, 9; got '00'"),
+    ({"widths": {"11": 2}}, "left whole: it feeds the model's output"),
+    ({"widths": {"0": 17}}, r"in \[1, 16\]"),
+    ({"widths": {"0": 0}}, r"in \[1, 16\]"),
+    ({"ratio": 0.5, "criterion": "l3"}, "criterion must be one of"),
+    ({"ratio": 0.5, "criterion": "obs"}, "data must be"),
+    ({"ratio": 0.5, "criterion": "random"}, "generator must be"),
+    ({"ratio": 0.5, "criterion": "bn_scale"}, "has none"),
+    ({"ratio": 0.5, "criterion": "taylor", "data": torch.zeros(2, 3, 8, 8)}, "loss must be"),
+    ({"ratio": 0.5, "round_to": 0}, "round_to must be"),
+])
+def test_bad_input_gets_one_clear_error(changes: dict[str, object], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        wrong(**changes)

@@ -1,0 +1,84 @@
+"""The prepared pruner: deterministic, nested, and on the real ResNet-20 as good as METHODS promises."""
+
+from __future__ import annotations
+
+import io
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from nets import ResNet20, fingerprint, made
+from torch import Tensor, nn
+
+from equipoise.compress.pruner import Pruner
+from equipoise.errors import InputError
+
+
+def test_builds_are_the_same_every_time_and_leave_everything_as_it_was() -> None:
+    model, inputs = made("option_a")
+    before = fingerprint(model)
+    pruner = Pruner.prepare(model, inputs[:2], inputs)
+    assert fingerprint(model) == before
+    teacher = fingerprint(pruner.teacher)
+    widths = {group.name: 8 for group in pruner.groups if group.prunable}
+    first, again = pruner.build(widths, ["layer1.1"]), pruner.build(widths, ["layer1.1"])
+    afresh = Pruner.prepare(model, inputs[:2], inputs).build(widths, ["layer1.1"])
+    assert fingerprint(first) == fingerprint(again) == fingerprint(afresh)
+    assert fingerprint(pruner.teacher) == teacher
+    assert fingerprint(pruner.build(widths, ["layer1.1"], repair=False)) != fingerprint(first)
+    with torch.no_grad():
+        torch.testing.assert_close(pruner.build({})(inputs), model(inputs), atol=1e-5, rtol=1e-4)
+
+
+def test_narrower_widths_keep_a_part_of_what_wider_ones_keep() -> None:
+    model, inputs = made("cnn")
+    pruner = Pruner.prepare(model, inputs[:2], inputs)
+    wide, narrow = (pruner.build({"4": width}, repair=False)[4].bias.detach() for width in (16, 8))
+    assert set(narrow.tolist()) < set(wide.tolist())
+
+
+@pytest.mark.parametrize(("widths", "drops", "message"), [
+    ({"nope": 3}, [], "group must be one of"), ({"conv1": 3}, [], "left whole"), ({"layer1.0.conv1": 0}, [], r"in \[1, 8\]"),
+    ({}, ["layer2.0"], "block must be one of"),
+])
+def test_wrong_plans_are_told(widths: dict[str, int], drops: list[str], message: str) -> None:
+    model, inputs = made("option_a")
+    with pytest.raises(InputError, match=message):
+        Pruner.prepare(model, inputs[:2], inputs).build(widths, drops)
+
+
+def pictures(archive: Path, part: str, count: int) -> tuple[Tensor, Tensor]:
+    """Read a fixed random sample of the pictures, normalized as the network was trained."""
+    image = pytest.importorskip("PIL.Image", reason="needs pillow")
+    with zipfile.ZipFile(archive) as files:
+        names = sorted(name for name in files.namelist() if f"{part}/" in name and name.endswith(".jpg"))
+        classes = sorted({name.split("/")[-2] for name in names})
+        chosen = [names[i] for i in np.random.default_rng(0).permutation(len(names))[:count]]
+        pixels = np.stack([np.asarray(image.open(io.BytesIO(files.read(name))).convert("RGB")) for name in chosen])
+    values = torch.from_numpy(pixels).permute(0, 3, 1, 2).float() / 255
+    mean, deviation = torch.tensor([0.485, 0.456, 0.406]), torch.tensor([0.229, 0.224, 0.225])
+    labels = torch.tensor([classes.index(name.split("/")[-2]) for name in chosen])
+    return (values - mean.view(3, 1, 1)) / deviation.view(3, 1, 1), labels
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_half_of_a_real_resnet_is_repaired_without_training(data_folder: Path) -> None:
+    from safetensors.torch import load_file
+
+    calibration, _ = pictures(data_folder / "cifar10-jpeg.zip", "train", 256)
+    inputs, labels = pictures(data_folder / "cifar10-jpeg.zip", "test", 500)
+    model = ResNet20()
+    model.load_state_dict(load_file(data_folder.parent / "models" / "resnet20-cifar10jpeg.safetensors"))
+    pruner = Pruner.prepare(model.eval(), calibration[:2], calibration)
+    half = {group.name: group.size // 2 for group in pruner.groups if group.prunable}
+
+    def accuracy(candidate: nn.Module) -> float:
+        with torch.no_grad():
+            return float((candidate(inputs).argmax(1) == labels).float().mean())
+
+    assert accuracy(model) > 0.84
+    assert accuracy(pruner.build(half, repair=False)) < 0.5
+    assert accuracy(pruner.build(half)) > 0.7

@@ -1,0 +1,188 @@
+"""Repair against exact cases: redundant channels must be recoverable to rounding, undamaged layers must not move."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from nets import EASY, TextEncoder, fingerprint, made
+from torch import Tensor, nn
+
+from equipoise.compress.cut import sliced
+from equipoise.compress.depth import drop
+from equipoise.compress.fold import fold
+from equipoise.compress.graph import groups, keeping
+from equipoise.compress.repair import recalibrate, repair, solve
+from equipoise.compress.statistics import (
+    Invocation,
+    as_matrix,
+    as_weight,
+    collect,
+    columns,
+    gram,
+    input_rows,
+    is_linear_map,
+    output_rows,
+)
+from equipoise.compress.trace import watch
+from equipoise.errors import InputError
+
+
+@pytest.mark.parametrize(("layer", "shape"), [
+    (nn.Conv2d(3, 5, 3, stride=2, padding=1), (4, 3, 9, 8)),
+    (nn.Conv2d(3, 5, (3, 2), stride=(1, 2), padding=(2, 1), dilation=(2, 1)), (4, 3, 9, 8)),
+    (nn.Conv2d(3, 5, 3, padding=1, padding_mode="reflect"), (4, 3, 9, 8)),
+    (nn.Conv1d(3, 5, 4, stride=2, padding=3), (4, 3, 17)),
+    (nn.Linear(6, 5), (4, 7, 6)),
+    (nn.Linear(6, 5), (9, 6)),
+], ids=str)
+def test_rows_times_the_weight_are_the_layers_output(layer: nn.Module, shape: tuple[int, ...]) -> None:
+    calls: list[tuple[Invocation, Tensor]] = []
+
+    def answer(invocation: Invocation) -> Tensor:
+        result: Tensor = invocation.run()
+        if is_linear_map(invocation):
+            calls.append((invocation, result))
+        return result
+
+    watch(layer, torch.randn(*shape, generator=torch.Generator().manual_seed(0)), answer)
+    ((call, output),) = calls
+    total = output.numel() // 5
+    places = torch.randperm(total, generator=torch.Generator().manual_seed(1))[: total // 2]
+    rows = input_rows(call, places)
+    with torch.no_grad():
+        torch.testing.assert_close(rows @ as_matrix(layer.weight).T + layer.bias, output_rows(output, places, call.op))
+        torch.testing.assert_close(as_weight(as_matrix(layer.weight), layer.weight), layer.weight.detach())
+    assert not torch.allclose(input_rows(call, places.flip(0)), rows)
+
+
+def test_grouped_calls_are_left_alone() -> None:
+    seen: list[bool] = []
+
+    def answer(invocation: Invocation) -> Tensor:
+        if invocation.op.startswith("conv"):
+            seen.append(is_linear_map(invocation))
+        result: Tensor = invocation.run()
+        return result
+
+    watch(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, padding="same")), torch.randn(1, 4, 6, 6), answer)
+    assert seen == [False, False]
+
+
+def test_columns_name_the_weights_that_read_a_channel() -> None:
+    weight = torch.arange(2 * 3 * 2 * 2.0).view(2, 3, 2, 2)
+    reads = columns(weight, ((0,), (1,), (2,)))
+    torch.testing.assert_close(as_matrix(weight)[:, reads[1]].view(2, 2, 2), weight[:, 1])
+
+
+def test_moments_agree_with_numpy_over_all_places() -> None:
+    model = nn.Sequential(nn.Linear(4, 3))
+    inputs = torch.randn(500, 4, generator=torch.Generator().manual_seed(0)) + 2
+    moments = collect(model, inputs, moments_of=frozenset({"0"})).moments["0"]
+    np.testing.assert_allclose(moments.covariance.numpy(), np.cov(inputs.numpy().T, bias=True), atol=1e-5)
+    assert gram(inputs).dtype == torch.float64
+
+
+@pytest.mark.parametrize("seed", range(2))
+def test_solve_is_least_squares_when_the_ridge_vanishes(seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    rows, target = torch.randn(300, 8, generator=generator), torch.randn(300, 4, generator=generator)
+    layer = nn.Linear(8, 4)
+    solve(layer, rows, target, ridge=1e-12)
+    x = np.c_[rows.numpy(), np.ones(300)].astype(np.float64)
+    expected = np.linalg.lstsq(x, target.numpy().astype(np.float64), rcond=None)[0]
+    np.testing.assert_allclose(layer.weight.detach().numpy(), expected[:8].T, atol=1e-4)
+    np.testing.assert_allclose(layer.bias.detach().numpy(), expected[8], atol=1e-4)
+
+
+def test_what_the_data_does_not_decide_stays() -> None:
+    layer = nn.Linear(3, 1)
+    before = layer.weight.detach().clone()
+    rows = torch.zeros(50, 3)
+    rows[:, 0] = torch.randn(50, generator=torch.Generator().manual_seed(0))
+    solve(layer, rows, 2 * rows[:, :1])
+    assert float(layer.weight.detach()[0, 0]) == pytest.approx(2.0, abs=0.02)
+    torch.testing.assert_close(layer.weight[:, 1:].detach(), before[:, 1:])
+
+
+def doubled(model: nn.Module, group_names: list[str]) -> nn.Module:
+    """Make the second half of each named layer's channels copies of the first: half can go without loss."""
+    for name in group_names:
+        layer = model.get_submodule(name)
+        half = len(layer.weight) // 2
+        layer.weight.data[half:] = layer.weight.data[:half]
+        layer.bias.data[half:] = layer.bias.data[:half]
+    return model
+
+
+@pytest.mark.parametrize("name", EASY)
+def test_redundant_channels_are_recovered_exactly(name: str) -> None:
+    model, inputs = made(name)
+    teacher = fold(model, inputs[:2])
+    chosen = [g for g in groups(teacher, inputs[:2]) if g.prunable and not g.coupled]
+    doubled(teacher, [group.name for group in chosen])
+    keep = keeping(teacher, chosen, {group.name: range(group.size // 2) for group in chosen})
+    cut = sliced(teacher, keep)
+    marks = fingerprint(cut), fingerprint(teacher)
+    mended = repair(cut, teacher, inputs, kept={layer: spots for (layer, axis), spots in keep.items() if axis == "out"})
+    assert (fingerprint(cut), fingerprint(teacher)) == marks
+    with torch.no_grad():
+        exact, damaged, repaired = teacher(inputs), cut(inputs), mended(inputs)
+    if not chosen:  # every group of this net is coupled
+        return
+    spread = float(exact.std())
+    assert float((damaged - exact).std()) > 0.05 * spread
+    assert float((repaired - exact).std()) < 0.02 * spread
+
+
+@pytest.mark.parametrize("name", EASY)
+def test_an_undamaged_model_does_not_move(name: str) -> None:
+    model, inputs = made(name)
+    teacher = fold(model, inputs[:2])
+    mended = repair(teacher, teacher, inputs)
+    for (_, ours), (_, theirs) in zip(mended.named_parameters(), teacher.named_parameters(), strict=True):
+        assert torch.equal(ours, theirs)
+
+
+def test_a_dropped_block_is_mended_by_those_after_it() -> None:
+    model, inputs = made("option_a")
+    teacher = fold(model, inputs[:2])
+    short = drop(teacher, ["layer1.1"])
+    mended = repair(short, teacher, inputs)
+    with torch.no_grad():
+        exact = teacher(inputs)
+        assert float((mended(inputs) - exact).square().mean()) < 0.3 * float((short(inputs) - exact).square().mean())
+
+
+def test_an_encoders_hidden_width_is_mended() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, tokens = TextEncoder().eval(), torch.randint(0, 50, (128, 7))
+    found = [group for group in groups(model, tokens[:2]) if group.prunable]
+    keep = keeping(model, found, {group.name: range(0, group.size, 2) for group in found})
+    cut = sliced(model, keep)
+    mended = repair(cut, model, tokens, kept={layer: spots for (layer, axis), spots in keep.items() if axis == "out"})
+    with torch.no_grad():
+        exact = model(tokens)
+        assert float((mended(tokens) - exact).square().mean()) < 0.5 * float((cut(tokens) - exact).square().mean())
+
+
+def test_a_narrowed_layer_must_say_what_it_kept() -> None:
+    model, inputs = made("mlp")
+    teacher = fold(model, inputs[:2])
+    found = groups(teacher, inputs[:2])
+    cut = sliced(teacher, keeping(teacher, found, {"0": range(24)}))
+    with pytest.raises(InputError, match="the 24 output channels that the layer kept"):
+        repair(cut, teacher, inputs)
+
+
+def test_recalibrated_statistics_are_those_of_the_data() -> None:
+    inputs = torch.randn(64, 3, 5, 5, generator=torch.Generator().manual_seed(0)) * 3 + 1
+    model = nn.Sequential(nn.BatchNorm2d(3)).eval()
+    before = fingerprint(model)
+    fresh = recalibrate(model, inputs, batch=64)
+    assert fingerprint(model) == before
+    assert not fresh.training
+    torch.testing.assert_close(fresh[0].running_mean, inputs.mean((0, 2, 3)))
+    torch.testing.assert_close(fresh[0].running_var, inputs.var((0, 2, 3)))
+    assert not torch.allclose(model[0].running_mean, fresh[0].running_mean)
