@@ -50,13 +50,13 @@ function tellWinner(found, asRun) {
   const out = document.getElementById("winner");
   out.replaceChildren();
   out.dataset.key = found.point ? found.point.key : "";
-  const count = Object.keys(state.limits).length ? `${found.within.length} of ${RIVALS.length} models are within the limits.` : "";
+  const count = Object.keys(state.limits).length ? `${found.within.length} of ${RIVALS.length} models are within the limits` : "";
   if (found.point) {
     const p = found.point, read = ["latency_s", "size_bytes"].filter((k) => value(p, k) !== null).map((k) => show(k, value(p, k)));
     const gains = [ratio(p, "latency_s", "faster", "slower"), ratio(p, "size_bytes", "smaller", "larger")].filter(Boolean);
     element("b", out, p === BASELINE ? "The original wins" : `${asRun ? "The study's pick" : "Winner"}: evaluation ${POINTS.indexOf(p) + 1}`);
     out.append(` · ${[...read, `drop ${show("drop", value(p, "drop"))}`].join(" · ")}${gains.length ? ` · ${gains.join(", ")}` : ""}`);
-    element("small", out, `${found.rule} ${count}`.trim());
+    element("small", out, [found.rule.replace(/\.$/, ""), count].filter(Boolean).join(" · "));
     const ship = found.within.includes(p) ? element("small", out, "To ship it: ") : null;
     if (ship) element("code", ship, `equipoise export STUDY --pick ${asRun ? "best" : Object.keys(state.limits).length ? `"${written(", ", "<=")}"` : "knee"}`);
   } else if (found.nearest) {
@@ -124,7 +124,7 @@ function nearestDrawn(event) {
 function hover(d) {
   state.hover = d;
   if (!d) { TIP.hidden = true; return; }
-  const p = d.p, line = (k) => `${AXES.get(k).label} ${show(k, value(p, k))} ${interval(k, p.values[k]).split(" · ")[0]}`.trim();
+  const p = d.p, line = (k) => `${AXES.get(k).label} ${show(k, value(p, k))} ${interval(k, p.values[k])}`.trim();
   const role = Object.entries(ROLES).filter(([r]) => DATA[r] === p.key).map(([, word]) => word);
   showTip(d, [`Evaluation ${POINTS.indexOf(p) + 1}${role.length ? `, ${role.join(", ")}` : ""}`, line(state.x), line(state.y), `${p.fidelity}${d.front ? ", on the front" : ""}${d.inside ? "" : ", beyond the frame"}`]);
 }

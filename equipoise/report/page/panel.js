@@ -11,13 +11,9 @@ function element(name, parent, text, className) {
   return out;
 }
 
-function interval(axis, reading) {
-  const [v, low, high, n, source] = reading;
-  const parts = [];
-  if (low !== null && high !== null) parts.push(`[${show(axis, low, false)}, ${show(axis, high, false)}]`);
-  if (n > 1) parts.push(`n\u00a0=\u00a0${n}`);
-  if (source === "e") parts.push("estimate");
-  return parts.join(" · ");
+/** "[0.47, 0.49]", or "" where the spread is not known. */
+function interval(axis, [, low, high]) {
+  return low === null || high === null ? "" : `[${show(axis, low, false)}, ${show(axis, high, false)}]`;
 }
 
 /** Fill the panel with a point. */
@@ -53,7 +49,8 @@ function panelReadings(point) {
     const row = element("tr", body);
     element("th", row, axis.label).scope = "row";
     const cell = element("td", row, reading ? show(axis.key, reading[0]) : "–", "num");
-    if (reading) element("small", cell, interval(axis.key, reading));
+    if (reading && interval(axis.key, reading)) element("small", cell, interval(axis.key, reading));
+    if (reading && (reading[3] > 1 || reading[4] === "e")) element("small", cell, reading[4] === "e" ? "estimate" : `${reading[3].toLocaleString("en-US")} samples`);
     const told = element("td", row, guess === undefined || guess === null ? "" : show(axis.key, guess, false), "num");
     if (reading && guess > 0 && reading[0] > 0 && axis.key !== "drop") {
       const off = Math.round((100 * (guess - reading[0])) / reading[0]);
