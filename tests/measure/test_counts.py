@@ -14,6 +14,7 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from equipoise.errors import InputError
 from equipoise.measure.counts import count, count_params
+from equipoise.workloads.models import ResNet
 
 
 @pytest.fixture(autouse=True)
@@ -127,6 +128,13 @@ def test_an_mlp_10_50_3_has_703_params() -> None:
         ("0", "Linear", 550, 500, (1, 50)),
         ("2", "Linear", 153, 150, (1, 3)),
     ]
+
+
+def test_resnet20_has_the_published_counts() -> None:
+    """He et al. 2015, option A shortcuts: 0.27 M params; 40.55 M MACs by hand."""
+    by_hand = 1024 * 16 * 27 + 6 * 1024 * 16 * 144 + 256 * 32 * (144 + 5 * 288) + 64 * 64 * (288 + 5 * 576) + 640
+    found = count(ResNet(20), torch.zeros(2, 3, 32, 32))
+    assert (found.params, found.macs, found.complete) == (269_722, by_hand, True)
 
 
 def test_fused_attention_is_seen_and_left_switched_on() -> None:
