@@ -7,7 +7,8 @@
       openvino/           the scored program, where the runtime is OpenVINO (torch/ likewise)
       model.safetensors   the compressed weights
       probe.safetensors   real inputs with the program's answers, where the study kept inputs for it
-      reference/          the untouched model's program, so that the ratio can be measured again on the spot
+      reference/          the untouched model's program, so that the ratio can be measured again on the spot, and its weights
+                          where the workload trains it on loading
 
 Nothing here is a pickle, and nothing imports torch. The folder is written beside its place and renamed: it is never half there.
 """
@@ -40,6 +41,8 @@ SCHEMA = 1
 """Version of ``manifest.json``. History: 1 = first."""
 
 KIND = "equipoise artifact"
+SOURCE_STATE = "reference/source.safetensors"
+"""Weights of a source model that is trained when it is loaded (``digits``), so that `verify` rebuilds the very same one."""
 MANIFEST_BYTES, FILE_BYTES = 4_000_000, 4_000_000_000
 """Larger files are refused before they are read."""
 
@@ -202,6 +205,8 @@ def export(
     for role, name in extras.items():
         if role in evaluation.files and name not in contents:
             contents[name] = store.read_blob(evaluation.files[role])
+    if "source_state" in study.header:
+        contents[SOURCE_STATE] = store.read_blob(study.header["source_state"])
     if "probe" in study.header:
         contents["probe.safetensors"] = _answered(program, store.read_blob(study.header["probe"]))
     manifest = _manifest(study, evaluation, budget=budget or study.budget, pick=pick)

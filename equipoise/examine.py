@@ -21,7 +21,7 @@ import torch
 from torch import Tensor
 
 from equipoise import runtimes, workloads
-from equipoise.artifact import Artifact
+from equipoise.artifact import SOURCE_STATE, Artifact
 from equipoise.budget import Constraint
 from equipoise.errors import EquipoiseError, InputError
 from equipoise.measure import latency
@@ -315,13 +315,24 @@ def _labels(work: Workload) -> bool:
     return work.classifier
 
 
+def _source_state(artifact: Artifact) -> dict[str, Tensor] | None:
+    """Weights of a source model that its workload would otherwise train anew."""
+    if SOURCE_STATE not in artifact.manifest["files"]:
+        return None
+    from safetensors.torch import load
+
+    state: dict[str, Tensor] = load(artifact.read(SOURCE_STATE))
+    return state
+
+
 def main(words: list[str]) -> int:
     """Examine one artifact and write what was found."""
     path, spec, seconds, out = words
     result: Mapping[str, Any]
     try:
         artifact = Artifact.load(path)
-        result = {"checks": as_data(list(examine(artifact, workloads.load(spec), seconds=float(seconds))))}
+        work = workloads.load(spec, state=_source_state(artifact))
+        result = {"checks": as_data(list(examine(artifact, work, seconds=float(seconds))))}
     except EquipoiseError as error:
         result = {"error": str(error), "exit_code": error.exit_code}
     write_atomic(Path(out), json.dumps(result).encode())
