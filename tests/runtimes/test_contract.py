@@ -1,0 +1,52 @@
+from __future__ import annotations
+
+import dataclasses
+from typing import Any
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from equipoise.runtimes.base import RUNTIMES, Program, Session, Source, get
+from equipoise.runtimes.onnxruntime import OnnxRuntime
+from equipoise.testing.runtimes import check_runtime
+
+
+@pytest.mark.parametrize("name", sorted(RUNTIMES))
+def test_a_runtime_keeps_the_contract(name: str, probe: Source) -> None:
+    runtime = get(name)
+    if runtime.unavailable():
+        pytest.skip(runtime.unavailable())
+    check_runtime(runtime, probe)
+
+
+class _Shifted(OnnxRuntime):
+    """Wrong on purpose: every output is a little off."""
+
+    def load(self, program: Program, *, threads: int = 1, batch: int | None = None) -> Session:
+        session = super().load(program, threads=threads, batch=batch)
+
+        @dataclasses.dataclass
+        class Off:
+            def run(self, inputs: NDArray[Any]) -> NDArray[Any]:
+                return np.asarray(session.run(inputs) * 1.001)
+
+        return Off()
+
+
+class _Pretender(OnnxRuntime):
+    """Wrong on purpose: says int8 and computes in float."""
+
+    def compile(
+        self, source: Source, *, calibration: NDArray[Any] | None = None, float_layers: frozenset[str] | None = None
+    ) -> Program:
+        program = super().compile(source)
+        if float_layers is None:
+            return program
+        return dataclasses.replace(program, precision="mixed" if float_layers else "int8")
+
+
+@pytest.mark.parametrize(("wrong", "message"), [(_Shifted, "computes what torch computes"), (_Pretender, "int8 is close")])
+def test_the_contract_refuses_a_wrong_runtime(wrong: type[OnnxRuntime], message: str, probe: Source) -> None:
+    with pytest.raises(AssertionError, match=message):
+        check_runtime(wrong(), probe)
