@@ -138,7 +138,8 @@ def _save(model: Any) -> dict[str, bytes]:
             operator.set_friendly_name(f"{operator.get_type_name()}.{index}")  # was numbered by a counter of the process
     with tempfile.TemporaryDirectory(prefix="equipoise-") as folder:
         openvino.save_model(model, Path(folder) / FILES[0], compress_to_fp16=False)
-        return {name: (Path(folder) / name).read_bytes() for name in FILES}
+        graph, weights = ((Path(folder) / name).read_bytes() for name in FILES)
+    return dict(zip(FILES, (re.sub(rb">\s+<", b"><", graph), weights), strict=True))  # indentation is a sixth of the graph
 
 
 def _quantize(model: Any, calibration: NDArray[Any], excluded: set[str]) -> Any:
