@@ -66,7 +66,7 @@ class KnownCost:
         return np.array([self.memo[key] for key in keys])
 
 
-def guided(problem: Problem, *, n: int, seed: int, table_share: float = 0.5, first: int = 14) -> Ledger:
+def guided(problem: Problem, *, n: int, seed: int, table_share: float = 0.5, first: int = 12, q: int = 8) -> Ledger:
     """Our search with `n` evaluations in all: tables, first points, then rounds of 8.
 
     Args:
@@ -81,7 +81,7 @@ def guided(problem: Problem, *, n: int, seed: int, table_share: float = 0.5, fir
     front = front[np.any(front > 0, axis=1)]
     front = front[fit_loss(table, front[:0], np.zeros(0)).losses(front) < problem.worst_loss]
     left = n - len(ledger.seen)
-    for plan in first_points(space, front, cost.many(front), table.sums(front), n=min(first, left))[:left]:
+    for plan in first_points(space, front, cost.many(front), table.sums(front), n=min(first, max(left // 2, 1)))[:left]:
         ledger(plan)
     turn = 0
     while (left := n - len(ledger.seen)) > 0:
@@ -90,7 +90,7 @@ def guided(problem: Problem, *, n: int, seed: int, table_share: float = 0.5, fir
         known = Evaluated(space.encode_all(plans), costs[:, None], losses)
         model = fit_loss(table, known.genomes, known.losses)
         rng = np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=(turn,)))
-        batch = propose(space, model, [cost], known, rng=rng, q=min(8, left), worst_loss=problem.worst_loss)
+        batch = propose(space, model, [cost], known, rng=rng, q=min(q, left), worst_loss=problem.worst_loss)
         if not batch:
             break
         for plan in batch:
