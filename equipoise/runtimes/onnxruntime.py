@@ -9,7 +9,7 @@ The scheme, and why (ResNet-20 on CIFAR-10, batch 1, one thread of an AMD EPYC w
 - Adds, pools and shape operators are quantized too, so that a residual network stays int8 from the first to the last layer.
 - Attention is the exception: its softmax and normalization have no int8 kernels, and the conversions around them made a small
   encoder slower than float at batch 1 (0.89x); with float outputs of the weighted operators it is 1.02x, and 1.22x at batch 16.
-- Ranges by minimum and maximum: percentiles cost three times as much and diverged no less.
+- Ranges by minimum and maximum: percentiles took three times as long for a KL of 0.0016 (99.999) to 0.0024 (99.99).
 """
 
 from __future__ import annotations
