@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import safetensors.torch
 
 from equipoise import runtimes, sensitivity, steering
 from equipoise.budget import Budget, parse_budget
@@ -43,6 +44,10 @@ FIRST = 12
 WORST_LOSS = 1.0
 """Nats beyond which a plan is of no interest, recovered or not."""
 SHORTLIST = 6
+PROBE = 32
+"""Validation inputs whose answers an artifact carries."""
+TRAINED_ON_LOADING = ("digits",)
+"""Workloads whose weights are made when they are loaded; the study keeps them, so that every later load finds the same."""
 
 
 @dataclass(frozen=True)
@@ -132,9 +137,9 @@ class Road:
         self.final()
         return Study.read(self.store)
 
-    def tell(self, stage: str, text: str, evaluation: Evaluation | None = None) -> None:
-        """Report progress."""
-        self.listen(Event(stage, text, self.spent_s, self.limit_s, evaluation))
+    def tell(self, stage: str, text: str, evaluation: Evaluation | None = None, *, extra_s: float = 0.0) -> None:
+        """Report progress; `extra_s` is the time of a step that is still going on."""
+        self.listen(Event(stage, text, self.spent_s + extra_s, self.limit_s, evaluation))
 
     def step(self, kind: str, key: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Take one step through the store and count its recorded time."""
@@ -187,7 +192,8 @@ class Road:
         self.reference_s: float | None = None
         first = self.evaluate(self.space.untouched, "untouched", lambda: self.bench.teacher)
         if not first.ok:
-            raise EquipoiseError(f"the untouched model could not be measured on {self.targets[0]}:\n{first.error}")
+            reason = first.error.strip().splitlines()[-1]
+            raise EquipoiseError(f"the untouched model could not be measured on {self.targets[0]}: {reason}")
         self.reference_s = first.axis("latency_s").get()
         header = {
             "schema": 1,
@@ -202,10 +208,19 @@ class Road:
             "space": {"knobs": len(self.space.knobs), "plans": f"{self.space.size:.3g}"},
             "left_whole": {g.name: g.reason for g in self.bench.pruner.groups if not g.prunable},
         }
-        self.step("study", digest(header), lambda: {"header": {**header, "machine": machine.describe()}})
+        self.step("study", digest(header), lambda: {"header": {**header, **self._kept(), "machine": machine.describe()}})
         for runtime in [t.runtime for t in self.targets]:
             for bits in runtimes.get(runtime).precisions:
                 self.one_shot(self.uniform(runtime, bits))
+
+    def _kept(self) -> dict[str, str]:
+        """Blobs that `verify` needs: real inputs to probe the file with, and the weights of a model that loading trains."""
+        probe = safetensors.torch.save({"inputs": self.bench.validation[0][:PROBE].contiguous()})
+        kept = {"probe": self.store.blob(probe)}
+        if self.spec in TRAINED_ON_LOADING:
+            state = {k: v.contiguous() for k, v in self.work.model.state_dict().items()}
+            kept["source_state"] = self.store.blob(safetensors.torch.save(state))
+        return kept
 
     def uniform(self, runtime: str, bits: int) -> Plan:
         """The untouched model on one runtime in one precision: the contender that hand use of one tool would give."""

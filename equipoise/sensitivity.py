@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -18,7 +18,8 @@ from equipoise import runtimes
 from equipoise.compress import fakequant
 from equipoise.measure import latency
 from equipoise.records import digest
-from equipoise.runtimes import OpSpec, Target
+from equipoise.runtimes import Target
+from equipoise.runtimes.ops import OpSpec, op_inputs, op_program, specs
 from equipoise.search import Genomes, Knob
 from equipoise.stats import median
 from equipoise.workbench import BATCH, Workbench, damage
@@ -42,7 +43,7 @@ def loss_of(bench: Workbench, knob: Knob, choice: Any) -> float:
     inputs = bench.validation[0][:PROBE_SAMPLES]
     with torch.inference_mode():
         found = torch.cat([model(inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)])
-    return damage(bench.reference.outputs[:PROBE_SAMPLES], found.numpy(), classifier=bench.work.task == "classes")
+    return damage(bench.reference.outputs[:PROBE_SAMPLES], found.numpy(), classifier=bench.work.classifier)
 
 
 def layer_times(bench: Workbench, target: Target, *, seconds: float) -> dict[str, float]:
@@ -51,10 +52,12 @@ def layer_times(bench: Workbench, target: Target, *, seconds: float) -> dict[str
     Each is its own little program on the target, timed in blocks beside all the others.
     """
     runtime = runtimes.get(target.runtime)
-    specs = {entry(spec, bits): (spec, bits) for spec in variants(bench) for bits in runtime.precisions}
     calls: dict[str, Callable[[], object]] = {}
-    for key, (spec, bits) in specs.items():
-        calls[key] = runtimes.op_call(spec, bits=bits, target=target)
+    for spec in variants(bench):
+        for bits in runtime.precisions:
+            session = runtime.load(op_program(spec, runtime, bits=bits), threads=target.threads, batch=target.batch)
+            request = op_inputs(spec, bits=bits, batch=target.batch)
+            calls[entry(spec, bits)] = partial(session.run, request)
     timed = latency.compare(calls, rounds=8, calls=12, discard=4, min_block_s=0.0005, seconds=seconds)
     return {key: median([median(block) for block in timed.blocks[key]]) for key in calls}
 
@@ -100,7 +103,7 @@ class Layer:
 
 def layers(bench: Workbench) -> list[Layer]:
     """Tie every weighted layer to the knobs that act on it."""
-    space, specs = bench.space, runtimes.specs(bench.teacher, bench.work.example)
+    space = bench.space
     makes: dict[str, str] = {}
     reads: dict[str, str] = {}
     for group in bench.pruner.groups:
@@ -117,7 +120,7 @@ def layers(bench: Workbench) -> list[Layer]:
         return at, tuple(c / menu[0] for c in menu)
 
     out = []
-    for name, spec in specs.items():
+    for name, spec in specs(bench.teacher, bench.work.example).items():
         (in_knob, in_kept), (out_knob, out_kept) = kept(reads.get(name)), kept(makes.get(name))
         drops = tuple(
             space.positions[f"depth.{b}"] for b in bench.pruner.blocks if name.startswith(b + ".")

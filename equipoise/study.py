@@ -5,7 +5,7 @@ Needs no torch: a study can be opened, picked from and reported on while it runs
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -18,7 +18,6 @@ from equipoise.picks import pick
 from equipoise.records import Evaluation, evaluation_from
 from equipoise.stats import Interval
 from equipoise.store import Store
-from equipoise.units import show
 
 AXES = ("latency_s", "size_bytes", "drop")
 """What the front trades off; all are minimised."""
@@ -52,12 +51,12 @@ class Study:
     @classmethod
     def read(cls, store: Store) -> Study:
         """Read the study out of an open store."""
-        header = store.get("study", "header")
-        if header is None:
+        headers, finals = store.all("study"), store.all("final")
+        if not headers:
             raise StoreError(f"the study at {store.path} has no baseline yet. Run `equipoise optimize` on it first.")
-        finals = store.get("final", "comparison") or {}
         rows = tuple(evaluation_from(row["evaluation"]) for row in store.all("evaluation"))
-        return cls(Path(store.path), header, rows, finals.get("ratios", {}))
+        ratios = {key: ratio for final in finals for key, ratio in final["ratios"].items()}
+        return cls(Path(store.path), headers[-1]["header"], rows, ratios)
 
     @property
     def budget(self) -> Budget:
@@ -163,26 +162,6 @@ class Study:
         binding = max(over, key=lambda word: over[word])
         each = ", ".join(f"{word} by {100 * value:.0f}%" for word, value in over.items())
         return f"budget NOT met: {self.budget.text}; nearest point misses {each}; the binding constraint is {binding}"
-
-
-def rows(study: Study, evaluations: Sequence[Evaluation]) -> list[tuple[str, ...]]:
-    """Return table rows: what, latency, speed-up, size, quality, drop, fidelity."""
-    out = []
-    for e in evaluations:
-        latency, size = e.axis("latency_s"), e.axis("size_bytes")
-        ratio = study.ratio(e)
-        out.append(
-            (
-                describe(e, study.baseline),
-                show(latency.get(), "s"),
-                f"{ratio.value:.2f}×",
-                show(size.get(), "B"),
-                f"{e.quality.get():.2f}",
-                str(e.drop),
-                e.fidelity,
-            )
-        )
-    return out
 
 
 def describe(evaluation: Evaluation, baseline: Evaluation) -> str:

@@ -15,8 +15,9 @@ from equipoise import runtimes
 from equipoise.compress.fold import fold
 from equipoise.compress.prune import prune as prune
 from equipoise.errors import InputError, must_be
-from equipoise.runtimes import Exporter, Program, Session, Target
-from equipoise.training import distill as _distill
+from equipoise.runtimes import Program, Session, Target
+from equipoise.runtimes.export import Exporter
+from equipoise.training.recover import distill as _distill
 from equipoise.workloads import Split
 
 

@@ -23,7 +23,9 @@ from equipoise.measure import latency
 from equipoise.measure.counts import count
 from equipoise.errors import InputError
 from equipoise.records import Choice, Evaluation, Fidelity, Plan, Reading, measured, unavailable
-from equipoise.runtimes import Exporter, Program, Session, Source, Target
+from equipoise.runtimes import Program, Session, Source, Target
+from equipoise.runtimes.export import Exporter
+from equipoise.runtimes.ops import specs
 from equipoise.search import Knob, Space
 from equipoise.stats import paired_drop
 from equipoise.workloads import Metric, Workload
@@ -120,7 +122,7 @@ class Workbench:
     @cached_property
     def layers(self) -> tuple[str, ...]:
         """Names of the layers that carry weights and can be quantized, in execution order."""
-        return tuple(runtimes.specs(self.teacher, self.work.example))
+        return tuple(specs(self.teacher, self.work.example))
 
     @cached_property
     def shape_facts(self) -> dict[str, Any]:
@@ -263,18 +265,14 @@ class Workbench:
 
     def damage(self, outputs: Array, samples: int) -> float:
         """Return the loss of `outputs` to the untouched model's, in nats for classifiers, else relative squared error."""
-        return damage(self.reference.outputs[:samples], outputs, classifier=self.work.task == "classes")
+        return damage(self.reference.outputs[:samples], outputs, classifier=self.work.classifier)
 
     def _quality(self, outputs: Array, samples: int) -> tuple[Reading, Reading]:
         """Metric, and drop against the untouched model on the same samples, paired where the metric has per-sample values."""
         metric, targets = self.work.metric, self.validation[1][:samples]
         value = metric.score(torch.from_numpy(outputs), targets)
         quality = measured(value, "points", n=samples, note=f"{metric.name}, validation split")
-        base, each = (per_sample(metric, o, targets) for o in (self.reference.outputs[:samples], outputs))
-        if base is not None and each is not None:
-            return quality, paired_drop(base, each).reading("points", note="paired, validation split")
-        whole = metric.score(torch.from_numpy(self.reference.outputs[:samples]), targets)
-        return quality, measured(metric.drop(whole, value), "points", n=samples, note="validation split")
+        return quality, drop_reading(metric, self.reference.outputs[:samples], outputs, targets)
 
     def _layer_rows(self, plan: Plan, counts: Any) -> list[dict[str, Any]]:
         bits = plan.of("bits")
@@ -282,13 +280,22 @@ class Workbench:
             {
                 "name": layer.name,
                 "kind": layer.kind,
-                "out": int(layer.output_shape[1]) if len(layer.output_shape) > 1 else 1,
+                "out": layer.output[1] if len(layer.output) > 1 else 1,
                 "params": layer.params,
                 "macs": layer.macs,
                 "bits": int(bits.get(layer.name, 32)),
             }
             for layer in counts.by_layer
         ]
+
+
+def drop_reading(metric: Metric, base: Array, new: Array, targets: torch.Tensor) -> Reading:
+    """Return how much worse outputs `new` are than `base` on the same samples, paired where the metric has per-sample values."""
+    before, after = (per_sample(metric, outputs, targets) for outputs in (base, new))
+    if before is not None and after is not None:
+        return paired_drop(before, after).reading("points", note="paired")
+    scores = [metric.score(torch.from_numpy(outputs), targets) for outputs in (base, new)]
+    return measured(metric.drop(*scores), "points", n=len(targets), note=f"{metric.name} of the whole split: no interval")
 
 
 def per_sample(metric: Metric, outputs: Array, targets: torch.Tensor) -> list[float] | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -46,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     with Live(quiet=args.quiet) as live:
         study = optimize(
-            workloads.load(args.workload),
+            workloads.load(args.workload, state=_state(store)),
             target=args.target,
             budget=args.budget,
             time=args.time,
@@ -73,6 +74,20 @@ def _announce(store: Path) -> None:
 
     with Store.open(store, create=False, readonly=True) as opened:
         print(f"resuming {store}: {len(opened.all('evaluation'))} evaluations recorded", file=sys.stderr, flush=True)
+
+
+def _state(store: Path) -> Mapping[str, Any] | None:
+    """Return the weights that the study keeps of a model which loading would train anew; None where it keeps none."""
+    if not (store / "study.db").is_file():
+        return None
+    from safetensors.torch import load
+
+    from equipoise.store import Store
+
+    with Store.open(store, create=False, readonly=True) as opened:
+        headers = opened.all("study")
+        sha = headers[-1]["header"].get("source_state") if headers else None
+        return None if sha is None else load(opened.read_blob(sha))
 
 
 def show(study: Study, *, as_json: bool = False) -> None:
