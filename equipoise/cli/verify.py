@@ -46,6 +46,8 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(found: Verification) -> None:
+    import sys
+
     from rich.console import Console
     from rich.table import Table
 
@@ -54,7 +56,7 @@ def _show(found: Verification) -> None:
         table.add_column(column)
     for check in found.checks:
         table.add_row(*_row(check))
-    console = Console(soft_wrap=False)
+    console = Console(width=None if sys.stdout.isatty() else 180)
     console.print(table)
     broken = len(found.broken)
     verdict = "every promise is kept" if found.ok else f"{broken} broken promise{'s' if broken > 1 else ''}"
