@@ -11,7 +11,7 @@ from torch import Tensor
 
 from equipoise.errors import InputError, must_be
 from equipoise.workloads.base import Workload
-from equipoise.workloads.data import Split, predict
+from equipoise.workloads.data import Arrays, Split, predict
 
 SAMPLE = 256
 """Samples of the validation split that the check runs through the model."""
@@ -75,22 +75,27 @@ def _data(work: Workload) -> Iterator[InputError]:
             )
         except InputError as error:
             yield error
-            continue
+            return
         for name, value in (("inputs", inputs), ("targets", targets)):
             if value.is_floating_point() and not value.isfinite().all():
                 yield must_be(f"{split.name} {name}", "finite", "NaN or infinity", "Clean the data.")
         if not targets.is_floating_point():
             yield from _labels(work, split)
     again = work.validation.take(8)
-    if not torch.equal(again.tensors()[0], again.tensors()[0]):
+    if not torch.equal(again.tensors()[0], again.reread().tensors()[0]):
         yield must_be(
             "validation data", "the same at every read", "different inputs for the same sample",
             "Random augmentation belongs to training alone: pass validation=... without it.",
         )  # fmt: skip
 
 
+def _targets(split: Split) -> Tensor:
+    """All targets where they lie in memory, and else those of a sample: reading a whole dataset may take minutes."""
+    return (split if isinstance(split.source, Arrays) else split.take(SAMPLE)).targets()
+
+
 def _labels(work: Workload, split: Split) -> Iterator[InputError]:
-    seen = torch.unique(split.targets())
+    seen = torch.unique(_targets(split))
     if len(seen) < 2 and work.metric.name in ("accuracy", "f1"):
         yield must_be(
             f"{split.name} targets", "of at least two classes", f"only class {int(seen[0])}", "One class cannot be told apart."
@@ -114,7 +119,7 @@ def _answers(work: Workload) -> Iterator[InputError]:
         return
     if not targets.is_floating_point():
         most = 1 if outputs.ndim == 1 or outputs.shape[1] == 1 else outputs.shape[1] - 1
-        highest = int(max(work.train.targets().max(), work.validation.targets().max()))
+        highest = int(max(_targets(work.train).max(), _targets(work.validation).max()))
         if highest > most:
             remedy = "Number the classes from 0, or give the model more outputs."
             yield must_be("targets", f"below the model's {most + 1} classes", highest, remedy)
@@ -162,7 +167,8 @@ def _scores(work: Workload, outputs: Tensor, targets: Tensor) -> Iterator[InputE
     if not math.isfinite(score):
         yield must_be(f"metric {work.metric.name}", "finite", score, "It must be defined on every validation sample.")
     if not isinstance(loss, Tensor) or loss.numel() != 1 or not bool(loss.isfinite().all()):
-        yield must_be("loss", "one finite number as a tensor", loss, "Pass loss=... that suits outputs and targets.")
+        found = f"a tensor of shape {tuple(loss.shape)}" if isinstance(loss, Tensor) and loss.numel() != 1 else loss
+        yield must_be("loss", "one finite number as a tensor", found, "Pass loss=... that suits outputs and targets.")
     if work.claimed_quality is not None and math.isfinite(score):
         yield from _claim(work, work.claimed_quality)
 

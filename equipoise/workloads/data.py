@@ -164,6 +164,10 @@ class Split:
         """Return all inputs and targets at once, transformed, in the fixed order."""
         return self._read(self.order)
 
+    def reread(self) -> Split:
+        """Return the same split with nothing remembered of earlier reads."""
+        return replace(self, source=replace(self.source, _seen={})) if isinstance(self.source, Items) else self
+
     def targets(self) -> Tensor:
         """Return all targets in the fixed order, without reading inputs where they lie apart."""
         if isinstance(self.source, Arrays):

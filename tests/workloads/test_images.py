@@ -1,0 +1,172 @@
+"""Image folders and zips: right order, right values, and every fault named."""
+
+from __future__ import annotations
+
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from safetensors.torch import save_file
+
+from equipoise.errors import InputError
+from equipoise.workloads import check, load
+from equipoise.workloads import images as module
+from equipoise.workloads.images import Normalize, read_images
+from equipoise.workloads.models import ResNet
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    return tmp_path / "cache" / "equipoise"
+
+
+def draw(file: Path, color: tuple[int, int, int], size: tuple[int, int] = (8, 8)) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", size, color).save(file)
+
+
+@pytest.fixture
+def folder(tmp_path: Path) -> Path:
+    """Two classes; the color tells the image: (class, split, number)."""
+    root = tmp_path / "set"
+    for kind, shade in (("cat", 0), ("bee", 200)):
+        for role, count in (("train", 12), ("test", 3)):
+            for number in range(count):
+                draw(root / role / kind / f"{number}.png", (shade, 10 if role == "test" else 0, number))
+    (root / "train" / "cat" / ".DS_Store").write_text("x")
+    (root / "train" / "cat" / "notes.txt").write_text("x")
+    return root
+
+
+@pytest.fixture
+def zipped(folder: Path, tmp_path: Path) -> Path:
+    path = tmp_path / "set.zip"
+    with zipfile.ZipFile(path, "w") as archive:
+        for file in sorted(folder.rglob("*")):
+            archive.write(file, Path("top") / file.relative_to(folder))
+    return path
+
+
+def test_folder_and_zip_read_the_same(folder: Path, zipped: Path) -> None:
+    for path in (folder, zipped):
+        found = read_images(path)
+        assert found.classes == ("bee", "cat")  # alphabetical
+        pixels, labels = found.parts["train"]
+        assert pixels.shape == (24, 3, 8, 8)
+        assert pixels.dtype == np.uint8
+        assert all((pixels[:, 0, 0, 0] == 200) == (labels == 0))
+        assert sorted(pixels[labels == 0, 2, 0, 0]) == list(range(12))
+        assert (found.parts["test"][0][:, 1] == 10).all()
+
+
+def test_cache_is_used_keyed_and_outside_the_data(
+    folder: Path, zipped: Path, own_cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    before = sorted(p for p in folder.parent.rglob("*") if own_cache not in p.parents)
+    first = read_images(zipped)
+    assert len(list(own_cache.iterdir())) == 1
+    monkeypatch.setattr(module, "_decode", None)  # decoding again would fail
+    again = read_images(zipped)
+    assert np.array_equal(first.parts["train"][0], again.parts["train"][0])
+    assert again.classes == first.classes
+    monkeypatch.undo()
+    monkeypatch.setenv("XDG_CACHE_HOME", str(own_cache.parent))
+    next(own_cache.iterdir()).write_bytes(b"cut off")
+    assert np.array_equal(read_images(zipped).parts["test"][0], first.parts["test"][0])
+    draw(folder / "train" / "cat" / "99.png", (0, 0, 99))
+    read_images(folder)
+    (folder / "train" / "cat" / "99.png").unlink()
+    assert len(read_images(folder).parts["train"][0]) == 24
+    left = sorted(
+        p for p in folder.parent.rglob("*") if own_cache not in p.parents and own_cache.parent != p and own_cache != p
+    )
+    assert left == before
+
+
+def test_unwritable_cache_is_done_without(zipped: Path, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("in the way")
+    assert len(read_images(zipped, cache=tmp_path / "file").parts["train"][0]) == 24
+
+
+def spoil(folder: Path, case: str) -> None:
+    if case == "corrupt":
+        (folder / "train" / "bee" / "3.png").write_bytes(b"\x89PNG no more")
+        (folder / "test" / "cat" / "1.png").write_bytes((folder / "test" / "cat" / "1.png").read_bytes()[:50])
+    elif case == "size":
+        draw(folder / "test" / "cat" / "1.png", (0, 0, 0), (9, 8))
+    elif case == "one class":
+        for role in ("train", "test"):
+            (folder / role / "bee").rename(folder / f"gone-{role}")
+    elif case == "strange class":
+        draw(folder / "test" / "cow" / "1.png", (0, 0, 0))
+    elif case == "no test":
+        (folder / "test").rename(folder / "tset")
+
+
+@pytest.mark.parametrize(
+    ("case", "message"),
+    [
+        ("corrupt", r"2 broken: .*test/cat/1.png.*train/bee/3.png"),
+        ("size", r"all 8x8; got '9x8 in test/cat/1.png'"),
+        ("one class", "at least two"),
+        ("strange class", "classes of train/; got .'cow'"),
+        ("no test", "some under test/<class>/"),
+    ],
+)
+def test_faults_are_named(folder: Path, case: str, message: str) -> None:
+    spoil(folder, case)
+    with pytest.raises(InputError, match=message):
+        read_images(folder)
+
+
+def test_not_images_at_all(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="an existing folder or zip"):
+        read_images(tmp_path / "missing.zip")
+    (tmp_path / "text.zip").write_text("hello")
+    with pytest.raises(InputError, match="a readable zip"):
+        read_images(tmp_path / "text.zip")
+
+
+def test_normalize_by_hand() -> None:
+    images = torch.tensor([0, 128, 255], dtype=torch.uint8).view(1, 3, 1, 1)
+    wanted = [(0 - 0.485) / 0.229, (128 / 255 - 0.456) / 0.224, (1 - 0.406) / 0.225]
+    assert Normalize()(images).flatten().tolist() == pytest.approx(wanted, rel=1e-5)
+
+
+def test_spec_makes_a_usable_workload(folder: Path, tmp_path: Path) -> None:
+    weights = tmp_path / "w.safetensors"
+    state = {k: v for k, v in ResNet(8, classes=2, shortcut="B").state_dict().items() if "num_batches" not in k}
+    save_file(state, weights)
+    work = load(f"images:{folder}?weights={weights}&depth=8&shortcut=B")
+    check(work)
+    assert (len(work.train), len(work.validation), len(work.test)) == (20, 4, 6)
+    assert torch.equal(work.model.get_parameter("conv1.weight"), state["conv1.weight"])
+    with pytest.raises(InputError, match="10 classes of 32x32"):
+        load(f"cifar10:{folder}?weights={weights}&depth=8&shortcut=B")
+    with pytest.raises(InputError, match="name every tensor of the model"):
+        load(f"images:{folder}?weights={weights}&depth=14")
+    with pytest.raises(InputError, match="Did you mean 'depth'"):
+        load(f"images:{folder}?weights={weights}&deph=14")
+    with pytest.raises(InputError, match="a whole number"):
+        load(f"images:{folder}?weights={weights}&depth=deep")
+    with pytest.raises(InputError, match=r"images weights must be given"):
+        load(f"images:{folder}")
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_resnet20_reaches_its_published_accuracy(data_folder: Path) -> None:
+    weights = data_folder.parent / "models" / "resnet20-cifar10jpeg.safetensors"
+    if not weights.is_file():
+        pytest.skip(f"no {weights}")
+    work = load(f"cifar10:{data_folder / 'cifar10-jpeg.zip'}?weights={weights}")
+    check(work)
+    assert (len(work.train), len(work.validation), len(work.test)) == (45_000, 5_000, 10_000)
+    assert work.quality(split=work.test) == pytest.approx(88.34, abs=0.02)
+    work.model.get_parameter("linear.weight").data.roll(1, 0)
+    shuffled = work.quality(lambda x: work.model(x).roll(1, 1), split=work.test.take(500))  # control: classes in another order
+    assert shuffled < 30
