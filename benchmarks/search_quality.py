@@ -5,7 +5,8 @@
 Rules of the duel. Both see the same problem through one cache; an evaluation is counted the first time that a side asks for a
 plan, so copies are free for both. Ours pays for everything it evaluates: the untouched plan, every entry of its loss table,
 every later point. The cost of a plan (MACs) is a formula that ours may call for free, as a deployed search reads latency off
-its tables; that is part of the method under test. Optuna is started with the untouched plan and one uniform plan per level.
+its tables; that is part of the method under test. Optuna is started with the untouched plan and one uniform plan
+per level, and runs with a population of 24 and with its default of 50: the better of the two counts.
 Hypervolume is exact, on (cost / cost of the untouched plan, loss in nats), reference point (1, `worst_loss`).
 """
 
@@ -66,7 +67,7 @@ class KnownCost:
         return np.array([self.memo[key] for key in keys])
 
 
-def guided(problem: Problem, *, n: int, seed: int, table_share: float = 0.5, first: int = 12, q: int = 8) -> Ledger:
+def guided(problem: Problem, *, n: int, seed: int, table_share: float = 0.3, first: int = 12, q: int = 8) -> Ledger:
     """Our search with `n` evaluations in all: tables, first points, then rounds of 8.
 
     Args:
@@ -119,24 +120,28 @@ def optuna_nsga2(problem: Problem, *, n: int, seed: int, population: int = 24) -
     return ledger
 
 
-def duel(problem: Problem, *, n: int, seeds: Sequence[int], table_share: float = 0.5, population: int = 24) -> dict[str, Any]:
-    """Run both sides for each seed and return the hypervolumes, their ratios and how they were come by."""
+def duel(
+    problem: Problem, *, n: int, seeds: Sequence[int], table_share: float = 0.3, populations: Sequence[int] = (24, 50)
+) -> dict[str, Any]:
+    """Run both sides for each seed and return the hypervolumes, their ratios and how they were come by.
+
+    Optuna runs once with each of `populations` (50 is its default); each ratio is taken against the better run of that seed.
+    """
     rows = []
     for seed in seeds:
-        started = time.perf_counter()
+        started = time.process_time()
         ours = guided(problem, n=n, seed=seed, table_share=table_share)
-        middle = time.perf_counter()
-        theirs = optuna_nsga2(problem, n=3 * n, seed=seed, population=population)
+        ours_s = time.process_time() - started
+        theirs = {str(p): optuna_nsga2(problem, n=3 * n, seed=seed, population=p) for p in populations}
         rows.append(
             {
                 "seed": seed,
                 "ours_evaluations": len(ours.seen),
-                "optuna_evaluations": len(theirs.seen),
                 "ours": {str(k): ours.volume(k) for k in sorted({n // 2, 3 * n // 4, n})},
-                "optuna": {str(k): theirs.volume(k) for k in (n, 2 * n, 3 * n)},
-                "ratio": ours.volume(n) / theirs.volume(3 * n),
-                "ours_s": round(middle - started, 2),
-                "optuna_s": round(time.perf_counter() - middle, 2),
+                "optuna_evaluations": {p: len(run.seen) for p, run in theirs.items()},
+                "optuna": {p: {str(k): run.volume(k) for k in (n, 2 * n, 3 * n)} for p, run in theirs.items()},
+                "ratio": ours.volume(n) / max(run.volume(3 * n) for run in theirs.values()),
+                "ours_cpu_s": round(ours_s, 2),
             }
         )
     ratios = [row["ratio"] for row in rows]
@@ -144,7 +149,6 @@ def duel(problem: Problem, *, n: int, seeds: Sequence[int], table_share: float =
         "benchmark": "search_quality",
         "problem": problem.name,
         "n": n,
-        "optuna_population": population,
         "reference_point": {"cost": "that of the untouched plan", "loss_nats": problem.worst_loss},
         "evaluations_of_the_table": 1 + len(to_measure(problem.space, most=int(table_share * n))),
         "knobs": len(problem.space.knobs),
@@ -173,14 +177,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("problem", choices=("synthetic", "digits", "resnet20"))
     parser.add_argument("--n", type=int, default=70, help="evaluations of ours, tables included")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
-    parser.add_argument("--table-share", type=float, default=0.5, help="share of n that the loss table may take")
-    parser.add_argument("--population", type=int, default=24, help="of Optuna's NSGA-II")
+    parser.add_argument("--table-share", type=float, default=0.3, help="share of n that the loss table may take")
     parser.add_argument("--problem-seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, default=None, help="JSON file outside the checkout that keeps evaluations")
     parser.add_argument("--save", action="store_true", help="write the result to benchmarks/results")
     args = parser.parse_args(argv)
     problem = problem_of(args.problem, seed=args.problem_seed, cache=args.cache)
-    result = duel(problem, n=args.n, seeds=args.seeds, table_share=args.table_share, population=args.population)
+    result = duel(problem, n=args.n, seeds=args.seeds, table_share=args.table_share)
     text = json.dumps(result, indent=1)
     print(text)
     if args.save:
