@@ -1,6 +1,8 @@
 """Guided search against Optuna's NSGA-II: hypervolume after N evaluations of ours and after 3 N of theirs.
 
-    python benchmarks/search_quality.py synthetic --n 70 --seeds 0 1 2
+    python benchmarks/search_quality.py synthetic --n 75                                # half a minute
+    python benchmarks/search_quality.py digits --n 36 --cache /tmp/digits.json          # 3 minutes, again: seconds
+    python benchmarks/search_quality.py resnet20 --n 76 --cache /tmp/resnet20.json      # about an hour of one quiet core
 
 Rules of the duel. Both see the same problem through one cache; an evaluation is counted the first time that a side asks for a
 plan, so copies are free for both. Ours pays for everything it evaluates: the untouched plan, every entry of its loss table,
@@ -149,6 +151,8 @@ def duel(
         "benchmark": "search_quality",
         "problem": problem.name,
         "n": n,
+        "table_share": table_share,
+        "optuna_populations": list(populations),
         "reference_point": {"cost": "that of the untouched plan", "loss_nats": problem.worst_loss},
         "evaluations_of_the_table": 1 + len(to_measure(problem.space, most=int(table_share * n))),
         "knobs": len(problem.space.knobs),
@@ -178,12 +182,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     parser.add_argument("--n", type=int, default=70, help="evaluations of ours, tables included")
     parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
     parser.add_argument("--table-share", type=float, default=0.3, help="share of n that the loss table may take")
+    parser.add_argument("--populations", type=int, nargs="+", default=[24, 50], help="of Optuna; the better run counts")
     parser.add_argument("--problem-seed", type=int, default=0)
     parser.add_argument("--cache", type=Path, default=None, help="JSON file outside the checkout that keeps evaluations")
     parser.add_argument("--save", action="store_true", help="write the result to benchmarks/results")
     args = parser.parse_args(argv)
     problem = problem_of(args.problem, seed=args.problem_seed, cache=args.cache)
-    result = duel(problem, n=args.n, seeds=args.seeds, table_share=args.table_share)
+    result = duel(problem, n=args.n, seeds=args.seeds, table_share=args.table_share, populations=args.populations)
     text = json.dumps(result, indent=1)
     print(text)
     if args.save:
