@@ -15,13 +15,14 @@ from typing import Any
 
 import numpy as np
 import safetensors.torch
+from torch import nn
 
 from equipoise import runtimes, sensitivity, steering
 from equipoise.budget import Budget, parse_budget
 from equipoise.errors import EquipoiseError, must_be
 from equipoise.measure import latency, machine
-from equipoise.recovery import recover
 from equipoise.records import Evaluation, Fidelity, Plan, as_data, digest, evaluation_from
+from equipoise.recovery import recover
 from equipoise.runtimes import Target, parse_targets
 from equipoise.search import LossTable, loss_table
 from equipoise.search.front import predicted_front
@@ -33,10 +34,12 @@ from equipoise.units import parse
 from equipoise.workbench import Workbench, failed
 from equipoise.workloads import Workload, check
 
-SEARCH_SHARE = 0.3
+SEARCH_SHARE = 0.5
 """Share of the time by which the one-shot search ends when recovery follows."""
 FINAL_SHARE = 0.06
 """Share of the time kept for the last, interleaved measurement."""
+ROUNDS = 4
+"""Rounds of the search before recovery: what training brings then tells more than further one-shot trials."""
 ROUND = 8
 """Plans proposed together in a round of the genetic search."""
 FIRST = 12
@@ -157,9 +160,15 @@ class Road:
         return self.limit_s * share - self.spent_s
 
     def evaluate(
-        self, plan: Plan, fidelity: Fidelity, make: Callable[[], Any], *, leg: int = 0, predicted: Mapping[str, float] | None = None
+        self,
+        plan: Plan,
+        fidelity: Fidelity,
+        make: Callable[[], nn.Module],
+        *,
+        leg: int = 0,
+        predicted: Mapping[str, float] | None = None,
     ) -> Evaluation:
-        """Evaluate a plan once and for all: the trial boundary, where whatever goes wrong is recorded and the search goes on."""
+        """Evaluate a plan once and for all: the trial boundary, where what goes wrong is recorded and the search goes on."""
 
         def compute() -> Mapping[str, Any]:
             began = clock.perf_counter()
@@ -265,7 +274,7 @@ class Road:
         share = SEARCH_SHARE if self.recovery else 1 - FINAL_SHARE
         volumes: list[float] = []
         number = 0
-        while self.left(share) > 0 and not converged(volumes):
+        while self.left(share) > 0 and not converged(volumes) and (number < ROUNDS or not self.recovery):
             costs = [steering.fit(axis, self.space, features, self.evaluations) for axis in ("latency_s", "size_bytes")]
             known = self.known()
             model = fit_loss(self.table, known.genomes, known.losses)

@@ -7,6 +7,7 @@ forecast from what it has brought; its time counts.
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
@@ -53,7 +54,7 @@ def recover(road: Road, *, reserve: float) -> None:
         seconds = total * share / max(1, len(alive))
         if seconds < LEAST_S or not alive:
             continue
-        road.tell("recover", f"rung {leg}: distil {len(alive)} candidate{'s' if len(alive) > 1 else ''} for {seconds:.0f} s each")
+        road.tell("recover", f"rung {leg}: distil {len(alive)} for {seconds:.0f} s each")
         done = [_leg(road, e, leg, seconds) for e in alive]
         for before, after in zip(alive, done, strict=True):
             if after.ok:
@@ -105,14 +106,14 @@ def promote(
 
 def _forecast(history: list[tuple[float, float]], horizon: float, decay: float) -> float:
     seconds, drop = history[-1]
-    return drop * ((seconds + horizon) / seconds) ** -decay
+    return drop * math.pow((seconds + horizon) / seconds, -decay)
 
 
 def _decay(trained: dict[str, list[tuple[float, float]]]) -> float:
     """Return the exponent that plans with two rungs show, averaged with the prior."""
     seen = [DECAY]
     for history in trained.values():
-        for (s0, d0), (s1, d1) in zip(history, history[1:], strict=False):
+        for (s0, d0), (s1, d1) in itertools.pairwise(history):
             seen.append(math.log(d0 / d1) / math.log(s1 / s0))
     return min(2.0, max(0.2, sum(seen) / len(seen)))
 
@@ -147,7 +148,7 @@ def train(road: Road, plan: Plan, student: nn.Module, *, seconds: float, checkpo
     normed = any(isinstance(m, _BatchNorm) for m in road.work.model.modules())
     path = road.store.scratch(checkpoint)
     done = distill(
-        unfold(student, torch.from_numpy(road.bench.calibration).split(64)) if normed else student,
+        unfold(student, torch.split(torch.from_numpy(road.bench.calibration), 64)) if normed else student,
         teacher(road),
         road.work.train,
         seconds=seconds,

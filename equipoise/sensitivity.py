@@ -22,7 +22,7 @@ from equipoise.runtimes import Target
 from equipoise.runtimes.ops import OpSpec, op_inputs, op_program, specs
 from equipoise.search import Genomes, Knob
 from equipoise.stats import median
-from equipoise.workbench import BATCH, Workbench, damage
+from equipoise.workbench import BATCH, Workbench, damage, one_thread
 
 PROBE_SAMPLES = 1000
 """Validation samples for one-knob losses: KL needs far fewer than accuracy (METHODS 2.4)."""
@@ -41,7 +41,7 @@ def loss_of(bench: Workbench, knob: Knob, choice: Any) -> float:
     else:
         model = bench.build(bench.space.untouched.but({knob.name: choice}))
     inputs = bench.validation[0][:PROBE_SAMPLES]
-    with torch.inference_mode():
+    with one_thread(), torch.inference_mode():
         found = torch.cat([model(inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)])
     return damage(bench.reference.outputs[:PROBE_SAMPLES], found.numpy(), classifier=bench.work.classifier)
 
@@ -122,11 +122,9 @@ def layers(bench: Workbench) -> list[Layer]:
     out = []
     for name, spec in specs(bench.teacher, bench.work.example).items():
         (in_knob, in_kept), (out_knob, out_kept) = kept(reads.get(name)), kept(makes.get(name))
-        drops = tuple(
-            space.positions[f"depth.{b}"] for b in bench.pruner.blocks if name.startswith(b + ".")
-        )
+        drops = tuple(space.positions[f"depth.{b}"] for b in bench.pruner.blocks if name.startswith(b + "."))
         params = sum(p.numel() for p in modules[name].parameters(recurse=False))
-        bits_knob = space.positions.get(f"bits.{name}", -1)
+        bits_knob = space.positions.get(f"bits.{name}", -1)  # -1 only where no target has int8
         out.append(Layer(spec, name, params, in_knob, out_knob, bits_knob, drops, in_kept, out_kept))
     return out
 
@@ -135,7 +133,8 @@ def layers(bench: Workbench) -> list[Layer]:
 class Features:
     """Turns genomes into what the cost models are affine in, for one target.
 
-    A layer's time at a joint width is the product of its two single-width ratios; what that misses, the fit on whole nets absorbs.
+    A layer's time at a joint width is the product of its two single-width ratios; what that misses, the fit on whole nets
+    absorbs.
     """
 
     layers: tuple[Layer, ...]
@@ -165,8 +164,7 @@ class Features:
         live = np.stack([~(genomes[:, list(layer.drop_knobs)] > 0).any(axis=1) for layer in self.layers], axis=1)
         if 8 not in self.precisions:
             return live, np.zeros_like(live)
-        int8 = np.stack([genomes[:, layer.bits_knob] > 0 if layer.bits_knob >= 0 else live[:, 0] & False for layer in self.layers], 1)
-        return live, int8
+        return live, np.stack([genomes[:, layer.bits_knob] > 0 for layer in self.layers], axis=1)
 
     def _seconds(self, genomes: Genomes, bits: int) -> np.ndarray[Any, Any]:
         return np.stack(

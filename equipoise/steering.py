@@ -1,4 +1,4 @@
-"""What the search steers by: costs predicted from the tables for whole populations of plans, refitted as evaluations come in."""
+"""What the search steers by: costs predicted from the tables for whole populations, refitted as evaluations come in."""
 
 from __future__ import annotations
 

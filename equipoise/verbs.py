@@ -74,7 +74,9 @@ def quantize(
     return Quantized(program, wanted, runtime.load(program, threads=wanted.threads))
 
 
-def distill(student: nn.Module, teacher: nn.Module, data: Any, *, seconds: float = 60.0, seed: int = 0, **options: Any) -> nn.Module:
+def distill(
+    student: nn.Module, teacher: nn.Module, data: Any, *, seconds: float = 60.0, seed: int = 0, **options: Any
+) -> nn.Module:
     """Return a copy of `student` trained to answer as `teacher` does.
 
     Args:

@@ -6,9 +6,10 @@ timed in blocks beside the untouched model's.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -19,9 +20,9 @@ import torch
 
 from equipoise import runtimes
 from equipoise.compress.pruner import Pruner
+from equipoise.errors import InputError
 from equipoise.measure import latency
 from equipoise.measure.counts import count
-from equipoise.errors import InputError
 from equipoise.records import Choice, Evaluation, Fidelity, Plan, Reading, measured, unavailable
 from equipoise.runtimes import Program, Session, Source, Target
 from equipoise.runtimes.export import Exporter
@@ -68,7 +69,8 @@ class Workbench:
     def prepare(cls, work: Workload, targets: tuple[Target, ...], save: Callable[[bytes], str]) -> Workbench:
         """Fold the model, trace its groups and collect its statistics (seconds)."""
         calibration = work.calibration.take(CALIBRATION_SAMPLES).tensors()[0]
-        return cls(work, targets, Pruner.prepare(work.model, work.example, calibration), save)
+        with one_thread():
+            return cls(work, targets, Pruner.prepare(work.model, work.example, calibration), save)
 
     @property
     def teacher(self) -> torch.nn.Module:
@@ -98,7 +100,7 @@ class Workbench:
         if any(8 in runtimes.get(t.runtime).precisions for t in self.targets):
             knobs += [Knob(f"bits.{name}", (32, 8)) for name in self.layers]
         if not knobs:
-            raise InputError("model must offer something to change; got one without a group, block or layer that can be. " + WHOLE)
+            raise InputError(f"model must offer something to change; got nothing that can be cut or quantized. {WHOLE}")
         return Space(tuple(knobs), self._moot(knobs))
 
     def _moot(self, knobs: list[Knob]) -> dict[tuple[str, Choice], tuple[str, ...]]:
@@ -154,7 +156,8 @@ class Workbench:
         """Return the compressed model of a plan: pruned, blocks dropped, weights repaired; not trained."""
         cut = {name: int(w) for name, w in plan.of("width").items() if w != self.space.untouched[f"width.{name}"]}
         drops = [name for name, choice in plan.of("depth").items() if choice == "drop"]
-        return self.pruner.build(cut, drops, repair=repair)
+        with one_thread():
+            return self.pruner.build(cut, drops, repair=repair)
 
     def source(self, plan: Plan, model: torch.nn.Module) -> Source:
         """Return the model in the forms that runtimes read; models that drop the same blocks share one export."""
@@ -256,7 +259,11 @@ class Workbench:
                 "target": str(target),
                 "loss": self.damage(outputs, samples),
                 "speed_up": {
-                    "value": speed.value, "low": speed.low, "high": speed.high, "n": speed.n, "confidence": speed.confidence,
+                    "value": speed.value,
+                    "low": speed.low,
+                    "high": speed.high,
+                    "n": speed.n,
+                    "confidence": speed.confidence,
                 },
                 "layers": self._layer_rows(plan, counts),
             },
@@ -290,7 +297,7 @@ class Workbench:
 
 
 def drop_reading(metric: Metric, base: Array, new: Array, targets: torch.Tensor) -> Reading:
-    """Return how much worse outputs `new` are than `base` on the same samples, paired where the metric has per-sample values."""
+    """Return how much worse outputs `new` are than `base` on the same samples, paired where the metric allows it."""
     before, after = (per_sample(metric, outputs, targets) for outputs in (base, new))
     if before is not None and after is not None:
         return paired_drop(before, after).reading("points", note="paired")
@@ -305,6 +312,20 @@ def per_sample(metric: Metric, outputs: Array, targets: torch.Tensor) -> list[fl
         return None
     points = each.double() if metric.name == "accuracy" else each.double() / 100
     return [float(v) for v in (points if metric.maximize else -points)]
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """Keep torch to one thread: its many small products run 2 to 5 times slower on two contended cores than on one.
+
+    The thread count is the process's; it is put back on leaving.
+    """
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def widths(size: int, multiple: int) -> tuple[int, ...]:

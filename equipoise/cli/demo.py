@@ -17,8 +17,8 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "demo",
         help="the whole road on handwritten digits, offline, in two minutes",
-        description="Train a small conv net on scikit-learn's 1,797 real digits, search its best balance within 'drop<=1', export "
-        "the pick, verify the exported file on the test split in a clean process, and write the report.",
+        description="Train a small conv net on scikit-learn's 1,797 real digits, search its best balance within 'drop<=1', "
+        "export the pick, verify the exported file on the test split in a clean process, and write the report.",
     )
     parser.add_argument("--store", type=Path, default=Path("runs/demo"), help="folder of the study (default: %(default)s)")
     parser.add_argument("--time", default=TIME, help="wall time of the search (default: %(default)s)")

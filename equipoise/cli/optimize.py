@@ -22,9 +22,12 @@ def add_parser(subparsers: Any) -> None:
         description="Search widths, depth, precision and runtime of a trained model together, on measured cost. The same "
         "command again goes on where the last one stopped. Exit code 1 when the budget cannot be met.",
     )
-    parser.add_argument("workload", metavar="WORKLOAD", help="digits | cifar10:DATA?weights=FILE | images:DATA | module.py:make_workload")
-    parser.add_argument("--target", default="onnxruntime:cpu", help="runtime[:device][?threads=N&batch=N], several with commas (default: %(default)s)")
-    parser.add_argument("--budget", default="", help='bounds, such as "latency<=1ms, size<=300KB, drop<=1" (default: the knee)')
+    named = "digits | cifar10:DATA?weights=FILE | images:DATA?weights=FILE | module.py:make_workload"
+    parser.add_argument("workload", metavar="WORKLOAD", help=named)
+    where = "runtime[:device][?threads=N&batch=N], several with commas (default: %(default)s)"
+    parser.add_argument("--target", default="onnxruntime:cpu", help=where)
+    bounds = 'bounds, such as "latency<=1ms, size<=300KB, drop<=1" (default: none, which asks for the knee)'
+    parser.add_argument("--budget", default="", help=bounds)
     parser.add_argument("--time", default="10min", help="wall time for the whole run (default: %(default)s)")
     parser.add_argument("--store", type=Path, default=None, help="folder of the study (default: runs/NAME)")
     parser.add_argument("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
@@ -105,7 +108,8 @@ def show(study: Study, *, as_json: bool = False) -> None:
     from equipoise.cli.live import table
 
     console = Console()
-    console.print(table(study.header["metric"]["name"], study.front, study.baseline, marked={best.key: "pick", study.knee.key: "knee"}))
+    marked = {study.knee.key: "knee", best.key: "pick"}
+    console.print(table(study.header["metric"]["name"], study.front, study.baseline, marked=marked))
     console.print(study.verdict())
     console.print(f"[bold]{study.sentence(best)}[/bold]")
     console.print(f"study: {study.path}", soft_wrap=True)

@@ -1,0 +1,1 @@
+"""Contract suites that every extension must pass; imported by no other room."""

@@ -28,7 +28,7 @@ from equipoise.workloads.images import cifar10, image_workload
 from equipoise.workloads.weights import BUILDER, read_weights
 
 NAMES = ("digits", "cifar10:PATH?weights=FILE", "images:PATH?weights=FILE", "FILE.py:FUNCTION")
-IMAGE_OPTIONS: dict[str, Callable[[str], Any]] = {"weights": Path, "depth": int, "shortcut": str, "shift": int}
+IMAGE_OPTIONS: dict[str, Callable[[str], Any]] = {"weights": Path, "depth": int, "shortcut": str, "shift": int, "holdout": int}
 _IMAGES: dict[str, Callable[..., Workload]] = {"cifar10": cifar10, "images": image_workload}
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
 
