@@ -13,6 +13,9 @@ from equipoise.errors import EXIT_FAILED, EXIT_OK
 if TYPE_CHECKING:
     from equipoise.study import Study
 
+SHOWN_DROP = 5.0
+"""Points of drop beyond which the terminal leaves a point of the front to the report."""
+
 
 def add_parser(subparsers: Any) -> None:
     """Add the verb to the command line."""
@@ -108,8 +111,13 @@ def show(study: Study, *, as_json: bool = False) -> None:
     from equipoise.cli.live import table
 
     console = Console()
+    if not console.is_terminal:
+        console = Console(width=120)
     marked = {study.knee.key: "knee", best.key: "pick"}
-    console.print(table(study.header["metric"]["name"], study.front, study.baseline, marked=marked))
+    worth = [e for e in study.front if e.drop.get() <= SHOWN_DROP or e.key in marked]
+    console.print(table(study.header["metric"]["name"], worth, study.baseline, marked=marked))
+    if len(worth) < len(study.front):
+        console.print(f"(and {len(study.front) - len(worth)} points that drop more than {SHOWN_DROP} points)", style="dim")
     console.print(study.verdict())
     console.print(f"[bold]{study.sentence(best)}[/bold]")
     console.print(f"study: {study.path}", soft_wrap=True)

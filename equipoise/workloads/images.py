@@ -94,7 +94,7 @@ def image_workload(
     if holdout:
         test = splits["test"]
         if not 0 < holdout < len(test):
-            raise must_be("holdout", f"between 1 and {len(test) - 1}, the test images less one", holdout, "Leave some to verify on.")
+            raise must_be("holdout", f"between 1 and {len(test) - 1}", holdout, "Leave test images to verify on.")
         splits |= {"val": test.part(0, holdout, name="validation"), "test": test.part(holdout, name="test")}
     return Workload(
         name=name,
