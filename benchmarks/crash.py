@@ -1,7 +1,7 @@
 """Kill a running study at random moments with ``kill -9``, start it again each time, and count what is lost or doubled.
 
     python benchmarks/crash.py --kills 50 --out benchmarks/results/crash.json     # the store alone, half a minute
-    python benchmarks/crash.py --kills 50 --window 40 -- equipoise optimize digits --store {store} --time 60s
+    python benchmarks/crash.py --kills 50 --window 20 --after tables -- equipoise optimize digits --store {store} --time 60s
 
 ``{store}`` in a command is replaced by a study folder; when the command ends before all kills are spent, the next ones go to a
 fresh folder. After each kill the study is opened read-only, and every record ever seen in it must still be there, unchanged and
@@ -71,16 +71,22 @@ def read_records(folder: Path) -> tuple[list[tuple[int, Record]], dict[Record, s
     return [(seq, (kind, key)) for seq, kind, key, _ in rows], {(kind, key): data for _, kind, key, data in rows}
 
 
-def one_run(command: list[str], log: Path, *, kill_after_s: float | None, after_first: bool) -> tuple[int, float]:
-    """Run until the end or the kill, timed from the start or from the first output; return (exit code, seconds until that)."""
+def one_run(command: list[str], log: Path, *, kill_after_s: float | None, after: str | None) -> tuple[int, float]:
+    """Run until the end or the kill; return (exit code, seconds until the first output).
+
+    The kill is timed from the start, or from when `after` (an empty text is any output) has been printed.
+    """
     begun, first = time.perf_counter(), float("nan")
+    clock = begun if after is None else float("nan")
     with log.open("wb") as out:
         process = subprocess.Popen(command, stdout=out, stderr=out, env={**os.environ, "PYTHONUNBUFFERED": "1"})
     while process.poll() is None:
         now = time.perf_counter() - begun
         if first != first and log.stat().st_size:
             first = now
-        if kill_after_s is not None and now - (first if after_first else 0.0) >= kill_after_s:  # never while first is NaN
+        if clock != clock and first == first and after is not None and after in log.read_text(errors="replace"):
+            clock = time.perf_counter()
+        if kill_after_s is not None and time.perf_counter() - clock >= kill_after_s:  # never while the clock is NaN
             process.send_signal(signal.SIGKILL)  # this process only: what it leaves running must not disturb the next
             break
         time.sleep(0.002)
@@ -108,8 +114,8 @@ def judge(folder: Path, log: Path, known: dict[Record, str], acknowledged: set[R
     known |= found
 
 
-def sweep(command: list[str], base: Path, *, kills: int, window_s: float, seed: int) -> Tally:
-    """Kill `kills` times at random moments within `window_s` of the start or, four times in five, of the first output."""
+def sweep(command: list[str], base: Path, *, kills: int, window_s: float, after: str, seed: int) -> Tally:
+    """Kill `kills` times at random moments within `window_s` of the start or, four times in five, of the output `after`."""
     rng, tally, study = random.Random(seed), Tally(), 0
     while tally.kills < kills or study == 0:
         folder, log = base / f"study-{study}", base / "log"
@@ -120,7 +126,7 @@ def sweep(command: list[str], base: Path, *, kills: int, window_s: float, seed: 
         while code == -signal.SIGKILL:
             kill_after_s = rng.uniform(0, window_s) if tally.kills < kills else None
             had = len(known)
-            code, first = one_run(here, log, kill_after_s=kill_after_s, after_first=rng.random() < 0.8)
+            code, first = one_run(here, log, kill_after_s=kill_after_s, after=after if rng.random() < 0.8 else None)
             tally.kills += code == -signal.SIGKILL
             if had and first == first:
                 tally.resume_s.append(round(first, 3))
@@ -128,8 +134,9 @@ def sweep(command: list[str], base: Path, *, kills: int, window_s: float, seed: 
             print(f"kill {tally.kills}/{kills}: study {study}, {len(known)} records, lost {tally.lost}", file=sys.stderr)
         tally.runs_ended += 1
         tally.records += len(known)
-        if code not in (0, 1):
-            tally.damaged.append(f"exit {code}: {log.read_text(errors='replace')[-500:]}")
+        if code not in (0, 1) or not known:
+            tally.damaged.append(f"exit {code}, {len(known)} records: {log.read_text(errors='replace')[-500:]}")
+            break
     return tally
 
 
@@ -137,6 +144,7 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=50)
     parser.add_argument("--window", type=float, default=0.6, help="seconds within which a kill falls")
+    parser.add_argument("--after", default="", help="text of the output from which the window counts; default any output")
     parser.add_argument("--limit", type=float, default=5.0, help="longest allowed resume in seconds")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
@@ -150,8 +158,9 @@ def main() -> int:
 
     command = args.command or [sys.executable, __file__, "--walk", "{store}", "400"]
     with tempfile.TemporaryDirectory() as base:
-        tally = sweep(command, Path(base), kills=args.kills, window_s=args.window, seed=args.seed)
-    resume = {"n": len(tally.resume_s), "median": statistics.median(tally.resume_s), "max": max(tally.resume_s)}
+        tally = sweep(command, Path(base), kills=args.kills, window_s=args.window, after=args.after, seed=args.seed)
+    waits = tally.resume_s or [float("inf")]
+    resume = {"n": len(tally.resume_s), "median": statistics.median(waits), "max": max(waits)}
     ok = not (tally.lost or tally.doubled or tally.computed_again or tally.damaged) and resume["max"] <= args.limit
     shown = ["equipoise store walk"] if not args.command else args.command
     found = {**dataclasses.asdict(tally), "resume_s": resume, "ok": ok}
