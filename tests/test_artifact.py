@@ -62,7 +62,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
             "baseline": base.key,
             "machine": {"cpu": "a <script>|`cpu`", "flags": ["avx2"], "versions": {"onnxruntime": "1.32.0"}},
         }
-        store.put("study", "header", header, seconds=0.0)
+        store.put("study", "header", {"header": header}, seconds=0.0)
         for e in (base, small):
             store.put("evaluation", e.key, {"evaluation": as_data(e)}, seconds=1.0)
         yield store

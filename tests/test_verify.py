@@ -89,7 +89,7 @@ def study(spec: str, work: Workload, tmp_path_factory: pytest.TempPathFactory) -
             "metric": {"name": "accuracy", "maximize": True, "unit": "points"},
             "machine": machine.describe(),
         }
-        store.put("study", "header", {"header": header, **header}, seconds=0.0)
+        store.put("study", "header", {"header": header}, seconds=0.0)
         store.put("evaluation", base.key, {"evaluation": as_data(base)}, seconds=0.0)
         for plan in (narrow, int8):
             made = bench.evaluate(
