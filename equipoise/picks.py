@@ -6,12 +6,14 @@ The untouched model competes everywhere; a failed trial never does, and neither 
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+import random
+from collections.abc import Callable, Sequence
 
 from equipoise.budget import Budget, parse_budget
 from equipoise.errors import EquipoiseError, InputError, unknown
-from equipoise.pareto import knee, non_dominated
+from equipoise.pareto import Knee, knee, non_dominated
 from equipoise.records import Evaluation
+from equipoise.stats import median
 
 NAMES = ("best", "fastest", "knee", "smallest")
 """Picks that have a name; anything with ``<=`` or ``>=`` in it is a budget."""
@@ -43,7 +45,7 @@ def pick(evaluations: Sequence[Evaluation], baseline: Evaluation, text: str, bud
     wanted = parse_pick(text)
     rivals = [e for e in _with(baseline, evaluations) if e.ok]
     if text == "knee" or (text == "best" and not budget.constraints):
-        return knee_of(rivals)
+        return knee_of(rivals)[0]
     bounds = budget if wanted is None else wanted
     within = [e for e in rivals if bounds.met_by(e)]
     if not within:
@@ -66,8 +68,8 @@ def parse_pick(text: str) -> Budget | None:
     return parse_budget(text)
 
 
-def knee_of(evaluations: Sequence[Evaluation]) -> Evaluation:
-    """Return the knee of latency (on a log scale) against drop.
+def knee_of(evaluations: Sequence[Evaluation]) -> tuple[Evaluation, Knee]:
+    """Return the knee of latency (on a log scale) against drop, with its votes and its stability under the measured noise.
 
     Raises:
         InputError: No evaluation with both measured.
@@ -77,7 +79,16 @@ def knee_of(evaluations: Sequence[Evaluation]) -> Evaluation:
         raise InputError("a knee must be looked for among measured evaluations; got none. Run `equipoise optimize` first.")
     points = [(math.log(e.axis("latency_s").get()), e.drop.get()) for e in known]
     front = non_dominated(points)
-    return known[front[knee([points[i] for i in front]).index]]
+    errors = (_error(known, "latency_s", math.log), _error(known, "drop", float))
+    found = knee([points[i] for i in front], errors=errors, rng=random.Random(0))
+    return known[front[found.index]], found
+
+
+def _error(evaluations: Sequence[Evaluation], axis: str, scale: Callable[[float], float]) -> float:
+    """Typical standard error of an axis: the median half-interval over 1.96; 0 where no interval was measured."""
+    readings = [e.axis(axis) for e in evaluations]
+    halves = [(scale(r.high) - scale(r.low)) / 2 for r in readings if r.low is not None and r.high is not None]
+    return median(halves) / 1.96 if halves else 0.0
 
 
 def _with(baseline: Evaluation, evaluations: Sequence[Evaluation]) -> list[Evaluation]:

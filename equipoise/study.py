@@ -13,8 +13,8 @@ from typing import Any
 
 from equipoise.budget import Budget, parse_budget
 from equipoise.errors import InputError, StoreError
-from equipoise.pareto import Knee, knee, non_dominated
-from equipoise.picks import pick
+from equipoise.pareto import Knee, non_dominated
+from equipoise.picks import knee_of, pick
 from equipoise.records import Evaluation, evaluation_from
 from equipoise.stats import Interval
 from equipoise.store import Store
@@ -87,19 +87,17 @@ class Study:
 
     @cached_property
     def knee(self) -> Evaluation:
-        """The balance point of latency against drop (rule: `pareto.knee`)."""
-        return self._plane[self.knee_rule.index]
+        """The balance point of latency (on a log scale) against drop."""
+        return self._knee[0]
 
-    @cached_property
+    @property
     def knee_rule(self) -> Knee:
-        """The votes behind `knee`."""
-        return knee([[e.axis("latency_s").get(), e.axis("drop").get()] for e in self._plane])
+        """The votes behind `knee`, and how often it wins when the points move by their measured noise."""
+        return self._knee[1]
 
     @cached_property
-    def _plane(self) -> list[Evaluation]:
-        """The front of latency against drop alone, where the knee is looked for."""
-        rows = list(self.front)
-        return [rows[i] for i in non_dominated([[e.axis("latency_s").get(), e.axis("drop").get()] for e in rows])]
+    def _knee(self) -> tuple[Evaluation, Knee]:
+        return knee_of(self.usable)
 
     @cached_property
     def best(self) -> Evaluation:
@@ -155,7 +153,9 @@ class Study:
     def verdict(self) -> str:
         """Say whether the budget was met, and if not by how much and which bound binds."""
         if not self.budget.constraints:
-            return f"no budget given: the knee ({self.knee_rule.rule})"
+            rule = self.knee_rule
+            stable = "" if rule.stability is None else f", the same in {100 * rule.stability:.0f}% of draws within the noise"
+            return f"no budget given: the knee ({rule.rule}{stable})"
         if self.met:
             return f"budget met: {self.budget.text}"
         _, over = self.nearest

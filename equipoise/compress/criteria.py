@@ -39,19 +39,27 @@ def l2(group: Group, evidence: Evidence) -> Tensor:
 def at_random(group: Group, evidence: Evidence) -> Tensor:
     """Return random scores: the baseline that every other criterion has to beat."""
     if evidence.generator is None:
-        raise must_be("generator", "a torch.Generator for criterion 'random'", None,
-                      "Pass generator=torch.Generator().manual_seed(0).")
+        raise must_be(
+            "generator", "a torch.Generator for criterion 'random'", None, "Pass generator=torch.Generator().manual_seed(0)."
+        )
     return torch.rand(group.size, generator=evidence.generator)
 
 
 def bn_scale(group: Group, evidence: Evidence) -> Tensor:
     """Return the summed absolute BatchNorm scales of each channel (Network Slimming)."""
     norms = [(cut, evidence.model.get_submodule(cut.layer)) for cut in group.cuts]
-    scales = [module.weight.detach().abs()[_spots(cut)].sum(1) for cut, module in norms
-              if isinstance(module, NORMS) and module.weight is not None]
+    scales = [
+        module.weight.detach().abs()[_spots(cut)].sum(1)
+        for cut, module in norms
+        if isinstance(module, NORMS) and module.weight is not None
+    ]
     if not scales:
-        raise must_be("criterion", "'l2', 'l1' or 'obs' where no BatchNorm scales the channels", "bn_scale",
-                      f"Group {group.name!r} has none.")
+        raise must_be(
+            "criterion",
+            "'l2', 'l1' or 'obs' where no BatchNorm scales the channels",
+            "bn_scale",
+            f"Group {group.name!r} has none.",
+        )
     return torch.stack(scales).sum(0)
 
 
@@ -91,14 +99,25 @@ def obs(group: Group, evidence: Evidence) -> Tensor:
 
 
 CRITERIA: Mapping[str, Callable[[Group, Evidence], Tensor]] = {
-    "l1": l1, "l2": l2, "random": at_random, "bn_scale": bn_scale, "taylor": taylor, "activation": activation, "obs": obs,
+    "l1": l1,
+    "l2": l2,
+    "random": at_random,
+    "bn_scale": bn_scale,
+    "taylor": taylor,
+    "activation": activation,
+    "obs": obs,
 }
 _NEED_MOMENTS = frozenset({"activation", "obs"})
 
 
 def gather(
-    model: nn.Module, chosen: Sequence[Group], *, criterion: str, data: Tensor | None = None,
-    loss: Callable[[Tensor], Tensor] | None = None, generator: torch.Generator | None = None,
+    model: nn.Module,
+    chosen: Sequence[Group],
+    *,
+    criterion: str,
+    data: Tensor | None = None,
+    loss: Callable[[Tensor], Tensor] | None = None,
+    generator: torch.Generator | None = None,
 ) -> Evidence:
     """Measure what `criterion` needs, in one pass over `data`.
 
@@ -108,11 +127,16 @@ def gather(
     if criterion not in CRITERIA:
         raise unknown("criterion", criterion, CRITERIA)
     if data is None and criterion in {*_NEED_MOMENTS, "taylor"}:
-        raise must_be("data", f"a batch of inputs for criterion {criterion!r}", data,
-                      "Pass data=inputs, or use criterion='l2'.")
+        raise must_be(
+            "data", f"a batch of inputs for criterion {criterion!r}", data, "Pass data=inputs, or use criterion='l2'."
+        )
     if criterion == "taylor" and loss is None:
-        raise must_be("loss", "a function of the model's output on `data` for criterion 'taylor'", loss,
-                      "Pass e.g. loss=lambda out: F.cross_entropy(out, targets).")
+        raise must_be(
+            "loss",
+            "a function of the model's output on `data` for criterion 'taylor'",
+            loss,
+            "Pass e.g. loss=lambda out: F.cross_entropy(out, targets).",
+        )
     if criterion in _NEED_MOMENTS and data is not None:
         wanted = frozenset(name for group in chosen for name in group.consumers)
         return Evidence(model, moments=collect(model, data, moments_of=wanted, targets=False).moments)
@@ -160,8 +184,12 @@ def _readers(group: Group, evidence: Evidence) -> list[tuple[Tensor, Moments, Te
             weight: Any = evidence.model.get_submodule(cut.layer).weight
             found.append((as_matrix(weight.detach()).double(), evidence.moments[cut.layer], columns(weight, cut.positions)))
     if not found:
-        raise must_be("criterion", "'l2' or 'l1' where no dense layer reads the channels", "activation/obs",
-                      f"Group {group.name!r} has no such reader.")
+        raise must_be(
+            "criterion",
+            "'l2' or 'l1' where no dense layer reads the channels",
+            "activation/obs",
+            f"Group {group.name!r} has no such reader.",
+        )
     return found
 
 
@@ -189,5 +217,7 @@ def _gradients(model: nn.Module, data: Tensor, loss: Callable[[Tensor], Tensor])
     with torch.enable_grad():
         value = loss(torch.func.functional_call(model, leaves, (data,)))
         slopes = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
-    return {name.removesuffix(".weight"): torch.zeros_like(named[name]) if slope is None else slope
-            for name, slope in zip(leaves, slopes, strict=True)}
+    return {
+        name.removesuffix(".weight"): torch.zeros_like(named[name]) if slope is None else slope
+        for name, slope in zip(leaves, slopes, strict=True)
+    }

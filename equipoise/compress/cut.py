@@ -118,4 +118,3 @@ _CUTTERS: tuple[tuple[tuple[type[nn.Module], ...], Callable[[Any, Axis, Tensor],
     ((nn.PReLU,), _cut_prelu),
     ((nn.Embedding,), _cut_embedding),
 )
-

@@ -37,8 +37,12 @@ def factorize(model: nn.Module, example: Tensor, *, ranks: Mapping[str, int], da
     for name, rank in ranks.items():
         full = full_rank(layers.get(name))
         if not full:
-            raise must_be("ranks", "named by linear layers and ungrouped 2-D convolutions without dilation", name,
-                          "See the model's named_modules().")
+            raise must_be(
+                "ranks",
+                "named by linear layers and ungrouped 2-D convolutions without dilation",
+                name,
+                "See the model's named_modules().",
+            )
         if not 1 <= rank <= full:
             raise must_be(f"ranks[{name!r}]", f"in [1, {full}]", rank, "It is the number of channels between the two halves.")
     moments = collect(smaller, example if data is None else data, moments_of=frozenset(ranks), targets=False).moments

@@ -44,7 +44,11 @@ class FakeQuantized(nn.Module):
 
 
 def simulate(
-    model: nn.Module, calibration: Tensor, *, layers: AbstractSet[str] | None = None, weight_bits: int = 8,
+    model: nn.Module,
+    calibration: Tensor,
+    *,
+    layers: AbstractSet[str] | None = None,
+    weight_bits: int = 8,
     ranges: str = "percentile",
 ) -> nn.Module:
     """Return a copy of `model` in which the named layers compute as int8 would.
@@ -130,7 +134,9 @@ def _least_error(values: Tensor) -> tuple[float, float]:
 
 
 RANGES: Mapping[str, Callable[[Tensor], tuple[float, float]]] = {
-    "minmax": _minmax, "percentile": _percentile, "mse": _least_error,
+    "minmax": _minmax,
+    "percentile": _percentile,
+    "mse": _least_error,
 }
 
 

@@ -104,14 +104,19 @@ def keeping(model: nn.Module, chosen: Iterable[Group], kept: Mapping[str, Sequen
             continue
         stay = set(kept[group.name])
         if not stay or len(stay) != len(kept[group.name]) or not stay <= set(range(group.size)):
-            raise must_be(f"kept[{group.name!r}]", f"distinct channel indices in [0, {group.size})", list(kept[group.name]),
-                          "Pass the indices to keep, at least one.")
+            raise must_be(
+                f"kept[{group.name!r}]",
+                f"distinct channel indices in [0, {group.size})",
+                list(kept[group.name]),
+                "Pass the indices to keep, at least one.",
+            )
         for cut in group.cuts:
             gone = removed.setdefault((cut.layer, cut.axis), set())
             gone.update(p for channel, spots in enumerate(cut.positions) if channel not in stay for p in spots)
     return {
         (layer, axis): torch.tensor([p for p in range(axis_size(model.get_submodule(layer), axis)) if p not in gone])
-        for (layer, axis), gone in removed.items() if gone
+        for (layer, axis), gone in removed.items()
+        if gone
     }
 
 

@@ -18,9 +18,17 @@ from equipoise.errors import must_be, unknown
 
 
 def prune(
-    model: nn.Module, example: Tensor, *, ratio: float | None = None, widths: Mapping[str, int] | None = None,
-    criterion: str = "l2", data: Tensor | None = None, round_to: int = 8, repair: bool = True,
-    loss: Callable[[Tensor], Tensor] | None = None, generator: torch.Generator | None = None,
+    model: nn.Module,
+    example: Tensor,
+    *,
+    ratio: float | None = None,
+    widths: Mapping[str, int] | None = None,
+    criterion: str = "l2",
+    data: Tensor | None = None,
+    round_to: int = 8,
+    repair: bool = True,
+    loss: Callable[[Tensor], Tensor] | None = None,
+    generator: torch.Generator | None = None,
 ) -> nn.Module:
     """Return a copy of `model` with fewer channels in its prunable groups.
 
@@ -121,4 +129,3 @@ def member(found: Sequence[Group], name: str) -> Group:
     if not group.prunable:
         raise must_be("group", "prunable", name, f"It is left whole: {group.reason}.")
     return group
-

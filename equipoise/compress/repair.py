@@ -60,8 +60,11 @@ def refit(
 ) -> nn.Module:
     """Do the work of `repair` from targets that `statistics.collect` has already taken from the teacher."""
     repaired = copy.deepcopy(student).eval()
-    wanted = {name: _narrowed(name, target, repaired, kept or {}) for name, target in targets.items()
-              if name in dict(repaired.named_modules())}
+    wanted = {
+        name: _narrowed(name, target, repaired, kept or {})
+        for name, target in targets.items()
+        if name in dict(repaired.named_modules())
+    }
     watch(repaired, inputs, _Settlement(repaired, wanted).answer)
     return repaired
 
@@ -159,6 +162,10 @@ def _narrowed(name: str, target: Target, student: nn.Module, kept: Mapping[str, 
         layer.bias = nn.Parameter(torch.zeros(width, dtype=layer.weight.dtype), layer.weight.requires_grad)
     rows = target.rows[:, kept[name]] if name in kept else target.rows
     if rows.shape[1] != width:
-        raise must_be(f"kept[{name!r}]", f"the {width} output channels that the layer kept", kept.get(name),
-                      "Pass the channel indices that were kept when it was pruned.")
+        raise must_be(
+            f"kept[{name!r}]",
+            f"the {width} output channels that the layer kept",
+            kept.get(name),
+            "Pass the channel indices that were kept when it was pruned.",
+        )
     return Target(rows, target.places, target.of_sum)

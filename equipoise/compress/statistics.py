@@ -165,8 +165,9 @@ def input_rows(invocation: Invocation, places: Tensor) -> Tensor:
     x, weight = given["input"], given["weight"]
     if invocation.op == "linear":
         return x.reshape(-1, x.shape[-1])[places]  # type: ignore[no-any-return]
-    stride, padding, dilation = (_pair(given.get(name, default)) for name, default in
-                                 (("stride", 1), ("padding", 0), ("dilation", 1)))
+    stride, padding, dilation = (
+        _pair(given.get(name, default)) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
+    )
     kernel = weight.shape[2:]
     if invocation.op == "conv1d":
         x, kernel = x[:, :, None], (1, *kernel)

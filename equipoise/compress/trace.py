@@ -132,6 +132,7 @@ def record(model: nn.Module, example: Tensor) -> Tape:
 
     handles = []
     for name, module in subject.named_modules():
+
         def note(_m: nn.Module, taken: Any, given: Any, name: str = name) -> None:
             runs.setdefault(name, []).append((tuple(map(numbers.of, tensors(taken))), tuple(map(numbers.of, tensors(given)))))
 

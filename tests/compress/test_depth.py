@@ -11,12 +11,15 @@ from equipoise.compress.depth import drop, droppable
 from equipoise.errors import InputError
 
 
-@pytest.mark.parametrize(("name", "blocks"), [
-    ("option_a", ("layer1.0", "layer1.1", "layer2.1")),
-    ("projection", ("3", "5")),
-    ("cnn", ()),
-    ("mlp", ()),
-])
+@pytest.mark.parametrize(
+    ("name", "blocks"),
+    [
+        ("option_a", ("layer1.0", "layer1.1", "layer2.1")),
+        ("projection", ("3", "5")),
+        ("cnn", ()),
+        ("mlp", ()),
+    ],
+)
 def test_blocks_with_an_identity_shortcut_are_found(name: str, blocks: tuple[str, ...]) -> None:
     model, inputs = made(name)
     before = fingerprint(model)

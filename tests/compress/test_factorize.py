@@ -11,12 +11,16 @@ from equipoise.compress.factorize import factorize, full_rank
 from equipoise.errors import InputError
 
 
-@pytest.mark.parametrize(("layer", "shape"), [
-    (nn.Linear(7, 5), (9, 7)),
-    (nn.Conv2d(4, 6, 1), (3, 4, 5, 5)),
-    (nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False), (3, 4, 9, 8)),
-    (nn.Conv2d(4, 6, (5, 3), stride=(2, 1), padding=(2, 0), padding_mode="reflect"), (3, 4, 9, 8)),
-], ids=str)
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Linear(7, 5), (9, 7)),
+        (nn.Conv2d(4, 6, 1), (3, 4, 5, 5)),
+        (nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False), (3, 4, 9, 8)),
+        (nn.Conv2d(4, 6, (5, 3), stride=(2, 1), padding=(2, 0), padding_mode="reflect"), (3, 4, 9, 8)),
+    ],
+    ids=str,
+)
 def test_full_rank_loses_nothing(layer: nn.Module, shape: tuple[int, ...]) -> None:
     model, inputs = nn.Sequential(layer), torch.randn(*shape, generator=torch.Generator().manual_seed(0))
     before = fingerprint(model)
@@ -52,10 +56,15 @@ def test_a_net_with_thin_layers_still_answers() -> None:
         assert float((thin(inputs) - model(inputs)).std()) < 0.5 * float(model(inputs).std())
 
 
-@pytest.mark.parametrize(("ranks", "message"), [
-    ({"1": 2}, "named by linear layers"), ({"nine": 2}, "named by linear layers"),
-    ({"9": 0}, r"in \[1, 32\]"), ({"9": 33}, r"in \[1, 32\]"),
-])
+@pytest.mark.parametrize(
+    ("ranks", "message"),
+    [
+        ({"1": 2}, "named by linear layers"),
+        ({"nine": 2}, "named by linear layers"),
+        ({"9": 0}, r"in \[1, 32\]"),
+        ({"9": 33}, r"in \[1, 32\]"),
+    ],
+)
 def test_bad_ranks_are_told(ranks: dict[str, int], message: str) -> None:
     model, inputs = made("cnn")
     with pytest.raises(InputError, match=message):

@@ -72,9 +72,16 @@ def test_a_batch_norm_that_cannot_be_folded_stays(kind: str) -> None:
 
 def test_transposed_and_one_dimensional_layers_fold() -> None:
     inputs = torch.randn(8, 3, 10, generator=torch.Generator().manual_seed(0))
-    model = settled(nn.Sequential(
-        nn.Conv1d(3, 4, 3), nn.BatchNorm1d(4), nn.ReLU(), nn.ConvTranspose1d(4, 5, 3, stride=2), nn.BatchNorm1d(5),
-    ), inputs)
+    model = settled(
+        nn.Sequential(
+            nn.Conv1d(3, 4, 3),
+            nn.BatchNorm1d(4),
+            nn.ReLU(),
+            nn.ConvTranspose1d(4, 5, 3, stride=2),
+            nn.BatchNorm1d(5),
+        ),
+        inputs,
+    )
     folded = fold(model, inputs[:2])
     assert norms_in(folded) == 0
     with torch.no_grad():

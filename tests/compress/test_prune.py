@@ -17,10 +17,24 @@ from equipoise.compress.statistics import Moments
 from equipoise.errors import InputError
 
 
-@pytest.mark.parametrize(("width", "size", "round_to", "built"), [
-    (8, 16, 8, 8), (12, 16, 8, 16), (11, 16, 8, 8), (1, 16, 8, 8), (3, 64, 8, 8), (10, 12, 8, 8), (12, 12, 8, 12),
-    (3, 6, 8, 3), (0, 6, 8, 1), (19, 20, 8, 16), (5, 20, 1, 5), (99, 20, 8, 20), (40, 64, 16, 48),
-])
+@pytest.mark.parametrize(
+    ("width", "size", "round_to", "built"),
+    [
+        (8, 16, 8, 8),
+        (12, 16, 8, 16),
+        (11, 16, 8, 8),
+        (1, 16, 8, 8),
+        (3, 64, 8, 8),
+        (10, 12, 8, 8),
+        (12, 12, 8, 12),
+        (3, 6, 8, 3),
+        (0, 6, 8, 1),
+        (19, 20, 8, 16),
+        (5, 20, 1, 5),
+        (99, 20, 8, 20),
+        (40, 64, 16, 48),
+    ],
+)
 def test_widths_are_rounded_to_what_the_hardware_likes(width: int, size: int, round_to: int, built: int) -> None:
     assert rounded(width, size, round_to) == built
 
@@ -53,8 +67,14 @@ def test_every_criterion_ranks_every_group_of_every_net(criterion: str) -> None:
         chosen = [group for group in groups(model, inputs[:2]) if group.prunable and (criterion, name) != ("bn_scale", "cnn")]
         if criterion == "bn_scale":
             chosen = [group for group in chosen if group.name in ("0", "3.conv1")]
-        evidence = gather(model, chosen, criterion=criterion, data=inputs, loss=lambda out: out.square().sum(),
-                          generator=torch.Generator().manual_seed(0))
+        evidence = gather(
+            model,
+            chosen,
+            criterion=criterion,
+            data=inputs,
+            loss=lambda out: out.square().sum(),
+            generator=torch.Generator().manual_seed(0),
+        )
         for group in chosen:
             assert sorted(ranking(group, criterion, evidence)) == list(range(group.size))
 
@@ -129,23 +149,26 @@ def wrong(**changes: object) -> None:
     prune(model, inputs[:2], **changes)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize(("changes", "message"), [
-    ({}, "one and not both"),
-    ({"ratio": 0.5, "widths": {"0": 8}}, "one and not both"),
-    ({"ratio": 1.0}, r"ratio must be a fraction of channels to remove in \[0, 1\)"),
-    ({"ratio": -0.1}, "ratio must be"),
-    ({"ratio": float("nan")}, "ratio must be"),
-    ({"widths": {"00": 8}}, "group must be one of 0, 4, 9; got '00'"),
-    ({"widths": {"11": 2}}, "left whole: it feeds the model's output"),
-    ({"widths": {"0": 17}}, r"in \[1, 16\]"),
-    ({"widths": {"0": 0}}, r"in \[1, 16\]"),
-    ({"ratio": 0.5, "criterion": "l3"}, "criterion must be one of"),
-    ({"ratio": 0.5, "criterion": "obs"}, "data must be"),
-    ({"ratio": 0.5, "criterion": "random"}, "generator must be"),
-    ({"ratio": 0.5, "criterion": "bn_scale"}, "has none"),
-    ({"ratio": 0.5, "criterion": "taylor", "data": torch.zeros(2, 3, 8, 8)}, "loss must be"),
-    ({"ratio": 0.5, "round_to": 0}, "round_to must be"),
-])
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({}, "one and not both"),
+        ({"ratio": 0.5, "widths": {"0": 8}}, "one and not both"),
+        ({"ratio": 1.0}, r"ratio must be a fraction of channels to remove in \[0, 1\)"),
+        ({"ratio": -0.1}, "ratio must be"),
+        ({"ratio": float("nan")}, "ratio must be"),
+        ({"widths": {"00": 8}}, "group must be one of 0, 4, 9; got '00'"),
+        ({"widths": {"11": 2}}, "left whole: it feeds the model's output"),
+        ({"widths": {"0": 17}}, r"in \[1, 16\]"),
+        ({"widths": {"0": 0}}, r"in \[1, 16\]"),
+        ({"ratio": 0.5, "criterion": "l3"}, "criterion must be one of"),
+        ({"ratio": 0.5, "criterion": "obs"}, "data must be"),
+        ({"ratio": 0.5, "criterion": "random"}, "generator must be"),
+        ({"ratio": 0.5, "criterion": "bn_scale"}, "has none"),
+        ({"ratio": 0.5, "criterion": "taylor", "data": torch.zeros(2, 3, 8, 8)}, "loss must be"),
+        ({"ratio": 0.5, "round_to": 0}, "round_to must be"),
+    ],
+)
 def test_bad_input_gets_one_clear_error(changes: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         wrong(**changes)

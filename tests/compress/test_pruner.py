@@ -39,10 +39,15 @@ def test_narrower_widths_keep_a_part_of_what_wider_ones_keep() -> None:
     assert set(narrow.tolist()) < set(wide.tolist())
 
 
-@pytest.mark.parametrize(("widths", "drops", "message"), [
-    ({"nope": 3}, [], "group must be one of"), ({"conv1": 3}, [], "left whole"), ({"layer1.0.conv1": 0}, [], r"in \[1, 8\]"),
-    ({}, ["layer2.0"], "block must be one of"),
-])
+@pytest.mark.parametrize(
+    ("widths", "drops", "message"),
+    [
+        ({"nope": 3}, [], "group must be one of"),
+        ({"conv1": 3}, [], "left whole"),
+        ({"layer1.0.conv1": 0}, [], r"in \[1, 8\]"),
+        ({}, ["layer2.0"], "block must be one of"),
+    ],
+)
 def test_wrong_plans_are_told(widths: dict[str, int], drops: list[str], message: str) -> None:
     model, inputs = made("option_a")
     with pytest.raises(InputError, match=message):

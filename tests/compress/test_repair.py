@@ -28,14 +28,18 @@ from equipoise.compress.trace import watch
 from equipoise.errors import InputError
 
 
-@pytest.mark.parametrize(("layer", "shape"), [
-    (nn.Conv2d(3, 5, 3, stride=2, padding=1), (4, 3, 9, 8)),
-    (nn.Conv2d(3, 5, (3, 2), stride=(1, 2), padding=(2, 1), dilation=(2, 1)), (4, 3, 9, 8)),
-    (nn.Conv2d(3, 5, 3, padding=1, padding_mode="reflect"), (4, 3, 9, 8)),
-    (nn.Conv1d(3, 5, 4, stride=2, padding=3), (4, 3, 17)),
-    (nn.Linear(6, 5), (4, 7, 6)),
-    (nn.Linear(6, 5), (9, 6)),
-], ids=str)
+@pytest.mark.parametrize(
+    ("layer", "shape"),
+    [
+        (nn.Conv2d(3, 5, 3, stride=2, padding=1), (4, 3, 9, 8)),
+        (nn.Conv2d(3, 5, (3, 2), stride=(1, 2), padding=(2, 1), dilation=(2, 1)), (4, 3, 9, 8)),
+        (nn.Conv2d(3, 5, 3, padding=1, padding_mode="reflect"), (4, 3, 9, 8)),
+        (nn.Conv1d(3, 5, 4, stride=2, padding=3), (4, 3, 17)),
+        (nn.Linear(6, 5), (4, 7, 6)),
+        (nn.Linear(6, 5), (9, 6)),
+    ],
+    ids=str,
+)
 def test_rows_times_the_weight_are_the_layers_output(layer: nn.Module, shape: tuple[int, ...]) -> None:
     calls: list[tuple[Invocation, Tensor]] = []
 
