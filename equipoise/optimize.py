@@ -30,7 +30,7 @@ from equipoise.search.propose import Evaluated, converged, first_points, front_v
 from equipoise.search.surrogate import fit_loss
 from equipoise.store import Store
 from equipoise.study import Study
-from equipoise.units import parse
+from equipoise.units import parse, show
 from equipoise.workbench import Workbench, failed
 from equipoise.workloads import Workload, check
 
@@ -279,6 +279,8 @@ class Road:
             known = self.known()
             model = fit_loss(self.table, known.genomes, known.losses)
             self.tell("search", f"round {number}: " + ("solve the predicted front" if not number else "propose plans"))
+            if not number:
+                self._tell_reach(costs)
             propose_ = self._first if not number else self._next
             rows = self.step("proposal", str(number), lambda p=propose_, c=costs, m=model, k=known, n=number: {  # type: ignore[misc]
                 "plans": [as_data(plan) for plan in p(c, m, k, n)]
@@ -294,6 +296,19 @@ class Road:
                 self.one_shot(plan, predicted)
             volumes.append(front_volume(self.known(), worst_loss=WORST_LOSS))
             number += 1
+
+    def _tell_reach(self, costs: Sequence[steering.Cost]) -> None:
+        """Say what the space is predicted to reach, so that a budget out of reach is known before the search, not after it."""
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(1 << 20,)))
+        genomes = np.concatenate([self.space.sample(rng, n=2000), predicted_front(self.space, self.table, costs)])
+        for cost, word, unit in zip(costs, ("latency", "size"), ("s", "B"), strict=True):
+            low, middle, high = (show(float(v), unit) for v in np.quantile(cost.many(genomes), (0.0, 0.5, 1.0)))
+            self.tell("search", f"predicted {word} of the space: least {low}, median {middle}, most {high}")
+            bound = self.budget.bound(word)
+            if bound is not None and bound < float(cost.many(genomes).min()):
+                self.tell(
+                    "search", f"WARNING: {word}<={show(bound, unit)} is below the least that this space is predicted to reach"
+                )
 
     def known(self) -> Evaluated:
         """What the one-shot evaluations say: genomes, latency and size, loss to the untouched model."""
@@ -341,4 +356,5 @@ class Road:
             program = self.bench.stored_program(evaluation, self.store.read_blob)
             calls[key] = self.bench.caller(program, self.bench.target_of(evaluation.plan))
         timed = latency.compare(calls, rounds=60, seconds=seconds, precision=0.01)
-        return {key: as_data(timed.speedup("reference", key)) for key in shortlist}
+        found = {key: timed.speedup("reference", key) for key in shortlist}
+        return {key: as_data(ratio) for key, ratio in found.items() if ratio.bounded}

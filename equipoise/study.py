@@ -5,6 +5,7 @@ Needs no torch: a study can be opened, picked from and reported on while it runs
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
@@ -137,7 +138,8 @@ class Study:
             return Interval(**final)
         data = evaluation.details.get("speed_up")
         if data is None:
-            return Interval(1.0, 1.0, 1.0, 0, 0.95)
+            base, latency = (e.axis("latency_s").get() for e in (self.baseline, evaluation))
+            return Interval(base / latency, 0.0, math.inf, 0)
         return Interval(**data)
 
     def sentence(self, evaluation: Evaluation) -> str:

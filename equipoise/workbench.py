@@ -23,7 +23,7 @@ from equipoise.compress.pruner import Pruner
 from equipoise.errors import InputError
 from equipoise.measure import latency
 from equipoise.measure.counts import count
-from equipoise.records import Choice, Evaluation, Fidelity, Plan, Reading, measured, unavailable
+from equipoise.records import Choice, Evaluation, Fidelity, Plan, Reading, as_data, measured, unavailable
 from equipoise.runtimes import Program, Session, Source, Target
 from equipoise.runtimes.export import Exporter
 from equipoise.runtimes.ops import specs
@@ -239,6 +239,8 @@ class Workbench:
         counts = count(model, self.work.example)
         files = {f"program:{name}": self.save(content) for name, content in program.files.items()}
         files["weights"] = self.save(_weights(model))
+        if program.runtime == "openvino":  # the artifact ships the plan's ONNX beside the IR
+            files["onnx"] = self.save(source.onnx())
         return Evaluation(
             plan=plan,
             fidelity=fidelity,
@@ -258,13 +260,7 @@ class Workbench:
                 "precision": program.precision,
                 "target": str(target),
                 "loss": self.damage(outputs, samples),
-                "speed_up": {
-                    "value": speed.value,
-                    "low": speed.low,
-                    "high": speed.high,
-                    "n": speed.n,
-                    "confidence": speed.confidence,
-                },
+                **({"speed_up": as_data(speed)} if speed.bounded else {}),
                 "layers": self._layer_rows(plan, counts),
             },
             seconds=time.perf_counter() - began,

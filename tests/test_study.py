@@ -132,8 +132,6 @@ def test_an_unknown_pick_lists_the_names(tmp_path) -> None:
 
 def test_unavailable_never_enters_the_front(tmp_path) -> None:
     blind = evaluation(0.01, 0.0, width_conv1=24)
-    blind = Evaluation(
-        blind.plan, "one-shot", blind.quality, blind.drop, {"latency_s": unavailable("s", "no clock"), "size_bytes": measured(1, "B")},
-        details=blind.details,
-    )  # fmt: skip
+    cost = {"latency_s": unavailable("s", "no clock"), "size_bytes": measured(1, "B")}
+    blind = Evaluation(blind.plan, "one-shot", blind.quality, blind.drop, cost, details=blind.details)
     assert blind.key not in {e.key for e in study(tmp_path, BASE, blind).front}

@@ -53,7 +53,8 @@ class Live:
 
     def _line(self, event: Event) -> None:
         now = time.monotonic()
-        if event.evaluation is None and event.stage == self._said[0] and now - self._said[1] < LINE_S:
+        quiet = event.evaluation is None and event.stage == self._said[0] and now - self._said[1] < LINE_S
+        if quiet and not event.text.startswith(("predicted", "WARNING")):
             return
         self._said = (event.stage, now)
         text = event.text if event.evaluation is None else _short(event.evaluation)

@@ -1,0 +1,181 @@
+"""ResNet-20 on CIFAR-10: what `equipoise optimize` delivers in 45 minutes, beside what hand use of one tool gives.
+
+    python benchmarks/resnet20.py run  --data CIFAR.zip --weights W.safetensors --store runs/r20    # 45 min on 2 cores
+    python benchmarks/resnet20.py hand --data CIFAR.zip --weights W.safetensors --store runs/r20    # as the pick trained
+    python benchmarks/resnet20.py race --data CIFAR.zip --weights W.safetensors --store runs/r20    # 5 min; writes the result
+
+*run* optimizes for OpenVINO within ``drop<=1, size<=270KB`` (a quarter of the fp32 file), with 3,000 test images as validation:
+the weights were trained on all of ``train/``. *hand* prunes every inner width by half with Torch-Pruning's groups and L2 norms,
+fine-tunes by the same distillation for as long as the pick was trained, and quantizes with NNCF. *race* times everything in one
+run, in shuffled blocks, one thread, batch 1, and scores every file on all 10,000 test images and on the 7,000 that nothing saw.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from equipoise import workloads
+from equipoise.compress.fold import fold
+from equipoise.compress.prune import prune
+from equipoise.measure import latency, machine
+from equipoise.optimize import optimize
+from equipoise.records import as_data
+from equipoise.recovery import WITH_NORM
+from equipoise.runtimes import Program, get
+from equipoise.runtimes.export import Exporter
+from equipoise.store import Store
+from equipoise.study import Study
+from equipoise.training.recover import distill
+from equipoise.workbench import drop_reading
+from equipoise.workloads import Workload
+
+HOLDOUT = 3000
+TIME = "45min"
+BUDGET = "drop<=1, size<=270KB"
+RESULT = Path(__file__).parent / "results" / "resnet20.json"
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("stage", choices=("run", "hand", "race"))
+    parser.add_argument("--data", type=Path, required=True, help="zip or folder of CIFAR-10 images")
+    parser.add_argument("--weights", type=Path, required=True, help="ResNet-20 weights, safetensors")
+    parser.add_argument("--store", type=Path, required=True, help="folder of the study")
+    args = parser.parse_args()
+    spec = f"cifar10:{args.data}?weights={args.weights}&holdout={HOLDOUT}&shift=2"
+    {"run": run, "hand": hand, "race": race}[args.stage](spec, args.store)
+
+
+def run(spec: str, store: Path) -> None:
+    """Optimize and say what came out."""
+    study = optimize(workloads.load(spec), target="openvino:cpu", budget=BUDGET, time=TIME, store=store, spec=spec)
+    print(study.verdict(), study.sentence(study.best), sep="\n")
+
+
+def hand(spec: str, store: Path) -> None:
+    """Prune uniformly, fine-tune as long as the pick was trained, quantize; keep the program beside the study."""
+    work, study = workloads.load(spec), Study.load(store)
+    pick = study.best
+    seconds = sum(e.seconds for e in study.evaluations if e.fidelity == "recovered" and e.plan == pick.plan)
+    small = prune(work.model, work.example, ratio=0.5, criterion="l2")
+    generator = torch.Generator().manual_seed(0)
+    teacher = get("openvino").load(_compiled(work, work.model, "openvino"), threads=os.cpu_count() or 1)
+    answer = lambda inputs: torch.from_numpy(teacher.run(inputs.contiguous().numpy()))  # noqa: E731
+    tuned = distill(
+        small, answer, work.train, seconds=seconds, recipe=WITH_NORM, augment=work.augment, generator=generator,
+        checkpoint=_hand_folder(store) / "training", on_step=lambda p: print(f"\r{p}", end="", flush=True),
+    ).model  # fmt: skip
+    _compiled(work, tuned, "openvino", int8=True).write(_hand_folder(store))
+    print(f"\nuniform 0.5, {seconds:.0f} s of distillation: {_hand_folder(store)}")
+
+
+def race(spec: str, store: Path) -> None:
+    """Time and score every contender; write the result file."""
+    work, study = workloads.load(spec), Study.load(store)
+    programs = {
+        "ORT fp32": _compiled(work, work.model, "onnxruntime"),
+        "ORT int8": _compiled(work, work.model, "onnxruntime", int8=True),
+        "OpenVINO fp32": _compiled(work, work.model, "openvino"),
+        "NNCF int8 on OpenVINO": _compiled(work, work.model, "openvino", int8=True),
+        "Equipoise": _picked(study, store),
+    }
+    if (_hand_folder(store) / "model.xml").is_file():
+        names = ("model.bin", "model.xml")
+        programs["Torch-Pruning 0.5 + NNCF"] = Program.read(
+            _hand_folder(store), runtime="openvino", precision="int8", names=names
+        )
+    request = work.example[:1].numpy()
+    calls: dict[str, Callable[[], object]] = {}
+    for name, program in programs.items():
+        session = get(program.runtime).load(program, threads=1, batch=1)
+        calls[name] = lambda held=session: held.run(request)
+    calls["Equipoise again"] = calls["Equipoise"]  # A/A: how much of a ratio is noise
+    timed = latency.compare(calls, rounds=60, seconds=180)
+    scores = _scores(work, programs)
+    best = max(("ORT fp32", "ORT int8", "NNCF int8 on OpenVINO"), key=lambda n: timed.speedup(n, "Equipoise").value ** -1)
+    rows = {
+        name: {
+            "latency": as_data(timed.p50(name)),
+            "times_faster_of_equipoise": as_data(timed.speedup(name, "Equipoise")),
+            "bytes": programs[name].size_bytes if name in programs else None,
+            **scores.get(name, {}),
+        }
+        for name in calls
+    }
+    result = {
+        "what": "ResNet-20, CIFAR-10 (JPEG copy), batch 1, one thread, shuffled blocks of 40 calls, 10 discarded",
+        "rounds": timed.rounds,
+        "fastest_rival": best,
+        "contenders": rows,
+        "plan": as_data(study.best.plan),
+        "study": {"evaluations": len(study.evaluations), "time_s": study.header["time_s"], "verdict": study.verdict()},
+        "overhead": _overhead(store, study),
+        "machine": machine.describe(),
+    }
+    RESULT.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+    for name, row in rows.items():
+        ratio, drop = row["times_faster_of_equipoise"], row.get("drop_10000", {}).get("value", 0.0)
+        times = f"{ratio['value']:.2f}× [{ratio['low']:.2f}, {ratio['high']:.2f}]"
+        print(f"{name:26s} {row['latency']['value'] * 1e3:.3f} ms  ours {times}  {row['bytes'] or 0:>9,} B  drop {drop:.2f}")
+
+
+def _compiled(work: Workload, model: torch.nn.Module, runtime: str, *, int8: bool = False) -> Program:
+    source = Exporter().source(fold(model, work.example), work.example, topology="")
+    if not int8:
+        return get(runtime).compile(source)
+    calibration = work.calibration.take(256).tensors()[0].numpy()
+    return get(runtime).compile(source, calibration=calibration, float_layers=frozenset())
+
+
+def _picked(study: Study, store: Path) -> Program:
+    pick = study.best
+    with Store.open(store, create=False, readonly=True) as opened:
+        names = {role.partition(":")[2]: sha for role, sha in pick.files.items() if role.startswith("program:")}
+        files = {name: opened.read_blob(sha) for name, sha in names.items()}
+    return Program(pick.details["runtime"], pick.details["precision"], files)
+
+
+def _scores(work: Workload, programs: Mapping[str, Program]) -> dict[str, dict[str, Any]]:
+    """Accuracy and paired drop against ORT fp32: on all 10,000 test images, and on those that were not validation."""
+    unseen = work.test.tensors()
+    seen = work.validation.tensors()
+    inputs, targets = (torch.cat(pair) for pair in zip(unseen, seen, strict=True))
+    answers = {}
+    for name, program in programs.items():
+        session = get(program.runtime).load(program, threads=os.cpu_count() or 1)
+        answers[name] = np.concatenate([session.run(part.numpy()) for part in inputs.split(250)])
+    base, n = answers["ORT fp32"], len(unseen[0])
+    return {
+        name: {
+            "accuracy_10000": work.metric.score(torch.from_numpy(found), targets),
+            "drop_10000": as_data(drop_reading(work.metric, base, found, targets)),
+            "drop_7000_unseen": as_data(drop_reading(work.metric, base[:n], found[:n], targets[:n])),
+        }
+        for name, found in answers.items()
+    }
+
+
+def _overhead(store: Path, study: Study) -> dict[str, float]:
+    """Seconds of all recorded steps, of those that measure or train, and the share of the rest (proposing plans)."""
+    with Store.open(store, create=False, readonly=True) as opened:
+        total = opened.spent()
+        proposing = sum(row["seconds"] for row in opened.all("proposal"))
+    return {"recorded_s": total, "proposing_s": proposing, "share": proposing / total}
+
+
+def _hand_folder(store: Path) -> Path:
+    folder = store.with_name(store.name + "-hand")
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder
+
+
+if __name__ == "__main__":
+    main()
