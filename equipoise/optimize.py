@@ -11,6 +11,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -167,8 +168,12 @@ class Road:
         *,
         leg: int = 0,
         predicted: Mapping[str, float] | None = None,
+        details: Mapping[str, Any] = MappingProxyType({}),
     ) -> Evaluation:
-        """Evaluate a plan once and for all: the trial boundary, where what goes wrong is recorded and the search goes on."""
+        """Evaluate a plan once and for all: the trial boundary, where what goes wrong is recorded and the search goes on.
+
+        `details` is read after `make` has run, which may fill it.
+        """
 
         def compute() -> Mapping[str, Any]:
             began = clock.perf_counter()
@@ -177,7 +182,7 @@ class Road:
                     plan, make(), fidelity=fidelity, predicted=predicted, reference_s=self.reference_s,
                     seconds=self.latency_seconds,
                 )  # fmt: skip
-                found = replace(found, details={**found.details, "leg": leg})
+                found = replace(found, details={**found.details, **details, "leg": leg})
             except (KeyboardInterrupt, SystemExit):
                 raise
             except Exception:  # noqa: BLE001 - the one place: a failed trial is a result, not the end of the search

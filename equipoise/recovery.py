@@ -10,6 +10,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -19,6 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from equipoise.pareto import non_dominated
 from equipoise.records import Evaluation, Plan
+from equipoise.training.loop import Recovery
 from equipoise.training.normalize import refold, unfold
 from equipoise.training.recipe import Recipe
 from equipoise.training.recover import distill
@@ -129,25 +131,29 @@ def _distance(e: Evaluation, alive: Sequence[Evaluation], forecast: dict[str, fl
 
 def _leg(road: Road, start: Evaluation, leg: int, seconds: float) -> Evaluation:
     plan = start.plan
-    name = f"{plan.digest}-{leg}"
+    checkpoint = road.store.scratch(f"{plan.digest}-{leg}")
+    trained: dict[str, float] = {}
 
     def make() -> nn.Module:
         student = road.bench.restore(plan, road.store.read_blob(start.files["weights"]))
-        return train(road, plan, student, seconds=seconds, checkpoint=name, leg=leg)
+        done = train(road, plan, student, seconds=seconds, checkpoint=checkpoint, leg=leg)
+        trained.update(trained_steps=done.steps, trained_s=done.seconds)
+        return refold(done.model).eval()
 
     predicted = {k: v for k, v in start.predicted.items() if k != "loss"}
-    return road.evaluate(plan, "recovered", make, leg=leg, predicted=predicted)
+    found = road.evaluate(plan, "recovered", make, leg=leg, predicted=predicted, details=trained)
+    checkpoint.unlink(missing_ok=True)  # only now that its result is stored
+    return found
 
 
-def train(road: Road, plan: Plan, student: nn.Module, *, seconds: float, checkpoint: str, leg: int) -> nn.Module:
+def train(road: Road, plan: Plan, student: nn.Module, *, seconds: float, checkpoint: Path, leg: int) -> Recovery:
     """Distil `student` from the untouched model for `seconds`, with a checkpoint that a killed run goes on from.
 
     Where the user's model had BatchNorm it is put back for the training: a folded net only bears small learning rates.
     """
     generator = torch.Generator().manual_seed(int(plan.digest[:8], 16) ^ (road.seed * 1000 + leg))
     normed = any(isinstance(m, _BatchNorm) for m in road.work.model.modules())
-    path = road.store.scratch(checkpoint)
-    done = distill(
+    return distill(
         unfold(student, torch.split(torch.from_numpy(road.bench.calibration), 64)) if normed else student,
         teacher(road),
         road.work.train,
@@ -156,11 +162,9 @@ def train(road: Road, plan: Plan, student: nn.Module, *, seconds: float, checkpo
         kind="logits" if road.work.classifier else "values",
         augment=road.work.augment,
         generator=generator,
-        checkpoint=path,
+        checkpoint=checkpoint,
         on_step=lambda p: road.tell("recover", f"rung {leg}, step {p.step}, loss {p.loss:.3g}", extra_s=p.seconds),
     )
-    path.unlink(missing_ok=True)
-    return refold(done.model).eval()
 
 
 def teacher(road: Road) -> Callable[[Tensor], Tensor]:
