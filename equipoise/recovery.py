@@ -32,14 +32,16 @@ WITH_NORM = Recipe(optimizer="sgd", lr=0.05, schedule="cosine", weight_decay=5e-
 """For models with BatchNorm (benchmarks: 1.5 epochs on a halved ResNet-20 end 3 points above the folded recipe)."""
 FOLDED = Recipe(optimizer="adamw", lr=1e-3, schedule="linear", temperature=2.0)
 
-RUNGS = ((5, 0.2), (2, 0.25), (1, 0.55))
+RUNGS = ((4, 0.15), (2, 0.2), (1, 0.65))
 """(candidates, share of the recovery time) of each rung."""
-DECAY = 0.8
-"""Believed exponent of ``drop ~ time**-DECAY`` until two rungs of the same plan tell better."""
+DECAY = 0.5
+"""Believed exponent of ``drop ~ time**-DECAY`` until two rungs of the same plan tell better (ResNet-20: 0.34 and 0.40)."""
 LEAST_S = 2.0
 """A rung that would give a candidate less than this is not worth its overhead."""
 MARGIN = 0.8
 """Share of the allowed drop that a forecast must stay within: forecasts err, and validation is a sample."""
+HOPE = 10.0
+"""A one-shot drop of more than this many times the allowed one is not worth training."""
 CANDIDATE_LOSS = 0.02
 """Nats under which a one-shot model needs no recovery to speak of."""
 
@@ -72,6 +74,9 @@ def candidates(road: Road, count: int) -> list[Evaluation]:
         e for e in road.evaluations
         if e.ok and e.fidelity == "one-shot" and all(c.excess(e.axis(c.axis).get()) == 0 for c in fixed)
     ]  # fmt: skip
+    bound = road.budget.bound("drop")
+    if bound:
+        rows = [e for e in rows if bound < e.drop.get() <= HOPE * bound] or rows
     axes = ("latency_s",) if road.budget.bound("size") is None else ("latency_s", "size_bytes")
     front = [rows[i] for i in non_dominated([[e.details["loss"], *(e.axis(a).get() for a in axes)] for e in rows])]
     front = sorted((e for e in front if e.details["loss"] >= CANDIDATE_LOSS), key=lambda e: float(e.details["loss"]))

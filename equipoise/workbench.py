@@ -235,7 +235,6 @@ class Workbench:
         contenders = {"reference": self.reference_call(), "candidate": self.caller(program, target)}
         timed = latency.compare(contenders, seconds=seconds, rounds=60)
         speed = timed.speedup("reference", "candidate")
-        base = reference_s if reference_s is not None else timed.p50("reference").get()
         counts = count(model, self.work.example)
         files = {f"program:{name}": self.save(content) for name, content in program.files.items()}
         files["weights"] = self.save(_weights(model))
@@ -247,7 +246,7 @@ class Workbench:
             quality=quality,
             drop=drop,
             cost={
-                "latency_s": _latency(base, speed),
+                "latency_s": timed.p50("reference") if reference_s is None else _latency(reference_s, speed),
                 "size_bytes": measured(program.size_bytes, "B", note="bytes of the files that ship"),
                 "params": measured(counts.params, "1"),
                 "macs": measured(counts.macs, "1", note="one sample"),

@@ -30,8 +30,8 @@ def test_a_forecast_follows_the_power_law_it_was_given() -> None:
 
 def test_the_decay_is_learned_from_two_rungs() -> None:
     planted = {"a": [(10.0, 8.0), (20.0, 8.0 * 2**-0.4)]}
-    assert _decay(planted) == pytest.approx((0.8 + 0.4) / 2)
-    assert _decay({"a": [(10.0, 8.0)]}) == pytest.approx(0.8)
+    assert _decay(planted) == pytest.approx((0.5 + 0.4) / 2)
+    assert _decay({"a": [(10.0, 8.0)]}) == pytest.approx(0.5)
     assert _decay({"a": [(10.0, 1.0), (20.0, 9.0)]}) == pytest.approx(0.2)  # training that hurts never gives growth
 
 
@@ -65,3 +65,9 @@ def test_candidates_are_spread_over_the_loss_and_never_dominated() -> None:
 
 def test_what_lost_nothing_is_not_trained() -> None:
     assert candidates(Road([trial("whole", 1.0, 1e-4)]), 5) == []
+
+
+def test_what_is_beyond_hope_or_already_good_is_not_trained() -> None:
+    rows = [trial("good", 3, 0.03, 0.5), trial("worth", 2, 0.2, 4.0), trial("lost", 1, 0.9, 30.0)]
+    assert candidates(Road(rows), 5) == [rows[1]]
+    assert candidates(Road(rows[2:]), 5) == [rows[2]]  # better than nothing

@@ -1,0 +1,41 @@
+"""OpenVINO's files: small, and still the same network."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+
+from equipoise.runtimes.base import Program, Source, get
+from equipoise.runtimes.openvino import FILES, _compacted
+
+openvino = pytest.importorskip("openvino")
+
+
+@pytest.fixture(scope="module")
+def whole(probe: Source, tmp_path_factory) -> tuple[bytes, bytes]:
+    """A quantized network's files as OpenVINO itself writes them."""
+    assert probe.example is not None
+    program = get("openvino").compile(probe, calibration=probe.example.numpy(), float_layers=frozenset())
+    graph, weights = (program.file(name) for name in FILES)
+    folder = tmp_path_factory.mktemp("ir")
+    openvino.save_model(openvino.Core().read_model(model=graph, weights=weights), folder / FILES[0], compress_to_fp16=False)
+    return (folder / FILES[0]).read_bytes(), (folder / FILES[1]).read_bytes()
+
+
+def outputs(graph: bytes, weights: bytes, probe: Source) -> np.ndarray:
+    assert probe.example is not None
+    program = Program("openvino", "int8", dict(zip(FILES, (graph, weights), strict=True)))
+    return get("openvino").load(program).run(probe.example.numpy())
+
+
+def test_a_compacted_graph_is_two_thirds_and_computes_the_same(whole: tuple[bytes, bytes], probe: Source) -> None:
+    graph, weights = whole
+    small = _compacted(graph, weights)
+    assert len(small) < 0.67 * len(graph)
+    assert np.array_equal(outputs(small, weights, probe), outputs(graph, weights, probe))
+
+
+def test_constants_that_differ_are_not_merged(whole: tuple[bytes, bytes], probe: Source) -> None:
+    graph, weights = whole
+    blank = _compacted(graph, bytes(len(weights)))  # every constant of a size looks equal: the planted mistake
+    assert not np.array_equal(outputs(blank, weights, probe), outputs(graph, weights, probe))
