@@ -27,7 +27,7 @@ from equipoise.compress.fold import fold
 from equipoise.compress.prune import prune
 from equipoise.measure import latency, machine
 from equipoise.optimize import optimize
-from equipoise.records import as_data
+from equipoise.records import Evaluation, as_data
 from equipoise.recovery import WITH_NORM
 from equipoise.runtimes import Program, get
 from equipoise.runtimes.export import Exporter
@@ -67,7 +67,7 @@ def run(spec: str, store: Path) -> None:
 def hand(spec: str, store: Path, steps: int) -> None:
     """Prune uniformly, fine-tune for as many steps as the pick, quantize; keep the program beside the study."""
     work, study = workloads.load(spec), Study.load(store)
-    legs = [e for e in study.evaluations if e.fidelity == "recovered" and e.plan == study.best.plan]
+    legs = [e for e in study.evaluations if e.fidelity == "recovered" and e.plan == _pick(study).plan]
     steps = steps or int(sum(e.details["trained_steps"] for e in legs))
     small = prune(work.model, work.example, ratio=0.5, criterion="l2")
     generator = torch.Generator().manual_seed(0)
@@ -119,7 +119,8 @@ def race(spec: str, store: Path) -> None:
         "rounds": timed.rounds,
         "fastest_rival": best,
         "contenders": rows,
-        "plan": as_data(study.best.plan),
+        "plan": as_data(_pick(study).plan),
+        "validation": {"drop": as_data(_pick(study).drop), "met": study.met},
         "study": {"evaluations": len(study.evaluations), "time_s": study.header["time_s"], "verdict": study.verdict()},
         "overhead": _overhead(store, study),
         "machine": machine.describe(),
@@ -139,8 +140,14 @@ def _compiled(work: Workload, model: torch.nn.Module, runtime: str, *, int8: boo
     return get(runtime).compile(source, calibration=calibration, float_layers=frozenset())
 
 
+def _pick(study: Study) -> Evaluation:
+    """The pick; where the budget was missed, the plan that was trained longest within the size: what came nearest by design."""
+    trained = [e for e in study.evaluations if e.ok and e.fidelity == "recovered"]
+    return study.best if study.met or not trained else trained[-1]
+
+
 def _picked(study: Study, store: Path) -> Program:
-    pick = study.best
+    pick = _pick(study)
     with Store.open(store, create=False, readonly=True) as opened:
         names = {role.partition(":")[2]: sha for role, sha in pick.files.items() if role.startswith("program:")}
         files = {name: opened.read_blob(sha) for name, sha in names.items()}

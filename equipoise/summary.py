@@ -23,7 +23,7 @@ def summarize(store: Store) -> dict[str, Any]:
     return {
         "schema": SCHEMA,
         "header": dict(study.header),
-        "evaluations": [{**as_data(e), "key": e.key, "speed_up": as_data(study.ratio(e))} for e in study.evaluations],
+        "evaluations": [_row(study, e) for e in study.evaluations],
         "baseline": study.baseline.key,
         "knee": study.knee.key,
         "pick": best.key,
@@ -33,6 +33,11 @@ def summarize(store: Store) -> dict[str, Any]:
         "sentence": study.sentence(best),
         "notes": notes(study),
     }
+
+
+def _row(study: Study, e: Evaluation) -> dict[str, Any]:
+    """One evaluation, with its identity and, where it ended well, its speed-up over the untouched model."""
+    return {**as_data(e), "key": e.key, **({"speed_up": as_data(study.ratio(e))} if e.ok else {})}
 
 
 def layer_rows(pick: Evaluation, baseline: Evaluation, tables: dict[str, float]) -> list[dict[str, Any]]:

@@ -22,7 +22,7 @@ def folder(study, tmp_path):
     evaluations = evaluations_of(data)
     layers = [{"name": "stem", "kind": "Conv2d", "out": 16, "params": 432, "macs": 442_368, "bits": 32}]
     with Store.open(tmp_path / "runs") as store:
-        store.put("study", "header", {**data["header"], "baseline": evaluations[0].key}, seconds=0.1)
+        store.put("study", "header", {"header": {**data["header"], "baseline": evaluations[0].key}}, seconds=0.1)
         for e in evaluations:
             row = {**as_data(e), "details": {**e.details, "layers": layers}}
             store.put("evaluation", e.key, {"evaluation": row}, seconds=e.seconds)
