@@ -168,6 +168,7 @@ def train(road: Road, plan: Plan, student: nn.Module, *, seconds: float, checkpo
         augment=road.work.augment,
         generator=generator,
         checkpoint=checkpoint,
+        every_s=min(20.0, seconds / 5),
         on_step=lambda p: road.tell("recover", f"rung {leg}, step {p.step}, loss {p.loss:.3g}", extra_s=p.seconds),
     )
 

@@ -125,7 +125,7 @@ def keys(store: Path) -> list[tuple[str, str]]:
     [
         (["digits", "--budget", "latncy<=1ms"], "latency"),
         (["digits", "--budget", "latency<=1"], "ms"),
-        (["digits", "--time", "soon"], "20min"),
+        (["digits", "--time", "soon"], "min, h"),
         (["digits", "--target", "tensorflow:cpu"], "onnxruntime"),
         (["digits", "--target", "onnxruntime:cuda"], "cpu"),
         (["nowhere.py:make_workload"], "nowhere.py"),
