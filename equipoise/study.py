@@ -17,7 +17,7 @@ from equipoise.errors import InputError, StoreError
 from equipoise.pareto import Knee, non_dominated
 from equipoise.picks import knee_of, pick
 from equipoise.records import Evaluation, evaluation_from
-from equipoise.stats import Interval
+from equipoise.stats import Interval, verdict
 from equipoise.store import Store
 
 AXES = ("latency_s", "size_bytes", "drop")
@@ -149,7 +149,11 @@ class Study:
         drop = evaluation.drop
         half = (drop.high - drop.low) / 2 if drop.low is not None and drop.high is not None else None
         spread = f" ± {half:.2f}" if half is not None else ""
-        faster = f"{speed.value:.2f}× faster" if speed.value >= 1 else f"{1 / speed.value:.2f}× slower"
+        faster = {
+            "faster": f"{speed.value:.2f}× faster",
+            "slower": f"{1 / speed.value:.2f}× slower",
+            "cannot tell": f"{speed.value:.2f}× as fast (cannot tell from 1)",
+        }[verdict(speed)]
         return f"{faster}, {smaller:.2f}× smaller, drop {drop.get():.2f}{spread} points of {self.header['metric']['name']}"
 
     def verdict(self) -> str:
