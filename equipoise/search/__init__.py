@@ -1,6 +1,6 @@
 """Search: from tables and evaluations to the next plans worth evaluating. Numbers only; knows no model and no runtime."""
 
-from equipoise.search.costs import CostFit, CostModel, fit_cost
+from equipoise.search.costs import CostFit, fit_cost
 from equipoise.search.evolve import Population, nsga2
 from equipoise.search.front import Cost, Solution, predicted_front, solve
 from equipoise.search.propose import Evaluated, converged, first_points, front_volume, propose
@@ -12,7 +12,6 @@ __all__ = [
     "Calibration",
     "Cost",
     "CostFit",
-    "CostModel",
     "Evaluated",
     "Genomes",
     "Knob",

@@ -7,16 +7,13 @@ operator times, edges between precisions) with nonnegative weights fitted on a f
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.errors import must_be
-from equipoise.records import Choice, Plan
 from equipoise.search.robust import huber_weights, nonnegative_least_squares
-from equipoise.search.space import Genomes, Space
 
 Floats = NDArray[np.float64]
 
@@ -79,42 +76,3 @@ def _fit_relative(x: Floats, y: Floats, prior: Floats, strength: float) -> Float
         if np.allclose(solution, before, rtol=1e-4, atol=0):
             break
     return np.asarray(solution)
-
-
-@dataclass(frozen=True)
-class CostModel:
-    """Predicts one cost of a plan from its features, with weights of their own for each choice of one knob.
-
-    Args:
-        space: The plans it speaks of.
-        features: Plan -> nonnegative features `(features,)`.
-        fits: Choice of `knob` -> fitted weights; the key None serves every choice without its own.
-        knob: Name of the knob that splits the fits, such as ``runtime``; empty for one fit.
-    """
-
-    space: Space
-    features: Callable[[Plan], Floats]
-    fits: Mapping[Choice | None, CostFit]
-    knob: str = ""
-    _memo: dict[bytes, float] = field(default_factory=dict, repr=False, compare=False)
-
-    def predict(self, plan: Plan) -> float:
-        """Return the predicted cost of `plan`, in the unit of the fitted costs.
-
-        Raises:
-            InputError: No fit for the plan's choice of `knob`.
-        """
-        choice = plan.choices.get(self.knob)
-        fit = self.fits.get(choice) or self.fits.get(None)
-        if fit is None:
-            raise must_be(f"cost model for {self.knob}={choice}", "fitted", list(self.fits), "Call fit_cost on its features.")
-        return float(np.asarray(self.features(plan), dtype=float) @ fit.weights)
-
-    def many(self, genomes: Genomes) -> Floats:
-        """Return the predicted costs `(n,)` of `genomes` `(n, knobs)`; each genome is asked for once."""
-        rows = self.space.canonical(genomes)
-        keys = [row.tobytes() for row in rows]
-        new = {key: i for i, key in enumerate(keys) if key not in self._memo}
-        for key, plan in zip(new, self.space.decode_all(rows[list(new.values())]), strict=True):
-            self._memo[key] = self.predict(plan)
-        return np.array([self._memo[key] for key in keys])

@@ -28,7 +28,7 @@ UNIT_LIMIT = 4096
 
 
 class Cost(Protocol):
-    """A cost that can be predicted for many plans, such as `CostModel`."""
+    """A cost that can be predicted for many plans, as `fit_cost`'s weights do from features."""
 
     def many(self, genomes: Genomes) -> Floats:
         """Return the costs `(n,)` of `genomes` `(n, knobs)`."""

@@ -4,9 +4,8 @@ import numpy as np
 import pytest
 
 from equipoise.errors import InputError
-from equipoise.search.costs import CostModel, fit_cost
+from equipoise.search.costs import fit_cost
 from equipoise.search.robust import nonnegative_least_squares
-from equipoise.search.space import Knob, Space
 
 
 def subsets_least_squares(a, b):
@@ -103,26 +102,3 @@ def test_with_one_measurement_the_prior_carries_what_it_cannot_tell():
 def test_bad_measurements_are_refused(features, costs):
     with pytest.raises(InputError):
         fit_cost(features, costs)
-
-
-def test_model_has_a_fit_per_runtime_and_asks_for_each_plan_once():
-    space = Space((Knob("width.a", (4, 2)), Knob("runtime", ("x", "y", "z"))))
-    asked = []
-
-    def features(plan):
-        asked.append(plan)
-        return np.array([1.0, float(plan["width.a"])])
-
-    fits = {r: fit_cost(np.array([[1.0, 4.0], [1.0, 2.0]]), np.array([4.0, 2.0]) * k) for r, k in (("x", 1), ("y", 10))}
-    model = CostModel(space, features, fits, knob="runtime")
-    assert model.predict(space.untouched) == pytest.approx(4, rel=0.05)
-    assert model.predict(space.untouched.but({"runtime": "y"})) == pytest.approx(40, rel=0.05)
-    with pytest.raises(InputError, match="runtime=z"):
-        model.predict(space.untouched.but({"runtime": "z"}))
-    asked.clear()
-    genomes = np.array([[0, 0], [1, 0], [0, 0], [1, 1]])
-    first = model.many(genomes)
-    assert first.tolist() == pytest.approx([model.predict(space.decode(g)) for g in genomes])
-    asked.clear()
-    assert model.many(genomes).tolist() == first.tolist()
-    assert not asked
