@@ -147,11 +147,8 @@ def _pick(study: Study) -> Evaluation:
 
 
 def _picked(study: Study, store: Path) -> Program:
-    pick = _pick(study)
     with Store.open(store, create=False, readonly=True) as opened:
-        names = {role.partition(":")[2]: sha for role, sha in pick.files.items() if role.startswith("program:")}
-        files = {name: opened.read_blob(sha) for name, sha in names.items()}
-    return Program(pick.details["runtime"], pick.details["precision"], files)
+        return Program.stored(_pick(study), opened.read_blob)
 
 
 def _scores(work: Workload, programs: Mapping[str, Program]) -> dict[str, dict[str, Any]]:

@@ -267,11 +267,9 @@ def _parts(budget: Budget) -> list[tuple[str, str]]:
 
 def _program_of(evaluation: Evaluation, store: Store) -> Program:
     """Put the program together from its blobs, each hashed again."""
-    names = {role.removeprefix("program:"): sha for role, sha in evaluation.files.items() if role.startswith("program:")}
-    if not names:
+    if not any(role.startswith("program:") for role in evaluation.files):
         raise StoreError(f"the study {store.path} holds no program of this evaluation. Run `equipoise optimize` on it again.")
-    files = {name: store.read_blob(sha) for name, sha in names.items()}
-    return Program(str(evaluation.details["runtime"]), str(evaluation.details["precision"]), files)
+    return Program.stored(evaluation, store.read_blob)
 
 
 def _place(runtime: str) -> str:

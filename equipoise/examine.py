@@ -29,11 +29,11 @@ from equipoise.measure.counts import count
 from equipoise.measure.machine import describe
 from equipoise.records import Plan, Reading, as_data, measured, unavailable
 from equipoise.runtimes import Program, Target
-from equipoise.stats import Interval, paired_drop
+from equipoise.stats import Interval
 from equipoise.store import write_atomic
 from equipoise.units import show
 from equipoise.verify import Check
-from equipoise.workbench import BATCH, Workbench, damage, per_sample
+from equipoise.workbench import BATCH, Workbench, damage, drop_reading, per_sample
 from equipoise.workloads import Metric, Split, Workload, classes, predict
 
 FP32_SLACK = 1e-3
@@ -161,7 +161,7 @@ def _test(scene: Scene, found: dict[str, Reading]) -> Iterator[Check]:
     targets = split.targets()
     answers, source = scene.outputs(scene.program, split), scene.source(split)
     quality = metric.score(answers, targets)
-    drop = _drop(metric, source, answers, targets)
+    drop = drop_reading(metric, source.numpy(), answers.numpy(), targets)
     found["drop"], found["quality"] = drop, _spread(metric, answers, targets, quality)
     promised = scene.artifact.promise["drop"]
     told = f"{quality:.2f} against {metric.score(source, targets):.2f}"
@@ -292,14 +292,6 @@ def _apart(a: Tensor, b: Tensor) -> float:
     if a.shape != b.shape or not bool(torch.isfinite(b).all()):
         return math.inf
     return float((a - b).abs().max() / a.abs().max().clamp_min(1e-12))
-
-
-def _drop(metric: Metric, base: Tensor, new: Tensor, targets: Tensor) -> Reading:
-    """Drop in points, larger is worse; with an interval where the metric has per-sample values."""
-    before, after = (per_sample(metric, outputs.numpy(), targets) for outputs in (base, new))
-    if before is not None and after is not None:
-        return paired_drop(before, after).reading("points", note="paired")
-    return measured(metric.drop(metric.score(base, targets), metric.score(new, targets)), "points", n=len(targets))
 
 
 def _spread(metric: Metric, outputs: Tensor, targets: Tensor, quality: float) -> Reading:

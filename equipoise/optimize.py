@@ -24,7 +24,7 @@ from equipoise.errors import EquipoiseError, must_be
 from equipoise.measure import latency, machine
 from equipoise.records import Evaluation, Fidelity, Plan, as_data, digest, evaluation_from
 from equipoise.recovery import recover
-from equipoise.runtimes import Target, parse_targets
+from equipoise.runtimes import Program, Target, parse_targets
 from equipoise.search import LossTable, loss_table
 from equipoise.search.front import predicted_front
 from equipoise.search.propose import Evaluated, converged, first_points, front_volume, propose
@@ -259,9 +259,9 @@ class Road:
                 "knob": k.name, "choice": c, "loss": sensitivity.loss_of(self.bench, k, c)
             })  # fmt: skip
             losses[knob.name, choice] = row["loss"]
-        for at, knob in enumerate(self.space.knobs):
+        for knob in self.space.knobs:
             if knob.kind == "runtime":
-                losses.update({(self.space.knobs[at].name, c): 0.0 for c in knob.menu[1:]})
+                losses.update({(knob.name, c): 0.0 for c in knob.menu[1:]})
         self.table: LossTable = loss_table(self.space, losses, errors=1e-4)
         layers = tuple(sensitivity.layers(self.bench))
         out = {}
@@ -358,7 +358,7 @@ class Road:
     def _race(self, shortlist: Mapping[str, Evaluation], seconds: float) -> dict[str, Any]:
         calls: dict[str, Callable[[], object]] = {"reference": self.bench.reference_call()}
         for key, evaluation in shortlist.items():
-            program = self.bench.stored_program(evaluation, self.store.read_blob)
+            program = Program.stored(evaluation, self.store.read_blob)
             calls[key] = self.bench.caller(program, self.bench.target_of(evaluation.plan))
         timed = latency.compare(calls, rounds=60, seconds=seconds, precision=0.01)
         found = {key: timed.speedup("reference", key) for key in shortlist}

@@ -126,11 +126,6 @@ class Workbench:
         """Names of the layers that carry weights and can be quantized, in execution order."""
         return tuple(specs(self.teacher, self.work.example))
 
-    @cached_property
-    def shape_facts(self) -> dict[str, Any]:
-        """Layer name -> counts of the untouched model."""
-        return {layer.name: layer for layer in count(self.teacher, self.work.example).by_layer}
-
     def target_of(self, plan: Plan) -> Target:
         """Return the target that a plan runs on."""
         name = plan.choices.get("runtime", self.targets[0].runtime)
@@ -141,11 +136,6 @@ class Workbench:
         model = self.build(plan, repair=False)
         model.load_state_dict(safetensors.torch.load(weights))
         return model
-
-    def stored_program(self, evaluation: Evaluation, read: Callable[[str], bytes]) -> Program:
-        """Return the very program that was scored, from the store's blobs."""
-        files = {role.partition(":")[2]: read(sha) for role, sha in evaluation.files.items() if role.startswith("program:")}
-        return Program(evaluation.details["runtime"], evaluation.details["precision"], files)
 
     @cached_property
     def reference_on_all_cores(self) -> Session:
@@ -217,7 +207,6 @@ class Workbench:
         reference_s: float | None,
         predicted: Mapping[str, float] | None = None,
         seconds: float = 1.0,
-        program: Program | None = None,
     ) -> Evaluation:
         """Score a plan's model on its target: quality on validation, latency beside the reference, exact size.
 
@@ -227,8 +216,7 @@ class Workbench:
         """
         began = time.perf_counter()
         target, source = self.target_of(plan), self.source(plan, model)
-        if program is None:
-            program = self.compile(plan, source)
+        program = self.compile(plan, source)
         samples = len(self.validation[0]) if fidelity != "one-shot" else min(QUICK_SAMPLES, len(self.validation[0]))
         outputs = self.outputs(program, samples)
         quality, drop = self._quality(outputs, samples)

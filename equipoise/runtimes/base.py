@@ -16,6 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 from urllib.parse import parse_qsl
 
 from equipoise.errors import InputError, must_be, unknown
+from equipoise.records import Evaluation
 
 if TYPE_CHECKING:
     import numpy as np
@@ -150,6 +151,13 @@ class Program:
         if name not in self.files:
             raise must_be(f"a program for {self.runtime}", f"a set of files with {name}", list(self.files), "Compile it again.")
         return self.files[name]
+
+    @classmethod
+    def stored(cls, evaluation: Evaluation, read: Callable[[str], bytes]) -> Program:
+        """Return the very program that an evaluation scored; `read` returns the bytes of a SHA-256 (the store's blobs)."""
+        names = {role.removeprefix("program:"): sha for role, sha in evaluation.files.items() if role.startswith("program:")}
+        files = {name: read(sha) for name, sha in names.items()}
+        return cls(str(evaluation.details["runtime"]), str(evaluation.details["precision"]), files)
 
     def write(self, folder: Path) -> None:
         """Write the files into an existing `folder`."""
