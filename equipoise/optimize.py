@@ -341,7 +341,7 @@ class Road:
 
     def final(self) -> None:
         """Time the shortlist side by side with the untouched model, until the intervals are narrow or the time is up."""
-        study = Study.read(self.store)
+        study = Study.read(self.store, raced=False)  # else the race's own result would change its field on a replay
         chosen = {e.key: e for e in (study.best, study.knee, *self._contenders(), *study.front) if e.fidelity != "untouched"}
         shortlist = dict(list(chosen.items())[:SHORTLIST])
         if not shortlist or self.limit_s == 0:

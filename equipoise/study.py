@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from equipoise.budget import Budget, parse_budget
 from equipoise.errors import InputError, StoreError
 from equipoise.pareto import Knee, non_dominated
 from equipoise.picks import knee_of, pick
-from equipoise.records import Evaluation, evaluation_from
+from equipoise.records import Evaluation, Reading, evaluation_from, measured
 from equipoise.stats import Interval, verdict
 from equipoise.store import Store
 
@@ -50,13 +50,21 @@ class Study:
             return cls.read(store)
 
     @classmethod
-    def read(cls, store: Store) -> Study:
-        """Read the study out of an open store."""
+    def read(cls, store: Store, *, raced: bool = True) -> Study:
+        """Read the study out of an open store.
+
+        Args:
+            raced: Whether what was in the last race has its latency from there, which is longer and interleaved with its
+                rivals; False leaves the search's own readings, from which the race's field is chosen.
+        """
         headers, finals = store.all("study"), store.all("final")
         if not headers:
             raise StoreError(f"the study at {store.path} has no baseline yet. Run `equipoise optimize` on it first.")
         rows = tuple(evaluation_from(row["evaluation"]) for row in store.all("evaluation"))
         ratios = {key: ratio for final in finals for key, ratio in final["ratios"].items()}
+        if raced and rows:
+            base = rows[0].axis("latency_s").get()
+            rows = tuple(_raced(e, base, Interval(**ratios[e.key])) if e.key in ratios else e for e in rows)
         return cls(Path(store.path), headers[-1]["header"], rows, ratios)
 
     @property
@@ -168,6 +176,18 @@ class Study:
         binding = max(over, key=lambda word: over[word])
         each = ", ".join(f"{word} by {100 * value:.0f}%" for word, value in over.items())
         return f"budget NOT met: {self.budget.text}; nearest point misses {each}; the binding constraint is {binding}"
+
+
+def latency_beside(base_s: float, speed_up: Interval) -> Reading:
+    """Return a latency as the reference's over the speed-up measured beside it: drift between sessions cancels."""
+    low = base_s / speed_up.high if math.isfinite(speed_up.high) else None
+    high = base_s / speed_up.low if speed_up.low > 0 else None
+    note = "reference / speed-up, interleaved blocks"
+    return measured(base_s / speed_up.value, "s", low=low, high=high, n=speed_up.n, note=note)
+
+
+def _raced(evaluation: Evaluation, base_s: float, speed_up: Interval) -> Evaluation:
+    return replace(evaluation, cost={**evaluation.cost, "latency_s": latency_beside(base_s, speed_up)})
 
 
 def describe(evaluation: Evaluation, baseline: Evaluation) -> str:

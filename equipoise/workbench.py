@@ -29,6 +29,7 @@ from equipoise.runtimes.export import Exporter
 from equipoise.runtimes.ops import specs
 from equipoise.search import Knob, Space
 from equipoise.stats import paired_drop
+from equipoise.study import latency_beside
 from equipoise.workloads import Metric, Workload
 
 Array = np.ndarray[Any, Any]
@@ -234,7 +235,7 @@ class Workbench:
             quality=quality,
             drop=drop,
             cost={
-                "latency_s": timed.p50("reference") if reference_s is None else _latency(reference_s, speed),
+                "latency_s": timed.p50("reference") if reference_s is None else latency_beside(reference_s, speed),
                 "size_bytes": measured(program.size_bytes, "B", note="bytes of the files that ship"),
                 "params": measured(counts.params, "1"),
                 "macs": measured(counts.macs, "1", note="one sample"),
@@ -329,13 +330,6 @@ def damage(reference: Array, outputs: Array, *, classifier: bool) -> float:
         p, q = torch.log_softmax(r, dim=1), torch.log_softmax(o, dim=1)
         return float((p.exp() * (p - q)).sum(dim=1).mean())
     return float(((r - o) ** 2).mean() / (r.var() + 1e-12))
-
-
-def _latency(base: float, speed: Any) -> Reading:
-    """Latency as the reference's, divided by the speed-up measured beside it: drift between sessions cancels."""
-    low = base / speed.high if speed.high and np.isfinite(speed.high) else None
-    high = base / speed.low if speed.low > 0 else None
-    return measured(base / speed.value, "s", low=low, high=high, n=speed.n, note="reference / speed-up, interleaved blocks")
 
 
 def _block_medians(blocks: tuple[tuple[float, ...], ...]) -> tuple[float, ...]:

@@ -98,6 +98,18 @@ def test_the_sentence_uses_the_final_race(tmp_path) -> None:
         assert Study.read(store).sentence(HALF).startswith("1.25× slower")
 
 
+def test_a_raced_latency_is_the_one_that_is_told_and_held_to_the_budget(tmp_path) -> None:
+    with Store.open(tmp_path / "study") as store:
+        fill(store, (BASE, HALF), "latency<=0.9ms")
+        ratio = {"value": 2.5, "low": 2.0, "high": 4.0, "n": 12, "confidence": 0.95}
+        store.put("final", "x", {"ratios": {HALF.key: ratio}}, seconds=1)
+        found, searched = Study.read(store), Study.read(store, raced=False)
+    latency = found.best.axis("latency_s")
+    assert (latency.value, latency.low, latency.high) == pytest.approx((0.8e-3, 0.5e-3, 1.0e-3))  # 2 ms over each ratio
+    assert found.met
+    assert not searched.met  # the search itself read 1 ms: a resumed run must find the shortlist that it found before
+
+
 def test_a_store_without_a_baseline_says_so(tmp_path) -> None:
     with Store.open(tmp_path / "study") as store, pytest.raises(StoreError, match="no baseline yet"):
         Study.read(store)

@@ -118,6 +118,6 @@ def show(study: Study, *, as_json: bool = False) -> None:
     console.print(table(study.header["metric"]["name"], worth, study.baseline, marked=marked))
     if len(worth) < len(study.front):
         console.print(f"(and {len(study.front) - len(worth)} points that drop more than {SHOWN_DROP} points)", style="dim")
-    console.print(study.verdict())
-    console.print(f"[bold]{study.sentence(best)}[/bold]")
+    console.print(study.verdict(), soft_wrap=True)
+    console.print(f"[bold]{study.sentence(best)}[/bold]", soft_wrap=True)
     console.print(f"study: {study.path}", soft_wrap=True)
