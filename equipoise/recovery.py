@@ -34,7 +34,7 @@ FOLDED = Recipe(optimizer="adamw", lr=1e-3, schedule="linear", temperature=2.0)
 
 RUNGS = ((4, 0.15), (2, 0.2), (1, 0.65))
 """(candidates, share of the recovery time) of each rung."""
-DECAY = 0.5
+DECAY = 0.4
 """Believed exponent of ``drop ~ time**-DECAY`` until two rungs of the same plan tell better (ResNet-20: 0.34 and 0.40)."""
 LEAST_S = 2.0
 """A rung that would give a candidate less than this is not worth its overhead."""

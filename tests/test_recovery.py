@@ -8,7 +8,7 @@ import pytest
 
 from equipoise.budget import Budget, parse_budget
 from equipoise.records import Evaluation, Plan, measured
-from equipoise.recovery import _decay, _forecast, candidates, promote
+from equipoise.recovery import DECAY, _decay, _forecast, candidates, promote
 
 
 def trial(name: str, latency_ms: float, loss: float, drop: float = 1.0, **extra) -> Evaluation:
@@ -30,8 +30,8 @@ def test_a_forecast_follows_the_power_law_it_was_given() -> None:
 
 def test_the_decay_is_learned_from_two_rungs() -> None:
     planted = {"a": [(10.0, 8.0), (20.0, 8.0 * 2**-0.4)]}
-    assert _decay(planted) == pytest.approx((0.5 + 0.4) / 2)
-    assert _decay({"a": [(10.0, 8.0)]}) == pytest.approx(0.5)
+    assert _decay(planted) == pytest.approx((DECAY + 0.4) / 2)
+    assert _decay({"a": [(10.0, 8.0)]}) == pytest.approx(DECAY)
     assert _decay({"a": [(10.0, 1.0), (20.0, 9.0)]}) == pytest.approx(0.2)  # training that hurts never gives growth
 
 

@@ -7,6 +7,7 @@ that the function is the same, gives the student back the form in which its teac
 from __future__ import annotations
 
 import copy
+import math
 from collections.abc import Callable, Iterable, Sequence
 from typing import cast
 
@@ -40,7 +41,9 @@ class Normed(nn.Module):
 def unfold(model: nn.Module, inputs: Iterable[Tensor], *, names: Sequence[str] | None = None) -> nn.Module:
     """Return a copy of `model` with BatchNorm after its convolutions, computing the same function in evaluation mode.
 
-    The running statistics are those of the convolution's outputs on `inputs`; scale and shift undo them exactly.
+    The running statistics are those of the convolution's outputs on `inputs`; scale and shift undo them exactly. Each weight is
+    brought to the scale of a fresh network (He et al. 2015, https://arxiv.org/abs/1502.01852, section 2.2): normalisation hides
+    it from the function, but a step of the optimizer turns a large weight less than a small one.
 
     Args:
         model: With folded BatchNorm; left as it is.
@@ -103,15 +106,18 @@ def _moments(model: nn.Module, names: Sequence[str], inputs: Iterable[Tensor]) -
 
 
 def _normed(conv: _ConvNd, mean: Tensor, variance: Tensor) -> Normed:
-    """Split `conv` so that (conv x - running_mean) / std * std + (mean with bias) gives its output back."""
+    """Split `conv` so that (k conv x - k mean) / (k std) * std + mean, bias counted in the mean, gives its output back."""
     bare = copy.deepcopy(conv)
     bias = torch.zeros(len(mean)) if bare.bias is None else bare.bias.detach()
     bare.bias = None
     norm = _NORMS[type(conv)](len(mean)).eval()
     with torch.no_grad():
-        cast(Tensor, norm.running_mean).copy_(mean - bias)
+        k = math.sqrt(2 / bare.weight[0].numel()) / bare.weight.square().mean().sqrt().clamp_min(1e-12)
+        bare.weight.mul_(k)
+        variance = variance * k.square()
+        cast(Tensor, norm.running_mean).copy_((mean - bias) * k)
         cast(Tensor, norm.running_var).copy_(variance)
-        norm.weight.copy_((variance + norm.eps).sqrt())
+        norm.weight.copy_((variance + norm.eps).sqrt() / k)
         norm.bias.copy_(mean)
     return Normed(bare, norm)
 

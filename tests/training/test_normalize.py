@@ -51,6 +51,17 @@ def test_same_function_there_and_back(net: Net) -> None:
     assert all(torch.equal(net.state_dict()[k], v) for k, v in before.items())
 
 
+def test_weights_have_the_scale_of_a_fresh_network_whatever_folding_made_of_them(net: Net) -> None:
+    with torch.no_grad():
+        net.conv1.weight.mul_(20)
+    normed = unfold(net, batches())
+    for name in ("conv1", "conv2", "line"):
+        weight = normed.get_submodule(name).conv.weight
+        assert weight.square().mean().sqrt().item() == pytest.approx((2 / weight[0].numel()) ** 0.5, rel=1e-4)
+    x = batches()[0]
+    assert torch.allclose(normed(x), net(x), rtol=1e-3, atol=1e-4)
+
+
 def test_statistics_are_those_of_the_outputs(net: Net) -> None:
     """Second oracle: a BatchNorm in training mode on the same batch must give nearly the same answer."""
     x = batches(1)
