@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
-from torch import Tensor
+from torch import Tensor, nn
 
 from equipoise.errors import StoreError
 
@@ -60,22 +60,22 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         raise StoreError(f"checkpoint {path} must be readable; got {error}. Delete it to start over.") from error
 
 
-def pack_optimizer(optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
-    """Return the optimizer's per-parameter state as flat tensors, ``optimizer.<parameter>.<key>``."""
-    state: dict[int, dict[str, Any]] = optimizer.state_dict()["state"]
+def pack_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
+    """Return the optimizer's per-parameter state as flat tensors, ``<parameter>.<slot>``."""
     return {
-        f"optimizer.{index}.{key}": value
-        for index, slots in state.items()
-        for key, value in slots.items()
+        f"{name}.{slot}": value
+        for name, parameter in model.named_parameters()
+        for slot, value in optimizer.state.get(parameter, {}).items()
         if isinstance(value, Tensor)
     }
 
 
-def unpack_optimizer(optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
-    """Give `optimizer` the state that `pack_optimizer` took."""
+def unpack_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer, tensors: Mapping[str, Tensor]) -> None:
+    """Give `optimizer` the state that `pack_optimizer` took, by the parameters' names."""
+    names = {parameter: name for name, parameter in model.named_parameters()}
+    numbers = {names[p]: i for i, p in enumerate(p for group in optimizer.param_groups for p in group["params"])}
     state: dict[int, dict[str, Tensor]] = {}
-    for name, value in tensors.items():
-        if name.startswith("optimizer."):
-            _, index, key = name.split(".", 2)
-            state.setdefault(int(index), {})[key] = value
+    for key, value in tensors.items():
+        name, slot = key.rsplit(".", 1)
+        state.setdefault(numbers[name], {})[slot] = value
     optimizer.load_state_dict({"state": state, "param_groups": optimizer.state_dict()["param_groups"]})

@@ -18,10 +18,8 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from equipoise.errors import EquipoiseError, must_be
 from equipoise.records import as_data, digest
 from equipoise.training import checkpoint as saved
+from equipoise.training.distribution.base import Distribution, Objective, OneProcess
 from equipoise.training.recipe import Recipe
-
-Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
-"""(model, inputs, targets) -> scalar loss."""
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -90,6 +88,7 @@ class Plan:
     path: Path | None = None
     every_s: float = 20.0
     identity: dict[str, Any] = field(default_factory=dict)
+    distribution: Distribution = field(default_factory=OneProcess)
 
 
 def fit(
@@ -169,7 +168,8 @@ class _State:
     epoch_order: Tensor = field(default_factory=lambda: torch.empty(0, dtype=torch.uint8))
 
     def save(self, path: Path, identity: str) -> None:
-        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()} | saved.pack_optimizer(self.optimizer)
+        tensors = {f"model.{k}": v for k, v in self.model.state_dict().items()}
+        tensors |= {f"optimizer.{k}": v for k, v in saved.pack_optimizer(self.model, self.optimizer).items()}
         tensors["rng.order"], tensors["rng.noise"] = self.epoch_order, self.noise.get_state()
         tensors["rng.global"] = torch.get_rng_state()
         tensors["log"] = torch.tensor(self.losses, dtype=torch.float64)
@@ -184,7 +184,8 @@ class _State:
         if facts["identity"] != identity:
             raise must_be("checkpoint", "one of this same run", str(path), "Delete it, or name another file.")
         self.model.load_state_dict({k[6:]: v for k, v in tensors.items() if k.startswith("model.")})
-        saved.unpack_optimizer(self.optimizer, tensors)
+        held = {k[10:]: v for k, v in tensors.items() if k.startswith("optimizer.")}
+        saved.unpack_optimizer(self.model, self.optimizer, held)
         self.step, self.in_epoch, self.seconds = facts["step"], facts["in_epoch"], facts["seconds"]
         self.losses = tensors["log"].tolist()
         self.order.set_state(tensors["rng.order"])
@@ -225,17 +226,15 @@ def _one_step(
         plan.before_step(state.model, fraction)
     lr = recipe.lr_at(state.step, fraction)
     for group in state.optimizer.param_groups:
-        group["lr"] = lr
-    loss = objective(state.model, inputs, targets)
-    value = float(loss.detach())
+        group["lr"] = lr * group["scale"]
+    state.optimizer.zero_grad(set_to_none=True)
+    value = float(plan.distribution.gradients(state.model, objective, inputs, targets, recipe=recipe))
     if not math.isfinite(value):
         raise EquipoiseError(
             f"the loss must stay finite; got {value} at step {state.step + 1}. Lower the learning rate ({lr:.3g})."
         )
-    state.optimizer.zero_grad(set_to_none=True)
-    torch.autograd.backward(loss)
     if recipe.clip is not None:
-        nn.utils.clip_grad_norm_(state.model.parameters(), recipe.clip)
+        plan.distribution.clip(state.model, recipe.clip)
     state.optimizer.step()
     return value, lr
 

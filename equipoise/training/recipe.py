@@ -10,9 +10,13 @@ import torch
 from torch import nn
 
 from equipoise.errors import InputError, must_be, unknown
+from equipoise.training import optimizers
 
-OPTIMIZERS = ("adamw", "sgd")
-SCHEDULES = ("linear", "cosine", "constant")
+SCHEDULES = ("linear", "cosine", "constant", "onecycle", "wsd")
+PRECISIONS = ("fp32", "bf16", "fp16")
+
+ONECYCLE_START, ONECYCLE_END = 1 / 25, 1 / 25e4
+"""First and last rate of ``onecycle``, as shares of the peak: those of torch's OneCycleLR."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,23 +24,41 @@ class Recipe:
     """Hyperparameters of a training run; `distill` and `fit` share them.
 
     Attributes:
-        optimizer: ``adamw`` (for models whose BatchNorm is folded) or ``sgd`` with Nesterov momentum (with BatchNorm).
+        optimizer: ``adamw`` (for models whose BatchNorm is folded), ``adam``, ``sgd`` (with BatchNorm), ``rmsprop``, or
+            ``muon``: orthogonalized momentum for hidden weights, AdamW for the rest, at one common rate.
         lr: Peak learning rate.
-        schedule: From the peak down over the run: ``linear``, ``cosine``, or ``constant``.
-        warmup: Steps in which the rate rises from zero to the peak.
-        weight_decay: On tensors of two or more dimensions; biases and norms have none.
-        momentum: Of ``sgd``.
+        schedule: After the warm-up from the peak down over the run: ``linear``, ``cosine``, ``constant``; ``onecycle`` up over
+            `rise_share` of the run and down; ``wsd`` (warm-up, stable, decay) constant until the last `decay_share`.
+        warmup: Steps in which the rate rises from zero to the peak; ``onecycle`` has a rise of its own.
+        rise_share, decay_share: Shares of the run, for ``onecycle`` and ``wsd``. A ``wsd`` run with a `decay_share` of 0 is a
+            trunk, from which cool-downs of several lengths can branch off.
+        weight_decay: On tensors of two or more dimensions; biases and norms have none. An L2 penalty for ``sgd``, ``adam`` and
+            ``rmsprop``, decoupled from the gradient for ``adamw`` and ``muon``.
+        l1: Weight of the sum of absolute values of the same tensors in the loss; the reported loss is without it.
+        momentum: Of ``sgd``, ``rmsprop`` and ``muon``; first beta of ``adam`` and ``adamw``.
+        nesterov: Whether ``sgd`` and ``muon`` look ahead.
+        second_beta: Decay of the squared gradients of ``adam``, ``adamw``, ``muon``'s AdamW and ``rmsprop``.
         clip: Largest gradient norm, or None.
+        label_smoothing: Share of each label that is spread evenly over the classes.
+        ema: Decay of a running average of the weights, which is then what is evaluated and returned; or None.
         batch: Samples in a step.
+        accumulate: Micro-batches in which a step's samples are run one after another, to save memory; the gradients are the
+            same but for what BatchNorm sees.
+        precision: ``fp32``; ``bf16`` and ``fp16`` run the forward pass in autocast, ``fp16`` with a scaled loss.
+        activation_checkpointing: Recompute the activations of blocks in the backward pass, to save memory: True finds the
+            blocks, or their names.
+        patience: Stop after this many evaluations without a better one; the best weights are then returned. None runs to the
+            end and returns the last.
+        deterministic: Ask torch for algorithms that give the same bits twice.
         frozen_norm: Keep BatchNorm layers on their running statistics while training.
         channels_last: Hold 4-dimensional data in channels-last memory, often faster for convolutions.
         temperature: Softens both sides of the distillation loss.
         soft_weight, hard_weight, feature_weight: Weights of the teacher's outputs, of the labels and of the features.
     """
 
-    optimizer: Literal["adamw", "sgd"] = "adamw"
+    optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "muon"] = "adamw"
     lr: float = 1e-3
-    schedule: Literal["linear", "cosine", "constant"] = "linear"
+    schedule: Literal["linear", "cosine", "constant", "onecycle", "wsd"] = "linear"
     warmup: int = 10
     weight_decay: float = 1e-4
     momentum: float = 0.9
@@ -48,40 +70,77 @@ class Recipe:
     soft_weight: float = 1.0
     hard_weight: float = 0.0
     feature_weight: float = 1.0
+    nesterov: bool = True
+    second_beta: float = 0.999
+    rise_share: float = 0.3
+    decay_share: float = 0.2
+    label_smoothing: float = 0.0
+    l1: float = 0.0
+    ema: float | None = None
+    accumulate: int = 1
+    precision: Literal["fp32", "bf16", "fp16"] = "fp32"
+    activation_checkpointing: bool | tuple[str, ...] = False
+    patience: int | None = None
+    deterministic: bool = False
 
     def __post_init__(self) -> None:
         """Report every value out of range together."""
         mistakes: list[InputError] = []
-        for name, valid in (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES)):
+        names = (("optimizer", optimizers.OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS))
+        for name, valid in names:
             if getattr(self, name) not in valid:
                 mistakes.append(unknown(f"recipe.{name}", str(getattr(self, name)), valid))
-        for name in ("lr", "batch", "temperature"):
-            if not (getattr(self, name) > 0 and math.isfinite(getattr(self, name))):
-                mistakes.append(must_be(f"recipe.{name}", "positive", getattr(self, name), "Leave it out for the default."))
-        for name in ("warmup", "weight_decay", "momentum", "soft_weight", "hard_weight", "feature_weight"):
-            if not getattr(self, name) >= 0:
-                mistakes.append(must_be(f"recipe.{name}", "0 or more", getattr(self, name), "Leave it out for the default."))
-        if self.clip is not None and not self.clip > 0:
-            mistakes.append(must_be("recipe.clip", "positive or None", self.clip, "None does not clip."))
+        for constraint, allowed, fields in _RANGES:
+            for name in fields:
+                value = getattr(self, name)
+                if value is not None and not (allowed(value) and math.isfinite(value)):
+                    mistakes.append(must_be(f"recipe.{name}", constraint, value, "Leave it out for the default."))
         if mistakes:
             raise InputError("\n".join(str(mistake) for mistake in mistakes))
 
     def lr_at(self, step: int, progress: float) -> float:
-        """Return the learning rate of `step` (from 0) when the fraction `progress` of the run is done."""
+        """Return the learning rate of `step` (from 0) when the fraction `progress` of the run is done.
+
+        References:
+            ``wsd`` decays as one minus a square root: Hägele et al. 2024, "Scaling laws and compute-optimal training beyond
+            fixed training durations". ``onecycle``: Smith & Topin 2017, in the form of torch's OneCycleLR.
+        """
         left = max(0.0, 1.0 - progress)
-        factor = {"linear": left, "cosine": (1 - math.cos(math.pi * left)) / 2, "constant": 1.0}[self.schedule]
+        if self.schedule == "onecycle":
+            return self.lr * _onecycle(min(1.0, progress), self.rise_share)
+        if self.schedule == "linear":
+            factor = left
+        elif self.schedule == "cosine":
+            factor = (1 - math.cos(math.pi * left)) / 2
+        elif self.schedule == "wsd" and left < self.decay_share:
+            factor = 1 - math.sqrt(1 - left / self.decay_share)
+        else:
+            factor = 1.0
         return self.lr * factor * min(1.0, (step + 1) / (self.warmup + 1))
 
     def optimizer_of(self, model: nn.Module) -> torch.optim.Optimizer:
         """Return a fresh optimizer of the parameters of `model` that require gradients."""
-        parameters = [p for p in model.parameters() if p.requires_grad]
-        groups = [
-            {"params": [p for p in parameters if p.ndim > 1], "weight_decay": self.weight_decay},
-            {"params": [p for p in parameters if p.ndim <= 1], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        if not groups:
-            raise must_be("model", "trainable", "no parameter that requires a gradient", "Call requires_grad_() on it.")
-        if self.optimizer == "sgd":
-            return torch.optim.SGD(groups, lr=self.lr, momentum=self.momentum, nesterov=self.momentum > 0)
-        return torch.optim.AdamW(groups, lr=self.lr)
+        return optimizers.optimizer_of(model, self)
+
+
+_RANGES = (
+    ("positive", lambda v: v > 0, ("lr", "temperature", "clip")),
+    ("a whole number of 1 or more", lambda v: v >= 1 and v == int(v), ("batch", "accumulate", "patience")),
+    (
+        "0 or more",
+        lambda v: v >= 0,
+        ("warmup", "weight_decay", "soft_weight", "hard_weight", "feature_weight", "l1"),
+    ),
+    ("0 or more and less than 1", lambda v: 0 <= v < 1, ("momentum", "second_beta", "label_smoothing", "ema")),
+    ("from 0 to 1", lambda v: 0 <= v <= 1, ("rise_share", "decay_share")),
+)
+"""(constraint in words, test, fields)."""
+
+
+def _onecycle(progress: float, rise: float) -> float:
+    """Half a cosine up to 1 and another down, as a share of the peak."""
+    if progress < rise:
+        low, way = ONECYCLE_START, 1 - progress / rise
+    else:
+        low, way = ONECYCLE_END, (progress - rise) / (1 - rise) if rise < 1 else 0.0
+    return low + (1 - low) * (1 + math.cos(math.pi * way)) / 2

@@ -249,7 +249,7 @@ def test_length_and_data_must_be_given(data: Toy) -> None:
 
 def test_recipe_reports_all_mistakes_together() -> None:
     with pytest.raises(InputError) as caught:
-        Recipe(optimizer="adam", lr=-1, temperature=math.nan, clip=0)  # type: ignore[arg-type]
+        Recipe(optimizer="adamww", lr=-1, temperature=math.nan, clip=0)  # type: ignore[arg-type]
     text = str(caught.value)
     assert all(name in text for name in ("optimizer", "Did you mean 'adamw'", "recipe.lr", "temperature", "clip"))
 
