@@ -1,0 +1,376 @@
+"""CIFAR-10 from scratch on a CPU: seconds of training to 85 %, beside a plain one-cycle ResNet-20 in the same run.
+
+    python benchmarks/cifar_speed.py --data CIFAR.zip                         # everything, about 3 hours on two cores
+    python benchmarks/cifar_speed.py --data CIFAR.zip --seeds 0 --only race   # one seed of the race alone, about 50 minutes
+    python benchmarks/cifar_speed.py --data CIFAR.zip --summary               # nothing is trained: what the result file says
+
+Each training run is written to the result file as it ends, and the same command goes on where an earlier one was stopped.
+
+*race*: ``resnet20`` (SGD with Nesterov momentum, one cycle, random shifts and flips) against ``speed`` (the *speed* family and
+all that `OURS` says). How many epochs each is trained is chosen by validation accuracy alone, on the first seed: the shortest
+of `LENGTHS` that ends above 85 % with half a point to spare. The other seeds then train for as long. The figure is the time
+of the first evaluation with at least 85 % on the test images; both are evaluated at the same fractions of their runs.
+*ten*: both trained for ``--minutes``, and evaluated once, at the end; ``speed`` with the wider net of `WIDER`.
+*parts*: each part of ``speed`` taken away alone, trained for as many seconds as ``speed`` took; the difference of the final
+accuracies is what the part gains.
+*long* (only when asked for): the nets of *ten* trained ``--long-minutes``, for what they could reach.
+
+Seconds are wall time of training: making the net and whitening its first layer included; decoding images, evaluation and
+loading not, for all alike. Training, validation (5,000) and test images are disjoint; the test images choose nothing.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+import os
+import statistics
+import sys
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from equipoise.measure import machine
+from equipoise.measure.counts import count
+from equipoise.records import as_data, digest
+from equipoise.training.filtering import Filtered, filtered
+from equipoise.training.loop import Plan, Progress, run
+from equipoise.training.recipe import Recipe
+from equipoise.training.resizing import Growing
+from equipoise.workloads import Split, metric_of, predict, shifted
+from equipoise.workloads.augment import Alternating
+from equipoise.workloads.families.speed import SpeedNet
+from equipoise.workloads.images import Normalize, read_images
+from equipoise.workloads.models import ResNet
+
+GOAL, TO_SPARE = 85.0, 0.5
+VALIDATION = 5000
+MARKS = (*(0.6 + 0.04 * i for i in range(10)), 1.0)
+"""Fractions of a run at which it is evaluated."""
+RESULT = Path(__file__).parent / "results" / "cifar_speed.json"
+
+
+@dataclass(frozen=True)
+class Way:
+    """One way to train: a net, a recipe, and what is done to the images."""
+
+    widths: tuple[int, ...] | None = None  # of the speed net; None is ResNet-20
+    recipe: Recipe = field(default_factory=Recipe)
+    whitening: bool = True
+    identity: bool = True
+    alternating: bool = True
+    sides: tuple[tuple[float, int], ...] = ((0.0, 32),)
+    shift: int = 2
+    outside: str = "reflect"
+    share: float | None = None  # of each batch that a proxy net lets through
+    scale: float | None = None  # of the speed net's logits
+
+
+ONE_CYCLE = Recipe(
+    optimizer="sgd", lr=0.2, schedule="onecycle", momentum=0.9, weight_decay=5e-4, batch=128, clip=None, channels_last=True
+)
+PLAIN = Way(recipe=ONE_CYCLE, alternating=False, shift=4, outside="zero")
+OURS = Way(
+    widths=(32, 128, 128),
+    recipe=Recipe(
+        optimizer="muon", lr=0.02, schedule="linear", warmup=20, momentum=0.9, second_beta=0.98, weight_decay=0.0, batch=250,
+        clip=None, channels_last=True, label_smoothing=0.1,
+    ),
+    sides=((0.0, 20), (0.45, 26), (0.75, 32)),
+)  # fmt: skip
+WIDER = replace(OURS, widths=(48, 192, 192))
+PROXY = (8, 32, 32)
+RACE = {"resnet20": PLAIN, "speed": OURS}
+TIMED = {"resnet20": PLAIN, "speed": WIDER}
+
+LENGTHS = {"resnet20": (9, 12, 16, 22), "speed": (2, 2.5, 3, 4, 6)}
+"""Epochs to choose from, by validation."""
+
+PARTS = {
+    "whitening": replace(OURS, whitening=False),
+    "identity init": replace(OURS, identity=False),
+    "alternating flip": replace(OURS, alternating=False),
+    "progressive resizing": replace(OURS, sides=((0.0, 32),)),
+    "Muon": replace(OURS, recipe=replace(OURS.recipe, optimizer="sgd", lr=0.2, weight_decay=5e-4), scale=1 / 9),
+    "no proxy filtering": replace(OURS, share=0.5, recipe=replace(OURS.recipe, batch=2 * OURS.recipe.batch)),
+}
+"""Part -> ours without it. What ours does without, proxy filtering, is there as its own absence."""
+
+
+@dataclass(frozen=True)
+class Data:
+    """The splits, and training images for the first layer."""
+
+    train: Split
+    validation: Split
+    test: Split
+
+    @classmethod
+    def read(cls, path: Path) -> Data:
+        """Decode or load, and hold out a validation split by the fixed shuffle."""
+        parts = read_images(path).parts
+        train, test = (Split.of(parts[role], name=role, transform=Normalize()) for role in ("train", "test"))
+        return cls(train.part(VALIDATION), train.part(0, VALIDATION, name="validation"), test)
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--data", type=Path, help="zip or folder of CIFAR-10 images")
+    parser.add_argument("--seeds", type=int, nargs="+", default=[0, 1, 2])
+    parser.add_argument("--minutes", type=float, default=10.0, help="of *ten* (10)")
+    parser.add_argument("--long-minutes", type=float, default=60.0, help="of *long* (60)")
+    parser.add_argument("--only", choices=("race", "ten", "parts", "long"), nargs="+", default=["race", "ten", "parts"])
+    parser.add_argument("--summary", action="store_true", help="train nothing, print what the result file says")
+    parser.add_argument("--threads", type=int, default=0, help="0 takes torch's choice")
+    parser.add_argument("--out", type=Path, default=RESULT)
+    args = parser.parse_args()
+    book = Book(args.out)
+    if not args.summary:
+        if args.data is None:
+            parser.error("--data is needed to train")
+        torch.set_num_threads(args.threads or torch.get_num_threads())
+        data = Data.read(args.data)
+        for stage in args.only:
+            if stage == "race":
+                race(book, data, args.seeds)
+            elif stage == "parts":
+                parts(book, data, args.seeds)
+            else:
+                minutes = args.minutes if stage == "ten" else args.long_minutes
+                timed(book, data, stage, minutes, args.seeds if stage == "ten" else args.seeds[:1])
+    return summary(book)
+
+
+# --- stages
+
+
+def race(book: Book, data: Data, seeds: Sequence[int]) -> None:
+    """Choose each length on the first seed, then train the others in turn."""
+    chosen = {name: length_of(book, data, name, way, seeds[0]) for name, way in RACE.items()}
+    for seed in seeds:
+        for name, way in RACE.items():
+            book.once(
+                "race", name, way, seed, chosen[name], lambda w=way, n=name, s=seed: trained(w, data, s, epochs=chosen[n])
+            )
+
+
+def length_of(book: Book, data: Data, name: str, way: Way, seed: int) -> float:
+    """Return the shortest length whose validation accuracy at the end is good enough, or the longest."""
+    for epochs in LENGTHS[name]:
+        found = book.once("race", name, way, seed, epochs, lambda e=epochs: trained(way, data, seed, epochs=e))
+        if found["validation"] >= GOAL + TO_SPARE:
+            break
+    return epochs
+
+
+def timed(book: Book, data: Data, stage: str, minutes: float, seeds: Sequence[int]) -> None:
+    """Train both for a time, with a schedule that ends with it."""
+    for seed in seeds:
+        for name, way in TIMED.items():
+            book.once(stage, name, way, seed, minutes, lambda w=way, s=seed: trained(w, data, s, seconds=60 * minutes))
+
+
+def parts(book: Book, data: Data, seeds: Sequence[int]) -> None:
+    """Take each part away, for as long as the whole took."""
+    whole = book.found("race", "speed", OURS)
+    if not whole:
+        sys.exit("parts need the race first: python benchmarks/cifar_speed.py --only race parts ...")
+    longest = max(r["length"] for r in whole)
+    seconds = round(statistics.median(r["seconds"] for r in whole if r["length"] == longest))
+    for seed in seeds:
+        for name, way in {"": OURS, **PARTS}.items():
+            book.once(
+                "parts", name, way, seed, round(seconds), lambda w=way, s=seed: trained(w, data, s, seconds=round(seconds))
+            )
+
+
+# --- one run
+
+
+def trained(way: Way, data: Data, seed: int, *, epochs: float | None = None, seconds: float | None = None) -> dict[str, Any]:
+    """Train once and return what came out; runs of so many seconds are evaluated at their end alone."""
+    started, used = time.perf_counter(), time.process_time()
+    net = net_of(way, data.train, seed)
+    model = Filtered(net, SpeedNet(PROXY, images=first(data.train))) if way.share else net
+    prepared = time.perf_counter() - started
+    curve: list[dict[str, float]] = []
+    away = 0.0  # seconds of evaluation, which the loop's clock counts
+    marks = list(MARKS)
+
+    def on_step(progress: Progress) -> None:
+        nonlocal away
+        print(f"\r    {progress}, {progress.seconds - away + prepared:.0f} s   ", end="", file=sys.stderr, flush=True)
+        if steps is not None and progress.fraction >= marks[0] - 1e-9:
+            while marks and progress.fraction >= marks[0] - 1e-9:
+                marks.pop(0)
+            began = time.perf_counter()
+            point = {"fraction": progress.fraction, "seconds": progress.seconds - away + prepared, **scored(net, data)}
+            curve.append(point)
+            away += time.perf_counter() - began
+
+    batches = Alternating(data.train, seed) if way.alternating else data.train
+    steps = None if epochs is None else math.ceil(epochs * len(data.train) / way.recipe.batch)
+    objective = Growing(objective_of(way), way.sides)
+    generator = torch.Generator().manual_seed(seed)
+    augment = shifted(way.shift, flip=not way.alternating, outside=way.outside)
+    done = run(
+        model, batches, objective, way.recipe, generator,
+        Plan(steps=steps, seconds=seconds, augment=augment, before_step=objective.before_step, on_step=on_step),
+    )  # fmt: skip
+    if steps is None:
+        curve.append({"fraction": 1.0, "seconds": done.seconds + prepared, **scored(net, data)})
+    print(file=sys.stderr)
+    counts = count(net.eval(), data.test.take(1).tensors()[0])
+    return {
+        **{key: curve[-1][key] for key in ("seconds", "validation", "test")},
+        "cpu_seconds": time.process_time() - used,  # evaluation included: beside `seconds`, it tells a crowded machine
+        "images": done.steps * way.recipe.batch,
+        "params": counts.params,
+        "macs": counts.macs,
+        "curve": curve,
+        "load": machine.describe()["load"],
+    }
+
+
+def net_of(way: Way, train: Split, seed: int) -> nn.Module:
+    """Return the untrained net; its weights depend on the seed alone."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        if way.widths is None:
+            return ResNet(20)
+        images = first(train) if way.whitening else None
+        return SpeedNet(way.widths, images=images, identity=way.identity, scale=way.scale)
+
+
+def first(train: Split) -> Tensor:
+    """Images whose patches the first layer whitens."""
+    return train.take(1000).tensors()[0]
+
+
+def objective_of(way: Way) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:
+    """Cross entropy, on all of a batch or on what a proxy lets through."""
+
+    def entropy(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        return F.cross_entropy(model(inputs), targets, label_smoothing=way.recipe.label_smoothing)
+
+    return entropy if way.share is None else filtered(entropy, F.cross_entropy, share=way.share)
+
+
+def scored(net: nn.Module, data: Data) -> dict[str, float]:
+    """Accuracies in points, in evaluation mode; the net is given back in training mode."""
+    net.eval()
+    metric = metric_of("accuracy")
+
+    def answer(images: Tensor) -> Tensor:
+        found: Tensor = net(images.contiguous(memory_format=torch.channels_last))
+        return found
+
+    found = {name: metric.score(*predict(answer, getattr(data, name), batch=500)) for name in ("validation", "test")}
+    net.train()
+    return found
+
+
+# --- what is kept, and what it says
+
+
+class Book:
+    """The result file: runs by stage, name, way, seed and length (epochs, minutes or seconds), written whole after each."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        kept: dict[str, Any] = json.loads(path.read_text()) if path.is_file() else {}
+        self.runs: list[dict[str, Any]] = kept.get("runs", [])
+
+    def once(
+        self, stage: str, name: str, way: Way, seed: int, length: float, make: Callable[[], dict[str, Any]]
+    ) -> dict[str, Any]:
+        """Return the recorded run, or make and record it."""
+        key = {"stage": stage, "name": name, "way": digest(as_data(way)), "seed": seed, "length": length}
+        for kept in self.runs:
+            if all(kept[k] == v for k, v in key.items()):
+                return kept
+        print(f"{stage}: {name or 'the whole'}, seed {seed}, length {length:g}", file=sys.stderr)
+        made = {**key, **make()}
+        self.runs.append(made)
+        self.write()
+        print(f"    {made['seconds']:.0f} s, validation {made['validation']:.2f}, test {made['test']:.2f}", file=sys.stderr)
+        return made
+
+    def found(self, stage: str, name: str, way: Way) -> list[dict[str, Any]]:
+        """Return the runs of one contender as it is now; runs of an earlier recipe stay in the file, and count for nothing."""
+        return [r for r in self.runs if (r["stage"], r["name"], r["way"]) == (stage, name, digest(as_data(way)))]
+
+    def write(self) -> None:
+        """Replace the file by one with everything recorded so far."""
+        facts = {
+            "what": "CIFAR-10 (JPEG copy) from scratch; seconds are training alone; see benchmarks/cifar_speed.py",
+            "ways": {"resnet20": asdict(PLAIN), "speed": asdict(OURS), "wider": asdict(WIDER)},
+            "threads": torch.get_num_threads(),
+            "machine": machine.describe(),
+            "summary": list(lines(self)),
+            "runs": self.runs,
+        }
+        self.path.parent.mkdir(parents=True, exist_ok=True)
+        part = self.path.with_suffix(".part")
+        part.write_text(json.dumps(facts, indent=1) + "\n", encoding="utf-8")
+        os.replace(part, self.path)
+
+
+def summary(book: Book) -> int:
+    print(*lines(book), sep="\n")
+    ratios = ratios_of(book)
+    return 0 if ratios and min(ratios) >= 3 else 1
+
+
+def lines(book: Book) -> Iterator[str]:
+    """Every figure with n and spread, from the recorded runs."""
+    for name in RACE:
+        seconds = list(reached(book, name).values())
+        yield f"seconds to {GOAL:g} % (test), {name}: {told(seconds, '.0f')}"
+    yield f"times fewer seconds: {told(ratios_of(book), '.2f')}"
+    for stage in ("ten", "long"):
+        for name, way in TIMED.items():
+            kept = book.found(stage, name, way)
+            if kept:
+                yield f"test accuracy after {kept[0]['length']:g} min, {name}: {told([r['test'] for r in kept], '.2f')}"
+    whole = {(r["seed"], r["length"]): r["test"] for r in book.found("parts", "", OURS)}
+    for name, way in PARTS.items():
+        kept = [r for r in book.found("parts", name, way) if (r["seed"], r["length"]) in whole]
+        gains = [whole[r["seed"], r["length"]] - r["test"] for r in kept]
+        yield f"points gained by {name}, at equal seconds: {told(gains, '+.2f')}"
+
+
+def reached(book: Book, name: str) -> dict[int, float]:
+    """Seed -> seconds to the goal on the test images, of the runs of the length that was chosen (the longest that was run)."""
+    kept = book.found("race", name, RACE[name])
+    longest = max((r["length"] for r in kept), default=0)
+    found = {}
+    for r in kept:
+        times = [point["seconds"] for point in r["curve"] if point["test"] >= GOAL]
+        if r["length"] == longest and times:
+            found[r["seed"]] = times[0]
+    return found
+
+
+def ratios_of(book: Book) -> list[float]:
+    """How many times fewer seconds, by seed."""
+    plain, ours = reached(book, "resnet20"), reached(book, "speed")
+    return [plain[seed] / ours[seed] for seed in sorted(plain.keys() & ours.keys())]
+
+
+def told(values: Sequence[float], form: str) -> str:
+    """Median, range and n."""
+    if not values:
+        return "not reached, or not run"
+    return f"{statistics.median(values):{form}} [{min(values):{form}}, {max(values):{form}}], n = {len(values)}"
+
+
+if __name__ == "__main__":
+    sys.exit(main())
