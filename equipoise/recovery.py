@@ -20,7 +20,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 
 from equipoise.pareto import non_dominated
 from equipoise.records import Evaluation, Plan
-from equipoise.training.loop import Recovery
+from equipoise.training.loop import Trained
 from equipoise.training.normalize import refold, unfold
 from equipoise.training.recipe import Recipe
 from equipoise.training.recover import distill
@@ -151,7 +151,7 @@ def _leg(road: Road, start: Evaluation, leg: int, seconds: float) -> Evaluation:
     return found
 
 
-def train(road: Road, plan: Plan, student: nn.Module, *, seconds: float, checkpoint: Path, leg: int) -> Recovery:
+def train(road: Road, plan: Plan, student: nn.Module, *, seconds: float, checkpoint: Path, leg: int) -> Trained:
     """Distil `student` from the untouched model for `seconds`, with a checkpoint that a killed run goes on from.
 
     Where the user's model had BatchNorm it is put back for the training: a folded net only bears small learning rates.

@@ -1,8 +1,13 @@
-"""Training: one loop, on labels or from a teacher, resumable."""
+"""Training: one loop, on labels or from a teacher, on one device or many, resumable."""
 
-from equipoise.training.loop import Batches, Progress, Recovery, fit
+from equipoise.training.loop import Progress, Trained
 from equipoise.training.normalize import refold, unfold
 from equipoise.training.recipe import Recipe
 from equipoise.training.recover import distill, kl
+from equipoise.training.samples import Batches, Samples
+from equipoise.training.supervised import fit
+from equipoise.training.validation import CurvePoint
 
-__all__ = ["Batches", "Progress", "Recipe", "Recovery", "distill", "fit", "kl", "refold", "unfold"]
+__all__ = [
+    "Batches", "CurvePoint", "Progress", "Recipe", "Samples", "Trained", "distill", "fit", "kl", "refold", "unfold",
+]  # fmt: skip

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -14,8 +13,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from equipoise.errors import must_be, unknown
-from equipoise.training.loop import Augment, Batches, Plan, Progress, Recovery, run
+from equipoise.training.loop import Augment, Plan, Progress, Trained, run
 from equipoise.training.recipe import Recipe
+from equipoise.training.samples import Batches
+from equipoise.training.supervised import fingerprint
 
 Teacher = Callable[[Tensor], Any]
 """Inputs -> outputs (tensor or array), or (outputs, sequence of features): a module, or a faster runtime's session."""
@@ -40,7 +41,7 @@ def distill(
     every_s: float = 20.0,
     before_step: Callable[[nn.Module, float], None] | None = None,
     on_step: Callable[[Progress], None] | None = None,
-) -> Recovery:
+) -> Trained:
     """Train a copy of `student` to answer as `teacher` does, and return it.
 
     The loss is ``soft_weight * T^2 KL(teacher || student)`` at temperature T (mean squared error for `kind` ``values``), plus
@@ -79,8 +80,8 @@ def distill(
     if kind not in (None, "logits", "values"):
         raise unknown("kind", kind, ("logits", "values"))
     pairs = [(name, name) if isinstance(name, str) else name for name in features]
-    model, guide = copy.deepcopy(student), teacher
-    _known("student feature", [pair[0] for pair in pairs], model)
+    guide = teacher
+    _known("student feature", [pair[0] for pair in pairs], student)
     if isinstance(teacher, nn.Module):
         guide = copy.deepcopy(teacher).eval()
         _known("teacher feature", [pair[1] for pair in pairs], guide)
@@ -100,9 +101,9 @@ def distill(
             loss = loss + recipe.feature_weight * F.mse_loss(seen[name], feature) / feature.square().mean().clamp_min(1e-12)
         return loss
 
-    identity = {"kind": kind, "features": pairs, "student": _fingerprint(model)}
+    identity = {"kind": kind, "features": pairs, "student": fingerprint(student)}
     plan = Plan(steps, seconds, augment, before_step, on_step, checkpoint, every_s, identity)
-    return run(model, data, objective, recipe, generator, plan)
+    return run(student, data, objective, recipe, generator, plan)
 
 
 def kl(outputs: Tensor, wanted: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -162,11 +163,3 @@ def _same_shape(what: str, ours: Tensor, theirs: Tensor) -> None:
         raise must_be(
             f"student {what}", f"of the teacher's shape {tuple(theirs.shape)}", tuple(ours.shape), "Name another place."
         )
-
-
-def _fingerprint(model: nn.Module) -> str:
-    found = hashlib.sha256()
-    for name, value in model.state_dict().items():
-        found.update(name.encode())
-        found.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())
-    return found.hexdigest()[:16]

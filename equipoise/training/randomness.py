@@ -1,0 +1,48 @@
+"""Randomness that is counted, not carried: each draw has a seed of its own, so a resumed run needs no generator's state."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+GOLDEN = 0x9E3779B97F4A7C15
+"""Odd 64-bit constant that spreads counters over all seeds (splitmix64)."""
+
+
+def mixed(seed: int, count: int) -> int:
+    """Return the seed of the `count`-th draw."""
+    return (seed + count * GOLDEN) % 2**63
+
+
+def seed_dropout(seed: int, device: torch.device) -> None:
+    """Seed the global generators that dropout draws from; call it inside `private`."""
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        with torch.cuda.device(device):
+            torch.cuda.manual_seed(seed)
+
+
+@contextmanager
+def private(device: torch.device) -> Iterator[None]:
+    """Leave the global generators as they were found."""
+    with torch.random.fork_rng(devices=[device] if device.type == "cuda" else []):
+        yield
+
+
+@contextmanager
+def deterministic(wanted: bool) -> Iterator[None]:
+    """Ask torch for algorithms that give the same bits twice if `wanted`, and put the global switches back."""
+    if not wanted:
+        yield
+        return
+    kept = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
+    benchmark = torch.backends.cudnn.benchmark
+    torch.use_deterministic_algorithms(True)
+    torch.backends.cudnn.benchmark = False
+    try:
+        yield
+    finally:
+        torch.use_deterministic_algorithms(kept[0], warn_only=kept[1])
+        torch.backends.cudnn.benchmark = benchmark
