@@ -1,23 +1,35 @@
-"""What must be kept: a model, its data splits, its metric, and where they come from."""
+"""What must be kept or learned: a model, its data splits, its metric; tasks and families before there is a model."""
 
 from equipoise.workloads.augment import Augment, shifted
 from equipoise.workloads.base import Workload
 from equipoise.workloads.check import check
 from equipoise.workloads.data import Split, predict
+from equipoise.workloads.families import FAMILIES, Dimension, Family, Scale, family
 from equipoise.workloads.metrics import LOSSES, METRICS, Metric, classes, metric_of
-from equipoise.workloads.spec import load
+from equipoise.workloads.spec import load, load_family, load_task
+from equipoise.workloads.task import Shape, Task, task_of
 
 __all__ = [
+    "FAMILIES",
     "LOSSES",
     "METRICS",
     "Augment",
+    "Dimension",
+    "Family",
     "Metric",
+    "Scale",
+    "Shape",
     "Split",
+    "Task",
     "Workload",
     "check",
     "classes",
+    "family",
     "load",
+    "load_family",
+    "load_task",
     "metric_of",
     "predict",
     "shifted",
+    "task_of",
 ]

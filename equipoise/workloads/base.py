@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import hashlib
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -91,32 +91,19 @@ class Workload:
         Raises:
             InputError: Anything above in a form that cannot be used.
         """
-        mistakes: list[str] = []
-
-        def tried(make: Callable[[], Any]) -> Any:
-            try:
-                return make()
-            except InputError as error:
-                mistakes.append(str(error))
-                return None
-
-        def split(data: Any, role: str) -> Any:
-            return tried(lambda: Split.of(data, name=role, transform=transform, keep=role != "train", seed=seed))
-
-        module = tried(lambda: _model_of(model))
-        given = {role: split(data, role) for role, data in (("train", train), ("test", test))}
-        optional = (("validation", validation), ("calibration", calibration))
-        given |= {role: None if data is None else split(data, role) for role, data in optional}
-        measure = tried(lambda: metric_of(metric, maximize=maximize))
-        criterion = tried(lambda: loss_of(loss))
-        if mistakes:
-            raise InputError("\n".join(mistakes))
+        given = {"train": train, "test": test, "validation": validation, "calibration": calibration}
+        rest = readers(given, metric=metric, maximize=maximize, loss=loss, transform=transform, seed=seed)
+        read = together({"model": lambda: _model_of(model), **rest})
+        shared = carved(read["train"], read.get("validation"))
+        calibrating = read.get("calibration") or shared["train"].part(0, CALIBRATION_MOST, name="calibration")
         values = {
-            "name": name or type(module).__name__,
-            "model": module,
-            **_shared_out(given),
-            "metric": measure,
-            "loss": criterion,
+            "name": name or type(read["model"]).__name__,
+            "model": read["model"],
+            **shared,
+            "calibration": calibrating,
+            "test": read["test"],
+            "metric": read["metric"],
+            "loss": read["loss"],
             "augment": augment,
             "claimed_quality": claimed_quality,
         }
@@ -144,12 +131,9 @@ class Workload:
         found = hashlib.sha256(f"{self.name} {self.metric.name} {self.metric.maximize}".encode())
         found.update(re.sub(r"0x[0-9a-f]+", "", repr(self.model)).encode())  # addresses differ from run to run
         for key, value in sorted(self.model.state_dict().items()):
-            _add(found, key, value)
+            add_tensor(found, key, value)
         for role in ("train", "validation", "calibration"):
-            part: Split = getattr(self, role)
-            inputs, targets = part.take(32).tensors()
-            _add(found, f"{role} {len(part)}", inputs)
-            _add(found, role, targets)
+            add_split(found, role, getattr(self, role))
         found.update(f"test {len(self.test)}".encode())
         return found.hexdigest()[:16]
 
@@ -173,18 +157,55 @@ def _model_of(model: Any) -> nn.Module:
     return copied.eval()
 
 
-def _shared_out(given: dict[str, Any]) -> dict[str, Split]:
-    """Fill in the validation and calibration splits from the training data."""
-    train: Split = given["train"]
-    validation: Split | None = given["validation"]
+def together(makers: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
+    """Return what each maker gives, by name; the input errors of all of them are raised as one."""
+    made: dict[str, Any] = {}
+    mistakes: list[str] = []
+    for name, make in makers.items():
+        try:
+            made[name] = make()
+        except InputError as error:
+            mistakes.append(str(error))
+    if mistakes:
+        raise InputError("\n".join(mistakes))
+    return made
+
+
+def readers(
+    given: Mapping[str, Any],
+    *,
+    metric: str | Metric | Score,
+    maximize: bool,
+    loss: str | Loss,
+    transform: Transform | None,
+    seed: int,
+) -> dict[str, Callable[[], Any]]:
+    """Return makers of the splits in `given` (role -> data; an optional one may be None), of ``metric`` and of ``loss``."""
+
+    def split(role: str, data: Any) -> Callable[[], Split]:
+        return lambda: Split.of(data, name=role, transform=transform, keep=role != "train", seed=seed)
+
+    splits = {role: split(role, data) for role, data in given.items() if role in ("train", "test") or data is not None}
+    return {**splits, "metric": lambda: metric_of(metric, maximize=maximize), "loss": lambda: loss_of(loss)}
+
+
+def carved(train: Split, validation: Split | None) -> dict[str, Split]:
+    """Return ``train`` and ``validation``; where the second is None it is the head of the training data's fixed shuffle."""
     if validation is None:
         held = min(len(train) // VALIDATION_SHARE, VALIDATION_MOST)
         validation, train = train.part(0, held, name="validation"), train.part(held, name="train")
-    calibration = given["calibration"] or train.part(0, CALIBRATION_MOST, name="calibration")
-    return {"train": train, "validation": validation, "calibration": calibration, "test": given["test"]}
+    return {"train": train, "validation": validation}
 
 
-def _add(found: hashlib._Hash, key: str, value: Tensor) -> None:
+def add_split(found: hashlib._Hash, role: str, part: Split) -> None:
+    """Add a split's size and its first 32 samples to a hash."""
+    inputs, targets = part.take(32).tensors()
+    add_tensor(found, f"{role} {len(part)}", inputs)
+    add_tensor(found, role, targets)
+
+
+def add_tensor(found: hashlib._Hash, key: str, value: Tensor) -> None:
+    """Add a tensor's name, type, shape and bytes to a hash."""
     found.update(f"{key} {value.dtype} {tuple(value.shape)}".encode())
     if not value.is_meta:
         found.update(value.detach().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -12,12 +12,16 @@ from torch import Tensor
 from equipoise.errors import InputError, must_be
 from equipoise.workloads.base import Workload
 from equipoise.workloads.data import Arrays, Split, predict
+from equipoise.workloads.metrics import Metric
 
 SAMPLE = 256
 """Samples of the validation split that the check runs through the model."""
 
 TOLERANCE = 1e-3
 """Largest difference between an output computed alone and in a batch, relative to the largest output."""
+
+OF_LABELS = frozenset({"accuracy", "f1", "cross_entropy", "bits_per_character"})
+"""Metrics of class labels; with one class alone they say nothing."""
 
 T = TypeVar("T")
 
@@ -31,9 +35,9 @@ def check(work: Workload) -> None:
     Raises:
         InputError: One line for each thing found, with its remedy.
     """
-    mistakes = [*_sizes(work), *_weights(work)]
+    mistakes = [*sizes(work.train, work.validation, work.calibration, work.test), *_weights(work)]
     if not mistakes:
-        mistakes = list(_data(work))
+        mistakes = list(contents(work.train, work.validation, work.metric))
     if not mistakes:  # what follows runs the model, which needs all of the above
         mistakes = list(_answers(work))
     if mistakes:
@@ -50,9 +54,10 @@ def attempt(what: str, call: Callable[[], T], remedy: str) -> T:
         raise InputError(f"{what} must run; it raised {type(error).__name__}: {error}. {remedy}") from error
 
 
-def _sizes(work: Workload) -> Iterator[InputError]:
-    for split in (work.train, work.validation, work.calibration, work.test):
-        least = 3 if split is work.validation else 1
+def sizes(*splits: Split) -> Iterator[InputError]:
+    """Yield an error for each split with too few samples; three serve to validate, one to anything else."""
+    for split in splits:
+        least = 3 if split.name == "validation" else 1
         if len(split) < least:
             yield must_be(f"{split.name} split", f"at least {least} samples", len(split), f"Pass more {split.name} data.")
 
@@ -66,9 +71,9 @@ def _weights(work: Workload) -> Iterator[InputError]:
             yield must_be(f"model.{name}", "finite", "NaN or infinity", "The training diverged, or the file is damaged.")
 
 
-def _data(work: Workload) -> Iterator[InputError]:
-    """Look at inputs and targets of the splits that are used before verification."""
-    for split in (work.train, work.validation):
+def contents(train: Split, validation: Split, metric: Metric) -> Iterator[InputError]:
+    """Yield what is wrong with inputs and targets of the splits that are used before verification."""
+    for split in (train, validation):
         try:
             inputs, targets = attempt(
                 f"{split.name} data", split.take(SAMPLE).tensors, "Look at the dataset and its collate function."
@@ -80,8 +85,8 @@ def _data(work: Workload) -> Iterator[InputError]:
             if value.is_floating_point() and not value.isfinite().all():
                 yield must_be(f"{split.name} {name}", "finite", "NaN or infinity", "Clean the data.")
         if not targets.is_floating_point():
-            yield from _labels(work, split)
-    again = work.validation.take(8)
+            yield from _labels(split, metric)
+    again = validation.take(8)
     if not torch.equal(again.tensors()[0], again.reread().tensors()[0]):
         yield must_be(
             "validation data", "the same at every read", "different inputs for the same sample",
@@ -89,14 +94,14 @@ def _data(work: Workload) -> Iterator[InputError]:
         )  # fmt: skip
 
 
-def _targets(split: Split) -> Tensor:
-    """All targets where they lie in memory, and else those of a sample: reading a whole dataset may take minutes."""
+def some_targets(split: Split) -> Tensor:
+    """Return all targets where they lie in memory, and else those of a sample: reading a whole dataset may take minutes."""
     return (split if isinstance(split.source, Arrays) else split.take(SAMPLE)).targets()
 
 
-def _labels(work: Workload, split: Split) -> Iterator[InputError]:
-    seen = torch.unique(_targets(split))
-    if len(seen) < 2 and work.metric.name in ("accuracy", "f1"):
+def _labels(split: Split, metric: Metric) -> Iterator[InputError]:
+    seen = torch.unique(some_targets(split))
+    if len(seen) < 2 and metric.name in OF_LABELS:
         yield must_be(
             f"{split.name} targets", "of at least two classes", f"only class {int(seen[0])}", "One class cannot be told apart."
         )
@@ -119,7 +124,7 @@ def _answers(work: Workload) -> Iterator[InputError]:
         return
     if not targets.is_floating_point():
         most = 1 if outputs.ndim == 1 or outputs.shape[1] == 1 else outputs.shape[1] - 1
-        highest = int(max(_targets(work.train).max(), _targets(work.validation).max()))
+        highest = int(max(some_targets(work.train).max(), some_targets(work.validation).max()))
         if highest > most:
             remedy = "Number the classes from 0, or give the model more outputs."
             yield must_be("targets", f"below the model's {most + 1} classes", highest, remedy)

@@ -16,6 +16,7 @@ from equipoise.workloads.augment import shifted
 from equipoise.workloads.base import Workload
 from equipoise.workloads.data import Split
 from equipoise.workloads.models import DigitsNet
+from equipoise.workloads.task import Task
 
 TRAIN, VALIDATION = 797, 400
 """Samples of the fixed split; the other 600 are the test split, where 1 % of changed answers is a drop known to ±0.8 points."""
@@ -34,6 +35,12 @@ def digits(*, state: Mapping[str, Tensor] | None = None, seed: int = 0) -> Workl
     return Workload(
         name="digits", model=model, train=train, validation=validation, test=test, metric="accuracy", augment=shifted(1)
     )
+
+
+def digits_task() -> Task:
+    """Return the same splits, metric and augmentation as a task, without a model; nothing is trained."""
+    train, validation, test = digits_splits()
+    return Task.of(train=train, validation=validation, test=test, augment=shifted(1), outputs=10, name="digits")
 
 
 def digits_net(seed: int) -> DigitsNet:

@@ -26,6 +26,7 @@ from equipoise.workloads.augment import shifted
 from equipoise.workloads.base import Workload
 from equipoise.workloads.data import Split
 from equipoise.workloads.models import ResNet, Shortcut
+from equipoise.workloads.task import Task
 from equipoise.workloads.weights import load_weights, read_weights
 
 Pixels = npt.NDArray[np.uint8]
@@ -89,13 +90,7 @@ def image_workload(
     images = read_images(path)
     model = ResNet(depth, classes=len(images.classes), shortcut=shortcut)
     load_weights(model, tensors, name=f"weights {weights}")
-    transform = Normalize()
-    splits = {role: Split.of(part, transform=transform) for role, part in images.parts.items()}
-    if holdout:
-        test = splits["test"]
-        if not 0 < holdout < len(test):
-            raise must_be("holdout", f"between 1 and {len(test) - 1}", holdout, "Leave test images to verify on.")
-        splits |= {"val": test.part(0, holdout, name="validation"), "test": test.part(holdout, name="test")}
+    splits = _splits(images, holdout)
     return Workload(
         name=name,
         model=model,
@@ -107,14 +102,56 @@ def image_workload(
     )
 
 
+def image_task(path: Path, *, shift: int = 4, holdout: int = 0, name: str = "images") -> Task:
+    """Return the task of classifying the images of a folder or zip, without a model.
+
+    Args:
+        path, shift, name: As for `image_workload`.
+        holdout: Test images that serve as the validation split; 0 takes ``val``, or carves it from the training images.
+    Raises:
+        InputError: The images cannot be used.
+    """
+    images = read_images(path)
+    splits, count = _splits(images, holdout), len(images.classes)
+    return Task.of(
+        train=splits["train"],
+        validation=splits.get("val"),
+        test=splits["test"],
+        augment=shifted(shift, flip=True),
+        outputs=count,
+        name=name,
+    )
+
+
+def cifar10_task(path: Path, *, shift: int = 4, holdout: int = 0) -> Task:
+    """Return the CIFAR-10 task: as `image_task`, with ten classes of 32x32 images."""
+    task = image_task(path, shift=shift, holdout=holdout, name="cifar10")
+    _is_cifar10(task.outputs, task.sample)
+    return task
+
+
+def _splits(images: Images, holdout: int) -> dict[str, Split]:
+    """The splits by role, normalised; `holdout` of the test images serve as ``val``."""
+    splits = {role: Split.of(part, transform=Normalize()) for role, part in images.parts.items()}
+    if holdout:
+        test = splits["test"]
+        if not 0 < holdout < len(test):
+            raise must_be("holdout", f"between 1 and {len(test) - 1}", holdout, "Leave test images to verify on.")
+        splits |= {"val": test.part(0, holdout, name="validation"), "test": test.part(holdout, name="test")}
+    return splits
+
+
+def _is_cifar10(classes: int, shape: tuple[int, ...]) -> None:
+    if classes != 10 or shape != (3, 32, 32):
+        raise must_be("cifar10", "10 classes of 32x32 images", f"{classes} of {shape}", "Use images:PATH for other sets.")
+
+
 def cifar10(
     path: Path, *, weights: Path, depth: int = 20, shortcut: Shortcut = "A", shift: int = 4, holdout: int = 0
 ) -> Workload:
     """Return the CIFAR-10 workload: as `image_workload`, with ten classes of 32x32 images."""
     work = image_workload(path, weights=weights, depth=depth, shortcut=shortcut, shift=shift, holdout=holdout, name="cifar10")
-    classes, shape = int(work.model.get_parameter("linear.weight").shape[0]), tuple(work.example.shape[1:])
-    if classes != 10 or shape != (3, 32, 32):
-        raise must_be("cifar10", "10 classes of 32x32 images", f"{classes} of {shape}", "Use images:PATH for other sets.")
+    _is_cifar10(int(work.model.get_parameter("linear.weight").shape[0]), tuple(work.example.shape[1:]))
     return work
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -25,7 +26,7 @@ class Metric:
         maximize: Whether more is better.
         function: Whole-split score of outputs (N, ...) and targets (N, ...).
         each: Per-sample values, where the score is made of them; a paired test then needs far fewer samples.
-        unit: Points of the metric; accuracy and F1 go from 0 to 100.
+        unit: Points of the metric; accuracy and F1 go from 0 to 100, cross entropy is in nats or bits for each label.
     """
 
     name: str
@@ -95,6 +96,17 @@ def _absolute(outputs: Tensor, targets: Tensor) -> Tensor:
     return (outputs - targets.reshape(outputs.shape)).abs().reshape(len(outputs), -1).mean(1)
 
 
+def _surprise(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Nats by which each label surprises, averaged over the positions of a sample."""
+    if outputs.ndim == 1 or outputs.shape[1] == 1:
+        return F.binary_cross_entropy_with_logits(outputs.flatten(), targets.flatten().to(outputs.dtype), reduction="none")
+    return F.cross_entropy(outputs, targets, reduction="none").reshape(len(outputs), -1).mean(1)
+
+
+def _bits(outputs: Tensor, targets: Tensor) -> Tensor:
+    return _surprise(outputs, targets) / math.log(2)
+
+
 def _mean_of(each: Callable[[Tensor, Tensor], Tensor]) -> Score:
     return lambda outputs, targets: each(outputs, targets).double().mean()
 
@@ -102,6 +114,8 @@ def _mean_of(each: Callable[[Tensor, Tensor], Tensor]) -> Score:
 METRICS: dict[str, Metric] = {
     "accuracy": Metric("accuracy", True, _accuracy, _correct),
     "f1": Metric("f1", True, _macro_f1),
+    "cross_entropy": Metric("cross_entropy", False, _mean_of(_surprise), _surprise, unit="nats"),
+    "bits_per_character": Metric("bits_per_character", False, _mean_of(_bits), _bits, unit="bits"),
     "mse": Metric("mse", False, _mean_of(_squared), _squared),
     "mae": Metric("mae", False, _mean_of(_absolute), _absolute),
 }

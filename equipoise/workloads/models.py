@@ -55,6 +55,9 @@ class ResNet(nn.Module):
         classes: Outputs.
         widths: Channels of the three stages.
         shortcut: ``A`` as in the paper, or ``B``; see `ResidualBlock`.
+        channels: Of the images.
+        stem: Stride before the first stage: 1 as in the paper; 2 in the first convolution, for images of 64 pixels or more; 4
+            by a 3x3 max-pool besides, as in the networks for ImageNet.
 
     Example:
         >>> sum(p.numel() for p in ResNet(20).parameters())
@@ -62,7 +65,14 @@ class ResNet(nn.Module):
     """
 
     def __init__(
-        self, depth: int = 20, *, classes: int = 10, widths: Sequence[int] = (16, 32, 64), shortcut: Shortcut = "A"
+        self,
+        depth: int = 20,
+        *,
+        classes: int = 10,
+        widths: Sequence[int] = (16, 32, 64),
+        shortcut: Shortcut = "A",
+        channels: int = 3,
+        stem: Literal[1, 2, 4] = 1,
     ) -> None:
         super().__init__()
         if depth < 8 or (depth - 2) % 6:
@@ -71,16 +81,19 @@ class ResNet(nn.Module):
             raise must_be("shortcut", "A or B", shortcut, "A pads with zeros, B is a 1x1 convolution.")
         first, second, third = widths
         blocks = (depth - 2) // 6
-        self.conv1 = nn.Conv2d(3, first, 3, padding=1, bias=False)
+        self.conv1 = nn.Conv2d(channels, first, 3, stride=min(stem, 2), padding=1, bias=False)
         self.bn1 = nn.BatchNorm2d(first)
+        self.pools = stem == 4
         self.layer1 = _stage(first, first, blocks, 1, shortcut)
         self.layer2 = _stage(first, second, blocks, 2, shortcut)
         self.layer3 = _stage(second, third, blocks, 2, shortcut)
         self.linear = nn.Linear(third, classes)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalised images (N, 3, H, W) to logits (N, classes)."""
+        """Map normalised images (N, channels, H, W) to logits (N, classes)."""
         x = F.relu(self.bn1(self.conv1(x)))
+        if self.pools:
+            x = F.max_pool2d(x, 3, stride=2, padding=1)
         x = self.layer3(self.layer2(self.layer1(x)))
         out: Tensor = self.linear(x.mean((2, 3)))
         return out

@@ -1,15 +1,31 @@
-"""A workload by its name on the command line.
+"""A workload, a task or a family by its name on the command line.
 
-digits
-cifar10:DATA.zip?weights=W.safetensors
-images:FOLDER?weights=W.safetensors&depth=56&shortcut=B
-path/to/mymodule.py:make_workload
+Workloads (`load`): a trained model with its data.
+
+    digits
+    cifar10:DATA.zip?weights=W.safetensors
+    images:FOLDER?weights=W.safetensors&depth=56&shortcut=B
+    path/to/mymodule.py:make_workload
+
+Tasks (`load_task`): data alone.
+
+    digits
+    cifar10:DATA.zip
+    images:FOLDER?shift=4&holdout=1000
+    text:FILE?context=64
+    path/to/mymodule.py:make_task
+
+Families (`load_family`): models of every scale.
+
+    resnet
+    path/to/mymodule.py:make_model
 """
 
 from __future__ import annotations
 
 import hashlib
 import importlib.util
+import inspect
 import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping
@@ -23,13 +39,24 @@ from torch import Tensor
 
 from equipoise.errors import EquipoiseError, InputError, must_be, unknown
 from equipoise.workloads.base import Workload
-from equipoise.workloads.digits import digits
-from equipoise.workloads.images import cifar10, image_workload
+from equipoise.workloads.digits import digits, digits_task
+from equipoise.workloads.families import Family, family
+from equipoise.workloads.images import cifar10, cifar10_task, image_task, image_workload
+from equipoise.workloads.task import Task, task_of
+from equipoise.workloads.text import text_task
 from equipoise.workloads.weights import BUILDER, read_weights
 
 NAMES = ("digits", "cifar10:PATH?weights=FILE", "images:PATH?weights=FILE", "FILE.py:FUNCTION")
-IMAGE_OPTIONS: dict[str, Callable[[str], Any]] = {"weights": Path, "depth": int, "shortcut": str, "shift": int, "holdout": int}
+Options = Mapping[str, Callable[[str], Any]]
+IMAGE_OPTIONS: Options = {"weights": Path, "depth": int, "shortcut": str, "shift": int, "holdout": int}
 _IMAGES: dict[str, Callable[..., Workload]] = {"cifar10": cifar10, "images": image_workload}
+TASKS = ("digits", "cifar10:PATH", "images:PATH", "text:FILE?context=64", "FILE.py:FUNCTION")
+_TASK_OPTIONS = {"shift": int, "holdout": int}
+_TASKS: dict[str, tuple[Callable[..., Task], Options]] = {
+    "cifar10": (cifar10_task, _TASK_OPTIONS),
+    "images": (image_task, _TASK_OPTIONS),
+    "text": (text_task, {"context": int}),
+}
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
 
 
@@ -55,11 +82,11 @@ def load(spec: str, *, state: Mapping[str, Tensor] | None = None) -> Workload:
         )
     if kind in _IMAGES and rest:
         return _images(kind, rest)
-    path, _, function = spec.rpartition(":")
-    if path.endswith(".py"):
-        return _own(Path(path), function)
-    if spec.endswith(".py"):
-        raise must_be("workload", "FILE.py:FUNCTION", spec, f"Add the function, for example {spec}:make_workload.")
+    if found := _file(spec, "workload"):
+        work = _own(*found, call=True)
+        if not isinstance(work, Workload):
+            raise must_be(spec, "a function that returns a Workload", type(work).__name__, "Return eq.Workload(...).")
+        return work
     if spec.lower().endswith(_PICKLES):
         read_weights(Path(spec))  # tells what is wrong with the file itself, if anything is
         raise must_be("workload", "a model with its data", f"{spec}, weights alone", BUILDER)
@@ -68,37 +95,100 @@ def load(spec: str, *, state: Mapping[str, Tensor] | None = None) -> Workload:
     raise unknown("workload", spec, NAMES)
 
 
+def load_task(spec: str) -> Task:
+    """Return the task that `spec` names.
+
+    Args:
+        spec: As in the head of this file; a function of the user's own may return a `Task` or a `Workload`.
+    Raises:
+        InputError: An unknown name, or anything that keeps the task from being made, with where and how to mend it.
+
+    Example:
+        >>> load_task("digits").shape
+        Shape(sample=(1, 8, 8), outputs=10, vocabulary=None, dense=False)
+    """
+    kind, _, rest = spec.partition(":")
+    if spec == "digits":
+        return digits_task()
+    if kind in _TASKS and rest:
+        make, allowed = _TASKS[kind]
+        path, options = _options(kind, rest, allowed)
+        return make(path, **options)
+    if found := _file(spec, "task"):
+        made = _own(*found, call=True)
+        if not isinstance(made, Task | Workload):
+            raise must_be(spec, "a function that returns a Task or a Workload", type(made).__name__, "Return Task.of(...).")
+        return made if isinstance(made, Task) else task_of(made)
+    raise unknown("task", spec, TASKS)
+
+
+def load_family(spec: str) -> Family:
+    """Return the family that `spec` names: one of `FAMILIES`, or the user's own.
+
+    Args:
+        spec: A name, or FILE.py:FUNCTION, a function that builds a model of a scale (see `Family.of`) or, called without
+            arguments, returns a `Family`.
+    Raises:
+        InputError: An unknown name, or a function that is neither.
+
+    Example:
+        >>> load_family("resnet").scale()
+        {'width': 16, 'depth': 20, 'resolution': 1.0}
+    """
+    found = _file(spec, "family")
+    if found is None:
+        return family(spec)
+    builder = _own(*found, call=False)
+    if not isinstance(builder, Family) and not inspect.signature(builder).parameters:
+        builder = _own(*found, call=True)
+        if not isinstance(builder, Family):
+            remedy = "Give its scale as arguments: def net(width=64, depth=2)."
+            raise must_be(spec, "a function of a scale, or one that returns a Family", type(builder).__name__, remedy)
+    return builder if isinstance(builder, Family) else Family.of(builder, name=found[1])
+
+
 def _images(kind: str, rest: str) -> Workload:
+    path, options = _options(kind, rest, IMAGE_OPTIONS)
+    if "weights" not in options:
+        raise must_be(f"{kind} weights", "given", None, f"Write {kind}:{path}?weights=W.safetensors.")
+    return _IMAGES[kind](path, **options)
+
+
+def _options(kind: str, rest: str, allowed: Options) -> tuple[Path, dict[str, Any]]:
+    """Read PATH?name=value&..."""
     path, _, query = rest.partition("?")
     options: dict[str, Any] = {}
     for name, text in parse_qsl(query, keep_blank_values=True):
-        if name not in IMAGE_OPTIONS:
-            raise unknown(f"option of {kind}", name, IMAGE_OPTIONS)
+        if name not in allowed:
+            raise unknown(f"option of {kind}", name, allowed)
         try:
-            options[name] = IMAGE_OPTIONS[name](text)
+            options[name] = allowed[name](text)
         except ValueError as error:
             raise must_be(f"{kind} {name}", "a whole number", text, f"Write for example {name}=20.") from error
-    if "weights" not in options:
-        raise must_be(f"{kind} weights", "given", None, f"Write {kind}:{path}?weights=W.safetensors.")
-    return _IMAGES[kind](Path(path), **options)
+    return Path(path), options
 
 
-def _own(path: Path, function: str) -> Workload:
-    """Import the user's file and call its function."""
+def _file(spec: str, what: str) -> tuple[Path, str] | None:
+    """Read FILE.py:FUNCTION; None where `spec` is of another form."""
+    path, _, function = spec.rpartition(":")
+    if path.endswith(".py"):
+        return Path(path), function
+    if spec.endswith(".py"):
+        raise must_be(what, "FILE.py:FUNCTION", spec, f"Add the function, for example {spec}:make_{what}.")
+    return None
+
+
+def _own(path: Path, function: str, *, call: bool) -> Any:
+    """Import the user's file and return its function, or what that returns."""
     if not path.is_file():
         raise must_be("workload file", "an existing Python file", str(path), "Paths are relative to the current folder.")
     with _beside(path):
         module = _guarded(path, "importing it", lambda: _imported(path))
         make = getattr(module, function, None)
-        if not callable(make):
+        if not callable(make) and not isinstance(make, Family):
             names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
             raise unknown(f"function of {path}", function, names or ["make_workload"])
-        work = _guarded(path, f"calling {function}()", make)
-    if not isinstance(work, Workload):
-        raise must_be(
-            f"{path}:{function}", "a function that returns a Workload", type(work).__name__, "Return eq.Workload(...)."
-        )
-    return work
+        return _guarded(path, f"calling {function}()", make) if call else make
 
 
 def _imported(path: Path) -> ModuleType:

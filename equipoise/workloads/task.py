@@ -1,0 +1,282 @@
+"""What must be learned, before there is a model: data, metric and loss."""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Literal
+
+import torch
+from torch import Tensor
+
+from equipoise.errors import InputError, must_be
+from equipoise.workloads.augment import Augment
+from equipoise.workloads.base import Workload, add_split, carved, readers, together
+from equipoise.workloads.check import OF_LABELS, attempt, contents, sizes, some_targets
+from equipoise.workloads.data import Arrays, Split, Transform
+from equipoise.workloads.metrics import Loss, Metric, Score
+
+Kind = Literal["vectors", "images", "tokens", "arrays"]
+
+PROBE = 64
+"""Samples on which the metric and the loss are tried before any work."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What a model must take and give for one sample; all that a family needs to know of a task.
+
+    Attributes:
+        sample: Shape of one input: (features,), (channels, height, width), or (length,) of tokens.
+        outputs: Classes, or numbers to predict for each sample.
+        vocabulary: How many tokens there are; None where the inputs are numbers.
+        dense: One label for each position of the input (the next character), rather than one for each sample.
+
+    Example:
+        >>> Shape((3, 32, 32), 10).kind
+        'images'
+    """
+
+    sample: tuple[int, ...]
+    outputs: int
+    vocabulary: int | None = None
+    dense: bool = False
+
+    def __post_init__(self) -> None:
+        counts = (*self.sample, self.outputs, 1 if self.vocabulary is None else self.vocabulary)
+        if not self.sample or not all(isinstance(n, int) and n >= 1 for n in counts):
+            raise must_be("shape", "made of whole numbers of at least 1", self, "Write Shape((3, 32, 32), outputs=10).")
+
+    @property
+    def kind(self) -> Kind:
+        """Whether a sample is a vector, an image, a row of tokens, or an array of another rank."""
+        if self.vocabulary is not None:
+            return "tokens"
+        return "vectors" if len(self.sample) == 1 else "images" if len(self.sample) == 3 else "arrays"
+
+
+@dataclass(frozen=True, eq=False)
+class Task:
+    """Labelled data with the metric and the loss to learn them by; make one with `Task.of`, which checks all of it.
+
+    Attributes:
+        name: For tables and reports.
+        shape: What a model must take and give.
+        train, validation, test: Disjoint splits; the test split is left unread.
+        metric: Quality and its direction.
+        loss: (outputs, targets) -> scalar tensor.
+        augment: (inputs, generator) -> inputs, random changes for training; or None.
+
+    Example:
+        >>> x, y = torch.randn(90, 4), torch.arange(90) % 3
+        >>> task = Task.of(train=(x[:60], y[:60]), test=(x[60:], y[60:]), name="toy")
+        >>> task.sample, task.outputs, len(task.train), len(task.validation)
+        ((4,), 3, 48, 12)
+    """
+
+    name: str
+    shape: Shape
+    train: Split
+    validation: Split
+    test: Split
+    metric: Metric
+    loss: Loss
+    augment: Augment | None = None
+
+    @classmethod
+    def of(
+        cls,
+        *,
+        train: Any,
+        test: Any,
+        validation: Any = None,
+        metric: str | Metric | Score = "accuracy",
+        loss: str | Loss = "natural",
+        augment: Augment | None = None,
+        transform: Transform | None = None,
+        maximize: bool = True,
+        name: str = "task",
+        outputs: int | None = None,
+        vocabulary: int | None = None,
+        seed: int = 0,
+    ) -> Task:
+        """Make a task of what the user has; everything in it that cannot be learned from is told in one error.
+
+        Args:
+            train, test, validation: Anything that `Split.of` takes. Without validation data one training sample in five
+                serves, by the fixed shuffle, as in a `Workload`.
+            metric: A key of `METRICS`, a `Metric`, or a function of (outputs, targets).
+            loss: ``natural`` (cross entropy for labels, squared error for values), a name, or a function.
+            augment: Random changes of a batch of training inputs.
+            transform: Applied to each batch of inputs of every split (normalisation).
+            maximize: Direction of a metric given as a function.
+            name: For tables and reports.
+            outputs: Classes (1: a single logit for two classes), or values for each sample. None reads them off the targets,
+                for which a dataset that lies on disk is read once.
+            vocabulary: How many tokens there are; None reads it off integer inputs that lie in memory.
+            seed: Of the fixed shuffles.
+        Raises:
+            InputError: Empty splits, labels out of range or of the wrong type, a single class, inputs that are not finite or
+                not ready for a model, a metric or a loss that is undefined on these targets.
+        """
+        given = {"train": train, "test": test, "validation": validation}
+        read = together(readers(given, metric=metric, maximize=maximize, loss=loss, transform=transform, seed=seed))
+        shared = carved(read["train"], read.get("validation"))
+        measure, criterion = read["metric"], read["loss"]
+        _raise(sizes(*shared.values(), read["test"]))
+        _raise(mistake for split in shared.values() for mistake in _not_finite(split))
+        _raise(contents(*shared.values(), measure))
+        shape = _shape(shared["train"], shared["validation"], outputs, vocabulary)
+        _raise(mistake for split in shared.values() for mistake in _out_of_range(split, shape))
+        _raise(_untaught(shared["validation"], shape, measure, criterion))
+        return cls(name, shape, shared["train"], shared["validation"], read["test"], measure, criterion, augment)
+
+    @property
+    def sample(self) -> tuple[int, ...]:
+        """Shape of one input as the model takes it."""
+        return self.shape.sample
+
+    @property
+    def outputs(self) -> int:
+        """Classes, or values for each sample."""
+        return self.shape.outputs
+
+    @property
+    def vocabulary(self) -> int | None:
+        """How many tokens there are; None where the inputs are numbers."""
+        return self.shape.vocabulary
+
+    @cached_property
+    def example(self) -> Tensor:
+        """A small batch (2, ...) as the model takes it."""
+        inputs, _ = self.validation.take(2).tensors()
+        return inputs
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """16 hex digits that change with the data, the metric or the shape.
+
+        The data enter by their sizes and by 32 samples of each split but the test split, which enters by its size alone.
+        """
+        found = hashlib.sha256(f"task {self.name} {self.metric.name} {self.metric.maximize} {self.shape}".encode())
+        for role in ("train", "validation"):
+            add_split(found, role, getattr(self, role))
+        found.update(f"test {len(self.test)}".encode())
+        return found.hexdigest()[:16]
+
+
+def task_of(work: Workload) -> Task:
+    """Return what `work` must have learned, without its model; its outputs say how many classes there are.
+
+    Raises:
+        InputError: As `Task.of`.
+    """
+    with torch.inference_mode():
+        answers = attempt("model", lambda: work.model(work.example), "Look at the model's forward.")
+    outputs = answers.shape[1] if work.classifier and answers.ndim > 1 else None
+    return Task.of(
+        train=work.train,
+        validation=work.validation,
+        test=work.test,
+        metric=work.metric,
+        loss=work.loss,
+        augment=work.augment,
+        name=work.name,
+        outputs=outputs,
+    )
+
+
+def _raise(mistakes: Iterator[InputError]) -> None:
+    """Raise one error that lists all of `mistakes`, if there are any."""
+    found = list(mistakes)
+    if found:
+        raise InputError("\n".join(map(str, found)))
+
+
+def _not_finite(split: Split) -> Iterator[InputError]:
+    """Look at every number where they lie in memory; `contents` has looked at a sample of the others."""
+    if not isinstance(split.source, Arrays):
+        return
+    for name, value in (("inputs", split.source.inputs), ("targets", split.source.targets)):
+        if value.is_floating_point() and not value.isfinite().all():  # a source may hold other splits too
+            wrong = ~value[split.order].reshape(len(split), -1).isfinite().all(1)
+            if wrong.any():
+                found = f"NaN or infinity in row {int(split.order[wrong].min())} and {int(wrong.sum()) - 1} more"
+                yield must_be(f"{split.name} {name}", "finite", found, "Clean the data.")
+
+
+def _shape(train: Split, validation: Split, outputs: int | None, vocabulary: int | None) -> Shape:
+    """Read off the data what a model must take and give."""
+    inputs, targets = train.take(2).tensors()
+    tokens = inputs.dtype in (torch.int64, torch.int32)
+    if vocabulary is not None and not tokens:
+        raise must_be("inputs", "int64 tokens where a vocabulary is given", inputs.dtype, "Convert tokens by .long().")
+    if not tokens and not inputs.is_floating_point():
+        remedy = "Pass transform=... that makes floats of them (for images: / 255, or the mean and deviation)."
+        raise must_be("inputs", "floating point, or int64 tokens", inputs.dtype, remedy)
+    if tokens and vocabulary is None:
+        vocabulary = 1 + max(_most_token(split) for split in (train, validation))
+    if targets.is_floating_point():
+        values = math.prod(targets.shape[1:])
+        if outputs not in (None, values):
+            raise must_be("outputs", f"the {values} values of each target", outputs, "Leave outputs out.")
+        return Shape(tuple(inputs.shape[1:]), values, vocabulary)
+    dense = targets.ndim > 1
+    if dense and targets.shape[1:] != inputs.shape[1 if tokens else 2 :]:
+        remedy = "Give one label for each sample (N,), or one for each position; make 0/1 values of several labels floats."
+        raise must_be("targets", "of shape (N,)", tuple(targets.shape), remedy)
+    classes = outputs or 1 + max(int(split.targets().max()) for split in (train, validation))
+    return Shape(tuple(inputs.shape[1:]), classes, vocabulary, dense)
+
+
+def _most_token(split: Split) -> int:
+    tokens = _in_memory(split)
+    if tokens is None:
+        raise must_be("vocabulary", "given for tokens that are read item by item", None, "Pass vocabulary=... .")
+    return int(tokens.max())
+
+
+def _in_memory(split: Split) -> Tensor | None:
+    """The inputs as they are handed out, where they lie in memory."""
+    return split.source.inputs if isinstance(split.source, Arrays) and split.transform is None else None
+
+
+def _out_of_range(split: Split, shape: Shape) -> Iterator[InputError]:
+    """Labels and tokens must be numbered from 0, below their count."""
+    targets = some_targets(split)
+    if not targets.is_floating_point() and int(targets.max()) >= max(2, shape.outputs):
+        remedy = "Number the classes from 0, or pass the right outputs=... ."
+        yield must_be(f"{split.name} targets", f"below the {shape.outputs} outputs", int(targets.max()), remedy)
+    if shape.vocabulary is not None:
+        tokens = _in_memory(split)
+        inputs = split.take(PROBE).tensors()[0] if tokens is None else tokens
+        if not 0 <= int(inputs.min()) <= int(inputs.max()) < shape.vocabulary:
+            found = f"{int(inputs.min())} to {int(inputs.max())}"
+            yield must_be(f"{split.name} inputs", f"tokens from 0 to {shape.vocabulary - 1}", found, "Look at the tokenizer.")
+
+
+def _untaught(split: Split, shape: Shape, metric: Metric, loss: Loss) -> Iterator[InputError]:
+    """Yield what keeps the metric or the loss from being read off the targets, tried on random outputs."""
+    _, targets = split.take(PROBE).tensors()
+    if metric.name in OF_LABELS and targets.is_floating_point():
+        yield must_be("targets", f"whole numbers for metric {metric.name}", targets.dtype, "Convert labels by .long().")
+        return
+    if metric.name in ("mse", "mae") and not targets.is_floating_point():
+        yield must_be("targets", f"floating point for metric {metric.name}", targets.dtype, "Convert values by .float().")
+        return
+    positions = targets.shape[1:] if shape.dense else ()
+    outputs = torch.randn((len(targets), shape.outputs, *positions), generator=torch.Generator().manual_seed(0))
+    takes = f"It is called with outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}."
+    try:
+        score = attempt(f"metric {metric.name}", lambda: metric.score(outputs, targets), takes)
+        value = attempt("loss", lambda: float(loss(outputs, targets)), takes)
+    except InputError as error:
+        yield error
+        return
+    if not math.isfinite(score):
+        yield must_be(f"metric {metric.name}", "finite", score, "It must be defined on every validation sample.")
+    if not math.isfinite(value):
+        yield must_be("loss", "finite", value, "Pass loss=... that suits the targets.")
