@@ -28,7 +28,7 @@ def write(path: Path, tensors: Mapping[str, Tensor], facts: Mapping[str, Any]) -
     Raises:
         StoreError: The file cannot be written; the old one is as it was.
     """
-    data = save({key: value.detach().contiguous() for key, value in tensors.items()}, {"facts": json.dumps(facts)})
+    data = save(_apart(tensors), {"facts": json.dumps(facts)})
     temporary = ""
     try:
         with tempfile.NamedTemporaryFile(dir=path.parent, prefix=path.name, suffix=".part", delete=False) as file:
@@ -58,6 +58,19 @@ def read(path: Path) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
             return {key: file.get_tensor(key) for key in file.keys()}, facts  # noqa: SIM118 (not a mapping)
     except (OSError, SafetensorError, KeyError, ValueError) as error:
         raise StoreError(f"checkpoint {path} must be readable; got {error}. Delete it to start over.") from error
+
+
+def _apart(tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """Return the tensors with memory of their own, which tied weights have not, and the format asks for."""
+    found: dict[str, Tensor] = {}
+    seen: set[int] = set()
+    for key, value in tensors.items():
+        found[key] = value.detach().contiguous()
+        place = found[key].untyped_storage().data_ptr()
+        if place in seen:
+            found[key] = found[key].clone()
+        seen.add(place)
+    return found
 
 
 def pack_optimizer(model: nn.Module, optimizer: torch.optim.Optimizer) -> dict[str, Tensor]:
