@@ -44,7 +44,7 @@ class Dimension:
     menu: tuple[int | float, ...] = ()
     multiple: int | None = 1
     offset: int = 0
-    least: int | None = None
+    least: float | None = None
     most: float | None = None
 
     def __post_init__(self) -> None:
@@ -77,7 +77,7 @@ class Dimension:
     def _allowed(self) -> str:
         most = "" if self.most is None else f", {self.most} at most"
         if self.multiple is None:
-            return f"a number above 0{most}"
+            return f"a number {f'of at least {self.least}' if self.least else 'above 0'}{most}"
         start = f"{self.offset} + " if self.offset else ""
         what = "a whole number" if self.multiple == 1 else f"{start}a multiple of {self.multiple}"
         return f"{what}, at least {self._least}{most}"
@@ -207,8 +207,8 @@ class Family:
     def grow(self, factor: float, **base: float) -> dict[str, int | float]:
         """Return the scale whose cost is about `factor` times that of `base`, by the family's own rule.
 
-        What is multiplied is in `grows`, the rule in `growth`. Rounding to allowed values misses the factor: by up to two for
-        the smallest models (8 or 16 channels), by a fifth at most from 40 channels on.
+        What is multiplied is in `grows`, the rule in `growth`. Rounding the width w to a multiple of 8 misses the factor by up
+        to (w + 8) / w: 1.5 at 16 channels, 1.13 at 64; compute with the cost of the scale that is returned.
 
         Args:
             factor: Below 1 shrinks.

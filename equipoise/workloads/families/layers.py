@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from equipoise.workloads.families.base import Dimension, Scale
 from equipoise.workloads.task import Shape
 
-RESOLUTION = Dimension("resolution", 1.0, (0.5, 0.625, 0.75, 0.875, 1.0, 1.25, 1.5), multiple=None)
+RESOLUTION = Dimension("resolution", 1.0, (0.5, 0.625, 0.75, 0.875, 1.0, 1.25, 1.5), multiple=None, least=0.25, most=4.0)
 """Side of the image inside the model as a share of the data's; 1 leaves it as it comes."""
 
 

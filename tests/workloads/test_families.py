@@ -1,0 +1,429 @@
+"""Families: parameters against published counts and hand formulas, growth, determinism, and what a scale may be."""
+
+from __future__ import annotations
+
+import importlib.util
+import math
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from equipoise.errors import InputError
+from equipoise.measure.counts import count
+from equipoise.workloads import FAMILIES, Dimension, Shape, Task, family, load_task
+from equipoise.workloads.families.layers import Resize, fan_in, share_out, strides, to_eight
+from equipoise.workloads.families.shuffle import shufflenet
+
+DIGITS, CIFAR, IMAGENET = Shape((1, 8, 8), 10), Shape((3, 32, 32), 10), Shape((3, 224, 224), 1000)
+VECTORS, TEXT = Shape((10,), 3), Shape((16,), 20, 20, dense=True)
+SENTENCES = Shape((16,), 2, 30)
+
+
+def built(name: str, shape: Shape, seed: int = 0, **scale: float) -> nn.Module:
+    return family(name).model(scale, shape, generator=torch.Generator().manual_seed(seed))
+
+
+def shape_for(name: str, images: Shape = CIFAR) -> Shape:
+    return {"gpt": TEXT, "mlp": VECTORS}.get(name, images)
+
+
+def params(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def batch(shape: Shape, n: int = 3, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    if shape.vocabulary:
+        return torch.randint(0, shape.vocabulary, (n, *shape.sample), generator=generator)
+    return torch.randn((n, *shape.sample), generator=generator)
+
+
+# Parameters. The published counts are those of the reference implementations in torchvision, timm and transformers.
+
+PUBLISHED: dict[str, tuple[str, Shape, dict[str, float], int]] = {
+    "mlp 10-50-3": ("mlp", VECTORS, {"width": 50, "depth": 1}, 703),
+    "ResNet-20, option B": ("resnet", CIFAR, {}, 269_722 + 16 * 32 + 2 * 32 + 32 * 64 + 2 * 64),
+    "MobileNetV2": ("mobilenet", IMAGENET, {"width": 32}, 3_504_872),
+    "EfficientNet-B0": ("efficientnet", IMAGENET, {}, 5_288_548),
+    "ConvNeXt-T without layer scale": (
+        "convnext", IMAGENET, {"width": 96, "depth": 18}, 28_589_128 - (3 * 96 + 3 * 192 + 9 * 384 + 3 * 768),
+    ),
+    "ViT-Ti without class token": (
+        "encoder", IMAGENET, {"width": 192, "depth": 12, "heads": 3, "kernel": 16}, 5_717_416 - 2 * 192,
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", PUBLISHED)
+def test_published_sizes(case: str) -> None:
+    name, shape, scale, wanted = PUBLISHED[case]
+    assert params(built(name, shape, **scale)) == wanted
+
+
+def test_published_sizes_of_the_others() -> None:
+    x1 = shufflenet(IMAGENET, side=224, first=24, widths=(116, 232, 464), units=(4, 8, 4), last=1024)
+    assert sum(map(params, x1.values())) == 2_278_604
+    with torch.device("meta"):
+        gpt2 = family("gpt").build(family("gpt").scale(width=768, depth=12, heads=12), Shape((1024,), 50257, 50257, True))
+    assert params(gpt2) == 124_439_808
+
+
+def conv(inputs: int, outputs: int, kernel: int, groups: int = 1) -> int:
+    """A convolution with BatchNorm."""
+    return inputs // groups * outputs * kernel**2 + 2 * outputs
+
+
+def by_hand(name: str, w: int, d: int, outputs: int) -> int:
+    """Parameters on 3-channel images (vectors of 10, 16 tokens of 20), other dimensions at their defaults."""
+    if name == "mlp":
+        return 10 * w + w + (d - 1) * (w * w + w) + w * outputs + outputs
+    if name == "cnn":
+        n = d // 3
+        inner = sum((n - 1) * conv(c, c, 3) for c in (w, 2 * w, 4 * w))
+        return conv(3, w, 3) + inner + conv(w, 2 * w, 3) + conv(2 * w, 4 * w, 3) + 4 * w * outputs + outputs
+    if name == "resnet":
+        n = (d - 2) // 6
+        inner = (2 * n) * conv(w, w, 3) + (2 * n - 1) * (conv(2 * w, 2 * w, 3) + conv(4 * w, 4 * w, 3))
+        steps = conv(w, 2 * w, 3) + conv(w, 2 * w, 1) + conv(2 * w, 4 * w, 3) + conv(2 * w, 4 * w, 1)
+        return conv(3, w, 3) + inner + steps + 4 * w * outputs + outputs
+    if name == "shufflenet":
+        total, c = conv(3, w // 2, 3), w // 2
+        for width, units in zip((w, 2 * w, 4 * w), share_out(d, (4, 8, 4)), strict=True):
+            h = width // 2
+            total += conv(c, c, 3, c) + conv(c, h, 1) + conv(c, h, 1) + conv(h, h, 3, h) + conv(h, h, 1)
+            total += (units - 1) * (conv(h, h, 1) + conv(h, h, 3, h) + conv(h, h, 1))
+            c = width
+        return total + conv(c, 16 * w, 1) + 16 * w * outputs + outputs
+    if name == "convnext":
+        total = 27 * w + w + 2 * w
+        for stage, blocks in enumerate(share_out(d, (3, 3, 9, 3))):
+            c = w * 2**stage
+            total += blocks * (49 * c + c + 2 * c + 4 * c * c + 4 * c + 4 * c * c + c)
+            total += (2 * (c // 2) + 4 * (c // 2) * c + c) if stage else 0
+        return total + 2 * 8 * w + 8 * w * outputs + outputs
+    body = d * (12 * w * w + 13 * w) + 2 * w
+    if name == "gpt":
+        return 20 * w + 16 * w + body
+    if name == "encoder":
+        return 3 * 16 * w + w + 64 * w + body + w * outputs + outputs
+    return inverted(name, w, d, outputs)
+
+
+def inverted(name: str, w: int, d: int, outputs: int) -> int:
+    """MobileNetV2 and EfficientNet from the tables of their papers; depth 7 is one block in each stage."""
+    assert d == 7
+    channels = {"mobilenet": (16, 24, 32, 64, 96, 160, 320), "efficientnet": (16, 24, 40, 80, 112, 192, 320)}[name]
+    kernels = {"mobilenet": (3,) * 7, "efficientnet": (3, 3, 5, 3, 5, 5, 3)}[name]
+    total, c = conv(3, w, 3), w
+    for stage, (out, k) in enumerate(zip([to_eight(n * w / 32) for n in channels], kernels, strict=True)):
+        h = 6 * c if stage else c
+        total += (conv(c, h, 1) if stage else 0) + conv(h, h, k, h) + conv(h, out, 1)
+        if name == "efficientnet":
+            total += 2 * h * max(1, c // 4) + max(1, c // 4) + h
+        c = out
+    return total + conv(c, 40 * w, 1) + 40 * w * outputs + outputs
+
+
+SMALL = {"resnet": (8, 14), "mobilenet": (16, 7), "efficientnet": (24, 7), "shufflenet": (32, 8), "convnext": (16, 6)}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_params_by_hand(name: str) -> None:
+    shape = shape_for(name)
+    width, depth = SMALL.get(name, (48, 3))
+    model = built(name, shape, width=width, depth=depth)
+    assert params(model) == by_hand(name, width, depth, shape.outputs)
+    assert params(model) != by_hand(name, width, depth, shape.outputs + 1) or name == "gpt"  # control
+
+
+def test_token_encoder_by_hand() -> None:
+    model = built("encoder", SENTENCES, width=32, depth=2)
+    assert params(model) == 30 * 32 + 16 * 32 + 2 * (12 * 32**2 + 13 * 32) + 2 * 32 + 32 * 2 + 2
+    assert model(batch(SENTENCES)).shape == (3, 2)
+
+
+# Growth.
+
+
+def body(name: str, scale: Mapping[str, float]) -> float:
+    """What `grow` multiplies, counted on a model: matrices outside stem, embedding and logits, or MACs of one pixel."""
+    model = built(name, shape_for(name), **scale)
+    ends = ("stem", "conv1", "head", "linear", "embed", "excite") if name != "mlp" else ("0", str(2 * int(scale["depth"])))
+    if name == "efficientnet":
+        layers = count(model, batch(CIFAR)).by_layer
+        return sum(layer.macs for layer in layers if not set(layer.name.split(".")) & set(ends)) / 32**2
+    weights = [(key, p.numel()) for key, p in model.named_parameters() if p.ndim > 1]
+    return sum(n for key, n in weights if not set(key.split(".")) & set(ends))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_cost_is_what_a_model_has(name: str) -> None:
+    kind = family(name)
+    for change in ({}, {"width": kind.scale()["width"] * 2}, {"depth": kind.dimensions[1].menu[-2]}):
+        scale = kind.scale(**change)
+        assert kind.cost(scale) == pytest.approx(body(name, scale), rel=1e-9)
+    assert kind.cost(kind.scale()) != pytest.approx(body(name, kind.grow(2)), rel=0.3)  # control
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_growth_hits_its_factor(name: str) -> None:
+    kind = family(name)
+    start = kind.cost(kind.scale())
+    assert kind.grow(1) == kind.scale()
+    step = kind.dimensions[0].multiple or 1
+    for factor in (0.25, 0.5, 1.5, 2, 3, 4, 6, 8, 16, 64):
+        scale = kind.grow(factor)
+        miss = kind.cost(scale) / start / factor
+        assert abs(math.log(miss)) <= math.log(scale["width"] / max(scale["width"] - step, step / 2)), (factor, scale)
+        assert factor not in (2, 4, 8, 16, 64) or miss == pytest.approx(1, abs=0.13)
+    sizes = [kind.cost(kind.grow(2**step)) for step in range(-2, 7)]
+    assert sizes == sorted(sizes)
+    with pytest.raises(InputError, match="comes no nearer"):
+        kind.grow(1e-6)
+    with pytest.raises(InputError, match="a number from"):
+        kind.grow(0)
+
+
+def test_growth_from_another_start_and_by_compound_rule() -> None:
+    resnet = family("resnet")
+    assert resnet.grow(4, depth=44, width=8) == {"width": 16, "depth": 44, "resolution": 1.0}
+    gpt = family("gpt").grow(8)
+    assert (gpt["width"], gpt["depth"]) == (256, 8)  # width / depth stays
+    compound = family("efficientnet").grow((1.2 * 1.1**2 * 1.15**2) ** 4)
+    assert compound["depth"] == pytest.approx(16 * 1.2**4, rel=0.1)
+    assert compound["width"] == pytest.approx(32 * 1.1**4, rel=0.15)
+    assert compound["resolution"] == pytest.approx(1.15**4, rel=0.1)
+
+
+# Behavior.
+
+
+@pytest.fixture(scope="module")
+def text() -> Task:
+    found = importlib.util.find_spec("pydoc_data.topics")
+    assert found is not None
+    return load_task(f"text:{found.origin}?context=16")
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_learns_real_data(name: str, text: Task) -> None:
+    task = text if name == "gpt" else load_task("digits")
+    kind = family(name)
+    scale = {d.name: d.menu[0] for d in kind.dimensions if d.name in ("width", "depth")}
+    model = kind.model(scale, task, generator=torch.Generator().manual_seed(0)).train()
+    inputs, targets = task.train.take(48).tensors()
+    optimizer = torch.optim.AdamW(model.parameters(), lr=3e-3)
+    losses = []
+    for _ in range(5):
+        optimizer.zero_grad()
+        outputs = model(inputs)
+        loss = task.loss(outputs, targets)
+        torch.autograd.backward(loss)
+        assert all(p.grad is not None and bool(p.grad.isfinite().all()) for p in model.parameters())
+        optimizer.step()
+        losses.append(loss.item())
+    assert outputs.shape == ((48, task.outputs, 16) if name == "gpt" else (48, 10))
+    assert losses[0] == pytest.approx(math.log(task.outputs), rel=0.2)  # starts at guessing
+    assert losses[-1] < losses[0]
+    assert math.isfinite(task.metric.score(outputs.detach(), targets))
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_weights_depend_on_the_generator_alone(name: str) -> None:
+    shape = shape_for(name, DIGITS)
+    state = torch.get_rng_state()
+    first = built(name, shape).state_dict()
+    assert torch.equal(torch.get_rng_state(), state)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(99)
+        again, other = built(name, shape).state_dict(), built(name, shape, seed=1).state_dict()
+    assert all(torch.equal(value, again[key]) for key, value in first.items())
+    assert any(not torch.equal(value, other[key]) for key, value in first.items())
+
+
+def test_weights_are_drawn_by_fan_in() -> None:
+    net = nn.Sequential(nn.Conv2d(64, 128, 3), nn.Conv2d(128, 128, 5, groups=128), nn.Linear(400, 300), nn.Linear(300, 200))
+    with torch.no_grad():
+        fan_in(net, torch.Generator().manual_seed(0))
+    spreads = [layer.weight.std().item() for layer in net]
+    wanted = [math.sqrt(2 / 576), math.sqrt(2 / 25), math.sqrt(2 / 400), math.sqrt(0.1 / 300)]
+    assert spreads == pytest.approx(wanted, rel=0.05)
+    assert not any(layer.bias.any() for layer in net)
+
+
+def test_channels_are_multiples_of_eight() -> None:
+    for name in ("cnn", "resnet", "mobilenet", "shufflenet", "convnext", "efficientnet"):
+        for width in next(d for d in family(name).dimensions if d.name == "width").menu:
+            convs = [m for m in built(name, CIFAR, width=width).modules() if isinstance(m, nn.Conv2d)]
+            inner = [m for m in convs if m.kernel_size != (1, 1) or m.bias is None]  # not inside squeeze-and-excite
+            assert all(m.out_channels % 8 == 0 for m in inner), (name, width)
+
+
+IMAGE_FAMILIES = [name for name, kind in FAMILIES.items() if "images" in kind.kinds and name != "mlp"]
+
+
+@pytest.mark.parametrize("name", IMAGE_FAMILIES)
+def test_resolution_is_changed_inside(name: str) -> None:
+    half, whole = built(name, CIFAR, resolution=0.5), built(name, CIFAR)
+    assert [m.size for m in half.modules() if isinstance(m, Resize)] == [(16, 16)]
+    assert not [m for m in whole.modules() if isinstance(m, Resize)]
+    assert half.eval()(batch(CIFAR)).shape == (3, 10)
+    work = count(whole, batch(CIFAR)).macs / count(half, batch(CIFAR)).macs
+    assert 2.5 < work < 4.5
+
+
+@pytest.mark.parametrize("name", IMAGE_FAMILIES)
+def test_every_side_fits(name: str) -> None:
+    for sample in ((1, 4, 4), (1, 7, 9), (3, 28, 28), (2, 64, 48), (3, 130, 130)):
+        shape = Shape(sample, 5)
+        assert built(name, shape, width=16).eval()(batch(shape, 1)).shape == (1, 5), sample
+
+
+def test_stem_and_stages_follow_the_resolution() -> None:
+    def behind_stem(name: str, side: int) -> int:
+        model = built(name, Shape((3, side, side), 5), width=16)
+        return int(model.get_submodule("stem")(torch.zeros(1, 3, side, side)).shape[2])
+
+    assert [behind_stem("mobilenet", side) for side in (8, 32, 63, 64, 128, 224)] == [8, 32, 63, 32, 64, 112]
+    for name in ("cnn", "shufflenet", "convnext"):
+        assert [behind_stem(name, side) for side in (8, 32, 64, 128, 224)] == [8, 32, 32, 32, 56], name
+    assert strides(8, (1, 2, 2, 2, 1, 2)) == [1, 2, 2, 1, 1, 1]
+    assert strides(32, (2, 2, 2, 2, 2)) == [2, 2, 2, 2, 1]
+
+
+def test_share_out_adds_up() -> None:
+    for pattern in ((1, 1, 1), (4, 8, 4), (1, 2, 3, 4, 3, 3, 1), (3, 3, 9, 3)):
+        assert share_out(sum(pattern), pattern) == list(pattern)
+        for total in range(len(pattern), 60):
+            shares = share_out(total, pattern)
+            assert sum(shares) == total
+            assert min(shares) >= 1
+
+
+def test_gpt_sees_the_past_alone() -> None:
+    model = built("gpt", TEXT, width=32, depth=2).eval()
+    tokens = batch(TEXT, 1)
+    changed = tokens.clone()
+    changed[0, 9] = (changed[0, 9] + 1) % 20
+    differs = (model(tokens) != model(changed)).any(1)[0]
+    assert not differs[:9].any()
+    assert differs[9:].any()
+    assert model.get_parameter("head.logits.weight") is model.get_parameter("embed.token.weight")
+
+
+def test_encoder_sees_everything() -> None:
+    model = built("encoder", SENTENCES, width=32, depth=1).eval()
+    tokens = batch(SENTENCES, 1)
+    changed = tokens.clone()
+    changed[0, -1] = (changed[0, -1] + 1) % 30
+    assert (model(tokens) != model(changed)).any()
+
+
+@pytest.mark.parametrize(("share", "context"), [(0.5, 8), (0.3, 5)])
+def test_short_context_is_the_same_as_short_windows(share: float, context: int) -> None:
+    model = built("gpt", TEXT, width=32, depth=1, context=share).eval()
+    short = built("gpt", Shape((context,), 20, 20, dense=True), width=32, depth=1).eval()
+    short.load_state_dict(model.state_dict())
+    tokens = batch(TEXT)
+    whole = model(tokens)
+    assert whole.shape == (3, 20, 16)
+    parts = [short(tokens[:, start : start + context]) for start in range(0, 16, context)]
+    assert torch.allclose(whole, torch.cat(parts, dim=2), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+def test_flops_are_twice_the_macs(name: str) -> None:
+    """Our counts and torch's counter agree; attention must be told to run in its open form for torch's."""
+    from torch.nn.attention import SDPBackend, sdpa_kernel
+    from torch.utils.flop_counter import FlopCounterMode
+
+    shape = shape_for(name, DIGITS)
+    model = built(name, shape).eval()
+    with FlopCounterMode(display=False) as counter, sdpa_kernel(SDPBackend.MATH), torch.no_grad():
+        model(batch(shape, 1))
+    counts = count(model, batch(shape))
+    assert counter.get_total_flops() == 2 * counts.macs
+    assert counts.complete
+
+
+def test_cross_entropy_of_tokens() -> None:
+    logits, targets = built("gpt", TEXT, width=32, depth=1)(batch(TEXT)), batch(TEXT, seed=1)
+    flat = F.cross_entropy(logits.transpose(1, 2).reshape(-1, 20), targets.reshape(-1))
+    assert torch.allclose(F.cross_entropy(logits, targets), flat)
+
+
+# Bad input.
+
+BAD_SCALES: list[tuple[str, dict[str, Any], str]] = [
+    ("resnet", {"widht": 16}, "Did you mean 'width'"),
+    ("resnet", {"kernel": 3}, "dimension of resnet must be one of depth, resolution, width"),
+    ("resnet", {"width": 12}, "a multiple of 8, at least 8; got 12. The nearest is 16"),
+    ("resnet", {"depth": 21}, r"2 \+ a multiple of 6, at least 8; got 21. The nearest is 20"),
+    ("resnet", {"depth": 2}, "The nearest is 8"),
+    ("resnet", {"resolution": 0}, "a number of at least 0.25, 4.0 at most; got 0"),
+    ("cnn", {"kernel": 4}, r"1 \+ a multiple of 2, at least 3"),
+    ("cnn", {"depth": 2}, "at least 3"),
+    ("cnn", {"width": float("nan")}, "a finite number"),
+    ("cnn", {"width": True}, "a finite number"),
+    ("cnn", {"width": "32"}, "a finite number"),
+    ("gpt", {"width": 32, "heads": 5}, "a divisor of the width 32"),
+    ("gpt", {"context": 1.5}, "1.0 at most"),
+    ("mlp", {"depth": 0}, "a whole number, at least 1"),
+    ("mlp", {"width": 2.5}, "a whole number"),
+]
+
+
+@pytest.mark.parametrize(("name", "scale", "message"), BAD_SCALES)
+def test_bad_scales_are_refused(name: str, scale: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        family(name).scale(**scale)
+
+
+@pytest.mark.parametrize(
+    ("name", "shape", "message"),
+    [
+        ("resnet", VECTORS, "one of images for the family resnet; got 'vectors'"),
+        ("mlp", TEXT, "vectors or images or arrays"),
+        ("gpt", CIFAR, "one of tokens"),
+        ("gpt", SENTENCES, "one label for each position"),
+        ("encoder", TEXT, "one answer for each sample"),
+        ("encoder", VECTORS, "tokens or images"),
+        ("gpt", Shape((16,), 4, 20, dense=True), "the vocabulary of 20"),
+    ],
+)
+def test_tasks_that_do_not_fit(name: str, shape: Shape, message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        built(name, shape)
+
+
+def test_numpy_numbers_and_whole_floats_are_taken() -> None:
+    import numpy as np
+
+    scale = family("cnn").scale(width=np.int64(16), depth=6.0, resolution=np.float32(0.5))
+    assert scale == {"width": 16, "depth": 6, "kernel": 3, "resolution": 0.5}
+    assert [type(value) for value in scale.values()] == [int, int, int, float]
+
+
+def test_bad_dimensions() -> None:
+    with pytest.raises(InputError, match="ordered"):
+        Dimension("width", 8, (16, 8))
+    with pytest.raises(InputError, match="a multiple of 8"):
+        Dimension("width", 8, (8, 12), multiple=8)
+    with pytest.raises(InputError, match="a word"):
+        Dimension("the width", 8)
+    with pytest.raises(InputError, match="Did you mean 'resnet'"):
+        family("resnett")
+
+
+@pytest.mark.data
+def test_real_sentences(data_folder: Path) -> None:
+    task = load_task(f"text:{data_folder / 'sst2' / 'train.tsv'}?context=32")
+    model = family("gpt").model({"width": 32, "depth": 1}, task, generator=torch.Generator().manual_seed(0))
+    inputs, targets = task.validation.take(8).tensors()
+    bits = task.metric.score(model(inputs).detach(), targets)
+    assert bits == pytest.approx(math.log2(task.outputs), rel=0.1)

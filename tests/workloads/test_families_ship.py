@@ -1,0 +1,78 @@
+"""Models of every family can be compressed and shipped: ONNX with a free batch axis, BatchNorm folded, channels cut."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+import onnxruntime
+import pytest
+import torch
+from torch import Tensor, nn
+
+from equipoise.compress.fold import fold
+from equipoise.compress.prune import prune
+from equipoise.runtimes.export import Exporter
+from equipoise.workloads import FAMILIES, Shape, family
+
+IMAGES, TEXT, SENTENCES = Shape((3, 16, 16), 5), Shape((12,), 20, 20, dense=True), Shape((12,), 2, 30)
+SMALLEST: dict[str, dict[str, float]] = {
+    "mlp": {}, "cnn": {"width": 16}, "resnet": {"depth": 8}, "mobilenet": {"depth": 7}, "shufflenet": {"depth": 6},
+    "convnext": {"depth": 4, "width": 16}, "efficientnet": {"depth": 7, "width": 16}, "gpt": {"width": 32, "depth": 1},
+    "encoder": {"width": 32, "depth": 1},
+}  # fmt: skip
+
+
+def ready(name: str, **more: float) -> tuple[nn.Module, Tensor]:
+    """A small model in evaluation mode, its BatchNorms having seen data, and a batch."""
+    shape = TEXT if name == "gpt" else IMAGES
+    generator = torch.Generator().manual_seed(0)
+    model = family(name).model({**SMALLEST[name], **more}, shape, generator=generator)
+    batch = torch.randn((8, *shape.sample), generator=generator)
+    if shape.vocabulary:
+        batch = torch.randint(0, shape.vocabulary, (8, *shape.sample), generator=generator)
+    with torch.no_grad():
+        model.train()(batch)
+    return model.eval(), batch
+
+
+CASES: list[tuple[str, dict[str, Any]]] = [
+    *((name, {}) for name in FAMILIES),
+    ("resnet", {"resolution": 0.75}),
+    ("cnn", {"resolution": 1.25}),
+    ("gpt", {"context": 0.4}),
+]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(("name", "more"), CASES)
+def test_onnx_answers_like_torch_at_any_batch(name: str, more: dict[str, float]) -> None:
+    model, batch = ready(name, **more)
+    content = Exporter().onnx(fold(model, batch[:2]), batch[:2], topology=name)
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    for n in (1, 5, 8):
+        (found,) = session.run(None, {"input": batch[:n].numpy()})
+        wanted = model(batch[:n]).detach().numpy()
+        assert found.shape == wanted.shape
+        assert np.allclose(found, wanted, atol=2e-4 * np.abs(wanted).max())
+    assert not np.allclose(found, model(batch.flip(0)).detach().numpy(), atol=2e-4 * np.abs(wanted).max())  # control
+
+
+@pytest.mark.parametrize("name", [name for name in FAMILIES if name not in ("mlp", "convnext", "gpt", "encoder")])
+def test_every_norm_folds(name: str) -> None:
+    model, batch = ready(name)
+    folded = fold(model, batch[:2])
+    assert [m for m in model.modules() if isinstance(m, nn.BatchNorm2d)]
+    assert not [m for m in folded.modules() if isinstance(m, nn.BatchNorm2d)]
+    with torch.no_grad():
+        assert torch.allclose(folded(batch), model(batch), atol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", FAMILIES)
+def test_channels_can_be_cut(name: str) -> None:
+    model, batch = ready(name)
+    smaller = prune(model, batch[:2], ratio=0.5)
+    before, after = (sum(p.numel() for p in m.parameters()) for m in (model, smaller))
+    assert after < 0.9 * before
+    assert smaller(batch).shape == model(batch).shape
