@@ -53,7 +53,7 @@ class CsvLog:
         Raises:
             StoreError: It cannot be read or written, or is no log of ours.
         """
-        rows = [row for row in self._rows() if int(row[0]) <= step] if step else []
+        rows = [row for row in self._rows() if int(row[0]) <= step]
         part = self.path.with_name(self.path.name + ".part")
         try:
             with part.open("w", newline="", encoding="utf-8") as file:

@@ -161,7 +161,7 @@ def _explained(error: Exception, recipe: Recipe, where: Distribution) -> Excepti
     text = str(error).splitlines()[0] if str(error) else ""
     if recipe.precision != "fp32" and "not implemented for" in text:
         return must_be("recipe.precision", f"one that every layer has on {where.device.type}", recipe.precision, f"{text}.")
-    if isinstance(error, IndexError) and text.startswith("Target "):
+    if text.startswith(("Target ", "Class values must be")):
         return must_be("targets", "labels from 0 to the number of outputs - 1", text, "Check the labels or the last layer.")
     return error
 
@@ -201,7 +201,7 @@ def _cooled(recipe: Recipe, fraction: float) -> bool:
 def _result(model: nn.Module, student: nn.Module, state: State, recipe: Recipe) -> Trained:
     """Take the weights that the run returns out of wherever they were placed."""
     tensors = state.best_tensors if recipe.patience is not None and state.best_tensors else None
-    if state.model is not student:
+    if not isinstance(state.where, OneProcess):  # placed in part here, or wrapped, also where it is the same object
         student, tensors = copy.deepcopy(model), tensors or state.weights()
     elif tensors is None and state.average is not None:
         state.average.settle()

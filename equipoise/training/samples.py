@@ -48,11 +48,13 @@ class Samples:
 
     def batches(self, size: int, *, shuffle_with: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
         """Yield batches: all samples in order, or full batches (one shorter where there are fewer samples) shuffled."""
+        n = len(self)
         if shuffle_with is None:
-            yield from zip(self.inputs.split(size), self.targets.split(size), strict=True)
+            for start in range(0, n, size):
+                yield self.inputs[start : start + size], self.targets[start : start + size]
             return
-        order = torch.randperm(len(self), generator=shuffle_with)
-        for start in range(0, max(len(self) - len(self) % size, min(len(self), size)), size):
+        order = torch.randperm(n, generator=shuffle_with)
+        for start in range(0, max(n - n % size, min(n, size)), size):
             chosen = order[start : start + size]
             yield self.inputs[chosen], self.targets[chosen]
 

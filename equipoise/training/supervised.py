@@ -85,6 +85,9 @@ def fit(
         by_epochs = math.ceil(epochs * per_epoch(data, recipe))
         steps = by_epochs if steps is None else min(steps, by_epochs)
     shown = None
+    for name, value in (("evaluate_steps", evaluate_steps), ("evaluate_epochs", evaluate_epochs)):
+        if value is not None and not value > 0:
+            raise must_be(name, "positive", value, "Say how often to look at the validation split.")
     if validation is not None:
         every = evaluate_steps or max(1, round(evaluate_epochs * per_epoch(data, recipe)))
         shown = Validation(validation, loss, every, metric)
