@@ -24,6 +24,19 @@ AXES: dict[str, tuple[str, str]] = {
 }
 """Word in a budget -> (axis of an `Evaluation`, base unit)."""
 
+SCALE_AXES: dict[str, tuple[str, str]] = {
+    "train": ("train_s", "s"),
+    "cost": ("train_cost", "$"),
+    "memory": ("train_memory_bytes", "B"),
+    "latency": ("latency_s", "s"),
+    "size": ("size_bytes", "B"),
+    "price": ("price_per_million", "$"),
+    "params": ("params", "1"),
+    "macs": ("macs", "1"),
+    "quality": ("quality", "points"),
+}
+"""The same for the limits of a model that is not trained yet."""
+
 _CONSTRAINT = re.compile(r"^\s*([a-z_]+)\s*(<=|>=|<|>|=|==)\s*(.+?)\s*$")
 
 
@@ -82,9 +95,12 @@ class Budget:
         return next((c.bound for c in self.constraints if c.word == word), None)
 
 
-def parse_budget(text: str | None) -> Budget:
+def parse_budget(text: str | None, *, axes: Mapping[str, tuple[str, str]] = AXES) -> Budget:
     """Read a budget; every mistake in it is reported together.
 
+    Args:
+        text: Bounds separated by commas; None or empty for none.
+        axes: The words it may use.
     Raises:
         InputError: An unknown word, a wrong direction or an unreadable quantity.
     """
@@ -93,7 +109,7 @@ def parse_budget(text: str | None) -> Budget:
     parts = [part for part in (text or "").split(",") if part.strip()]
     for part in parts:
         try:
-            constraint = _parse_one(part)
+            constraint = _parse_one(part, axes)
             if constraint.word in found:
                 raise must_be("budget", "one bound for each axis", part.strip(), f"Remove the second {constraint.word}.")
             found[constraint.word] = constraint
@@ -104,14 +120,14 @@ def parse_budget(text: str | None) -> Budget:
     return Budget(tuple(found.values()), ", ".join(p.strip() for p in parts))
 
 
-def _parse_one(part: str) -> Constraint:
+def _parse_one(part: str, axes: Mapping[str, tuple[str, str]]) -> Constraint:
     match = _CONSTRAINT.match(part)
     if match is None:
         raise must_be("budget", "written as axis<=quantity", part.strip(), 'Write for example "latency<=1ms, drop<=1".')
     word, relation, quantity = match.groups()
-    if word not in AXES:
-        raise unknown("budget axis", word, AXES)
-    axis, unit = AXES[word]
+    if word not in axes:
+        raise unknown("budget axis", word, axes)
+    axis, unit = axes[word]
     upper = word not in ("quality", "throughput")
     if relation not in (("<=", "<") if upper else (">=", ">")):
         raise must_be(f"budget {word}", f"a bound with {'<=' if upper else '>='}", part.strip(), "Turn the relation round.")

@@ -6,6 +6,7 @@ crash replays it: nothing is lost and nothing is counted twice.
 
 from __future__ import annotations
 
+import statistics
 import time as clock
 import traceback
 from collections.abc import Callable, Mapping, Sequence
@@ -23,7 +24,7 @@ from equipoise.budget import Budget, parse_budget
 from equipoise.errors import EquipoiseError, must_be
 from equipoise.measure import latency, machine
 from equipoise.records import Evaluation, Fidelity, Plan, as_data, digest, evaluation_from
-from equipoise.recovery import recover
+from equipoise.recovery import HOPE, recover
 from equipoise.runtimes import Program, Target, parse_targets
 from equipoise.search import LossTable, loss_table
 from equipoise.search.front import predicted_front
@@ -46,7 +47,10 @@ ROUND = 8
 FIRST = 12
 """Plans of the predicted front that are evaluated before the search begins."""
 WORST_LOSS = 1.0
-"""Nats beyond which a plan is of no interest, recovered or not."""
+"""Nats beyond which a plan is of no interest, recovered or not; a bound on the drop lowers it once drops are known."""
+LEAST_WORST = 0.05
+TELLING = 0.02
+"""Nats from which a drop is more than chance."""
 SHORTLIST = 6
 PROBE = 32
 """Validation inputs whose answers an artifact carries."""
@@ -126,6 +130,7 @@ class Road:
     spec: str
     listen: Listener
     spent_s: float = 0.0
+    worst_loss: float = WORST_LOSS
     evaluations: list[Evaluation] = field(default_factory=list)
 
     def walk(self) -> Study:
@@ -299,8 +304,20 @@ class Road:
                 genome = self.space.encode(plan)[None]
                 predicted = {c.axis: float(c.many(genome)[0]) for c in costs} | {"loss": float(model.losses(genome)[0])}
                 self.one_shot(plan, predicted)
-            volumes.append(front_volume(self.known(), worst_loss=WORST_LOSS))
+            if not number:
+                self.worst_loss = self._worst_loss()
+            volumes.append(front_volume(self.known(), worst_loss=self.worst_loss))
             number += 1
+
+    def _worst_loss(self) -> float:
+        """Nats beyond which, as the first plans tell, a plan drops more than the budget's bound and training could mend."""
+        bound = self.budget.bound("drop")
+        tried = [e for e in self.evaluations if e.ok and e.details["loss"] > TELLING and e.drop.get() > 0]
+        if not bound or not tried:
+            return WORST_LOSS
+        points_per_nat = statistics.median(e.drop.get() / e.details["loss"] for e in tried)
+        reach = (HOPE if self.recovery else 1.0) * bound
+        return min(WORST_LOSS, max(LEAST_WORST, reach / points_per_nat))
 
     def _tell_reach(self, costs: Sequence[steering.Cost]) -> None:
         """Say what the space is predicted to reach, so that a budget out of reach is known before the search, not after it."""
@@ -325,7 +342,7 @@ class Road:
         front = predicted_front(self.space, self.table, costs)
         losses = model.losses(front)
         seen = {row.tobytes() for row in known.genomes}
-        useful = np.array([loss <= WORST_LOSS and row.tobytes() not in seen for row, loss in zip(front, losses, strict=True)])
+        useful = np.array([loss <= self.worst_loss and row.tobytes() not in seen for row, loss in zip(front, losses, strict=True)])
         if not useful.any():
             return []
         front, losses = front[useful], losses[useful]
@@ -335,7 +352,7 @@ class Road:
     def _next(self, costs: Any, model: Any, known: Evaluated, number: int) -> list[Plan]:
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(number,)))
         return propose(
-            self.space, model, costs, known, rng=rng, q=ROUND, worst_loss=WORST_LOSS,
+            self.space, model, costs, known, rng=rng, q=ROUND, worst_loss=self.worst_loss,
             excess=steering.excess(self.budget), focus=self.budget.bound("latency"),
         )  # fmt: skip
 
