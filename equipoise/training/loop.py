@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from equipoise.errors import EquipoiseError, must_be
+from equipoise.errors import EquipoiseError, InputError, must_be
 from equipoise.records import as_data, digest
 from equipoise.training.blocks import recomputed
 from equipoise.training.distribution.base import Distribution, Objective, OneProcess
@@ -152,18 +152,21 @@ def run(
         try:
             _Run(state, data, objective, recipe, plan, identity, seeds).go()
         except (RuntimeError, IndexError) as error:
-            raise _explained(error, recipe, where) from error
+            explained = _explained(error, recipe, where)
+            if explained is None:
+                raise
+            raise explained from error
     return _result(model, student, state, recipe)
 
 
-def _explained(error: Exception, recipe: Recipe, where: Distribution) -> Exception:
-    """Say in the user's words what torch says in its own; anything else is returned as it is."""
+def _explained(error: Exception, recipe: Recipe, where: Distribution) -> InputError | None:
+    """Say in the user's words what torch says in its own; None for anything else."""
     text = str(error).splitlines()[0] if str(error) else ""
     if recipe.precision != "fp32" and "not implemented for" in text:
         return must_be("recipe.precision", f"one that every layer has on {where.device.type}", recipe.precision, f"{text}.")
     if text.startswith(("Target ", "Class values must be")):
         return must_be("targets", "labels from 0 to the number of outputs - 1", text, "Check the labels or the last layer.")
-    return error
+    return None
 
 
 def _identity(data: Batches, recipe: Recipe, plan: Plan, seeds: list[int]) -> dict[str, Any]:
@@ -181,20 +184,21 @@ def _resume(state: State, recipe: Recipe, plan: Plan, identity: dict[str, Any]) 
         return
     if plan.start is None:
         return
-    if recipe.schedule not in ("wsd", "constant"):
+    if _cooled(recipe, 0.0):
         raise must_be("recipe.schedule", "wsd or constant to start from a checkpoint", recipe.schedule, "Use wsd.")
     if not state.load(plan.start, {"lineage": identity["lineage"], "cooled": False}):
         raise must_be("start", "a checkpoint", str(plan.start), "Train the trunk first.")
     state.stopped = None
-    if plan.steps is not None and _cooled(recipe, state.step / plan.steps):
-        least = math.ceil(state.step / (1 - recipe.decay_share)) if recipe.decay_share < 1 else "more"
+    if plan.steps is not None and (state.step >= plan.steps or _cooled(recipe, state.step / plan.steps)):
+        share = recipe.decay_share if recipe.schedule == "wsd" else 0.0
+        least = max(state.step + 1, math.ceil(state.step / (1 - share) - 1e-9))
         raise must_be("steps", f"at least {least}", plan.steps, f"The trunk has made {state.step} at its full rate.")
 
 
 def _cooled(recipe: Recipe, fraction: float) -> bool:
     """Return whether a run has begun to lower its rate before `fraction` of it."""
     if recipe.schedule == "wsd":
-        return fraction > 1 - recipe.decay_share + 1e-9
+        return recipe.decay_share == 1 or fraction > 1 - recipe.decay_share + 1e-9
     return recipe.schedule != "constant"
 
 

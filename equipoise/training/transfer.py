@@ -145,8 +145,8 @@ def unfreezing(
         opened = wanted
         trained = {name for depth in wanted for name in depths[depth]}
         for name, parameter in placed.named_parameters():
-            if name.removeprefix("module.") in free:
-                parameter.requires_grad_(name.removeprefix("module.") in trained)
+            if name in free:
+                parameter.requires_grad_(name in trained)
         train_mode(placed, settings)
 
     return before_step

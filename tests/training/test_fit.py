@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -15,8 +16,9 @@ from torch import Tensor, nn
 from toys import Accuracy, classes, jitter, mlp, same_weights, seeded
 
 from equipoise.errors import EquipoiseError, InputError
-from equipoise.training import Progress, Recipe, Samples, fit
+from equipoise.training import Progress, Recipe, Samples, Trained, fit
 from equipoise.training import checkpoint as saved
+from equipoise.training.distribution import OneProcess
 
 DATA = classes()
 PLAIN = Recipe(batch=256, warmup=0, schedule="constant", clip=None, weight_decay=0.0, lr=0.01)
@@ -329,3 +331,43 @@ def test_seconds_and_epochs_end_at_the_first() -> None:
     done = fit(mlp(), DATA, loss=F.cross_entropy, seconds=0.05, steps=10**9, recipe=Recipe(batch=64))
     assert done.stopped == "seconds"
     assert done.seconds >= 0.05
+
+
+class Far:
+    """Computes here, but says that it does so on a device whose losses are read late, and holds a copy of the model."""
+
+    rank, world, device = 0, 1, torch.device("mps")
+
+    def __init__(self) -> None:
+        self.near = OneProcess()
+
+    def place(self, model: nn.Module) -> nn.Module:
+        return copy.deepcopy(model)
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self.near, name)
+
+    def gradients(self, *rest: Any, **named: Any) -> Tensor:
+        return self.near.gradients(*rest, **named)
+
+
+def test_losses_read_late_are_the_same_and_none_is_forgotten(tmp_path: Path) -> None:
+    recipe = replace(PLAIN, batch=32, ema=0.5, patience=9)
+
+    def go(where: Any, seen: list[Progress], **more: Any) -> Trained:
+        return fit(
+            mlp(dropout=0.2), DATA, loss=F.cross_entropy, steps=27, recipe=recipe, distribution=where, on_step=seen.append,
+            validation=DATA, evaluate_steps=12, **more,
+        )  # fmt: skip
+
+    here: list[Progress] = []
+    there: list[Progress] = []
+    one, other = go(OneProcess(), here), go(Far(), there, checkpoint=tmp_path / "run", every_s=0.0)
+    assert other.log == one.log
+    assert same_weights(other.model, one.model)
+    assert [(p.step, p.loss, p.lr, p.fraction) for p in there] == [(p.step, p.loss, p.lr, p.fraction) for p in here]
+    assert [p.step for p in there if p.point] == [12, 24, 27]
+    seen: list[Progress] = []
+    with pytest.raises(EquipoiseError, match="got nan at step 7"):
+        go(Far(), seen, objective=broken_from(7))
+    assert seen == []  # the ten steps read together are given up together

@@ -118,6 +118,10 @@ def test_branches_that_cannot_be_are_refused(tmp_path: Path) -> None:
     leg(WSD, cooled, steps=12)
     with pytest.raises(InputError, match=r"steps must be at least 16; got 15.*The trunk has made 12"):
         leg(WSD, steps=15, start=trunk)
+    with pytest.raises(InputError, match="steps must be at least 13"):
+        leg(replace(WSD, decay_share=0.0), steps=12, start=trunk)
+    with pytest.raises(InputError, match="schedule must be wsd or constant"):
+        leg(replace(WSD, decay_share=1.0), steps=40, start=trunk)
     with pytest.raises(InputError, match="one of this same run"):
         leg(WSD, steps=16, start=cooled)  # its rate has come down
     with pytest.raises(InputError, match="one of this same run"):
