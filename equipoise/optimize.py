@@ -38,7 +38,7 @@ from equipoise.workloads import Workload, check
 
 SEARCH_SHARE = 0.5
 """Share of the time by which the one-shot search ends when recovery follows."""
-FINAL_SHARE = 0.06
+FINAL_SHARE = 0.03
 """Share of the time kept for the last, interleaved measurement."""
 ROUNDS = 4
 """Rounds of the search before recovery: what training brings then tells more than further one-shot trials."""

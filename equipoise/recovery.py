@@ -32,7 +32,7 @@ WITH_NORM = Recipe(optimizer="sgd", lr=0.05, schedule="cosine", weight_decay=5e-
 """For models with BatchNorm. Chosen after one short single-seed pilot on ResNet-20; no benchmark stands behind it yet."""
 FOLDED = Recipe(optimizer="adamw", lr=1e-3, schedule="linear", temperature=2.0)
 
-RUNGS = ((4, 0.15), (2, 0.2), (1, 0.65))
+RUNGS = ((4, 0.12), (2, 0.13), (1, 0.75))
 """(candidates, share of the recovery time) of each rung."""
 DECAY = 0.4
 """Believed exponent of ``drop ~ time**-DECAY`` until two rungs of the same plan tell better (ResNet-20: 0.34 and 0.40)."""
