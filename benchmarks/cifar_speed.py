@@ -186,9 +186,7 @@ def parts(book: Book, data: Data, seeds: Sequence[int]) -> None:
     seconds = round(statistics.median(r["seconds"] for r in whole if r["length"] == longest))
     for seed in seeds:
         for name, way in {"": OURS, **PARTS}.items():
-            book.once(
-                "parts", name, way, seed, round(seconds), lambda w=way, s=seed: trained(w, data, s, seconds=round(seconds))
-            )
+            book.once("parts", name, way, seed, seconds, lambda w=way, s=seed: trained(w, data, s, seconds=seconds))
 
 
 # --- one run
@@ -197,21 +195,25 @@ def parts(book: Book, data: Data, seeds: Sequence[int]) -> None:
 def trained(way: Way, data: Data, seed: int, *, epochs: float | None = None, seconds: float | None = None) -> dict[str, Any]:
     """Train once and return what came out; runs of so many seconds are evaluated at their end alone."""
     started, used = time.perf_counter(), time.process_time()
-    net = net_of(way, data.train, seed)
-    model = Filtered(net, SpeedNet(PROXY, images=first(data.train))) if way.share else net
+    model = model_of(way, data.train, seed)
     prepared = time.perf_counter() - started
     curve: list[dict[str, float]] = []
     away = 0.0  # seconds of evaluation, which the loop's clock counts
-    marks = list(MARKS)
+    marks, live = list(MARKS), model
+
+    def before_step(placed: nn.Module, fraction: float) -> None:
+        nonlocal live
+        live = placed
+        objective.before_step(placed, fraction)
 
     def on_step(progress: Progress) -> None:
         nonlocal away
         print(f"\r    {progress}, {progress.seconds - away + prepared:.0f} s   ", end="", file=sys.stderr, flush=True)
-        if steps is not None and progress.fraction >= marks[0] - 1e-9:
+        if steps is not None and marks and progress.fraction >= marks[0] - 1e-9:
             while marks and progress.fraction >= marks[0] - 1e-9:
                 marks.pop(0)
             began = time.perf_counter()
-            point = {"fraction": progress.fraction, "seconds": progress.seconds - away + prepared, **scored(net, data)}
+            point = {"fraction": progress.fraction, "seconds": progress.seconds - away + prepared, **scored(live, data)}
             curve.append(point)
             away += time.perf_counter() - began
 
@@ -222,12 +224,12 @@ def trained(way: Way, data: Data, seed: int, *, epochs: float | None = None, sec
     augment = shifted(way.shift, flip=not way.alternating, outside=way.outside)
     done = run(
         model, batches, objective, way.recipe, generator,
-        Plan(steps=steps, seconds=seconds, augment=augment, before_step=objective.before_step, on_step=on_step),
+        Plan(steps=steps, seconds=seconds, augment=augment, before_step=before_step, on_step=on_step),
     )  # fmt: skip
     if steps is None:
-        curve.append({"fraction": 1.0, "seconds": done.seconds + prepared, **scored(net, data)})
+        curve.append({"fraction": 1.0, "seconds": done.seconds + prepared, **scored(done.model, data)})
     print(file=sys.stderr)
-    counts = count(net.eval(), data.test.take(1).tensors()[0])
+    counts = count(model.net if isinstance(model, Filtered) else model, data.test.take(1).tensors()[0])
     return {
         **{key: curve[-1][key] for key in ("seconds", "validation", "test")},
         "cpu_seconds": time.process_time() - used,  # evaluation included: beside `seconds`, it tells a crowded machine
@@ -239,19 +241,17 @@ def trained(way: Way, data: Data, seed: int, *, epochs: float | None = None, sec
     }
 
 
-def net_of(way: Way, train: Split, seed: int) -> nn.Module:
-    """Return the untrained net; its weights depend on the seed alone."""
+def model_of(way: Way, train: Split, seed: int) -> nn.Module:
+    """Return the untrained net, with its proxy where it has one; the weights depend on the seed alone."""
+    images = train.take(1000).tensors()[0]
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         if way.widths is None:
             return ResNet(20)
-        images = first(train) if way.whitening else None
-        return SpeedNet(way.widths, images=images, identity=way.identity, scale=way.scale)
-
-
-def first(train: Split) -> Tensor:
-    """Images whose patches the first layer whitens."""
-    return train.take(1000).tensors()[0]
+        net, proxy = SpeedNet(way.widths, identity=way.identity, scale=way.scale), SpeedNet(PROXY)
+    for whitened in [net] * way.whitening + [proxy]:
+        whitened.whiten(images)
+    return net if way.share is None else Filtered(net, proxy)
 
 
 def objective_of(way: Way) -> Callable[[nn.Module, Tensor, Tensor], Tensor]:

@@ -2,15 +2,14 @@
 
 from __future__ import annotations
 
-import copy
-
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from equipoise.errors import InputError
-from equipoise.workloads.families.speed import SpeedBlock, SpeedNet, identity_, patch_whitening
+from equipoise.workloads.families.speed import SPEED, SpeedBlock, SpeedNet, identity_, patch_whitening
+from equipoise.workloads.task import Shape
 
 
 def correlated(n: int = 200, side: int = 12) -> Tensor:
@@ -69,7 +68,7 @@ def test_a_fresh_block_pools_its_input() -> None:
 
 
 @pytest.mark.parametrize("depth", [2, 3])
-@pytest.mark.parametrize("side", [20, 32])
+@pytest.mark.parametrize("side", [16, 20, 32])
 def test_shapes_at_any_resolution(depth: int, side: int) -> None:
     net = SpeedNet((8, 16, 24), classes=7, depth=depth)
     assert tuple(net(torch.randn(2, 3, side, side)).shape) == (2, 7)
@@ -79,22 +78,47 @@ def test_what_is_trained() -> None:
     def trained(net: nn.Module) -> set[str]:
         return {name.split(".")[0] + "." + name.split(".")[-1] for name, p in net.named_parameters() if p.requires_grad}
 
-    assert trained(SpeedNet((8, 8, 8), images=correlated(8, 32))) == {"blocks.weight", "blocks.bias", "head.weight"}
-    assert trained(SpeedNet((8, 8, 8))) == {"whiten.weight", "whiten.bias", "blocks.weight", "blocks.bias", "head.weight"}
-    norms = [m for m in SpeedNet((8, 8, 8)).modules() if isinstance(m, nn.BatchNorm2d)]
+    net = SpeedNet((8, 8, 8))
+    assert trained(net) == {"patches.weight", "patches.bias", "blocks.weight", "blocks.bias", "head.weight"}
+    net.whiten(correlated(8, 32))
+    assert trained(net) == {"blocks.weight", "blocks.bias", "head.weight"}
+    norms = [m for m in net.modules() if isinstance(m, nn.BatchNorm2d)]
     assert len(norms) == 6
     assert not any(norm.weight.requires_grad for norm in norms)
 
 
-def test_weights_follow_the_seed_and_the_first_layer_the_images() -> None:
-    def made(seed: int, images: Tensor) -> dict[str, Tensor]:
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(seed)
-            return copy.deepcopy(SpeedNet((8, 8, 8), images=images, identity=False).state_dict())
+def test_the_first_layer_follows_the_images() -> None:
+    def first(images: Tensor) -> Tensor:
+        net = SpeedNet((8, 8, 8))
+        net.whiten(images)
+        return net.patches.weight.detach()
 
     images = correlated(8, 32)
-    one, same, other = made(0, images), made(0, images), made(1, images)
-    assert all(torch.equal(one[key], same[key]) for key in one)
-    assert torch.equal(one["whiten.weight"], other["whiten.weight"])
-    assert not torch.equal(one["head.weight"], other["head.weight"])
-    assert not torch.allclose(one["whiten.weight"], made(0, images.flip(1) * 2)["whiten.weight"])
+    assert torch.equal(first(images), first(images))
+    assert not torch.allclose(first(images), first(images.flip(1) * 2))
+
+
+SHAPES = [Shape((3, 32, 32), 10), Shape((1, 8, 8), 3), Shape((3, 96, 128), 5)]
+
+
+@pytest.mark.parametrize("shape", SHAPES)
+def test_the_family_makes_it_for_any_images(shape: Shape) -> None:
+    scale = SPEED.scale(width=8)
+    one, same, other = (SPEED.model(scale, shape, generator=torch.Generator().manual_seed(seed)) for seed in (0, 0, 1))
+    assert tuple(one.eval()(torch.randn(2, *shape.sample)).shape) == (2, shape.outputs)
+    assert all(torch.equal(one.state_dict()[key], value) for key, value in same.state_dict().items())
+    assert not torch.equal(one.state_dict()["head.weight"], other.state_dict()["head.weight"])
+
+
+@pytest.mark.parametrize(("width", "depth"), [(8, 6), (32, 6), (16, 9)])
+def test_what_growth_counts_are_the_weights_between_blocks(width: int, depth: int) -> None:
+    net = SPEED.model({"width": width, "depth": depth}, SHAPES[0], generator=torch.Generator().manual_seed(0))
+    kernels = [p.numel() for p in net.parameters() if p.ndim == 4]
+    assert SPEED.cost(SPEED.scale(width=width, depth=depth)) == sum(kernels[2:])
+    assert kernels[:2] == [12 * 24, 24 * width * 9]  # the patches and what reads them do not grow with width squared
+
+
+def test_resolution_is_a_share_of_the_data() -> None:
+    net = SPEED.model({"resolution": 0.5}, SHAPES[0], generator=torch.Generator().manual_seed(0))
+    assert tuple(net(torch.randn(2, 3, 32, 32)).shape) == (2, 10)
+    assert SPEED.grow(4)["width"] == 64

@@ -6,6 +6,7 @@ identity, BatchNorm without a scale, and pooling before it, where there is less 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 
 import torch
@@ -13,6 +14,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from equipoise.errors import must_be
+from equipoise.workloads.families.base import Dimension, Family, Scale
+from equipoise.workloads.families.layers import RESOLUTION, front, named, stem_stride
+from equipoise.workloads.task import Shape
 
 EPSILON = 5e-4
 """Added to each variance of a whitening; directions with less variance than this (noise) are not blown up."""
@@ -57,43 +61,47 @@ class SpeedBlock(nn.Module):
     """Convolution, 2x2 max pooling, then norm and GELU; then `depth` - 1 convolutions at half the resolution.
 
     With three convolutions or more, a shortcut leads around those behind the pooling.
+
+    Args:
+        inputs, outputs: Channels.
+        depth: Convolutions.
+        pool: Whether to halve the map.
     """
 
-    def __init__(self, inputs: int, outputs: int, *, depth: int = 2) -> None:
+    def __init__(self, inputs: int, outputs: int, *, depth: int = 2, pool: bool = True) -> None:
         super().__init__()
         widths = [inputs] + [outputs] * depth
         self.convs = nn.ModuleList(nn.Conv2d(widths[i], widths[i + 1], 3, padding=1, bias=False) for i in range(depth))
+        self.pool = nn.MaxPool2d(2) if pool else nn.Identity()
         self.norms = nn.ModuleList(nn.BatchNorm2d(outputs, momentum=0.2) for _ in range(depth))
         for norm in self.norms:
             norm.weight.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, inputs, H, W) to (N, outputs, H // 2, W // 2)."""
-        x = pooled = F.gelu(self.norms[0](F.max_pool2d(self.convs[0](x), 2)))
+        x = around = F.gelu(self.norms[0](self.pool(self.convs[0](x))))
         last = len(self.convs) - 1
         for i in range(1, last + 1):
             x = self.norms[i](self.convs[i](x))
-            x = F.gelu(x + pooled if i == last > 1 else x)
+            x = F.gelu(x + around if i == last > 1 else x)
         return x
 
 
 class SpeedNet(nn.Module):
-    """The net: whitened patches, one `SpeedBlock` per width, the largest value of each map, a linear head.
+    """The net: a patch layer and a rectifier, one `SpeedBlock` per width, the largest value of each map, a linear head.
 
     Args:
         widths: Channels of the blocks; multiples of 8 suit AVX2.
         classes: Outputs.
-        channels: Of the images.
+        channels, side: Of the images, and their shorter side in pixels.
         depth: Convolutions in a block, at least 2.
-        images: Training images (N, C, H, W) whose patches are whitened; None leaves the first layer as random as the others,
-            and trains it.
         identity: Start convolutions as the identity.
-        patch: Side of the patches of the first layer.
         scale: Factor on the logits; None is 1 over the width of the head. The head's weights begin with variance 1, and `scale`
             sets how far a step at the common learning rate moves the logits: 1 / width suits AdamW beside Muon, 1/9 plain SGD.
 
     Example:
-        >>> net = SpeedNet(images=torch.randn(8, 3, 32, 32))
+        >>> net = SpeedNet()
+        >>> net.whiten(torch.randn(8, 3, 32, 32))
         >>> tuple(net(torch.zeros(2, 3, 32, 32)).shape)
         (2, 10)
     """
@@ -104,37 +112,71 @@ class SpeedNet(nn.Module):
         *,
         classes: int = 10,
         channels: int = 3,
+        side: int = 32,
         depth: int = 2,
-        images: Tensor | None = None,
         identity: bool = True,
-        patch: int = 2,
         scale: float | None = None,
     ) -> None:
         super().__init__()
         if depth < 2:
             raise must_be("depth", "at least 2", depth, "A block has one convolution before its pooling and some behind it.")
-        features = 2 * channels * patch**2
-        self.whiten = nn.Conv2d(channels, features, patch)
-        ends = [features, *widths]
-        self.blocks = nn.Sequential(
-            *(SpeedBlock(inputs, outputs, depth=depth) for inputs, outputs in zip(ends, widths, strict=False))
-        )
-        self.head = nn.Linear(ends[-1], classes, bias=False)
-        self.scale = scale or 1 / ends[-1]
+        stride = stem_stride(side, most=4)
+        patch = max(2, stride)
+        features, side = 2 * channels * patch**2, (side - patch) // stride + 1
+        self.patches = nn.Conv2d(channels, features, patch, stride=stride)
+        blocks = []
+        for inputs, outputs in itertools.pairwise((features, *widths)):
+            blocks.append(SpeedBlock(inputs, outputs, depth=depth, pool=side >= 4))
+            side = side // 2 if side >= 4 else side
+        self.blocks = nn.Sequential(*blocks)
+        self.head = nn.Linear(widths[-1], classes, bias=False)
+        self.scale = scale or 1 / widths[-1]
         nn.init.normal_(self.head.weight)
         if identity:
             for module in self.blocks.modules():
                 if isinstance(module, nn.Conv2d):
                     identity_(module.weight)
-        if images is not None:
-            weights, bias = patch_whitening(images, size=patch)
-            with torch.no_grad():
-                self.whiten.weight.copy_(weights)
-                self.whiten.bias.copy_(bias)  # type: ignore[union-attr]
-            self.whiten.requires_grad_(False)
+
+    def whiten(self, images: Tensor) -> None:
+        """Let the first layer whiten the patches of `images` (N, C, H, W), and freeze it.
+
+        A layer that is not trained needs no gradient, nor does what lies before it. Without this call it stays as random as the
+        others, and learns as they do.
+        """
+        weights, bias = patch_whitening(images, size=self.patches.weight.shape[-1])
+        self.patches.load_state_dict({"weight": weights, "bias": bias})
+        self.patches.requires_grad_(False)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map normalized images (N, C, H, W), at least 18 pixels a side, to logits (N, classes)."""
-        x = self.blocks(F.relu(self.whiten(x)))
+        """Map normalized images (N, C, H, W), of half the side that the net was made for or more, to logits (N, classes)."""
+        x = self.blocks(F.relu(self.patches(x)))
         out: Tensor = self.head(x.amax((2, 3))) * self.scale
         return out
+
+
+def _speed(scale: Scale, shape: Shape) -> nn.Module:
+    layers, sides = front(shape, scale)
+    width, depth = int(scale["width"]), int(scale["depth"]) // 3
+    widths = (width, 4 * width, 4 * width)
+    net = SpeedNet(widths, classes=shape.outputs, channels=shape.sample[0], side=min(sides), depth=depth)
+    return named(**layers, net=net) if layers else net
+
+
+def _speed_weights(scale: Scale) -> float:
+    behind = scale["depth"] / 3 - 1  # convolutions of a block behind its pooling
+    return 9 * scale["width"] ** 2 * (4 + 16 + behind * (1 + 16 + 16))
+
+
+SPEED = Family(
+    "speed",
+    (
+        Dimension("width", 32, (8, 16, 24, 32, 48, 64, 96), multiple=8),
+        Dimension("depth", 6, (6, 9), multiple=3, least=6),
+        RESOLUTION,
+    ),
+    build=_speed,
+    kinds=("images",),
+    cost=_speed_weights,
+    growth={"width": 1.0},
+)
+"""Quick to train (Jordan 2024): `depth` convolutions in three blocks of `width`, four and four times `width` channels."""
