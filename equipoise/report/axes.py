@@ -24,6 +24,15 @@ LABELS = {
 }
 """Axis -> what the page calls it; the order is the order of columns and of the chart's menu."""
 
+BETTER = {
+    "latency_s": ("faster", "slower"),
+    "throughput_per_s": ("more", "less"),
+    "train_s": ("shorter", "longer"),
+    "train_cost": ("cheaper", "dearer"),
+    "loss": ("lower", "higher"),
+}
+"""Axis -> the words for better and worse; smaller and larger where none are given."""
+
 MISSING = "–"
 
 
@@ -42,7 +51,9 @@ class Axis:
         """Print a value in base units as a bare figure of this axis."""
         if value is None:
             return MISSING
-        return f"{value:.2f}" if self.key in ("drop", "quality") else figure(value / self.factor)
+        if self.key in ("drop", "quality", "regret"):
+            return f"{value / self.factor:.2f}"
+        return f"{value:.4g}" if self.key.endswith("loss") else figure(value / self.factor)
 
     def text(self, value: float | None) -> str:
         """Print a value in base units with the unit."""
@@ -61,6 +72,34 @@ def figure(value: float) -> str:
     return f"{value:.3g}" if abs(value) >= 1e-4 else f"{value:.1e}"
 
 
+def times(key: str, ratio: float) -> str:
+    """Say that something is `ratio` times better on the axis `key`."""
+    better, worse = BETTER.get(key, ("smaller", "larger"))
+    if f"{ratio:.2f}" == "1.00":
+        return "unchanged"
+    return f"{ratio:.2f}× {better}" if ratio > 1 else f"{1 / ratio:.2f}× {worse}"
+
+
+def held(figure: str) -> str:
+    """Keep a written figure on the line of its unit."""
+    return figure.replace(" ", "\u00a0")
+
+
+def power(value: float) -> str:
+    """Print a count that is too large for a prefix, such as training FLOPs: ``1.2×10¹⁵``."""
+    digits, exponent = f"{value:.1e}".split("e")
+    ten = "10" + str(int(exponent)).translate(str.maketrans("-0123456789", "⁻⁰¹²³⁴⁵⁶⁷⁸⁹"))
+    return ten if digits == "1.0" else f"{digits.removesuffix('.0')}×{ten}"
+
+
+def in_unit(key: str, *, word: str, label: str, base: str, value: float, larger: bool = False) -> Axis:
+    """Return the axis in the written unit in which `value`, in `base` units, reads best."""
+    text = show(value, base)
+    written = text.rpartition(" ")[2] if " " in text else ""
+    unit = base if base in ("points", "$") else written
+    return Axis(key, word, label, unit, SCALES[base].get(written, 1.0), larger)
+
+
 def axes_of(study: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> list[Axis]:
     """Return the axes that at least one evaluation has a value on, each with its unit for this page."""
     reference = sorted((e for e in evaluations if e.ok), key=lambda e: e.key != study.get("baseline"))
@@ -72,8 +111,6 @@ def axes_of(study: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> list
         if value is None:
             continue
         word, base = words[key]
-        written = show(value, base).rpartition(" ")[2] if " " in show(value, base) else ""
-        unit = "points" if base == "points" else "$" if base == "$" else written
         larger = key == "throughput_per_s" or (key == "quality" and maximize)
-        out.append(Axis(key, word, label, unit, SCALES[base].get(written, 1.0), larger))
+        out.append(in_unit(key, word=word, label=label, base=base, value=value, larger=larger))
     return out

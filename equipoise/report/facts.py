@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
-from equipoise.records import Evaluation, unavailable
+from equipoise.records import Evaluation, Reading, unavailable
 from equipoise.report.axes import LABELS, MISSING
 from equipoise.units import show
 
-EXACT = ("size_bytes", "params", "macs")
-"""Axes that are counted: one reading of them has no spread to know."""
+EXACT = ("size_bytes", "params", "macs", "flops_per_sample", "compute", "samples")
+"""Figures that are counted: one reading of them has no spread to know."""
 
 
 def facts(header: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
@@ -30,9 +30,18 @@ def facts(header: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> list[
         "time in evaluations": show(sum(e.seconds for e in evaluations), "s"),
         **{k: v for k, v in header.items() if k not in known},
     }
+    return titled([("Study", study), *surroundings(header), ("Protocol", header.get("protocol") or {})])
+
+
+def surroundings(header: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
+    """Return the machine and the versions of a header as groups; a machine may bring its versions along."""
     machine = dict(header.get("machine") or {})
     versions = {**(machine.pop("versions", None) or {}), **(header.get("versions") or {})}
-    groups = [("Study", study), ("Machine", machine), ("Versions", versions), ("Protocol", header.get("protocol") or {})]
+    return [("Machine", machine), ("Versions", versions)]
+
+
+def titled(groups: Iterable[tuple[str, Mapping[str, Any]]]) -> list[dict[str, Any]]:
+    """Return named groups of facts as titled lists of text, empty groups left out; nested names are joined."""
     return [{"title": title, "items": list(_flat(group))} for title, group in groups if group]
 
 
@@ -60,6 +69,10 @@ def provenance(evaluations: Sequence[Evaluation], shown: Evaluation | None) -> l
         reading = (
             shown.axis(key) if key in shown.cost or key in ("drop", "quality") else unavailable("1", "not read for this plan")
         )
-        note = reading.note or ("" if reading.n > 1 else "counted" if key in EXACT else "read once, so its spread is not known")
-        rows.append({"label": label, "provenance": reading.provenance, "reading": str(reading.n), "note": note})
+        rows.append({"label": label, "provenance": reading.provenance, "reading": str(reading.n), "note": how(key, reading)})
     return rows
+
+
+def how(key: str, reading: Reading) -> str:
+    """Return how a figure was read, or why it could not be."""
+    return reading.note or ("" if reading.n > 1 else "counted" if key in EXACT else "read once, so its spread is not known")

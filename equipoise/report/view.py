@@ -10,7 +10,8 @@ from typing import Any
 from equipoise.budget import Budget, parse_budget
 from equipoise.errors import must_be
 from equipoise.records import SCHEMA, Evaluation, Reading, evaluation_from
-from equipoise.report.axes import MISSING, Axis, axes_of, figure
+from equipoise.report.axes import MISSING, Axis, axes_of, figure, times
+from equipoise.report.document import finite
 from equipoise.report.facts import facts, provenance
 from equipoise.units import show
 
@@ -90,15 +91,6 @@ def speed_ups(study: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return {e.key: data["speed_up"] for e, data in rows if (data.get("speed_up") or {}).get("n")}
 
 
-def finite(data: Any) -> Any:
-    """Return JSON data with every number that is not finite replaced by None, which JSON can say."""
-    if isinstance(data, Mapping):
-        return {key: finite(value) for key, value in data.items()}
-    if isinstance(data, (list, tuple)):
-        return [finite(value) for value in data]
-    return None if isinstance(data, float) and not math.isfinite(data) else data
-
-
 def comparison(
     axes: Iterable[Axis], baseline: Evaluation | None, pick: Evaluation | None, speed_up: Mapping[str, Any] | None = None
 ) -> list[dict[str, Any]]:
@@ -113,11 +105,11 @@ def comparison(
         before, after = baseline.axis(axis.key), pick.axis(axis.key)
         if axis.key == "drop" or before.value is None or after.value is None:
             continue
-        times = before.value / after.value if before.value > 0 and after.value > 0 else 1.0
+        ratio = before.value / after.value if before.value > 0 and after.value > 0 else 1.0
         paired = speed_up if axis.key == "latency_s" else None
         if axis.larger_is_better:
-            times = 1 / times
-        change = _drop_words(pick.drop) if axis.key == "quality" else _times_words(axis, paired["value"] if paired else times)
+            ratio = 1 / ratio
+        change = _drop_words(pick.drop) if axis.key == "quality" else times(axis.key, paired["value"] if paired else ratio)
         widest = max(before.value, after.value) or 1.0
         rows.append(
             {
@@ -141,14 +133,6 @@ def _times_interval(paired: Mapping[str, Any] | None) -> str:
     if paired is None or not low or not high:
         return ""
     return f"[{low:.2f}, {high:.2f}]" if paired["value"] >= 1 else f"[{1 / high:.2f}, {1 / low:.2f}]"
-
-
-def _times_words(axis: Axis, ratio: float) -> str:
-    """Say that something is `ratio` times better."""
-    words = {"latency_s": ("faster", "slower"), "throughput_per_s": ("more", "less")}.get(axis.key, ("smaller", "larger"))
-    if f"{ratio:.2f}" == "1.00":
-        return "unchanged"
-    return f"{ratio:.2f}× {words[0]}" if ratio > 1 else f"{1 / ratio:.2f}× {words[1]}"
 
 
 def _drop_words(drop: Reading) -> str:

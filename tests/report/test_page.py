@@ -17,21 +17,6 @@ HOSTILE = "</script><img src=x onerror=\"document.title='hacked'\">"
 ADDRESS = {"#latency=0.6ms": "latency<=0.6ms", "#latency=0.9ms&size=0.2MB": "latency<=0.9ms, size<=0.2MB", "#drop=3": "drop<=3"}
 
 
-@pytest.fixture
-def visit(chromium, tmp_path):
-    """Write a page, open it at a fragment, return the DOM; any complaint on the console fails the test."""
-
-    def go(page: str, fragment: str = "", *, clean: bool = True) -> str:
-        path = tmp_path / "report.html"
-        path.write_text(page, encoding="utf-8")
-        done = chromium(path.as_uri() + fragment)
-        complaints = [line for line in done.stderr.splitlines() if "CONSOLE" in line]
-        assert bool(complaints) != clean, complaints
-        return done.stdout
-
-    return go
-
-
 def winner(dom: str) -> str:
     """The key of the model that the budget control names."""
     return re.search(r'id="winner"[^>]*data-key="([^"]*)"', dom).group(1)

@@ -170,23 +170,6 @@ function drawRoles(placed, state, box) {
   }
 }
 
-/** Place the tooltip beside a point, inside the plot. */
-function showTip(d, lines) {
-  TIP.replaceChildren();
-  lines.forEach((line, i) => {
-    const row = document.createElement(i ? "span" : "b");
-    row.textContent = line;
-    if (i > 1) TIP.appendChild(document.createElement("br"));
-    TIP.appendChild(row);
-  });
-  TIP.hidden = false;
-  const scale = STAGE.clientWidth / STAGE.viewBox.baseVal.width;
-  const room = STAGE.clientWidth - TIP.offsetWidth;
-  const left = d.cx * scale + 18 > room ? d.cx * scale - TIP.offsetWidth - 18 : d.cx * scale + 18;
-  const top = Math.max(0, d.cy * scale - TIP.offsetHeight - 8);
-  TIP.style.transform = `translate(${Math.max(0, Math.round(left))}px, ${Math.round(top)}px)`;
-}
-
 /** The search's progress: hypervolume against evaluations or seconds. */
 function drawProgress(stage, key) {
   const steps = DATA.progress.filter((s) => s.hypervolume !== null && s[key] !== null);

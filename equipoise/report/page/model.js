@@ -27,13 +27,6 @@ function cost(point, axis) {
   return v === null ? null : AXES.get(axis).up ? -v : v;
 }
 
-/** A bare number with three figures, as the tables print it. */
-function figure(x) {
-  if (Math.abs(x) >= 100 || x === Math.round(x)) return Math.round(x).toLocaleString("en-US");
-  if (Math.abs(x) < 1e-4) return x.toExponential(1);
-  return String(Number(x.toPrecision(3)));
-}
-
 /** A value in base units as a figure of its axis, with or without the unit. */
 function show(key, v, unit = true) {
   if (v === null || v === undefined) return "–";

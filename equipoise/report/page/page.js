@@ -126,7 +126,8 @@ function hover(d) {
   if (!d) { TIP.hidden = true; return; }
   const p = d.p, line = (k) => `${AXES.get(k).label} ${show(k, value(p, k))} ${interval(k, p.values[k])}`.trim();
   const role = Object.entries(ROLES).filter(([r]) => DATA[r] === p.key).map(([, word]) => word);
-  showTip(d, [`Evaluation ${POINTS.indexOf(p) + 1}${role.length ? `, ${role.join(", ")}` : ""}`, line(state.x), line(state.y), `${p.fidelity}${d.front ? ", on the front" : ""}${d.inside ? "" : ", beyond the frame"}`]);
+  const scale = STAGE.clientWidth / STAGE.viewBox.baseVal.width;
+  showTip(TIP, STAGE.clientWidth, [d.cx * scale, d.cy * scale], [`Evaluation ${POINTS.indexOf(p) + 1}${role.length ? `, ${role.join(", ")}` : ""}`, line(state.x), line(state.y), `${p.fidelity}${d.front ? ", on the front" : ""}${d.inside ? "" : ", beyond the frame"}`]);
 }
 
 function keep(point) {
@@ -147,35 +148,16 @@ function walk(event) {
   event.preventDefault();
 }
 
-/** Sort the table by a column; unread cells and failed evaluations stay last. */
-function sortTable(table, column, heading) {
-  const down = heading.getAttribute("aria-sort") === "ascending";
-  for (const other of table.tHead.rows[0].cells) other.removeAttribute("aria-sort");
-  heading.setAttribute("aria-sort", down ? "descending" : "ascending");
-  const axis = heading.dataset.axis;
-  const key = (row) => {
-    const point = BY_KEY.get(row.dataset.key);
-    if (axis === undefined) return row.cells[column].textContent.trim() || null;
-    return axis === "number" ? POINTS.indexOf(point) : axis === "seconds" ? point.seconds : value(point, axis);
-  };
-  const rows = [...table.tBodies[0].rows].map((row) => [key(row), row]);
-  rows.sort(([a], [b]) => {
-    if (a === null || b === null) return (a === null) - (b === null);
-    const order = a < b ? -1 : a > b ? 1 : 0;
-    return down ? -order : order;
-  });
-  table.tBodies[0].append(...rows.map(([, row]) => row));
+/** What a row of the table is ordered by; unread cells and failed evaluations stay last. */
+function sortKey(row, column, heading) {
+  const point = BY_KEY.get(row.dataset.key), axis = heading.dataset.axis;
+  if (axis === undefined) return row.cells[column].textContent.trim() || null;
+  return axis === "number" ? POINTS.indexOf(point) : axis === "seconds" ? point.seconds : value(point, axis);
 }
 
 function prepareTable() {
   const table = document.getElementById("evaluations");
-  [...table.tHead.rows[0].cells].forEach((heading, column) => {
-    const button = document.createElement("button");
-    button.type = "button";
-    button.textContent = heading.textContent;
-    heading.replaceChildren(button);
-    button.addEventListener("click", () => sortTable(table, column, heading));
-  });
+  sortable(table, sortKey);
   const best = new Set(front(RIVALS, "latency_s", "drop").map((p) => p.key));
   for (const row of table.tBodies[0].rows) {
     if (best.has(row.dataset.key)) element("em", row.cells[1], "front", "tag");
@@ -187,25 +169,14 @@ function prepareTable() {
   }
 }
 
-/** Offer the data as files made on the spot. */
+/** Offer the data as files. */
 function prepareDownloads() {
-  const place = document.getElementById("downloads");
-  const cell = (v) => (/[",\n]/.test(v) ? `"${v.replaceAll('"', '""')}"` : v);
   const head = ["evaluation", "key", "fidelity", ...DATA.axes.map((a) => a.key), "seconds", "error"];
   const lines = POINTS.map((p, i) => [i + 1, p.key, p.fidelity, ...DATA.axes.map((a) => value(p, a.key) ?? ""), p.seconds, p.error]);
-  const csv = [head, ...lines].map((line) => line.map((v) => cell(String(v))).join(",")).join("\n");
-  for (const [name, text, type] of [["CSV", csv, "text/csv"], ["JSON", JSON.stringify(DATA, null, 1), "application/json"]]) {
-    const link = element("a", place, `Save as ${name}`);
-    link.href = "#";
-    link.addEventListener("click", (event) => {
-      event.preventDefault();
-      const file = document.createElement("a");
-      file.href = URL.createObjectURL(new Blob([text], { type }));
-      file.download = `equipoise.${name.toLowerCase()}`;
-      file.click();
-      setTimeout(() => URL.revokeObjectURL(file.href), 1000);
-    });
-  }
+  offer(document.getElementById("downloads"), [
+    ["Save as CSV", "equipoise.csv", "text/csv", csv([head, ...lines])],
+    ["Save as JSON", "equipoise.json", "application/json", JSON.stringify(DATA, null, 1)],
+  ]);
 }
 
 function start() {

@@ -3,14 +3,6 @@
 const PANEL = document.getElementById("panel");
 const KINDS = { width: "channels", bits: "bits", depth: "depth", rank: "rank", resolution: "resolution", runtime: "runtime" };
 
-function element(name, parent, text, className) {
-  const out = document.createElement(name);
-  if (text !== undefined) out.textContent = text;
-  if (className) out.className = className;
-  parent.appendChild(out);
-  return out;
-}
-
 /** "[0.47, 0.49]", or "" where the spread is not known. */
 function interval(axis, [, low, high]) {
   return low === null || high === null ? "" : `[${show(axis, low, false)}, ${show(axis, high, false)}]`;
