@@ -56,7 +56,7 @@ def recomputed(model: nn.Module, which: bool | Sequence[str]) -> Iterator[None]:
         )
     chosen = [(valid[name], valid[name].__dict__.get("forward")) for name in names]
     for module, _ in chosen:
-        module.forward = partial(_forward, module, module.forward)  # type: ignore[method-assign]
+        module.forward = partial(_forward, module, module.forward)
     try:
         yield
     finally:

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.errors import must_be
-from equipoise.training.loop import Objective
+from equipoise.training.distribution.base import Objective
 
 
 class Filtered(nn.Module):

@@ -114,7 +114,7 @@ class TensorBoardLog:
             from torch.utils.tensorboard import SummaryWriter
         except ImportError as error:
             raise missing_extra("tensorboard", "tensorboard") from error
-        self._writer = SummaryWriter(str(self.folder), purge_step=step + 1)  # type: ignore[no-untyped-call]
+        self._writer = SummaryWriter(str(self.folder), purge_step=step + 1)
 
     def add(self, progress: Progress) -> None:
         """Write the values of a step."""

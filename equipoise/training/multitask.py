@@ -74,7 +74,7 @@ class MultiTask(nn.Module):
     def split(self, outputs: Tensor) -> dict[str, Tensor]:
         """Return the outputs (N, ...) of each head by name."""
         widths = [task.outputs for task in self.tasks.values()]
-        parts = outputs[:, : sum(widths)].split(widths, dim=1)
+        parts = torch.split(outputs[:, : sum(widths)], widths, dim=1)
         return dict(zip(self.tasks, parts, strict=True))
 
     def targets_of(self, name: str, targets: Tensor) -> Tensor:
@@ -89,7 +89,7 @@ class MultiTask(nn.Module):
         if targets.ndim != 2 or targets.shape[1] != sum(widths.values()):
             shape = f"(N, {sum(widths.values())}), a column for each task"
             raise must_be("targets", f"of shape {shape}", tuple(targets.shape), "Put the tasks' targets side by side.")
-        own = dict(zip(widths, targets.split(list(widths.values()), dim=1), strict=True))[name]
+        own = dict(zip(widths, torch.split(targets, list(widths.values()), dim=1), strict=True))[name]
         return own[:, 0].long() if self.tasks[name].labels else own.float()
 
     def loss(self, outputs: Tensor, targets: Tensor) -> Tensor:

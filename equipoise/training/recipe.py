@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
@@ -123,7 +124,7 @@ class Recipe:
         return optimizers.optimizer_of(model, self)
 
 
-_RANGES = (
+_RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     ("positive", lambda v: v > 0, ("lr", "temperature", "clip")),
     ("a whole number of 1 or more", lambda v: v >= 1 and v == int(v), ("batch", "accumulate", "patience")),
     (

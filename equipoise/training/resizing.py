@@ -9,7 +9,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from equipoise.errors import must_be
-from equipoise.training.loop import Objective
+from equipoise.training.distribution.base import Objective
 
 
 def shrunk(images: Tensor, side: int) -> Tensor:
