@@ -124,15 +124,15 @@ class Task:
         """
         given = {"train": train, "test": test, "validation": validation}
         read = together(readers(given, metric=metric, maximize=maximize, loss=loss, transform=transform, seed=seed))
-        shared = carved(read["train"], read.get("validation"))
+        seen, held = carved(read["train"], read.get("validation")).values()
         measure, criterion = read["metric"], read["loss"]
-        _raise(sizes(*shared.values(), read["test"]))
-        _raise(mistake for split in shared.values() for mistake in _not_finite(split))
-        _raise(contents(*shared.values(), measure))
-        shape = _shape(shared["train"], shared["validation"], outputs, vocabulary)
-        _raise(mistake for split in shared.values() for mistake in _out_of_range(split, shape))
-        _raise(_untaught(shared["validation"], shape, measure, criterion))
-        return cls(name, shape, shared["train"], shared["validation"], read["test"], measure, criterion, augment)
+        _raise(sizes(seen, held, read["test"]))
+        _raise(mistake for split in (seen, held) for mistake in _not_finite(split))
+        _raise(contents(seen, held, measure))
+        shape = _shape(seen, held, outputs, vocabulary)
+        _raise(mistake for split in (seen, held) for mistake in _out_of_range(split, shape))
+        _raise(_untaught(held, shape, measure, criterion))
+        return cls(name, shape, seen, held, read["test"], measure, criterion, augment)
 
     @property
     def sample(self) -> tuple[int, ...]:

@@ -21,7 +21,7 @@ def generator() -> torch.Generator:
 
 
 def test_dimensions_are_read_off_the_defaults() -> None:
-    def net(width: int = 64, depth: int = 2, slope: float = 0.5) -> nn.Module:
+    def net(*, width: int = 64, depth: int = 2, slope: float = 0.5) -> nn.Module:
         assert isinstance(width, int)
         assert slope == 0.5
         return mlp(4, *[width] * depth, 3)

@@ -6,6 +6,7 @@ from equipoise.workloads.families.convnext import CONVNEXT
 from equipoise.workloads.families.mobile import EFFICIENTNET, MOBILENET
 from equipoise.workloads.families.plain import CNN, MLP, RESNET
 from equipoise.workloads.families.shuffle import SHUFFLENET
+from equipoise.workloads.families.speed import SPEED
 from equipoise.workloads.families.transformer import ENCODER, GPT
 
 __all__ = ["FAMILIES", "Dimension", "Family", "Scale", "family"]
@@ -18,6 +19,7 @@ FAMILIES: dict[str, Family] = {
     "shufflenet": SHUFFLENET,
     "convnext": CONVNEXT,
     "efficientnet": EFFICIENTNET,
+    "speed": SPEED,
     "gpt": GPT,
     "encoder": ENCODER,
 }

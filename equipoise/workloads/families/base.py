@@ -146,7 +146,8 @@ class Family:
         """
         if not callable(builder):
             raise must_be("builder", "a function of a scale", builder, "Write def net(width=64, depth=2): return ...")
-        parameters = [p for p in inspect.signature(builder).parameters.values() if p.kind in (p.POSITIONAL_OR_KEYWORD,)]
+        every = inspect.signature(builder).parameters.values()
+        parameters = [p for p in every if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
         found = tuple(dimensions) or tuple(_dimension(p.name, p.default) for p in parameters if _is_number(p.default))
         title = name or getattr(builder, "__name__", "own")
         if not found:

@@ -50,7 +50,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Map (N, C, H, W) to the same shape."""
         y = self.norm(self.filter(x).permute(0, 2, 3, 1))  # (N, H, W, C)
-        return x + self.narrow(self.act(self.widen(y))).permute(0, 3, 1, 2)
+        out: Tensor = x + self.narrow(self.act(self.widen(y))).permute(0, 3, 1, 2)
+        return out
 
 
 def convnext(
@@ -60,15 +61,15 @@ def convnext(
 
     Args:
         shape: Of the task.
-        side: Of the image, in pixels.
+        side: Of the resized image, in pixels.
         width: Channels of the first stage; each further stage doubles them and halves the map.
         blocks: Of each stage.
         kernel, expansion: Of the blocks.
     """
-    patch = stem_stride(side, most=4)
+    patch = stem_stride(min(shape.sample[1:]), most=4)
     first = nn.Conv2d(shape.sample[0], width, 3, padding=1) if patch == 1 else _halving(shape.sample[0], width, patch)
     layers: dict[str, nn.Module] = {"stem": nn.Sequential(first, ChannelNorm(width))}
-    steps = strides(-(-side // patch), [1] + [2] * (len(blocks) - 1))
+    steps = strides(side // patch, [1] + [2] * (len(blocks) - 1))
     for number, (count, stride) in enumerate(zip(blocks, steps, strict=True)):
         channels = width << number
         begin = [ChannelNorm(channels // 2), _halving(channels // 2, channels, stride)] if number else []

@@ -1,8 +1,8 @@
 """What the convolutional families share: how they meet an input of any resolution, and how their weights are drawn.
 
-An input of fewer than 64 pixels a side meets a stem of stride 1; from 64 pixels the stride is 2, and from 128 it is 4 in the
-networks whose originals have 4. After that a stage halves its map only while it has at least 4 pixels a side, so an 8x8 digit
-ends as 2x2.
+Data of fewer than 64 pixels a side meet a stem of stride 1; from 64 pixels the stride is 2, and from 128 it is 4 in the
+networks whose originals have 4. The data decide, not the resolution, so that a lower resolution never costs more. After that a
+stage halves its map only while it has at least 4 pixels a side, so an 8x8 digit ends as 2x2.
 """
 
 from __future__ import annotations
@@ -70,7 +70,7 @@ def front(shape: Shape, scale: Scale, *, multiple: int = 1) -> tuple[dict[str, n
 
 
 def stem_stride(side: int, *, most: Literal[2, 4]) -> Literal[1, 2, 4]:
-    """Return by how much the stem shrinks an image of `side` pixels; see the head of this file."""
+    """Return by how much the stem shrinks images whose shorter side has `side` pixels; see the head of this file."""
     return 1 if side < 64 else 2 if side < 128 or most == 2 else 4
 
 
@@ -94,10 +94,10 @@ def conv(
     return named(**layers, **({} if act is None else {"act": act()}))
 
 
-def stem(channels: int, width: int, side: int, *, most: Literal[2, 4], **options: Any) -> tuple[nn.Sequential, int]:
-    """Return a first convolution (and a max-pool, for stride 4), and the side of the map behind it."""
-    stride = stem_stride(side, most=most)
-    layers: dict[str, nn.Module] = {"first": conv(channels, width, options.pop("kernel", 3), stride=min(stride, 2), **options)}
+def stem(shape: Shape, width: int, side: int, *, most: Literal[2, 4], kernel: int = 3, **options: Any) -> tuple[nn.Module, int]:
+    """Return a first convolution (and a max-pool, for stride 4), and the side of the map that they make of `side` pixels."""
+    stride = stem_stride(min(shape.sample[1:]), most=most)
+    layers: dict[str, nn.Module] = {"first": conv(shape.sample[0], width, kernel, stride=min(stride, 2), **options)}
     if stride == 4:
         layers["pool"] = nn.MaxPool2d(3, stride=2, padding=1)
     return named(**layers), -(-side // stride)

@@ -103,7 +103,8 @@ class _Block:
 
 def _plan(stages: tuple[Stage, ...], scale: Scale) -> list[_Block]:
     """Every block of a scale, in order."""
-    factor, inputs, plan = scale["width"] / REFERENCE_WIDTH, int(scale["width"]), []
+    plan: list[_Block] = []
+    factor, inputs = scale["width"] / REFERENCE_WIDTH, int(scale["width"])
     counts = share_out(int(scale["depth"]), [stage.blocks for stage in stages])
     for number, (stage, count) in enumerate(zip(stages, counts, strict=True)):
         outputs, kernel = to_eight(stage.channels * factor), int(scale.get("kernel", stage.kernel))
@@ -116,7 +117,7 @@ def _plan(stages: tuple[Stage, ...], scale: Scale) -> list[_Block]:
 
 def _network(scale: Scale, shape: Shape, stages: tuple[Stage, ...], act: type[nn.Module], *, excite: bool) -> nn.Sequential:
     layers, sides = front(shape, scale)
-    layers["stem"], side = stem(shape.sample[0], int(scale["width"]), min(sides), most=2, act=act)
+    layers["stem"], side = stem(shape, int(scale["width"]), min(sides), most=2, act=act)
     plan = _plan(stages, scale)
     parts: list[list[nn.Module]] = [[] for _ in stages]
     for block, stride in zip(plan, strides(side, [block.stride for block in plan]), strict=True):

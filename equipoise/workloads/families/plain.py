@@ -25,7 +25,7 @@ def _cnn(scale: Scale, shape: Shape) -> nn.Sequential:
     """Convolutions with BatchNorm in three stages, a max-pool between two stages, a linear layer on the mean."""
     layers, sides = front(shape, scale)
     width, kernel, side = int(scale["width"]), int(scale["kernel"]), min(sides)
-    layers["stem"], side = stem(shape.sample[0], width, side, most=4, kernel=kernel)
+    layers["stem"], side = stem(shape, width, side, most=4, kernel=kernel)
     channels = width
     for number, count in enumerate(share_out(int(scale["depth"]), STAGES)):
         stage: list[nn.Module] = []
@@ -41,13 +41,13 @@ def _cnn(scale: Scale, shape: Shape) -> nn.Sequential:
 def _cnn_weights(scale: Scale) -> float:
     counts = share_out(int(scale["depth"]), STAGES)
     inner = sum((n - 1) * 4**number for number, n in enumerate(counts))  # between layers of one stage
-    return (inner + 2 + 8) * scale["width"] ** 2 * scale["kernel"] ** 2
+    return float((inner + 2 + 8) * scale["width"] ** 2 * scale["kernel"] ** 2)
 
 
 def _resnet(scale: Scale, shape: Shape) -> nn.Module:
     """`ResNet` with 1x1 convolutions where the shape changes: its graph can be pruned, which zero-padding cannot."""
-    layers, sides = front(shape, scale)
-    width, stride = int(scale["width"]), stem_stride(min(sides), most=4)
+    layers, _ = front(shape, scale)
+    width, stride = int(scale["width"]), stem_stride(min(shape.sample[1:]), most=4)
     widths = (width, 2 * width, 4 * width)
     channels, depth = shape.sample[0], int(scale["depth"])
     net = ResNet(depth, classes=shape.outputs, widths=widths, shortcut="B", channels=channels, stem=stride)

@@ -74,15 +74,15 @@ def shufflenet(
 
     Args:
         shape: Of the task.
-        side: Of the image, in pixels.
+        side: Of the resized image, in pixels.
         first: Channels of the stem.
         widths, units: Channels and units of the stages.
         last: Channels of the last convolution.
         kernel: Of the depthwise convolutions.
     """
-    small = stem_stride(side, most=4) == 1  # then the first stage keeps the size, too
+    small = stem_stride(min(shape.sample[1:]), most=4) == 1  # then the first stage keeps the size, too
     layers: dict[str, nn.Module] = {}
-    layers["stem"], side = stem(shape.sample[0], first, side, most=4)
+    layers["stem"], side = stem(shape, first, side, most=4)
     inputs = first
     for number, (width, count, stride) in enumerate(zip(widths, units, strides(side, (1 if small else 2, 2, 2)), strict=True)):
         head = Unit(inputs, width, stride=stride, kernel=kernel, changes=True)

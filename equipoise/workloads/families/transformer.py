@@ -137,7 +137,8 @@ def _gpt(scale: Scale, shape: Shape) -> nn.Sequential:
 
 
 def _encoder(scale: Scale, shape: Shape) -> nn.Sequential:
-    width, patch, layers = int(scale["width"]), int(scale["kernel"]), {}
+    layers: dict[str, nn.Module] = {}
+    width, patch = int(scale["width"]), int(scale["kernel"])
     if shape.vocabulary is not None:
         length = shape.sample[0]
         layers["embed"] = Embed(shape.vocabulary, width, length=length, context=length)
