@@ -45,8 +45,18 @@ class Ruler:
 
     def place(self, value: float) -> float:
         """Return where a value lies: 0 at the low end, 1 at the high end, beyond them outside."""
+        if self.log and value <= 0:
+            return -math.inf
         at, low, high = (math.log(v) if self.log else v for v in (value, self.low, self.high))
         return (at - low) / (high - low)
+
+    def inside(self, value: float) -> bool:
+        """Whether a value lies on the ruler."""
+        return -1e-9 <= self.place(value) <= 1 + 1e-9
+
+    def nearest(self, value: float) -> float:
+        """Return the place on the ruler that is nearest to a value's."""
+        return min(1.0, max(0.0, self.place(value)))
 
     def ticks(self) -> list[float]:
         """Return the round values to mark, four to ten or so."""
@@ -84,8 +94,8 @@ def ruler(
     further = [min(high + SPREAD * span, max(low - SPREAD * span, v)) for v in along(reach)]
     low, high = min([low, *further]), max([high, *further])
     pad = 0.05 * span if high > low else 0.5 * span
-    ends = (low - pad, high + pad)
-    return Ruler(label, *((math.exp(v) for v in ends) if log else ends), write, log)
+    ends = [math.exp(v) if log else v for v in (low - pad, high + pad)]
+    return Ruler(label, ends[0], ends[1], write, log)
 
 
 @dataclass(frozen=True, slots=True)
@@ -137,7 +147,6 @@ class Chart:
     Attributes:
         name: Its id on the page.
         says: What it shows, in a sentence, for whoever does not see it.
-        interval: What the intervals are, for the head of their column.
     """
 
     name: str
@@ -146,7 +155,6 @@ class Chart:
     y: Ruler
     series: Sequence[Series]
     zones: Sequence[Zone] = ()
-    interval: str = "90 % interval"
 
 
 def drawing(chart: Chart) -> dict[str, Any]:
@@ -184,16 +192,15 @@ def _ticks(along: Ruler) -> list[dict[str, Any]]:
     values = along.ticks()
     crowded = len(values) > 5
     return [
-        {"place": p, "at": _percent(p), "text": along.write(v), "minor": crowded and i % 2 == 1}
+        {"place": along.place(v), "at": _percent(along.place(v)), "text": along.write(v), "minor": crowded and i % 2 == 1}
         for i, v in enumerate(values)
-        for p in [along.place(v)]
-        if -1e-9 <= p <= 1 + 1e-9
+        if along.inside(v)
     ]
 
 
 def _zone(x: Ruler, zone: Zone) -> dict[str, Any]:
     ends = ((zone.low, 0.0), (zone.high, 1.0))
-    low, high = (edge if value is None else min(1.0, max(0.0, x.place(value))) for value, edge in ends)
+    low, high = (edge if value is None else x.nearest(value) for value, edge in ends)
     return {"at": _percent(low), "width": _percent(max(0.0, high - low)), "look": zone.look, "name": zone.name}
 
 
@@ -201,10 +208,10 @@ def _paths(chart: Chart, series: Series) -> Iterator[dict[str, Any]]:
     """The band of a line, where every point has an interval, and the line."""
 
     def at(x: float, y: float) -> str:
-        high = max(-9.0, min(10.0, chart.y.place(y))) if y > 0 or not chart.y.log else -9.0
-        return f"{GRID * chart.x.place(x):.1f} {GRID * (1 - high):.1f}"
+        up = max(-9.0, min(10.0, chart.y.place(y)))  # what lies far outside is cut off by the frame
+        return f"{GRID * chart.x.place(x):.1f} {GRID * (1 - up):.1f}"
 
-    points = [p for p in series.points if p.x > 0 or not chart.x.log]
+    points = [p for p in series.points if math.isfinite(chart.x.place(p.x))]
     if len(points) < 2:
         return
     upper = [at(p.x, p.high) for p in points if p.high is not None]
@@ -218,17 +225,13 @@ def _bars(chart: Chart, series: Series, point: Point) -> Iterator[dict[str, Any]
     """The intervals of a mark that is no part of a line, kept inside the frame."""
     if _joined(series) or not _inside(chart, point):
         return
-
-    def clipped(along: Ruler, value: float) -> float:
-        return min(1.0, max(0.0, along.place(value) if value > 0 or not along.log else 0.0))
-
-    x, y = chart.x.place(point.x), 1 - chart.y.place(point.y)
+    x, y = _percent(chart.x.place(point.x)), _percent(1 - chart.y.place(point.y))
     if point.low is not None and point.high is not None:
-        ends = (1 - clipped(chart.y, point.low), 1 - clipped(chart.y, point.high))
-        yield {"x1": _percent(x), "x2": _percent(x), "y1": _percent(ends[0]), "y2": _percent(ends[1]), "tone": series.tone}
+        ends = [_percent(1 - chart.y.nearest(end)) for end in (point.low, point.high)]
+        yield {"x1": x, "x2": x, "y1": ends[0], "y2": ends[1], "tone": series.tone}
     if point.left is not None and point.right is not None:
-        ends = (clipped(chart.x, point.left), clipped(chart.x, point.right))
-        yield {"x1": _percent(ends[0]), "x2": _percent(ends[1]), "y1": _percent(y), "y2": _percent(y), "tone": series.tone}
+        ends = [_percent(chart.x.nearest(end)) for end in (point.left, point.right)]
+        yield {"x1": ends[0], "x2": ends[1], "y1": y, "y2": y, "tone": series.tone}
 
 
 def _marks(chart: Chart, series: Series, point: Point, row: int) -> Iterator[dict[str, Any]]:
@@ -239,8 +242,7 @@ def _marks(chart: Chart, series: Series, point: Point, row: int) -> Iterator[dic
 
 
 def _inside(chart: Chart, point: Point) -> bool:
-    pairs = ((chart.x, point.x), (chart.y, point.y))
-    return all((v > 0 or not along.log) and -1e-9 <= along.place(v) <= 1 + 1e-9 for along, v in pairs)
+    return chart.x.inside(point.x) and chart.y.inside(point.y)
 
 
 def _ends(chart: Chart) -> list[dict[str, Any]]:
@@ -269,6 +271,6 @@ def _figures(chart: Chart, rows: Sequence[tuple[Series, Point]]) -> tuple[list[s
         return ", ".join(f"{a.write(low)} to {a.write(high)}" for a, low, high in ends if low is not None and high is not None)
 
     cells = [[s.name, chart.x.write(p.x), chart.y.write(p.y), spread(p), p.note] for s, p in rows]
-    heads = ["", chart.x.label, chart.y.label, chart.interval, "Note"]
+    heads = ["What", chart.x.label, chart.y.label, "Interval", "Note"]
     filled = [i for i in range(len(heads)) if i < 3 or any(row[i] for row in cells)]
     return [heads[i] for i in filled], [[row[i] for i in filled] for row in cells]

@@ -138,7 +138,9 @@ def _axis(key: str, readings: Iterable[Reading], call: Mapping[str, str]) -> Axi
     label, base = call.get(key) or FIGURES[key], readings[0].unit
     if key == "regret":
         return Axis(key, key, label, "%", 0.01, False)
-    return in_unit(key, word=key, label=label, base=base, value=values[len(values) // 2] if values else 0.0)
+    if key == "compute" or not values:
+        return Axis(key, key, label, "", 1.0, False)
+    return in_unit(key, word=key, label=label, base=base, value=values[len(values) // 2])
 
 
 def _cell(axis: Axis, found: Reading | None, reasons: Sequence[str]) -> dict[str, Any]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from equipoise.records import Reading
+from equipoise.records import Reading, as_data
 from equipoise.report.axes import MISSING, held, times
 from equipoise.report.chart import drawing
 from equipoise.report.document import document, finite
@@ -48,8 +48,8 @@ def render_scale(summary: Mapping[str, Any]) -> str:
     Raises:
         InputError: Another schema, a field missing or unknown, or a figure that does not say where it came from.
     """
-    variables = page_data(read_scale(summary))
-    return document("scale", variables, data=finite(summary), scripts=SCRIPTS)
+    data = as_data(summary)
+    return document("scale", page_data(read_scale(data)), data=finite(data), scripts=SCRIPTS)
 
 
 def page_data(found: ScaleSummary) -> dict[str, Any]:
@@ -65,14 +65,14 @@ def page_data(found: ScaleSummary) -> dict[str, Any]:
         "expected": lines(shown, call=call) if (shown := answer.recommended or answer.nearest) else [],
         "additions": table(answer.add_runs),
         "charts": {name: drawing(chart) if chart else None for name, chart in charts.items()},
-        "candidates": table(found.candidates, call=call, without=("compute", "samples")),
+        "candidates": table(found.candidates, call=call, without={"compute", "samples", "flops_per_sample"} - {found.size}),
         "bill": bill(found),
         "branch": found.branch,
         "branches": branches(found, call),
         "progress": [drawing(chart) for chart in progress_charts(found)],
         "runs": table([run.row for run in found.runs], call=call),
         "law": law_rows(found.law),
-        "size": FIGURES[found.size].lower(),
+        "noun": "parameters" if found.size == "params" else "forward FLOPs of a sample",
         "notes": found.notes,
         "facts": facts(found),
     }
@@ -98,7 +98,7 @@ def expectation(found: ScaleSummary) -> str:
     if row is None:
         return ""
     reached = [(k, word) for k, word in (("quality", found.metric), ("loss", "loss")) if row.value(k) is not None]
-    told = [f"expected {word} {_rough(key, row.readings[key])}" for key, word in reached[:1]]
+    told = [f"expected {word} {_rough(key, row.readings[key], found.level)}" for key, word in reached[:1]]
     costs = {"train_s": "of training", "train_cost": "to train", "latency_s": "a request", "size_bytes": "to store"}
     told += [
         f"{held(written(k, v, row.readings[k].unit))} {word}" for k, word in costs.items() if (v := row.value(k)) is not None
@@ -107,11 +107,11 @@ def expectation(found: ScaleSummary) -> str:
     return f"{sentence[:1].upper()}{sentence[1:]}." if told else ""
 
 
-def _rough(key: str, reading: Reading) -> str:
+def _rough(key: str, reading: Reading, level: float) -> str:
     """A figure with its interval, no finer than a manager reads it."""
     ends = [reading.value, reading.low, reading.high]
     value, low, high = (None if v is None else f"{v:.1f}" if key == "quality" else written(key, v, reading.unit) for v in ends)
-    return f"{value} ({low} to {high})" if low and high else str(value)
+    return f"{value} ({100 * level:g} % interval {low} to {high})" if low and high else str(value)
 
 
 def span(low: float, high: float) -> str:
@@ -168,8 +168,9 @@ def _branch_row(key: str, label: str, before: Reading, after: Reading) -> dict[s
         "after_share": shares[1],
         "estimated": after.provenance == "estimated",
         "interval": f"[{interval(key, after)}]" if interval(key, after) else "",
-        "change": unknown if unknown else _change(key, *(v for v in values if v is not None)),
+        "change": "" if unknown else _change(key, *(v for v in values if v is not None)),
         "change_interval": "",
+        "unknown": unknown,
     }
 
 

@@ -20,7 +20,7 @@ WIDE = 4.0
 
 def size_chart(found: ScaleSummary) -> Chart | None:
     """Return loss against size, one curve per compute with its band, or None where there is nothing to draw."""
-    key, interval = found.size, f"{100 * found.level:g} % interval"
+    key = found.size
     curves = [c for c in found.curves if c.points]
     tones = [round(i * (TONES - 1) / max(1, len(curves) - 1)) for i in range(len(curves))]
     series = [_curve(c, tone) for c, tone in zip(curves, tones, strict=True)]
@@ -34,7 +34,7 @@ def size_chart(found: ScaleSummary) -> Chart | None:
     if found.answer.range:
         zones.append(Zone("recommended range", "range", *found.answer.range))
     zones += _beyond(found.runs, key, x.high)
-    return Chart("size", _says_size(found, curves), x, y, series, zones, interval)
+    return Chart("size", _says_size(found, curves), x, y, series, zones)
 
 
 def compute_chart(found: ScaleSummary) -> Chart | None:
@@ -50,7 +50,7 @@ def compute_chart(found: ScaleSummary) -> Chart | None:
     if line:
         first, last = line[0], line[-1]
         says += f" Predicted: {first.y:.4g} at {power(first.x)} FLOPs, {last.y:.4g} at {power(last.x)}."
-    return Chart("compute", says, x, y, series, _beyond(found.runs, "compute", x.high), f"{100 * found.level:g} % interval")
+    return Chart("compute", says, x, y, series, _beyond(found.runs, "compute", x.high))
 
 
 def progress_charts(found: ScaleSummary) -> list[Chart]:
@@ -102,8 +102,11 @@ def _runs(runs: Sequence[Trained], key: str, tone: Callable[[Trained], int | str
             continue
         told = "" if key == "compute" else f"{power(run.row.value('compute') or 0.0)} FLOPs"
         point = Point(at, loss.value, loss.low, loss.high, note=", ".join(filter(None, [told, run.row.note])))
-        look, word = ("run", "run, measured") if run.fitted else ("held", "run that the law was not fitted to")
-        out.append(Series(f"run {run.row.name}".strip(), look, [point], tone(run), key=word))
+        name = f"run {run.row.name}".strip()
+        if run.fitted:
+            out.append(Series(name, "run", [point], tone(run), key="run, measured"))
+        else:
+            out.append(Series(name, "held", [point], tone(run), key="run that the law was not fitted to"))
     return out
 
 

@@ -1,7 +1,8 @@
 """What a scale page is told: plain JSON data, read once into records, and nothing guessed.
 
-A *reading* is what ``records.as_data`` makes of a `Reading`: value, unit, interval, provenance. What is not known is
-``unavailable(unit, reason)``, and the page says so with the reason. A field marked ? may be left out; any may be None where
+A *reading* is a `Reading`, or what ``records.as_data`` makes of it: value, unit, interval, provenance. What is not known is
+``unavailable(unit, reason)``, and the page says so with the reason. Intervals of measured readings are taken for 95 %, those of
+estimates and predictions for `level`. A field marked ? may be left out; any may be None where
 there is nothing to say. A field that is not named here is an error.
 
     schema       1
@@ -256,5 +257,5 @@ def _branch(data: Any, where: str) -> Branch | None:
     if data is None:
         return None
     demand(data, where, needs=("direct", "compressed", "plan"), takes=("verdict",))
-    rows = (row_of(data[name], f"{where}.{name}") for name in ("direct", "compressed"))
-    return Branch(*rows, str(data["plan"] or ""), str(data.get("verdict") or ""))
+    direct, compressed = (row_of(data[name], f"{where}.{name}") for name in ("direct", "compressed"))
+    return Branch(direct, compressed, str(data["plan"] or ""), str(data.get("verdict") or ""))

@@ -55,16 +55,13 @@ def reading(data: Any, where: str) -> Reading:
     Raises:
         InputError: Not a reading: a bare number does not say where it came from.
     """
-    if isinstance(data, Reading):
-        found = data
-    else:
-        remedy = "Pass records.as_data(records.measured(...)), estimated(...) or unavailable(...)."
-        if not isinstance(data, Mapping):
-            raise must_be(where, "a reading with its provenance", data, remedy)
-        try:
-            found = reading_from(data)
-        except TypeError:
-            raise must_be(where, "a reading with value, unit and provenance", dict(data), remedy) from None
+    remedy = "Pass records.measured(...), estimated(...) or unavailable(...)."
+    if not isinstance(data, Mapping):
+        raise must_be(where, "a reading with its provenance", data, remedy)
+    try:
+        found = reading_from(data)
+    except TypeError:
+        raise must_be(where, "a reading with value, unit and provenance", dict(data), remedy) from None
     if found.unit not in SCALES:
         raise unknown(f"{where} unit", str(found.unit), SCALES)
     if found.value is None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from equipoise.records import as_data
 from equipoise.report.axes import held
 from equipoise.report.chart import Chart, Point, Series, Zone, drawing, ruler
 from equipoise.report.document import document, finite
@@ -33,8 +34,8 @@ def render_train(summary: Mapping[str, Any]) -> str:
     Raises:
         InputError: Another schema, a field missing or unknown, or a figure that does not say where it came from.
     """
-    variables = page_data(read_train(summary))
-    return document("train", variables, data=finite(summary), scripts=SCRIPTS)
+    data = as_data(summary)
+    return document("train", page_data(read_train(data)), data=finite(data), scripts=SCRIPTS)
 
 
 def page_data(found: TrainSummary) -> dict[str, Any]:
@@ -141,13 +142,20 @@ def _against_steps(found: TrainSummary, name: str, label: str, series: Sequence[
     says = "; ".join(f"{s.name} from {s.points[0].y:.4g} to {s.points[-1].y:.4g}" for s in series if s.look != "best")
     seen = max((p["step"] for p in found.curve if p["step"] is not None), default=x.high)
     zones = [Zone("not trained: foretold", "beyond", seen)] if any(s.look == "dashed" for s in series) else []
-    return Chart(name, f"{label} against steps: {says}.", x, y, series, zones, f"{100 * found.level:g} % interval")
+    return Chart(name, f"{label} against steps: {says}.", x, y, series, zones)
 
 
 def _said(entries: Sequence[Said]) -> list[dict[str, str]]:
     """Figures with what is said of them; how each was read, or why not, comes after."""
     rows = [(line("quality" if e.value.unit == "points" else "loss", e.value, e.what), e) for e in entries]
-    return [{**row, "note": " ".join(filter(None, [e.why, f"({e.value.note})" if e.value.note else ""]))} for row, e in rows]
+    return [
+        {
+            **row,
+            "value": f"{row['value']} points" if e.value.known and e.value.unit == "points" else row["value"],
+            "note": "; ".join(filter(None, [e.why, e.value.note])),
+        }
+        for row, e in rows
+    ]
 
 
 def facts(found: TrainSummary) -> list[dict[str, Any]]:

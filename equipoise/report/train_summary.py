@@ -1,7 +1,7 @@
 """What a training page is told: plain JSON data, read once into records, and nothing guessed.
 
-A *reading* is what ``records.as_data`` makes of a `Reading`. A field marked ? may be left out; any may be None where there is
-nothing to say. A field that is not named here is an error.
+A *reading* is a `Reading`, or what ``records.as_data`` makes of it. A field marked ? may be left out; any may be None where
+there is nothing to say. A field that is not named here is an error.
 
     schema       1
     header       model, task; device?, metric? {name, maximize}, seed?, machine?, versions?, started?;

@@ -120,6 +120,7 @@ def comparison(
                 "estimated": after.provenance == "estimated",
                 "change": change,
                 "change_interval": _times_interval(paired),
+                "unknown": "",
                 "before_share": f"{100 * before.value / widest:.1f}%",
                 "after_share": f"{100 * max(0.0, after.value) / widest:.1f}%",
             }

@@ -85,7 +85,7 @@ def test_what_is_drawn_is_what_the_table_says():
     plan = chart([line, dots], log=True)
     drawn = drawing(plan)
     assert [row[:3] for row in drawn["rows"]] == [[s.name, plain(p.x), plain(p.y)] for s in (line, dots) for p in s.points]
-    assert drawn["columns"] == ["", "Size", "Loss", "90 % interval", "Note"]
+    assert drawn["columns"] == ["What", "Size", "Loss", "Interval", "Note"]
     assert drawn["rows"][3][3:] == ["2.5 to 3.5", ""]
     band, path = drawn["paths"]
     corners = [tuple(map(float, pair.split())) for pair in path["d"][1:].split("L")]

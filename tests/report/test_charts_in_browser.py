@@ -71,7 +71,7 @@ def test_the_bill_names_the_cheapest_that_keeps_the_limits(visit, scale_summary,
     assert (best is allowed[0]) == dearest
     name = ", ".join(f"{k} {v}" for k, v in best["scale"].items())
     assert re.search(r'id="cheapest"[^>]*data-name="([^"]*)"', dom).group(1) == name
-    assert [float(v) for v in column(dom, "candidates", -1)][: len(total)] == pytest.approx(total)
+    assert [float(v) for v in column(dom, "candidates", 1)][: len(total)] == pytest.approx(total)
 
 
 def test_a_heading_sorts_and_sorts_back(visit, scale_summary):
@@ -93,8 +93,8 @@ def test_arrow_keys_read_the_points_as_the_table_says(visit, scale_summary):
     assert read[0] == "3×10¹² FLOPs, predicted"
     assert read[1] == "Params 30 k"
     assert read[2] == f"Loss {first['loss'][0]:.4g}"
-    assert read[3] == f"90 % interval {first['low'][0]:.4g} to {first['high'][0]:.4g}"
-    back = tip(visit(acted(render_scale(data), press(0, "ArrowRight", "ArrowLeft"))))
+    assert read[3] == f"Interval {first['low'][0]:.4g} to {first['high'][0]:.4g}"
+    back = tip(visit(acted(render_scale(data), press(0, "ArrowLeft"))))
     assert back[0].startswith("recommended")
 
 

@@ -32,7 +32,7 @@ def test_says_what_was_reached_and_the_verdict(train_summary):
 def test_unknown_gains_and_costs_say_why(train_summary):
     text = words(render_train(train_summary()))
     assert "no RAPL counter is readable on this machine" in text
-    assert "weight decay 5e-4 – unavailable cheap (nothing was run with it)" in text
+    assert "weight decay 5e-4 – unavailable cheap; nothing was run with it" in text
 
 
 def test_curves_hold_every_look_that_saw_something(train_summary):

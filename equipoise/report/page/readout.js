@@ -35,7 +35,8 @@ function readable(figure_) {
   };
   const walk = (event) => {
     const step = { ArrowRight: 1, ArrowDown: 1, ArrowLeft: -1, ArrowUp: -1 }[event.key];
-    if (step && marks.length) show(marks[(marks.indexOf(shown) + step + marks.length) % marks.length]);
+    const now = shown ? marks.indexOf(shown) : step > 0 ? -1 : 0;
+    if (step && marks.length) show(marks[(now + step + marks.length) % marks.length]);
     else if (event.key === "Escape") show(null);
     else return;
     event.preventDefault();

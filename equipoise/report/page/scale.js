@@ -15,9 +15,9 @@ function prepareBill(form, table) {
   const unit = form.dataset.unit, hours = unit === "s";
   const part = (row, name) => (row.dataset[name] === undefined ? null : Number(row.dataset[name]));
   const rows = [...table.tBodies[0].rows];
-  const head = element("th", table.tHead.rows[0], hours ? "Total, h" : "Total, $", "num");
-  head.scope = "col";
-  const cells = new Map(rows.map((row) => [row, element("td", row, "", "num")]));
+  const second = (row, made) => row.insertBefore(made, row.cells[1]);
+  second(table.tHead.rows[0], element("th", table.tHead.rows[0], hours ? "Total, h" : "Total, $", "num")).scope = "col";
+  const cells = new Map(rows.map((row) => [row, second(row, element("td", row, "", "num"))]));
   const money = (v) => (hours ? `${figure(v / 3600)} h` : `$${figure(v)}`);
 
   const add = () => {
