@@ -45,7 +45,8 @@ class Recipe:
         batch: Samples in a step.
         accumulate: Micro-batches in which a step's samples are run one after another, to save memory; the gradients are the
             same but for what BatchNorm sees.
-        precision: ``fp32``; ``bf16`` and ``fp16`` run the forward pass in autocast, ``fp16`` with a scaled loss.
+        precision: ``fp32``; ``bf16`` and ``fp16`` run the forward pass in autocast, ``fp16`` with a scaled loss. Faster on GPUs
+            and on CPUs with such instructions alone; on others it is many times slower.
         activation_checkpointing: Recompute the activations of blocks in the backward pass, to save memory: True finds the
             blocks, or their names.
         patience: Stop after this many evaluations without a better one; the best weights are then returned. None runs to the
