@@ -52,6 +52,7 @@ def page_data(found: TrainSummary) -> dict[str, Any]:
         "charts": [drawing(chart) for chart in charts if chart],
         "diagnosed": told is not None,
         **{name: _said(getattr(told, name)) if told else [] for name in ("evidence", "remedies", "outlook")},
+        "gains": any(said.value.known for said in told.remedies) if told else False,
         "foretold": bool(found.foretold),
         "level": f"{100 * found.level:g} %",
         "notes": found.notes,

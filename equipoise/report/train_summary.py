@@ -13,7 +13,7 @@ there is nothing to say. A field that is not named here is an error.
     stopped?     what ended the run
     reached      readings by the names of `REACHED`
     diagnosis?   verdict, reason?; evidence? [{sign, value (reading), means?}];
-                 remedies? [{do, gain (reading), why?}], best first; outlook? [{change, value (reading), why?}]
+                 remedies? [{do, gain (reading), why?}], in order; outlook? [{change, value (reading), why?}]
     extrapolation?  of ("validation_loss" or "validation_metric"), steps, value, low, high
     recipe       name -> value
     notes?       [text]

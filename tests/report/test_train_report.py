@@ -35,6 +35,15 @@ def test_unknown_gains_and_costs_say_why(train_summary):
     assert "weight decay 5e-4 – unavailable cheap; nothing was run with it" in text
 
 
+def test_remedies_of_unknown_gain_are_not_said_to_be_in_order_of_it(train_summary):
+    data = train_summary()
+    assert "In order of expected gain" in words(render_train(data))
+    data["diagnosis"]["remedies"] = data["diagnosis"]["remedies"][1:]
+    text = words(render_train(data))
+    assert "In order of expected gain" not in text
+    assert "the surest comes first" in text
+
+
 def test_curves_hold_every_look_that_saw_something(train_summary):
     data = train_summary()
     data["curve"][4]["validation_loss"] = None
