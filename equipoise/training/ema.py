@@ -8,6 +8,8 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from equipoise.training.shards import here
+
 
 class Average:
     """Exponential moving average of a model's parameters and floating-point buffers.
@@ -22,8 +24,13 @@ class Average:
 
     def __init__(self, model: nn.Module, decay: float) -> None:
         self.decay = decay
-        self.live: list[Tensor] = [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]
-        self.values = [value.detach().clone() for value in self.live]
+        self._live: list[Tensor] = [*model.parameters(), *(b for b in model.buffers() if b.is_floating_point())]
+        self.values = [value.clone() for value in self.live]
+
+    @property
+    def live(self) -> list[Tensor]:
+        """Return the model's own tensors; of sharded ones this process's share."""
+        return [here(value.detach()) for value in self._live]
 
     @torch.no_grad()
     def update(self, step: int) -> None:

@@ -26,6 +26,7 @@ from equipoise.training.optimizers import optimizer_of
 from equipoise.training.randomness import deterministic, mixed, private, seed_dropout
 from equipoise.training.recipe import Recipe
 from equipoise.training.samples import Batches
+from equipoise.training.shards import here
 from equipoise.training.state import State, Stopped
 from equipoise.training.validation import CurvePoint, Validation
 
@@ -398,4 +399,5 @@ def _add_l1(optimizer: torch.optim.Optimizer, weight: float) -> None:
     for group in optimizer.param_groups:
         members = [p for p in group["params"] if p.grad is not None and p.ndim > 1]
         if members:
-            torch._foreach_add_([p.grad for p in members], torch._foreach_sign(members), alpha=weight)
+            signs = torch._foreach_sign([here(p) for p in members])
+            torch._foreach_add_([here(p.grad) for p in members], signs, alpha=weight)

@@ -11,6 +11,7 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim.adamw import adamw
 
 from equipoise.errors import must_be
+from equipoise.training.shards import here, joined, shared_as
 
 if TYPE_CHECKING:
     from equipoise.training.recipe import Recipe
@@ -130,14 +131,15 @@ class Muon(torch.optim.Optimizer):
         return loss
 
     def _muon(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
-        gradients = [p.grad for p in parameters if p.grad is not None]
+        gradients = [here(p.grad) for p in parameters if p.grad is not None]
         for p in parameters:
             if not self.state[p]:
                 self.state[p]["momentum"] = torch.zeros_like(p)
-        running = [self.state[p]["momentum"] for p in parameters]
+        running = [here(self.state[p]["momentum"]) for p in parameters]
         torch._foreach_lerp_(running, gradients, 1 - group["momentum"])
         wanted = torch._foreach_lerp(gradients, running, group["momentum"]) if group["nesterov"] else running
         same: dict[tuple[int, int], list[int]] = {}
+        wanted = [joined(value, p) for value, p in zip(wanted, parameters, strict=True)]  # a matrix is orthogonal as a whole
         for i, value in enumerate(wanted):
             same.setdefault((len(value), value[0].numel()), []).append(i)
         if group["weight_decay"]:
@@ -146,7 +148,8 @@ class Muon(torch.optim.Optimizer):
             updates = orthogonalize(torch.stack([wanted[i].reshape(rows, columns) for i in members]), steps=group["steps"])
             rate = group["lr"] * MATCHED_RMS * max(rows, columns) ** 0.5
             for i, update in zip(members, updates, strict=True):
-                parameters[i].add_(update.reshape(parameters[i].shape).to(parameters[i].dtype), alpha=-rate)
+                p = parameters[i]
+                here(p).add_(here(shared_as(update.reshape(p.shape).to(p.dtype), p)), alpha=-rate)
 
     def _adamw(self, parameters: list[Tensor], group: dict[str, Any]) -> None:
         for p in parameters:
@@ -169,7 +172,7 @@ def orthogonalize(matrices: Tensor, *, steps: int = 5) -> Tensor:
     """
     a, b, c = NEWTON_SCHULZ
     tall = matrices.shape[-2] > matrices.shape[-1]
-    x = matrices.bfloat16() if matrices.is_cuda else matrices.float()
+    x: Tensor = matrices.bfloat16() if matrices.is_cuda else matrices.float()
     x = x.mT if tall else x
     x = x / x.norm(dim=(-2, -1), keepdim=True).clamp_min(1e-7)
     for _ in range(steps):

@@ -25,6 +25,7 @@ from equipoise.training.distribution.launch import connect
 from equipoise.training.distribution.pipeline import Pipeline
 from equipoise.training.distribution.ranks import Ranks
 from equipoise.training.loop import Plan, Progress, Trained, run
+from equipoise.training.transfer import unfreezing
 from equipoise.training.validation import Validation
 
 BATCH, STEPS = 33, 12
@@ -76,16 +77,19 @@ def objective(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(model(inputs), targets)
 
 
+TIED = partial(net, tied=True)
+
+
 @dataclass(frozen=True)
 class Case:
     """One run: where, how, and what breaks it off."""
 
     where: Callable[[], Distribution]
-    recipe: Recipe = field(default_factory=lambda: RECIPES["plain"])
+    recipe: Recipe = field(default_factory=lambda: Recipe(batch=BATCH, lr=1e-2))
     net: Callable[[], nn.Module] = net
+    unfrozen: bool = False
     path: str | None = None
     stop_after: int | None = None
-    steps: int = STEPS
 
 
 def go(case: Case, folder: Path) -> Trained:
@@ -95,24 +99,28 @@ def go(case: Case, folder: Path) -> Trained:
         if progress.step == case.stop_after:
             raise InterruptedError("stopped here")
 
+    model = case.net()
     return run(
-        case.net(), data(), objective, case.recipe, torch.Generator().manual_seed(3),
+        model, data(), objective, case.recipe, torch.Generator().manual_seed(3),
         Plan(
-            steps=case.steps, path=None if case.path is None else folder / case.path, every_s=0.0, on_step=break_off,
+            steps=STEPS, path=None if case.path is None else folder / case.path, every_s=0.0, on_step=break_off,
             validation=Validation(data(31, seed=2), F.cross_entropy, every=5, batch=11), distribution=case.where(),
+            before_step=unfreezing(model, until=0.7) if case.unfrozen else None,
         ),
     )  # fmt: skip
 
 
-RECIPES = {
-    "plain": Recipe(batch=BATCH, lr=1e-2),
-    "accumulated": Recipe(batch=BATCH, lr=1e-2, accumulate=4),
-    "clipped": Recipe(batch=BATCH, lr=5e-2, optimizer="sgd", clip=0.1, schedule="cosine"),
-    "checkpointed": Recipe(batch=BATCH, lr=1e-2, accumulate=3, activation_checkpointing=True),
-    "averaged": Recipe(batch=BATCH, lr=1e-2, ema=0.9, l1=1e-4),
-    "muon": Recipe(batch=BATCH, lr=1e-2, optimizer="muon"),
-    "tiny": Recipe(batch=1, lr=1e-3),
+VARIANTS: dict[str, dict[str, Any]] = {
+    "plain": {},
+    "accumulated": {"recipe": Recipe(batch=BATCH, lr=1e-2, accumulate=4)},
+    "clipped": {"recipe": Recipe(batch=BATCH, lr=5e-2, optimizer="sgd", clip=0.1, schedule="cosine"), "net": TIED},
+    "checkpointed": {"recipe": Recipe(batch=BATCH, lr=1e-2, accumulate=3, activation_checkpointing=True)},
+    "averaged": {"recipe": Recipe(batch=BATCH, lr=1e-2, ema=0.9, l1=1e-4), "net": TIED},
+    "few rows": {"recipe": Recipe(batch=1, lr=1e-3)},
+    "muon": {"recipe": Recipe(batch=BATCH, lr=1e-2, optimizer="muon")},
+    "unfrozen": {"unfrozen": True},
 }
+"""Runs that are one process's wherever they are made."""
 
 KINDS: dict[str, Callable[[], Distribution]] = {
     "ddp": lambda: connect("ddp"),
@@ -120,9 +128,10 @@ KINDS: dict[str, Callable[[], Distribution]] = {
     "pipeline": lambda: connect("pipeline"),
     "gpipe": lambda: Pipeline(_ranks(), schedule="gpipe"),
     "cut": lambda: connect("pipeline", cuts=["blocks.1"]),
-    "ddp_host": lambda: connect("ddp", offload=["activations", "optimizer"]),
-    "fsdp_host": lambda: connect("fsdp", offload=["parameters", "activations"]),
+    "ddp offloaded": lambda: connect("ddp", offload=["activations", "optimizer"]),
+    "fsdp offloaded": lambda: connect("fsdp", offload=["parameters", "activations"]),
 }
+STAGED = ("pipeline", "gpipe", "cut")
 
 
 def _ranks() -> Ranks:
@@ -134,7 +143,7 @@ class Alone(DataParallel):
     """Planted: ranks never average their gradients."""
 
     def gradients(self, model: nn.Module, objective: Objective, inputs: Tensor, targets: Tensor, **how: Any) -> Tensor:
-        with self._wrapped[0].no_sync():
+        with self.wrapper(model).no_sync():
             return super().gradients(model, objective, inputs, targets, **how)
 
 
@@ -143,31 +152,29 @@ class Unweighted(DataParallel):
 
     def gradients(self, model: nn.Module, objective: Objective, inputs: Tensor, targets: Tensor, **how: Any) -> Tensor:
         mine = self.ranks.rows(len(inputs))
-        loss = objective(self._wrapped[0], inputs[mine], targets[mine])
+        loss = objective(self.wrapper(model), inputs[mine], targets[mine])
         torch.autograd.backward(loss)
         return self.ranks.sum(loss.detach()) / self.world
 
 
-TIED = partial(net, tied=True)
-
-CASES: dict[str, Case] = {
-    f"{kind}-{name}": Case(KINDS[kind], recipe)
-    for kind in KINDS
-    for name, recipe in RECIPES.items()
-    if not (name == "muon" and kind in ("pipeline", "gpipe", "cut"))
-} | {
-    "alone-plain": Case(lambda: Alone(_ranks())),
-    "unweighted-plain": Case(lambda: Unweighted(_ranks())),
-    "ddp-dropout": Case(KINDS["ddp"], net=partial(net, dropout=0.2)),
-    "pipeline-batchnorm": Case(KINDS["pipeline"], RECIPES["checkpointed"], net=partial(net, batch_norm=True)),
-    "fsdp-batchnorm": Case(KINDS["fsdp"], net=partial(net, batch_norm=True)),
-    **{f"{kind}-tied": Case(KINDS[kind], RECIPES["clipped"], net=TIED) for kind in ("fsdp", "pipeline")},
-    "relay-ddp": Case(KINDS["ddp"], RECIPES["averaged"], net=TIED, path="relay", stop_after=5),
-    "relay-fsdp": Case(KINDS["fsdp"], RECIPES["averaged"], net=TIED, path="relay", stop_after=7),
-    "relay-pipeline": Case(KINDS["pipeline"], RECIPES["averaged"], net=TIED, path="relay", stop_after=10),
-    "dropped-ddp": Case(KINDS["ddp"], net=partial(net, dropout=0.2), path="dropped", stop_after=6),
-    "resumed-ddp": Case(KINDS["ddp"], net=partial(net, dropout=0.2), path="dropped"),
+MATRIX = {
+    f"{kind}: {variant}": Case(where, **how)
+    for kind, where in KINDS.items()
+    for variant, how in VARIANTS.items()
+    if not (variant == "muon" and kind in STAGED)
 }
+RELAY = {f"relay: {kind}": Case(KINDS[kind], **VARIANTS["averaged"], path="relay", stop_after=3 + 2 * i)
+         for i, kind in enumerate(("ddp", "fsdp", "pipeline"), 1)}  # fmt: skip
+PLANTED = {"alone": Case(lambda: Alone(_ranks())), "unweighted": Case(lambda: Unweighted(_ranks()))}
+DROPOUT = partial(net, dropout=0.2)
+OTHERS = {
+    "dropout": Case(KINDS["ddp"], net=DROPOUT),
+    "dropout stopped": Case(KINDS["ddp"], net=DROPOUT, path="dropout", stop_after=6),
+    "dropout resumed": Case(KINDS["ddp"], net=DROPOUT, path="dropout"),
+    "norm in micro-batches": Case(KINDS["pipeline"], **VARIANTS["checkpointed"], net=partial(net, batch_norm=True)),
+    "norm in shares": Case(KINDS["fsdp"], net=partial(net, batch_norm=True)),
+}
+CASES: dict[str, Case] = MATRIX | RELAY | PLANTED | OTHERS
 
 
 def main(folder: Path, names: list[str]) -> None:
@@ -179,7 +186,7 @@ def main(folder: Path, names: list[str]) -> None:
         except InterruptedError:
             continue
         finally:
-            where.agree(0.0)  # nobody goes on to the next file before all are done with this one
+            where.agree(0.0)  # nobody goes on to the next case before all are done with this one
         if where.rank == 0:
             save(done, folder / f"{name}.pt")
     where.close()
@@ -202,7 +209,7 @@ def endless(folder: Path, kind: str, kill_at: int | None) -> None:
 
     steps = STEPS if kill_at is not None or (folder / "finish").exists() else 10**6
     plan = Plan(steps=steps, path=folder / "kept", every_s=0.0, on_step=told, distribution=where)
-    done = run(net(), data(), objective, RECIPES["plain"], torch.Generator().manual_seed(3), plan)
+    done = run(net(), data(), objective, Recipe(batch=BATCH, lr=1e-2), torch.Generator().manual_seed(3), plan)
     if where.rank == 0:
         save(done, folder / "done.pt")
     where.close()

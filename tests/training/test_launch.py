@@ -13,11 +13,12 @@ import psutil
 import pytest
 import rank_program
 import torch
-from rank_program import RECIPES, Case, go
+from rank_program import Case, go
 
 from equipoise.errors import EquipoiseError, InputError
 from equipoise.training.distribution import OneProcess
 from equipoise.training.distribution.launch import connect, launch
+from equipoise.training.distribution.ranks import LOST_TOUCH
 
 SOON_S = 60.0
 
@@ -81,15 +82,14 @@ def test_what_cannot_be_joined_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp", "pipeline"])
 def test_a_killed_rank_ends_all_and_the_run_goes_on_from_its_checkpoint(tmp_path: Path, kind: str) -> None:
-    began = time.monotonic()
     with pytest.raises(EquipoiseError, match="rank 1 was killed by SIGKILL"):
         launch(program(tmp_path, "endless", kind, "5"), 2)
     assert gone(tmp_path, 1.0)
-    assert time.monotonic() - began < SOON_S
+    assert time.time() - (tmp_path / "step1").stat().st_mtime < SOON_S  # written just before the kill
     assert 3 < int((tmp_path / "step0").read_text()) < rank_program.STEPS
     (tmp_path / "finish").touch()
     assert launch(program(tmp_path, "endless", kind), 2) == 0
-    expected = go(Case(OneProcess, RECIPES["plain"]), tmp_path)
+    expected = go(Case(OneProcess), tmp_path)
     torch.testing.assert_close(torch.load(tmp_path / "done.pt")["log"].tolist(), list(expected.log), rtol=1e-5, atol=0)
 
 
@@ -107,7 +107,8 @@ def test_ranks_end_when_the_launcher_is_killed_or_a_rank_is_silent(tmp_path: Pat
             os.kill(int((tmp_path / "pid1").read_text()), signal.SIGSTOP)
         assert gone(tmp_path, SOON_S)
         _, said = launcher.communicate(timeout=SOON_S)
-        assert ("launcher of this rank is gone" if broken == "launcher killed" else "ranks of a run must stay in touch") in said
+        first = "launcher of this rank is gone" if broken == "launcher killed" else LOST_TOUCH
+        assert first in said or LOST_TOUCH in said  # rank 1 may have been first to notice
         assert launcher.returncode != 0
     finally:
         launcher.kill()

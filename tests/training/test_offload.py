@@ -6,19 +6,19 @@ from pathlib import Path
 
 import pytest
 import torch
-from rank_program import RECIPES, Case, go, net
+from rank_program import VARIANTS, Case, go, net
 
 from equipoise.training.distribution import OneProcess
 from equipoise.training.distribution.offload import Offloaded
 
 
-@pytest.mark.parametrize("recipe", ["accumulated", "averaged"])
-@pytest.mark.parametrize("batch_norm", [False, True])
-def test_curve_and_weights_are_the_same(tmp_path: Path, recipe: str, batch_norm: bool) -> None:
+@pytest.mark.parametrize("variant", ["accumulated", "averaged", "unfrozen", "norm"])
+def test_curve_and_weights_are_the_same(tmp_path: Path, variant: str) -> None:
     def host() -> Offloaded:
         return Offloaded(OneProcess(), activations=True, optimizer=True)
 
-    cases = [Case(where, RECIPES[recipe], net=lambda: net(batch_norm=batch_norm)) for where in (OneProcess, host)]
+    how = VARIANTS.get(variant, {"net": lambda: net(batch_norm=True)})
+    cases = [Case(where, **how) for where in (OneProcess, host)]
     plain, offloaded = (go(case, tmp_path) for case in cases)
     assert offloaded.log == plain.log
     assert offloaded.curve[-1].validation_loss == plain.curve[-1].validation_loss

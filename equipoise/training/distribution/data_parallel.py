@@ -31,15 +31,15 @@ class DataParallel:
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks, self.rank, self.world, self.device = ranks, ranks.rank, ranks.world, ranks.device
-        self._wrapped: list[DistributedDataParallel] = []
+        self._wrapped: tuple[tuple[bool, ...], DistributedDataParallel] | None = None
 
     @in_touch()
     def place(self, model: nn.Module) -> nn.Module:
         """Move `model` to the device, in place; rank 0's weights are the ones that count."""
         model = model.to(self.device)
         if self.device.type == "cuda" and any(isinstance(module, _BatchNorm) for module in model.modules()):
-            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)
-        self._wrapped[:] = [DistributedDataParallel(model, gradient_as_bucket_view=True)]
+            model = nn.SyncBatchNorm.convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
+        self.wrapper(model)
         return model  # not the wrapper, which would rename every parameter
 
     def gradients(
@@ -53,10 +53,19 @@ class DataParallel:
         scaler: torch.amp.GradScaler | None = None,
     ) -> Tensor:
         """Run this rank's rows, and average the gradients during the last micro-batch's backward pass."""
-        wrapped = self._wrapped[0]
+        wrapped = self.wrapper(model)
         return backward_rows(
             self.ranks, wrapped, objective, inputs, targets, recipe, scaler, scale=self.world, quiet=wrapped.no_sync
         )
+
+    def wrapper(self, model: nn.Module) -> DistributedDataParallel:
+        """Return what averages the gradients of `model`, made anew when other parameters have come to be trained."""
+        trained = tuple(parameter.requires_grad for parameter in model.parameters())
+        if self._wrapped is None or self._wrapped[0] != trained:
+            if self._wrapped is not None:
+                self._wrapped[1]._remove_autograd_hooks()  # type: ignore[no-untyped-call]
+            self._wrapped = trained, DistributedDataParallel(model, gradient_as_bucket_view=True)
+        return self._wrapped[1]
 
     def outputs(self, model: nn.Module, inputs: Tensor, *, recipe: Recipe) -> Tensor:
         """Return the outputs for the whole batch, each rank computing its rows."""

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from datetime import timedelta
 from pathlib import Path
 
-import psutil
+import psutil  # type: ignore[import-untyped,unused-ignore]
 import torch
 import torch.distributed as dist
 
@@ -147,7 +147,7 @@ def _join(kind: str, device: str | None, timeout_s: float, *, alone: bool) -> Ra
     if not dist.is_initialized():
         if where.type == "cuda":
             torch.cuda.set_device(where)
-        store = dist.HashStore() if "RANK" not in os.environ else None
+        store = None if "RANK" in os.environ else dist.HashStore()  # type: ignore[attr-defined]
         _end_with(int(os.environ.get(_LAUNCHER, os.getppid())))
         with in_touch():
             dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=timeout_s))

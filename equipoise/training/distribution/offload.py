@@ -100,8 +100,10 @@ class Offloaded:
             return model
         twin = self._twin[0]
         _copy(model, twin)
-        for mine, its in zip(model.modules(), twin.modules(), strict=True):
-            its.training = mine.training
+        for module, its_module in zip(model.modules(), twin.modules(), strict=True):
+            its_module.training = module.training
+        for mine, its in zip(model.parameters(), twin.parameters(), strict=True):
+            its.requires_grad_(mine.requires_grad)
         return twin
 
     @torch.no_grad()

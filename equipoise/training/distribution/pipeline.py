@@ -17,7 +17,7 @@ from equipoise.training.distribution.ranks import Ranks, in_touch
 from equipoise.training.distribution.stages import split
 from equipoise.training.recipe import Recipe
 
-SCHEDULES = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
+SCHEDULES: dict[str, type[ScheduleGPipe] | type[Schedule1F1B]] = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
 _Schedule = ScheduleGPipe | Schedule1F1B
 
 
@@ -151,8 +151,10 @@ class Pipeline:
             parameter = own.get(name)
             known = None if parameter is None else parameter.grad
             total = self.ranks.sum(torch.zeros(shape, device=self.device) if known is None else known)
+            trained = parameter is not None and name in self._ours and parameter.requires_grad  # the first holder decides
+            wanted = self.ranks.sum(torch.tensor(float(trained), device=self.device))
             if parameter is not None:
-                parameter.grad = total
+                parameter.grad = total if wanted else None
 
     def _schedule(self, model: nn.Module, part: Tensor, count: int, recipe: Recipe) -> _Schedule:
         """Return the schedule for `count` micro-batches like `part`, made when that form is first met."""
@@ -216,8 +218,10 @@ class _Cast(nn.Module):
 
     def forward(self, flow: Tensor) -> Tensor:
         with autocast(self.recipe, self.device):
-            found: Tensor = self.stage(flow)
-        return found.contiguous()
+            found: Tensor = self.stage(flow).contiguous()
+        if torch.is_grad_enabled() and found.is_floating_point() and not found.requires_grad:
+            found = found.detach().requires_grad_()  # a frozen stage, whose neighbor still sends gradients
+        return found
 
 
 class _Answered(nn.Module):

@@ -10,7 +10,6 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
-from torch.distributed.tensor import DTensor, distribute_tensor
 
 from equipoise.errors import must_be
 from equipoise.training import checkpoint as saved
@@ -19,6 +18,7 @@ from equipoise.training.distribution.base import PRECISIONS, Objective, Tensors
 from equipoise.training.distribution.data_parallel import backward_rows, forward_rows
 from equipoise.training.distribution.ranks import Ranks, in_touch
 from equipoise.training.recipe import Recipe
+from equipoise.training.shards import shared_as, whole
 
 
 class Sharded:
@@ -83,14 +83,14 @@ class Sharded:
     @in_touch()
     def clip(self, model: nn.Module, most: float) -> Tensor:
         """Clip the norm of the gradients over all ranks."""
-        return _whole(nn.utils.clip_grad_norm_(model.parameters(), most))
+        return whole(nn.utils.clip_grad_norm_(model.parameters(), most))
 
     @in_touch()
     def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors, Tensors]:
         """Gather every tensor on every rank, in host memory."""
         self.ranks.same_buffers(model)
         model_tensors, slots = model.state_dict(), saved.pack_optimizer(model, optimizer)
-        gathered = [{name: _whole(tensor).cpu() for name, tensor in some.items()} for some in (model_tensors, slots)]
+        gathered = [{name: whole(tensor).cpu() for name, tensor in some.items()} for some in (model_tensors, slots)]
         return gathered[0], gathered[1]
 
     @in_touch()
@@ -100,9 +100,9 @@ class Sharded:
     ) -> None:  # fmt: skip
         """Keep this rank's share of each tensor."""
         live = model.state_dict()
-        model.load_state_dict({name: _like(live[name], tensor) for name, tensor in model_tensors.items()})
+        model.load_state_dict({name: shared_as(tensor, live[name]) for name, tensor in model_tensors.items()})
         owners = dict(model.named_parameters())
-        slots = {key: _like(owners[key.rpartition(".")[0]], tensor) for key, tensor in optimizer_tensors.items()}
+        slots = {key: shared_as(tensor, owners[key.rpartition(".")[0]]) for key, tensor in optimizer_tensors.items()}
         saved.unpack_optimizer(model, optimizer, slots)
 
     def agree(self, value: float) -> float:
@@ -128,14 +128,3 @@ def parts(model: nn.Module) -> list[nn.Module]:
 
 def _sharded(model: nn.Module) -> list[FSDPModule]:
     return [module for module in model.modules() if isinstance(module, FSDPModule)]
-
-
-def _whole(tensor: Tensor) -> Tensor:
-    return tensor.full_tensor() if isinstance(tensor, DTensor) else tensor
-
-
-def _like(live: Tensor, tensor: Tensor) -> Tensor:
-    """Return this rank's share of `tensor`, if `live` is shared out and of its shape."""
-    if not isinstance(live, DTensor) or live.shape != tensor.shape:
-        return tensor
-    return distribute_tensor(tensor.to(live.device), live.device_mesh, live.placements, src_data_rank=None)
