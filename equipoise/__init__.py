@@ -9,28 +9,38 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from equipoise.advisor import scale as scale
     from equipoise.optimize import optimize as optimize
     from equipoise.profiler import profile as profile
     from equipoise.study import Study as Study
+    from equipoise.trainer import train as train
     from equipoise.verbs import distill as distill
     from equipoise.verbs import prune as prune
     from equipoise.verbs import quantize as quantize
+    from equipoise.workloads import Task as Task
     from equipoise.workloads import Workload as Workload
+    from equipoise.workloads import family as family
 
 __version__ = "0.1.0"
 
 _VERBS = {
     "Study": "equipoise.study",
+    "Task": "equipoise.workloads",
     "Workload": "equipoise.workloads",
     "distill": "equipoise.verbs",
+    "family": "equipoise.workloads",
     "optimize": "equipoise.optimize",
     "profile": "equipoise.profiler",
     "prune": "equipoise.verbs",
     "quantize": "equipoise.verbs",
+    "scale": "equipoise.advisor",
+    "train": "equipoise.trainer",
 }
 """Public name -> the module that holds it."""
 
-__all__ = ["Study", "Workload", "__version__", "distill", "optimize", "profile", "prune", "quantize"]
+__all__ = [
+    "Study", "Task", "Workload", "__version__", "distill", "family", "optimize", "profile", "prune", "quantize", "scale", "train",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> Any:

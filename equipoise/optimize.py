@@ -317,7 +317,7 @@ class Road:
             return WORST_LOSS
         points_per_nat = statistics.median(e.drop.get() / e.details["loss"] for e in tried)
         reach = (HOPE if self.recovery else 1.0) * bound
-        return min(WORST_LOSS, max(LEAST_WORST, reach / points_per_nat))
+        return float(min(WORST_LOSS, max(LEAST_WORST, reach / points_per_nat)))
 
     def _tell_reach(self, costs: Sequence[steering.Cost]) -> None:
         """Say what the space is predicted to reach, so that a budget out of reach is known before the search, not after it."""

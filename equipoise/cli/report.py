@@ -25,7 +25,7 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Read the study, write the page, print its path."""
     from equipoise.records import dumps
-    from equipoise.report import finite, render
+    from equipoise.report import finite, render, render_scale
     from equipoise.store import Store, write_atomic
     from equipoise.summary import summarize
 
@@ -33,10 +33,16 @@ def run(args: argparse.Namespace) -> int:
     if args.study.is_dir() and (not out.parent.is_dir() or out.is_dir()):
         raise must_be("--out", "a file in a folder that exists", str(out), "Create the folder first, or name a file.")
     with Store.open(args.study, create=False, readonly=True) as store:
-        summary = summarize(store)
+        advised = bool(store.all("advice"))
+        if advised:
+            from equipoise.advice import read
+
+            summary = read(store).summary()
+        else:
+            summary = summarize(store)
     if args.json:
         print(dumps(finite(summary)))
         return EXIT_OK
-    write_atomic(out, render(summary).encode())
+    write_atomic(out, (render_scale if advised else render)(summary).encode())
     print(out)
     return EXIT_OK

@@ -1,0 +1,269 @@
+"""``equipoise scale``: how large a model the data and the limits deserve, before it is trained."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from equipoise.cli.train import FAMILIES, TASKS, plain
+from equipoise.errors import EXIT_FAILED, EXIT_OK, InputError, must_be
+
+if TYPE_CHECKING:
+    from equipoise.advice import Advice
+    from equipoise.optimize import Event
+    from equipoise.scaling import Fit
+
+LINE_S = 5.0
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb to the command line."""
+    parser = subparsers.add_parser(
+        "scale",
+        help="how large a model the data and the limits deserve",
+        description="""\
+scale FAMILY TASK         a dozen small runs and a law: which sizes have next to no regret, which is cheapest to serve
+scale table FAMILY TASK   what every size costs, without training
+scale fit RUNS.csv        fit the law to runs of your own
+scale efficiency          the mission's E(S, R, T, V), and what it says
+
+Exit code 1 when no size can be recommended.""",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+        epilog=f"FAMILY  {FAMILIES}\nTASK    {TASKS}",
+    )
+    parser.add_argument("words", nargs="+", metavar="[table|fit|efficiency] FAMILY TASK", help="see above")
+    parser.add_argument("--limits", default="", help='such as "train<=2h, latency<=5ms, cost<=50$, size<=5MB"')
+    parser.add_argument("--time", default="30min", help="wall time for all small runs (default: %(default)s)")
+    parser.add_argument("--target", default="onnxruntime:cpu", help="where it will be served (default: %(default)s)")
+    parser.add_argument("--requests", type=float, help="expected over the life of the model")
+    parser.add_argument("--price-per-hour", type=float, metavar="USD", help="price of this machine")
+    parser.add_argument(
+        "--recipe", default="", metavar="NAME=VALUE,...", help="of the small runs (default: found on the smallest)"
+    )
+    parser.add_argument("--flops", type=float, help="with fit: training compute to find the best size for")
+    parser.add_argument(
+        "--scales", default="", metavar="F,F,...", help="with table: sizes over the default (default: 1/8 to 8)"
+    )
+    parser.add_argument("--no-shape", action="store_true", help="do not search the shape")
+    parser.add_argument("--no-compress", action="store_true", help='do not let "train larger, compress down" compete')
+    parser.add_argument("--store", type=Path, default=None, help="folder of the record (default: runs/scale-FAMILY-TASK)")
+    parser.add_argument("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Do what the first word says; without one, advise."""
+    first, *rest = args.words
+    if first == "efficiency":
+        return _efficiency()
+    wanted, do = {"fit": (1, _fit), "table": (2, _table)}.get(first, (1, _advise))
+    if len(rest) != wanted:
+        raise must_be(
+            "scale", "FAMILY TASK, table FAMILY TASK, fit RUNS.csv or efficiency", " ".join(args.words), "See --help."
+        )
+    return do(args)
+
+
+def _advise(args: argparse.Namespace) -> int:
+    from equipoise.budget import SCALE_AXES, parse_budget
+    from equipoise.units import parse
+
+    (
+        parse_budget(args.limits, axes=SCALE_AXES),
+        parse(args.time, "s", name="--time"),
+    )  # bad input is told before torch is imported
+    family, task = args.words
+    store = args.store or Path("runs") / f"scale-{plain(f'{family}-{task}')}"
+    from equipoise.advisor import scale
+    from equipoise.proxies import recipe_for
+    from equipoise.report import render_scale
+    from equipoise.store import write_atomic
+    from equipoise.trainer import recipe_of
+    from equipoise.workloads import load_family, load_task
+
+    kind, data = load_family(family), load_task(task)
+    found = scale(
+        kind, data, limits=args.limits, time=args.time, target=args.target, requests=args.requests,
+        price_per_hour=args.price_per_hour, store=store, seed=args.seed, shape=not args.no_shape, compress=not args.no_compress,
+        recipe=recipe_of(args.recipe, recipe_for(kind, data)) if args.recipe else None, spec=f"{family} {task}",
+        listen=_Lines(quiet=args.quiet),
+    )  # fmt: skip
+    page = store / "report.html"
+    write_atomic(page, render_scale(found.summary()).encode())
+    if args.json:
+        from equipoise.records import dumps
+        from equipoise.report import finite
+
+        print(dumps(finite({"schema_version": 1, "sentence": found.sentence(), "report": str(page), **found.summary()})))
+    else:
+        _show(found)
+        print(f"report: {page}")
+    return EXIT_OK if found.decision.answered else EXIT_FAILED
+
+
+def _show(found: Advice) -> None:
+    from rich.table import Table
+
+    from equipoise.units import show
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in ("size", "params", "loss [90 %]", "regret", "train", "latency", "file", ""):
+        table.add_column(name, justify="left" if name in ("size", "") else "right")
+    decision = found.decision
+    for i, option in enumerate(decision.options):
+        costs, c = found.rows[i], option.candidate
+        mark = (
+            "recommended"
+            if option is decision.recommended
+            else "in range"
+            if option in decision.range
+            else ", ".join(option.excess)
+        )
+        words = ", ".join(f"{k} {v:g}" for k, v in c.available.scale.items()) + (f" ({c.label})" if c.label else "")
+        table.add_row(
+            words, show(c.available.params, "1"), f"{option.loss.value:.4g} [{option.loss.low:.4g}, {option.loss.high:.4g}]",
+            f"{option.regret:.2%}", show(costs["train_s"].get(), "s"), show(costs["latency_s"].get(), "s"),
+            show(costs["size_bytes"].get(), "B"), mark, style="bold" if option is decision.recommended else None,
+        )  # fmt: skip
+    console = _console()
+    console.print(table)
+    console.print(f"[bold]{found.sentence()}[/bold]", soft_wrap=True)
+    console.print(decision.reason, soft_wrap=True)
+    for added in decision.add:
+        console.print(f"  add: {added.available.params:.3g} params on {added.samples:.3g} samples", soft_wrap=True)
+
+
+def _table(args: argparse.Namespace) -> int:
+    """Print what a family costs over its scales."""
+    from equipoise.proxies import recipe_for
+    from equipoise.runtimes import Target
+    from equipoise.scales import costs, named
+    from equipoise.units import show
+    from equipoise.workloads import load_family, load_task
+
+    _, family_name, task_name = args.words
+    family, task = load_family(family_name), load_task(task_name)
+    factors = [float(f) for f in args.scales.split(",")] if args.scales else [2.0**k for k in range(-3, 4)]
+    grown = {}
+    for factor in factors:
+        try:
+            made = family.grow(factor)
+        except InputError:
+            continue  # the family does not reach that far
+        grown[named(made)] = made
+    recipe = recipe_for(family, task)
+    told = (lambda text: None) if args.quiet else (lambda text: print(text, file=sys.stderr, flush=True))
+    rows = costs(family, task, list(grown.values()), target=Target.parse(args.target), recipe=recipe, on_step=told)
+    epoch = float(len(task.train) * (task.train.take(1).tensors()[1].numel() if task.shape.dense else 1))
+    if args.json:
+        from equipoise.records import as_data, dumps
+
+        print(dumps({"schema_version": 1, "family": family.name, "task": task.name, "rows": [as_data(r) for r in rows]}))
+        return EXIT_OK
+    from rich.table import Table
+
+    table = Table(box=None, pad_edge=False, header_style="dim")
+    for name in (
+        "size",
+        "params",
+        "MACs",
+        "file",
+        "latency",
+        "train memory",
+        "an epoch",
+        *(["$ an epoch"] if args.price_per_hour else []),
+    ):
+        table.add_column(name, justify="left" if name == "size" else "right")
+    for r in rows:
+        seconds = r.train_s(epoch)
+        price = [show(args.price_per_hour * seconds / 3600, "$")] if args.price_per_hour else []
+        table.add_row(
+            named(r.scale), show(r.params, "1"), show(r.macs, "1"), show(r.size_bytes.get(), "B"), show(r.latency_s.get(), "s"),
+            show(r.train_memory_bytes.get(), "B"), show(seconds, "s"), *price,
+        )  # fmt: skip
+    console = _console()
+    console.print(table)
+    console.print(
+        f"{family.name} on {task.name}: latency on {args.target}, an epoch of {epoch:g}, batch {recipe.batch}; not trained",
+        style="dim",
+    )
+    return EXIT_OK
+
+
+def _fit(args: argparse.Namespace) -> int:
+    """Fit the law to a CSV of runs."""
+    from equipoise.scaling import describe, fit, read_csv
+    from equipoise.scaling.decide import REACH
+
+    fitted = fit(read_csv(args.words[1]), seed=args.seed)
+    told = describe(fitted, seed=args.seed)
+    if args.flops is not None and not args.flops > 0:
+        raise must_be("--flops", "positive", args.flops, "Give training FLOPs, such as 1e18.")
+    best = None if args.flops is None else fitted.optimum(args.flops)
+    if args.json:
+        from equipoise.records import as_data, dumps
+        from equipoise.report import finite
+
+        print(dumps(finite({"schema_version": 1, **told, "optimum": as_data(best)})))
+        return EXIT_OK
+    _show_fit(fitted, told)
+    if best is not None:
+        reach = args.flops / max(r.flops for r in fitted.runs)
+        print(
+            f"best for {args.flops:.3g} FLOPs: "
+            + ", ".join(f"{name} {_span(best[name])}" for name in ("size", "samples", "loss"))
+        )
+        if reach > REACH**2:
+            print(f"REFUSED: {reach:.3g}× the compute of the largest run; small runs hold to {REACH**2:g}×. Add larger ones.")
+            return EXIT_FAILED
+    return EXIT_OK
+
+
+def _show_fit(fitted: Fit, told: dict[str, Any]) -> None:
+    print(f"{told['law']['text']}   (N = {fitted.law.size}, {len(fitted.runs)} runs, noise {fitted.noise:.2%})")
+    for name, c in told["law"]["constants"].items():
+        print(f"  {name:10s} {c['value']:.4g} [{c['low']:.4g}, {c['high']:.4g}]")
+    for held in told["hold_out"]:
+        others = ", ".join(f"{k} {v:+.2%}" for k, v in held["rules"].items() if v is not None)
+        print(
+            f"held out {held['run']['params']:.3g} params: foretold {held['error']:+.2%} "
+            f"({'in' if held['covered'] else 'OUT OF'} its interval); {others}"
+        )
+    for note in told["notes"]:
+        print(f"note: {note}")
+
+
+def _span(interval: Any) -> str:
+    return f"{interval.value:.4g} [{interval.low:.4g}, {interval.high:.4g}]"
+
+
+def _efficiency() -> int:
+    from equipoise.scaling import statement, worked_case
+
+    print(statement(worked_case()))
+    return EXIT_OK
+
+
+def _console() -> Any:
+    from rich.console import Console
+
+    console = Console()
+    return console if console.is_terminal else Console(width=140)
+
+
+class _Lines:
+    """Progress on stderr, a line every few seconds, with the time that is left."""
+
+    def __init__(self, *, quiet: bool) -> None:
+        self._quiet, self._said, self._stage = quiet, 0.0, ""
+
+    def __call__(self, event: Event) -> None:
+        now = time.monotonic()
+        if self._quiet or (event.stage == self._stage and now - self._said < LINE_S):
+            return
+        self._said, self._stage = now, event.stage
+        print(f"[{event.spent_s:6.1f}/{event.limit_s:.0f} s] {event.stage:8s} {event.text}", file=sys.stderr, flush=True)

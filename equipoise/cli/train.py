@@ -1,0 +1,148 @@
+"""``equipoise train FAMILY TASK``: train a model of a family, see why it stops getting better."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from equipoise.errors import EXIT_OK, must_be
+
+if TYPE_CHECKING:
+    from equipoise.training.loop import Progress
+
+FAMILIES = "mlp | cnn | resnet | mobilenet | shufflenet | convnext | efficientnet | gpt | encoder | FILE.py:FUNCTION"
+TASKS = "digits | cifar10:DATA | images:DATA | text:FILE?context=64 | FILE.py:FUNCTION"
+LINE_S = 5.0
+
+
+def add_parser(subparsers: Any) -> None:
+    """Add the verb to the command line."""
+    parser = subparsers.add_parser(
+        "train",
+        help="train a model of a family, and see what holds it back",
+        description="Train a model of a family on a task. The same command again goes on where a killed one stopped. Weights, "
+        "the curve (CSV) and the figures (JSON) are written to the store, with a report.",
+    )
+    parser.add_argument("family", metavar="FAMILY", help=FAMILIES)
+    parser.add_argument("task", metavar="TASK", help=TASKS)
+    parser.add_argument("--scale", default="", metavar="NAME=VALUE,...", help="dimensions, such as width=32,depth=20")
+    parser.add_argument("--epochs", type=float, help="length in passes over the data (default: 10)")
+    parser.add_argument("--steps", type=int, help="length in steps")
+    parser.add_argument("--time", help="length as wall time, such as 10min")
+    parser.add_argument(
+        "--recipe", default="", metavar="NAME=VALUE,...", help="such as optimizer=sgd,lr=0.1,schedule=cosine,ema=0.999"
+    )
+    parser.add_argument("--store", type=Path, default=None, help="folder of the run (default: runs/FAMILY-TASK)")
+    parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default: %(default)s)")
+    parser.add_argument(
+        "--ranks", type=int, default=1, help="processes on this machine that share the work (default: %(default)s)"
+    )
+    parser.add_argument("--kind", default="", help="how they share it: ddp, fsdp or pipeline (default: ddp for several ranks)")
+    parser.add_argument("--offload", default="", help="what to keep in host memory: activations, optimizer, parameters")
+    parser.add_argument("--price-per-hour", type=float, metavar="USD", help="price of this machine")
+    parser.add_argument("--watts-per-core", type=float, metavar="W", help="for an energy estimate where no meter can be read")
+    parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard event files, too")
+    parser.add_argument("--test", action="store_true", help="score the test split, once, at the end")
+    parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
+    parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
+
+
+def run(args: argparse.Namespace) -> int:
+    """Train, or start the ranks that do; print what came out."""
+    import os
+
+    from equipoise.units import parse
+
+    seconds = None if args.time is None else parse(args.time, "s", name="--time")  # bad input is told before torch is imported
+    scale = numbers(args.scale, "--scale")
+    store = args.store or Path("runs") / plain(f"{args.family}-{args.task}")
+    if args.ranks > 1 and "RANK" not in os.environ:
+        from equipoise.training.distribution.launch import launch
+
+        return launch([sys.executable, "-m", "equipoise", *sys.argv[1:]], args.ranks)
+    from equipoise.proxies import recipe_for
+    from equipoise.report import render_train
+    from equipoise.store import write_atomic
+    from equipoise.trainer import recipe_of, train
+    from equipoise.training.distribution.launch import connect
+    from equipoise.workloads import load_family, load_task
+
+    family, task = load_family(args.family), load_task(args.task)
+    from dataclasses import replace
+
+    recipe = recipe_of(args.recipe, replace(recipe_for(family, task), schedule="onecycle"))
+    kind = args.kind or ("ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "single")
+    where = connect(kind, offload=tuple(filter(None, args.offload.split(","))), precision=recipe.precision)
+    try:
+        found = train(
+            family, task, scale, store=store, epochs=args.epochs, steps=args.steps, seconds=seconds, recipe=recipe,
+            seed=args.seed, distribution=where, price_per_hour=args.price_per_hour, watts_per_core=args.watts_per_core,
+            tensorboard=args.tensorboard, test=args.test, on_step=None if args.quiet or where.rank else Lines(),
+        )  # fmt: skip
+    finally:
+        where.close()
+    if where.rank:
+        return EXIT_OK
+    page = store / "report.html"
+    write_atomic(page, render_train(found.summary()).encode())
+    if args.json:
+        from equipoise.records import dumps
+
+        print(dumps({"schema_version": 1, "sentence": found.sentence(), "report": str(page), **found.summary()}))
+        return EXIT_OK
+    print(found.sentence())
+    if found.diagnosis is not None:
+        for sign in found.diagnosis.evidence:
+            print(f"  {sign.text}")
+        for remedy in found.diagnosis.remedies[:4]:
+            gain = (
+                ""
+                if remedy.gain is None
+                else f" (loss {-remedy.gain.value:+.3g} [{-remedy.gain.high:+.3g}, {-remedy.gain.low:+.3g}], {remedy.basis})"
+            )
+            print(f"  try: {remedy.name}{gain}")
+    print(f"weights: {store / 'model.safetensors'}\nreport: {page}")
+    return EXIT_OK
+
+
+def numbers(text: str, name: str) -> dict[str, float]:
+    """Read ``width=32,depth=20``."""
+    out: dict[str, float] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        key, _, value = part.partition("=")
+        try:
+            out[key.strip()] = float(value)
+        except ValueError:
+            raise must_be(name, "written as name=number,...", part, f"Write for example {name} width=32,depth=20.") from None
+    return out
+
+
+def plain(text: str) -> str:
+    """Return a folder name for what the command line names."""
+    return "-".join(
+        "".join(c if c.isalnum() else "-" for c in part.rsplit("/", 1)[-1]) for part in text.partition("?")[0].split(":")
+    )
+
+
+class Lines:
+    """Progress with time left, a line every few seconds."""
+
+    def __init__(self) -> None:
+        self._said = 0.0
+
+    def __call__(self, progress: Progress) -> None:
+        """Show one step."""
+        now = time.monotonic()
+        if now - self._said < LINE_S and progress.fraction < 1:
+            return
+        self._said = now
+        from equipoise.units import show
+
+        point = progress.point
+        seen = "" if point is None else f", validation loss {point.validation_loss:.4g}"
+        if point is not None and point.validation_metric is not None:
+            seen += f", metric {point.validation_metric:.2f}"
+        print(f"{progress}, epoch {progress.epoch:.1f}, {show(progress.left_s, 's')} left{seen}", file=sys.stderr, flush=True)

@@ -1,0 +1,169 @@
+"""What a family costs over its scales, before anything is trained: counted, timed, and estimated where it cannot be read."""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import math
+import statistics
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor, nn
+
+from equipoise import runtimes
+from equipoise.compress.fold import fold
+from equipoise.errors import must_be
+from equipoise.measure import latency
+from equipoise.measure.counts import count
+from equipoise.records import Reading, estimated, measured
+from equipoise.runtimes import Target
+from equipoise.runtimes.export import Exporter
+from equipoise.training import Recipe, fit
+from equipoise.workloads import Task
+from equipoise.workloads.families import Family, Scale
+
+STEPS = 5
+"""Training steps timed at each scale; one more comes before them."""
+
+Step = Callable[[str], None]
+
+
+@dataclass(frozen=True, slots=True)
+class ScaleCost:
+    """What one scale of a family costs to train and to serve.
+
+    Attributes:
+        scale: Dimension -> value.
+        params: Trainable numbers.
+        macs: Multiply-accumulates of one sample, forward.
+        size_bytes: Files that ship, fp32.
+        latency_s: One request on the target.
+        sample_s: Training seconds for one sample (one token of a text): forward, backward and step, on all cores.
+        train_memory_bytes: What a training step holds: weights, gradients, optimizer state, activations for the way back.
+    """
+
+    scale: Mapping[str, int | float]
+    params: int
+    macs: int
+    size_bytes: Reading
+    latency_s: Reading
+    sample_s: Reading
+    train_memory_bytes: Reading
+
+    @property
+    def flops(self) -> float:
+        """Forward FLOPs of one sample (1 MAC = 2 FLOPs)."""
+        return 2.0 * self.macs
+
+    def train_s(self, samples: float) -> float:
+        """Return the seconds that training on `samples` samples takes here."""
+        return self.sample_s.get() * samples
+
+
+def costs(
+    family: Family,
+    task: Task,
+    scales: Sequence[Scale],
+    *,
+    target: Target,
+    recipe: Recipe,
+    seconds: float = 5.0,
+    seed: int = 0,
+    on_step: Step = lambda text: None,
+) -> tuple[ScaleCost, ...]:
+    """Cost each scale of `family` on `task`; untrained weights cost what trained ones do.
+
+    Args:
+        target: Where it will be served; latencies are taken side by side, in shuffled blocks.
+        recipe: How it will be trained: its batch and optimizer decide time and memory.
+        seconds: Wall time for all latencies together.
+        seed: Of the weights.
+        on_step: Called with a few words before each long step.
+    Raises:
+        InputError: No scales, or a scale that the family cannot build.
+    """
+    if not scales:
+        raise must_be("scales", "at least one", 0, "Leave it out for the family's own.")
+    runtime, exporter = runtimes.get(target.runtime), Exporter()
+    request = task.example[torch.arange(target.batch) % len(task.example)].numpy()
+    rows, calls = [], {}
+    for number, scale in enumerate(scales):
+        on_step(f"cost of {named(scale)} ({number + 1}/{len(scales)})")
+        model = family.model(scale, task, generator=torch.Generator().manual_seed(seed))
+        counts = count(model, task.example)
+        folded = fold(model, task.example)
+        program = runtime.compile(exporter.source(folded, task.example, topology=_topology(scale)))
+        session = runtime.load(program, threads=target.threads, batch=target.batch)
+        calls[str(number)] = lambda held=session: held.run(request)
+        rows.append((scale, counts, program.size_bytes, *training_cost(model, task, recipe)))
+    on_step("latency, side by side")
+    timed = latency.compare(calls, rounds=12, seconds=seconds)
+    return tuple(
+        ScaleCost(
+            scale=dict(scale),
+            params=counts.params,
+            macs=counts.macs,
+            size_bytes=measured(size, "B", note="fp32, all files"),
+            latency_s=timed.p50(str(number)),
+            sample_s=step,
+            train_memory_bytes=memory,
+        )
+        for number, (scale, counts, size, step, memory) in enumerate(rows)
+    )
+
+
+def named(scale: Scale) -> str:
+    """Return a scale in words: ``width 32, depth 20``."""
+    return ", ".join(f"{name} {value:g}" for name, value in scale.items())
+
+
+def _topology(scale: Scale) -> str:
+    """Widths change shapes alone, so that scales that differ in nothing else share an export."""
+    return named({name: value for name, value in scale.items() if name != "width"})
+
+
+def training_cost(model: nn.Module, task: Task, recipe: Recipe) -> tuple[Reading, Reading]:
+    """Time training steps of `model` in the loop, data and augmentation included; return seconds a sample and bytes of a step.
+
+    A sample of a task with an answer for each position counts as many as it has positions.
+    """
+    ends: list[float] = []
+    fit(model, task.train, loss=task.loss, steps=STEPS + 1, recipe=recipe, augment=task.augment,
+        on_step=lambda p: ends.append(p.seconds))  # fmt: skip
+    per_step = min(recipe.batch, len(task.train)) * positions(task)
+    each = [(after - before) / per_step for before, after in itertools.pairwise(ends)]
+    time_each = measured(
+        statistics.median(each), "s", low=min(each), high=max(each), n=STEPS, note="a training step, by sample"
+    )
+    return time_each, _held(copy.deepcopy(model), task, recipe)
+
+
+def positions(task: Task) -> int:
+    """Return the answers in a sample: tokens of a text, 1 for an image."""
+    return math.prod(task.sample) if task.shape.dense else 1
+
+
+def _held(model: nn.Module, task: Task, recipe: Recipe) -> Reading:
+    """Add up what one training step of `model`, which it changes, holds."""
+    inputs, targets = next(iter(task.train.batches(recipe.batch)))
+    model, optimizer = model.train(), recipe.optimizer_of(model)
+    kept: dict[int, int] = {}
+
+    def keep(value: Tensor) -> Tensor:
+        storage = value.untyped_storage()
+        kept[storage.data_ptr()] = storage.nbytes()
+        return value
+
+    with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
+        with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
+            loss = task.loss(model(inputs), targets)
+        torch.autograd.backward(loss)
+        optimizer.step()
+    weights = {p.untyped_storage().data_ptr(): p.numel() * p.element_size() for p in model.parameters()}
+    tensors = [v for held in optimizer.state.values() for v in held.values() if isinstance(v, Tensor)]
+    saved = sum(size for pointer, size in kept.items() if pointer not in weights)
+    total = 2 * sum(weights.values()) + sum(v.numel() * v.element_size() for v in tensors) + saved
+    note = f"weights, gradients, optimizer state, activations kept for a batch of {len(inputs)}; without the allocator's own"
+    return estimated(total, "B", note=note)

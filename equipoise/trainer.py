@@ -1,0 +1,271 @@
+"""Train one scale of a family on a task, into a folder that a killed run goes on from, and say what holds it back."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, fields, replace
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from torch import nn
+
+from equipoise.errors import InputError, must_be, unknown
+from equipoise.measure import energy, machine
+from equipoise.measure.counts import count
+from equipoise.proxies import recipe_for
+from equipoise.records import Reading, as_data, dumps, estimated, measured, unavailable
+from equipoise.scaling import Curves, Diagnosis, diagnose
+from equipoise.store import write_atomic
+from equipoise.training import Recipe, Trained, fit
+from equipoise.training.distribution import Distribution, OneProcess
+from equipoise.training.logs import CsvLog, Log, TensorBoardLog
+from equipoise.training.loop import Progress
+from equipoise.units import show
+from equipoise.workloads import Task, predict
+from equipoise.workloads.families import Family, Scale
+
+LOOKS = 24
+"""Looks at the validation split in a run: enough for a diagnosis, few enough to cost little."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained model, what it reached and what it cost.
+
+    Attributes:
+        model: In evaluation mode.
+        run: What the loop recorded: curve, seconds, steps.
+        diagnosis: What holds it back; None with too few looks at the validation split.
+        reached: Name -> reading (quality, losses, training time and money).
+    """
+
+    folder: Path
+    model: nn.Module
+    run: Trained
+    diagnosis: Diagnosis | None
+    reached: Mapping[str, Reading]
+    header: Mapping[str, Any]
+    recipe: Recipe
+
+    def sentence(self) -> str:
+        """Return what came out, in words."""
+        quality = self.reached.get("quality")
+        metric = self.header["metric"]["name"]
+        told = "" if quality is None or not quality.known else f"{metric} {quality.get():.2f} on validation data, "
+        verdict = "" if self.diagnosis is None else f"; {self.diagnosis.verdict}"
+        loss, seconds = self.reached["validation_loss"].get(), show(self.run.seconds, "s")
+        return f"{told}loss {loss:.4g}, after {self.run.steps} steps in {seconds}{verdict}"
+
+    def summary(self) -> dict[str, Any]:
+        """Return what `report.render_train` shows, as JSON data."""
+        return {
+            "schema": 1,
+            "header": dict(self.header),
+            "curve": [as_data(point) for point in self.run.curve],
+            "best": None if self.run.best is None else as_data(self.run.best),
+            "stopped": self.run.stopped,
+            "reached": {name: as_data(reading) for name, reading in self.reached.items()},
+            "diagnosis": None if self.diagnosis is None else _told(self.diagnosis),
+            "recipe": {k: v for k, v in as_data(self.recipe).items() if v is not None},
+        }
+
+
+def train(
+    family: Family,
+    task: Task,
+    scale: Scale | None = None,
+    *,
+    store: str | Path,
+    epochs: float | None = None,
+    steps: int | None = None,
+    seconds: float | None = None,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    distribution: Distribution | None = None,
+    price_per_hour: float | None = None,
+    watts_per_core: float | tuple[float, float] | None = None,
+    tensorboard: bool = False,
+    test: bool = False,
+    on_step: Callable[[Progress], None] | None = None,
+) -> TrainedModel:
+    """Train `family` at `scale` on `task` and write weights, curve and figures to `store`.
+
+    The same call again goes on where a killed one stopped. The folder then holds ``model.safetensors``, ``curve.csv``,
+    ``run.json`` (figures, recipe, verdict) and, with `tensorboard`, event files.
+
+    Args:
+        scale: Dimension -> value; the family's defaults stand for what is left out.
+        store: Folder of the run; made if need be.
+        epochs, steps, seconds: Length; the first that is reached ends the run. None of them: 10 epochs.
+        recipe: None takes one for the kind of inputs, brought down over the whole run.
+        seed: Of weights, order and augmentation; recorded.
+        distribution: Where to compute; rank 0 alone writes.
+        price_per_hour: Dollars, for what the run cost.
+        watts_per_core: For an energy estimate where no meter can be read.
+        test: Whether to score the test split, once, at the end.
+        on_step: Called with the `Progress` of each step.
+    Raises:
+        InputError: Anything that cannot be used, before any step; or a folder that holds another run.
+        EquipoiseError: The loss is no longer finite; the last good checkpoint stays.
+    """
+    folder, where = Path(store), distribution or OneProcess()
+    full = family.scale(**(scale or {}))
+    chosen = recipe or replace(recipe_for(family, task), schedule="onecycle")
+    if epochs is None and steps is None and seconds is None:
+        epochs = 10.0
+    folder.mkdir(parents=True, exist_ok=True)
+    header = {
+        "model": family.name, "task": task.name, "scale": {k: float(v) for k, v in full.items()}, "seed": seed,
+        "device": str(where.device), "ranks": where.world, "length": {"epochs": epochs, "steps": steps, "seconds": seconds},
+        "metric": {"name": task.metric.name, "maximize": task.metric.maximize},
+    }  # fmt: skip
+    _claim(folder, {**header, "recipe": as_data(chosen), "task": task.fingerprint}, first=where.rank == 0)
+    model = family.model(full, task, generator=torch.Generator().manual_seed(seed))
+    per_epoch = max(1, math.ceil(len(task.train) / chosen.batch))
+    expected = min(
+        n for n in (steps, None if epochs is None else math.ceil(epochs * per_epoch), per_epoch * 10) if n is not None
+    )
+    logs: Sequence[Log] = [CsvLog(folder / "curve.csv"), *([TensorBoardLog(folder / "tensorboard")] if tensorboard else [])]
+    done = fit(
+        model, task.train, loss=task.loss, steps=steps, epochs=epochs, seconds=seconds, recipe=chosen, augment=task.augment,
+        validation=task.validation, metric=task.metric, evaluate_steps=max(1, expected // LOOKS),
+        generator=torch.Generator().manual_seed(seed), checkpoint=folder / "checkpoint.safetensors", logs=logs,
+        distribution=where, on_step=on_step,
+    )  # fmt: skip
+    reached = _reached(done, model, task, chosen, price_per_hour, watts_per_core, where.world)
+    if test and where.rank == 0:
+        reached |= _tested(done.model, task)
+    found = TrainedModel(
+        folder, done.model, done, _diagnosed(done, task, seed), reached, {**header, "machine": machine.describe()}, chosen
+    )
+    if where.rank == 0:
+        state = {k: v.detach().cpu().contiguous().clone() for k, v in done.model.state_dict().items()}
+        write_atomic(folder / "model.safetensors", safetensors.torch.save(state))
+        write_atomic(folder / "run.json", dumps(found.summary()).encode())
+    return found
+
+
+def recipe_of(text: str, base: Recipe) -> Recipe:
+    """Return `base` with the changes of ``"lr=0.1, optimizer=sgd, ema=0.999"``.
+
+    Raises:
+        InputError: An unknown name, or a value that it does not take.
+    """
+    known = {f.name: f for f in fields(Recipe)}
+    changes: dict[str, Any] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, equals, value = (word.strip() for word in part.partition("="))
+        if not equals:
+            raise must_be("recipe", "written as name=value", part, 'Write for example "lr=0.1, optimizer=sgd".')
+        if name not in known:
+            raise unknown("recipe entry", name, known)
+        changes[name] = _value(value)
+    try:
+        return replace(base, **changes)
+    except TypeError as error:
+        raise must_be("recipe", "of values that each entry takes", text, f"{error}.") from error
+
+
+def _value(text: str) -> Any:
+    """A number, true, false, none, or a word."""
+    words: dict[str, Any] = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _claim(folder: Path, identity: Mapping[str, Any], *, first: bool) -> None:
+    """Make the folder this run's, or raise when it is another's."""
+    path, text = folder / "identity.json", dumps(identity)
+    if path.is_file():
+        if path.read_text() != text:
+            raise must_be("store", "the folder of this same run", str(folder), "Name another folder, or delete it.")
+    elif first:
+        write_atomic(path, text.encode())
+
+
+def _reached(
+    done: Trained,
+    model: nn.Module,
+    task: Task,
+    recipe: Recipe,
+    price: float | None,
+    watts: float | tuple[float, float] | None,
+    world: int,
+) -> dict[str, Reading]:
+    last = done.best if recipe.patience is not None and done.best is not None else done.curve[-1]
+    counts = count(model, task.example)
+    samples = float(done.steps * recipe.batch)
+    access = energy.rapl()
+    cpu = measured(done.seconds * (torch.get_num_threads() * world), "s", note="all threads busy")
+    return {
+        "quality": unavailable("points", "no metric was looked at") if last.validation_metric is None else measured(
+            last.validation_metric, task.metric.unit, n=len(task.validation), note=f"{task.metric.name}, validation split"),
+        "train_loss": measured(last.train_loss, "1", note="mean since the look before"),
+        "validation_loss": measured(last.validation_loss, "1", n=len(task.validation)),
+        "params": measured(counts.params, "1", note="counted"),
+        "flops_per_sample": measured(2 * counts.macs, "1", note="counted, forward"),
+        "samples": measured(samples, "1", note="seen, repeats counted"),
+        "compute": estimated(6.0 * counts.macs * samples, "1", note="3 times the forward FLOPs"),
+        "train_s": measured(done.seconds, "s", note="training and looks at the validation split"),
+        "throughput_per_s": measured(samples / max(done.seconds, 1e-9), "1/s"),
+        "train_cost": unavailable("$", "no price of the machine was given (--price-per-hour)") if price is None else estimated(
+            price * done.seconds / 3600, "$", note="price of the machine times the training time"),
+        "train_energy_j": energy.estimate(cpu, watts) if watts is not None else unavailable(
+            "J", access.reason or "the meter was not read; give --watts-per-core for an estimate"),
+    }  # fmt: skip
+
+
+def _tested(model: nn.Module, task: Task) -> dict[str, Reading]:
+    outputs, targets = predict(model, task.test)
+    score = measured(
+        task.metric.score(outputs, targets), task.metric.unit, n=len(task.test), note=f"{task.metric.name}, test split"
+    )
+    return {"test_quality": score, "test_loss": measured(float(task.loss(outputs, targets)), "1", n=len(task.test))}
+
+
+def _diagnosed(done: Trained, task: Task, seed: int) -> Diagnosis | None:
+    """Read the curve; a loss that cross entropy gives has the log of the classes for its chance level."""
+    points = [p for p in done.curve if math.isfinite(p.train_loss)]
+    if len(points) < 2:
+        return None
+    chance = math.log(task.outputs) if task.outputs > 1 and not task.validation.targets().is_floating_point() else None
+    curves = Curves(
+        step=[p.step for p in points],
+        train=[p.train_loss for p in points],
+        validation=[p.validation_loss for p in points],
+        metric=None
+        if points[0].validation_metric is None or not task.metric.maximize
+        else [float(p.validation_metric or 0) for p in points],
+        rate=[p.lr for p in points],
+    )
+    try:
+        return diagnose(curves, chance=chance, seed=seed)
+    except InputError:
+        return None
+
+
+def _told(found: Diagnosis) -> dict[str, Any]:
+    """A diagnosis as the report takes it."""
+
+    def gain(interval: Any, basis: str) -> dict[str, Any]:
+        if interval is None:
+            return dict(as_data(unavailable("1", "no gain can be foretold from this curve")))
+        return dict(as_data(estimated(interval.value, "1", low=interval.low, high=interval.high, note=basis)))
+
+    return {
+        "verdict": found.verdict,
+        "reason": "; ".join(e.text for e in found.evidence),
+        "evidence": [
+            {"sign": e.name, "value": as_data(estimated(e.value, "1", note="read off the curve")), "means": e.text}
+            for e in found.evidence
+        ],
+        "remedies": [{"do": r.name, "gain": gain(r.gain, r.basis), "why": r.why} for r in found.remedies],
+    }
