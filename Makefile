@@ -41,5 +41,5 @@ $(VENV)/.core: $(RECIPE) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: $(RECIPE) | $(BIN)/python
-	$(PIP) --editable ".[dev,openvino,images]"
+	$(PIP) --editable ".[dev,openvino,images,tensorboard]"
 	@touch $@ $(VENV)/.core

@@ -33,7 +33,6 @@ SCALE_AXES: dict[str, tuple[str, str]] = {
     "price": ("price_per_million", "$"),
     "params": ("params", "1"),
     "macs": ("macs", "1"),
-    "quality": ("quality", "points"),
 }
 """The same for the limits of a model that is not trained yet."""
 
