@@ -27,6 +27,8 @@ from equipoise.training.distribution.ranks import Ranks
 from equipoise.training.loop import Plan, Progress, Trained, run
 from equipoise.training.transfer import unfreezing
 from equipoise.training.validation import Validation
+from equipoise.workloads.families import FAMILIES
+from equipoise.workloads.task import Shape
 
 BATCH, STEPS = 33, 12
 
@@ -73,6 +75,17 @@ def data(count: int = 150, seed: int = 1) -> Samples:
     return Samples(inputs, (inputs[:, 0] > 0).long() + (inputs[:, 1] > 0).long())
 
 
+def characters(count: int = 150, seed: int = 1) -> Samples:
+    text = torch.randint(11, (count, 7), generator=torch.Generator().manual_seed(seed)).cumsum(1) % 11
+    return Samples(text[:, :-1], text[:, 1:])
+
+
+def speller() -> nn.Module:
+    """A GPT whose embedding and head share their weight."""
+    scale = {"width": 16, "depth": 3, "heads": 2}
+    return FAMILIES["gpt"].model(scale, Shape((6,), 11, 11, dense=True), generator=torch.Generator().manual_seed(0))
+
+
 def objective(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
     return F.cross_entropy(model(inputs), targets)
 
@@ -87,6 +100,7 @@ class Case:
     where: Callable[[], Distribution]
     recipe: Recipe = field(default_factory=lambda: Recipe(batch=BATCH, lr=1e-2))
     net: Callable[[], nn.Module] = net
+    data: Callable[[int, int], Samples] = data
     unfrozen: bool = False
     path: str | None = None
     stop_after: int | None = None
@@ -101,10 +115,10 @@ def go(case: Case, folder: Path) -> Trained:
 
     model = case.net()
     return run(
-        model, data(), objective, case.recipe, torch.Generator().manual_seed(3),
+        model, case.data(150, 1), objective, case.recipe, torch.Generator().manual_seed(3),
         Plan(
             steps=STEPS, path=None if case.path is None else folder / case.path, every_s=0.0, on_step=break_off,
-            validation=Validation(data(31, seed=2), F.cross_entropy, every=5, batch=11), distribution=case.where(),
+            validation=Validation(case.data(31, 2), F.cross_entropy, every=5, batch=11), distribution=case.where(),
             before_step=unfreezing(model, until=0.7) if case.unfrozen else None,
         ),
     )  # fmt: skip
@@ -119,8 +133,10 @@ VARIANTS: dict[str, dict[str, Any]] = {
     "few rows": {"recipe": Recipe(batch=1, lr=1e-3)},
     "muon": {"recipe": Recipe(batch=BATCH, lr=1e-2, optimizer="muon")},
     "unfrozen": {"unfrozen": True},
+    "gpt": {"recipe": Recipe(batch=BATCH, lr=0.2, optimizer="sgd", clip=1.0), "net": speller, "data": characters},
 }
-"""Runs that are one process's wherever they are made."""
+"""Runs that are one process's wherever they are made. Under Adam the weights of the GPT would not be: the bias of its keys
+has no gradient but rounding, which Adam makes as large as any other."""
 
 KINDS: dict[str, Callable[[], Distribution]] = {
     "ddp": lambda: connect("ddp"),
@@ -161,7 +177,7 @@ MATRIX = {
     f"{kind}: {variant}": Case(where, **how)
     for kind, where in KINDS.items()
     for variant, how in VARIANTS.items()
-    if not (variant == "muon" and kind in STAGED)
+    if not (variant == "muon" and kind in STAGED) and (kind, variant) != ("cut", "gpt")
 }
 RELAY = {f"relay: {kind}": Case(KINDS[kind], **VARIANTS["averaged"], path="relay", stop_after=3 + 2 * i)
          for i, kind in enumerate(("ddp", "fsdp", "pipeline"), 1)}  # fmt: skip

@@ -57,7 +57,7 @@ def test_exit_codes_come_through() -> None:
 def test_a_rank_that_fails_alone_is_named_and_ends_the_others() -> None:
     stuck = "import os, sys, time; os.environ['RANK'] == '1' and sys.exit('no room'); time.sleep(600)"
     began = time.monotonic()
-    with pytest.raises(EquipoiseError, match=r"rank 1 was ended with exit code 1 \(no room\)"):
+    with pytest.raises(EquipoiseError, match=r"rank 1 ended with exit code 1 \(no room\)"):
         launch([sys.executable, "-c", stuck], 3, grace_s=0.2)
     assert time.monotonic() - began < SOON_S
 

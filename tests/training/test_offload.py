@@ -9,6 +9,7 @@ import torch
 from rank_program import VARIANTS, Case, go, net
 
 from equipoise.training.distribution import OneProcess
+from equipoise.training.distribution.launch import connect
 from equipoise.training.distribution.offload import Offloaded
 
 
@@ -24,6 +25,18 @@ def test_curve_and_weights_are_the_same(tmp_path: Path, variant: str) -> None:
     assert offloaded.curve[-1].validation_loss == plain.curve[-1].validation_loss
     for name, weight in plain.model.state_dict().items():
         assert torch.equal(offloaded.model.state_dict()[name], weight), name
+
+
+def test_one_process_can_shard_with_itself(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Weights, gradients and optimizer state on the host, and a block at a time on the device: a model larger than it."""
+    monkeypatch.delenv("RANK", raising=False)
+    where = connect("fsdp", offload=["parameters", "activations"])
+    try:
+        sharded, plain = (go(Case(lambda made=made: made, **VARIANTS["averaged"]), tmp_path) for made in (where, OneProcess()))
+    finally:
+        where.close()
+    torch.testing.assert_close(sharded.log, plain.log, rtol=1e-6, atol=0)
+    torch.testing.assert_close(sharded.model.state_dict(), plain.model.state_dict())
 
 
 def test_a_run_goes_on_without(tmp_path: Path) -> None:

@@ -147,8 +147,10 @@ def _join(kind: str, device: str | None, timeout_s: float, *, alone: bool) -> Ra
     if not dist.is_initialized():
         if where.type == "cuda":
             torch.cuda.set_device(where)
-        store = None if "RANK" in os.environ else dist.HashStore()  # type: ignore[attr-defined]
-        _end_with(int(os.environ.get(_LAUNCHER, os.getppid())))
+        started = "RANK" in os.environ
+        if started:
+            _end_with(int(os.environ.get(_LAUNCHER, os.getppid())))
+        store = None if started else dist.HashStore()  # type: ignore[attr-defined]
         with in_touch():
             dist.init_process_group(backend, store=store, rank=rank, world_size=world, timeout=timedelta(seconds=timeout_s))
     return Ranks(rank, world, where)
@@ -236,9 +238,9 @@ def _verdict(codes: Sequence[int | None], said: Sequence[str]) -> int:
     if of_rank_0 > 0 and (first == 0 or code == of_rank_0 != EXIT_FAILED):
         return of_rank_0  # it has said why
     last = said[first].strip().splitlines()[-1:]
-    own = f"ended with exit code {code}" + "".join(f" ({line})" for line in last)
-    how = f"killed by {signal.Signals(-code).name}" if code < 0 else own
+    how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with exit code {code}"
+    why = "".join(f" ({line})" for line in last) if code > 0 else ""
     raise EquipoiseError(
-        f"every rank must run to the end; rank {first} was {how}, and the others were stopped. Start the run again: it goes on "
-        "from its last checkpoint."
+        f"every rank must run to the end; rank {first} {how}{why}, and the others were stopped. Mend what can be mended and "
+        "start the run again: it goes on from its last checkpoint."
     )
