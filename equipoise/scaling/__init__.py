@@ -3,7 +3,7 @@
 from equipoise.scaling.curves import Extrapolation, extrapolate, grow, should_stop
 from equipoise.scaling.decide import Candidate, Decision, Option, decide, for_compute
 from equipoise.scaling.describe import describe
-from equipoise.scaling.design import Addition, Available, Design, PlannedRun, plan, to_add
+from equipoise.scaling.design import Addition, Available, Design, PlannedRun, affordable, plan, to_add
 from equipoise.scaling.diagnosis import Diagnosis, Remedy, diagnose
 from equipoise.scaling.efficiency import Efficiency, efficiency, statement, worked_case
 from equipoise.scaling.fit import Beliefs, Fit, fit, predict
@@ -41,6 +41,7 @@ __all__ = [
     "Remedy",
     "Run",
     "ShapeLaw",
+    "affordable",
     "cheapest",
     "decide",
     "describe",

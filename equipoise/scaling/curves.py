@@ -56,7 +56,7 @@ def extrapolate(
     *,
     best: float = 0.0,
     seed: int,
-    draws: int = 300,
+    draws: int = 200,
     level: float = 0.9,
     noise: Noise | None = None,
 ) -> Extrapolation:
@@ -89,14 +89,14 @@ def extrapolate(
     top = max(scores.values())
     raw = {name: math.exp(max(score - top, -30.0)) for name, score in scores.items()}
     weights = {name: value / sum(raw.values()) for name, value in raw.items()}
-    rows = {name: np.arange(draws) < round(draws * weight) for name, weight in weights.items()}
-    rows[max(weights, key=lambda name: weights[name])] |= ~np.any(list(rows.values()), axis=0)
+    edges = [0, *np.round(draws * np.cumsum(list(weights.values()))).astype(int).tolist()]
+    rows = {name: slice(*edges[i : i + 2]) for i, name in enumerate(weights)}
     there, here, noisy, value, last, sd = [], [], [], 0.0, 0.0, 0.0
     for name, found in fits.items():
         curve = families[name].curve(found.draws[rows[name]], np.array([at / unit, 1.0]))[0]
         there.append(curve[:, 0])
         here.append(curve[:, 1])
-        noisy.append(curve[:, 0] + found.noises[rows[name]] * rng.standard_normal(int(rows[name].sum())))
+        noisy.append(curve[:, 0] + found.noises[rows[name]] * rng.standard_normal(len(curve)))
         middle = families[name].curve(found.best[None], np.array([at / unit, 1.0]))[0][0]
         value, last, sd = value + weights[name] * middle[0], last + weights[name] * middle[1], sd + weights[name] * found.noise
     ends = best + sign * np.exp(np.concatenate(noisy))
@@ -197,47 +197,42 @@ class _Family:
         return Prior(center, sd, low, high)
 
 
-def _sum(logs: Sequence[Floats], slopes: Sequence[Sequence[Floats]]) -> tuple[Floats, Floats]:
-    """Log of a sum of exponentials, and its derivatives from those of each term."""
-    stacked = np.stack(np.broadcast_arrays(*logs), axis=-1)
-    top = stacked.max(axis=-1)
-    parts = np.exp(stacked - top[..., None])
-    total = parts.sum(axis=-1)
-    share = parts / total[..., None]
-    terms = [
-        np.stack([np.broadcast_to(s, total.shape) * share[..., i] for s in each], axis=-1) for i, each in enumerate(slopes)
-    ]
-    return top + np.log(total), np.sum(terms, axis=0)
+def _above(floor: Floats, drop: Floats, partials: Sequence[Floats]) -> tuple[Floats, Floats]:
+    """Log of floor + drop, both given as logs, and its derivatives: by floor, by amplitude, by what else the drop has."""
+    total = np.logaddexp(floor, drop)
+    share = np.exp(drop - total)
+    slope = np.empty((*total.shape, 2 + len(partials)))
+    slope[..., 0], slope[..., 1] = 1.0 - share, share
+    for i, partial in enumerate(partials):
+        slope[..., 2 + i] = share * partial
+    return total, slope
 
 
 def _pow3(theta: Floats, x: Floats) -> tuple[Floats, Floats]:
     """c + a x**-k: theta = log c, log a, log k."""
-    c, a, k = theta[:, 0:1], theta[:, 1:2], np.exp(theta[:, 2:3])
-    log_x, zero, one = np.log(x), np.zeros(len(x)), np.ones(len(x))
-    return _sum([c, a - k * log_x], [[one, zero, zero], [zero, one, -k * log_x]])
+    fall = -np.exp(theta[:, 2:3]) * np.log(x)
+    return _above(theta[:, 0:1], theta[:, 1:2] + fall, [fall])
 
 
 def _pow4(theta: Floats, x: Floats) -> tuple[Floats, Floats]:
     """c + a (x + d)**-k: theta = log c, log a, log k, log d."""
-    c, a, k, d = theta[:, 0:1], theta[:, 1:2], np.exp(theta[:, 2:3]), np.exp(theta[:, 3:4])
-    log_x, zero, one = np.log(x + d), np.zeros(len(x)), np.ones(len(x))
-    return _sum([c, a - k * log_x], [[one, zero, zero, zero], [zero, one, -k * log_x, -k * d / (x + d)]])
+    k, d = np.exp(theta[:, 2:3]), np.exp(theta[:, 3:4])
+    fall = -k * np.log(x + d)
+    return _above(theta[:, 0:1], theta[:, 1:2] + fall, [fall, -k * d / (x + d)])
 
 
 def _logarithmic(theta: Floats, x: Floats) -> tuple[Floats, Floats]:
     """c + a / (1 + (x / s)**k): theta = log c, log a, log k, log s."""
-    c, a, k, s = theta[:, 0:1], theta[:, 1:2], np.exp(theta[:, 2:3]), theta[:, 3:4]
-    z = k * (np.log(x) - s)
+    k = np.exp(theta[:, 2:3])
+    z = k * (np.log(x) - theta[:, 3:4])
     share = 0.5 * (1.0 + np.tanh(0.5 * z))  # of (x / s)**k in 1 + (x / s)**k, without overflow
-    zero, one = np.zeros(len(x)), np.ones(len(x))
-    drop = a - np.logaddexp(0.0, z)
-    return _sum([c, drop], [[one, zero, zero, zero], [zero, one, -share * z, share * k]])
+    return _above(theta[:, 0:1], theta[:, 1:2] - np.logaddexp(0.0, z), [-share * z, share * k])
 
 
 FAMILIES = {
-    "power": _Family(_pow3, (math.log(0.6), math.log(0.4), math.log(0.5)), (0.7, 1.2, 0.7), 3),
-    "shifted power": _Family(_pow4, (math.log(0.6), math.log(0.4), math.log(0.5), math.log(0.05)), (0.7, 1.2, 0.7, 1.5), 6),
-    "log power": _Family(_logarithmic, (math.log(0.6), math.log(2.0), math.log(0.8), math.log(0.2)), (0.7, 1.2, 0.7, 1.5), 6),
+    "power": _Family(_pow3, (math.log(0.5), math.log(0.4), math.log(0.5)), (1.5, 1.2, 0.7), 3),
+    "shifted power": _Family(_pow4, (math.log(0.5), math.log(0.4), math.log(0.5), math.log(0.05)), (1.5, 1.2, 0.7, 1.5), 6),
+    "log power": _Family(_logarithmic, (math.log(0.5), math.log(2.0), math.log(0.8), math.log(0.2)), (1.5, 1.2, 0.7, 1.5), 6),
 }
 """Name -> curve of what is left to gain. The power law alone is fitted to fewer than 6 points."""
 
@@ -277,7 +272,7 @@ def _binned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
 
 def _fit(family: _Family, x: Floats, y: Floats, noise: Noise, rng: np.random.Generator, draws: int) -> Posterior:
     model: Model = lambda theta: family.curve(theta, x)  # noqa: E731
-    return posterior(model, y, family.prior(float(y[-3:].mean())), noise=noise, rng=rng, starts=24, draws=draws)
+    return posterior(model, y, family.prior(float(y[-3:].mean())), noise=noise, rng=rng, starts=12, draws=draws)
 
 
 def _foretold(family: _Family, x: Floats, y: Floats, noise: Noise, rng: np.random.Generator) -> float:

@@ -14,8 +14,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.errors import must_be
-from equipoise.scaling.design import Addition, Available, to_add
-from equipoise.scaling.fit import Fit, between, with_noise
+from equipoise.scaling.design import Addition, Available, affordable, to_add
+from equipoise.scaling.fit import Fit, between, spread
 from equipoise.scaling.quality import Link
 from equipoise.scaling.runs import BACKWARD, Floats, columns
 from equipoise.stats import Interval
@@ -200,14 +200,17 @@ def _check(candidates: Sequence[Candidate], limits: Mapping[str, float], request
 
 def _losses(fitted: Fit, candidates: Sequence[Candidate]) -> tuple[Floats, Floats]:
     """Loss of each candidate by the most probable law `(m,)` and by each draw `(k, m)`."""
-    params = np.array([c.available.params for c in candidates])
-    work = np.array([c.available.flops_per_sample for c in candidates])
+    size = np.array([_size(fitted, c) for c in candidates])
     samples = np.array([c.samples for c in candidates])
     unique = np.array([c.samples if c.unique is None else min(c.unique, c.samples) for c in candidates])
-    size = params if fitted.law.size == "params" else work
     after = np.exp([c.penalty for c in candidates])
     value = np.asarray(fitted.law.loss(size, samples, unique), dtype=float) * after
     return value, np.asarray(fitted.draws.loss(size, samples, unique), dtype=float) * after
+
+
+def _size(fitted: Fit, candidate: Candidate) -> float:
+    """N of a candidate, as the law takes it."""
+    return candidate.available.params if fitted.law.size == "params" else candidate.available.flops_per_sample
 
 
 def _excess(candidate: Candidate, limits: Mapping[str, float]) -> dict[str, float | None]:
@@ -238,12 +241,12 @@ def _options(
     among = allowed if allowed.any() else np.ones_like(allowed)
     regret = value / value[among].min() - 1.0
     regrets = draws / draws[:, among].min(axis=1, keepdims=True) - 1.0
-    noisy = with_noise(fitted, draws)
     at = columns(fitted.runs)
     largest, most = at.size(fitted.law.size).max(), at.samples.max()
+    sizes = np.array([_size(fitted, c) for c in candidates])
+    noisy = spread(fitted, draws, sizes, np.array([c.samples for c in candidates]))
     out = []
     for i, c in enumerate(candidates):
-        size = c.available.params if fitted.law.size == "params" else c.available.flops_per_sample
         total = None if requests is None or c.serve is None else c.train + requests * c.serve
         out.append(
             Option(
@@ -253,7 +256,7 @@ def _options(
                 max(float(regret[i]), 0.0) if among[i] else float(regret[i]),
                 float(np.quantile(regrets[:, i], (1.0 + level) / 2.0)),
                 broken[i],
-                float(max(size / largest, c.samples / most)),
+                float(max(sizes[i] / largest, c.samples / most)),
                 total,
             )
         )
@@ -291,11 +294,11 @@ def _additions(fitted: Fit, kept: Sequence[Option], best: Option) -> tuple[Addit
     unique = best.candidate.unique
     if best.reach > REACH:  # bring the best within reach: runs at a quarter of its size and data
         wanted = best.candidate.available.flops_per_sample / REACH
-        near = sorted(menu, key=lambda a: abs(math.log(a.flops_per_sample / wanted)))[:3]
-        compute = BACKWARD * wanted * best.candidate.samples / REACH
-        return to_add(fitted, near, target=target, most_flops=max(compute, dearest), unique=unique)
+        enough = [a for a in menu if a.flops_per_sample >= 0.999 * wanted]
+        near = sorted(enough, key=lambda a: a.flops_per_sample)[:3]
+        return to_add(fitted, [(a, best.candidate.samples / REACH) for a in near], target=target, unique=unique)
     small = [a for a in menu if a.params <= REACH * max(r.params for r in fitted.runs)] or menu[:1]
-    return to_add(fitted, small, target=target, most_flops=dearest, unique=unique)
+    return to_add(fitted, affordable(small, dearest), target=target, unique=unique)
 
 
 def _no_size(options: tuple[Option, ...], limits: Mapping[str, float]) -> Decision:

@@ -11,7 +11,7 @@ import numpy as np
 from equipoise.errors import InputError
 from equipoise.records import as_data
 from equipoise.scaling.decide import REACH
-from equipoise.scaling.fit import Fit, with_noise
+from equipoise.scaling.fit import Fit, spread
 from equipoise.scaling.holdout import hold_out
 from equipoise.scaling.isoflop import IsoFlop, isoflop, overlap
 from equipoise.scaling.laws import PUBLISHED
@@ -100,7 +100,7 @@ def _frontier(fitted: Fit, level: float) -> list[dict[str, float]]:
 
 def _band(fitted: Fit, sizes: Any, samples: Any, level: float) -> list[dict[str, float]]:
     value = np.asarray(fitted.law.loss(sizes, samples), dtype=float)
-    draws = with_noise(fitted, np.asarray(fitted.draws.loss(sizes, samples), dtype=float)).reshape(-1, len(value))
+    draws = spread(fitted, np.asarray(fitted.draws.loss(sizes, samples), dtype=float), sizes, samples).reshape(-1, len(value))
     low, high = np.quantile(draws, [(1 - level) / 2, (1 + level) / 2], axis=0)
     return [
         {"size": float(s), "loss": float(v), "low": float(min(lo, v)), "high": float(max(hi, v))}

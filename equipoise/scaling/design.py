@@ -103,21 +103,26 @@ def plan(
         raise must_be("flops_per_s", "above 0, one number or one per size", flops_per_s, "Measure a few training steps.")
     sorted_menu = [menu[i] for i in ordered]
     sorted_rates = rates[ordered]
-    cheapest: Design | None = None
-    for top in np.geomspace(BACKWARD * seconds * rates.max() * 3.0, 1.0, 2000):
-        found = _lay_out(
-            sorted_menu, sorted_rates, top, levels, sizes, ratio, samples_per_param, cooldown if shared else 1.0, unique
-        )
-        if found is None:
-            continue
-        if any(run.samples < fewest_samples for run in found.runs):
-            break
-        if found.seconds <= seconds:
+    share = cooldown if shared else 1.0
+
+    def laid_out(top: float) -> Design | None:
+        found = _lay_out(sorted_menu, sorted_rates, top, levels, sizes, ratio, samples_per_param, share, unique)
+        return found if found and min(run.samples for run in found.runs) >= fewest_samples else None
+
+    most = float(seconds * rates.max())  # one level cannot cost more than all there is
+    for top in np.geomspace(most, most * 1e-6, 700):
+        found = laid_out(float(top))
+        if found and found.seconds <= seconds:
             return found
-        cheapest = found
-    least = f"at least {show(cheapest.seconds, 's')}" if cheapest else f"runs of {fewest_samples:g} samples or more at 3 sizes"
+    dearer = (laid_out(float(top)) for top in np.geomspace(most * 1e-6, most * 1e12, 900))
+    least = min((found.seconds for found in dearer if found), default=None)
+    if least is None:
+        raise must_be("menu", "of 3 sizes or more, 1.4× apart in work", len(menu), "Give the family more widths or depths.")
     raise must_be(
-        "seconds", f"{least} for {levels} × {sizes} runs of this family", seconds, "Give more time, or smaller sizes."
+        "seconds",
+        f"at least {show(least, 's')} for {levels} × {sizes} runs of {fewest_samples:g} samples or more",
+        seconds,
+        "Give more time, or smaller sizes.",
     )
 
 
@@ -146,7 +151,8 @@ def _lay_out(
 ) -> Design | None:
     """The plan whose highest level costs `top` FLOPs; None where the ladder is too short."""
     compute = [top / ratio ** (levels - 1 - j) for j in range(levels)]
-    own = np.log([BACKWARD * a.flops_per_sample * per_param * a.params for a in menu])  # compute at which a size is the guess
+    guess = np.log([BACKWARD * a.flops_per_sample * per_param * a.params for a in menu])
+    own = np.maximum.accumulate(guess)  # compute at which a size is the guessed best
     anchor = int(np.argmin(np.abs(own - math.log(compute[levels // 2]))))
     ladder = _ladder(np.log2([a.flops_per_sample for a in menu]), anchor)
     if len(ladder) < 3:
@@ -213,12 +219,16 @@ class Addition:
     left: float
 
 
+def affordable(menu: Sequence[Available], flops: float) -> list[tuple[Available, float]]:
+    """Return (size, samples) of runs of each size that cost `flops`, a third and a tenth of it."""
+    return [(a, flops * share / (BACKWARD * a.flops_per_sample)) for a in menu for share in (1.0, 1 / 3, 0.1)]
+
+
 def to_add(
     fitted: Fit,
-    menu: Sequence[Available],
+    pool: Sequence[tuple[Available, float]],
     *,
     target: Sequence[tuple[Available, float]],
-    most_flops: float,
     n: int = 3,
     unique: float | None = None,
 ) -> tuple[Addition, ...]:
@@ -227,26 +237,25 @@ def to_add(
     For each draw of the law, the log of the size it would choose among the targets is the decision; a run that could be made
     tells its log loss with the noise of a run. Were the draws jointly normal, observing it would leave the variance
     Var(decision) - Cov(decision, run)² / (Var(run) + noise²): the run that leaves least is taken, the draws are conditioned
-    on it, and so on. Three runs are considered of each size: as much data as `most_flops` allows, a third and a tenth of it.
+    on it, and so on. The same run may be worth repeating.
 
     Args:
-        menu: Sizes that could be run.
+        pool: (size, samples) of the runs that could be made, as from `affordable`.
         target: (size, samples) of the models to choose between.
-        most_flops: Training FLOPs of the dearest run allowed.
         n: How many.
+        unique: Distinct samples there are. None: as many as wanted.
     Raises:
-        InputError: No size can be run, or no target.
+        InputError: No run can be made, or no target.
     """
-    if not menu or not target:
-        raise InputError("to_add needs sizes to run (menu) and sizes to choose between (target). Give at least one of each.")
-    pool = [(a, most_flops * share / (BACKWARD * a.flops_per_sample)) for a in menu for share in (1.0, 1 / 3, 0.1)]
+    if not pool or not target:
+        raise InputError("to_add needs runs that could be made (pool) and sizes to choose between (target). Give one of each.")
     kind = fitted.law.size
 
     def losses(points: Sequence[tuple[Available, float]]) -> Floats:
         size = np.array([a.params if kind == "params" else a.flops_per_sample for a, _ in points])
         samples = np.array([s for _, s in points])
         distinct = None if unique is None else np.minimum(unique, samples)
-        return np.log(np.asarray(fitted.draws.loss(size, samples, distinct)))
+        return np.asarray(np.log(fitted.draws.loss(size, samples, distinct)), dtype=float)
 
     sizes = np.log([a.params for a, _ in target])
     at_target = losses(target)

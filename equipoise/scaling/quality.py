@@ -47,7 +47,7 @@ class Link:
         """Return the quality with its interval.
 
         Args:
-            losses: Draws of the loss `(k, ...)`, row i from draw i of the law (`fit.with_noise`).
+            losses: Draws of the loss `(k, ...)`, row i from draw i of the law (`fit.spread`).
             value: The loss itself.
         """
         rows = len(self.draws)

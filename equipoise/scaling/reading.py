@@ -159,9 +159,12 @@ def median3(values: Floats) -> Floats:
 
 
 def noise_of(values: Floats) -> float:
-    """Return the standard deviation between neighbors in the second half; second differences cancel a smooth trend."""
+    """Return the standard deviation between neighbors in the second half; second differences cancel a smooth trend.
+
+    From their lower quartile, which spikes do not reach (a spike spoils three of them).
+    """
     late = values[len(values) // 2 :] if len(values) >= 10 else values
-    return float(1.4826 * np.median(np.abs(np.diff(late, 2))) / math.sqrt(6.0)) + 1e-12
+    return float(np.quantile(np.abs(np.diff(late, 2)), 0.25) / 0.3186 / math.sqrt(6.0)) + 1e-12
 
 
 def trouble(curves: Curves, r: Reading) -> tuple[Evidence, ...]:
@@ -178,7 +181,7 @@ def trouble(curves: Curves, r: Reading) -> tuple[Evidence, ...]:
         text = f"training loss rose by {rise:.3g} from its lowest, {r.lowest:.4g}; more than {limit:.3g}"
         out.append(Evidence("rise of training loss", rise, limit, text))
     trend = median3(r.train)
-    jumps = int(np.sum(r.train - trend > np.maximum(8.0 * r.train_noise, 0.25 * np.maximum(trend - r.bottom, 1e-12))))
+    jumps = int(np.sum(r.train - trend > np.maximum(8.0 * r.train_noise, 0.25 * trend)))
     few = max(2.0, 0.03 * len(trend))
     if jumps > few:
         text = f"{jumps} of {len(trend)} points jump by more than a quarter of the loss; {few:.0f} may be chance"
@@ -236,7 +239,7 @@ def fitting(r: Reading) -> tuple[Finding, tuple[Evidence, ...]]:
 
 
 def _gap(r: Reading) -> Evidence:
-    share, limit = r.gap / r.excess, max(0.25, 4.0 * r.noise / r.excess)
+    share, limit = r.gap / r.excess, max(0.25, 4.0 * r.noise / r.excess, 0.02 * r.room / r.excess)
     text = (
         f"validation loss {r.validation_end:.4g} lies {r.gap:.3g} over training loss {r.train_end:.4g}: {share:.0%} of what is "
         f"above the floor, {'over' if share > limit else 'under'} {limit:.0%}"
@@ -248,7 +251,7 @@ def metric_lost(metric: Sequence[float]) -> Evidence:
     """Return whether an over-fit shows in the metric too, or only in the confidence."""
     values = median3(np.asarray(metric, dtype=float))
     lost = float(values.max() - np.median(values[-max(3, len(values) // 10) :]))
-    limit = 2.0 * noise_of(values)
+    limit = 4.0 * noise_of(np.asarray(metric, dtype=float))
     text = (
         f"the metric lost {lost:.3g} from its best, more than {limit:.3g}: the over-fit shows there too"
         if lost > limit

@@ -118,42 +118,63 @@ def descend(
         Parameters `(rows, p)` and objectives `(rows,)`.
     """
     theta = np.clip(start, prior.low, prior.high)
-    middle = prior.center if center is None else center
-    precision = 1.0 / prior.sd**2
-    scale = information(delta, noise)
-
-    def state(at: Floats) -> tuple[Floats, Floats, Floats]:
-        value, slope = model(at)
-        residual = target - value
-        data = np.sum(scale * weights * huber(residual, delta), axis=1)
-        return np.asarray(data + 0.5 * np.sum(((at - middle) ** 2) * precision, axis=1)), residual, slope
-
-    objective, residual, slope = state(theta)
-    damping = np.full(len(theta), 1e-2)
-    eye = np.eye(theta.shape[1])
-    for _ in range(steps):
-        share = scale * weights * np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300))
-        weighted = slope * share[..., None]
-        hessian = np.swapaxes(weighted, 1, 2) @ slope + np.diag(precision)
-        gradient = (np.swapaxes(weighted, 1, 2) @ residual[..., None])[..., 0] + (middle - theta) * precision
-        held = ((theta <= prior.low) & (gradient < 0)) | ((theta >= prior.high) & (gradient > 0))
-        hessian = np.where(held[:, :, None] | held[:, None, :], eye, hessian)
-        diagonal = np.einsum("ijj->ij", hessian)
-        step = np.linalg.solve(
-            hessian + (damping[:, None] * diagonal)[:, :, None] * eye, np.where(held, 0.0, gradient)[..., None]
-        )
-        tried = np.clip(theta + np.clip(step[..., 0], -3.0, 3.0), prior.low, prior.high)
-        new, new_residual, new_slope = state(tried)
-        better = new < objective
-        done = np.where(better, objective - new, 0.0) <= 1e-10 * (1.0 + np.abs(objective))
-        theta = np.where(better[:, None], tried, theta)
-        objective = np.where(better, new, objective)
-        residual = np.where(better[:, None], new_residual, residual)
-        slope = np.where(better[:, None, None], new_slope, slope)
-        if np.all(done & (better | (damping > 1e6))):
+    rows = len(theta)
+    middle = np.broadcast_to(prior.center if center is None else center, theta.shape)
+    scale = np.broadcast_to(information(delta, noise), (rows, 1))
+    goal = np.broadcast_to(target, (rows, target.shape[-1]))
+    share = np.broadcast_to(weights, goal.shape)
+    longest = np.maximum(3.0, prior.sd / 10.0)
+    objective = np.full(rows, np.inf)
+    damping = np.full(rows, 1e-2)
+    live, step = np.arange(rows), np.zeros_like(theta)
+    for _ in range(steps):  # only rows that still move are worked on
+        tried = np.clip(theta[live] + step[live], prior.low, prior.high)
+        value, slope = model(tried)
+        residual, pull = goal[live] - value, (middle[live] - tried) / prior.sd**2
+        data = np.sum(scale[live] * share[live] * huber(residual, delta), axis=1)
+        new = np.asarray(data + 0.5 * np.sum((middle[live] - tried) * pull, axis=1))
+        old = objective[live]
+        better = new < old
+        moved = np.max(np.abs(step[live]), axis=1)
+        with np.errstate(invalid="ignore"):
+            settled = (better & (old - new <= 1e-9 * (1.0 + np.abs(new)))) | (~better & (moved < 1e-6))
+        theta[live[better]] = tried[better]
+        objective[live[better]] = new[better]
+        damping[live] = np.clip(np.where(better, damping[live] / 5.0, damping[live] * 6.0), 1e-9, 1e12)
+        step[live[~better]] /= 4.0  # too long: the direction goes down, so a shorter step will do
+        fresh = better & ~settled
+        if fresh.any():
+            chosen = live[fresh]
+            step[chosen] = _step(
+                residual[fresh],
+                slope[fresh],
+                pull[fresh],
+                scale[chosen] * share[chosen],
+                theta[chosen],
+                prior,
+                damping[chosen],
+                delta,
+            )
+            step[chosen] = np.clip(step[chosen], -longest, longest)
+        live = live[~settled]
+        if not len(live):
             break
-        damping = np.clip(np.where(better, damping / 5.0, damping * 4.0), 1e-9, 1e9)
     return theta, objective
+
+
+def _step(
+    residual: Floats, slope: Floats, pull: Floats, weight: Floats, theta: Floats, prior: Prior, damping: Floats, delta: float
+) -> Floats:
+    """The damped Gauss-Newton step of each row; a parameter that its gradient presses against a bound stays there."""
+    share = weight * np.minimum(1.0, delta / np.maximum(np.abs(residual), 1e-300))
+    weighted = np.swapaxes(slope * share[..., None], 1, 2)
+    hessian = weighted @ slope + np.diag(1.0 / prior.sd**2)
+    gradient = (weighted @ residual[..., None])[..., 0] + pull
+    held = ((theta <= prior.low) & (gradient < 0)) | ((theta >= prior.high) & (gradient > 0))
+    eye = np.eye(theta.shape[1])
+    hessian = np.where(held[:, :, None] | held[:, None, :], eye, hessian)
+    hessian = hessian + (damping[:, None] * np.einsum("ijj->ij", hessian))[:, :, None] * eye
+    return np.asarray(np.linalg.solve(hessian, np.where(held, 0.0, gradient)[..., None])[..., 0])
 
 
 def posterior(

@@ -9,7 +9,7 @@ import pytest
 from truth import SMALL, isoflop_runs, run_of
 
 from equipoise.errors import InputError
-from equipoise.scaling import Available, fit, plan, to_add
+from equipoise.scaling import Available, affordable, fit, plan, to_add
 
 MENU = [Available(params, 2.0 * params, {"width": w}) for w in range(4, 257, 4) if (params := 40.0 * w * w)]
 
@@ -80,7 +80,7 @@ def test_what_is_added_narrows_the_decision() -> None:
     target = [(a, flops / (3 * a.flops_per_sample)) for a in MENU if 1e5 < a.params < 4e6]
     small = [a for a in MENU if a.params < 2 * max(r.params for r in runs)][::4]
     most = 2 * max(r.flops for r in runs)
-    added = to_add(fitted, small, target=target, most_flops=most)
+    added = to_add(fitted, affordable(small, most), target=target)
     assert len(added) == 3
     assert 1 >= added[0].left >= added[1].left >= added[2].left > 0
     assert all(a.flops <= most * 1.000001 for a in added)
@@ -103,4 +103,4 @@ def test_what_is_added_narrows_the_decision() -> None:
 def test_nothing_to_add_from() -> None:
     fitted = fit(isoflop_runs(SMALL, noise=0.004, rng=np.random.default_rng(0)), seed=0, size="params", bootstraps=20)
     with pytest.raises(InputError, match="to_add needs"):
-        to_add(fitted, [], target=[(MENU[0], 1e6)], most_flops=1e12)
+        to_add(fitted, [], target=[(MENU[0], 1e6)])

@@ -32,7 +32,7 @@ def settle(floor: float, rate: float = 8.0, start: float = 2.3) -> np.ndarray:
 
 
 def over_fit(seed: int) -> Curves:
-    rise = np.where(STEP > 1000, 0.25 * ((STEP - 1000) / 2000) ** 1.2, 0.0)
+    rise = 0.25 * (np.maximum(STEP - 1000, 0.0) / 2000) ** 1.2
     return Curves(step=STEP, train=noisy(fall(0.0, 1.0), seed), validation=noisy(settle(0.7, 12) + rise, seed + 99))
 
 

@@ -101,8 +101,8 @@ def test_one_ruined_run_moves_the_law_little() -> None:
     squares = fit(ruined, seed=0, size="params", bootstraps=20, delta=10.0)
     at = (max(r.params for r in runs) * 2, 1e8)
     off = [abs(float(f.law.loss(*at)) / float(clean.law.loss(*at)) - 1) for f in (robust, squares)]
-    assert off[0] < 0.01
-    assert off[0] < off[1]
+    assert off[0] < 0.02
+    assert off[0] < 0.4 * off[1]
 
 
 def test_the_same_seed_gives_the_same_fit_and_seeds_differ_only_in_draws() -> None:

