@@ -32,7 +32,7 @@ _LAUNCHER = "EQUIPOISE_LAUNCHER"
 _TORCHRUN = "torchrun --standalone --nproc-per-node 2 -m equipoise train ..., or by equipoise train --ranks 2."
 
 
-def launch(command: Sequence[str], ranks: int, *, grace_s: float = 10.0) -> int:
+def launch(command: Sequence[str], ranks: int, *, grace_s: float = 5.0) -> int:
     """Run `command` once per rank on this machine and return the exit code of the run.
 
     Each process finds RANK, WORLD_SIZE, LOCAL_RANK, MASTER_ADDR and MASTER_PORT in its environment, as under ``torchrun``, and
