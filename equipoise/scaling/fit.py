@@ -354,12 +354,13 @@ def _polish(objective: Callable[[Floats], tuple[float, Floats]], start: Floats, 
 
     box = list(zip(prior.low, prior.high, strict=True))
     first = minimize(objective, start, jac=True, method="L-BFGS-B", bounds=box, options={"maxiter": 500, "ftol": 1e-13})
+    simplex = np.clip(np.vstack([first.x, first.x + 0.02 * np.eye(len(start))]), prior.low, prior.high)
     last = minimize(
         lambda theta: objective(theta)[0],
         first.x,
         method="Nelder-Mead",
         bounds=box,
-        options={"xatol": 1e-8, "fatol": 1e-10, "maxiter": 600},
+        options={"initial_simplex": simplex, "xatol": 1e-6, "fatol": 1e-8, "maxiter": 500},
     )
     options = [start, np.asarray(first.x, dtype=float), np.asarray(last.x, dtype=float)]
     return min(options, key=lambda theta: objective(theta)[0])

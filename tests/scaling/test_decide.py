@@ -28,6 +28,7 @@ def with_costs(candidates: tuple[Candidate, ...], **costs: float) -> list[Candid
     return [dataclasses.replace(c, costs={k: v * c.available.params for k, v in costs.items()}) for c in candidates]
 
 
+@pytest.mark.slow
 def test_the_choice_costs_next_to_nothing_against_the_truth() -> None:
     """8× the compute of the largest run, 20 noisy sets of 12 runs: what is chosen, best or recommended, is nearly the best."""
     best, recommended = [], []
