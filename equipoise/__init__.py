@@ -39,7 +39,8 @@ _VERBS = {
 """Public name -> the module that holds it."""
 
 __all__ = [
-    "Study", "Task", "Workload", "__version__", "distill", "family", "optimize", "profile", "prune", "quantize", "scale", "train",
+    "Study", "Task", "Workload", "__version__", "distill", "family", "optimize", "profile", "prune",
+    "quantize", "scale", "train",
 ]  # fmt: skip
 
 

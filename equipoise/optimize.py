@@ -342,7 +342,8 @@ class Road:
         front = predicted_front(self.space, self.table, costs)
         losses = model.losses(front)
         seen = {row.tobytes() for row in known.genomes}
-        useful = np.array([loss <= self.worst_loss and row.tobytes() not in seen for row, loss in zip(front, losses, strict=True)])
+        rows = zip(front, losses, strict=True)
+        useful = np.array([loss <= self.worst_loss and row.tobytes() not in seen for row, loss in rows])
         if not useful.any():
             return []
         front, losses = front[useful], losses[useful]
