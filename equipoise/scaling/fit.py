@@ -92,11 +92,14 @@ class Fit:
 
     def optimum(self, flops: float, *, level: float = 0.9) -> dict[str, Interval]:
         """Return the best size, samples and loss for `flops` of training on fresh data, each with its interval."""
-        best, all_ = self._optimum(self.law, flops), self._optimum(self.draws, flops)
-        return {
-            name: between(np.ravel(getattr(all_, name)), float(getattr(best, name)), level, len(self.runs))
-            for name in ("size", "samples", "loss")
+        best, drawn = self._optimum(self.law, flops), self._optimum(self.draws, flops)
+        losses = np.asarray(drawn.loss, dtype=float).reshape(-1, 1)
+        draws = {
+            "size": np.ravel(drawn.size),
+            "samples": np.ravel(drawn.samples),
+            "loss": spread(self, losses, best.size, best.samples, noise=False),
         }
+        return {k: between(v, float(getattr(best, k)), level, len(self.runs)) for k, v in draws.items()}
 
     def _optimum(self, law: Law, flops: float) -> Optimum:
         return law.optimum(flops, self.work[0], growth=self.work[1])
