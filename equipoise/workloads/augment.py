@@ -88,6 +88,6 @@ class Alternating:
             if shuffle_with is not None:
                 rows, stop = torch.randperm(n, generator=shuffle_with), max(n - n % size, min(n, size))
             ordered = replace(self.split, order=self.split.order[rows[:stop]])
-            flips = mirrored[rows[:stop]].split(size)
+            flips = torch.split(mirrored[rows[:stop]], size)
             for (inputs, targets), flip in zip(ordered.batches(size), flips, strict=True):
                 yield torch.where(flip[:, None, None, None], inputs.flip(-1), inputs), targets
