@@ -43,7 +43,7 @@ Exit code 1 when no size can be recommended.""",
     parser.add_argument(
         "--recipe", default="", metavar="NAME=VALUE,...", help="of the small runs (default: found on the smallest)"
     )
-    parser.add_argument("--flops", type=float, help="with fit: training compute to find the best size for")
+    parser.add_argument("--flops", type=float, help="with fit: training FLOPs to find the best size for")
     parser.add_argument(
         "--scales", default="", metavar="F,F,...", help="with table: sizes over the default (default: 1/8 to 8)"
     )
@@ -233,7 +233,8 @@ def _show_fit(fitted: Fit, told: dict[str, Any]) -> None:
             f"held out {held['run']['params']:.3g} params: foretold {held['error']:+.2%} "
             f"({'in' if held['covered'] else 'OUT OF'} its interval); {others}"
         )
-    for note in told["notes"]:
+    assumed = all(run.flops_per_sample == 2.0 * run.params for run in fitted.runs)
+    for note in (*told["notes"], *(["2 FLOPs for each parameter and sample, as in a dense transformer"] if assumed else [])):
         print(f"note: {note}")
 
 
