@@ -18,8 +18,10 @@ from equipoise.workloads.families.base import Dimension, Family, Scale
 from equipoise.workloads.families.layers import RESOLUTION, front, named, stem_stride
 from equipoise.workloads.task import Shape
 
-EPSILON = 5e-4
-"""Added to each variance of a whitening; directions with less variance than this (noise) are not blown up."""
+EPSILON = 0.05
+"""Added to each variance of a whitening; directions with less variance than this (noise) are not blown up.
+
+For images of variance 1. Of 5e-4, 0.01 and 0.05, the last learned a JPEG copy of CIFAR-10 best in its first pass (one seed)."""
 
 
 def patch_whitening(images: Tensor, *, size: int = 2, epsilon: float = EPSILON) -> tuple[Tensor, Tensor]:
@@ -96,8 +98,8 @@ class SpeedNet(nn.Module):
         channels, side: Of the images, and their shorter side in pixels.
         depth: Convolutions in a block, at least 2.
         identity: Start convolutions as the identity.
-        scale: Factor on the logits; None is 1 over the width of the head. The head's weights begin with variance 1, and `scale`
-            sets how far a step at the common learning rate moves the logits: 1 / width suits AdamW beside Muon, 1/9 plain SGD.
+        scale: Factor on the logits; None is 4 over the width of the head. The head's weights begin with variance 1, and `scale`
+            sets how far a step at the common learning rate moves the logits: 4 / width suits AdamW beside Muon, 1/9 plain SGD.
 
     Example:
         >>> net = SpeedNet()
@@ -130,7 +132,7 @@ class SpeedNet(nn.Module):
             side = side // 2 if side >= 4 else side
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(widths[-1], classes, bias=False)
-        self.scale = scale or 1 / widths[-1]
+        self.scale = scale or 4 / widths[-1]
         nn.init.normal_(self.head.weight)
         if identity:
             for module in self.blocks.modules():
