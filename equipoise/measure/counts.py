@@ -286,7 +286,7 @@ FREE = frozenset(
         *("avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool2d_with_indices", "max_pool3d_with_indices"),
         *("_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool2d", "adaptive_max_pool3d"),
         *("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "_upsample_nearest_exact2d"),
-        *("upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d"),
+        *("upsample_bilinear2d", "upsample_bicubic2d", "upsample_linear1d", "upsample_trilinear3d", "_upsample_bilinear2d_aa"),
         *("grid_sampler_2d", "grid_sampler_3d"),
         # reductions and order
         *("sum", "mean", "var", "var_mean", "std", "std_mean", "prod", "amax", "amin", "aminmax", "max", "min", "argmax"),

@@ -432,3 +432,10 @@ def test_real_sentences(data_folder: Path) -> None:
     inputs, targets = task.validation.take(8).tensors()
     bits = task.metric.score(model(inputs).detach(), targets)
     assert bits == pytest.approx(math.log2(task.outputs), rel=0.1)
+
+
+def test_a_lower_resolution_is_counted_in_full() -> None:
+
+    shape = Shape((3, 32, 32), 10)
+    model = family("cnn").model({"resolution": 0.5}, shape, generator=torch.Generator().manual_seed(0))
+    assert count(model, torch.zeros(2, 3, 32, 32)).complete
