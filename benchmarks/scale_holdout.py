@@ -25,7 +25,8 @@ import numpy as np
 from equipoise.measure import machine
 from equipoise.proxies import Proxies, recipe_for, tune
 from equipoise.records import as_data, digest
-from equipoise.scaling import Available, Fit, PlannedRun, Run, fit, for_compute, hold_out, plan, predict, rules
+from equipoise.scales import sample_time
+from equipoise.scaling import Available, PlannedRun, Run, fit, for_compute, hold_out, plan, predict, rules
 from equipoise.scaling.decide import decide
 from equipoise.scaling.runs import BACKWARD
 from equipoise.store import Store
@@ -70,18 +71,13 @@ def prepared(name: str, data: Path, store: Store) -> tuple[Proxies, tuple[Availa
     menu = tuple(sizes[work] for work in sorted(sizes))
     rates = []
     for size in menu:
-        row = store.once("rate", str(size.scale), lambda s=size: {"sample_s": _sample_s(proxies, s)})
+        row = store.once(
+            "rate",
+            str(size.scale),
+            lambda s=size: {"sample_s": sample_time(proxies.model(s.scale), task, proxies.recipe).get()},
+        )
         rates.append(BACKWARD * size.flops_per_sample / row["sample_s"])
     return proxies, menu, rates
-
-
-def _sample_s(proxies: Proxies, size: Available) -> float:
-    import torch
-
-    from equipoise.scales import training_cost
-
-    model = proxies.family.model(size.scale, proxies.task, generator=torch.Generator().manual_seed(0))
-    return training_cost(model, proxies.task, proxies.recipe)[0].get()
 
 
 def runs(name: str, data: Path, store: Store, minutes: float) -> None:
@@ -118,17 +114,14 @@ def held(name: str, data: Path, store: Store, minutes: float) -> None:
     made = [Run(**r["run"]) for r in store.all("run") if r["label"] == "fitted"]
     flops = BEYOND * max(r.flops for r in made)
     largest = max(r.flops_per_sample for r in made)
-    best = fit(made, seed=0).optimum(flops)["size"].value
-    near = sorted(menu, key=lambda a: abs(np.log(_size(a, fit(made, seed=0)) / best)))[:4]
+    fitted = fit(made, seed=0)
+    best = fitted.optimum(flops)["size"].value
+    near = sorted(menu, key=lambda a: abs(np.log(a.size(fitted.law.size) / best)))[:4]
     biggest = min(menu, key=lambda a: abs(np.log(a.flops_per_sample / (BEYOND * largest))))
     for number, size in enumerate({a.flops_per_sample: a for a in (*near, biggest)}.values(), start=1):
         samples = flops / (BACKWARD * size.flops_per_sample)
         run = PlannedRun(size, samples, samples * (1 - proxies.recipe.decay_share), flops, 9)
         _make(store, proxies, run, [], "held", str(number))
-
-
-def _size(available: Available, fitted: Fit) -> float:
-    return available.params if fitted.law.size == "params" else available.flops_per_sample
 
 
 def _make(store: Store, proxies: Proxies, run: PlannedRun, same: list[PlannedRun], label: str, told: str) -> None:

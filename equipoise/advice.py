@@ -106,8 +106,7 @@ class Advice:
 
     def _answer(self) -> dict[str, Any]:
         found = self.decision
-        key = "params" if self.fit.law.size == "params" else "flops_per_sample"
-        ends = [float(getattr(o.candidate.available, key)) for o in found.range]
+        ends = [o.candidate.available.size(self.fit.law.size) for o in found.range]
         shown = found.recommended or found.nearest or found.best
         budget = parse_budget(self.header["limits"], axes=SCALE_AXES)
         limits = []
@@ -195,7 +194,7 @@ def read(store: Store) -> Advice:
     joined = link(runs, bounds=bounded, seed=header["seed"])
     candidates = [*(_direct(row, header) for row in last["costs"]), *_compressed(last, header)]
     budget = parse_budget(header["limits"], axes=SCALE_AXES)
-    limits = {c.axis: c.bound for c in budget.constraints if c.upper}
+    limits = {c.axis: c.bound for c in budget.constraints}
     decision = decide(fitted, [c for c, _ in candidates], limits=limits, requests=header["requests"], link=joined, level=LEVEL)
     readings = {i: next(r for c, r in candidates if c is o.candidate) for i, o in enumerate(decision.options)}
     return Advice(Path(store.path), header, fitted, decision, readings, last["branch"], _rounds(rows))

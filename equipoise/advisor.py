@@ -6,7 +6,6 @@ of sizes with next to no regret and the cheapest of them to serve, or a refusal 
 
 from __future__ import annotations
 
-import time as clock
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -22,7 +21,7 @@ from equipoise.errors import EquipoiseError, InputError, must_be
 from equipoise.measure import machine
 from equipoise.optimize import Event, Listener, optimize
 from equipoise.proxies import FEWEST_STEPS, Proxies, recipe_for, tune
-from equipoise.records import Evaluation, as_data, digest
+from equipoise.records import as_data, digest
 from equipoise.runtimes import Target
 from equipoise.scaling import Available, Fit, PlannedRun, Run, fit, plan
 from equipoise.scaling.decide import REACH
@@ -43,8 +42,6 @@ RATIOS = (3.5, 2.5, 2.0)
 ROUND = 2
 """Runs on shape in a round, after the first, which moves each dimension alone."""
 ROUNDS = 3
-COMPRESSED = 4
-"""Points of the compressor's front that compete."""
 COSTED = 10
 """Candidates whose latency, memory and training time are measured."""
 
@@ -159,12 +156,7 @@ class Advisor:
 
     def step(self, kind: str, key: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Take one step through the store and count its recorded time."""
-
-        def timed() -> dict[str, Any]:
-            began = clock.perf_counter()
-            return {**compute(), "seconds": clock.perf_counter() - began}
-
-        data = self.store.once(kind, key, timed)
+        data = self.store.timed(kind, key, compute)
         self.spent_s += data["seconds"]
         return data
 
@@ -201,8 +193,7 @@ class Advisor:
         return out
 
     def _sample_s(self, size: Available) -> float:
-        model = self.family.model(size.scale, self.task, generator=_generator(self.seed))
-        return scales.training_cost(model, self.task, self.recipe)[0].get()
+        return scales.sample_time(self.proxies.model(size.scale), self.task, self.recipe).get()
 
     def _grown(self, factor: float) -> Available | None:
         try:
@@ -219,16 +210,12 @@ class Advisor:
 
     def ladder(self, rates: Mapping[str, list[float]], most_s: float) -> tuple[Available, ...]:
         """Return the sizes of the family's own rule, ascending, up to where `FEWEST_STEPS` steps take `most_s` seconds."""
-        sizes: dict[float, Available] = {}
-        for number in range(-20, 21):
-            size = self._grown(2.0 ** (LADDER * number))
-            if size is None or size.flops_per_sample < 0.99 * rates["work"][0]:
-                continue
-            seconds = BACKWARD * size.flops_per_sample * self._per_step * FEWEST_STEPS / self._rate(rates, size)
-            if seconds > most_s:
-                break
-            sizes[size.flops_per_sample] = size
-        return tuple(sizes[work] for work in sorted(sizes))
+
+        def seconds(size: Available) -> float:
+            return BACKWARD * size.flops_per_sample * self._per_step * FEWEST_STEPS / self._rate(rates, size)
+
+        sizes = self._sizes(20, lambda size: seconds(size) > most_s)
+        return tuple(size for size in sizes if size.flops_per_sample >= 0.99 * rates["work"][0])
 
     def reachable(self, fitted: Fit) -> tuple[Available, ...]:
         """Return the sizes of the family's own rule, ascending, up to twice beyond what may be recommended.
@@ -236,13 +223,18 @@ class Advisor:
         The best of them may then lie out of reach, and be refused for it, instead of being cut off unseen.
         """
         most = 2 * REACH * max(run.flops_per_sample for run in fitted.runs)
+        return self._sizes(30, lambda size: size.flops_per_sample > most)
+
+    def _sizes(self, last: int, too_large: Callable[[Available], bool]) -> tuple[Available, ...]:
+        """The sizes of the family's own rule, ascending, up to `last` rungs above the usual or the first that is too large."""
         sizes: dict[float, Available] = {}
-        for number in range(-20, 31):
+        for number in range(-20, last + 1):
             size = self._grown(2.0 ** (LADDER * number))
-            if size is not None and size.flops_per_sample > most:
+            if size is None:
+                continue
+            if too_large(size):
                 break
-            if size is not None:
-                sizes[size.flops_per_sample] = size
+            sizes[size.flops_per_sample] = size
         return tuple(sizes[work] for work in sorted(sizes))
 
     @property
@@ -283,7 +275,6 @@ class Advisor:
             self._run(run, same, f"{number}/{len(planned)}")
 
     def _run(self, run: PlannedRun, same: Sequence[PlannedRun], number: str, *, label: str = "") -> Run:
-        key = digest({"scale": dict(run.available.scale), "samples": run.samples, "unique": run.unique})
         told = f"run {number}: {scales.named(run.available.scale)}, {run.samples:.3g} samples"
         self.tell("train", told)
 
@@ -293,7 +284,7 @@ class Advisor:
                 "label": label,
             }
 
-        row = self.step("run", key, make)
+        row = self.step("run", _key(run), make)
         if not label:
             self.found.append(row)
         return Run(**row["run"])
@@ -331,8 +322,7 @@ class Advisor:
         return known
 
     def _row(self, run: PlannedRun) -> dict[str, Any]:
-        key = digest({"scale": dict(run.available.scale), "samples": run.samples, "unique": run.unique})
-        found = self.store.get("run", key)
+        found = self.store.get("run", _key(run))
         assert found is not None
         return found
 
@@ -388,9 +378,8 @@ class Advisor:
         menu = self.reachable(fitted)
 
         def loss(size: Available) -> float:
-            n = size.params if fitted.law.size == "params" else size.flops_per_sample
             samples = flops / (BACKWARD * size.flops_per_sample)
-            return float(fitted.law.loss(n, samples, min(samples, self.proxies.unique)))
+            return float(fitted.law.loss(size.size(fitted.law.size), samples, min(samples, self.proxies.unique)))
 
         ray = sorted(menu, key=loss)[: COSTED - 2]
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(99,)))
@@ -413,17 +402,6 @@ class Advisor:
         return found
 
 
-def _generator(seed: int) -> Any:
-    import torch
-
-    return torch.Generator().manual_seed(seed)
-
-
-def _steps_down(front: Sequence[Evaluation]) -> list[Evaluation]:
-    """A few points of a compressor's front: ever faster for ever more loss, evenly."""
-    faster: list[Evaluation] = []
-    for e in sorted((e for e in front if e.fidelity != "untouched"), key=lambda e: float(e.details["loss"])):
-        if not faster or e.axis("latency_s").get() < faster[-1].axis("latency_s").get():
-            faster.append(e)
-    picked = np.unique(np.linspace(0, len(faster) - 1, min(COMPRESSED, len(faster))).round().astype(int))
-    return [faster[i] for i in picked]
+def _key(run: PlannedRun) -> str:
+    """The name of a run in the store."""
+    return digest({"scale": dict(run.available.scale), "samples": run.samples, "unique": run.unique})

@@ -152,12 +152,7 @@ class Road:
 
     def step(self, kind: str, key: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
         """Take one step through the store and count its recorded time."""
-
-        def timed() -> dict[str, Any]:
-            began = clock.perf_counter()
-            return {**compute(), "seconds": clock.perf_counter() - began}
-
-        data = self.store.once(kind, key, timed)
+        data = self.store.timed(kind, key, compute)
         self.spent_s += data["seconds"]
         return data
 

@@ -75,9 +75,13 @@ class Proxies:
         """Distinct samples that there are."""
         return float(len(self.task.train) * self.positions)
 
+    def model(self, scale: Scale) -> torch.nn.Module:
+        """Return the model of `scale` as every run of it starts."""
+        return self.family.model(scale, self.task, generator=torch.Generator().manual_seed(self.seed))
+
     def available(self, scale: Scale) -> Available:
         """Count a scale: params without embeddings, forward FLOPs of a sample."""
-        model = self.family.model(scale, self.task, generator=torch.Generator().manual_seed(self.seed))
+        model = self.model(scale)
         counts = count(model, self.task.example)
         embedded = {id(m.weight) for m in model.modules() if isinstance(m, torch.nn.Embedding)}
         params = sum(p.numel() for p in model.parameters() if id(p) not in embedded)
@@ -97,7 +101,7 @@ class Proxies:
         """
         scale = planned.available.scale
         steps = self.steps(planned.samples)
-        model = self.family.model(scale, self.task, generator=torch.Generator().manual_seed(self.seed))
+        model = self.model(scale)
         data = self.task.train
         start: Path | None = None
         if planned.unique is not None:
@@ -126,7 +130,7 @@ class Proxies:
     def trained(self, found: Mapping[str, Any]) -> torch.nn.Module:
         """Return the model of a recorded run."""
         scale = self.family.scale(**found["run"]["scale"])
-        model = self.family.model(scale, self.task, generator=torch.Generator().manual_seed(self.seed))
+        model = self.model(scale)
         model.load_state_dict(safetensors.torch.load(self.store.read_blob(found["weights"])))
         return model.eval()
 
@@ -136,7 +140,7 @@ class Proxies:
 
     def _trunk(self, scale: Scale, stems: Sequence[int], on_step: Callable[[Progress], None] | None) -> Path:
         """Train the trunk up to the last of `stems`, by way of the others, and return its checkpoint."""
-        model = self.family.model(scale, self.task, generator=torch.Generator().manual_seed(self.seed))
+        model = self.model(scale)
         start: Path | None = None
         for steps in stems:
             self._fit(model, scale, steps, 0.0, start, on_step, data=self.task.train)

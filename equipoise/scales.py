@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import itertools
 import math
 import statistics
@@ -97,7 +96,8 @@ def costs(
         program = runtime.compile(exporter.source(folded, task.example, topology=_topology(scale)))
         session = runtime.load(program, threads=target.threads, batch=target.batch)
         calls[str(number)] = lambda held=session: held.run(request)
-        rows.append((scale, counts, program.size_bytes, *training_cost(model, task, recipe)))
+        step, memory = sample_time(model, task, recipe), _held(model, task, recipe)
+        rows.append((scale, counts, program.size_bytes, step, memory))
     on_step("latency, side by side")
     timed = latency.compare(calls, rounds=12, seconds=seconds)
     return tuple(
@@ -124,8 +124,8 @@ def _topology(scale: Scale) -> str:
     return named({name: value for name, value in scale.items() if name != "width"})
 
 
-def training_cost(model: nn.Module, task: Task, recipe: Recipe) -> tuple[Reading, Reading]:
-    """Time training steps of `model` in the loop, data and augmentation included; return seconds a sample and bytes of a step.
+def sample_time(model: nn.Module, task: Task, recipe: Recipe) -> Reading:
+    """Return the training seconds of a sample: steps of `model` in the loop, data and augmentation included.
 
     A sample of a task with an answer for each position counts as many as it has positions.
     """
@@ -134,10 +134,7 @@ def training_cost(model: nn.Module, task: Task, recipe: Recipe) -> tuple[Reading
         on_step=lambda p: ends.append(p.seconds))  # fmt: skip
     per_step = min(recipe.batch, len(task.train)) * positions(task)
     each = [(after - before) / per_step for before, after in itertools.pairwise(ends)]
-    time_each = measured(
-        statistics.median(each), "s", low=min(each), high=max(each), n=STEPS, note="a training step, by sample"
-    )
-    return time_each, _held(copy.deepcopy(model), task, recipe)
+    return measured(statistics.median(each), "s", low=min(each), high=max(each), n=STEPS, note="a training step, by sample")
 
 
 def positions(task: Task) -> int:

@@ -141,8 +141,8 @@ class Shapes:
         return predict(self.fitted, run.size(self.fitted.law.size), run.samples, run.unique).value
 
     def _log_loss(self, size: Available, flops: float) -> float:
-        n = size.params if self.fitted.law.size == "params" else size.flops_per_sample
-        return math.log(float(self.fitted.law.loss(n, flops / (BACKWARD * size.flops_per_sample))))
+        law = self.fitted.law
+        return math.log(float(law.loss(size.size(law.size), flops / (BACKWARD * size.flops_per_sample))))
 
 
 def _choice(value: float) -> int | str:

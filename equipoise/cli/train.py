@@ -63,17 +63,14 @@ def run(args: argparse.Namespace) -> int:
         from equipoise.training.distribution.launch import launch
 
         return launch([sys.executable, "-m", "equipoise", *sys.argv[1:]], args.ranks)
-    from equipoise.proxies import recipe_for
     from equipoise.report import render_train
     from equipoise.store import write_atomic
-    from equipoise.trainer import recipe_of, train
+    from equipoise.trainer import recipe_of, train, usual_recipe
     from equipoise.training.distribution.launch import connect
     from equipoise.workloads import load_family, load_task
 
     family, task = load_family(args.family), load_task(args.task)
-    from dataclasses import replace
-
-    recipe = recipe_of(args.recipe, replace(recipe_for(family, task), schedule="onecycle"))
+    recipe = recipe_of(args.recipe, usual_recipe(family, task))
     kind = args.kind or ("ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "single")
     where = connect(kind, offload=tuple(filter(None, args.offload.split(","))), precision=recipe.precision)
     try:

@@ -200,17 +200,12 @@ def _check(candidates: Sequence[Candidate], limits: Mapping[str, float], request
 
 def _losses(fitted: Fit, candidates: Sequence[Candidate]) -> tuple[Floats, Floats]:
     """Loss of each candidate by the most probable law `(m,)` and by each draw `(k, m)`."""
-    size = np.array([_size(fitted, c) for c in candidates])
+    size = np.array([c.available.size(fitted.law.size) for c in candidates])
     samples = np.array([c.samples for c in candidates])
     unique = np.array([c.samples if c.unique is None else min(c.unique, c.samples) for c in candidates])
     after = np.exp([c.penalty for c in candidates])
     value = np.asarray(fitted.law.loss(size, samples, unique), dtype=float) * after
     return value, np.asarray(fitted.draws.loss(size, samples, unique), dtype=float) * after
-
-
-def _size(fitted: Fit, candidate: Candidate) -> float:
-    """N of a candidate, as the law takes it."""
-    return candidate.available.params if fitted.law.size == "params" else candidate.available.flops_per_sample
 
 
 def _excess(candidate: Candidate, limits: Mapping[str, float]) -> dict[str, float | None]:
@@ -243,7 +238,7 @@ def _options(
     regrets = draws / draws[:, among].min(axis=1, keepdims=True) - 1.0
     at = columns(fitted.runs)
     largest, most = at.size(fitted.law.size).max(), at.samples.max()
-    sizes = np.array([_size(fitted, c) for c in candidates])
+    sizes = np.array([c.available.size(fitted.law.size) for c in candidates])
     noisy = spread(fitted, draws, sizes, np.array([c.samples for c in candidates]))
     out = []
     for i, c in enumerate(candidates):

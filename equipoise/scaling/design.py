@@ -10,7 +10,7 @@ import numpy as np
 
 from equipoise.errors import InputError, must_be
 from equipoise.scaling.fit import Fit
-from equipoise.scaling.runs import BACKWARD, Floats
+from equipoise.scaling.runs import BACKWARD, Floats, Size
 from equipoise.units import show
 
 
@@ -27,6 +27,10 @@ class Available:
     params: float
     flops_per_sample: float
     scale: Mapping[str, float] = field(default_factory=dict)
+
+    def size(self, kind: Size) -> float:
+        """Return N as a law takes it: parameters, or forward FLOPs of a sample."""
+        return self.params if kind == "params" else self.flops_per_sample
 
 
 @dataclass(frozen=True, slots=True)
@@ -252,7 +256,7 @@ def to_add(
     kind = fitted.law.size
 
     def losses(points: Sequence[tuple[Available, float]]) -> Floats:
-        size = np.array([a.params if kind == "params" else a.flops_per_sample for a, _ in points])
+        size = np.array([a.size(kind) for a, _ in points])
         samples = np.array([s for _, s in points])
         distinct = None if unique is None else np.minimum(unique, samples)
         return np.asarray(np.log(fitted.draws.loss(size, samples, distinct)), dtype=float)

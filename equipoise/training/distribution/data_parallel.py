@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from equipoise.training import checkpoint as saved
-from equipoise.training.distribution.base import Objective, Tensors, autocast, micro_batches
+from equipoise.training.distribution.base import Objective, OneProcess, Tensors, autocast, micro_batches
 from equipoise.training.distribution.ranks import Ranks, in_touch
 from equipoise.training.recipe import Recipe
 
@@ -31,6 +30,7 @@ class DataParallel:
 
     def __init__(self, ranks: Ranks) -> None:
         self.ranks, self.rank, self.world, self.device = ranks, ranks.rank, ranks.world, ranks.device
+        self._replica = OneProcess(ranks.device)  # every rank holds all of it
         self._wrapped: tuple[tuple[bool, ...], DistributedDataParallel] | None = None
 
     @in_touch()
@@ -74,20 +74,19 @@ class DataParallel:
 
     def clip(self, model: nn.Module, most: float) -> Tensor:
         """Clip the norm of the gradients, which every rank has."""
-        return nn.utils.clip_grad_norm_(model.parameters(), most)
+        return self._replica.clip(model, most)
 
     def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors, Tensors]:
         """Return the live tensors, with rank 0's buffers."""
         self.ranks.same_buffers(model)
-        return dict(model.state_dict()), saved.pack_optimizer(model, optimizer)
+        return self._replica.state(model, optimizer)
 
     def restore(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, model_tensors: Mapping[str, Tensor],
         optimizer_tensors: Mapping[str, Tensor],
     ) -> None:  # fmt: skip
         """Copy the tensors into both."""
-        model.load_state_dict(dict(model_tensors))
-        saved.unpack_optimizer(model, optimizer, optimizer_tensors)
+        self._replica.restore(model, optimizer, model_tensors, optimizer_tensors)
 
     def agree(self, value: float) -> float:
         """Return rank 0's `value`."""

@@ -10,8 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 
-from equipoise.training import checkpoint as saved
-from equipoise.training.distribution.base import Distribution, Objective, Tensors
+from equipoise.training.distribution.base import Distribution, Objective, OneProcess, Tensors
 from equipoise.training.recipe import Recipe
 
 
@@ -31,6 +30,7 @@ class Offloaded:
     def __init__(self, inner: Distribution, *, activations: bool = False, optimizer: bool = False) -> None:
         self.inner, self.rank, self.world, self.device = inner, inner.rank, inner.world, inner.device
         self.activations, self.optimizer = activations, optimizer
+        self._holder = OneProcess() if optimizer else inner  # of what the optimizer steps
         self._twin: list[nn.Module] = []
 
     def place(self, model: nn.Module) -> nn.Module:
@@ -67,24 +67,18 @@ class Offloaded:
 
     def clip(self, model: nn.Module, most: float) -> Tensor:
         """Clip the gradients where they lie."""
-        return nn.utils.clip_grad_norm_(model.parameters(), most) if self.optimizer else self.inner.clip(model, most)
+        return self._holder.clip(model, most)
 
     def state(self, model: nn.Module, optimizer: torch.optim.Optimizer) -> tuple[Tensors, Tensors]:
         """Return the tensors of both."""
-        if not self.optimizer:
-            return self.inner.state(model, optimizer)
-        return dict(model.state_dict()), saved.pack_optimizer(model, optimizer)
+        return self._holder.state(model, optimizer)
 
     def restore(
         self, model: nn.Module, optimizer: torch.optim.Optimizer, model_tensors: Mapping[str, Tensor],
         optimizer_tensors: Mapping[str, Tensor],
     ) -> None:  # fmt: skip
         """Copy the tensors into both."""
-        if not self.optimizer:
-            return self.inner.restore(model, optimizer, model_tensors, optimizer_tensors)
-        model.load_state_dict(dict(model_tensors))
-        saved.unpack_optimizer(model, optimizer, optimizer_tensors)
-        return None
+        self._holder.restore(model, optimizer, model_tensors, optimizer_tensors)
 
     def agree(self, value: float) -> float:
         """Return rank 0's `value`."""
