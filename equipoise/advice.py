@@ -22,6 +22,8 @@ LEVEL = 0.9
 WORST_PENALTY = 0.5
 """Nats beyond which a compressed model is no contender."""
 COMPRESSED = "compressed"
+CAUTIOUS = 0.67
+"""Standard deviations above the mean at which an untried shape is judged: the upper quartile."""
 NO_PRICE = unavailable("$", "no price of the machine was given (--price-per-hour)")
 
 
@@ -207,7 +209,7 @@ def _direct(row: Mapping[str, Any], header: Mapping[str, Any]) -> tuple[Candidat
     work = BACKWARD * available.flops_per_sample
     samples = compute["flops"] / work if compute["seconds"] is None else compute["seconds"] / each.get()
     costs = _readings(row, header, each.get() * samples)
-    penalty = row["shift"] + 0.67 * row["shift_sd"]
+    penalty = row["shift"] + CAUTIOUS * row["shift_sd"]
     return _candidate(available, samples, costs, header, penalty, ""), costs
 
 
@@ -215,7 +217,7 @@ def _compressed(last: Mapping[str, Any], header: Mapping[str, Any]) -> list[tupl
     """Sizes trained and then compressed as the largest run was."""
     out = []
     for row in last["costs"]:
-        if row["shift"] or last["branch"]["reason"]:
+        if row["shift"] or row["shift_sd"] or last["branch"]["reason"]:
             continue
         direct, costs = _direct(row, header)
         for point in last["branch"]["points"]:

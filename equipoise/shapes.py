@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from equipoise.advice import CAUTIOUS
 from equipoise.errors import InputError
 from equipoise.scaling import Available, Fit, Run, predict
 from equipoise.scaling.runs import BACKWARD, Floats
@@ -24,8 +25,6 @@ UNIT = 0.1
 """Log loss that the surrogate's priors, made for compression losses, take for 1: shapes matter by hundredths of it."""
 UNKNOWN = 0.03
 """Standard deviation of what a shape does to log loss, before any run tells."""
-CAUTIOUS = 0.67
-"""Standard deviations above the mean: the upper quartile."""
 POPULATION, GENERATIONS = 32, 20
 
 

@@ -65,7 +65,7 @@ def test_other_limits_are_answered_from_the_same_runs(finished) -> None:
     store, _ = finished
     with Store.open(store, create=False, readonly=True) as opened:
         before = len(opened.all("run"))
-    words = [w if w != "train<=20s" else "train<=20s, size<=1KB" for w in WORDS]
+    words = [w if w != "train<=20s" else "train<=20s, size<=100B" for w in WORDS]
     refused = advise(store, *words, "--json")
     assert refused.returncode == EXIT_FAILED
     answer = json.loads(refused.stdout)["answer"]

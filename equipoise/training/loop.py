@@ -20,6 +20,7 @@ from equipoise.errors import EquipoiseError, InputError, must_be
 from equipoise.records import as_data, digest
 from equipoise.training.blocks import recomputed
 from equipoise.training.distribution.base import Distribution, Objective, OneProcess
+from equipoise.training.dropout import dropping
 from equipoise.training.ema import Average
 from equipoise.training.logs import Log
 from equipoise.training.optimizers import optimizer_of
@@ -139,6 +140,7 @@ def run(
     with ExitStack() as stack:
         stack.enter_context(private(where.device))
         stack.enter_context(deterministic(recipe.deterministic))
+        stack.enter_context(dropping(student, recipe.dropout))
         stack.enter_context(recomputed(student, recipe.activation_checkpointing))
         placed = where.place(student)
         train_mode(placed, recipe)

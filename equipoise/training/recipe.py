@@ -41,6 +41,8 @@ class Recipe:
         second_beta: Decay of the squared gradients of ``adam``, ``adamw``, ``muon``'s AdamW and ``rmsprop``.
         clip: Largest gradient norm, or None.
         label_smoothing: Share of each label that is spread evenly over the classes.
+        dropout: Share of the features that each step zeroes, in the model's dropout layers, or in front of its linear layers if
+            it has none; None leaves the model's own as they are.
         ema: Decay of a running average of the weights, which is then what is evaluated and returned; or None.
         batch: Samples in a step.
         accumulate: Micro-batches in which a step's samples are run one after another, to save memory; the gradients are the
@@ -77,6 +79,7 @@ class Recipe:
     rise_share: float = 0.3
     decay_share: float = 0.2
     label_smoothing: float = 0.0
+    dropout: float | None = None
     l1: float = 0.0
     ema: float | None = None
     accumulate: int = 1
@@ -133,7 +136,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         lambda v: v >= 0,
         ("warmup", "weight_decay", "soft_weight", "hard_weight", "feature_weight", "l1"),
     ),
-    ("0 or more and less than 1", lambda v: 0 <= v < 1, ("momentum", "second_beta", "label_smoothing", "ema")),
+    ("0 or more and less than 1", lambda v: 0 <= v < 1, ("momentum", "second_beta", "label_smoothing", "dropout", "ema")),
     ("from 0 to 1", lambda v: 0 <= v <= 1, ("rise_share", "decay_share")),
 )
 """(constraint in words, test, fields)."""

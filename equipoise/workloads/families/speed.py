@@ -98,8 +98,8 @@ class SpeedNet(nn.Module):
         channels, side: Of the images, and their shorter side in pixels.
         depth: Convolutions in a block, at least 2.
         identity: Start convolutions as the identity.
-        scale: Factor on the logits; None is 4 over the width of the head. The head's weights begin with variance 1, and `scale`
-            sets how far a step at the common learning rate moves the logits: 4 / width suits AdamW beside Muon, 1/9 plain SGD.
+        scale: Factor on the logits, which sets how far a step at the common learning rate moves them: 4 / width (None) suits
+            AdamW beside Muon, 1/9 plain SGD.
 
     Example:
         >>> net = SpeedNet()
@@ -133,7 +133,7 @@ class SpeedNet(nn.Module):
         self.blocks = nn.Sequential(*blocks)
         self.head = nn.Linear(widths[-1], classes, bias=False)
         self.scale = scale or 4 / widths[-1]
-        nn.init.normal_(self.head.weight)
+        nn.init.normal_(self.head.weight, std=0.1)  # the loss starts near the one of guessing
         if identity:
             for module in self.blocks.modules():
                 if isinstance(module, nn.Conv2d):

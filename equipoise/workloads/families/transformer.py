@@ -33,6 +33,7 @@ class Block(nn.Module):
         self.widen = nn.Linear(width, expansion * width)
         self.act = nn.GELU()
         self.narrow = nn.Linear(expansion * width, width)
+        self.drop = nn.Dropout(0.0)  # a recipe may ask for more
         self.heads, self.causal = heads, causal
 
     def forward(self, x: Tensor) -> Tensor:
@@ -40,8 +41,8 @@ class Block(nn.Module):
         parts = self.attend(self.norm1(x)).unflatten(2, (3, self.heads, -1))  # (N, T, 3, heads, width / heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)  # each (N, heads, T, width / heads)
         seen = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
-        x = x + self.merge(seen.transpose(1, 2).flatten(2))
-        out: Tensor = x + self.narrow(self.act(self.widen(self.norm2(x))))
+        x = x + self.drop(self.merge(seen.transpose(1, 2).flatten(2)))
+        out: Tensor = x + self.drop(self.narrow(self.act(self.widen(self.norm2(x)))))
         return out
 
 
