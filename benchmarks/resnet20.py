@@ -2,12 +2,14 @@
 
     python benchmarks/resnet20.py run  --data CIFAR.zip --weights W.safetensors --store runs/r20    # 45 min on 2 cores
     python benchmarks/resnet20.py hand --data CIFAR.zip --weights W.safetensors --store runs/r20    # as many steps as the pick
+    python benchmarks/resnet20.py hand --ratio 0.25 ...                                             # and milder
     python benchmarks/resnet20.py race --data CIFAR.zip --weights W.safetensors --store runs/r20    # 5 min; writes the result
 
 *run* optimizes for OpenVINO within ``drop<=1, size<=273KB`` (a quarter of the fp32 file), with 3,000 test images as validation:
-the weights were trained on all of ``train/``. *hand* prunes every inner width by half with Torch-Pruning's groups and L2 norms,
-fine-tunes by the same distillation for as many steps as the pick, and quantizes with NNCF. *race* times everything in one
-run, in shuffled blocks, one thread, batch 1, and scores every file on all 10,000 test images and on the 7,000 that nothing saw.
+the weights were trained on all of ``train/``. *hand* prunes every inner width by one ratio with Torch-Pruning's groups and L2
+norms, fine-tunes by the same distillation for as many steps as the pick, and quantizes with NNCF. *race* times everything in
+one run, in shuffled blocks, one thread, batch 1, and scores every file on all 10,000 test images and on the 7,000 that nothing
+saw.
 """
 
 from __future__ import annotations
@@ -50,10 +52,11 @@ def main() -> None:
     parser.add_argument("--weights", type=Path, required=True, help="ResNet-20 weights, safetensors")
     parser.add_argument("--store", type=Path, required=True, help="folder of the study")
     parser.add_argument("--steps", type=int, default=0, help="of *hand*; 0 takes what the pick was trained for")
+    parser.add_argument("--ratio", type=float, default=0.5, help="of *hand*: share of channels pruned (%(default)s)")
     args = parser.parse_args()
     spec = f"cifar10:{args.data}?weights={args.weights}&holdout={HOLDOUT}&shift=2"
     if args.stage == "hand":
-        hand(spec, args.store, args.steps)
+        hand(spec, args.store, args.steps, args.ratio)
     else:
         {"run": run, "race": race}[args.stage](spec, args.store)
 
@@ -64,21 +67,21 @@ def run(spec: str, store: Path) -> None:
     print(study.verdict(), study.sentence(study.best), sep="\n")
 
 
-def hand(spec: str, store: Path, steps: int) -> None:
+def hand(spec: str, store: Path, steps: int, ratio: float) -> None:
     """Prune uniformly, fine-tune for as many steps as the pick, quantize; keep the program beside the study."""
-    work, study = workloads.load(spec), Study.load(store)
+    work, study, folder = workloads.load(spec), Study.load(store), store.with_name(f"{store.name}-hand-{ratio:g}")
     legs = [e for e in study.evaluations if e.fidelity == "recovered" and e.plan == _pick(study).plan]
     steps = steps or int(sum(e.details["trained_steps"] for e in legs))
-    small = prune(work.model, work.example, ratio=0.5, criterion="l2")
+    small = prune(work.model, work.example, ratio=ratio, criterion="l2")
     generator = torch.Generator().manual_seed(0)
     teacher = get("openvino").load(_compiled(work, work.model, "openvino"), threads=os.cpu_count() or 1)
     answer = lambda inputs: torch.from_numpy(teacher.run(inputs.contiguous().numpy()))  # noqa: E731
     tuned = distill(
         small, answer, work.train, steps=steps, recipe=WITH_NORM, augment=work.augment, generator=generator,
-        checkpoint=_hand_folder(store) / "training", on_step=lambda p: print(f"\r{p}", end="", flush=True),
+        checkpoint=folder / "training", on_step=lambda p: print(f"\r{p}", end="", flush=True),
     ).model  # fmt: skip
-    _compiled(work, tuned, "openvino", int8=True).write(_hand_folder(store))
-    print(f"\nuniform 0.5, {steps} steps of distillation: {_hand_folder(store)}")
+    _compiled(work, tuned, "openvino", int8=True).write(folder)
+    print(f"\nuniform {ratio:g}, {steps} steps of distillation: {folder}")
 
 
 def race(spec: str, store: Path) -> None:
@@ -91,11 +94,9 @@ def race(spec: str, store: Path) -> None:
         "NNCF int8 on OpenVINO": _compiled(work, work.model, "openvino", int8=True),
         "Equipoise": _picked(study, store),
     }
-    if (_hand_folder(store) / "model.xml").is_file():
-        names = ("model.bin", "model.xml")
-        programs["Torch-Pruning 0.5 + NNCF"] = Program.read(
-            _hand_folder(store), runtime="openvino", precision="int8", names=names
-        )
+    for made in sorted(store.parent.glob(f"{store.name}-hand-*/model.xml")):
+        name = f"Torch-Pruning {made.parent.name.rpartition('-')[2]} + NNCF"
+        programs[name] = Program.read(made.parent, runtime="openvino", precision="int8", names=("model.bin", "model.xml"))
     request = work.example[:1].numpy()
     calls: dict[str, Callable[[], object]] = {}
     for name, program in programs.items():
@@ -177,12 +178,6 @@ def _overhead(store: Path, study: Study) -> dict[str, float]:
         total = opened.spent()
         proposing = sum(row["seconds"] for row in opened.all("proposal"))
     return {"recorded_s": total, "proposing_s": proposing, "share": proposing / total}
-
-
-def _hand_folder(store: Path) -> Path:
-    folder = store.with_name(store.name + "-hand")
-    folder.mkdir(parents=True, exist_ok=True)
-    return folder
 
 
 if __name__ == "__main__":

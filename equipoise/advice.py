@@ -64,6 +64,19 @@ class Advice:
         option = self.decision.recommended
         return None if option is None else dict(option.candidate.available.scale)
 
+    @property
+    def shown(self) -> list[int]:
+        """Places of the options worth a row: each size as it is trained, and the best version of it that was compressed."""
+        found = self.decision
+        inside = {id(option) for option in found.range}
+        kept: dict[Any, int] = {}
+        for i, option in sorted(
+            enumerate(found.options), key=lambda row: (id(row[1]) not in inside, not row[1].allowed, row[1].regret)
+        ):
+            kept.setdefault((tuple(option.candidate.available.scale.items()), option.candidate.label), i)
+        answers = {id(found.recommended), id(found.nearest)}
+        return sorted({*kept.values(), *(i for i, option in enumerate(found.options) if id(option) in answers)})
+
     def sentence(self) -> str:
         """Return the answer in words."""
         found = self.decision
@@ -82,7 +95,7 @@ class Advice:
     def summary(self) -> dict[str, Any]:
         """Return what `report.render_scale` shows, as JSON data."""
         told = describe(self.fit, level=LEVEL)
-        constants = told["law"]["constants"]
+        constants, more = told["law"]["constants"], len(self.decision.options) - len(self.shown)
         return {
             "schema": 1,
             "header": {k: v for k, v in self.header.items() if k not in ("schema", "compute", "recipe", "requests")},
@@ -97,11 +110,12 @@ class Advice:
             "curves": [_curve(entry) for entry in told["isoflop"]],
             "frontier": _frontier(told["frontier"]),
             "answer": self._answer(),
-            "candidates": [self._option(i) for i in range(len(self.decision.options))],
+            "candidates": [self._option(i) for i in self.shown],
             "compress_branch": self._branch(),
             "progress": list(self.rounds),
             "notes": [
                 *told["notes"],
+                *([] if not more else [f"{more} more compressed versions were compared; each size is shown with its best."]),
                 *([] if not self.branch["reason"] else [f"Compressing down was not tried: {self.branch['reason']}"]),
             ],
         }
@@ -183,10 +197,10 @@ def read(store: Store) -> Advice:
     Raises:
         StoreError: The advisor has not finished there.
     """
-    found = store.all("advice")
-    if not found:
+    asked = store.all("asked")
+    last = store.get("advice", asked[-1]["advice"]) if asked else None
+    if last is None:
         raise StoreError(f"the record at {store.path} has no answer yet. Run `equipoise scale` on it to the end.")
-    last = found[-1]
     header = last["header"]
     rows = store.all("run")
     runs = [Run(**row["run"]) for row in rows if not row["label"]]

@@ -43,6 +43,8 @@ def test_a_dozen_annealed_runs_and_a_law_behind_the_answer(finished) -> None:
     assert found["answer"]["status"] in ("recommended", "refused")
     assert found["answer"]["reason"]
     assert (store / "report.html").is_file()
+    versions = [(str(row["scale"]), row["label"]) for row in found["candidates"]]
+    assert len(versions) <= len(set(versions)) + 1  # one of a kind, and the answer
     for row in found["candidates"]:
         assert row["latency_s"]["provenance"] in ("measured", "estimated")
         assert row["loss"]["low"] <= row["loss"]["value"] <= row["loss"]["high"]
@@ -62,7 +64,7 @@ def test_the_same_command_again_runs_nothing(finished) -> None:
 
 @pytest.mark.slow
 def test_other_limits_are_answered_from_the_same_runs(finished) -> None:
-    store, _ = finished
+    store, first = finished
     with Store.open(store, create=False, readonly=True) as opened:
         before = len(opened.all("run"))
     words = [w if w != "train<=20s" else "train<=20s, size<=100B" for w in WORDS]
@@ -72,6 +74,8 @@ def test_other_limits_are_answered_from_the_same_runs(finished) -> None:
     assert answer["status"] == "refused"
     assert answer["binding"] == "size_bytes" or "size" in answer["reason"]
     assert answer["nearest"]
+    again = advise(store, *WORDS, "--json")  # and the first question once more
+    assert json.loads(again.stdout)["answer"] == first["answer"]
     with Store.open(store, create=False, readonly=True) as opened:
         assert len(opened.all("run")) == before
 

@@ -33,7 +33,7 @@ def run(args: argparse.Namespace) -> int:
     if args.study.is_dir() and (not out.parent.is_dir() or out.is_dir()):
         raise must_be("--out", "a file in a folder that exists", str(out), "Create the folder first, or name a file.")
     with Store.open(args.study, create=False, readonly=True) as store:
-        advised = bool(store.all("advice"))
+        advised = bool(store.all("asked"))
         if advised:
             from equipoise.advice import read
 

@@ -114,7 +114,8 @@ def _show(found: Advice) -> None:
     for name in ("size", "params", "loss [90 %]", "regret", "train", "latency", "file", ""):
         table.add_column(name, justify="left" if name in ("size", "") else "right")
     decision = found.decision
-    for i, option in enumerate(decision.options):
+    for i in found.shown:
+        option = decision.options[i]
         costs, c = found.rows[i], option.candidate
         mark = (
             "recommended"
