@@ -86,7 +86,7 @@ def stages(model: nn.Module) -> list[list[str]]:
 
 
 def discriminative(model: nn.Module, factor: float) -> dict[str, float]:
-    """Return a factor on the learning rate for each parameter: 1 in the last stage, `factor` times less per stage before it.
+    """Return a factor on the learning rate for each parameter: 1 in the last stage, times `factor` for each before it.
 
     Pass it to `fit` as `rates`.
 
