@@ -2,7 +2,7 @@
 
     python benchmarks/search_quality.py synthetic --n 75                                # half a minute
     python benchmarks/search_quality.py digits --n 36 --cache /tmp/digits.json          # 3 minutes, again: seconds
-    python benchmarks/search_quality.py resnet20 --n 76 --cache /tmp/resnet20.json      # about an hour of one quiet core
+    python benchmarks/search_quality.py resnet20 --n 76 --cache /tmp/resnet20.json      # half an hour of one core
 
 Rules of the duel. Both see the same problem through one cache; an evaluation is counted the first time that a side asks for a
 plan, so copies are free for both. Ours pays for everything it evaluates: the untouched plan, every entry of its loss table,
