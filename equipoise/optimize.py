@@ -35,6 +35,7 @@ from equipoise.study import Study
 from equipoise.units import parse, show
 from equipoise.workbench import Workbench, failed
 from equipoise.workloads import Workload, check
+from equipoise.workloads.weights import packed
 
 SEARCH_SHARE = 0.5
 """Share of the time by which the one-shot search ends when recovery follows."""
@@ -232,8 +233,7 @@ class Road:
         probe = safetensors.torch.save({"inputs": self.bench.validation[0][:PROBE].contiguous()})
         kept = {"probe": self.store.blob(probe)}
         if self.spec in TRAINED_ON_LOADING:
-            state = {k: v.contiguous() for k, v in self.work.model.state_dict().items()}
-            kept["source_state"] = self.store.blob(safetensors.torch.save(state))
+            kept["source_state"] = self.store.blob(packed(self.work.model))
         return kept
 
     def uniform(self, runtime: str, bits: int) -> Plan:

@@ -26,6 +26,7 @@ from equipoise.training import Recipe, Trained, fit
 from equipoise.training.loop import Progress
 from equipoise.workloads import Task
 from equipoise.workloads.families import Family, Scale
+from equipoise.workloads.weights import packed
 
 COOLDOWN = 0.2
 """Share of a run in which the rate comes down."""
@@ -123,9 +124,9 @@ class Proxies:
             seed=self.seed,
             scale={name: float(value) for name, value in scale.items()},
         )
-        weights = safetensors.torch.save({k: v.contiguous() for k, v in trained.model.state_dict().items()})
+        weights = self.store.blob(packed(trained.model))
         self._path(scale, steps, self.recipe.decay_share, len(data)).unlink(missing_ok=True)
-        return {"run": as_data(run), "curve": [as_data(p) for p in trained.curve], "weights": self.store.blob(weights)}
+        return {"run": as_data(run), "curve": [as_data(p) for p in trained.curve], "weights": weights}
 
     def trained(self, found: Mapping[str, Any]) -> torch.nn.Module:
         """Return the model of a recorded run."""

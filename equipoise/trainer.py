@@ -9,7 +9,6 @@ from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
-import safetensors.torch
 import torch
 from torch import nn
 
@@ -27,6 +26,7 @@ from equipoise.training.loop import Progress
 from equipoise.units import show
 from equipoise.workloads import Task, predict
 from equipoise.workloads.families import Family, Scale
+from equipoise.workloads.weights import packed
 
 LOOKS = 24
 """Looks at the validation split in a run: enough for a diagnosis, few enough to cost little."""
@@ -143,8 +143,7 @@ def train(
         folder, done.model, done, _diagnosed(done, task, seed), reached, {**header, "machine": machine.describe()}, chosen
     )
     if where.rank == 0:
-        state = {k: v.detach().cpu().contiguous().clone() for k, v in done.model.state_dict().items()}
-        write_atomic(folder / "model.safetensors", safetensors.torch.save(state))
+        write_atomic(folder / "model.safetensors", packed(done.model))
         write_atomic(folder / "run.json", dumps(found.summary()).encode())
     return found
 

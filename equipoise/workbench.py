@@ -31,6 +31,7 @@ from equipoise.search import Knob, Space
 from equipoise.stats import paired_drop
 from equipoise.study import latency_beside
 from equipoise.workloads import Metric, Workload
+from equipoise.workloads.weights import packed
 
 Array = np.ndarray[Any, Any]
 
@@ -226,7 +227,7 @@ class Workbench:
         speed = timed.speedup("reference", "candidate")
         counts = count(model, self.work.example)
         files = {f"program:{name}": self.save(content) for name, content in program.files.items()}
-        files["weights"] = self.save(_weights(model))
+        files["weights"] = self.save(packed(model))
         if program.runtime == "openvino":  # the artifact ships the plan's ONNX beside the IR
             files["onnx"] = self.save(source.onnx())
         return Evaluation(
@@ -334,11 +335,6 @@ def damage(reference: Array, outputs: Array, *, classifier: bool) -> float:
 
 def _block_medians(blocks: tuple[tuple[float, ...], ...]) -> tuple[float, ...]:
     return tuple(float(np.median(block)) for block in blocks)
-
-
-def _weights(model: torch.nn.Module) -> bytes:
-    state = {k: v.detach().contiguous().clone() for k, v in model.state_dict().items()}
-    return bytes(safetensors.torch.save(state))
 
 
 def failed(plan: Plan, fidelity: Fidelity, error: str) -> Evaluation:

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 from safetensors import SafetensorError
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from equipoise.errors import InputError, must_be
@@ -44,6 +44,11 @@ def read_weights(path: Path) -> dict[str, Tensor]:
     if not isinstance(found, Mapping) or not all(isinstance(value, Tensor) for value in found.values()):
         raise must_be("weights", "a state dict", f"{path}, a {type(found).__name__}", "Save model.state_dict().")
     return dict(found)
+
+
+def packed(model: nn.Module) -> bytes:
+    """Return the state dict of `model` as a safetensors file; a tensor that two layers share is written for both."""
+    return bytes(save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}))
 
 
 def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, name: str) -> None:
