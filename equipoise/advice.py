@@ -86,11 +86,10 @@ class Advice:
         option = found.recommended
         quality = "" if option.quality is None else f", {self.header['metric']['name']} {_ends(option.quality, '.1f')}"
         way = ", compressed from it" if option.candidate.label == COMPRESSED else ""
-        return (
-            f"Train {show(min(ends), '1')} to {show(max(ends), '1')} params; {show(option.candidate.available.params, '1')} "
-            f"({_words(option.candidate.available.scale)}{way}) is the cheapest to serve: "
-            f"expected loss {_ends(option.loss, '.4g')}{quality}."
-        )
+        size = f"{show(option.candidate.available.params, '1')} params ({_words(option.candidate.available.scale)}{way})"
+        low, high = show(min(ends), "1"), show(max(ends), "1")
+        choice = size if low == high else f"{low} to {high} params; {size} is the cheapest to serve"
+        return f"Train {choice}: expected loss {_ends(option.loss, '.4g')}{quality}."
 
     def summary(self) -> dict[str, Any]:
         """Return what `report.render_scale` shows, as JSON data."""

@@ -84,7 +84,7 @@ def headline(found: ScaleSummary) -> str:
     best = answer.recommended.value(found.size) if answer.recommended else None
     if answer.refused:
         return "No size keeps the limits." if answer.nearest and not answer.add_runs else "No size can be recommended yet."
-    if answer.range and best is not None:
+    if answer.range and best is not None and len({show(end, "1") for end in answer.range}) > 1:
         cheapest = "to train and serve" if answer.requests else "to serve"
         return f"Train about {held(span(*answer.range))} {noun}; {held(show(best, '1'))} is the cheapest {cheapest}."
     if best is not None:

@@ -46,6 +46,12 @@ def test_says_the_answer_first(scale_summary):
     assert "✓ latency ≤ 5 ms" in text
 
 
+def test_a_range_of_one_size_is_told_as_one(scale_summary):
+    data = scale_summary()
+    data["answer"]["range"] = [data["answer"]["recommended"]["params"]["value"]] * 2
+    assert headline(read_scale(data)).replace("\u00a0", " ") == "Train about 1.6 M parameters."
+
+
 def test_a_refusal_says_why_and_which_runs_to_add(scale_summary):
     page = render_scale(scale_summary(refused=True))
     text = words(page)
