@@ -219,7 +219,7 @@ class Road:
             "time_s": self.limit_s,
             "seed": self.seed,
             "baseline": first.key,
-            "metric": {"name": self.work.metric.name, "maximize": self.work.metric.maximize, "unit": "points"},
+            "metric": {"name": self.work.metric.name, "maximize": self.work.metric.maximize, "unit": self.work.metric.unit},
             "space": {"knobs": len(self.space.knobs), "plans": f"{self.space.size:.3g}"},
             "left_whole": {g.name: g.reason for g in self.bench.pruner.groups if not g.prunable},
         }

@@ -162,7 +162,8 @@ class Study:
             "slower": f"{1 / speed.value:.2f}× slower",
             "cannot tell": f"{speed.value:.2f}× as fast (cannot tell from 1)",
         }[verdict(speed)]
-        return f"{faster}, {smaller:.2f}× smaller, drop {drop.get():.2f}{spread} points of {self.header['metric']['name']}"
+        metric = self.header["metric"]
+        return f"{faster}, {smaller:.2f}× smaller, drop {drop.get():.2f}{spread} {metric['unit']} of {metric['name']}"
 
     def verdict(self) -> str:
         """Say whether the budget was met, and if not by how much and which bound binds."""

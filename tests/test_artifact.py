@@ -58,7 +58,7 @@ def store(tmp_path: Path) -> Iterator[Store]:
             "target": "onnxruntime:cpu?threads=1&batch=1",
             "budget": "latency<=1.5ms, drop<=0.5",
             "seed": 0,
-            "metric": {"name": "accuracy", "maximize": True},
+            "metric": {"name": "accuracy", "maximize": True, "unit": "points"},
             "baseline": base.key,
             "machine": {"cpu": "a <script>|`cpu`", "flags": ["avx2"], "versions": {"onnxruntime": "1.32.0"}},
         }

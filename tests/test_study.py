@@ -39,7 +39,11 @@ def study(tmp_path, *rows, budget="") -> Study:
 
 
 def fill(store, rows, budget) -> None:
-    header = {"budget": budget, "metric": {"name": "accuracy"}, "left_whole": {"fc": "it feeds the model's output"}}
+    header = {
+        "budget": budget,
+        "metric": {"name": "accuracy", "unit": "points"},
+        "left_whole": {"fc": "it feeds the model's output"},
+    }
     store.put("study", "1", {"header": header}, seconds=0)
     for row in rows:
         store.put("evaluation", row.key, {"evaluation": as_data(row)}, seconds=1)
