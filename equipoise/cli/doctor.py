@@ -120,13 +120,10 @@ def _sqlite(version: str) -> dict[str, Any]:
 
 def _show(found: dict[str, Any]) -> None:
     """One line per finding: what, whether, and what to do."""
-    import os
-    import sys
-
-    from rich.console import Console
     from rich.markup import escape
     from rich.table import Table
 
+    from equipoise.cli.terminal import console
     from equipoise.units import show
 
     held = found["machine"]
@@ -158,4 +155,4 @@ def _show(found: dict[str, Any]) -> None:
         missing = [package for package, version in extra["packages"].items() if version is None]
         text = "" if extra["installed"] else f"missing {', '.join(missing)}: {extra['pip']}"
         row(f"extra {extra['extra']}", "yes" if extra["installed"] else "no", text)
-    Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140).print(table)
+    console().print(table)

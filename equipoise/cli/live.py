@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import sys
-import time
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -13,14 +11,12 @@ from rich.progress_bar import ProgressBar
 from rich.table import Table
 from rich.text import Text
 
+from equipoise.cli.terminal import Pace, progress_line
 from equipoise.optimize import Event
 from equipoise.pareto import non_dominated
 from equipoise.records import Evaluation
 from equipoise.study import AXES, describe
 from equipoise.units import show
-
-LINE_S = 5.0
-"""Seconds between progress lines where there is no terminal."""
 
 
 class Live:
@@ -30,8 +26,7 @@ class Live:
         self._console = Console(stderr=True, quiet=quiet)
         self._live = RichLive(console=self._console, refresh_per_second=4) if self._console.is_terminal and not quiet else None
         self._rows: list[Evaluation] = []
-        self._began = time.monotonic()
-        self._said = ("", 0.0)
+        self._pace = Pace()
 
     def __enter__(self) -> Live:
         if self._live:
@@ -52,13 +47,10 @@ class Live:
             self._line(event)
 
     def _line(self, event: Event) -> None:
-        now = time.monotonic()
-        quiet = event.evaluation is None and event.stage == self._said[0] and now - self._said[1] < LINE_S
-        if quiet and not event.text.startswith(("predicted", "WARNING")):
-            return
-        self._said = (event.stage, now)
-        text = event.text if event.evaluation is None else _short(event.evaluation)
-        print(f"[{event.spent_s:6.1f}/{event.limit_s:.0f} s] {event.stage:8s} {text}", file=sys.stderr, flush=True)
+        urgent = event.evaluation is not None or event.text.startswith(("predicted", "WARNING"))
+        if self._pace.due(event.stage, now=urgent):
+            text = event.text if event.evaluation is None else _short(event.evaluation)
+            progress_line(event.spent_s, event.limit_s, event.stage, text)
 
     def _view(self, event: Event) -> Group:
         left = max(0.0, event.limit_s - event.spent_s)

@@ -106,18 +106,15 @@ def show(study: Study, *, as_json: bool = False) -> None:
         print(dumps({"schema_version": 1, "met": study.met, "verdict": study.verdict(), "pick": best.key,
                      "sentence": study.sentence(best), "knee": study.knee.key, "front": front}))  # fmt: skip
         return
-    from rich.console import Console
-
     from equipoise.cli.live import table
+    from equipoise.cli.terminal import console
 
-    console = Console()
-    if not console.is_terminal:
-        console = Console(width=120)
+    out = console(width=120)
     marked = {study.knee.key: "knee", best.key: "pick"}
     worth = [e for e in study.front if e.drop.get() <= SHOWN_DROP or e.key in marked]
-    console.print(table(study.header["metric"]["name"], worth, study.baseline, marked=marked))
+    out.print(table(study.header["metric"]["name"], worth, study.baseline, marked=marked))
     if len(worth) < len(study.front):
-        console.print(f"(and {len(study.front) - len(worth)} points that drop more than {SHOWN_DROP} points)", style="dim")
-    console.print(study.verdict(), soft_wrap=True)
-    console.print(f"[bold]{study.sentence(best)}[/bold]", soft_wrap=True)
-    console.print(f"study: {study.path}", soft_wrap=True)
+        out.print(f"(and {len(study.front) - len(worth)} points that drop more than {SHOWN_DROP} points)", style="dim")
+    out.print(study.verdict(), soft_wrap=True)
+    out.print(f"[bold]{study.sentence(best)}[/bold]", soft_wrap=True)
+    out.print(f"study: {study.path}", soft_wrap=True)

@@ -87,15 +87,12 @@ def _print_json(found: Profile) -> None:
 
 
 def _show(found: Profile) -> None:
-    import os
-    import sys
+    from equipoise.cli.terminal import console
 
-    from rich.console import Console
-
-    console = Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else 140)
-    _show_counts(console, found.name, found.counts)
-    _show_targets(console, found.targets)
-    _show_notes(console, found)
+    out = console()
+    _show_counts(out, found.name, found.counts)
+    _show_targets(out, found.targets)
+    _show_notes(out, found)
 
 
 def _show_counts(console: Any, name: str, counts: Counts) -> None:

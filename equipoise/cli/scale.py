@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from equipoise.cli.terminal import Pace, console, progress_line
 from equipoise.cli.train import FAMILIES, TASKS, plain
 from equipoise.errors import EXIT_FAILED, EXIT_OK, InputError, must_be
 
@@ -15,8 +16,6 @@ if TYPE_CHECKING:
     from equipoise.advice import Advice
     from equipoise.optimize import Event
     from equipoise.scaling import Fit
-
-LINE_S = 5.0
 
 
 def add_parser(subparsers: Any) -> None:
@@ -90,7 +89,7 @@ def _advise(args: argparse.Namespace) -> int:
         kind, data, limits=args.limits, time=args.time, target=args.target, requests=args.requests,
         price_per_hour=args.price_per_hour, store=store, seed=args.seed, shape=not args.no_shape, compress=not args.no_compress,
         recipe=recipe_of(args.recipe, recipe_for(kind, data)) if args.recipe else None, spec=f"{family} {task}",
-        listen=_Lines(quiet=args.quiet),
+        listen=(lambda event: None) if args.quiet else partial(_told, pace=Pace()),
     )  # fmt: skip
     page = store / "report.html"
     write_atomic(page, render_scale(found.summary()).encode())
@@ -130,12 +129,12 @@ def _show(found: Advice) -> None:
             f"{option.regret:.2%}", show(costs["train_s"].get(), "s"), show(costs["latency_s"].get(), "s"),
             show(costs["size_bytes"].get(), "B"), mark, style="bold" if option is decision.recommended else None,
         )  # fmt: skip
-    console = _console()
-    console.print(table)
-    console.print(f"[bold]{found.sentence()}[/bold]", soft_wrap=True)
-    console.print(decision.reason, soft_wrap=True)
+    out = console()
+    out.print(table)
+    out.print(f"[bold]{found.sentence()}[/bold]", soft_wrap=True)
+    out.print(decision.reason, soft_wrap=True)
     for added in decision.add:
-        console.print(f"  add: {added.available.params:.3g} params on {added.samples:.3g} samples", soft_wrap=True)
+        out.print(f"  add: {added.available.params:.3g} params on {added.samples:.3g} samples", soft_wrap=True)
 
 
 def _table(args: argparse.Namespace) -> int:
@@ -186,9 +185,9 @@ def _table(args: argparse.Namespace) -> int:
             named(r.scale), show(r.params, "1"), show(r.macs, "1"), show(r.size_bytes.get(), "B"), show(r.latency_s.get(), "s"),
             show(r.train_memory_bytes.get(), "B"), show(seconds, "s"), *price,
         )  # fmt: skip
-    console = _console()
-    console.print(table)
-    console.print(
+    out = console()
+    out.print(table)
+    out.print(
         f"{family.name} on {task.name}: latency on {args.target}, an epoch of {epoch:g}, batch {recipe.batch}; not trained",
         style="dim",
     )
@@ -250,22 +249,6 @@ def _efficiency() -> int:
     return EXIT_OK
 
 
-def _console() -> Any:
-    from rich.console import Console
-
-    console = Console()
-    return console if console.is_terminal else Console(width=140)
-
-
-class _Lines:
-    """Progress on stderr, a line every few seconds, with the time that is left."""
-
-    def __init__(self, *, quiet: bool) -> None:
-        self._quiet, self._said, self._stage = quiet, 0.0, ""
-
-    def __call__(self, event: Event) -> None:
-        now = time.monotonic()
-        if self._quiet or (event.stage == self._stage and now - self._said < LINE_S):
-            return
-        self._said, self._stage = now, event.stage
-        print(f"[{event.spent_s:6.1f}/{event.limit_s:.0f} s] {event.stage:8s} {event.text}", file=sys.stderr, flush=True)
+def _told(event: Event, pace: Pace) -> None:
+    if pace.due(event.stage):
+        progress_line(event.spent_s, event.limit_s, event.stage, event.text)

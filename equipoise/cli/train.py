@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import argparse
 import sys
-import time
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from equipoise.cli.terminal import Pace
 from equipoise.errors import EXIT_OK, must_be
 
 if TYPE_CHECKING:
@@ -15,7 +16,6 @@ if TYPE_CHECKING:
 
 FAMILIES = "mlp | cnn | resnet | mobilenet | shufflenet | convnext | efficientnet | gpt | encoder | FILE.py:FUNCTION"
 TASKS = "digits | cifar10:DATA | images:DATA | text:FILE?context=64 | FILE.py:FUNCTION"
-LINE_S = 5.0
 
 
 def add_parser(subparsers: Any) -> None:
@@ -77,7 +77,8 @@ def run(args: argparse.Namespace) -> int:
         found = train(
             family, task, scale, store=store, epochs=args.epochs, steps=args.steps, seconds=seconds, recipe=recipe,
             seed=args.seed, distribution=where, price_per_hour=args.price_per_hour, watts_per_core=args.watts_per_core,
-            tensorboard=args.tensorboard, test=args.test, on_step=None if args.quiet or where.rank else Lines(),
+            tensorboard=args.tensorboard, test=args.test,
+            on_step=None if args.quiet or where.rank else partial(_told, pace=Pace()),
         )  # fmt: skip
     finally:
         where.close()
@@ -124,22 +125,14 @@ def plain(text: str) -> str:
     )
 
 
-class Lines:
-    """Progress with time left, a line every few seconds."""
+def _told(progress: Progress, pace: Pace) -> None:
+    """Write a line with the time that is left, when one is due."""
+    from equipoise.units import show
 
-    def __init__(self) -> None:
-        self._said = 0.0
-
-    def __call__(self, progress: Progress) -> None:
-        """Show one step."""
-        now = time.monotonic()
-        if now - self._said < LINE_S and progress.fraction < 1:
-            return
-        self._said = now
-        from equipoise.units import show
-
-        point = progress.point
-        seen = "" if point is None else f", validation loss {point.validation_loss:.4g}"
-        if point is not None and point.validation_metric is not None:
-            seen += f", metric {point.validation_metric:.2f}"
-        print(f"{progress}, epoch {progress.epoch:.1f}, {show(progress.left_s, 's')} left{seen}", file=sys.stderr, flush=True)
+    if not pace.due(now=progress.fraction >= 1):
+        return
+    point = progress.point
+    seen = "" if point is None else f", validation loss {point.validation_loss:.4g}"
+    if point is not None and point.validation_metric is not None:
+        seen += f", metric {point.validation_metric:.2f}"
+    print(f"{progress}, epoch {progress.epoch:.1f}, {show(progress.left_s, 's')} left{seen}", file=sys.stderr, flush=True)

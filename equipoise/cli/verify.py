@@ -46,21 +46,21 @@ def run(args: argparse.Namespace) -> int:
 
 
 def _show(found: Verification) -> None:
-    import sys
 
-    from rich.console import Console
     from rich.table import Table
+
+    from equipoise.cli.terminal import console
 
     table = Table(box=None, pad_edge=False)
     for column in ("", "check", "promised", "found", "note"):
         table.add_column(column)
     for check in found.checks:
         table.add_row(*_row(check))
-    console = Console(width=None if sys.stdout.isatty() else 180)
-    console.print(table)
+    out = console(width=180)
+    out.print(table)
     broken = len(found.broken)
     verdict = "every promise is kept" if found.ok else f"{broken} broken promise{'s' if broken > 1 else ''}"
-    console.print(f"{verdict} ({len(found.checks)} checks, {found.seconds:.0f} s)", highlight=False)
+    out.print(f"{verdict} ({len(found.checks)} checks, {found.seconds:.0f} s)", highlight=False)
 
 
 def _row(check: Check) -> tuple[str, ...]:
