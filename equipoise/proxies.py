@@ -45,7 +45,7 @@ def recipe_for(family: Family, task: Task) -> Recipe:
     """Return the recipe that the models of `family` start from on `task`: by their normalisation, kind of inputs and data."""
     model = family.model(family.scale(), task, generator=torch.Generator().manual_seed(0))
     normed = any(isinstance(m, _BatchNorm) for m in model.modules())
-    usual = 32 if task.shape.kind == "tokens" else 125
+    usual = 8 if task.shape.kind == "tokens" else 125
     return replace(NORMED if normed else BARE, batch=max(8, min(usual, len(task.train) // STEPS_AN_EPOCH)))
 
 

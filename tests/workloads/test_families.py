@@ -196,7 +196,7 @@ def test_growth_from_another_start_and_by_compound_rule() -> None:
     resnet = family("resnet")
     assert resnet.grow(4, depth=44, width=8) == {"width": 16, "depth": 44, "resolution": 1.0}
     gpt = family("gpt").grow(8)
-    assert (gpt["width"], gpt["depth"]) == (256, 8)  # width / depth stays
+    assert (gpt["width"], gpt["depth"]) == (288, 6)  # depth as the root of the width
     compound = family("efficientnet").grow((1.2 * 1.1**2 * 1.15**2) ** 4)
     assert compound["depth"] == pytest.approx(16 * 1.2**4, rel=0.1)
     assert compound["width"] == pytest.approx(32 * 1.1**4, rel=0.15)

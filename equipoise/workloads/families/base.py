@@ -220,7 +220,7 @@ class Family:
         Example:
             >>> from equipoise.workloads.families import family
             >>> family("gpt").grow(4)["width"]
-            208
+            224
         """
         if not (isinstance(factor, (int, float)) and 1e-9 <= factor <= 1e9):
             raise must_be("factor", "a number from 1e-9 to 1e9", factor, "Write grow(4) for four times the size.")

@@ -179,6 +179,10 @@ _SHAPE = (
     Dimension("expansion", 4, (1, 2, 3, 4)),
 )
 
+GROWTH = {"width": 1.0, "depth": 0.5}
+"""Depth grows as the root of the width. Where both grow alike, small sizes have one block, which cannot look up what followed an
+earlier token like this one (Olsson et al. 2022, "In-context learning and induction heads"), and no law holds across that step."""
+
 GPT = Family(
     "gpt",
     (
@@ -189,12 +193,12 @@ GPT = Family(
     build=_gpt,
     kinds=("tokens",),
     cost=_weights,
-    growth={"width": 1.0, "depth": 1.0},
+    growth=GROWTH,
     dense=True,
     initialize=_initialize,
 )
 """Decoder (Radford et al. 2019): int64 tokens (N, T) to logits (N, V, T). `context` is the share of a window that a token may
-see; `grow` keeps width / depth and counts the weights of the blocks, 12 depth width² at expansion 4."""
+see; `grow` counts the weights of the blocks, 12 depth width² at expansion 4."""
 
 ENCODER = Family(
     "encoder",
@@ -207,7 +211,7 @@ ENCODER = Family(
     build=_encoder,
     kinds=("tokens", "images"),
     cost=_weights,
-    growth={"width": 1.0, "depth": 1.0},
+    growth=GROWTH,
     initialize=_initialize,
 )
 """Encoder with a mean at the end: tokens (N, T), or images in patches of `kernel` pixels a side (Dosovitskiy et al. 2020; the
