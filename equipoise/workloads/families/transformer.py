@@ -180,8 +180,8 @@ _SHAPE = (
 )
 
 GROWTH = {"width": 1.0, "depth": 0.5}
-"""Depth grows as the root of the width. Where both grow alike, small sizes have one block, which cannot look up what followed an
-earlier token like this one (Olsson et al. 2022, "In-context learning and induction heads"), and no law holds across that step."""
+"""Depth grows as the root of the width. Where both grow alike, small sizes have one block, which cannot look up what followed
+an earlier token like it (Olsson et al. 2022, "In-context learning and induction heads"): no law holds across that step."""
 
 GPT = Family(
     "gpt",
