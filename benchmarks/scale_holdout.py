@@ -88,9 +88,10 @@ def runs(name: str, data: Path, store: Store, minutes: float) -> None:
         "fewest_samples": 40.0 * proxies.recipe.batch * proxies.positions,
     }  # fmt: skip
     first = plan(menu, seconds=minutes * 60 * 0.85, **options)
-    smallest = min(first.runs, key=lambda r: r.available.flops_per_sample * r.samples)
-    lr = tune(proxies, smallest, lambda key, make: store.once("tune", key, make))
-    row = store.once("plan", "0", lambda: {"lr": lr, "width": smallest.available.scale["width"], "runs": as_data(first.runs)})
+    speed = {size.flops_per_sample: rate for size, rate in zip(menu, rates, strict=True)}
+    quickest = min(first.runs, key=lambda r: r.samples * r.available.flops_per_sample / speed[r.available.flops_per_sample])
+    lr = tune(proxies, quickest, lambda key, make: store.once("tune", key, make))
+    row = store.once("plan", "0", lambda: {"lr": lr, "width": quickest.available.scale["width"], "runs": as_data(first.runs)})
     proxies = tuned(proxies, row)
     planned = [PlannedRun(**{**r, "available": Available(**r["available"])}) for r in row["runs"]]
     for number, run in enumerate(sorted(planned, key=lambda r: r.flops), start=1):

@@ -253,10 +253,13 @@ class Advisor:
             "fewest_samples": float(FEWEST_STEPS * self._per_step),
         }  # fmt: skip
         if self.tunes:
-            smallest = min(self._laid_out(menu, 0.9, options), key=lambda r: r.available.flops_per_sample * r.samples)
-            self.tell("tune", "find the learning rate on the smallest run")
-            best = tune(self.proxies, smallest, lambda key, compute: self.step("learning", key, compute))
-            width = smallest.available.scale.get("width")
+            quickest = min(
+                self._laid_out(menu, 0.9, options),
+                key=lambda r: r.samples * r.available.flops_per_sample / self._rate(rates, r.available),
+            )
+            self.tell("tune", "find the learning rate on the quickest run")
+            best = tune(self.proxies, quickest, lambda key, compute: self.step("learning", key, compute))
+            width = quickest.available.scale.get("width")
             self.proxies = replace(self.proxies, recipe=replace(self.recipe, lr=best), tuned_at=width)
         row = self.step("plan", "0", lambda: {"runs": [as_data(run) for run in self._laid_out(menu, 1.0, options)]})
         return tuple(PlannedRun(**{**r, "available": Available(**r["available"])}) for r in row["runs"])
