@@ -76,7 +76,7 @@ def scale(
         price_per_hour: Dollars for an hour of this machine.
         store: Folder of the record. The same call again goes on where the last one stopped.
         seed: Of every random choice; recorded.
-        recipe: A ``wsd`` recipe; None takes one for the kind of inputs, and finds its learning rate on the smallest run.
+        recipe: A ``wsd`` recipe; None takes one for the kind of inputs, and finds its learning rate on the quickest run.
         shape: Whether the genetic search looks for better shapes than the family's own rule of growth.
         compress: Whether "train larger, then compress down" competes, by the compressor's own measured front.
         spec: How the command line names family and task; recorded.
