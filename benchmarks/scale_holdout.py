@@ -89,10 +89,8 @@ def runs(name: str, data: Path, store: Store, minutes: float) -> None:
     }  # fmt: skip
     first = plan(menu, seconds=minutes * 60 * 0.85, **options)
     speed = {size.flops_per_sample: rate for size, rate in zip(menu, rates, strict=True)}
-    quickest = min(first.runs, key=lambda r: r.samples * r.available.flops_per_sample / speed[r.available.flops_per_sample])
-    lr = tune(proxies, quickest, lambda key, make: store.once("tune", key, make))
-    row = store.once("plan", "0", lambda: {"lr": lr, "width": quickest.available.scale["width"], "runs": as_data(first.runs)})
-    proxies = tuned(proxies, row)
+    proxies = tune(proxies, first.runs, lambda a: speed[a.flops_per_sample], lambda key, make: store.once("tune", key, make))
+    row = store.once("plan", "0", lambda: {"lr": proxies.recipe.lr, "width": proxies.tuned_at, "runs": as_data(first.runs)})
     planned = [PlannedRun(**{**r, "available": Available(**r["available"])}) for r in row["runs"]]
     for number, run in enumerate(sorted(planned, key=lambda r: r.flops), start=1):
         same = [r for r in planned if r.available == run.available and r.unique is None and r.samples < run.samples]

@@ -94,7 +94,8 @@ class Advice:
     def summary(self) -> dict[str, Any]:
         """Return what `report.render_scale` shows, as JSON data."""
         told = describe(self.fit, level=LEVEL)
-        constants, more = told["law"]["constants"], len(self.decision.options) - len(self.shown)
+        constants, shown = told["law"]["constants"], self.shown
+        more = len(self.decision.options) - len(shown)
         return {
             "schema": 1,
             "header": {k: v for k, v in self.header.items() if k not in ("schema", "compute", "recipe", "requests")},
@@ -109,7 +110,7 @@ class Advice:
             "curves": [_curve(entry) for entry in told["isoflop"]],
             "frontier": _frontier(told["frontier"]),
             "answer": self._answer(),
-            "candidates": [self._option(i) for i in self.shown],
+            "candidates": [self._option(i) for i in shown],
             "compress_branch": self._branch(),
             "progress": list(self.rounds),
             "notes": [

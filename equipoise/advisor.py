@@ -7,8 +7,8 @@ of sizes with next to no regret and the cheapest of them to serve, or a refusal 
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any
 
@@ -253,14 +253,11 @@ class Advisor:
             "fewest_samples": float(FEWEST_STEPS * self._per_step),
         }  # fmt: skip
         if self.tunes:
-            quickest = min(
-                self._laid_out(menu, 0.9, options),
-                key=lambda r: r.samples * r.available.flops_per_sample / self._rate(rates, r.available),
-            )
+            runs = self._laid_out(menu, 0.9, options)
             self.tell("tune", "find the learning rate on the quickest run")
-            best = tune(self.proxies, quickest, lambda key, compute: self.step("learning", key, compute))
-            width = quickest.available.scale.get("width")
-            self.proxies = replace(self.proxies, recipe=replace(self.recipe, lr=best), tuned_at=width)
+            self.proxies = tune(
+                self.proxies, runs, partial(self._rate, rates), lambda key, compute: self.step("learning", key, compute)
+            )
         row = self.step("plan", "0", lambda: {"runs": [as_data(run) for run in self._laid_out(menu, 1.0, options)]})
         return tuple(PlannedRun(**{**r, "available": Available(**r["available"])}) for r in row["runs"])
 

@@ -7,7 +7,7 @@ it stood, and a run that was made is never made again.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -179,19 +179,26 @@ class Proxies:
         )
 
 
-def tune(proxies: Proxies, planned: PlannedRun, step: Callable[..., Mapping[str, Any]]) -> float:
-    """Return the learning rate of least loss on a short run, a factor of 2 apart, going on while the best is at an end.
+def tune(
+    proxies: Proxies,
+    planned: Iterable[PlannedRun],
+    flops_per_s: Callable[[Available], float],
+    step: Callable[..., Mapping[str, Any]],
+) -> Proxies:
+    """Return `proxies` with the learning rate of least loss, a factor of 2 apart, going on while the best is at an end.
 
     Args:
-        planned: The run to make at each rate.
+        planned: The one that is quickest in seconds is made at each rate: tiny nets are slow for their FLOPs.
+        flops_per_s: Training FLOP/s of a size.
         step: (key, compute) -> recorded result.
     """
+    quickest = min(planned, key=lambda r: r.samples * r.available.flops_per_sample / flops_per_s(r.available))
     losses: dict[float, float] = {}
 
     def loss(lr: float) -> float:
         if lr not in losses:
             at = replace(proxies, recipe=replace(proxies.recipe, lr=lr), tuned_at=None)
-            losses[lr] = float(step(f"lr={lr:.3g}", lambda: _short(at, planned))["loss"])
+            losses[lr] = float(step(f"lr={lr:.3g}", lambda: _short(at, quickest))["loss"])
         return losses[lr]
 
     best = proxies.recipe.lr
@@ -201,7 +208,7 @@ def tune(proxies: Proxies, planned: PlannedRun, step: Callable[..., Mapping[str,
         if found == best:
             break
         best = found
-    return best
+    return replace(proxies, recipe=replace(proxies.recipe, lr=best), tuned_at=quickest.available.scale.get("width"))
 
 
 def _short(proxies: Proxies, planned: PlannedRun) -> dict[str, Any]:

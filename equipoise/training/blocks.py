@@ -26,7 +26,7 @@ def blocks(model: nn.Module) -> list[str]:
     for name, module in model.named_modules():
         if isinstance(module, (nn.Sequential, nn.ModuleList)):
             for key, child in module.named_children():
-                if sum(_has_parameters(part) for part in child.modules()) >= PARTS:
+                if sum(has_parameters(part) for part in child.modules()) >= PARTS:
                     found.append(f"{name}.{key}" if name else key)
     return [name for name in found if not any(other.startswith(name + ".") for other in found)]
 
@@ -94,5 +94,6 @@ def _still(module: nn.Module) -> Iterator[None]:
                 norm.num_batches_tracked.copy_(counted)
 
 
-def _has_parameters(module: nn.Module) -> bool:
+def has_parameters(module: nn.Module) -> bool:
+    """Return whether `module` holds parameters itself, not in its parts."""
     return next(module.parameters(recurse=False), None) is not None

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from equipoise.errors import must_be
+from equipoise.training.blocks import has_parameters
 
 DROPOUTS = (nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d, nn.AlphaDropout)
 
@@ -33,7 +34,7 @@ def dropping(model: nn.Module, share: float | None) -> Iterator[None]:
     with ExitStack() as stack:
         if share is not None:
             own = [m for m in model.modules() if isinstance(m, DROPOUTS)]
-            weighted = [m for m in model.modules() if next(m.parameters(recurse=False), None) is not None]
+            weighted = [m for m in model.modules() if has_parameters(m)]
             linear = [] if own else [m for m in weighted[1:] if isinstance(m, nn.Linear)]
             if share and not own and not linear:
                 remedy = "The model has neither a dropout layer nor a linear layer behind its first: leave it out."

@@ -87,7 +87,7 @@ def test_what_is_added_narrows_the_decision() -> None:
 
     def spread(more: list[tuple[float, float]]) -> float:
         widths = []
-        for seed in range(3):
+        for seed in range(4):
             noise = np.random.default_rng(seed)
             extra = [run_of(SMALL, p, s, noise=0.006, rng=noise) for p, s in more]
             best = fit([*runs, *extra], seed=seed, size="params", starts=8).optimum(flops)["size"]

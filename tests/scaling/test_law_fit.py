@@ -194,7 +194,7 @@ def held_out(seed: int, noise: float, *, draws: int = 100) -> tuple[float, float
 
 def test_four_times_the_largest_size_beats_simpler_rules() -> None:
     """12 runs, 0.4 % noise: median within 1 % of loss and 7 % of excess, better than every rule."""
-    rows = [held_out(seed, 0.004) for seed in range(16)]
+    rows = [held_out(seed, 0.004) for seed in range(24)]
     error, excess = float(np.median([r[0] for r in rows])), float(np.median([r[1] for r in rows]))
     assert error < 0.01
     assert excess < 0.07
@@ -219,7 +219,7 @@ def coverage(noise: float, *, drift: float, times: int, levels: tuple[float, ...
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("noise", "drift"), [(0.002, 0.0), (0.006, 0.0), (0.003, 0.004)])
+@pytest.mark.parametrize(("noise", "drift"), [(0.002, 0.0), (0.008, 0.0), (0.003, 0.004)])
 def test_ninety_percent_intervals_cover_ninety_percent(noise: float, drift: float) -> None:
     """Three standard errors of 150 trials around 90 % are 7 points."""
     assert 0.83 <= coverage(noise, drift=drift, times=150) <= 0.97

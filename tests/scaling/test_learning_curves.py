@@ -35,7 +35,6 @@ def test_derivatives_are_those_of_differences(name: str) -> None:
         np.testing.assert_allclose(slope[..., i], numeric, atol=1e-7)
 
 
-@pytest.mark.slow
 def test_four_times_the_steps_are_covered() -> None:
     inside, errors, naive = [], [], []
     for truth in TRUTHS.values():
@@ -54,7 +53,7 @@ def test_four_times_the_steps_are_covered() -> None:
 
 def test_a_metric_that_rises() -> None:
     truth, inside = 98 - 40 * 80.0**-0.4, []
-    for seed in range(6):
+    for seed in range(8):
         left = 2 + 40 * (STEPS / 50) ** -0.4 * np.exp(0.01 * np.random.default_rng(seed).standard_normal(len(STEPS)))
         found = extrapolate(STEPS.tolist(), (100 - left).tolist(), 4000, best=100.0, seed=seed)
         assert found.value.value == pytest.approx(truth, abs=0.5)
@@ -68,13 +67,13 @@ def test_hopeless_runs_are_stopped_and_promising_ones_not() -> None:
     floors = {"hopeless": 0.9, "winning": 0.5, "tie": 0.605}
     incumbent = 0.6 + 8.0 * 8000**-0.5
     for kind, floor in floors.items():
-        for seed in range(3):
+        for seed in range(5):
             rng = np.random.default_rng(seed)
             seen = (floor + 8.0 * STEPS[:20] ** -0.5) * np.exp(0.01 * rng.standard_normal(20))
             verdict = should_stop(STEPS[:20].tolist(), seen.tolist(), final_step=8000, incumbent=incumbent, seed=seed)
             assert verdict.probability is not None
             stopped[kind] += verdict.stop
-    assert stopped["hopeless"] >= 2
+    assert stopped["hopeless"] >= 4
     assert stopped["winning"] == 0
     assert stopped["tie"] <= 1
 
@@ -88,7 +87,7 @@ def test_few_points_stop_nothing() -> None:
 def test_what_more_data_would_bring() -> None:
     """Four amounts of data, 1 % noise: the gain of doubling is inside the interval; flat runs foretell none."""
     inside = []
-    for seed in range(20):
+    for seed in range(30):
         rng = np.random.default_rng(seed)
         amounts = np.array([1e3, 2e3, 4e3, 8e3])
         truth = 0.5 + 30 * amounts**-0.5

@@ -19,7 +19,7 @@ def accuracy(loss: float) -> float:
 
 def test_accuracy_of_a_larger_model_is_covered() -> None:
     inside, errors = [], []
-    for seed in range(16):
+    for seed in range(30):
         rng = np.random.default_rng(seed)
         runs = [
             dataclasses.replace(r, quality=accuracy(r.loss * np.exp(0.01 * rng.standard_normal())))
