@@ -2,7 +2,8 @@
 
     python benchmarks/cifar_speed.py --data CIFAR.zip                         # everything, about 5 hours on two cores
     python benchmarks/cifar_speed.py --data CIFAR.zip --seeds 0 --only race   # one seed of the race alone, 1 to 2 hours
-    python benchmarks/cifar_speed.py --data CIFAR.zip --summary               # nothing is trained: what the result file says
+    python benchmarks/cifar_speed.py --data CIFAR.zip --precision bf16        # the same, both in bf16
+    python benchmarks/cifar_speed.py --summary                                # nothing is trained: what the result file says
 
 Each training run is written to the result file as it ends, and the same command goes on where an earlier one was stopped.
 
@@ -91,6 +92,7 @@ WIDER = replace(OURS, widths=(48, 192, 192))
 PROXY = (8, 32, 32)
 RACE = {"resnet20": PLAIN, "speed": OURS}
 TIMED = {"resnet20": PLAIN, "speed": WIDER}
+PRECISIONS = ("fp32", "bf16")
 
 LENGTHS = {"resnet20": (12, 18, 27), "speed": (4, 6, 9, 13)}
 """Epochs to choose from, by validation; each about half as many again as the one before."""
@@ -104,6 +106,11 @@ PARTS = {
     "no proxy filtering": replace(OURS, share=0.5, recipe=replace(OURS.recipe, batch=2 * OURS.recipe.batch)),
 }
 """Part -> ours without it. What ours does without, proxy filtering, is there as its own absence."""
+
+
+def at(way: Way, precision: str) -> Way:
+    """Return `way` trained in another precision."""
+    return replace(way, recipe=replace(way.recipe, precision=precision))
 
 
 @dataclass(frozen=True)
@@ -129,6 +136,7 @@ def main() -> int:
     parser.add_argument("--minutes", type=float, default=10.0, help="of *ten* (10)")
     parser.add_argument("--long-minutes", type=float, default=60.0, help="of *long* (60)")
     parser.add_argument("--only", choices=("race", "ten", "parts", "long"), nargs="+", default=["race", "ten", "parts"])
+    parser.add_argument("--precision", choices=PRECISIONS, default="fp32", help="of training, for both contenders (fp32)")
     parser.add_argument("--weights", type=Path, help="weights of a long-trained ResNet-20, safetensors")
     parser.add_argument("--summary", action="store_true", help="train nothing, print what the result file says")
     parser.add_argument("--threads", type=int, default=0, help="0 takes torch's choice")
@@ -141,26 +149,28 @@ def main() -> int:
         torch.set_num_threads(args.threads or torch.get_num_threads())
         data = Data.read(args.data)
         if args.weights:
-            book.once("long", "resnet20", PLAIN, -1, 0, lambda: given(args.weights, data))
+            way = at(PLAIN, args.precision)
+            book.once("long", "resnet20", way, -1, 0, lambda: given(args.weights, data))
         for stage in args.only:
             if stage == "race":
-                race(book, data, args.seeds)
+                race(book, data, args.seeds, args.precision)
             elif stage == "parts":
-                parts(book, data, args.seeds)
+                parts(book, data, args.seeds, args.precision)
             else:
                 minutes = args.minutes if stage == "ten" else args.long_minutes
-                timed(book, data, stage, minutes, args.seeds if stage == "ten" else args.seeds[:1])
+                timed(book, data, stage, minutes, args.seeds if stage == "ten" else args.seeds[:1], args.precision)
     return summary(book)
 
 
 # --- stages
 
 
-def race(book: Book, data: Data, seeds: Sequence[int]) -> None:
+def race(book: Book, data: Data, seeds: Sequence[int], precision: str) -> None:
     """Choose each length on the first seed, then train the others in turn."""
-    chosen = {name: length_of(book, data, name, way, seeds[0]) for name, way in RACE.items()}
+    ways = {name: at(way, precision) for name, way in RACE.items()}
+    chosen = {name: length_of(book, data, name, way, seeds[0]) for name, way in ways.items()}
     for seed in seeds:
-        for name, way in RACE.items():
+        for name, way in ways.items():
             book.once(
                 "race", name, way, seed, chosen[name], lambda w=way, n=name, s=seed: trained(w, data, s, epochs=chosen[n])
             )
@@ -175,10 +185,11 @@ def length_of(book: Book, data: Data, name: str, way: Way, seed: int) -> float:
     return epochs
 
 
-def timed(book: Book, data: Data, stage: str, minutes: float, seeds: Sequence[int]) -> None:
+def timed(book: Book, data: Data, stage: str, minutes: float, seeds: Sequence[int], precision: str) -> None:
     """Train both for a time, with a schedule that ends with it."""
     for seed in seeds:
-        for name, way in TIMED.items():
+        for name, kept in TIMED.items():
+            way = at(kept, precision)
             book.once(stage, name, way, seed, minutes, lambda w=way, s=seed: trained(w, data, s, seconds=60 * minutes))
 
 
@@ -189,15 +200,16 @@ def given(weights: Path, data: Data) -> dict[str, Any]:
     return {"seconds": 0.0, **scored(model, data)}
 
 
-def parts(book: Book, data: Data, seeds: Sequence[int]) -> None:
+def parts(book: Book, data: Data, seeds: Sequence[int], precision: str) -> None:
     """Take each part away, for as long as the whole took."""
-    whole = book.found("race", "speed", OURS)
+    whole = book.found("race", "speed", at(OURS, precision))
     if not whole:
         sys.exit("parts need the race first: python benchmarks/cifar_speed.py --only race parts ...")
     longest = max(r["length"] for r in whole)
     seconds = round(statistics.median(r["seconds"] for r in whole if r["length"] == longest))
     for seed in seeds:
-        for name, way in {"": OURS, **PARTS}.items():
+        for name, kept in {"": OURS, **PARTS}.items():
+            way = at(kept, precision)
             book.once("parts", name, way, seed, seconds, lambda w=way, s=seed: trained(w, data, s, seconds=seconds))
 
 
@@ -337,31 +349,40 @@ class Book:
 
 def summary(book: Book) -> int:
     print(*lines(book), sep="\n")
-    ratios = ratios_of(book)
+    ratios = ratios_of(book, "fp32", "fp32")
     return 0 if ratios and min(ratios) >= 3 else 1
 
 
 def lines(book: Book) -> Iterator[str]:
-    """Every figure with n and spread, from the recorded runs."""
+    """Every figure with n and spread, from the recorded runs; precisions in which nothing was run are left out."""
+    for precision in PRECISIONS:
+        if any(book.found(stage, "speed", at(way, precision)) for stage, way in (("race", OURS), ("ten", WIDER))):
+            yield from (f"{precision}: {line}" for line in lines_in(book, precision))
+    if told_mixed := ratios_of(book, "fp32", "bf16"):
+        yield f"times fewer seconds, ours in bf16 against the plain recipe in fp32: {told(told_mixed, '.2f')}"
+
+
+def lines_in(book: Book, precision: str) -> Iterator[str]:
+    """The figures of one precision."""
     for name in RACE:
-        seconds = list(reached(book, name).values())
+        seconds = list(reached(book, name, precision).values())
         yield f"seconds to {GOAL:g} % (test), {name}: {told(seconds, '.0f')}"
-    yield f"times fewer seconds: {told(ratios_of(book), '.2f')}"
+    yield f"times fewer seconds: {told(ratios_of(book, precision, precision), '.2f')}"
     for name, way in TIMED.items():
-        short, long = ([r["test"] for r in book.found(stage, name, way)] for stage in ("ten", "long"))
+        short, long = ([r["test"] for r in book.found(stage, name, at(way, precision))] for stage in ("ten", "long"))
         yield f"test accuracy of *ten*, {name}: {told(short, '.2f')}"
         if short and long:
             yield f"    % of a long-trained net of its size ({max(long):.2f}): {100 * statistics.median(short) / max(long):.1f}"
-    whole = {(r["seed"], r["length"]): r["test"] for r in book.found("parts", "", OURS)}
+    whole = {(r["seed"], r["length"]): r["test"] for r in book.found("parts", "", at(OURS, precision))}
     for name, way in PARTS.items():
-        kept = [r for r in book.found("parts", name, way) if (r["seed"], r["length"]) in whole]
+        kept = [r for r in book.found("parts", name, at(way, precision)) if (r["seed"], r["length"]) in whole]
         gains = [whole[r["seed"], r["length"]] - r["test"] for r in kept]
         yield f"points gained by {name}, at equal seconds: {told(gains, '+.2f')}"
 
 
-def reached(book: Book, name: str) -> dict[int, float]:
+def reached(book: Book, name: str, precision: str) -> dict[int, float]:
     """Seed -> seconds to the goal on the test images, of the runs of the length that was chosen (the longest that was run)."""
-    kept = book.found("race", name, RACE[name])
+    kept = book.found("race", name, at(RACE[name], precision))
     longest = max((r["length"] for r in kept), default=0)
     found = {}
     for r in kept:
@@ -371,9 +392,9 @@ def reached(book: Book, name: str) -> dict[int, float]:
     return found
 
 
-def ratios_of(book: Book) -> list[float]:
+def ratios_of(book: Book, plain_precision: str, our_precision: str) -> list[float]:
     """How many times fewer seconds, by seed."""
-    plain, ours = reached(book, "resnet20"), reached(book, "speed")
+    plain, ours = reached(book, "resnet20", plain_precision), reached(book, "speed", our_precision)
     return [plain[seed] / ours[seed] for seed in sorted(plain.keys() & ours.keys())]
 
 

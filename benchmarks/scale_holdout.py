@@ -17,13 +17,14 @@ from __future__ import annotations
 
 import argparse
 import json
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from equipoise.measure import machine
-from equipoise.proxies import Proxies, recipe_for, tune
+from equipoise.proxies import Proxies, in_quick_precision, recipe_for, tune
 from equipoise.records import as_data, digest
 from equipoise.scales import sample_time
 from equipoise.scaling import Available, PlannedRun, Run, fit, for_compute, hold_out, plan, predict, rules
@@ -60,7 +61,8 @@ def prepared(name: str, data: Path, store: Store) -> tuple[Proxies, tuple[Availa
     """The proxies, the ladder of sizes and the training FLOP/s of each."""
     kind, spec = SETS[name]
     task = load_task(spec.format(data))
-    proxies = Proxies(family(kind), task, recipe_for(family(kind), task), 0, store)
+    recipe = in_quick_precision(recipe_for(family(kind), task), family(kind), task, partial(store.once, "precision"))
+    proxies = Proxies(family(kind), task, recipe, 0, store)
     sizes: dict[float, Available] = {}
     for number in range(-10, 5):
         try:
@@ -89,7 +91,7 @@ def runs(name: str, data: Path, store: Store, minutes: float) -> None:
     }  # fmt: skip
     first = plan(menu, seconds=minutes * 60 * 0.85, **options)
     speed = {size.flops_per_sample: rate for size, rate in zip(menu, rates, strict=True)}
-    proxies = tune(proxies, first.runs, lambda a: speed[a.flops_per_sample], lambda key, make: store.once("tune", key, make))
+    proxies = tune(proxies, first.runs, lambda a: speed[a.flops_per_sample], partial(store.once, "tune"))
     row = store.once("plan", "0", lambda: {"lr": proxies.recipe.lr, "width": proxies.tuned_at, "runs": as_data(first.runs)})
     planned = [PlannedRun(**{**r, "available": Available(**r["available"])}) for r in row["runs"]]
     for number, run in enumerate(sorted(planned, key=lambda r: r.flops), start=1):

@@ -20,7 +20,7 @@ from equipoise.budget import SCALE_AXES, Budget, parse_budget
 from equipoise.errors import EquipoiseError, InputError, must_be
 from equipoise.measure import machine
 from equipoise.optimize import Event, Listener, optimize
-from equipoise.proxies import FEWEST_STEPS, Proxies, recipe_for, tune
+from equipoise.proxies import FEWEST_STEPS, Proxies, in_quick_precision, recipe_for, tune
 from equipoise.records import as_data, digest
 from equipoise.runtimes import Target
 from equipoise.scaling import Available, Fit, PlannedRun, Run, fit, plan
@@ -76,7 +76,8 @@ def scale(
         price_per_hour: Dollars for an hour of this machine.
         store: Folder of the record. The same call again goes on where the last one stopped.
         seed: Of every random choice; recorded.
-        recipe: A ``wsd`` recipe; None takes one for the kind of inputs, and finds its learning rate on the quickest run.
+        recipe: A ``wsd`` recipe; None takes one for the kind of inputs, in the precision in which a step is quicker here, and
+            finds its learning rate on the quickest run.
         shape: Whether the genetic search looks for better shapes than the family's own rule of growth.
         compress: Whether "train larger, then compress down" competes, by the compressor's own measured front.
         spec: How the command line names family and task; recorded.
@@ -118,7 +119,7 @@ class Advisor:
     price_per_hour: float | None
     seed: int
     recipe: Recipe
-    tunes: bool
+    finds: bool
     shape: bool
     compress: bool
     spec: str
@@ -129,6 +130,8 @@ class Advisor:
     def walk(self) -> Advice:
         """Walk it all and return the answer."""
         self.tell("prepare", "count the family's sizes")
+        if self.finds:
+            self.recipe = in_quick_precision(self.recipe, self.family, self.task, partial(self.step, "precision"))
         self.proxies = Proxies(self.family, self.task, self.recipe, self.seed, self.store)
         rates = self.rates()
         planned = self.planned(rates)
@@ -252,12 +255,10 @@ class Advisor:
             "flops_per_s": speeds, "unique": self.proxies.unique, "cooldown": self.recipe.decay_share,
             "fewest_samples": float(FEWEST_STEPS * self._per_step),
         }  # fmt: skip
-        if self.tunes:
+        if self.finds:
             runs = self._laid_out(menu, 0.9, options)
             self.tell("tune", "find the learning rate on the quickest run")
-            self.proxies = tune(
-                self.proxies, runs, partial(self._rate, rates), lambda key, compute: self.step("learning", key, compute)
-            )
+            self.proxies = tune(self.proxies, runs, partial(self._rate, rates), partial(self.step, "learning"))
         row = self.step("plan", "0", lambda: {"runs": [as_data(run) for run in self._laid_out(menu, 1.0, options)]})
         return tuple(PlannedRun(**{**r, "available": Available(**r["available"])}) for r in row["runs"])
 

@@ -19,7 +19,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from equipoise.errors import EquipoiseError
 from equipoise.measure.counts import count
 from equipoise.records import as_data, digest
-from equipoise.scales import positions
+from equipoise.scales import positions, sample_time
 from equipoise.scaling import Available, PlannedRun, Run
 from equipoise.store import Store
 from equipoise.training import Recipe, Trained, fit
@@ -27,6 +27,9 @@ from equipoise.training.loop import Progress
 from equipoise.workloads import Task
 from equipoise.workloads.families import Family, Scale
 from equipoise.workloads.weights import packed
+
+Step = Callable[[str, Callable[[], Mapping[str, Any]]], Mapping[str, Any]]
+"""(key, compute) -> recorded result."""
 
 COOLDOWN = 0.2
 """Share of a run in which the rate comes down."""
@@ -39,14 +42,45 @@ BARE = Recipe(optimizer="adamw", lr=2e-3, schedule="wsd", second_beta=0.99, clip
 """For those without; both are where the search for a learning rate starts."""
 STEPS_AN_EPOCH = 40
 """Small data are seen in smaller batches, so that an epoch has this many steps."""
+USUAL_BATCH = {"tokens": 8}
+"""Kind of inputs -> samples in a step of a small run, else 50: many small steps learn more from few samples than few large."""
+WORTH = 1.2
+"""Times quicker that bf16 must make a step to be taken; less is within the noise of a few steps."""
 
 
 def recipe_for(family: Family, task: Task) -> Recipe:
     """Return the recipe that the models of `family` start from on `task`: by their normalisation, kind of inputs and data."""
     model = family.model(family.scale(), task, generator=torch.Generator().manual_seed(0))
     normed = any(isinstance(m, _BatchNorm) for m in model.modules())
-    usual = 8 if task.shape.kind == "tokens" else 125
+    usual = USUAL_BATCH.get(task.shape.kind, 50)
     return replace(NORMED if normed else BARE, batch=max(8, min(usual, len(task.train) // STEPS_AN_EPOCH)))
+
+
+def in_quick_precision(recipe: Recipe, family: Family, task: Task, step: Step) -> Recipe:
+    """Return `recipe` in bf16 where that makes a training step quicker on this machine, else as it is.
+
+    Which it is depends on the processor and the model: with matrix instructions for bf16, convolutions take a third of the time
+    and a small GPT twice as long; without them everything takes many times longer.
+
+    Args:
+        step: (key, compute) -> recorded result.
+    """
+    model = family.model(family.scale(), task, generator=torch.Generator().manual_seed(0))
+
+    def seconds() -> dict[str, float | None]:
+        return {name: _seconds(model, task, replace(recipe, precision=name)) for name in ("fp32", "bf16")}
+
+    found = step("precision", seconds)
+    quick = found["fp32"] and found["bf16"] and WORTH * found["bf16"] < found["fp32"]
+    return replace(recipe, precision="bf16") if quick else recipe
+
+
+def _seconds(model: torch.nn.Module, task: Task, recipe: Recipe) -> float | None:
+    """Training seconds of a sample; None where the model cannot be trained so."""
+    try:
+        return sample_time(model, task, recipe).get()
+    except EquipoiseError:
+        return None
 
 
 @dataclass(frozen=True)
@@ -183,7 +217,7 @@ def tune(
     proxies: Proxies,
     planned: Iterable[PlannedRun],
     flops_per_s: Callable[[Available], float],
-    step: Callable[..., Mapping[str, Any]],
+    step: Step,
 ) -> Proxies:
     """Return `proxies` with the learning rate of least loss, a factor of 2 apart, going on while the best is at an end.
 
