@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from equipoise.measure import machine
-from equipoise.proxies import Proxies, in_quick_precision, recipe_for, tune
+from equipoise.proxies import FEWEST_STEPS, Proxies, in_quick_precision, recipe_for, tune
 from equipoise.records import as_data, digest
 from equipoise.scales import sample_time
 from equipoise.scaling import Available, PlannedRun, Run, fit, for_compute, hold_out, plan, predict, rules
@@ -61,7 +61,7 @@ def prepared(name: str, data: Path, store: Store) -> tuple[Proxies, tuple[Availa
     """The proxies, the ladder of sizes and the training FLOP/s of each."""
     kind, spec = SETS[name]
     task = load_task(spec.format(data))
-    recipe = in_quick_precision(recipe_for(family(kind), task), family(kind), task, partial(store.once, "precision"))
+    recipe = in_quick_precision(recipe_for(task), family(kind), task, partial(store.once, "precision"))
     proxies = Proxies(family(kind), task, recipe, 0, store)
     sizes: dict[float, Available] = {}
     for number in range(-10, 5):
@@ -87,12 +87,12 @@ def runs(name: str, data: Path, store: Store, minutes: float) -> None:
     proxies, menu, rates = prepared(name, data, store)
     options: dict[str, Any] = {
         "flops_per_s": rates, "unique": proxies.unique, "cooldown": proxies.recipe.decay_share,
-        "fewest_samples": 40.0 * proxies.recipe.batch * proxies.positions,
+        "fewest_samples": float(FEWEST_STEPS) * proxies.recipe.batch * proxies.positions,
     }  # fmt: skip
     first = plan(menu, seconds=minutes * 60 * 0.85, **options)
     speed = {size.flops_per_sample: rate for size, rate in zip(menu, rates, strict=True)}
     proxies = tune(proxies, first.runs, lambda a: speed[a.flops_per_sample], partial(store.once, "tune"))
-    row = store.once("plan", "0", lambda: {"lr": proxies.recipe.lr, "width": proxies.tuned_at, "runs": as_data(first.runs)})
+    row = store.once("plan", "0", lambda: {"lr": proxies.recipe.lr, "tuned_at": proxies.tuned_at, "runs": as_data(first.runs)})
     planned = [PlannedRun(**{**r, "available": Available(**r["available"])}) for r in row["runs"]]
     for number, run in enumerate(sorted(planned, key=lambda r: r.flops), start=1):
         same = [r for r in planned if r.available == run.available and r.unique is None and r.samples < run.samples]
@@ -102,7 +102,7 @@ def runs(name: str, data: Path, store: Store, minutes: float) -> None:
 def tuned(proxies: Proxies, row: dict[str, Any]) -> Proxies:
     from dataclasses import replace
 
-    return replace(proxies, recipe=replace(proxies.recipe, lr=row["lr"]), tuned_at=row["width"])
+    return replace(proxies, recipe=replace(proxies.recipe, lr=row["lr"]), tuned_at=row["tuned_at"])
 
 
 def held(name: str, data: Path, store: Store, minutes: float) -> None:
@@ -117,7 +117,7 @@ def held(name: str, data: Path, store: Store, minutes: float) -> None:
     largest = max(r.flops_per_sample for r in made)
     fitted = fit(made, seed=0)
     best = fitted.optimum(flops)["size"].value
-    near = sorted(menu, key=lambda a: abs(np.log(a.size(fitted.law.size) / best)))[:4]
+    near = sorted(menu, key=lambda a: abs(np.log(a.size(fitted.law.size) / best)))[:3]
     biggest = min(menu, key=lambda a: abs(np.log(a.flops_per_sample / (BEYOND * largest))))
     for number, size in enumerate({a.flops_per_sample: a for a in (*near, biggest)}.values(), start=1):
         samples = flops / (BACKWARD * size.flops_per_sample)

@@ -37,8 +37,6 @@ RUNS_SHARE, SHAPE_SHARE, COMPRESS_SHARE = 0.65, 0.8, 0.92
 """Shares of the time by which the runs of the plan, those on shape, and the compressor's branch end; costs take the rest."""
 LADDER = 0.5
 """Doublings from one size of the family's own rule to the next."""
-RATIOS = (3.5, 2.5, 2.0)
-"""Compute of a level of the plan over that of the one below, the preferred first."""
 ROUND = 2
 """Runs on shape in a round, after the first, which moves each dimension alone."""
 ROUNDS = 3
@@ -95,7 +93,7 @@ def scale(
     where = Target.parse(target)
     if reason := runtimes.get(where.runtime).unavailable():
         raise must_be("target", "a runtime that can be used here", target, reason)
-    chosen = recipe or recipe_for(family, task)
+    chosen = recipe or recipe_for(task)
     if chosen.schedule != "wsd":
         raise must_be("recipe.schedule", "wsd, whose runs can share a trunk", chosen.schedule, 'Use schedule="wsd".')
     with Store.open(store) as opened:
@@ -263,14 +261,13 @@ class Advisor:
         return tuple(PlannedRun(**{**r, "available": Available(**r["available"])}) for r in row["runs"])
 
     def _laid_out(self, menu: Sequence[Available], share: float, options: Mapping[str, Any]) -> tuple[PlannedRun, ...]:
-        """Lay out the runs; compute levels lie closer together where there is little time."""
-        told = ""
-        for ratio in RATIOS:
-            try:
-                return plan(menu, seconds=self.left(RUNS_SHARE) * share, ratio=ratio, **options).runs
-            except InputError as error:
-                told = str(error)
-        raise InputError(f"time must be longer: {RUNS_SHARE:.0%} of {self.limit_s:g} s is for the runs, and {told}")
+        """Lay out the runs, in their share of the time."""
+        try:
+            return plan(menu, seconds=self.left(RUNS_SHARE) * share, **options).runs
+        except InputError as error:
+            raise InputError(
+                f"time must be longer: {RUNS_SHARE:.0%} of {self.limit_s:g} s is for the runs, and {error}"
+            ) from error
 
     def runs(self, planned: Sequence[PlannedRun]) -> None:
         """Make every run of the plan, small ones first."""

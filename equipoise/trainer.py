@@ -114,7 +114,7 @@ def train(
     """
     folder, where = Path(store), distribution or OneProcess()
     full = family.scale(**(scale or {}))
-    chosen = recipe or usual_recipe(family, task)
+    chosen = recipe or usual_recipe(task)
     if epochs is None and steps is None and seconds is None:
         epochs = 10.0
     folder.mkdir(parents=True, exist_ok=True)
@@ -148,9 +148,9 @@ def train(
     return found
 
 
-def usual_recipe(family: Family, task: Task) -> Recipe:
+def usual_recipe(task: Task) -> Recipe:
     """Return the recipe that `train` takes where none is given: that of small runs, brought down over the whole run."""
-    return replace(recipe_for(family, task), schedule="onecycle")
+    return replace(recipe_for(task), schedule="onecycle")
 
 
 def recipe_of(text: str, base: Recipe) -> Recipe:

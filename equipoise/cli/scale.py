@@ -88,7 +88,7 @@ def _advise(args: argparse.Namespace) -> int:
     found = scale(
         kind, data, limits=args.limits, time=args.time, target=args.target, requests=args.requests,
         price_per_hour=args.price_per_hour, store=store, seed=args.seed, shape=not args.no_shape, compress=not args.no_compress,
-        recipe=recipe_of(args.recipe, recipe_for(kind, data)) if args.recipe else None, spec=f"{family} {task}",
+        recipe=recipe_of(args.recipe, recipe_for(data)) if args.recipe else None, spec=f"{family} {task}",
         listen=(lambda event: None) if args.quiet else partial(_told, pace=Pace()),
     )  # fmt: skip
     page = store / "report.html"
@@ -155,7 +155,7 @@ def _table(args: argparse.Namespace) -> int:
         except InputError:
             continue  # the family does not reach that far
         grown[named(made)] = made
-    recipe = recipe_for(family, task)
+    recipe = recipe_for(task)
     told = (lambda text: None) if args.quiet else (lambda text: print(text, file=sys.stderr, flush=True))
     rows = costs(family, task, list(grown.values()), target=Target.parse(args.target), recipe=recipe, on_step=told)
     epoch = float(len(task.train) * (task.train.take(1).tensors()[1].numel() if task.shape.dense else 1))

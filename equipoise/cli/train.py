@@ -70,7 +70,7 @@ def run(args: argparse.Namespace) -> int:
     from equipoise.workloads import load_family, load_task
 
     family, task = load_family(args.family), load_task(args.task)
-    recipe = recipe_of(args.recipe, usual_recipe(family, task))
+    recipe = recipe_of(args.recipe, usual_recipe(task))
     kind = args.kind or ("ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "single")
     where = connect(kind, offload=tuple(filter(None, args.offload.split(","))), precision=recipe.precision)
     try:

@@ -13,6 +13,9 @@ from equipoise.scaling.fit import Fit
 from equipoise.scaling.runs import BACKWARD, Floats, Size
 from equipoise.units import show
 
+RATIOS = (3.5, 2.5, 2.0)
+"""Compute of a level of a plan over that of the one below, the preferred first."""
+
 
 @dataclass(frozen=True, slots=True)
 class Available:
@@ -76,7 +79,7 @@ def plan(
     flops_per_s: float | Sequence[float],
     levels: int = 3,
     sizes: int = 4,
-    ratio: float = 3.5,
+    ratio: float | None = None,
     samples_per_param: float = 20.0,
     cooldown: float = 0.15,
     fewest_samples: float = 1.0,
@@ -90,7 +93,7 @@ def plan(
         seconds: For all runs together.
         flops_per_s: Measured *training* FLOP/s (3 × forward FLOPs × samples per second), one number or one per menu entry.
         levels, sizes: Runs = levels × sizes, 12 by default.
-        ratio: Compute of a level over that of the one below.
+        ratio: Compute of a level over that of the one below. None: the first of `RATIOS` that leaves every run enough samples.
         samples_per_param: Guess of the best ratio, only to center the sizes. 20 is that of language models.
         cooldown: Share of a run spent annealing.
         fewest_samples: Samples under which a run is not worth making (a few hundred steps).
@@ -100,7 +103,8 @@ def plan(
     Raises:
         InputError: Fewer than 3 usable sizes, or less time than the smallest plan needs (which is stated).
     """
-    _check(menu, seconds, levels, sizes, ratio, cooldown)
+    ratios = RATIOS if ratio is None else (ratio,)
+    _check(menu, seconds, levels, sizes, min(ratios), cooldown)
     ordered = sorted(range(len(menu)), key=lambda i: menu[i].flops_per_sample)
     rates = np.broadcast_to(np.asarray(flops_per_s, dtype=float), (len(menu),))
     if not np.all(np.isfinite(rates) & (rates > 0)):
@@ -109,16 +113,17 @@ def plan(
     sorted_rates = rates[ordered]
     share = cooldown if shared else 1.0
 
-    def laid_out(top: float) -> Design | None:
-        found = _lay_out(sorted_menu, sorted_rates, top, levels, sizes, ratio, samples_per_param, share, unique)
+    def laid_out(top: float, apart: float) -> Design | None:
+        found = _lay_out(sorted_menu, sorted_rates, top, levels, sizes, apart, samples_per_param, share, unique)
         return found if found and min(run.samples for run in found.runs) >= fewest_samples else None
 
     most = float(seconds * rates.max())  # one level cannot cost more than all there is
-    for top in np.geomspace(most, most * 1e-6, 700):
-        found = laid_out(float(top))
-        if found and found.seconds <= seconds:
-            return found
-    dearer = (laid_out(float(top)) for top in np.geomspace(most * 1e-6, most * 1e12, 900))
+    for apart in ratios:
+        for top in np.geomspace(most, most * 1e-6, 700):
+            found = laid_out(float(top), apart)
+            if found and found.seconds <= seconds:
+                return found
+    dearer = (laid_out(float(top), ratios[-1]) for top in np.geomspace(most * 1e-6, most * 1e12, 900))
     least = min((found.seconds for found in dearer if found), default=None)
     if least is None:
         raise must_be("menu", "of 3 sizes or more, 1.4× apart in work", len(menu), "Give the family more widths or depths.")

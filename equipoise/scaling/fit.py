@@ -22,6 +22,9 @@ from equipoise.stats import Interval
 FEWEST = 6
 """Runs below which no law is fitted."""
 
+CLEARLY = 0.01
+"""Share by which one kind of size must foretell better to be preferred: where work is proportional to params, neither does."""
+
 EXPONENTS = (0.05, 1.5)
 """Bounds of a and b."""
 
@@ -123,7 +126,8 @@ def fit(
         seed: Of the starts and of the draws.
         starts: Random starts, 25–500.
         bootstraps: Draws of the law.
-        size: What N counts. ``auto``: both are fitted without the largest size, and the one that predicts it better is kept.
+        size: What N counts. ``auto``: both are fitted without the largest size, and params are kept unless FLOPs predict it
+            clearly better.
         beliefs: Priors; `NONE` for none but bounds.
         delta: Huber threshold on log loss. None: 1.345 standard deviations of the noise, 1e-3 at least; at 1e-3 and a noise of
             several 1e-3 the fit is a median regression, which with a dozen runs wastes a third of them.
@@ -140,7 +144,7 @@ def fit(
         errors = {
             kind: error for kind in ("params", "flops") if (error := _hold_out(used, kind, seed, beliefs, delta)) is not None
         }
-        size = "flops" if errors.get("flops", math.inf) < errors.get("params", math.inf) * (1 - 1e-6) else "params"
+        size = "flops" if errors.get("flops", math.inf) < errors.get("params", math.inf) * (1 - CLEARLY) else "params"
     at = columns(used)
     problem = _Problem.of(at, size, beliefs)
     rng = np.random.default_rng(seed)

@@ -30,6 +30,16 @@ def test_twelve_runs_at_three_levels_fill_the_time() -> None:
         assert 20 / 3 < guess < 60  # centered on the guess
 
 
+def test_levels_lie_closer_together_where_there_is_little_time() -> None:
+    """Wide levels first; where some run would see too few samples, narrower ones; a ratio that is asked for is kept."""
+    near = plan(MENU, seconds=600, flops_per_s=2e10, fewest_samples=5e5)
+    assert min(r.samples for r in near.runs) >= 5e5
+    assert near.levels[1] / near.levels[0] == pytest.approx(2.0)
+    for ratio in (3.5, 2.5):
+        with pytest.raises(InputError, match="seconds must be at least"):
+            plan(MENU, seconds=600, flops_per_s=2e10, fewest_samples=5e5, ratio=ratio)
+
+
 def test_a_shared_trunk_costs_what_it_trains() -> None:
     """Against the sum, size by size: the longest run whole, of the others the cool-down alone."""
     found = plan(MENU, seconds=600, flops_per_s=2e10, cooldown=0.2)
