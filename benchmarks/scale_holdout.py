@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import argparse
 import json
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -35,7 +36,11 @@ from equipoise.workloads import family, load_task
 
 BEYOND = 4.0
 MINUTES = 25.0
-SETS = {"cifar": ("cnn", "cifar10:{}"), "text": ("gpt", "text:{}?context=64")}
+SETS: dict[str, tuple[str, str, dict[str, int]]] = {
+    "cifar": ("resnet", "cifar10:{}", {"depth": 8}),
+    "text": ("gpt", "text:{}?context=64", {}),
+}
+"""Set -> family, grown in its width alone, task, and what is not the family's default."""
 RESULT = Path(__file__).parent / "results" / "scale_holdout.json"
 SUBSETS, RESAMPLES = 40, 60
 
@@ -59,14 +64,14 @@ def main() -> None:
 
 def prepared(name: str, data: Path, store: Store) -> tuple[Proxies, tuple[Available, ...], list[float]]:
     """The proxies, the ladder of sizes and the training FLOP/s of each."""
-    kind, spec = SETS[name]
-    task = load_task(spec.format(data))
-    recipe = in_quick_precision(recipe_for(task), family(kind), task, partial(store.once, "precision"))
-    proxies = Proxies(family(kind), task, recipe, 0, store)
+    kind, spec, base = SETS[name]
+    task, grown = load_task(spec.format(data)), replace(family(kind), growth={"width": 1.0})
+    recipe = in_quick_precision(recipe_for(task), grown, task, partial(store.once, "precision"))
+    proxies = Proxies(grown, task, recipe, 0, store)
     sizes: dict[float, Available] = {}
     for number in range(-10, 5):
         try:
-            size = proxies.available(proxies.family.grow(2.0**number))
+            size = proxies.available(proxies.family.grow(2.0**number, **base))
         except ValueError:
             continue
         sizes[size.flops_per_sample] = size
@@ -100,8 +105,6 @@ def runs(name: str, data: Path, store: Store, minutes: float) -> None:
 
 
 def tuned(proxies: Proxies, row: dict[str, Any]) -> Proxies:
-    from dataclasses import replace
-
     return replace(proxies, recipe=replace(proxies.recipe, lr=row["lr"]), tuned_at=row["tuned_at"])
 
 
