@@ -83,7 +83,7 @@ PLAIN = Way(recipe=ONE_CYCLE, alternating=False, shift=4, outside="zero")
 OURS = Way(
     widths=(32, 128, 128),
     recipe=Recipe(
-        optimizer="muon", lr=0.04, schedule="linear", warmup=30, momentum=0.6, second_beta=0.98, weight_decay=0.0, batch=250,
+        optimizer="muon", lr=0.03, schedule="linear", warmup=30, momentum=0.6, second_beta=0.98, weight_decay=0.1, batch=125,
         clip=None, channels_last=True, label_smoothing=0.1,
     ),
     sides=((0.0, 16), (0.3, 20), (0.55, 26), (0.75, 32)),
@@ -94,7 +94,7 @@ RACE = {"speed": OURS, "resnet20": PLAIN}
 TIMED = {"resnet20": PLAIN, "speed": WIDER}
 PRECISIONS = ("fp32", "bf16")
 
-LENGTHS = {"resnet20": (12, 18, 27), "speed": (4, 6, 9, 13)}
+LENGTHS = {"resnet20": (12, 18, 27), "speed": (6, 9, 13)}
 """Epochs to choose from, by validation; each about half as many again as the one before."""
 
 PARTS = {
