@@ -40,8 +40,8 @@ SMALL = Recipe(
     optimizer="muon", lr=0.02, schedule="wsd", weight_decay=0.1, second_beta=0.99, clip=1.0, channels_last=True,
     decay_share=COOLDOWN,
 )  # fmt: skip
-"""Where the search for a learning rate starts. Muon learns far more from a few hundred steps than SGD and AdamW do, and two
-seeds of it differ less (`benchmarks/small_runs.py`)."""
+"""Where the search for a learning rate starts. Muon learns more from a few hundred steps than SGD and AdamW do;
+`benchmarks/small_runs.py` sets them side by side."""
 STEPS_AN_EPOCH = 40
 """Small data are seen in smaller batches, so that an epoch has this many steps."""
 USUAL_BATCH = {"tokens": 8}
