@@ -1,7 +1,7 @@
 """What a small run learns by each optimizer: the loss after equally many samples, each at its best learning rate.
 
     python benchmarks/small_runs.py cifar --data CIFAR.zip    # 12 minutes on one core
-    python benchmarks/small_runs.py text --data BOOK.txt      # 12 minutes on one core
+    python benchmarks/small_runs.py text --data BOOK.txt      # 5 minutes on two cores
 
 The recipe of the advisor's small runs, its optimizer and what goes with it exchanged. Rates are a factor of 2 apart and go on
 while the best is at an end; the best is run again with other weights and another order of the samples.
