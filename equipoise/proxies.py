@@ -67,9 +67,9 @@ def in_quick_precision(recipe: Recipe, family: Family, task: Task, step: Step) -
     Args:
         step: (key, compute) -> recorded result.
     """
-    model = family.model(family.scale(), task, generator=torch.Generator().manual_seed(0))
 
     def seconds() -> dict[str, float | None]:
+        model = family.model(family.scale(), task, generator=torch.Generator().manual_seed(0))
         return {name: _seconds(model, task, replace(recipe, precision=name)) for name in ("fp32", "bf16")}
 
     found = step("precision", seconds)
