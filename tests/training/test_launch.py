@@ -93,6 +93,20 @@ def test_a_killed_rank_ends_all_and_the_run_goes_on_from_its_checkpoint(tmp_path
     torch.testing.assert_close(torch.load(tmp_path / "done.pt")["log"].tolist(), list(expected.log), rtol=1e-5, atol=0)
 
 
+def test_a_rank_says_that_its_launcher_is_gone_while_torch_writes_its_traceback_elsewhere() -> None:
+    gone = subprocess.Popen([sys.executable, "-c", ""])
+    gone.wait()
+    place = {"RANK": "0", "WORLD_SIZE": "1", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": "0"}
+    environment = os.environ | place | {"EQUIPOISE_LAUNCHER": str(gone.pid)}
+    swapped = (  # as torch's hook for uncaught errors does
+        "import io, sys, time; from equipoise.training.distribution.launch import connect; "
+        "sys.stderr = io.StringIO(); connect('ddp'); time.sleep(60)"
+    )
+    done = subprocess.run([sys.executable, "-c", swapped], env=environment, stderr=subprocess.PIPE, text=True)
+    assert done.returncode != 0
+    assert "launcher of this rank is gone" in done.stderr
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("broken", ["launcher killed", "rank silent"])
 def test_ranks_end_when_the_launcher_is_killed_or_a_rank_is_silent(tmp_path: Path, broken: str) -> None:

@@ -7,7 +7,6 @@ import os
 import signal
 import socket
 import subprocess
-import sys
 import tempfile
 import threading
 import time
@@ -29,6 +28,7 @@ OFFLOADS = {"activations": ("single", "ddp", "fsdp"), "optimizer": ("single", "d
 
 _PLACE = (("RANK", "0"), ("WORLD_SIZE", "1"), ("LOCAL_RANK", "0"))
 _LAUNCHER = "EQUIPOISE_LAUNCHER"
+_GONE = b"equipoise: the launcher of this rank is gone, and so the rank ends\n"
 _TORCHRUN = "torchrun --standalone --nproc-per-node 2 -m equipoise train ..., or by equipoise train --ranks 2."
 
 
@@ -176,7 +176,7 @@ def _end_with(parent: int) -> None:
                 time.sleep(1.0)
         except psutil.NoSuchProcess:
             pass
-        print("equipoise: the launcher of this rank is gone, and so the rank ends", file=sys.stderr, flush=True)
+        os.write(2, _GONE)  # not by sys.stderr, which torch's hook for uncaught errors replaces while it writes
         os._exit(EXIT_FAILED)
 
     threading.Thread(target=watch, daemon=True, name="end with the launcher").start()
