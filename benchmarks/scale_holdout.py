@@ -37,7 +37,8 @@ from equipoise.workloads import family, load_task
 BEYOND = 4.0
 MINUTES = 25.0
 SETS: dict[str, tuple[str, str, dict[str, int]]] = {
-    "cifar": ("resnet", "cifar10:{}", {"depth": 8}),
+    "speed": ("speed", "cifar10:{}", {}),
+    "resnet": ("resnet", "cifar10:{}", {"depth": 8}),
     "text": ("gpt", "text:{}?context=64", {}),
 }
 """Set -> family, grown in its width alone, task, and what is not the family's default."""

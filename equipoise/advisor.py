@@ -248,6 +248,9 @@ class Advisor:
     def planned(self, rates: Mapping[str, list[float]]) -> tuple[PlannedRun, ...]:
         """Find the learning rate and lay out the runs within their share of the time."""
         menu = self.ladder(rates, self.limit_s * RUNS_SHARE / 6)
+        if len(menu) < 3:
+            wanted = f"long enough for {FEWEST_STEPS} steps of three sizes"
+            raise must_be("time", wanted, f"{self.limit_s:g} s", "Give more, or a family with more and smaller sizes.")
         speeds = [self._rate(rates, size) for size in menu]
         options = {
             "flops_per_s": speeds, "unique": self.proxies.unique, "cooldown": self.recipe.decay_share,

@@ -138,6 +138,14 @@ def test_bad_input_is_one_clear_error_before_any_run(tmp_path, words, told) -> N
     assert not (tmp_path / "study" / "study.db").exists() or "gpt" in words
 
 
+def test_a_time_in_which_no_three_sizes_can_be_trained_is_refused_for_what_it_is(tmp_path) -> None:
+    done = advise(tmp_path / "study", "cnn", "digits", "--time", "1s")
+    assert done.returncode == EXIT_BAD_INPUT
+    assert "time must be" in done.stderr
+    assert "got '1 s'" in done.stderr
+    assert "widths" not in done.stderr  # more sizes would not help
+
+
 def test_fit_of_a_csv_tells_the_law_and_refuses_to_reach_too_far(tmp_path) -> None:
     rows = ["params,samples,loss"]
     for n in (1e5, 2e5, 4e5, 8e5):
