@@ -25,11 +25,12 @@ from equipoise.records import as_data, digest
 from equipoise.runtimes import Target
 from equipoise.scaling import Available, Fit, PlannedRun, Run, fit, plan
 from equipoise.scaling.decide import REACH
+from equipoise.scaling.design import TooLittleTimeError
 from equipoise.scaling.runs import BACKWARD
 from equipoise.shapes import Shapes
 from equipoise.store import Store
 from equipoise.training import Recipe
-from equipoise.units import parse
+from equipoise.units import parse, show
 from equipoise.workloads import Task, Workload
 from equipoise.workloads.families import Family, Scale
 
@@ -250,7 +251,7 @@ class Advisor:
         menu = self.ladder(rates, self.limit_s * RUNS_SHARE / 6)
         if len(menu) < 3:
             wanted = f"long enough for {FEWEST_STEPS} steps of three sizes"
-            raise must_be("time", wanted, f"{self.limit_s:g} s", "Give more, or a family with more and smaller sizes.")
+            raise must_be("time", wanted, show(self.limit_s, "s"), "Give more, or a family with more and smaller sizes.")
         speeds = [self._rate(rates, size) for size in menu]
         options = {
             "flops_per_s": speeds, "unique": self.proxies.unique, "cooldown": self.recipe.decay_share,
@@ -267,10 +268,10 @@ class Advisor:
         """Lay out the runs, in their share of the time."""
         try:
             return plan(menu, seconds=self.left(RUNS_SHARE) * share, **options).runs
-        except InputError as error:
-            raise InputError(
-                f"time must be longer: {RUNS_SHARE:.0%} of {self.limit_s:g} s is for the runs, and {error}"
-            ) from error
+        except TooLittleTimeError as error:
+            least = 1.1 * (error.least_s / share + self.spent_s) / RUNS_SHARE  # a tenth more, for the search of the rate
+            wanted = f"at least {show(least, 's')}: {RUNS_SHARE:.0%} of it is for a dozen runs of {FEWEST_STEPS} steps or more"
+            raise must_be("time", wanted, show(self.limit_s, "s"), "Give more, or a family of smaller sizes.") from error
 
     def runs(self, planned: Sequence[PlannedRun]) -> None:
         """Make every run of the plan, small ones first."""

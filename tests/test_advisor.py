@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -144,6 +145,18 @@ def test_a_time_in_which_no_three_sizes_can_be_trained_is_refused_for_what_it_is
     assert "time must be" in done.stderr
     assert "got '1 s'" in done.stderr
     assert "widths" not in done.stderr  # more sizes would not help
+
+
+def test_too_little_time_is_refused_with_a_time_that_is_enough(tmp_path) -> None:
+    words = ("mlp", "digits", "--no-shape", "--no-compress", "--time")
+    done = advise(tmp_path / "study", *words, "6s")
+    assert done.returncode == EXIT_BAD_INPUT
+    found = re.search(r"time must be at least ([\d.]+) s", done.stderr)
+    assert found, done.stderr
+    again = advise(tmp_path / "study", *words, f"{found[1]}s")
+    assert again.returncode in (EXIT_OK, EXIT_FAILED), again.stderr[-3000:]
+    with Store.open(tmp_path / "study", create=False, readonly=True) as opened:
+        assert len(opened.all("run")) >= 12
 
 
 def test_fit_of_a_csv_tells_the_law_and_refuses_to_reach_too_far(tmp_path) -> None:

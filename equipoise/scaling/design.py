@@ -72,6 +72,14 @@ class Design:
     levels: tuple[float, ...]
 
 
+class TooLittleTimeError(InputError):
+    """No plan fits into the time; one of `least_s` seconds would do."""
+
+    def __init__(self, least_s: float, what: str) -> None:
+        super().__init__(f"seconds must be at least {show(least_s, 's')} {what}. Give more time, or smaller sizes.")
+        self.least_s = least_s
+
+
 def plan(
     menu: Sequence[Available],
     *,
@@ -101,7 +109,8 @@ def plan(
             on a quarter of them, which is what R* is fitted from.
         shared: Whether runs of one size branch off one trunk; otherwise each is trained from scratch.
     Raises:
-        InputError: Fewer than 3 usable sizes, or less time than the smallest plan needs (which is stated).
+        InputError: Fewer than 3 usable sizes.
+        TooLittleTimeError: Less time than the smallest plan needs.
     """
     ratios = RATIOS if ratio is None else (ratio,)
     _check(menu, seconds, levels, sizes, min(ratios), cooldown)
@@ -127,12 +136,7 @@ def plan(
     least = min((found.seconds for found in dearer if found), default=None)
     if least is None:
         raise must_be("menu", "of 3 sizes or more, 1.4× apart in work", len(menu), "Give the family more widths or depths.")
-    raise must_be(
-        "seconds",
-        f"at least {show(least, 's')} for {levels} × {sizes} runs of {fewest_samples:g} samples or more",
-        seconds,
-        "Give more time, or smaller sizes.",
-    )
+    raise TooLittleTimeError(least, f"for {levels} × {sizes} runs of {fewest_samples:g} samples or more; got {seconds:.3g} s")
 
 
 def _check(menu: Sequence[Available], seconds: float, levels: int, sizes: int, ratio: float, cooldown: float) -> None:
