@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from equipoise.budget import SCALE_AXES, parse_budget
+from equipoise.budget import SCALE_AXES, Budget, parse_budget
 from equipoise.errors import StoreError
 from equipoise.measure import energy, money
 from equipoise.records import Reading, as_data, estimated, measured, reading_from, unavailable
 from equipoise.scaling import Available, Candidate, Decision, Fit, Option, Run, decide, describe, fit, link
+from equipoise.scaling.decide import REACH
 from equipoise.scaling.runs import BACKWARD
 from equipoise.stats import Interval
 from equipoise.store import Store
@@ -120,19 +121,29 @@ class Advice:
             ],
         }
 
+    @property
+    def budget(self) -> Budget:
+        """The limits that were asked for."""
+        return parse_budget(self.header["limits"], axes=SCALE_AXES)
+
+    def breaks(self, option: Option) -> list[str]:
+        """Return what keeps an option from being recommended, whatever its regret: limits, and how far the runs reach."""
+        limits = {c.axis: str(c) for c in self.budget.constraints}
+        beyond = [f"the reach of the runs ({REACH:g}×)"] if option.reach > REACH else []
+        return [*(limits[axis] for axis in option.excess), *beyond]
+
     def _answer(self) -> dict[str, Any]:
         found = self.decision
         ends = [o.candidate.available.size(self.fit.law.size) for o in found.range]
         shown = found.recommended or found.nearest or found.best
-        budget = parse_budget(self.header["limits"], axes=SCALE_AXES)
         limits = []
-        for c in budget.constraints:
+        for c in self.budget.constraints:
             value = None if shown is None else shown.candidate.costs.get(c.axis)
             limits.append(
                 {
                     "text": str(c),
                     "reads": "unknown" if value is None else show(value, c.unit),
-                    "holds": value is not None and value <= c.bound,
+                    "holds": shown is not None and c.axis not in shown.excess,
                 }
             )
         row = {"recommended": found.recommended, "nearest": found.nearest}
@@ -158,7 +169,7 @@ class Advice:
         return {
             "scale": {k: float(v) for k, v in c.available.scale.items()},
             "label": c.label,
-            "breaks": list(option.excess),
+            "breaks": self.breaks(option),
             "params": as_data(measured(c.available.params, "1", note="counted, embeddings left out")),
             "flops_per_sample": as_data(measured(c.available.flops_per_sample, "1", note="counted")),
             "samples": as_data(measured(c.samples, "1", note="planned")),

@@ -50,6 +50,7 @@ def test_a_dozen_annealed_runs_and_a_law_behind_the_answer(finished) -> None:
         assert row["latency_s"]["provenance"] in ("measured", "estimated")
         assert row["loss"]["low"] <= row["loss"]["value"] <= row["loss"]["high"]
         assert row["train_cost"]["provenance"] == "unavailable"  # no price was given
+        assert "train<=20s" not in row["breaks"]  # each is trained for just so long
 
 
 @pytest.mark.slow

@@ -121,7 +121,7 @@ def _show(found: Advice) -> None:
             if option is decision.recommended
             else "in range"
             if option in decision.range
-            else ", ".join(option.excess)
+            else ", ".join(f"breaks {what}" for what in found.breaks(option))
         )
         words = ", ".join(f"{k} {v:g}" for k, v in c.available.scale.items()) + (f" ({c.label})" if c.label else "")
         table.add_row(

@@ -34,6 +34,9 @@ SPAN = 8.0
 SLACK = 0.005
 """Relative loss that may be given away for a cheaper size."""
 
+ROUND_OFF = 1e-9
+"""Relative excess that breaks no limit: a size trained for all the time there is keeps the limit on it."""
+
 ENOUGH = 8
 """Runs below which no size is recommended."""
 
@@ -215,7 +218,7 @@ def _excess(candidate: Candidate, limits: Mapping[str, float]) -> dict[str, floa
         cost = candidate.costs.get(name)
         if cost is None:
             out[name] = None
-        elif cost > bound:
+        elif cost > bound * (1.0 + ROUND_OFF):
             out[name] = cost / bound - 1.0
     return out
 

@@ -88,6 +88,15 @@ def test_limits_hold_and_bind() -> None:
     assert none.recommended is None
 
 
+def test_a_limit_that_is_used_up_to_round_off_is_kept() -> None:
+    fitted = fitted_to(0)
+    base = for_compute(MENU, 4.0 * max(r.flops for r in fitted.runs))
+    full = [dataclasses.replace(c, costs={"train_s": 3600.0000000000005}) for c in base]
+    assert all(o.allowed for o in decide(fitted, full, limits={"train_s": 3600.0}).options)
+    over = [dataclasses.replace(c, costs={"train_s": 3600.01}) for c in base]
+    assert not any(o.allowed for o in decide(fitted, over, limits={"train_s": 3600.0}).options)
+
+
 def test_an_unknown_cost_never_meets_a_limit() -> None:
     fitted = fitted_to(1)
     candidates = with_costs(for_compute(MENU, 4.0 * max(r.flops for r in fitted.runs)), latency_s=1e-8)
