@@ -171,7 +171,8 @@ def decide(
     recommended = min(inside, key=lambda o: _cost(o, requests))
     by = f"total cost with {requests:g} requests" if requests is not None else "cost of serving"
     reason = (
-        f"Of {len(inside)} sizes within {slack:.1%} of the least predicted loss, the one of least {by}; its regret is "
+        f"Of {len(inside)} size{'s' if len(inside) > 1 else ''} within {slack:.1%} of the least predicted loss, the one of "
+        f"least {by}; its regret is "
         f"{recommended.regret:.2%} ({recommended.regret_high:.2%} at the worst end of the {level:.0%} interval)."
     )
     return Decision(True, reason, recommended, best, inside, options, optimum)
