@@ -1,10 +1,10 @@
 """How well a dozen small runs foretell the loss of a model four times the largest, and which size they choose.
 
-    python benchmarks/scale_holdout.py runs cifar --data CIFAR.zip --store runs/h-cifar     # 12 runs, 25 min on 2 cores
-    python benchmarks/scale_holdout.py held cifar --data CIFAR.zip --store runs/h-cifar     # the truth: larger runs, 30 min
+    python benchmarks/scale_holdout.py runs speed --data CIFAR.zip --store runs/h-speed     # 12 runs, 25 min unless --minutes
+    python benchmarks/scale_holdout.py held speed --data CIFAR.zip --store runs/h-speed     # the truth: larger runs, 30 min
     python benchmarks/scale_holdout.py runs text --data TEXT --store runs/h-text            # the same for a character GPT
     python benchmarks/scale_holdout.py held text --data TEXT --store runs/h-text
-    python benchmarks/scale_holdout.py score --store runs/h-cifar runs/h-text               # seconds; writes the result
+    python benchmarks/scale_holdout.py score --store runs/h-speed runs/h-text               # a minute; writes the result
 
 *runs* plans and makes the fitted runs (isoFLOP levels, sizes twice apart, one trunk a size). *held* makes runs that the fit
 never sees: a level of `BEYOND` times the compute with sizes around the best, and a size `BEYOND` times the largest. *score*

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -121,7 +122,7 @@ class Advice:
             ],
         }
 
-    @property
+    @cached_property
     def budget(self) -> Budget:
         """The limits that were asked for."""
         return parse_budget(self.header["limits"], axes=SCALE_AXES)

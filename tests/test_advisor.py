@@ -50,7 +50,7 @@ def test_a_dozen_annealed_runs_and_a_law_behind_the_answer(finished) -> None:
         assert row["latency_s"]["provenance"] in ("measured", "estimated")
         assert row["loss"]["low"] <= row["loss"]["value"] <= row["loss"]["high"]
         assert row["train_cost"]["provenance"] == "unavailable"  # no price was given
-        assert "train<=20s" not in row["breaks"]  # each is trained for just so long
+        assert not any(what.startswith("train") for what in row["breaks"])  # each is trained for just so long
 
 
 @pytest.mark.slow
@@ -152,9 +152,9 @@ def test_too_little_time_is_refused_with_a_time_that_is_enough(tmp_path) -> None
     words = ("mlp", "digits", "--no-shape", "--no-compress", "--time")
     done = advise(tmp_path / "study", *words, "6s")
     assert done.returncode == EXIT_BAD_INPUT
-    found = re.search(r"time must be at least ([\d.]+) s", done.stderr)
+    found = re.search(r"time must be at least ([\d.]+) (s|min):", done.stderr)
     assert found, done.stderr
-    again = advise(tmp_path / "study", *words, f"{found[1]}s")
+    again = advise(tmp_path / "study", *words, f"{found[1]}{found[2]}")
     assert again.returncode in (EXIT_OK, EXIT_FAILED), again.stderr[-3000:]
     with Store.open(tmp_path / "study", create=False, readonly=True) as opened:
         assert len(opened.all("run")) >= 12
