@@ -28,7 +28,7 @@ from equipoise import workloads
 from equipoise.compress.fold import fold
 from equipoise.compress.prune import prune
 from equipoise.measure import latency, machine
-from equipoise.optimize import optimize
+from equipoise.road import optimize
 from equipoise.records import Evaluation, as_data
 from equipoise.recovery import WITH_NORM
 from equipoise.runtimes import Program, get

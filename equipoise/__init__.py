@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from equipoise.advisor import scale as scale
-    from equipoise.optimize import optimize as optimize
+    from equipoise.road import optimize as optimize
     from equipoise.profiler import profile as profile
     from equipoise.study import Study as Study
     from equipoise.trainer import train as train
@@ -29,7 +29,7 @@ _VERBS = {
     "Workload": "equipoise.workloads",
     "distill": "equipoise.verbs",
     "family": "equipoise.workloads",
-    "optimize": "equipoise.optimize",
+    "optimize": "equipoise.road",
     "profile": "equipoise.profiler",
     "prune": "equipoise.verbs",
     "quantize": "equipoise.verbs",

@@ -19,7 +19,7 @@ from equipoise.advice import Advice, read
 from equipoise.budget import SCALE_AXES, Budget, parse_budget
 from equipoise.errors import EquipoiseError, InputError, must_be
 from equipoise.measure import machine
-from equipoise.optimize import Event, Listener, optimize
+from equipoise.road import Event, Listener, optimize
 from equipoise.proxies import FEWEST_STEPS, Proxies, in_quick_precision, recipe_for, tune
 from equipoise.records import as_data, digest
 from equipoise.runtimes import Target

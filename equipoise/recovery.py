@@ -26,7 +26,7 @@ from equipoise.training.recipe import Recipe
 from equipoise.training.recover import distill
 
 if TYPE_CHECKING:
-    from equipoise.optimize import Road
+    from equipoise.road import Road
 
 WITH_NORM = Recipe(optimizer="sgd", lr=0.05, schedule="cosine", weight_decay=5e-4, temperature=4.0, channels_last=True)
 """For models with BatchNorm. Chosen after one short single-seed pilot on ResNet-20; no benchmark stands behind it yet."""

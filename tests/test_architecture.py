@@ -290,3 +290,28 @@ def test_import_is_light_and_without_side_effects():
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
     assert done.stderr == ""
+
+
+def shadowed(names: set[str], rooms: set[str]) -> list[str]:
+    """Public names that a submodule of the same name replaces once it is imported."""
+    return sorted(names & rooms)
+
+
+def test_no_public_name_is_also_a_submodule() -> None:
+    import equipoise
+
+    rooms = {room_of(path) for path in sources()}
+    assert shadowed(set(equipoise.__all__), rooms) == []
+    assert shadowed({"optimize", "prune"}, rooms | {"optimize"}) == ["optimize"]
+
+
+def test_every_verb_is_callable_twice_in_one_process() -> None:
+    import importlib
+
+    import equipoise
+
+    for path in sources():
+        importlib.import_module("equipoise." + path.removesuffix(".py").replace("/", ".").removesuffix(".__init__"))
+    for name in set(equipoise.__all__) - {"__version__"}:
+        for _ in range(2):
+            assert callable(getattr(equipoise, name)), name

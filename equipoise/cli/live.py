@@ -12,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from equipoise.cli.terminal import Pace, progress_line
-from equipoise.optimize import Event
+from equipoise.road import Event
 from equipoise.pareto import non_dominated
 from equipoise.records import Evaluation
 from equipoise.study import AXES, describe

@@ -49,7 +49,7 @@ def run(args: argparse.Namespace) -> int:
     _announce(store)
     from equipoise import workloads
     from equipoise.cli.live import Live
-    from equipoise.optimize import optimize
+    from equipoise.road import optimize
 
     with Live(quiet=args.quiet) as live:
         study = optimize(

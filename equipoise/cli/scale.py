@@ -14,7 +14,7 @@ from equipoise.errors import EXIT_FAILED, EXIT_OK, InputError, must_be
 
 if TYPE_CHECKING:
     from equipoise.advice import Advice
-    from equipoise.optimize import Event
+    from equipoise.road import Event
     from equipoise.scaling import Fit
 
 

@@ -16,7 +16,7 @@ import pytest
 
 from equipoise.budget import parse_budget
 from equipoise.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK
-from equipoise.optimize import Road
+from equipoise.road import Road
 from equipoise.records import measured
 from equipoise.store import Store
 
