@@ -28,9 +28,9 @@ from equipoise import workloads
 from equipoise.compress.fold import fold
 from equipoise.compress.prune import prune
 from equipoise.measure import latency, machine
-from equipoise.road import optimize
 from equipoise.records import Evaluation, as_data
 from equipoise.recovery import WITH_NORM
+from equipoise.road import optimize
 from equipoise.runtimes import Program, get
 from equipoise.runtimes.export import Exporter
 from equipoise.store import Store

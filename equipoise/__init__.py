@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from equipoise.advisor import scale as scale
-    from equipoise.road import optimize as optimize
     from equipoise.profiler import profile as profile
+    from equipoise.road import optimize as optimize
     from equipoise.study import Study as Study
     from equipoise.trainer import train as train
     from equipoise.verbs import distill as distill

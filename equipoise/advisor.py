@@ -19,9 +19,9 @@ from equipoise.advice import Advice, read
 from equipoise.budget import SCALE_AXES, Budget, parse_budget
 from equipoise.errors import EquipoiseError, InputError, must_be
 from equipoise.measure import machine
-from equipoise.road import Event, Listener, optimize
 from equipoise.proxies import FEWEST_STEPS, Proxies, in_quick_precision, recipe_for, tune
 from equipoise.records import as_data, digest
+from equipoise.road import Event, Listener, optimize
 from equipoise.runtimes import Target
 from equipoise.scaling import Available, Fit, PlannedRun, Run, fit, plan
 from equipoise.scaling.decide import REACH

@@ -16,8 +16,8 @@ import pytest
 
 from equipoise.budget import parse_budget
 from equipoise.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK
-from equipoise.road import Road
 from equipoise.records import measured
+from equipoise.road import Road
 from equipoise.store import Store
 
 COMMAND = [sys.executable, "-m", "equipoise", "optimize"]

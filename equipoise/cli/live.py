@@ -12,9 +12,9 @@ from rich.table import Table
 from rich.text import Text
 
 from equipoise.cli.terminal import Pace, progress_line
-from equipoise.road import Event
 from equipoise.pareto import non_dominated
 from equipoise.records import Evaluation
+from equipoise.road import Event
 from equipoise.study import AXES, describe
 from equipoise.units import show
 
