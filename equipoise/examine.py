@@ -32,7 +32,7 @@ from equipoise.runtimes import Program, Target
 from equipoise.stats import Interval
 from equipoise.store import write_atomic
 from equipoise.units import show
-from equipoise.verify import Check
+from equipoise.verify import Check, judged
 from equipoise.workbench import BATCH, Workbench, damage, drop_reading, per_sample
 from equipoise.workloads import Metric, Split, Workload, classes, predict
 
@@ -44,6 +44,8 @@ LATENCY_SLACK = 1.25
 BASELINE_SLACK = 3.0
 """Absolute times move with the load of the machine; the ratio is what is held tightly."""
 FEWEST_ROUNDS = 6
+NOT_SHOWN = "not shown: the interval spans the bound; more samples would tell"
+"""A bound that these samples neither prove nor refute."""
 
 
 @dataclass(frozen=True)
@@ -76,9 +78,9 @@ def examine(artifact: Artifact, work: Workload, *, seconds: float) -> Iterator[C
         answers = scene.outputs(program, kept)
         before = scene.outputs(reference, kept)
     except (InputError, RuntimeError, ValueError) as error:
-        yield Check("loads and runs", "", str(error), False)
+        yield judged("loads and runs", "", str(error), False)
         return
-    yield Check("loads and runs", "", f"{program.runtime} {program.precision}, {len(answers)} answers", True, "no pickle")
+    yield judged("loads and runs", "", f"{program.runtime} {program.precision}, {len(answers)} answers", True, "no pickle")
     yield from _numerics(scene, kept, answers, before)
     yield from _probe(scene)
     yield from _validation(scene, kept, answers, before)
@@ -87,14 +89,14 @@ def examine(artifact: Artifact, work: Workload, *, seconds: float) -> Iterator[C
     yield from _costs(scene, found, seconds)
     yield from _plan(scene, found, answers, kept)
     for bound in artifact.bounds:
-        yield _bound(bound, found.get(bound.axis, unavailable(bound.unit, "verify does not measure it")))
+        yield held(bound, found.get(bound.axis, unavailable(bound.unit, "verify does not measure it")))
 
 
 def _source(artifact: Artifact, work: Workload) -> Check:
     recorded = artifact.manifest["study"]["fingerprint"]
     if recorded is None:
-        return Check("source model", "", work.fingerprint, True, "the study recorded no fingerprint")
-    return Check(
+        return judged("source model", "", work.fingerprint, True, "the study recorded no fingerprint")
+    return judged(
         "source model", str(recorded), work.fingerprint, recorded == work.fingerprint, "fingerprint of weights and data"
     )
 
@@ -110,19 +112,19 @@ def _numerics(scene: Scene, kept: Split, answers: Tensor, before: Tensor) -> Ite
     source = scene.source(kept)
     apart = _apart(source, before)
     agree = float((classes(source) == classes(answers)).double().mean()) if _labels(scene.work) else math.nan
-    yield Check(
+    yield judged(
         "reference numerics", f"≤ {FP32_SLACK:g}", f"{apart:.2g}", apart <= FP32_SLACK, "largest difference to the source"
     )
     if scene.artifact.manifest["fidelity"] == "untouched" and scene.program.precision == "fp32":
         apart = _apart(source, answers)
-        yield Check("numerics", f"≤ {FP32_SLACK:g}", f"{apart:.2g}", apart <= FP32_SLACK, "largest difference to the source")
+        yield judged("numerics", f"≤ {FP32_SLACK:g}", f"{apart:.2g}", apart <= FP32_SLACK, "largest difference to the source")
     promised = scene.artifact.manifest["loss"]
     if promised is None:
         return
     loss = damage(source.numpy(), answers.numpy(), classifier=_labels(scene.work))
     slack = 0.02 * abs(promised) + 1e-5 if scene.at_home else 0.5 * abs(promised) + 1e-2
     note = f"distance to the source's answers, ± {slack:.2g}" + (f"; top-1 agreement {agree:.2%}" if agree == agree else "")
-    yield Check("distance to source", f"{promised:.5f}", f"{loss:.5f}", abs(loss - promised) <= slack, note)
+    yield judged("distance to source", f"{promised:.5f}", f"{loss:.5f}", abs(loss - promised) <= slack, note)
 
 
 def _probe(scene: Scene) -> Iterator[Check]:
@@ -135,7 +137,7 @@ def _probe(scene: Scene) -> Iterator[Check]:
     session = runtimes.get(scene.program.runtime).load(scene.program)
     apart = _apart(torch.from_numpy(probe["outputs"]), torch.from_numpy(session.run(probe["inputs"])))
     slack = FP32_SLACK if scene.at_home or scene.program.precision == "fp32" else 0.1
-    yield Check("probe", f"≤ {slack:g}", f"{apart:.2g}", apart <= slack, f"{len(probe['inputs'])} recorded answers")
+    yield judged("probe", f"≤ {slack:g}", f"{apart:.2g}", apart <= slack, f"{len(probe['inputs'])} recorded answers")
 
 
 def _validation(scene: Scene, kept: Split, answers: Tensor, before: Tensor) -> Iterator[Check]:
@@ -165,9 +167,9 @@ def _test(scene: Scene, found: dict[str, Reading]) -> Iterator[Check]:
     found["drop"], found["quality"] = drop, _spread(metric, answers, targets, quality)
     promised = scene.artifact.promise["drop"]
     told = f"{quality:.2f} against {metric.score(source, targets):.2f}"
-    yield Check("quality on test", "", told, math.isfinite(quality), f"{len(targets)} samples never used before")
+    yield judged("quality on test", "", told, math.isfinite(quality), f"{len(targets)} samples never used before")
     met = _overlap(promised, drop)
-    yield Check("drop on test", str(promised), str(drop), met, "paired with the source; the intervals must meet")
+    yield judged("drop on test", str(promised), str(drop), met, "paired with the source; the intervals must meet")
 
 
 def _costs(scene: Scene, found: dict[str, Reading], seconds: float) -> Iterator[Check]:
@@ -189,11 +191,11 @@ def _costs(scene: Scene, found: dict[str, Reading], seconds: float) -> Iterator[
         expected = baseline["latency_s"].get() / ratio.value
         apart = max(expected / promise["latency_s"].get(), promise["latency_s"].get() / expected)
         note = f"now {now}; the promised baseline / the ratio found must agree within {LATENCY_SLACK:g}×"
-        yield Check("latency", str(promise["latency_s"]), show(expected, "s"), apart <= LATENCY_SLACK, note)
+        yield judged("latency", str(promise["latency_s"]), show(expected, "s"), apart <= LATENCY_SLACK, note)
         apart = max(base_now.get() / baseline["latency_s"].get(), baseline["latency_s"].get() / base_now.get())
         kept = apart <= BASELINE_SLACK or not scene.at_home
         note = f"within {BASELINE_SLACK:g}×: absolute times move with the load" + ("" if scene.at_home else "; another machine")
-        yield Check("baseline latency", str(baseline["latency_s"]), str(base_now), kept, note)
+        yield judged("baseline latency", str(baseline["latency_s"]), str(base_now), kept, note)
         if scene.at_home and expected < now.get():  # what it would be at the load of the export
             now = measured(expected, "s", low=expected * ratio.value / ratio.high, n=now.n, note="at the load of the export")
     found["latency_s"] = now
@@ -212,7 +214,7 @@ def _plan(scene: Scene, found: dict[str, Reading], answers: Tensor, kept: Split)
         bench = Workbench.prepare(work, (Target.parse(manifest["deployable"]["target"]),), lambda content: "")
         model = bench.build(Plan(manifest["plan"]), repair=False)
     except (EquipoiseError, KeyError, ValueError, TypeError, RuntimeError) as error:
-        yield Check("plan", "", f"{type(error).__name__}: {error}", False, "the plan cannot be applied to the source model")
+        yield judged("plan", "", f"{type(error).__name__}: {error}", False, "the plan cannot be applied to the source model")
         return
     for axes, built in ((scene.artifact.promise, model), (scene.artifact.baseline, bench.teacher)):
         counts = count(built, work.example)
@@ -235,38 +237,42 @@ def _weights(scene: Scene, model: torch.nn.Module, answers: Tensor, kept: Split)
         model.load_state_dict(load(scene.artifact.read("model.safetensors")))
         own = predict(model.eval(), kept, batch=BATCH)[0]
     except (RuntimeError, ValueError) as error:
-        return Check("weights", promised, str(error).splitlines()[0], False, "model.safetensors does not fit the plan")
+        return judged("weights", promised, str(error).splitlines()[0], False, "model.safetensors does not fit the plan")
     if scene.program.precision == "fp32":
         apart = _apart(own, answers)
-        return Check("weights", promised, f"{apart:.2g}", apart <= FP32_SLACK, "largest difference to the program's answers")
+        return judged("weights", promised, f"{apart:.2g}", apart <= FP32_SLACK, "largest difference to the program's answers")
     labels = _labels(scene.work)
     mine, source = (damage(x.numpy(), answers.numpy(), classifier=labels) for x in (own, scene.source(kept)))
     ok = mine <= max(1.05 * source, 1e-2)
-    return Check("weights", promised, f"{mine:.4f}", ok, f"distance to the program's answers, the source's is {source:.4f}")
+    return judged("weights", promised, f"{mine:.4f}", ok, f"distance to the program's answers, the source's is {source:.4f}")
 
 
-def _bound(bound: Constraint, reading: Reading) -> Check:
-    """Check one bound of the budget against the end of the interval that is kindest to it."""
+def held(bound: Constraint, reading: Reading) -> Check:
+    """Hold a bound against the interval found: broken when the whole of it lies beyond, not shown when it spans the bound."""
+    name = f"budget {bound.word}"
     if reading.value is None:
-        return Check(f"budget {bound.word}", str(bound), str(reading), False)
-    kindest = reading.low if bound.upper else reading.high
-    ok = bound.excess(reading.value if kindest is None else kindest) == 0
-    note = "" if not ok or bound.excess(reading.value) == 0 else "the interval spans the bound: not broken, not proven either"
-    return Check(f"budget {bound.word}", str(bound), str(reading), ok, note)
+        return Check(name, str(bound), str(reading), "broken", "a bound that verify does not measure")
+    low, high = (reading.value if end is None else end for end in (reading.low, reading.high))
+    kindest, hardest = (low, high) if bound.upper else (high, low)
+    if bound.excess(kindest) > 0:
+        return Check(name, str(bound), str(reading), "broken", "the whole interval lies beyond the bound")
+    if bound.excess(hardest) > 0:
+        return Check(name, str(bound), str(reading), "cannot tell", NOT_SHOWN)
+    return Check(name, str(bound), str(reading), "kept", "the whole interval lies within the bound")
 
 
 def _ratio(promised: Reading, found: Interval, rounds: int) -> Check:
     low, high = (promised.low or promised.get()) / RATIO_SLACK, (promised.high or promised.get()) * RATIO_SLACK
     told = [f"{v.value:.2f}× [{v.low or 0:.2f}, {v.high or math.inf:.2f}]" for v in (promised, found)]
     ok = found.bounded and found.high >= low and found.low <= high
-    return Check(
+    return judged(
         "times faster", told[0], told[1], ok, f"{rounds} rounds of shuffled blocks; intervals meet within {RATIO_SLACK:g}×"
     )
 
 
 def _equal(name: str, promised: Reading, found: float, slack: float, note: str) -> Check:
     ok = promised.value is not None and abs(promised.value - found) <= slack
-    return Check(name, str(promised), show(found, promised.unit), ok, note)
+    return judged(name, str(promised), show(found, promised.unit), ok, note)
 
 
 def _overlap(a: Reading, b: Reading) -> bool:

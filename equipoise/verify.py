@@ -17,13 +17,16 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from equipoise.artifact import Artifact
 from equipoise.card import BEGIN, END, figures
 from equipoise.errors import EXIT_BAD_INPUT, EquipoiseError, InputError, must_be
 from equipoise.records import as_data
 from equipoise.store import write_atomic
+
+State = Literal["kept", "broken", "cannot tell"]
+"""What may be said of a promise: the third where this machine or this many samples cannot decide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +37,25 @@ class Check:
         name: What was looked at.
         promised: In words; empty where nothing was promised and the figure is for information.
         found: In words.
-        ok: Whether the promise is kept.
-        note: How it was judged.
+        state: Whether the promise is kept, broken, or cannot be told from here.
+        note: How it was judged, and where it cannot be told the reason.
     """
 
     name: str
     promised: str
     found: str
-    ok: bool
+    state: State
     note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the promise is not broken."""
+        return self.state != "broken"
+
+
+def judged(name: str, promised: str, found: str, kept: bool, note: str = "") -> Check:
+    """Return a check that can only be kept or broken."""
+    return Check(name, promised, found, "kept" if kept else "broken", note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,19 +76,26 @@ class Verification:
 
     @property
     def ok(self) -> bool:
-        """Whether every promise is kept."""
-        return all(check.ok for check in self.checks)
+        """Whether no promise is broken; what cannot be told from here is in `untold`."""
+        return not self.broken
 
     @property
     def broken(self) -> tuple[Check, ...]:
-        """The checks that failed."""
-        return tuple(check for check in self.checks if not check.ok)
+        """The promises that are not kept."""
+        return tuple(check for check in self.checks if check.state == "broken")
+
+    @property
+    def untold(self) -> tuple[Check, ...]:
+        """The promises that cannot be told kept or broken from here, each with the reason in its note."""
+        return tuple(check for check in self.checks if check.state == "cannot tell")
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
         return {
-            "schema": 1,
+            "schema": 2,
             "ok": self.ok,
+            "broken": [check.name for check in self.broken],
+            "cannot_tell": [check.name for check in self.untold],
             "path": self.path,
             "checks": as_data(self.checks),
             "seconds": round(self.seconds, 3),
@@ -103,7 +123,7 @@ def verify(path: str | Path, *, workload: Any = None, seconds: float = 10.0) -> 
         checks += _measured(artifact, workload, seconds)
     else:
         checks.append(
-            Check("figures", "", "not measured", False, "the files are not those that were exported; none was loaded")
+            judged("figures", "", "not measured", False, "the files are not those that were exported; none was loaded")
         )
     found = Verification(str(path), tuple(checks), time.perf_counter() - began, os.access(artifact.path, os.W_OK))
     if found.saved:
@@ -115,7 +135,7 @@ def integrity(artifact: Artifact) -> Iterator[Check]:
     """Check hashes, digest and card without loading anything."""
     recorded = str(artifact.manifest.get("digest"))
     same = recorded == artifact.digest
-    yield Check(
+    yield judged(
         "manifest", recorded[:12], artifact.digest[:12], same, "" if same else "its figures were changed after the export"
     )
     wrong: list[str] = []
@@ -132,7 +152,7 @@ def integrity(artifact: Artifact) -> Iterator[Check]:
     needed = {*artifact.manifest["deployable"]["files"], *artifact.manifest["reference"]["files"]}
     wrong += [f"{name} is needed but has no hash" for name in sorted(needed - artifact.manifest["files"].keys())]
     total = len(artifact.manifest["files"])
-    yield Check("files", f"{total} files", f"{total - len(wrong)} as recorded", not wrong, "; ".join(wrong))
+    yield judged("files", f"{total} files", f"{total - len(wrong)} as recorded", not wrong, "; ".join(wrong))
     yield _card(artifact)
 
 
@@ -140,10 +160,10 @@ def _card(artifact: Artifact) -> Check:
     try:
         text = artifact.read("README.md").decode(errors="replace")
     except InputError as error:
-        return Check("model card", "README.md", "nothing", False, str(error))
+        return judged("model card", "README.md", "nothing", False, str(error))
     block = BEGIN + text.partition(BEGIN)[2].partition(END)[0] + END
     same = block == figures(artifact.manifest)
-    return Check("model card", "the manifest's figures", "the same" if same else "others", same)
+    return judged("model card", "the manifest's figures", "the same" if same else "others", same)
 
 
 def _measured(artifact: Artifact, workload: Any, seconds: float) -> list[Check]:
@@ -161,7 +181,7 @@ def _measured(artifact: Artifact, workload: Any, seconds: float) -> list[Check]:
         done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
         if done.returncode < 0:
             found = f"the process died of signal {-done.returncode}"
-            return [Check("loads and runs", "", found, False, "while the files were loaded and run")]
+            return [judged("loads and runs", "", found, False, "while the files were loaded and run")]
         if not out.is_file():
             raise EquipoiseError(f"the clean process failed: {done.stderr.strip()[-1500:] or f'exit {done.returncode}'}")
         result = json.loads(out.read_bytes())
