@@ -25,7 +25,7 @@ from equipoise.errors import InputError
 from equipoise.examine import held
 from equipoise.measure import machine
 from equipoise.records import Evaluation, as_data, measured, unavailable
-from equipoise.runtimes import Target
+from equipoise.runtimes import Target, get
 from equipoise.store import Store
 from equipoise.verify import Check, State, Verification, verify
 from equipoise.workbench import Workbench
@@ -80,7 +80,7 @@ def study(spec: str, work: Workload, tmp_path_factory: pytest.TempPathFactory) -
         space = bench.space
         narrow = space.untouched.but({k.name: k.menu[-1] for k in space.knobs if k.kind == "width"})
         int8 = narrow.but({k.name: 8 for k in space.knobs if k.kind == "bits"})
-        base = bench.evaluate(space.untouched, bench.teacher, fidelity="untouched", reference_s=None, seconds=0.5)
+        base = bench.evaluate(space.untouched, bench.teacher, fidelity="untouched", reference_s=None, seconds=0.1)
         header = {
             "workload": spec,
             "name": work.name,
@@ -146,12 +146,14 @@ def test_a_clean_process_finds_the_workload_by_itself(
 
 
 def forge(artifact: Artifact, edit: Callable[[dict[str, Any]], None] = lambda manifest: None) -> None:
-    """Rewrite the manifest, then every hash, its digest and the card, so that the files alone look honest."""
+    """Rewrite the manifest, then every hash and size, its digest and the card, so that the files alone look honest."""
     manifest = json.loads((artifact.path / "manifest.json").read_text())
-    edit(manifest)
     for name, entry in manifest["files"].items():
         content = (artifact.path / name).read_bytes()
         entry.update(bytes=len(content), sha256=sha256(content).hexdigest())
+    for part, program in (("promise", "deployable"), ("baseline", "reference")):
+        manifest[part]["size_bytes"]["value"] = sum(manifest["files"][n]["bytes"] for n in manifest[program]["files"])
+    edit(manifest)
     manifest["digest"] = Artifact(artifact.path, manifest).digest
     (artifact.path / "manifest.json").write_text(json.dumps(manifest))
     (artifact.path / "README.md").write_text(card(manifest))
@@ -196,38 +198,163 @@ def figure(axis: str, factor: float = 1.0, plus: float = 0.0, *, of: str = "prom
     return lambda artifact: forge(artifact, edit)
 
 
+def faster(factor: float) -> Callable[[dict[str, Any]], None]:
+    """Promise more speed, and the latency that goes with it."""
+
+    def edit(manifest: dict[str, Any]) -> None:
+        for axis, by in (("speed_up", factor), ("latency_s", 1 / factor)):
+            for part in ("value", "low", "high"):
+                manifest["promise"][axis][part] *= by
+
+    return edit
+
+
+def drop(manifest: dict[str, Any], **changes: float | None) -> None:
+    manifest["promise"]["drop"].update(changes)
+
+
 def other_plan(manifest: dict[str, Any]) -> None:
-    knob = next(k for k in manifest["plan"] if k.startswith("width."))
+    knob = next(k for k in manifest["changed"] if k.startswith("width."))
     manifest["plan"][knob] += 8
+    manifest["changed"][knob][1] += 8
 
 
+def other_bits(manifest: dict[str, Any]) -> None:
+    """Call every float layer an int8 one, everywhere."""
+    for knob in [k for k in manifest["plan"] if k.startswith("bits.")]:
+        manifest["plan"][knob] = 8
+        manifest["changed"][knob] = [32, 8]
+    manifest["deployable"]["precision"] = "int8"
+
+
+def noisy(artifact: Artifact) -> None:
+    """Add a little noise to what the program answers."""
+    model = onnx.load(artifact.path / "model.onnx")
+    graph = model.graph
+    last = next(node for node in graph.node if "output" in node.output)
+    last.output[:] = ["quiet"]
+    graph.node.append(onnx.helper.make_node("RandomNormalLike", ["quiet"], ["noise"], scale=1e-4))
+    graph.node.append(onnx.helper.make_node("Add", ["quiet", "noise"], ["output"]))
+    onnx.save(model, artifact.path / "model.onnx")
+    forge(artifact)
+
+
+def outside(artifact: Artifact) -> None:
+    """Let the largest tensor lie in another file."""
+    model = onnx.load(artifact.path / "model.onnx")
+    tensor = max(model.graph.initializer, key=lambda t: len(t.raw_data))
+    tensor.ClearField("raw_data")
+    tensor.data_location = onnx.TensorProto.EXTERNAL
+    tensor.external_data.add(key="location", value="../../../../etc/passwd")
+    (artifact.path / "model.onnx").write_bytes(model.SerializeToString())
+    forge(artifact)
+
+
+def foreign(artifact: Artifact) -> None:
+    """Call an operator of somebody's library."""
+    model = onnx.load(artifact.path / "model.onnx")
+    model.opset_import.append(onnx.helper.make_opsetid("evil.corp", 1))
+    model.graph.node[0].domain = "evil.corp"
+    (artifact.path / "model.onnx").write_bytes(model.SerializeToString())
+    forge(artifact)
+
+
+def hollow(artifact: Artifact) -> None:
+    """Declare a tensor of a terabyte."""
+    model = onnx.load(artifact.path / "model.onnx")
+    model.graph.initializer[0].dims[:] = [2**20, 2**18]
+    (artifact.path / "model.onnx").write_bytes(model.SerializeToString())
+    forge(artifact)
+
+
+def unlisted(name: str) -> Callable[[Artifact], None]:
+    """Remove a file, and its entry with it."""
+
+    def mutate(artifact: Artifact) -> None:
+        (artifact.path / name).unlink()
+        manifest = json.loads((artifact.path / "manifest.json").read_text())
+        del manifest["files"][name]
+        manifest["deployable"]["files"] = [f for f in manifest["deployable"]["files"] if f != name]
+        (artifact.path / "manifest.json").write_text(json.dumps(manifest))
+        forge(artifact)
+
+    return mutate
+
+
+def stranger(artifact: Artifact) -> None:
+    (artifact.path / "reference" / "more.pkl").write_bytes(b"x")
+
+
+def scaled_safetensors(artifact: Artifact) -> None:
+    """Ship weights that are 2 % off those of the program."""
+    file = artifact.path / "model.safetensors"
+    file.write_bytes(save({name: (value * 1.02).astype(value.dtype) for name, value in load(file.read_bytes()).items()}))
+    forge(artifact)
+
+
+def garbage_tensors(artifact: Artifact) -> None:
+    (artifact.path / "model.safetensors").write_bytes(b"\xff" * 64)
+    forge(artifact)
+
+
+def other_probe(artifact: Artifact) -> None:
+    """Answers that are the program's, to inputs of somebody's own."""
+    inputs = np.zeros((32, 64), np.float32)
+    answers = get("onnxruntime").load(artifact.program).run(inputs)
+    (artifact.path / "probe.safetensors").write_bytes(save({"inputs": inputs, "outputs": answers}))
+    forge(artifact)
+
+
+ITSELF = "agrees with itself"
 MUTANTS: dict[str, tuple[str, Callable[[Artifact], None]]] = {
     "swapped weight": ("distance to source", swap_weight),
     "swapped reference": ("reference numerics", lambda a: swap_weight(a, name="reference/model.onnx")),
-    "swapped model file": ("size", lambda a: copied(a, "reference/model.onnx", "model.onnx")),
+    "swapped model file": ("weights in the file", lambda a: copied(a, "reference/model.onnx", "model.onnx")),
     "swapped safetensors": ("weights", swap_safetensors),
-    "truncated file": ("loads and runs", lambda a: cut(a, -100)),
-    "empty file": ("loads and runs", lambda a: cut(a, 0)),
-    "text for a model": ("loads and runs", lambda a: copied(a, "README.md", "model.onnx")),
+    "truncated file": ("structure of model.onnx", lambda a: cut(a, -100)),
+    "empty file": ("manifest", lambda a: cut(a, 0)),
+    "text for a model": ("structure of model.onnx", lambda a: copied(a, "README.md", "model.onnx")),
     "wrong quality": ("quality on validation", figure("quality", plus=1.0)),
     "wrong drop": ("drop on validation", figure("drop", plus=-1.5)),
     "wrong baseline": ("baseline on validation", figure("quality", plus=-1.0, of="baseline")),
-    "wrong size": ("size", figure("size_bytes", 0.9)),
-    "wrong baseline size": ("baseline size", figure("size_bytes", 1.5, of="baseline")),
-    "wrong latency": ("latency", figure("latency_s", 0.5)),
-    "wrong baseline latency": ("baseline latency", figure("latency_s", 9.0, of="baseline")),
-    "wrong speed-up": ("times faster", figure("speed_up", 3.0)),
+    "wrong size": (ITSELF, figure("size_bytes", plus=-1)),
+    "wrong baseline size": (ITSELF, figure("size_bytes", 2, of="baseline")),
+    "wrong latency": (ITSELF, figure("latency_s", 0.5)),
+    "wrong baseline latency": (ITSELF, figure("latency_s", 9.0, of="baseline")),
+    "wrong speed-up": (ITSELF, figure("speed_up", 3.0)),
+    "wrong speed-up and latency": ("times faster", lambda a: forge(a, faster(3.0))),
     "wrong params": ("params", figure("params", plus=-1)),
-    "wrong macs": ("macs", figure("macs", 0.5)),
+    "wrong macs": ("macs", figure("macs", plus=1)),
     "wrong loss": ("distance to source", lambda a: forge(a, lambda m: m.update(loss=m["loss"] * 0.5))),
     "wrong plan": ("params", lambda a: forge(a, other_plan)),
     "unknown knob": ("plan", lambda a: forge(a, lambda m: m["plan"].update({"width.nowhere": 8}))),
     "wrong source": ("source model", lambda a: forge(a, lambda m: m["study"].update(fingerprint="0" * 16))),
-    "wrong size bound": ("budget size", lambda a: forge(a, lambda m: m.update(bounds="size<=1KB"))),
-    "wrong drop bound": ("budget drop", lambda a: forge(a, lambda m: m.update(bounds="drop<=0"))),
-    "wrong quality bound": ("budget quality", lambda a: forge(a, lambda m: m.update(bounds="quality>=99.9"))),
-    "wrong latency bound": ("budget latency", lambda a: forge(a, lambda m: m.update(bounds="latency<=0.1us"))),
-    "unmeasured bound": ("budget energy", lambda a: forge(a, lambda m: m.update(bounds="energy<=1J"))),
+    "wrong size bound": (ITSELF, lambda a: forge(a, lambda m: m.update(bounds="size<=1KB"))),
+    "wrong drop bound": (ITSELF, lambda a: forge(a, lambda m: m.update(bounds="drop<=0"))),
+    "wrong quality bound": (ITSELF, lambda a: forge(a, lambda m: m.update(bounds="quality>=99.9"))),
+    "wrong latency bound": (ITSELF, lambda a: forge(a, lambda m: m.update(bounds="latency<=0.1us"))),
+    "unmeasured bound": (ITSELF, lambda a: forge(a, lambda m: m.update(bounds="energy<=1J"))),
+    "other bits": ("bits", lambda a: forge(a, other_bits)),
+    "other precision": ("precision", lambda a: forge(a, lambda m: m["deployable"].update(precision="mixed"))),
+    "called recovered": ("fidelity", lambda a: forge(a, lambda m: m.update(fidelity="recovered"))),
+    "other metric": ("metric", lambda a: forge(a, lambda m: m["study"]["metric"].update(name="f1"))),
+    "other direction": ("metric's direction", lambda a: forge(a, lambda m: m["study"]["metric"].update(maximize=False))),
+    "other name": ("name", lambda a: forge(a, lambda m: m["study"].update(name="GPT"))),
+    "other target": (ITSELF, lambda a: forge(a, lambda m: m["study"].update(target="onnxruntime:cpu?threads=2&batch=1"))),
+    "fewer samples": ("samples", lambda a: forge(a, lambda m: [m["promise"][x].update(n=2) for x in ("quality", "drop")])),
+    "narrower drop": ("drop on validation", lambda a: forge(a, lambda m: drop(m, low=m["promise"]["drop"]["value"] - 0.1))),
+    "drop without interval": ("drop on validation", lambda a: forge(a, lambda m: drop(m, low=None, high=None))),
+    "noise in the graph": ("structure of model.onnx", noisy),
+    "data outside": ("structure of model.onnx", outside),
+    "operator of a library": ("structure of model.onnx", foreign),
+    "tensor of a terabyte": ("structure of model.onnx", hollow),
+    "probe taken out": ("manifest", unlisted("probe.safetensors")),
+    "weights taken out": ("manifest", unlisted("model.safetensors")),
+    "program taken out": ("manifest", unlisted("model.onnx")),
+    "a file too many": ("nothing else", stranger),
+    "weights 2 % off": ("weights in the file", scaled_safetensors),
+    "garbage for weights": ("plan", garbage_tensors),
+    "other probe": ("probe's inputs", other_probe),
 }
 
 
@@ -237,22 +364,33 @@ def test_forged_mutants_are_caught(originals: dict[str, Artifact], work: Workloa
     original = originals["fp32"]
     artifact = Artifact.load(shutil.copytree(original.path, tmp_path / "a"))
     mutate(artifact)
-    found = verify(artifact.path, workload=work, seconds=0.5)
-    assert all(check.ok for check in found.checks[:3]), "the forgery is good: files, digest and card agree"
+    found = verify(artifact.path, workload=work, seconds=0.1)
+    hashes = {check.name: check.ok for check in found.checks if check.name in ("files", "model card")}
+    assert all(hashes.values()), "the forgery is good: hashes and card agree"
     assert where in broken(found), found.checks
 
 
-def test_a_swapped_int8_weight_is_caught(originals: dict[str, Artifact], work: Workload, tmp_path: Path) -> None:
+INT8_MUTANTS: dict[str, tuple[str, Callable[[Artifact], None]]] = {
+    "swapped weight": ("distance to source", swap_weight),
+    "weights 2 % off": ("weights in the file", scaled_safetensors),
+    "noise in the graph": ("structure of model.onnx", noisy),
+    "program in fp32": ("bits", lambda a: copied(a, "reference/model.onnx", "model.onnx")),
+}
+
+
+@pytest.mark.parametrize("name", INT8_MUTANTS)
+def test_forged_int8_mutants_are_caught(originals: dict[str, Artifact], work: Workload, name: str, tmp_path: Path) -> None:
+    where, mutate = INT8_MUTANTS[name]
     artifact = Artifact.load(shutil.copytree(originals["int8"].path, tmp_path / "a"))
-    swap_weight(artifact)
-    assert "distance to source" in broken(verify(artifact.path, workload=work, seconds=0.5))
+    mutate(artifact)
+    assert where in broken(verify(artifact.path, workload=work, seconds=0.1))
 
 
 def test_another_model_is_not_the_source(originals: dict[str, Artifact], work: Workload) -> None:
     torch.manual_seed(1)
     x, y = work.test.tensors()
-    other = Workload(model=torch.nn.Linear(64, 10), train=(x, y), test=(x, y))
-    assert {"source model", "reference numerics"} <= broken(verify(originals["fp32"].path, workload=other, seconds=0.5)).keys()
+    other = Workload(model=torch.nn.Linear(64, 10), train=(x, y), validation=work.validation.tensors(), test=(x, y))
+    assert {"source model", "reference numerics"} <= broken(verify(originals["fp32"].path, workload=other, seconds=0.1)).keys()
 
 
 DROP = Constraint("drop", "drop", "points", 2.0, upper=True)
