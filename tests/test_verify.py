@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import subprocess
 from collections.abc import Callable
 from hashlib import sha256
 from pathlib import Path
@@ -21,13 +22,13 @@ from equipoise.artifact import Artifact, export
 from equipoise.budget import Constraint
 from equipoise.card import card
 from equipoise.cli import main
-from equipoise.errors import InputError
-from equipoise.examine import held
+from equipoise.errors import EquipoiseError, InputError
+from equipoise.examine import examine, held
 from equipoise.measure import machine
 from equipoise.records import Evaluation, as_data, measured, unavailable
 from equipoise.runtimes import Target, get
 from equipoise.store import Store
-from equipoise.verify import Check, State, Verification, verify
+from equipoise.verify import Check, State, Verification, _died, verify
 from equipoise.workbench import Workbench
 from equipoise.workloads import Workload
 
@@ -134,12 +135,49 @@ def test_a_clean_process_finds_the_workload_by_itself(
 ) -> None:
     path = shutil.copytree(originals["int8"].path, tmp_path / "a")
     assert main(["verify", str(path), "--seconds", "1"]) == 0
-    assert "every promise is kept" in capsys.readouterr().out
-    assert json.loads((path / "verify.json").read_text())["ok"] is True
+    told = capsys.readouterr()
+    assert told.err.startswith("verify executes, in a clean process: the Python file ")
+    assert "mymodule.py, which the manifest names" in told.err.splitlines()[0]
+    assert told.out.startswith("on 597 test samples never used before: drop ")
+    assert "broken promise" not in told.out
+    written = json.loads((path / "verify.json").read_text())
+    assert written["ok"] is True
+    assert written["headline"] == told.out.splitlines()[0]
+    assert written["test"]["drop"]["n"] == 597
+    card_ = (path / "README.md").read_text()
+    assert written["headline"][1:] in card_
+    assert "Not verified yet" not in card_
     swap_weight(Artifact.load(path))
     assert main(["verify", str(path), "--seconds", "1", "--json"]) == 4
     assert json.loads(capsys.readouterr().out)["ok"] is False
     assert main(["verify", str(path), "--workload", "nothing.py:here"]) == 2
+
+
+def test_an_artifact_that_was_moved_asks_for_its_workload(
+    originals: dict[str, Artifact], work: Workload, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = shutil.copytree(originals["fp32"].path, tmp_path / "a")
+    for spec in ("elsewhere/mymodule.py:make_workload", "Sequential"):  # another folder; a study made from Python
+        forge(Artifact.load(path), lambda m, spec=spec: m["recorded"].update(workload=spec))  # type: ignore[misc]
+        assert main(["verify", str(path)]) == 2
+        assert "--workload SPEC" in capsys.readouterr().err
+
+
+def test_a_workload_inside_the_artifact_is_never_run(originals: dict[str, Artifact], tmp_path: Path) -> None:
+    path = shutil.copytree(originals["fp32"].path, tmp_path / "a")
+    (path / "evil.py").write_text(f"open({str(tmp_path / 'pwned')!r}, 'w')")
+
+    def name(m: dict[str, Any]) -> None:
+        m["recorded"]["workload"] = f"{path}/evil.py:make_workload"
+        m["files"]["evil.py"] = {"bytes": 0, "sha256": "0" * 64}
+
+    manifest = json.loads((path / "manifest.json").read_text())
+    manifest["files"]["evil.py"] = {"bytes": 0, "sha256": "0" * 64}
+    (path / "manifest.json").write_text(json.dumps(manifest))
+    forge(Artifact.load(path), name)
+    with pytest.raises(InputError, match="outside the artifact"):
+        verify(path)
+    assert not (tmp_path / "pwned").exists()
 
 
 # ---- mutants by someone who can rewrite hashes ------------------------------------------------------------------------------
@@ -274,7 +312,6 @@ def unlisted(name: str) -> Callable[[Artifact], None]:
         (artifact.path / name).unlink()
         manifest = json.loads((artifact.path / "manifest.json").read_text())
         del manifest["files"][name]
-        manifest["deployable"]["files"] = [f for f in manifest["deployable"]["files"] if f != name]
         (artifact.path / "manifest.json").write_text(json.dumps(manifest))
         forge(artifact)
 
@@ -350,7 +387,6 @@ MUTANTS: dict[str, tuple[str, Callable[[Artifact], None]]] = {
     "tensor of a terabyte": ("structure of model.onnx", hollow),
     "probe taken out": ("manifest", unlisted("probe.safetensors")),
     "weights taken out": ("manifest", unlisted("model.safetensors")),
-    "program taken out": ("manifest", unlisted("model.onnx")),
     "a file too many": ("nothing else", stranger),
     "weights 2 % off": ("weights in the file", scaled_safetensors),
     "garbage for weights": ("plan", garbage_tensors),
@@ -436,3 +472,63 @@ def test_what_cannot_be_told_is_said_and_counts_only_when_strict(
 def test_bad_seconds(originals: dict[str, Artifact]) -> None:
     with pytest.raises(InputError, match="seconds must be positive"):
         verify(originals["fp32"].path, seconds=0)
+
+
+# ---- without trusting anything ----------------------------------------------------------------------------------------------
+
+
+def test_nothing_of_the_author_is_executed_without_trust(
+    originals: dict[str, Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = shutil.copytree(originals["int8"].path, tmp_path / "a")
+    evil = tmp_path / "evil.py"
+    evil.write_text(f"open({str(tmp_path / 'pwned')!r}, 'w')")
+    forge(Artifact.load(path), lambda m: m["recorded"].update(workload=f"{evil}:make_workload"))
+    assert main(["verify", str(path), "--seconds", "0.5", "--trust-nothing"]) == 0
+    told = capsys.readouterr()
+    assert "no workload, no pickle, no code from the folder" in told.err.splitlines()[0]
+    assert "cannot tell here: everything else: no code that the artifact names was executed" in told.out
+    assert not (tmp_path / "pwned").exists()
+    found = json.loads((path / "verify.json").read_text())
+    states = {check["name"]: check["state"] for check in found["checks"]}
+    checked = ("files", "structure of model.onnx", "probe", "program repeats", "size", "weights in the file", "bits")
+    assert {states[name] for name in checked} == {"kept"}
+    assert states["budget drop"] == "cannot tell"
+
+
+UNTRUSTED: dict[str, Callable[[Artifact], None]] = {
+    "noise in the graph": noisy,
+    "data outside": outside,
+    "operator of a library": foreign,
+    "tensor of a terabyte": hollow,
+    "weights 2 % off": scaled_safetensors,
+    "swapped weight": swap_weight,
+}
+
+
+@pytest.mark.parametrize("name", UNTRUSTED)
+def test_forgeries_are_caught_without_trust(originals: dict[str, Artifact], name: str, tmp_path: Path) -> None:
+    artifact = Artifact.load(shutil.copytree(originals["int8"].path, tmp_path / "a"))
+    UNTRUSTED[name](artifact)
+    checks = examine(Artifact.load(artifact.path), None, seconds=0.1)
+    assert [check.name for check in checks if check.state == "broken"]
+
+
+def test_what_trust_nothing_refuses(originals: dict[str, Artifact], work: Workload, tmp_path: Path) -> None:
+    path = shutil.copytree(originals["fp32"].path, tmp_path / "a")
+    with pytest.raises(InputError, match="left out with trust_nothing"):
+        verify(path, workload=work, trust_nothing=True)
+
+    def torch_program(m: dict[str, Any]) -> None:
+        m["reference"].update(runtime="torch", target="torch:cpu?threads=1&batch=1")
+
+    forge(Artifact.load(path), torch_program)
+    with pytest.raises(InputError, match="no pickle"):
+        verify(path, trust_nothing=True)
+
+
+def test_a_file_that_brings_the_process_down_is_a_failed_check(originals: dict[str, Artifact], tmp_path: Path) -> None:
+    done = subprocess.CompletedProcess([], -11, "", "something\nlast words")
+    assert _died(done, loaded=True, spec="x").state == "broken"
+    with pytest.raises(EquipoiseError, match="could not be loaded in a clean process: the process died of signal 11"):
+        _died(done, loaded=False, spec="x")
