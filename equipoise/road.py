@@ -22,7 +22,8 @@ from torch import nn
 from equipoise import runtimes, sensitivity, steering
 from equipoise.budget import Budget, parse_budget
 from equipoise.errors import EquipoiseError, must_be
-from equipoise.measure import latency, machine
+from equipoise.measure import machine
+from equipoise.racing import Contender, race_programs
 from equipoise.records import Evaluation, Fidelity, Plan, as_data, digest, evaluation_from
 from equipoise.recovery import HOPE, recover
 from equipoise.runtimes import Program, Target, parse_targets
@@ -369,10 +370,10 @@ class Road:
         return [e for e in self.evaluations if e.ok and e.fidelity == "one-shot" and e.plan in plans]
 
     def _race(self, shortlist: Mapping[str, Evaluation], seconds: float) -> dict[str, Any]:
-        calls: dict[str, Callable[[], object]] = {"reference": self.bench.reference_call()}
+        contenders = {"reference": Contender(self.bench.reference_program, self.targets[0])}
         for key, evaluation in shortlist.items():
             program = Program.stored(evaluation, self.store.read_blob)
-            calls[key] = self.bench.caller(program, self.bench.target_of(evaluation.plan))
-        timed = latency.compare(calls, rounds=60, seconds=seconds, precision=0.01)
-        found = {key: timed.speedup("reference", key) for key in shortlist}
-        return {key: as_data(ratio) for key, ratio in found.items() if ratio.bounded}
+            contenders[key] = Contender(program, self.bench.target_of(evaluation.plan))
+        inputs = self.bench.validation[0][: max(t.batch for t in self.targets)].numpy()
+        found = race_programs(contenders, inputs, baseline="reference", seconds=seconds, seed=self.seed)
+        return {key: as_data(found.speedup("reference", key)) for key in shortlist}
