@@ -9,7 +9,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 
-from equipoise.budget import Budget, parse_budget
+from equipoise.budget import MEASURED, Budget, parse_budget
 from equipoise.errors import EquipoiseError, InputError, unknown
 from equipoise.pareto import Knee, knee, non_dominated
 from equipoise.records import Evaluation
@@ -65,7 +65,7 @@ def parse_pick(text: str) -> Budget | None:
         return None
     if not {"<", ">", "="} & set(text):
         raise unknown("pick", text, [*NAMES, 'a budget like "latency<=1ms"'])
-    return parse_budget(text)
+    return parse_budget(text, axes=MEASURED)
 
 
 def knee_of(evaluations: Sequence[Evaluation]) -> tuple[Evaluation, Knee]:

@@ -337,7 +337,7 @@ def _block_medians(blocks: tuple[tuple[float, ...], ...]) -> tuple[float, ...]:
     return tuple(float(np.median(block)) for block in blocks)
 
 
-def failed(plan: Plan, fidelity: Fidelity, error: str) -> Evaluation:
+def failed(plan: Plan, fidelity: Fidelity, error: str, *, leg: int = 0) -> Evaluation:
     """Return the record of a failed trial."""
     nothing = unavailable("points", "the trial failed")
-    return Evaluation(plan, fidelity, nothing, nothing, {}, error=error)
+    return Evaluation(plan, fidelity, nothing, nothing, {}, error=error, leg=leg)

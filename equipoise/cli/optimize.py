@@ -41,10 +41,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run or resume the study, print the front, and say whether the budget was met."""
-    from equipoise.budget import parse_budget
+    import time
+
+    from equipoise.budget import MEASURED, parse_budget
     from equipoise.units import parse
 
-    parse_budget(args.budget), parse(args.time, "s", name="--time")  # bad input is told before torch is imported
+    began = time.perf_counter()
+    parse_budget(args.budget, axes=MEASURED), parse(args.time, "s", name="--time")  # bad input is told before torch is imported
     store = args.store or Path("runs") / _name(args.workload)
     _announce(store)
     from equipoise import workloads
@@ -62,6 +65,7 @@ def run(args: argparse.Namespace) -> int:
             recovery=not args.no_recovery,
             spec=args.workload,
             listen=live,
+            began=began,
         )
     show(study, as_json=args.json)
     return EXIT_OK if study.met or not study.budget.constraints else EXIT_FAILED
