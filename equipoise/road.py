@@ -32,7 +32,7 @@ from equipoise.search.front import predicted_front
 from equipoise.search.propose import Evaluated, converged, first_points, front_volume, propose
 from equipoise.search.surrogate import fit_loss
 from equipoise.store import Store
-from equipoise.study import Study
+from equipoise.study import SCHEMA, Study
 from equipoise.units import parse, show
 from equipoise.watchdog import watched
 from equipoise.workbench import Workbench, failed
@@ -280,7 +280,7 @@ class Road:
             raise EquipoiseError(f"the untouched model could not be measured on {self.targets[0]}: {first.reason}")
         self.reference_s = first.axis("latency_s").get()
         header = {
-            "schema": 1,
+            "schema": SCHEMA,
             "workload": self.spec or self.work.name,
             "name": self.work.name,
             "target": ",".join(str(t) for t in self.targets),
