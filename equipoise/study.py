@@ -76,10 +76,8 @@ class Study:
             newer = f"schema {header['schema']}, here {SCHEMA}"
             raise StoreError(f"the study at {store.path} was written by a newer Equipoise ({newer}). Upgrade equipoise.")
         rows = tuple(evaluation_from(row["evaluation"]) for row in store.all("evaluation"))
-        if not rows or rows[0].fidelity != "untouched" or not rows[0].ok:
-            raise StoreError(
-                f"the study at {store.path} has no usable baseline. Run `equipoise optimize` with another --store."
-            )
+        if not rows or not rows[0].ok:
+            raise StoreError(f"the study at {store.path} has no usable baseline. Run `equipoise optimize` on another --store.")
         ratios = _of_legs({key: ratio for final in finals for key, ratio in final["ratios"].items()}, rows)
         unread = {f"{r['knob']}={r['choice']}": r["error"] for r in store.all("table") if r.get("error")}
         extent = (store.get("extent", asked[-1]) if asked else None) or {}
@@ -192,16 +190,16 @@ class Study:
         return tuple(e for e in self.evaluations if not e.ok)
 
     def failed(self) -> str:
-        """Say how many trials and trainings failed, how many choices could not be probed, and the commonest reasons; or nothing."""
+        """Say how many trials and trainings failed and what could not be probed, with the commonest reasons; or nothing."""
         kinds = {"one-shot": "trial", "recovered": "training"}
         out = []
         for fidelity, noun in kinds.items():
             reasons = [e.reason for e in self.failures if e.fidelity == fidelity]
             total = sum(e.fidelity == fidelity for e in self.evaluations)
             if reasons:
-                every = "the only" if total == 1 else "all" if len(reasons) == total else f"{len(reasons)} of"
-                counted = noun if total == 1 else f"{total} {noun}s"
-                out.append(f"{every} {counted} failed{_commonest(reasons)}")
+                count = f"{len(reasons)} {noun}{'s' if len(reasons) > 1 else ''} failed of {total}"
+                whole = total > 1 and len(reasons) == total
+                out.append((f"all {total} {noun}s failed" if whole else count) + _commonest(reasons))
         if self.unread:
             one = len(self.unread) == 1
             out.append(
@@ -292,8 +290,8 @@ def _raced(evaluation: Evaluation, base_s: float, speed_up: Interval) -> Evaluat
 def describe(evaluation: Evaluation, baseline: Evaluation) -> str:
     """Say in a few words how a plan differs from the untouched model."""
     if evaluation.fidelity == "untouched":
-        words = ("untouched", str(evaluation.plan.choices.get("runtime", "")), str(evaluation.details.get("precision", "fp32")))
-        return ", ".join(w for w in words if w)
+        said = ("untouched", str(evaluation.plan.choices.get("runtime", "")), str(evaluation.details.get("precision", "fp32")))
+        return ", ".join(w for w in said if w)
     plan, old = evaluation.plan, baseline.plan
     words = [str(plan.choices.get("runtime", "")), str(evaluation.details.get("precision", ""))]
     before = sum(int(v) for v in old.of("width").values())
