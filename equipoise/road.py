@@ -278,7 +278,7 @@ class Road:
         first = self.evaluate(self.space.untouched, "untouched", lambda: self.bench.teacher)
         if not first.ok:  # recorded by an earlier version
             raise EquipoiseError(f"the untouched model could not be measured on {self.targets[0]}: {first.reason}")
-        self.reference_s = first.axis("latency_s").get()
+        self.reference_s, self.fixed_s = first.axis("latency_s").get(), self.spent_s
         header = {
             "schema": SCHEMA,
             "workload": self.spec or self.work.name,
@@ -311,7 +311,7 @@ class Road:
             seconds: What reading all would take; 0 where none was read.
         """
         trial = self.expected("one-shot")
-        before = self.store.once("prepare", "0", dict)["seconds"] + self.evaluations[0].seconds
+        before = self.fixed_s
         enough = HEADROOM * (before + (seconds or entries * trial / 2) + 2 * FIRST * trial)
         self.store.once(
             "extent", self.asked, lambda: {"entries": entries, "read": read, "before_s": before, "enough_s": enough}
