@@ -312,7 +312,7 @@ def damage(reference: Array, outputs: Array, *, classifier: bool) -> float:
     return float(((r - o) ** 2).mean() / (r.var() + 1e-12))
 
 
-def failed(plan: Plan, fidelity: Fidelity, error: str) -> Evaluation:
+def failed(plan: Plan, fidelity: Fidelity, error: str, *, leg: int = 0) -> Evaluation:
     """Return the record of a failed trial."""
     nothing = unavailable("points", "the trial failed")
-    return Evaluation(plan, fidelity, nothing, nothing, {}, error=error)
+    return Evaluation(plan, fidelity, nothing, nothing, {}, error=error, leg=leg)
