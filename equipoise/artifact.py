@@ -232,6 +232,7 @@ def _manifest(study: Study, evaluation: Evaluation, *, budget: Budget, pick: str
         },
         "plan": evaluation.plan,
         "changed": {k: [base.plan.choices[k], v] for k, v in evaluation.plan.choices.items() if base.plan.choices.get(k) != v},
+        "left_float": sorted(evaluation.details.get("left_float") or ()),
         "fidelity": evaluation.fidelity,
         "promise": {axis: _figure(reading) for axis, reading in promise.items()},
         "loss": float(evaluation.details["loss"]),
@@ -258,9 +259,7 @@ def _figures(study: Study, evaluation: Evaluation) -> tuple[dict[str, Reading], 
     """Return what is promised of this model and of the untouched one, each figure in the form in which it can be checked."""
     ratio, base = study.ratio(evaluation), study.baseline
     if not ratio.bounded or not 0 < ratio.low < ratio.high <= WIDEST_RATIO * ratio.low:
-        raise InputError(
-            f"the speed-up was timed too briefly for an interval that says something: no promise. {AGAIN}"
-        )
+        raise InputError(f"the speed-up was timed too briefly for an interval that says something: no promise. {AGAIN}")
     exact = ("size_bytes", "params", "macs")
     promise = {
         "quality": _alone(evaluation.quality),

@@ -7,7 +7,7 @@ weights that ship in fp32: they must fit the rebuilt model, and be what the file
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -86,15 +86,16 @@ def in_the_graph(scene: Scene) -> Iterator[Check]:
     else:
         yield judged("weights in the file", WEIGHTS, told, True, note)
     if scene.program.runtime == "onnxruntime":
-        yield _bits(claims.plan, alive, layer_bits(content))
+        yield _bits(claims.plan, claims.left_float, alive, layer_bits(content))
 
 
-def _bits(plan: Mapping[str, int | str], layers: list[str], real: Mapping[str, int]) -> Check:
+def _bits(plan: Mapping[str, int | str], floats: Sequence[str], layers: list[str], real: Mapping[str, int]) -> Check:
     """Compare the plan's bits, layer by layer, with the widths of the integers that reach the operators."""
-    wrong = [f"{name} has {real[name]}" for name in layers if name in real and real[name] != plan[f"bits.{name}"]]
+    wanted = {name: 32 if name in floats else plan[f"bits.{name}"] for name in layers}
+    wrong = [f"{name} has {real[name]}" for name in layers if name in real and real[name] != wanted[name]]
     lost = [name for name in layers if name not in real]
     told = f"{sum(bits == 8 for bits in real.values())} of {len(layers)} layers in 8 bits"
-    stated = f"{sum(plan[f'bits.{name}'] == 8 for name in layers)} of {len(layers)}"
+    stated = f"{sum(bits == 8 for bits in wanted.values())} of {len(layers)}"
     if lost and not wrong:
         return Check("bits", stated, told, "cannot tell", f"{lost[0]} is stored under another name")
     return judged("bits", stated, told, not wrong, "; ".join(wrong[:5]))
