@@ -24,6 +24,7 @@ import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -82,7 +83,7 @@ class Artifact:
         """SHA-256 over the manifest's own canonical content, its recorded digest left out."""
         return sha256(dumps({k: v for k, v in self.manifest.items() if k != "digest"}).encode()).hexdigest()
 
-    @property
+    @cached_property
     def claims(self) -> Manifest:
         """The manifest as a typed record."""
         return checked(self.manifest)

@@ -60,6 +60,7 @@ def examine(
     scene = Scene.of(artifact, work)
     yield from guarded("probe", _probe(scene))
     if work is not None:
+        yield from guarded("source model", _source(artifact, work))
         yield from guarded("quality", _quality(scene, figures))
     yield from guarded("costs", _costs(scene, figures, seconds))
     yield from guarded("plan", in_the_graph(scene) if work is None else rebuilt(scene, figures))
@@ -78,8 +79,6 @@ def _opened(artifact: Artifact, work: Workload | None) -> Iterator[Check]:
     for name in sorted(artifact.manifest["files"]):
         if name.endswith(".onnx"):
             yield _structure(name, artifact.read(name))
-    if work is not None:
-        yield from _source(artifact, work)
     scene = Scene.of(artifact, work)
     for name, program in (("program", scene.program), ("reference", scene.reference)):
         entry = artifact.claims.deployable if name == "program" else artifact.claims.reference
@@ -188,7 +187,7 @@ def _validation(scene: Scene, kept: Split, answers: Tensor, before: Tensor) -> I
     binary = each is not None and bool(torch.isin(each, torch.tensor([0.0, 1.0])).all())
     quality = metric.score(answers, targets)
     scale = max(1.0, abs(quality)) if not binary else 0.0
-    tight, wide = (50 / len(targets), 150 / len(targets)) if binary else (1e-4 * scale, 1e-3 * scale)
+    tight, wide = (25 / len(targets), 150 / len(targets)) if binary else (1e-4 * scale, 1e-3 * scale)
     if not scene.at_home:
         wide = 1.0 if binary else 1e-2 * scale
     drop = drop_reading(metric, before.numpy(), answers.numpy(), targets)
@@ -201,7 +200,7 @@ def _validation(scene: Scene, kept: Split, answers: Tensor, before: Tensor) -> I
         ("baseline on validation", baseline["quality"], measured(untouched, "points"), 1),
     ):
         off = _off(stated, real)
-        yield near(name, str(stated), str(real), off, tight=slack * tight, wide=slack * wide, note=note)
+        yield near(name, str(stated), str(real), off, tight=tight, wide=slack * wide, note=note)
 
 
 def _off(a: Reading, b: Reading) -> float:
