@@ -188,7 +188,7 @@ def export(
     if not evaluation.ok:
         raise InputError(f"only a trial that ended well can be exported; this one failed: {evaluation.error.splitlines()[-1]}")
     study = _raced(evaluation, store)
-    evaluation = next(e for e in study.evaluations if e.key == evaluation.key)
+    evaluation = next((e for e in study.evaluations if e.key == evaluation.key), evaluation)
     program, place = _program_of(evaluation, store), _place(str(evaluation.details["runtime"]))
     reference = _program_of(study.baseline, store)
     contents = {f"reference/{name}": content for name, content in reference.files.items()}

@@ -85,12 +85,23 @@ def store(tmp_path: Path) -> Iterator[Store]:
         store.put("study", "header", {"header": header}, seconds=0.0)
         for e in (base, small):
             store.put("evaluation", e.key, {"evaluation": as_data(e)}, seconds=1.0)
+        race = {"ratios": {small.key: small.details["speed_up"]}, "reference": as_data(base.cost["latency_s"])}
+        store.put("final", "race", race, seconds=1.0)
         yield store
 
 
 @pytest.fixture
 def artifact(store: Store, tmp_path: Path) -> Artifact:
     return export(evaluation(store, "small"), store, tmp_path / "out", pick="fastest")
+
+
+def recorded(store: Store, found: Evaluation) -> Evaluation:
+    """Put one more evaluation into the study, and into a last race."""
+    store.put("evaluation", found.key, {"evaluation": as_data(found)}, seconds=1.0)
+    reference = as_data(evaluation(store, "base").cost["latency_s"])
+    race = {"ratios": {found.key: found.details["speed_up"]}, "reference": reference}
+    store.put("final", found.key, race, seconds=1.0)
+    return found
 
 
 def files(folder: Path) -> dict[str, bytes]:
@@ -116,7 +127,8 @@ def test_openvino_goes_into_its_own_folder_beside_onnx(store: Store, tmp_path: P
     details = {**base.details, "runtime": "openvino", "target": "openvino:cpu?threads=1&batch=1"}
     cost = {**base.cost, "size_bytes": measured(compiled.size_bytes, "B")}
     kept = {role: store.blob(content) for role, content in parts.items()}
-    made = evaluation(store, "small", files=kept, details=details, cost=cost)
+    plan = Plan({"width.conv1": 32, "bits.fc": 8})
+    made = recorded(store, evaluation(store, "small", files=kept, details=details, cost=cost, plan=plan))
     found = export(made, store, tmp_path / "out")
     assert {"openvino/model.xml", "openvino/model.bin", "model.onnx"} <= files(found.path).keys()
     assert found.program == compiled
@@ -289,7 +301,7 @@ def test_what_cannot_be_exported(store: Store, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="this one failed: boom"):
         export(evaluation(store, "small", error="Traceback\nboom"), store, tmp_path / "out")
     with pytest.raises(StoreError, match="holds no program"):
-        export(evaluation(store, "small", files={}), store, tmp_path / "out")
+        export(recorded(store, evaluation(store, "small", files={}, plan=Plan({"bits.fc": 8}))), store, tmp_path / "out")
     small = evaluation(store, "small")
     (store.path / "blobs" / small.files["program:model.onnx"]).write_bytes(b"other")
     with pytest.raises(StoreError, match="changed on the disk"):

@@ -89,6 +89,8 @@ def made(work: Workload, folder: Path, target: Target) -> Artifact:
         reference_s = base.axis("latency_s").get()
         small = bench.evaluate(plan, bench.build(plan), fidelity="one-shot", reference_s=reference_s, seconds=0.2)
         store.put("evaluation", small.key, {"evaluation": as_data(small)}, seconds=0.0)
+        race = {"ratios": {small.key: small.details["speed_up"]}, "reference": as_data(base.cost["latency_s"])}
+        store.put("final", "race", race, seconds=0.0)
         return export(Study.read(store).evaluations[1], store, folder / "artifact")
 
 
