@@ -312,7 +312,8 @@ class Road:
         """
         trial = self.expected("one-shot")
         before = self.fixed_s
-        enough = HEADROOM * (before + (seconds or entries * trial / 2) + 2 * FIRST * trial)
+        probes = min(seconds or entries * trial / 2, 2 * FIRST * trial)  # beyond that they are predicted from one another
+        enough = HEADROOM * (before + probes + 2 * FIRST * trial)
         self.store.once(
             "extent", self.asked, lambda: {"entries": entries, "read": read, "before_s": before, "enough_s": enough}
         )
