@@ -33,13 +33,13 @@ AXES = ("latency_s", "size_bytes", "drop")
 class Study:
     """All evaluations of one workload on its targets, in the order they were made.
 
-    Attributes:
-        header: Workload, targets, budget, seed, metric, machine: what the run was asked and where it ran.
-        evaluations: Every trial, failed ones too.
-        finals: Key -> the last, interleaved latency measurement against the untouched model.
-        unread: What was left as it is because its probe failed (``width.conv1=16``) -> why.
-        extent: How far the tables of the last asking reached: ``entries``, ``read``, ``before_s`` (preparing and the baseline)
-            and ``enough_s`` (what a first search would need); empty where that was not recorded.
+       Attributes:
+           header: Workload, targets, budget, seed, metric, machine: what the run was asked and where it ran.
+           evaluations: Every trial, failed ones too.
+           finals: Key -> the last, interleaved latency measurement against the untouched model.
+           unread: What was left as it is because its probe failed (``width.conv1=16``) -> why.
+           extent: How far the tables of the last asking reached: ``entries``, ``read``, ``before_s`` (spent by their end) and
+    ``enough_s`` (what a first search would need); empty where that was not recorded.
     """
 
     path: Path
@@ -227,7 +227,8 @@ class Study:
             return "nothing was searched: there is nothing in this model that could be changed and tried"
         need = show(self.extent["before_s"], "s")
         asked, enough = show(self.header["time_s"], "s"), _rounded(self.extent["enough_s"])
-        return f"nothing was searched: preparing and the baseline alone took {need} of {asked}; give --time {enough}"
+        what = "preparing, the baseline and the tables" if self.extent["read"] else "preparing and the baseline"
+        return f"nothing was searched: {what} took {need} of {asked}; give --time {enough}"
 
     def verdict(self) -> str:
         """Say whether the budget was met, and if not by how much and which bound binds; a pick that is slower is announced."""

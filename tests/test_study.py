@@ -240,7 +240,7 @@ def test_where_nothing_was_searched_that_is_the_answer(tmp_path) -> None:
         store.put("asking", "0", {"header": "1"}, seconds=0)
         store.put("extent", "1", EXTENT, seconds=0)
         found = Study.read(store)
-        assert found.verdict() == ("nothing was searched: preparing and the baseline alone took 8.2 s of 1 s; give --time 70s")
+        assert found.verdict() == ("nothing was searched: preparing and the baseline took 8.2 s of 1 s; give --time 70s")
         assert not found.answered
         fill(store, (HALF,), "drop<=1", time_s=1.0)  # int8 by hand is part of the baseline: an answer, though none of a search
         found = Study.read(store)
