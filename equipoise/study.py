@@ -33,13 +33,13 @@ AXES = ("latency_s", "size_bytes", "drop")
 class Study:
     """All evaluations of one workload on its targets, in the order they were made.
 
-       Attributes:
-           header: Workload, targets, budget, seed, metric, machine: what the run was asked and where it ran.
-           evaluations: Every trial, failed ones too.
-           finals: Key -> the last, interleaved latency measurement against the untouched model.
-           unread: What was left as it is because its probe failed (``width.conv1=16``) -> why.
-           extent: How far the tables of the last asking reached: ``entries``, ``read``, ``before_s`` (spent by their end) and
-    ``enough_s`` (what a first search would need); empty where that was not recorded.
+    Attributes:
+        header: Workload, targets, budget, seed, metric, machine: what the run was asked and where it ran.
+        evaluations: Every trial, failed ones too.
+        finals: Key -> the last, interleaved latency measurement against the untouched model.
+        unread: What was left as it is because its probe failed (``width.conv1=16``) -> why.
+        extent: How far the tables of the last asking reached: ``entries``, ``read``, ``before_s`` (spent by their end) and
+            ``enough_s`` (what a first search would need); empty where that was not recorded.
     """
 
     path: Path
