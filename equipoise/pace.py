@@ -19,7 +19,7 @@ from equipoise.stats import Interval
 from equipoise.verify import Check
 
 MOST_EXPLAINED = 1.25
-"""The state of a machine was seen to move a ratio by a fifth (one model slowed by 1.3, the other by 1.6): no more is explained."""
+"""The state of a machine moved a ratio by a fifth where it was seen (one model slowed by 1.3, the other by 1.6)."""
 
 
 def raced(scene: Scene, found: dict[str, Reading], seconds: float) -> Iterator[Check]:

@@ -28,7 +28,7 @@ def found(value: float, half: float = 0.05) -> Interval:
         (found(1.7), 1.0, True, "broken", "below the one promised"),
         (found(1.7), 1.0, False, "cannot tell", "another CPU"),
         (found(1.92), 1.0, True, "cannot tell", "still meets"),
-        (found(2.0, 0.3), 1.0, True, "cannot tell", "15.0% here, promised to ± 2.5%"),
+        (found(2.0, 0.3), 1.0, True, "cannot tell", "15.0% only, promised to ± 2.5%"),
         (found(1.2, 0.3), 1.0, True, "broken", "below"),
         (found(1.7), 1.2, True, "cannot tell", "1.20× slower"),
         (found(0.5), 40.0, True, "broken", "below"),
