@@ -9,8 +9,8 @@ from __future__ import annotations
 import statistics
 import time as clock
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -126,11 +126,24 @@ def optimize(
     for wanted in targets:
         if reason := runtimes.get(wanted.runtime).unavailable():
             raise must_be("target", "a runtime that can be used here", str(wanted), reason)
-    check(work)
+    with staying("checking the workload"):
+        check(work)
     with Store.open(store) as opened:
         opened.identity({"workload": work.fingerprint, "targets": [str(t) for t in targets], "seed": seed})
         road = Road(opened, work, targets, bounds, limit, seed, recovery, located(spec), listen, started)
         return road.walk()
+
+
+@contextmanager
+def staying(doing: str) -> Iterator[None]:
+    """Turn an exit of the user's own code into an error that says so."""
+    try:
+        yield
+    except SystemExit as error:
+        raise InputError(
+            f"the workload must not end the program; its own code raised SystemExit({error.code!r}) while {doing}. "
+            "Raise an ordinary error there."
+        ) from error
 
 
 @dataclass
@@ -158,7 +171,7 @@ class Road:
     def walk(self) -> Study:
         """Walk it all and return the study."""
         self.tell("prepare", "fold the model, trace its groups, collect statistics")
-        with self.watch("preparing the model"):
+        with self.watch("preparing the model"), staying("preparing the model"):
             self.bench = Workbench.prepare(self.work, self.targets, self.store.blob)
             self.space = self.bench.space
         self.step("prepare", "0", dict)
@@ -464,7 +477,12 @@ class Road:
             return
         self.tell("final", f"time the {len(shortlist)} best beside the untouched model")
         race = partial(race_stored, self.store, study.baseline, tuple(shortlist.values()), seconds=seconds, seed=self.seed)
-        self.step("final", digest(sorted(shortlist)), race)
+        try:
+            self.step("final", digest(sorted(shortlist)), race, expected_s=seconds)
+        except StoreError:
+            raise
+        except EquipoiseError as error:  # nothing that was found is lost for it; `export` races again
+            self.tell("final", f"WARNING: the last race failed, so latencies are those of the search: {error}")
 
     def _contenders(self) -> list[Evaluation]:
         """The best that hand use of one tool gives: the untouched model quantized by each runtime."""

@@ -199,3 +199,22 @@ def test_a_stuck_step_is_named_while_it_goes_on(tmp_path, monkeypatch) -> None:
     optimize(make(), time=0.1, store=tmp_path / "study", listen=said.append)
     stuck = [event.text for event in said if event.stage == "stuck"]
     assert any("untouched evaluation" in text and text.startswith("WARNING") for text in stuck)
+
+
+def test_a_metric_that_ends_the_program_is_told(tmp_path) -> None:
+    def leaves(*_: object) -> float:
+        raise SystemExit(7)
+
+    with pytest.raises(InputError, match=r"must not end the program.*SystemExit\(7\)"):
+        optimize(make(metric=leaves), time=0, store=tmp_path / "study")
+
+
+def test_a_last_race_that_fails_loses_nothing(tmp_path, monkeypatch) -> None:
+    def fails(*_: object, **__: object) -> None:
+        raise EquipoiseError("the race could not be run: a child died")
+
+    monkeypatch.setattr(roads, "race_stored", fails)
+    said: list[Event] = []
+    study = optimize(make(), budget="drop<=50", time=AMPLE_S, store=tmp_path / "study", recovery=False, listen=said.append)
+    assert study.searched
+    assert any(e.stage == "final" and "WARNING" in e.text and "a child died" in e.text for e in said)
