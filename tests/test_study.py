@@ -209,6 +209,7 @@ def test_failures_are_counted_with_the_commonest_reason(tmp_path) -> None:
     with Store.open(tmp_path / "study") as store:
         fill(store, (BASE, HALF, *broken, *trained), "")
         store.put("table", "bits.fc=8", {"knob": "bits.fc", "choice": 8, "loss": None, "error": "C: c"}, seconds=1)
+        store.put("lut", "onnxruntime:cpu", {"times": {}, "failed": {"32:x": "conv 3x8, 32 bits: D: d"}}, seconds=1)
         found, summary = Study.read(store), summarize(store)
     said = found.failed()
     assert "3 trials failed of 4, most often 2 times: B: b" in said
@@ -216,6 +217,7 @@ def test_failures_are_counted_with_the_commonest_reason(tmp_path) -> None:
     assert "1 choice could not be probed and was left out: C: c" in said
     assert any(said in note for note in summary["notes"])
     assert "bits.fc=8 was left out: its probe failed (C: c)" in summary["notes"]
+    assert any(note.startswith("1 operator could not be timed") and "D: d" in note for note in summary["notes"])
     assert study(tmp_path / "b", BASE, HALF).failed() == ""
 
 
