@@ -225,12 +225,12 @@ class Study:
         """Say why nothing was searched and how much time would be enough; empty where something was, or it is not known."""
         if self.searched or not self.extent:
             return ""
-        if self.extent["entries"] == 0 or self.extent["read"] == self.extent["entries"]:
+        if len(self.unread) >= self.extent["entries"]:
             return "nothing was searched: there is nothing in this model that could be changed and tried"
         need = show(self.extent["before_s"], "s")
         asked, enough = show(self.header["time_s"], "s"), _rounded(self.extent["enough_s"])
         what = "preparing, the baseline and the tables" if self.extent["read"] else "preparing and the baseline"
-        return f"nothing was searched: {what} took {need} of {asked}; give --time {enough}"
+        return f"nothing was searched: {what} took {need} where {asked} was given; give --time {enough}"
 
     def verdict(self) -> str:
         """Say whether the budget was met, and if not by how much and which bound binds; a pick that is slower is announced."""

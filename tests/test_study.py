@@ -242,7 +242,9 @@ def test_where_nothing_was_searched_that_is_the_answer(tmp_path) -> None:
         store.put("asking", "0", {"header": "1"}, seconds=0)
         store.put("extent", "1", EXTENT, seconds=0)
         found = Study.read(store)
-        assert found.verdict() == ("nothing was searched: preparing and the baseline took 8.2 s of 1 s; give --time 70s")
+        assert found.verdict() == (
+            "nothing was searched: preparing and the baseline took 8.2 s where 1 s was given; give --time 70s"
+        )
         assert not found.answered
         fill(store, (HALF,), "drop<=1", time_s=1.0)  # int8 by hand is part of the baseline: an answer, though none of a search
         found = Study.read(store)
@@ -270,3 +272,16 @@ def test_what_was_asked_last_counts(tmp_path) -> None:
         for number, key in enumerate(("1", "2", "1")):
             store.put("asking", str(number), {"header": key}, seconds=0)
         assert Study.read(store).budget.text == "drop<=1"
+
+
+def test_tables_that_took_all_the_time_are_named_and_a_model_without_choices_is_told_apart(tmp_path) -> None:
+    with Store.open(tmp_path / "study") as store:
+        fill(store, (BASE,), "drop<=1", time_s=60.0)
+        store.put("asking", "0", {"header": "1"}, seconds=0)
+        store.put("extent", "1", {"entries": 1, "read": 1, "before_s": 59.0, "enough_s": 130.0}, seconds=0)
+        found = Study.read(store)
+        assert found.unsearched() == (
+            "nothing was searched: preparing, the baseline and the tables took 59 s where 1 min was given; give --time 3min"
+        )
+        store.put("table", "bits.fc=8", {"knob": "bits.fc", "choice": 8, "loss": None, "error": "C: c"}, seconds=1)
+        assert "nothing in this model that could be changed" in Study.read(store).unsearched()
