@@ -218,3 +218,22 @@ def test_a_last_race_that_fails_loses_nothing(tmp_path, monkeypatch) -> None:
     study = optimize(make(), budget="drop<=50", time=AMPLE_S, store=tmp_path / "study", recovery=False, listen=said.append)
     assert study.searched
     assert any(e.stage == "final" and "WARNING" in e.text and "a child died" in e.text for e in said)
+
+
+class Scaled(nn.Module):
+    """A model of one weight for each input: nothing of it can be cut or rounded."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.scale = nn.Parameter(torch.ones(2))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x * self.scale
+
+
+def test_a_model_with_nothing_to_change_is_one_sentence(tmp_path) -> None:
+    x = torch.randn(80, 2)
+    y = x.argmax(1)
+    work = Workload(model=Scaled(), train=(x, y), validation=(x[:40], y[:40]), test=(x[40:], y[40:]), name="scaled")
+    with pytest.raises(InputError, match="must offer something to change"):
+        optimize(work, time=1, store=tmp_path / "study")
