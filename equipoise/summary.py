@@ -10,6 +10,7 @@ from equipoise.picks import settled
 from equipoise.records import SCHEMA, Evaluation, as_data
 from equipoise.store import Store
 from equipoise.study import Study
+from equipoise.tested import verified
 
 
 def summarize(store: Store) -> dict[str, Any]:
@@ -32,6 +33,7 @@ def summarize(store: Store) -> dict[str, Any]:
         "layers": layer_rows(best, study.baseline, tables),
         "progress": progress(study),
         "sentence": study.sentence(best),
+        "verified": [as_data(found) for found in verified(study.path)],
         "notes": [*untimed(store), *notes(study)],
     }
 
