@@ -112,7 +112,8 @@ def optimize(
             raise must_be("target", "a runtime that can be used here", str(wanted), reason)
     check(work)
     with Store.open(store) as opened:
-        opened.identity({"workload": work.fingerprint, "targets": [str(t) for t in targets], "seed": seed})
+        about = {"workload": work.fingerprint, "parts": work.identity, "targets": [str(t) for t in targets], "seed": seed}
+        opened.identity(about)
         road = Road(opened, work, targets, bounds, limit, seed, recovery, spec, listen)
         return road.walk()
 
