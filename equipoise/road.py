@@ -34,7 +34,7 @@ from equipoise.store import Store
 from equipoise.study import Study
 from equipoise.units import parse, show
 from equipoise.workbench import Workbench, failed
-from equipoise.workloads import Workload, check
+from equipoise.workloads import Workload, advice, check
 from equipoise.workloads.weights import packed
 
 SEARCH_SHARE = 0.5
@@ -204,6 +204,9 @@ class Road:
 
     def baseline(self) -> None:
         """Measure the untouched model, on every target, and write the study's header."""
+        notes = self.step("notes", "workload", lambda: {"notes": list(advice(self.work))})["notes"]
+        for note in notes:
+            self.tell("notes", f"WARNING: {note}")
         self.tell("baseline", "the untouched model")
         self.reference_s: float | None = None
         first = self.evaluate(self.space.untouched, "untouched", lambda: self.bench.teacher)
@@ -222,6 +225,7 @@ class Road:
             "baseline": first.key,
             "metric": {"name": self.work.metric.name, "maximize": self.work.metric.maximize, "unit": self.work.metric.unit},
             "space": {"knobs": len(self.space.knobs), "plans": f"{self.space.size:.3g}"},
+            "notes": notes,
             "left_whole": {g.name: g.reason for g in self.bench.pruner.groups if not g.prunable},
         }
         self.step("study", digest(header), lambda: {"header": {**header, **self._kept(), "machine": machine.describe()}})
