@@ -193,6 +193,7 @@ def task_of(work: Workload) -> Task:
         augment=work.augment,
         name=work.name,
         outputs=outputs,
+        ignore_label=work.ignore_label,
     )
 
 
