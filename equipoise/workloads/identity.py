@@ -217,14 +217,15 @@ def _words(value: Any, depth: int, seen: set[int]) -> list[str]:
         return ["model", of_code(value), of_weights(value)]
     if hasattr(value, "to_numpy"):
         return [kind, *follow(value.to_numpy())]
-    if callable(value) and not hasattr(value, "__dict__"):
+    if callable(value) and not hasattr(value, "__dict__") and _library_class(type(value)):
         return [kind, str(getattr(value, "__module__", "")), str(getattr(value, "__qualname__", kind))]
     return [kind, *follow(type(value)), *(word for k, v in _state(value) for word in (k, *follow(v)))]
 
 
 def _state(value: Any) -> list[tuple[str, Any]]:
     """Attributes of an object that say what it does; counters and caches, by custom private, are left out."""
-    held = getattr(value, "__dict__", {})
+    slots = (name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()) if isinstance(name, str))
+    held = {**{name: getattr(value, name) for name in slots if hasattr(value, name)}, **getattr(value, "__dict__", {})}
     return sorted((str(k), v) for k, v in held.items() if not (str(k).startswith("_") and isinstance(v, dict)))
 
 

@@ -94,6 +94,8 @@ OTHER = [
      "import functools\ndef g(o, k):\n    return k\nf = functools.partial(g, k=2)"),
     ("class F:\n    def __init__(s, k): s.k = k\n    def __call__(s, o): return s.k\nf = F(1)",
      "class F:\n    def __init__(s, k): s.k = k\n    def __call__(s, o): return s.k\nf = F(2)"),
+    ("class F:\n    __slots__ = ('k',)\n    def __init__(s, k): s.k = k\n    def __call__(s, o): return s.k\nf = F(1)",
+     "class F:\n    __slots__ = ('k',)\n    def __init__(s, k): s.k = k\n    def __call__(s, o): return s.k\nf = F(2)"),
     ("class F:\n    def __call__(s, o): return 1\nf = F()", "class F:\n    def __call__(s, o): return 2\nf = F()"),
     ("class B:\n    def g(s): return 1\nclass F(B):\n    def h(s): return s.g()\nf = F().h",
      "class B:\n    def g(s): return 2\nclass F(B):\n    def h(s): return s.g()\nf = F().h"),
