@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from equipoise.errors import InputError, must_be
 from equipoise.workloads.augment import Augment
 from equipoise.workloads.data import Split, Transform, predict
+from equipoise.workloads.meaning import Divergence, divergence_of, settled
 from equipoise.workloads.metrics import Loss, Metric, Score, loss_of, metric_of
 
 VALIDATION_SHARE, VALIDATION_MOST = 5, 5000
@@ -34,7 +35,7 @@ class Workload:
         model: A copy of the user's model, on the CPU and in evaluation mode.
         train, validation, calibration, test: Disjoint splits, except that calibration is made of training inputs when it was
             not given. The test split is read once, by the final verification.
-        metric: Quality and its direction.
+        metric: Quality and its direction; `Metric.point` says what a drop of one point is.
         loss: (outputs, targets) -> scalar tensor.
         augment: (inputs, generator) -> inputs, random changes for training; or None.
         claimed_quality: What the user says that the model reaches, in points; `check` looks at it. Or None.
@@ -79,7 +80,8 @@ class Workload:
         Args:
             model: The trained model, or a function of nothing that builds it.
             train, test: Anything that `Split.of` takes: ``(inputs, targets)``, a dataset, a DataLoader, an iterable of batches.
-            metric: ``accuracy``, ``f1``, ``mse``, ``mae``, a `Metric`, or a function of (outputs, targets).
+            metric: ``accuracy``, ``f1``, ``mse``, ``mae``, a `Metric`, or a function of (outputs, targets). Where a function
+                gives fractions, one point is 0.01 (docs/metrics.md).
             validation, calibration: As `train`; None takes them from it by a fixed shuffle.
             loss: ``natural`` (cross entropy for labels, squared error for values), a name, or a function.
             augment: Random changes of a batch of training inputs.
@@ -96,14 +98,15 @@ class Workload:
         read = together({"model": lambda: _model_of(model), **rest})
         shared = carved(read["train"], read.get("validation"))
         calibrating = read.get("calibration") or shared["train"].part(0, CALIBRATION_MOST, name="calibration")
+        measure, criterion = settled(read["metric"], read["loss"], read["model"], shared["validation"])
         values = {
             "name": name or type(read["model"]).__name__,
             "model": read["model"],
             **shared,
             "calibration": calibrating,
             "test": read["test"],
-            "metric": read["metric"],
-            "loss": read["loss"],
+            "metric": measure,
+            "loss": criterion,
             "augment": augment,
             "claimed_quality": claimed_quality,
         }
@@ -117,10 +120,14 @@ class Workload:
         return inputs
 
     @cached_property
+    def divergence(self) -> Divergence:
+        """What the outputs mean, and so how far others are from them: told by the loss and the metric."""
+        return divergence_of(self)
+
+    @property
     def classifier(self) -> bool:
-        """Whether the targets are labels (the outputs are logits) rather than numbers."""
-        _, targets = self.validation.take(2).tensors()
-        return not targets.is_floating_point()
+        """Whether the outputs say which labels hold, rather than numbers."""
+        return self.divergence.labels
 
     @cached_property
     def fingerprint(self) -> str:
