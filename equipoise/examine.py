@@ -9,7 +9,6 @@ from __future__ import annotations
 import json
 import math
 import os
-import statistics
 import sys
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
@@ -33,8 +32,9 @@ from equipoise.stats import Interval
 from equipoise.store import write_atomic
 from equipoise.units import show
 from equipoise.verify import Check
-from equipoise.workbench import BATCH, Workbench, damage, drop_reading, per_sample
-from equipoise.workloads import Metric, Split, Workload, classes, predict
+from equipoise.workbench import BATCH, Workbench, damage
+from equipoise.workloads import Split, Workload, classes, predict
+from equipoise.workloads.scoring import drop_reading, quality_reading
 
 FP32_SLACK = 1e-3
 """Largest difference of fp32 outputs, relative to the largest output."""
@@ -119,7 +119,7 @@ def _numerics(scene: Scene, kept: Split, answers: Tensor, before: Tensor) -> Ite
     promised = scene.artifact.manifest["loss"]
     if promised is None:
         return
-    loss = damage(source.numpy(), answers.numpy(), classifier=_labels(scene.work))
+    loss = damage(source.numpy(), answers.numpy(), scene.work.divergence)
     slack = 0.02 * abs(promised) + 1e-5 if scene.at_home else 0.5 * abs(promised) + 1e-2
     note = f"distance to the source's answers, ± {slack:.2g}" + (f"; top-1 agreement {agree:.2%}" if agree == agree else "")
     yield Check("distance to source", f"{promised:.5f}", f"{loss:.5f}", abs(loss - promised) <= slack, note)
@@ -162,7 +162,7 @@ def _test(scene: Scene, found: dict[str, Reading]) -> Iterator[Check]:
     answers, source = scene.outputs(scene.program, split), scene.source(split)
     quality = metric.score(answers, targets)
     drop = drop_reading(metric, source.numpy(), answers.numpy(), targets)
-    found["drop"], found["quality"] = drop, _spread(metric, answers, targets, quality)
+    found["drop"], found["quality"] = drop, quality_reading(metric, answers.numpy(), targets)
     promised = scene.artifact.promise["drop"]
     told = f"{quality:.2f} against {metric.score(source, targets):.2f}"
     yield Check("quality on test", "", told, math.isfinite(quality), f"{len(targets)} samples never used before")
@@ -239,8 +239,7 @@ def _weights(scene: Scene, model: torch.nn.Module, answers: Tensor, kept: Split)
     if scene.program.precision == "fp32":
         apart = _apart(own, answers)
         return Check("weights", promised, f"{apart:.2g}", apart <= FP32_SLACK, "largest difference to the program's answers")
-    labels = _labels(scene.work)
-    mine, source = (damage(x.numpy(), answers.numpy(), classifier=labels) for x in (own, scene.source(kept)))
+    mine, source = (damage(x.numpy(), answers.numpy(), scene.work.divergence) for x in (own, scene.source(kept)))
     ok = mine <= max(1.05 * source, 1e-2)
     return Check("weights", promised, f"{mine:.4f}", ok, f"distance to the program's answers, the source's is {source:.4f}")
 
@@ -294,17 +293,8 @@ def _apart(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / a.abs().max().clamp_min(1e-12))
 
 
-def _spread(metric: Metric, outputs: Tensor, targets: Tensor, quality: float) -> Reading:
-    """The quality with the interval that the split's size leaves open, where the metric is a mean over samples."""
-    each = per_sample(metric, outputs.numpy(), targets)
-    if each is None or len(each) < 2:
-        return measured(quality, "points", n=len(targets))
-    margin = 100 * 1.96 * statistics.stdev(each) / math.sqrt(len(each))
-    return measured(quality, "points", low=quality - margin, high=quality + margin, n=len(each))
-
-
 def _labels(work: Workload) -> bool:
-    return work.classifier
+    return work.divergence.kind == "softmax"
 
 
 def _source_state(artifact: Artifact) -> dict[str, Tensor] | None:

@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -137,12 +137,14 @@ def _distance(e: Evaluation, alive: Sequence[Evaluation], forecast: dict[str, fl
 def _leg(road: Road, start: Evaluation, leg: int, seconds: float) -> Evaluation:
     plan = start.plan
     checkpoint = road.store.scratch(f"{plan.digest}-{leg}")
-    trained: dict[str, float] = {}
+    trained: dict[str, Any] = {}
 
     def make() -> nn.Module:
         student = road.bench.restore(plan, road.store.read_blob(start.files["weights"]))
         done = train(road, plan, student, seconds=seconds, checkpoint=checkpoint, leg=leg)
-        trained.update(trained_steps=done.steps, trained_s=done.seconds)
+        trained.update(
+            trained_steps=done.steps, trained_s=done.seconds, **({"trained_notes": done.notes} if done.notes else {})
+        )
         return refold(done.model).eval()
 
     predicted = {k: v for k, v in start.predicted.items() if k != "loss"}
@@ -156,6 +158,7 @@ def train(road: Road, plan: Plan, student: nn.Module, *, seconds: float, checkpo
 
     Where the user's model had BatchNorm it is put back for the training: a folded net only bears small learning rates.
     """
+    meaning = road.work.divergence
     generator = torch.Generator().manual_seed(int(plan.digest[:8], 16) ^ (road.seed * 1000 + leg))
     normed = any(isinstance(m, _BatchNorm) for m in road.work.model.modules())
     return distill(
@@ -164,7 +167,9 @@ def train(road: Road, plan: Plan, student: nn.Module, *, seconds: float, checkpo
         road.work.train,
         seconds=seconds,
         recipe=WITH_NORM if normed else FOLDED,
-        kind="logits" if road.work.classifier else "values",
+        kind=meaning.kind,
+        axis=meaning.axis,
+        probabilities=meaning.probabilities,
         augment=road.work.augment,
         generator=generator,
         checkpoint=checkpoint,

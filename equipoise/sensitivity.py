@@ -43,7 +43,7 @@ def loss_of(bench: Workbench, knob: Knob, choice: Any) -> float:
     inputs = bench.validation[0][:PROBE_SAMPLES]
     with one_thread(), torch.inference_mode():
         found = torch.cat([model(inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)])
-    return damage(bench.reference.outputs[:PROBE_SAMPLES], found.numpy(), classifier=bench.work.classifier)
+    return damage(bench.reference.outputs[:PROBE_SAMPLES], found.numpy(), bench.work.divergence)
 
 
 def layer_times(bench: Workbench, target: Target, *, seconds: float) -> dict[str, float]:

@@ -75,10 +75,6 @@ class Divergence:
         """Whether the outputs say which labels hold, rather than numbers."""
         return self.kind != "values"
 
-    def logits(self, outputs: Tensor) -> Tensor:
-        """Return outputs as logits where they are probabilities, and else unchanged."""
-        return unsquashed(outputs, self.kind == "bernoulli") if self.probabilities and self.labels else outputs
-
 
 class Judged(Protocol):
     """A workload, as far as it is looked at here."""
