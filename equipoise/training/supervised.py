@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -15,9 +17,13 @@ from equipoise.training.distribution.base import Distribution, Objective, OnePro
 from equipoise.training.logs import Log
 from equipoise.training.loop import Augment, Plan, Progress, Trained, per_epoch, run
 from equipoise.training.losses import Loss, smoothed
+from equipoise.training.outputs import Answer, answer_of
 from equipoise.training.recipe import Recipe
 from equipoise.training.samples import Batches
 from equipoise.training.validation import Metric, Validation
+
+FEW = 4
+"""Samples on which it is tried what the model returns."""
 
 
 def fit(
@@ -53,7 +59,8 @@ def fit(
     Args:
         model: Left as it is.
         data: Training split.
-        loss: (outputs, targets) -> scalar, a mean over the samples.
+        loss: (outputs, targets) -> scalar, a mean over the samples. Of a model that returns more in training mode it gets the
+            answer of evaluation mode, unless it takes all that is returned.
         steps, epochs, seconds: Length of the run, which ends at the first that is reached; give one of them.
         recipe: Hyperparameters; None takes `Recipe`'s.
         augment: Random changes of the inputs.
@@ -94,16 +101,37 @@ def fit(
     elif recipe.patience is not None:
         raise must_be("validation", "given with recipe.patience", None, "Pass the split whose quality is watched.")
     criterion = smoothed(loss, recipe.label_smoothing) if recipe.label_smoothing else loss
+    answer = Answer() if objective else _answer(model, data, criterion)
 
     def labelled(student: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        return criterion(student(inputs), targets)
+        return criterion(answer.of(student, inputs), targets)
 
     identity = {"model": fingerprint(model)} if checkpoint or start else {}
     plan = Plan(
         steps, seconds, augment, before_step, on_step, checkpoint, every_s, identity, start, rates, shown, logs,
         distribution or OneProcess(),
     )  # fmt: skip
-    return run(model, data, objective or labelled, recipe, generator, plan)
+    trained = run(model, data, objective or labelled, recipe, generator, plan)
+    return replace(trained, notes=(answer.note,)) if answer.note else trained
+
+
+def _answer(model: nn.Module, data: Batches, criterion: Loss) -> Answer:
+    """Return what of the model's outputs in training mode the loss gets: all of them, where it takes them as they are."""
+    first = next(iter(data.batches(FEW)), None) if len(data) else None
+    if first is None:  # the loop says what is wrong with the data
+        return Answer()
+    found = answer_of(model, first[0])
+    if found.plain or found.mode != "train":
+        return found
+    try:
+        trial = copy.deepcopy(model).train()
+        inputs, targets = (part.to(next(trial.parameters()).device) for part in first)
+        with torch.random.fork_rng(devices=[]), torch.no_grad():
+            if isinstance(criterion(trial(inputs), targets), Tensor):
+                return Answer()
+    except Exception:  # noqa: BLE001 - the user's loss on outputs that it may not be made for: it gets the answer alone
+        return found
+    return found
 
 
 def fingerprint(model: nn.Module) -> str:
