@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -101,37 +100,49 @@ def fit(
     elif recipe.patience is not None:
         raise must_be("validation", "given with recipe.patience", None, "Pass the split whose quality is watched.")
     criterion = smoothed(loss, recipe.label_smoothing) if recipe.label_smoothing else loss
-    answer = Answer() if objective else _answer(model, data, criterion)
-
-    def labelled(student: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        return criterion(answer.of(student, inputs), targets)
-
+    reader = _Reader(model, criterion)
     identity = {"model": fingerprint(model)} if checkpoint or start else {}
     plan = Plan(
         steps, seconds, augment, before_step, on_step, checkpoint, every_s, identity, start, rates, shown, logs,
         distribution or OneProcess(),
     )  # fmt: skip
-    trained = run(model, data, objective or labelled, recipe, generator, plan)
-    return replace(trained, notes=(answer.note,)) if answer.note else trained
+    trained = run(model, data, objective or reader.loss, recipe, generator, plan)
+    return replace(trained, notes=(reader.answer.note,)) if reader.answer and reader.answer.note else trained
 
 
-def _answer(model: nn.Module, data: Batches, criterion: Loss) -> Answer:
-    """Return what of the model's outputs in training mode the loss gets: all of them, where it takes them as they are."""
-    first = next(iter(data.batches(FEW)), None) if len(data) else None
-    if first is None:  # the loop says what is wrong with the data
-        return Answer()
-    found = answer_of(model, first[0])
-    if found.plain or found.mode != "train":
-        return found
-    try:
-        trial = copy.deepcopy(model).train()
-        inputs, targets = (part.to(next(trial.parameters()).device) for part in first)
-        with torch.random.fork_rng(devices=[]), torch.no_grad():
-            if isinstance(criterion(trial(inputs), targets), Tensor):
-                return Answer()
-    except Exception:  # noqa: BLE001 - the user's loss on outputs that it may not be made for: it gets the answer alone
-        return found
-    return found
+@dataclass
+class _Reader:
+    """Hands the model's outputs to the loss; the first step shows whether these are its answer alone."""
+
+    model: nn.Module
+    criterion: Loss
+    answer: Answer | None = None
+
+    def loss(self, student: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of a batch."""
+        if self.answer is None:
+            return self._first(student, inputs, targets)
+        return self.criterion(self.answer.of(student, inputs), targets)
+
+    def _first(self, student: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        try:
+            returned = student(inputs)
+        except Exception:  # the user's forward, which may want more than inputs in training mode
+            found = answer_of(self.model, inputs[:FEW])
+            if found.plain:
+                raise
+            self.answer = found
+            return self.loss(student, inputs, targets)
+        if isinstance(returned, Tensor) and returned.ndim and len(returned) == len(inputs):
+            self.answer = Answer()
+            return self.criterion(returned, targets)
+        try:
+            loss = self.criterion(returned, targets)
+            self.answer = Answer()
+            return loss
+        except Exception:  # noqa: BLE001 - the user's loss, on outputs that it may not be made for: it gets the answer alone
+            self.answer = answer_of(self.model, inputs[:FEW])
+        return self.loss(student, inputs, targets)
 
 
 def fingerprint(model: nn.Module) -> str:
