@@ -126,7 +126,8 @@ def optimize(
             raise must_be("target", "a runtime that can be used here", str(wanted), reason)
     check(work)
     with Store.open(store) as opened:
-        opened.identity({"workload": work.fingerprint, "targets": [str(t) for t in targets], "seed": seed})
+        about = {"workload": work.fingerprint, "parts": work.identity, "targets": [str(t) for t in targets], "seed": seed}
+        opened.identity(about)
         road = Road(opened, work, targets, bounds, limit, seed, recovery, located(spec), listen, started)
         return road.walk()
 
@@ -274,7 +275,7 @@ class Road:
 
     def baseline(self) -> None:
         """Measure the untouched model, on every target, and write the study's header."""
-        self.tell("baseline", "the untouched model")
+        self.tell("baseline", f"the untouched model; {self.work.metric.point}")
         self.reference_s: float | None = None
         first = self.evaluate(self.space.untouched, "untouched", lambda: self.bench.teacher)
         if not first.ok:  # recorded by an earlier version
@@ -289,7 +290,7 @@ class Road:
             "time_s": self.limit_s,
             "seed": self.seed,
             "baseline": first.key,
-            "metric": {"name": self.work.metric.name, "maximize": self.work.metric.maximize, "unit": self.work.metric.unit},
+            "metric": self.work.metric.about(),
             "space": {"knobs": len(self.space.knobs), "plans": f"{self.space.size:.3g}"},
             "left_whole": {g.name: g.reason for g in self.bench.pruner.groups if not g.prunable},
         }

@@ -138,7 +138,7 @@ def decide(
     if ignored is not None and not targets.is_floating_point() and bool((targets == ignored).any()):
         if bool((targets == ignored).all()):
             return Divergence("values", axis, why="every target of the sample is ignored")
-        kept, wanted = left(outputs, targets, ignored)
+        kept, wanted, _ = left(outputs, targets, ignored)
         return replace(decide(kept, wanted, loss=loss, metric=metric, probabilities=probabilities), axis=axis)
     answers = perfect(outputs, targets, probabilities=probabilities)
     if not answers:

@@ -78,6 +78,12 @@ class Metric:
             return f"one point is 1 of {self.name}, in {self.unit}"
         return f"one point is {1 / (self.scale or 1.0):g} of {self.name}"
 
+    def about(self) -> dict[str, Any]:
+        """Return what a study records of the metric, as plain JSON data."""
+        return {
+            "name": self.name, "maximize": self.maximize, "unit": self.unit, "scale": self.scale or 1.0, "point": self.point
+        }  # fmt: skip
+
 
 def number(name: str, value: Any) -> float:
     """Return what a metric gave as a float: a number, or a tensor or array of one element.
@@ -319,6 +325,7 @@ def ignoring(metric: Metric, label: int) -> Metric:
     """Return `metric` without the positions whose target is `label` (void pixels, padding).
 
     The function is given what is left: outputs (M, C) and targets (M,), or both (M,) where each target has one output.
+    Per-sample values are weighted by their positions, so that their mean stays the score.
 
     Example:
         >>> kept = ignoring(METRICS["accuracy"], 255)
@@ -328,36 +335,36 @@ def ignoring(metric: Metric, label: int) -> Metric:
     function, each = metric.function, metric.each
 
     def score(outputs: Tensor, targets: Tensor) -> Any:
-        return function(*left(outputs, targets, label))
+        rows, wanted, _ = left(outputs, targets, label)
+        return function(rows, wanted) if len(wanted) else math.nan
 
-    def values(outputs: Tensor, targets: Tensor) -> Tensor:
-        if each is None:
-            raise must_be("metric.each", "given", None, "Pass a metric with per-sample values.")
-        if targets.ndim == 1:
-            return each(*left(outputs, targets, label))
-        rows = [left(outputs[i : i + 1], targets[i : i + 1], label) for i in range(len(outputs))]
-        return torch.stack([each(*row).mean() for row in rows if len(row[1])])
+    def per_sample(outputs: Tensor, targets: Tensor) -> Tensor:
+        rows, wanted, sample = left(outputs, targets, label)
+        sums = torch.zeros(len(targets), dtype=torch.float64)
+        if each is not None and len(wanted):
+            sums.index_add_(0, sample, each(rows, wanted).double())
+        return sums * len(targets) / max(1, len(wanted))
 
-    return replace(metric, function=score, each=None if each is None else values)
+    return replace(metric, function=score, each=None if each is None else per_sample)
 
 
 def ignoring_loss(loss: Loss, label: int) -> Loss:
     """Return `loss` over the positions whose target is not `label`; 0 where a batch has no other."""
 
     def kept(outputs: Tensor, targets: Tensor) -> Tensor:
-        if bool((targets == label).all()):
-            return outputs.sum() * 0
-        return loss(*left(outputs, targets, label))
+        rows, wanted, _ = left(outputs, targets, label)
+        return loss(rows, wanted) if len(wanted) else outputs.sum() * 0
 
     return kept
 
 
-def left(outputs: Tensor, targets: Tensor, label: int) -> tuple[Tensor, Tensor]:
-    """Return outputs and targets without the positions whose target is `label`, in one row of positions."""
+def left(outputs: Tensor, targets: Tensor, label: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Return what is judged without `label`: outputs (M, C) or (M,), targets (M,), and the sample (M,) of each."""
     if outputs.numel() == targets.numel():
-        kept = (targets != label).flatten()
-        return outputs.flatten()[kept], targets.flatten()[kept]
-    axis = class_axis(outputs, targets)
-    scores = outputs.movedim(axis, -1).reshape(-1, outputs.shape[axis])  # (positions, C)
-    kept = (targets != label).flatten()
-    return scores[kept], targets.flatten()[kept]
+        outputs = outputs.reshape(targets.shape)
+    else:
+        outputs = outputs.movedim(class_axis(outputs, targets), -1)
+        outputs = outputs.reshape(*targets.shape, outputs.shape[-1])
+    sample = torch.arange(len(targets)).reshape(-1, *[1] * (targets.ndim - 1)).expand_as(targets)
+    kept = targets != label
+    return outputs[kept], targets[kept], sample[kept]
