@@ -107,7 +107,7 @@ class Workload:
             augment: Random changes of a batch of training inputs.
             transform: Applied to each batch of inputs of every split (normalisation).
             maximize: Direction of a metric given as a function.
-            claimed_quality: Quality that the model is said to have, in points.
+            claimed_quality: Quality that the model is said to have, in points, or as the user's own metric says it (0.97).
             name: None takes the class name of the model.
             seed: Of the fixed shuffles.
             output: Which output is judged of a model that gives several: a position, a key or the name of an attribute. None

@@ -17,7 +17,8 @@ from sklearn.metrics import (
 )
 from torch import Tensor, nn
 
-from equipoise.workloads import METRICS, Metric, Workload
+from equipoise.errors import InputError
+from equipoise.workloads import METRICS, Metric, Workload, check
 from equipoise.workloads.meaning import Divergence, decide, perfect, scale_of, squashed
 from equipoise.workloads.metrics import OF_PROBABILITIES, natural_loss, natural_loss_of_probabilities
 
@@ -262,3 +263,23 @@ def test_perfect_answers_are_perfect() -> None:
     right = perfect(draw(N, 4), targets)
     assert all(ACCURACY.score(answer, targets) == 100 for answer in right["softmax"])
     assert "softmax" not in perfect(draw(N, 4), whole(9, N))
+
+
+@pytest.mark.parametrize(("claimed", "believed"), [(0.9, True), (90, True), (0.99, False), (99, False)])
+def test_a_claim_is_in_points_or_as_the_function_says_it(claimed: float, believed: bool) -> None:
+    x = draw(900, 4)
+    model = nn.Linear(4, 3)
+    with torch.no_grad():
+        y = model(x).argmax(1)
+    y[::10] = (y[::10] + 1) % 3
+    splits = {"train": (x[:300], y[:300]), "validation": (x[300:600], y[300:600]), "test": (x[600:], y[600:])}
+
+    def top1(outputs: Tensor, targets: Tensor) -> Tensor:
+        return (outputs.argmax(1) == targets).float().mean()
+
+    work = Workload(model=model, metric=top1, claimed_quality=claimed, **splits)
+    if believed:
+        check(work)
+    else:
+        with pytest.raises(InputError, match="claimed_quality"):
+            check(work)
