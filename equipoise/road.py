@@ -37,7 +37,7 @@ from equipoise.study import SCHEMA, Study
 from equipoise.units import parse, show
 from equipoise.watchdog import watched
 from equipoise.workbench import Workbench, failed
-from equipoise.workloads import Workload, check
+from equipoise.workloads import Workload, advice, check
 from equipoise.workloads.spec import located
 from equipoise.workloads.weights import packed
 
@@ -275,6 +275,9 @@ class Road:
 
     def baseline(self) -> None:
         """Measure the untouched model, on every target, and write the study's header."""
+        notes = self.step("notes", "workload", lambda: {"notes": list(advice(self.work))})["notes"]
+        for note in notes:
+            self.tell("notes", f"WARNING: {note}")
         self.tell("baseline", f"the untouched model; {self.work.metric.point}")
         self.reference_s: float | None = None
         first = self.evaluate(self.space.untouched, "untouched", lambda: self.bench.teacher)
@@ -292,6 +295,7 @@ class Road:
             "baseline": first.key,
             "metric": self.work.metric.about(),
             "space": {"knobs": len(self.space.knobs), "plans": f"{self.space.size:.3g}"},
+            "notes": notes,
             "left_whole": {g.name: g.reason for g in self.bench.pruner.groups if not g.prunable},
         }
         self.asked = digest(header)

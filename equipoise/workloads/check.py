@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Iterator
 
 import torch
@@ -234,7 +235,9 @@ def _scores(work: Workload, outputs: Tensor, targets: Tensor) -> Iterator[InputE
     takes = "It is called with (outputs, targets)."
     try:
         score = attempt(f"metric {work.metric.name}", lambda: work.metric.score(outputs, targets), takes)
-        loss = attempt("loss", lambda: work.loss(outputs, targets), takes)
+        with warnings.catch_warnings():  # torch only warns where (N, 1) and (N,) would be compared all with all
+            warnings.filterwarnings("error", message="Using a target size")
+            loss = attempt("loss", lambda: work.loss(outputs, targets), f"{takes[:-1]} {_sizes(outputs, targets)}.")
     except InputError as error:
         yield error
         return
@@ -245,6 +248,10 @@ def _scores(work: Workload, outputs: Tensor, targets: Tensor) -> Iterator[InputE
         yield must_be("loss", "one finite number as a tensor", found, "Pass loss=... that suits outputs and targets.")
     if work.claimed_quality is not None and math.isfinite(score):
         yield from _claim(work, work.claimed_quality)
+
+
+def _sizes(outputs: Tensor, targets: Tensor) -> str:
+    return f"of shapes {tuple(outputs.shape)} and {tuple(targets.shape)}"
 
 
 def _claim(work: Workload, claimed: float) -> Iterator[InputError]:

@@ -80,7 +80,7 @@ class Items:
     def together(self, items: list[Any]) -> tuple[Tensor, Tensor]:
         """Return items as one batch of inputs and targets."""
         try:
-            batch = self.collate(items)
+            batch = self.collate([_rows(item) for item in items] if self.collate is default_collate else items)
         except InputError:
             raise
         except Exception as error:
@@ -193,6 +193,20 @@ def _unpacked(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
         return np.asarray(value.tolist())
     except (ValueError, TypeError):
         return value
+
+
+def _rows(item: Any) -> Any:
+    """Return a sample with its lists of numbers as arrays; torch's own collate function would take them apart by columns."""
+    if isinstance(item, Mapping):
+        return {key: _row(value) for key, value in item.items()}
+    return tuple(map(_row, item)) if isinstance(item, (tuple, list)) and len(item) == 2 else item
+
+
+def _row(value: Any) -> Any:
+    if not isinstance(value, (list, tuple)) or not value or isinstance(value[0], (Tensor, str, bytes, Mapping)):
+        return value
+    found = np.asarray(value)
+    return found if found.dtype.kind in "fiub" else value
 
 
 def bytes_of(item: Any) -> int:
