@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,9 +15,12 @@ import torch.nn.functional as F
 from sklearn.metrics import r2_score
 from torch import Tensor, nn
 
+from equipoise import recovery
 from equipoise import road as roads
+from equipoise.records import Plan
 from equipoise.road import optimize
 from equipoise.workloads import Metric, Workload
+from equipoise.workloads.meaning import Divergence
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -85,3 +91,28 @@ def test_r_squared_and_several_values(tmp_path: Path) -> None:
     assert study.header["metric"]["scale"] == 100
     assert study.baseline.quality.get() == pytest.approx(100 * r2_score(y[400:550], net(X[400:550]).detach()), abs=0.1)
     assert all(found.drop.low is not None for found in study.evaluations if found.ok and found.fidelity != "untouched")
+
+
+def test_several_labels_are_won_back_as_such() -> None:
+    """Recovery learns a yes or no for each label; the softmax between labels would lose what is common to them."""
+    y = torch.stack([X[:, 0] + X[:, 1] + 0.1 * X[:, i] > 0 for i in range(6)], 1).float()
+    net = trained(F.binary_cross_entropy_with_logits, 6, X, y).eval()
+    several = work(net, y, "accuracy", loss=lambda outputs, targets: F.binary_cross_entropy_with_logits(outputs, targets))
+    assert several.divergence.kind == "bernoulli"
+    torch.manual_seed(1)
+    student = nn.Sequential(nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 6))
+    session = SimpleNamespace(run=lambda inputs: net(torch.from_numpy(inputs)).detach().numpy())
+    bench = SimpleNamespace(calibration=X[:64].numpy(), reference_on_all_cores=session)
+    road: Any = SimpleNamespace(work=several, bench=bench, seed=0, tell=lambda *args, **more: None)
+
+    def recovered(path: Path) -> float:
+        done = recovery.train(road, Plan({}), student, seconds=4.0, checkpoint=path, leg=1)
+        return several.quality(done.model, split=several.test)
+
+    with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(recovery, "FOLDED", replace(recovery.FOLDED, lr=1e-2))
+        right = recovered(Path(folder) / "right")
+        several.__dict__["divergence"] = Divergence("softmax")  # control: the wrong thing
+        wrong = recovered(Path(folder) / "wrong")
+    assert right > several.quality(split=several.test) - 4
+    assert wrong < right - 5
