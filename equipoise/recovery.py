@@ -155,6 +155,8 @@ def _leg(road: Road, start: Evaluation, rung: int, seconds: float) -> Evaluation
     def make() -> nn.Module:
         student = road.bench.restore(plan, road.store.read_blob(start.files["weights"]))
         done = train(road, plan, student, seconds=seconds, checkpoint=checkpoint, leg=leg)
+        for note in done.notes:
+            road.tell("recover", note)
         trained.update(
             trained_steps=done.steps, trained_s=done.seconds, **({"trained_notes": done.notes} if done.notes else {})
         )

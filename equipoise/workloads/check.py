@@ -192,7 +192,7 @@ def _too_high(work: Workload, outputs: Tensor) -> InputError | None:
     if outputs.ndim > 2 and outputs.shape[2:] != work.validation.take(1).targets().shape[1:]:
         classes = outputs.shape[-1]
     highest = max(int(judged_targets(split, work.ignore_label).max()) for split in (work.train, work.validation))
-    if highest < classes:
+    if highest < classes or (highest == classes and work.divergence.kind == "bernoulli"):  # grades: one more than outputs
         return None
     remedy = (
         f"Number the classes from 0 or give the model more outputs; pass ignore_label={highest} where it marks what is not "

@@ -76,6 +76,10 @@ class Divergence:
         return self.kind != "values"
 
 
+Judge = tuple[str, Callable[[Tensor, Tensor], Any], bool]
+"""Who judges answers, how, and whether more is better."""
+
+
 class Judged(Protocol):
     """A workload, as far as it is looked at here."""
 
@@ -141,14 +145,16 @@ def decide(
         kept, wanted, _ = left(outputs, targets, ignored)
         return replace(decide(kept, wanted, loss=loss, metric=metric, probabilities=probabilities), axis=axis)
     answers = perfect(outputs, targets, probabilities=probabilities)
-    if not answers:
-        return Divergence("values", axis, why="no class scores fit the targets")
     alive, why = tuple(answers), "shapes of outputs and targets"
-    judges: list[tuple[str, Callable[[Tensor, Tensor], Any], bool]] = []
+    judges: list[Judge] = []
     if loss is not None:
         judges.append(("the loss", loss, False))
     if metric is not None:
         judges.append((f"metric {metric.name}", metric.function, metric.maximize))
+    if not answers and (grades := _graded(outputs, targets, probabilities, judges)):
+        return Divergence("bernoulli", axis, probabilities, grades)
+    if not answers:
+        return Divergence("values", axis, why="no class scores fit the targets")
     for who, judge, maximize in judges:
         best = _best(judge, {kind: answers[kind] for kind in alive}, targets, maximize)
         if len(alive) > 1 and len(best) < len(alive):
@@ -168,7 +174,7 @@ def perfect(outputs: Tensor, targets: Tensor, *, probabilities: bool = False) ->
         if not probabilities:
             found["bernoulli"] = [size * (2 * spread - 1) for size in SIZES]
             found["values"] = [spread]
-    if whole and (steps := _steps_of(outputs, targets)) is not None:
+    if "softmax" in found and (steps := _steps_of(outputs, targets)) is not None:
         found["bernoulli"] = [*found.get("bernoulli", ()), *_sure(steps, probabilities)]
     if same:
         wanted = targets.reshape(outputs.shape).float()
@@ -209,6 +215,18 @@ def _steps_of(outputs: Tensor, targets: Tensor) -> Tensor | None:
     if not 0 <= int(targets.min()) <= int(targets.max()) <= outputs.shape[1]:
         return None
     return (targets.reshape(-1, 1) > torch.arange(outputs.shape[1])).float()
+
+
+def _graded(outputs: Tensor, targets: Tensor, probabilities: bool, judges: list[Judge]) -> str:
+    """Return who likes ordered grades, one more than there are outputs, better told right than told wrong; "" for nobody."""
+    steps = None if targets.is_floating_point() else _steps_of(outputs, targets)
+    if steps is None:
+        return ""
+    for who, judge, maximize in judges:
+        right, wrong = (list(_asked(judge, _sure(yes, probabilities), targets)) for yes in (steps, 1 - steps))
+        if right and wrong and ((max(right) > max(wrong)) if maximize else (min(right) < min(wrong))):
+            return who
+    return ""
 
 
 def _best(

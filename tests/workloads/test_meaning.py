@@ -99,6 +99,8 @@ CASES: dict[str, tuple[Tensor, Tensor, Any, Metric | None, str, int]] = {
     "mean and variance of ages": (draw(N, 2), whole(90, N), None, Metric("own", False, lambda o, t: 0), "values", 1),
     "grades": (draw(N, 4), whole(5, N), ordered, None, "bernoulli", 1),
     "grades, of which the highest is not seen": (draw(N, 4), whole(4, N), ordered, None, "bernoulli", 1),
+    "labels out of range": (draw(N, 4), whole(5, N), F.cross_entropy, ACCURACY, "values", 1),
+    "labels out of range, natural loss": (draw(N, 4), whole(5, N), None, ACCURACY, "values", 1),
     "three values": (draw(N, 3), draw(N, 3), None, MSE, "values", 1),
     "three whole values": (draw(N, 3), whole(40, N, 3), None, Metric("own", False, squares), "values", 1),
     "quantiles": (draw(N, 3), draw(N), nn.Identity(), None, "values", 1),
@@ -283,3 +285,17 @@ def test_a_claim_is_in_points_or_as_the_function_says_it(claimed: float, believe
     else:
         with pytest.raises(InputError, match="claimed_quality"):
             check(work)
+
+
+def test_grades_are_one_more_than_outputs() -> None:
+    x, y = draw(300, 4), whole(5, 300)
+
+    def graded(outputs: Tensor, targets: Tensor) -> Tensor:
+        return ((outputs > 0).sum(1) == targets).float().mean()
+
+    work = Workload(model=nn.Linear(4, 4), train=(x, y), test=(x + 1, y), metric=graded, loss=ordered)
+    check(work)
+    assert work.divergence.kind == "bernoulli"
+    wrong = Workload(model=nn.Linear(4, 4), train=(x, y), test=(x + 1, y))  # control: classes out of range
+    with pytest.raises(InputError, match="below the model's 4 classes"):
+        check(wrong)
