@@ -279,7 +279,7 @@ class Road:
         notes = self.step("notes", "workload", lambda: {"notes": list(advice(self.work))})["notes"]
         for note in notes:
             self.tell("notes", f"WARNING: {note}")
-        self.tell("baseline", "the untouched model")
+        self.tell("baseline", f"the untouched model; {self.work.metric.point}")
         self.reference_s: float | None = None
         first = self.evaluate(self.space.untouched, "untouched", lambda: self.bench.teacher)
         if not first.ok:  # recorded by an earlier version
@@ -294,7 +294,7 @@ class Road:
             "time_s": self.limit_s,
             "seed": self.seed,
             "baseline": first.key,
-            "metric": {"name": self.work.metric.name, "maximize": self.work.metric.maximize, "unit": self.work.metric.unit},
+            "metric": self.work.metric.about(),
             "space": {"knobs": len(self.space.knobs), "plans": f"{self.space.size:.3g}"},
             "notes": notes,
             "left_whole": {g.name: g.reason for g in self.bench.pruner.groups if not g.prunable},

@@ -14,7 +14,8 @@ from equipoise.errors import InputError, must_be
 from equipoise.workloads import identity, labels
 from equipoise.workloads.augment import Augment
 from equipoise.workloads.data import Split, Transform, predict
-from equipoise.workloads.metrics import Loss, Metric, Score, loss_of, metric_of
+from equipoise.workloads.meaning import Divergence, divergence_of, settled
+from equipoise.workloads.metrics import Loss, Metric, Score, ignoring_loss, loss_of, metric_of, yes_or_no
 from equipoise.workloads.outputs import Chosen, Key, described, part, usual
 from equipoise.workloads.sources import attempt
 from equipoise.workloads.wrapped import bare, copied, single
@@ -37,7 +38,7 @@ class Workload:
         model: A copy of the user's model, on the CPU and in evaluation mode.
         train, validation, calibration, test: Disjoint splits, except that calibration is made of training inputs when it was
             not given. The test split is read once, by the final verification.
-        metric: Quality and its direction.
+        metric: Quality and its direction; `Metric.point` says what a drop of one point is.
         loss: (outputs, targets) -> scalar tensor.
         augment: (inputs, generator) -> inputs, random changes for training; or None.
         claimed_quality: What the user says that the model reaches, in points; `check` looks at it. Or None.
@@ -96,7 +97,8 @@ class Workload:
             model: The trained model, or a function of nothing that builds it. Wrappers (data parallel, compiled) are taken off;
                 a model in another precision is converted to float32.
             train, test: Anything that `Split.of` takes: ``(inputs, targets)``, a dataset, a DataLoader, an iterable of batches.
-            metric: ``accuracy``, ``f1``, ``mse``, ``mae``, a `Metric`, or a function of (outputs, targets).
+            metric: ``accuracy``, ``f1``, ``mse``, ``mae``, a `Metric`, or a function of (outputs, targets). Where a function
+                gives fractions, one point is 0.01 (docs/metrics.md).
             validation, calibration: As `train`; None takes them from it by a fixed shuffle. That is right for validation only
                 if the model never saw those samples: else give data of its own, or a share of the test split (``0.3`` or
                 ``"test:0.3"``), which then serves for validation while the rest verifies.
@@ -104,7 +106,7 @@ class Workload:
             augment: Random changes of a batch of training inputs.
             transform: Applied to each batch of inputs of every split (normalisation).
             maximize: Direction of a metric given as a function.
-            claimed_quality: Quality that the model is said to have, in points.
+            claimed_quality: Quality that the model is said to have, in points, or as the user's own metric says it (0.97).
             name: None takes the class name of the model.
             seed: Of the fixed shuffles.
             output: Which output is judged of a model that gives several: a position, a key or the name of an attribute. None
@@ -122,7 +124,8 @@ class Workload:
         code = {"model weights": identity.of_weights(kept), "model code": identity.of_code(kept)}
         splits = _splits(read, share)
         kept, answers, more = _one_output(kept, splits["validation"], output)
-        judged = judge(read["metric"], loss, read["loss"], splits, answers, ignore_label)
+        measure, criterion = settled(read["metric"], read["loss"], kept, splits["validation"])
+        judged = judge(measure, loss, criterion, splits, answers, ignore_label)
         values = {
             "name": name or type(kept.model if isinstance(kept, Chosen) else kept).__name__,
             "model": kept,
@@ -154,6 +157,11 @@ class Workload:
         """A small batch (2, ...) as the model takes it, for tracing and export."""
         inputs, _ = self.validation.take(2).tensors()
         return inputs
+
+    @cached_property
+    def divergence(self) -> Divergence:
+        """What the outputs mean, and so how far others are from them: told by the loss and the metric."""
+        return divergence_of(self)
 
     @cached_property
     def identity(self) -> dict[str, str]:
@@ -287,11 +295,11 @@ def judge(
         if labels.whole_numbers(answers, judged):
             splits = {role: replace(split, values=False) for role, split in splits.items()}
             notes = ("targets: whole numbers given as floats are taken as classes",)
-    elif not targets.is_floating_point() and (by_loss is False or (not whole and not labels.yes_or_no(judged))):
+    elif not targets.is_floating_point() and (by_loss is False or (not whole and not yes_or_no(judged))):
         splits = {role: replace(split, values=True) for role, split in splits.items()}
     if ignore_label is not None:
         metric = labels.masked_metric(metric, ignore_label)
-        loss = labels.masked_loss(loss, ignore_label) if isinstance(asked, str) else loss
+        loss = ignoring_loss(loss, ignore_label) if isinstance(asked, str) else loss
     return Judged(splits, metric, loss, whole and labels.exclusive(answers, targets), notes)
 
 

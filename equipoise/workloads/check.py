@@ -17,6 +17,7 @@ from equipoise.workloads.labels import OF_LABELS
 from equipoise.workloads.metrics import Metric
 from equipoise.workloads.outputs import not_one
 from equipoise.workloads.overlap import overlapping
+from equipoise.workloads.scoring import quality_reading
 from equipoise.workloads.sources import Arrays, attempt
 
 SAMPLE = 256
@@ -191,7 +192,7 @@ def _too_high(work: Workload, outputs: Tensor) -> InputError | None:
     if outputs.ndim > 2 and outputs.shape[2:] != work.validation.take(1).targets().shape[1:]:
         classes = outputs.shape[-1]
     highest = max(int(judged_targets(split, work.ignore_label).max()) for split in (work.train, work.validation))
-    if highest < classes:
+    if highest < classes or (highest == classes and work.divergence.kind == "bernoulli"):  # grades: one more than outputs
         return None
     remedy = (
         f"Number the classes from 0 or give the model more outputs; pass ignore_label={highest} where it marks what is not "
@@ -259,12 +260,14 @@ def _claim(work: Workload, claimed: float) -> Iterator[InputError]:
     The opposite is no mistake: the model may have been trained on what is the validation split here.
     """
     outputs, targets = predict(work.model, work.validation)
-    found, each = work.metric.score(outputs, targets), work.metric.per_sample(outputs, targets)
-    if each is None or len(each) < 2:
+    found = quality_reading(work.metric, outputs.numpy(), targets)
+    if found.low is None or found.high is None:
         return
-    sigma = float(each.double().std()) / math.sqrt(len(each)) * (100 if work.metric.name == "accuracy" else 1)
-    if work.metric.drop(claimed, found) > 2 * sigma:
+    scale = work.metric.scale or 1.0
+    points = claimed * scale if scale != 1 and abs(claimed) <= 1 else claimed  # as the user's own function says it
+    apart = 2 / 1.96 * (found.get() - found.low if work.metric.maximize else found.high - found.get())
+    if work.metric.drop(points, found.get()) > apart:
         yield must_be(
-            "claimed_quality", f"within two sigma ({2 * sigma:.2g}) of what is found on validation ({found:.4g})", claimed,
+            "claimed_quality", f"within two sigma ({apart:.2g}) of what is found on validation ({found.get():.4g})", claimed,
             "Look at the weights, the preprocessing and the order of the classes.",
         )  # fmt: skip

@@ -5,7 +5,6 @@ Whole numbers alone do not say it: ages are whole numbers too. The metric says i
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -13,7 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from equipoise.workloads.data import Split
-from equipoise.workloads.metrics import METRICS, Loss, Metric
+from equipoise.workloads.metrics import METRICS, OF_PROBABILITIES, Loss, Metric, ignoring, yes_or_no
 
 OF_LABELS = frozenset({"accuracy", "f1", "cross_entropy", "bits_per_character"})
 """Metrics of class labels; with one class alone they say nothing."""
@@ -37,7 +36,7 @@ SAMPLE = 256
 
 def built_in(metric: Metric) -> bool:
     """Whether a metric is one of ours, so that its name says what its targets are."""
-    return METRICS.get(metric.name) == metric
+    return metric in (METRICS.get(metric.name), OF_PROBABILITIES.get(metric.name))
 
 
 def asked_by_metric(metric: Metric) -> bool | None:
@@ -79,11 +78,6 @@ def exclusive(outputs: Tensor | None, targets: Tensor) -> bool:
     return targets.ndim == 2 and bool((rows >= 0).all() and ((rows.sum(1) - 1).abs() < 1e-4).all())
 
 
-def yes_or_no(targets: Tensor) -> bool:
-    """Whether every target is 0 or 1."""
-    return bool(((targets == 0) | (targets == 1)).all())
-
-
 def some(split: Split, outputs: Tensor | None, *, few: bool) -> Tensor:
     """Return targets of a sample, of two where those say enough; none where they cannot be read, which `check` tells."""
     try:
@@ -103,44 +97,5 @@ def whole_numbers(outputs: Tensor | None, targets: Tensor) -> bool:
 
 
 def masked_metric(metric: Metric, label: int) -> Metric:
-    """Return the metric over all positions whose target is not `label`.
-
-    Per-sample values are weighted by their positions, so that their mean stays the score.
-    """
-    if not built_in(metric):
-        return metric  # the user's own knows what to leave out
-    each = metric.each
-
-    def score(outputs: Tensor, targets: Tensor) -> Any:
-        rows, labels, _ = positions(outputs, targets, label)
-        return metric.function(rows, labels) if len(labels) else float("nan")
-
-    def per_sample(outputs: Tensor, targets: Tensor) -> Tensor:
-        assert each is not None
-        rows, labels, sample = positions(outputs, targets, label)
-        sums = torch.zeros(len(targets), dtype=torch.float64).index_add_(0, sample, each(rows, labels).double())
-        return sums * len(targets) / max(1, len(labels))
-
-    return replace(metric, function=score, each=None if each is None else per_sample)
-
-
-def masked_loss(loss: Loss, label: int) -> Loss:
-    """Return the loss over all positions whose target is not `label`; zero where there are none."""
-
-    def masked(outputs: Tensor, targets: Tensor) -> Tensor:
-        rows, labels, _ = positions(outputs, targets, label)
-        return loss(rows, labels) if len(labels) else outputs.sum() * 0
-
-    return masked
-
-
-def positions(outputs: Tensor, targets: Tensor, label: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Return what is judged: outputs (M, C) or (M,), labels (M,), and the sample (M,) that each belongs to."""
-    if outputs.ndim == targets.ndim + 1:
-        last = outputs.shape[:-1] == targets.shape and outputs.shape[2:] != targets.shape[1:]
-        outputs = outputs if last else outputs.movedim(1, -1)  # (N, ..., C)
-    elif outputs.ndim == targets.ndim and outputs.ndim > 1 and outputs.shape[1] == 1:
-        outputs, targets = outputs.movedim(1, -1), targets.movedim(1, -1)[..., 0]
-    keep = targets != label
-    sample = torch.arange(len(targets)).reshape(-1, *[1] * (targets.ndim - 1)).expand_as(targets)
-    return outputs[keep], targets[keep], sample[keep]
+    """Return the metric over all positions whose target is not `label`; the user's own knows what to leave out."""
+    return ignoring(metric, label) if built_in(metric) else metric

@@ -17,8 +17,9 @@ from equipoise.workloads.augment import Augment
 from equipoise.workloads.base import Workload, carved, readers, together
 from equipoise.workloads.check import contents, judged_targets, sizes
 from equipoise.workloads.data import Split, Transform
-from equipoise.workloads.labels import OF_LABELS, asked_by_metric, masked_loss, masked_metric
-from equipoise.workloads.metrics import Loss, Metric, Score
+from equipoise.workloads.labels import OF_LABELS, asked_by_metric, masked_metric
+from equipoise.workloads.meaning import scale_of
+from equipoise.workloads.metrics import Loss, Metric, Score, ignoring_loss
 from equipoise.workloads.overlap import overlapping
 from equipoise.workloads.sources import Arrays, attempt
 
@@ -135,7 +136,7 @@ class Task:
         measure, criterion, test = read["metric"], read["loss"], read["test"]
         if ignore_label is not None:
             measure = masked_metric(measure, ignore_label)
-            criterion = masked_loss(criterion, ignore_label) if isinstance(loss, str) else criterion
+            criterion = ignoring_loss(criterion, ignore_label) if isinstance(loss, str) else criterion
         _raise(sizes(seen, held, test))
         _raise(overlapping(seen, held, test))
         _raise(contents(seen, held, measure, ignore=ignore_label))
@@ -144,6 +145,8 @@ class Task:
         shape = _shape(seen, held, outputs, vocabulary, ignore_label)
         _raise(mistake for split in (seen, held) for mistake in _out_of_range(split, shape, ignore_label))
         _raise(_untaught(held, shape, measure, criterion))
+        if measure.scale is None:
+            measure = replace(measure, scale=scale_of(measure, *_random_answers(held, shape)))
         return cls(name, shape, seen, held, test, measure, criterion, augment, ignore_label)
 
     @property
@@ -261,12 +264,10 @@ def _out_of_range(split: Split, shape: Shape, ignore: int | None) -> Iterator[In
 
 def _untaught(split: Split, shape: Shape, metric: Metric, loss: Loss) -> Iterator[InputError]:
     """Yield what keeps the metric or the loss from being read off the targets, tried on random outputs."""
-    _, targets = split.take(PROBE).tensors()
+    outputs, targets = _random_answers(split, shape)
     if metric.name in OF_LABELS and targets.is_floating_point():
         yield must_be("targets", f"whole numbers for metric {metric.name}", targets.dtype, "Convert labels by .long().")
         return
-    positions = targets.shape[1:] if shape.dense else ()
-    outputs = torch.randn((len(targets), shape.outputs, *positions), generator=torch.Generator().manual_seed(0))
     takes = f"It is called with outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}."
     try:
         score = attempt(f"metric {metric.name}", lambda: metric.score(outputs, targets), takes)
@@ -278,3 +279,10 @@ def _untaught(split: Split, shape: Shape, metric: Metric, loss: Loss) -> Iterato
         yield must_be(f"metric {metric.name}", "finite", score, "It must be defined on every validation sample.")
     if not math.isfinite(value):
         yield must_be("loss", "finite", value, "Pass loss=... that suits the targets.")
+
+
+def _random_answers(split: Split, shape: Shape) -> tuple[Tensor, Tensor]:
+    """Outputs of a model that knows nothing, and the targets of the samples they are for."""
+    _, targets = split.take(PROBE).tensors()
+    positions = targets.shape[1:] if shape.dense else ()
+    return torch.randn((len(targets), shape.outputs, *positions), generator=torch.Generator().manual_seed(0)), targets

@@ -12,7 +12,8 @@ from torch.utils.data import DataLoader, Dataset, default_collate
 
 from equipoise.errors import InputError
 from equipoise.workloads import METRICS, Task, Workload, check, task_of
-from equipoise.workloads.labels import masked_loss, masked_metric
+from equipoise.workloads.labels import masked_metric
+from equipoise.workloads.metrics import ignoring_loss
 from equipoise.workloads.models import mlp
 
 SOURCE = torch.Generator().manual_seed(0)
@@ -143,7 +144,7 @@ def test_void_pixels_count_nowhere(label: int, metric: str) -> None:
 
 def test_nothing_judged_costs_nothing() -> None:
     outputs = torch.randn(2, 3, 4, requires_grad=True)
-    loss = masked_loss(F.cross_entropy, 255)(outputs, torch.full((2, 4), 255))
+    loss = ignoring_loss(F.cross_entropy, 255)(outputs, torch.full((2, 4), 255))
     torch.autograd.backward(loss)
     assert loss.item() == 0
     assert outputs.grad is not None
