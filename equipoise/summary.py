@@ -34,7 +34,7 @@ def summarize(store: Store) -> dict[str, Any]:
         "progress": progress(study),
         "sentence": study.sentence(best),
         "verified": [as_data(found) for found in verified(study.path)],
-        "notes": notes(study),
+        "notes": [*untimed(store), *notes(study)],
     }
 
 
@@ -106,6 +106,15 @@ def progress(study: Study) -> list[dict[str, float]]:
             rows = [rows[i] for i in non_dominated(rows)]
         out.append({"n": n, "seconds": seconds, "hypervolume": hypervolume(rows, corner)})
     return out
+
+
+def untimed(store: Store) -> list[str]:
+    """Return how many operators could not be timed, so that their time was predicted, and why the first could not."""
+    reasons = [reason for row in store.all("lut") for reason in (row.get("failed") or {}).values()]
+    if not reasons:
+        return []
+    operators = f"{len(reasons)} operator{'s' if len(reasons) > 1 else ''}"
+    return [f"{operators} could not be timed alone and had to be predicted from the MACs; the first: {reasons[0]}"]
 
 
 def notes(study: Study) -> list[str]:
