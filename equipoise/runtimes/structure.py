@@ -68,7 +68,6 @@ def faults(content: bytes) -> list[str]:
     except InputError as error:
         return [str(error)]
     found = [f"a function of its own, {f.name}" for f in model.functions]
-    found += [f"operators of {o.domain}" for o in model.opset_import if o.domain not in DOMAINS]
     try:
         for graph in _graphs(model.graph):
             found += [reason for node in graph.node if (reason := _odd(node))]
