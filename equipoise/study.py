@@ -194,7 +194,8 @@ def _raced(evaluation: Evaluation, base_s: float, speed_up: Interval) -> Evaluat
 def describe(evaluation: Evaluation, baseline: Evaluation) -> str:
     """Say in a few words how a plan differs from the untouched model."""
     if evaluation.fidelity == "untouched":
-        return f"untouched, {evaluation.plan.choices.get('runtime', '')} {evaluation.details.get('precision', 'fp32')}".strip()
+        runtime = str(evaluation.details.get("runtime", evaluation.plan.choices.get("runtime", "")))
+        return "untouched, " + " ".join(filter(None, (runtime, str(evaluation.details.get("precision", "fp32")))))
     plan, old = evaluation.plan, baseline.plan
     words = [str(plan.choices.get("runtime", "")), str(evaluation.details.get("precision", ""))]
     before = sum(int(v) for v in old.of("width").values())

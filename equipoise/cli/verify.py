@@ -9,6 +9,8 @@ from typing import TYPE_CHECKING, Any
 from equipoise.errors import EXIT_BROKEN_PROMISE, EXIT_OK
 
 if TYPE_CHECKING:
+    from rich.text import Text
+
     from equipoise.verify import Check, Verification
 
 
@@ -63,8 +65,8 @@ def _show(found: Verification) -> None:
     out.print(f"{verdict} ({len(found.checks)} checks, {found.seconds:.0f} s)", highlight=False)
 
 
-def _row(check: Check) -> tuple[str, ...]:
-    from rich.markup import escape
+def _row(check: Check) -> tuple[str | Text, ...]:
+    from rich.text import Text
 
-    mark = "[green]ok[/]" if check.ok else "[red]BROKEN[/]"
-    return (mark, *(escape(text) for text in (check.name, check.promised, check.found, check.note)))
+    mark = Text("ok", style="green") if check.ok else Text("BROKEN", style="red")
+    return mark, check.name, check.promised, check.found, check.note
