@@ -6,6 +6,7 @@ of sizes with next to no regret and the cheapest of them to serve, or a refusal 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -23,6 +24,7 @@ from equipoise.proxies import FEWEST_STEPS, Proxies, in_quick_precision, recipe_
 from equipoise.records import as_data, digest
 from equipoise.road import Event, Listener, optimize
 from equipoise.runtimes import Target
+from equipoise.runtimes.base import check_threads
 from equipoise.scaling import Available, Fit, PlannedRun, Run, fit, plan
 from equipoise.scaling.decide import REACH
 from equipoise.scaling.design import TooLittleTimeError
@@ -31,7 +33,7 @@ from equipoise.shapes import Shapes
 from equipoise.store import Store
 from equipoise.training import Recipe
 from equipoise.units import parse, show
-from equipoise.workloads import Task, Workload
+from equipoise.workloads import Task, Workload, as_family, as_task
 from equipoise.workloads.families import Family, Scale
 
 RUNS_SHARE, SHAPE_SHARE, COMPRESS_SHARE = 0.65, 0.8, 0.92
@@ -46,8 +48,8 @@ COSTED = 10
 
 
 def scale(
-    family: Family,
-    task: Task,
+    family: Family | str,
+    task: Task | str,
     *,
     limits: str | None = None,
     time: str | float = "30min",
@@ -65,8 +67,8 @@ def scale(
     """Say how large a model of `family` the data and the limits deserve, by a dozen small runs and a law fitted to them.
 
     Args:
-        family: Builds a model of every scale.
-        task: What must be learned; its test split is never read.
+        family: Builds a model of every scale; or its name, as on the command line.
+        task: What must be learned, or its name; its test split is never read.
         limits: ``"train<=2h, latency<=5ms, cost<=50$, size<=5MB"``. `train` (or `cost`, with a price) is what each size is
             trained for; without it, 4 times the compute of the largest runs.
         time: Wall time for all small runs and measurements (a quantity, or seconds).
@@ -87,19 +89,25 @@ def scale(
     """
     bounds = parse_budget(limits, axes=SCALE_AXES)
     seconds = parse(time, "s", name="time") if isinstance(time, str) else float(time)
-    if not seconds > 0:
+    if not 0 < seconds < math.inf:
         raise must_be("time", "positive", time, "Write for example 30min.")
+    for name, value in (("requests", requests), ("price_per_hour", price_per_hour)):
+        if value is not None and not 0 < value < math.inf:
+            raise must_be(name, "a finite number above 0", value, "Leave it out where it is not known.")
     if price_per_hour is None and (bounds.bound("cost") is not None or bounds.bound("price") is not None):
         raise must_be("price_per_hour", "given with a limit on cost or price", None, "Pass the price of this machine.")
     where = Target.parse(target)
     if reason := runtimes.get(where.runtime).unavailable():
         raise must_be("target", "a runtime that can be used here", target, reason)
-    chosen = recipe or recipe_for(task)
+    check_threads(where)
+    kind, learned = as_family(family), as_task(task)
+    spec = spec or " ".join(given for given in (family, task) if isinstance(given, str))
+    chosen = recipe or recipe_for(learned)
     if chosen.schedule != "wsd":
         raise must_be("recipe.schedule", "wsd, whose runs can share a trunk", chosen.schedule, 'Use schedule="wsd".')
     with Store.open(store) as opened:
-        opened.identity({"family": family.name, "task": task.fingerprint, "target": str(where), "seed": seed})
-        advisor = Advisor(opened, family, task, bounds, seconds, where, requests, price_per_hour, seed, chosen, recipe is None,
+        opened.identity({"family": kind.name, "task": learned.fingerprint, "target": str(where), "seed": seed})
+        advisor = Advisor(opened, kind, learned, bounds, seconds, where, requests, price_per_hour, seed, chosen, recipe is None,
                           shape, compress, spec, listen)  # fmt: skip
         return advisor.walk()
 

@@ -93,7 +93,7 @@ class Profile:
 
 
 def profile(
-    model: nn.Module | Workload,
+    model: nn.Module | Workload | str,
     example: Tensor | None = None,
     *,
     targets: Sequence[Target | str] | None = None,
@@ -106,7 +106,7 @@ def profile(
     """Measure what `model` costs on each target of this machine.
 
     Args:
-        model: A module, or a workload (which brings its own example).
+        model: A module, or a workload or the name of one (which brings its own example).
         example: A batch of inputs (N, ...), N >= 1; needed for a module.
         targets: Targets or their text; None takes every runtime, one thread.
         batch: Second batch size timed, beside 1 and those that targets name; 1 for no second one.
@@ -191,11 +191,14 @@ def program_memory(target: Target, program: Program, inputs: np.ndarray[Any, Any
     return peak_memory("equipoise.profiler:run_program", payload, options=options)
 
 
-def _subject(model: nn.Module | Workload, example: Tensor | None) -> tuple[str, nn.Module, Tensor]:
+def _subject(model: nn.Module | Workload | str, example: Tensor | None) -> tuple[str, nn.Module, Tensor]:
     """Name, module and example of whatever was handed over."""
     from torch import Tensor, nn
 
+    from equipoise.workloads import as_workload
+
     if not isinstance(model, nn.Module):
+        model = as_workload(model)
         name, example, model = model.name, model.example if example is None else example, model.model
     else:
         name = type(model).__name__

@@ -34,7 +34,7 @@ from equipoise.store import Store
 from equipoise.study import Study
 from equipoise.units import parse, show
 from equipoise.workbench import Workbench, failed
-from equipoise.workloads import Workload, check
+from equipoise.workloads import Workload, as_workload, check
 from equipoise.workloads.weights import packed
 
 SEARCH_SHARE = 0.5
@@ -74,7 +74,7 @@ Listener = Callable[[Event], None]
 
 
 def optimize(
-    work: Workload,
+    work: Workload | str,
     *,
     target: str | Sequence[Target] = "onnxruntime:cpu",
     budget: str | None = None,
@@ -88,7 +88,7 @@ def optimize(
     """Search widths, depth, precision and runtime of a trained model together, on measured cost; return the whole study.
 
     Args:
-        work: The model, its data and its metric; never changed.
+        work: The model, its data and its metric, or its name as on the command line; never changed.
         target: Where it must run; several, separated by commas, make the runtime a knob. The first is the reference.
         budget: Bounds in the user's units, ``"latency<=1ms, size<=300KB, drop<=1"``; None asks for the knee.
         time: Wall time for the whole run (a quantity such as ``"20min"``, or seconds). What earlier, killed runs recorded
@@ -110,6 +110,8 @@ def optimize(
     for wanted in targets:
         if reason := runtimes.get(wanted.runtime).unavailable():
             raise must_be("target", "a runtime that can be used here", str(wanted), reason)
+    spec = spec or (work if isinstance(work, str) else "")
+    work = as_workload(work)
     check(work)
     with Store.open(store) as opened:
         opened.identity({"workload": work.fingerprint, "targets": [str(t) for t in targets], "seed": seed})

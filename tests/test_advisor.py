@@ -125,7 +125,7 @@ def test_a_killed_advisor_goes_on_and_doubles_nothing(tmp_path) -> None:
         (["mpl", "digits"], "mlp"),
         (["mlp", "digitz"], "digits"),
         (["mlp", "digits", "--limits", "trian<=2h"], "train"),
-        (["mlp", "digits", "--limits", "cost<=5$"], "price_per_hour"),
+        (["mlp", "digits", "--limits", "cost<=5$"], "--price-per-hour"),
         (["mlp", "digits", "--time", "soon"], "--time"),
         (["mlp", "digits", "--recipe", "schedule=cosine"], "wsd"),
         (["gpt", "digits"], "gpt"),

@@ -101,11 +101,13 @@ def _run(words: list[str]) -> int:
     asked = next((word for word in words if not word.startswith("-")), None)
     if asked is not None and asked not in VERBS:
         raise unknown("verb", asked, VERBS)
-    parser, module = _parser(asked)
+    parser, own, module = _parser(asked)
     try:
-        args = parser.parse_args(words)
+        args, rest = parser.parse_known_args(words)
     except SystemExit:  # argparse has printed its help
         return EXIT_OK
+    if rest:
+        own.refuse(rest)
     if module is None:
         parser.print_help(sys.stderr)
         return EXIT_BAD_INPUT
@@ -114,8 +116,8 @@ def _run(words: list[str]) -> int:
     return code
 
 
-def _parser(asked: str | None) -> tuple[Parser, ModuleType | None]:
-    """Return the parser with `asked` in full and every other verb as one line, and the module of `asked`."""
+def _parser(asked: str | None) -> tuple[Parser, Parser, ModuleType | None]:
+    """Return the parser with `asked` in full and every other verb as one line, and the parser and module of `asked`."""
     parser = Parser(
         prog="equipoise",
         description="Find the best balance between a model's scale and its efficiency, proven by measurement.",
@@ -131,7 +133,7 @@ def _parser(asked: str | None) -> tuple[Parser, ModuleType | None]:
             module.add_parser(verbs)
         else:
             verbs.add_parser(name, help=summary)
-    return parser, module
+    return parser, parser if asked is None else verbs.choices[asked], module
 
 
 class _Version(argparse.Action):

@@ -31,13 +31,13 @@ class Parser(argparse.ArgumentParser):
         """Raise the complaint as the error that every other bad input is."""
         if " must be " in message:  # one of our own readers: argparse puts the argument's name in front
             raise InputError(re.sub(r"^argument \S+: ", "", message))
-        raise InputError(f"{message}.{self._nearest(message)} usage: {self.prog} --help")
+        raise InputError(f"{message}. usage: {self.prog} --help")
 
-    def _nearest(self, message: str) -> str:
-        """Say which option an unknown one is like."""
-        unknown = re.match(r"unrecognized arguments: (--[^\s=]+)", message)
-        near = difflib.get_close_matches(unknown[1], self._option_string_actions, n=1) if unknown else []
-        return f" Did you mean {near[0]}?" if near else ""
+    def refuse(self, words: Sequence[str]) -> NoReturn:
+        """Raise for arguments that this verb does not have."""
+        near = difflib.get_close_matches(words[0].partition("=")[0], self._option_string_actions, n=1)
+        hint = f" Did you mean {near[0]}?" if near else ""
+        self.error(f"unrecognized arguments: {' '.join(words)}.{hint}".removesuffix("."))
 
 
 Reader = Callable[[str, str], Any]
@@ -51,7 +51,8 @@ def option(parser: argparse.ArgumentParser, name: str, read: Reader, **details: 
         try:
             return read(name, text)
         except InputError as error:
-            raise argparse.ArgumentTypeError(str(error)) from error
+            told = " ".join(str(error).splitlines())
+            raise argparse.ArgumentTypeError(told if name in told else f"{name}: {told}") from error
 
     parser.add_argument(name, type=call, **details)
 
@@ -90,9 +91,24 @@ def duration(*, zero: bool = False) -> Reader:
     """Return a reader of a wall time, which stays as it was written."""
 
     def read(name: str, text: str) -> str:
-        seconds = parse(text, "s", name=name)
-        if seconds < 0 or (seconds == 0 and not zero):
-            raise must_be(name, "zero or more" if zero else "above 0", text, f"Write for example {name} 20min.")
+        try:
+            seconds = parse(text, "s", name=name)
+        except InputError:
+            seconds = math.nan
+        if not (seconds > 0 or (seconds == 0 and zero)):
+            wanted = f"a time {'of zero or more' if zero else 'above 0'} with its unit (s, min, h)"
+            raise must_be(name, wanted, text, f"Write for example {name} 20min.")
+        return text
+
+    return read
+
+
+def one_of(*names: str) -> Reader:
+    """Return a reader of a name of a list."""
+
+    def read(name: str, text: str) -> str:
+        if text not in names:
+            raise unknown(name, text, names)
         return text
 
     return read
@@ -170,7 +186,7 @@ def check_store(path: Path, *, name: str = "--store", study: bool = True) -> Non
     """
     try:
         if path.exists() and not path.is_dir():
-            raise must_be(name, "a folder", str(path), "A file stands there: name another folder.")
+            raise must_be("store", "a folder", str(path), "A file stands there: name another folder.")
         if study:
             from equipoise.store import check_place
 
@@ -217,5 +233,7 @@ def check_named(what: str, spec: str, names: Sequence[str], *, kinds: Sequence[s
     path = place if place.endswith(".py") else rest.partition("?")[0] if kind in kinds else ""
     if path and not Path(path).exists():
         raise must_be(f"{what} file", "an existing file", path, "Paths are relative to the current folder.")
-    if not path and spec not in names and not spec.endswith(".py") and Path(spec).suffix == "" and kind not in kinds:
+    if kind in kinds and not path:
+        raise must_be(what, f"{kind}:PATH", spec, "Give the path of the data.")
+    if not path and spec not in names and not spec.endswith(".py") and not Path(spec).suffix:
         raise unknown(what, spec, (*names, *(f"{k}:PATH" for k in kinds), "FILE.py:FUNCTION"))

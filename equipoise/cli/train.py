@@ -16,6 +16,7 @@ from equipoise.cli.arguments import (
     check_store,
     duration,
     numbers,
+    one_of,
     option,
     positive,
     watts,
@@ -59,7 +60,7 @@ def add_parser(subparsers: Any) -> None:
     shared = "processes on this machine that share the work (default: %(default)s)"
     option(parser, "--ranks", whole(least=1, most=most), default=1, help=shared)
     how = "how they share it: ddp, fsdp or pipeline (default: ddp for several ranks)"
-    parser.add_argument("--kind", default="", choices=("", "single", *KINDS), metavar="KIND", help=how)
+    option(parser, "--kind", one_of("single", *KINDS), metavar="KIND", help=how)
     parser.add_argument("--offload", default="", help="what to keep in host memory: activations, optimizer, parameters")
     option(parser, "--price-per-hour", positive("0.10"), metavar="USD", help="price of this machine")
     estimate = "6 or 4..9: for an energy estimate where no meter can be read"

@@ -48,9 +48,9 @@ def attempt(what: str, call: Callable[[], T], remedy: str) -> T:
     """Return ``call()``; whatever the user's own code raises becomes an `InputError` that shows it."""
     try:
         return call()
-    except InputError:
+    except (InputError, KeyboardInterrupt):
         raise
-    except Exception as error:  # the user's code may raise anything
+    except BaseException as error:  # the user's code may raise anything, SystemExit too
         raise InputError(f"{what} must run; it raised {type(error).__name__}: {error}. {remedy}") from error
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +15,19 @@ from safetensors.torch import load_file, save
 from torch import Tensor, nn
 
 from equipoise.errors import InputError, must_be
+
+_UNREADABLE = (
+    SafetensorError,
+    RuntimeError,
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    struct.error,
+)
+"""What torch and safetensors raise on bytes that are something else."""
 
 BUILDER = "Write a function make_workload() that builds the model and loads its state dict, and pass FILE.py:make_workload."
 
@@ -34,7 +48,7 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise must_be("weights", "tensors alone", f"{path}, a pickle that would run code", BUILDER) from error
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except _UNREADABLE as error:
         raise must_be(
             "weights", "a readable file of tensors", f"{path} ({error})", "Save it again; it may be cut off."
         ) from error

@@ -79,7 +79,7 @@ def test_no_usable_target_is_a_failure_that_is_told(
         (["--watts-per-core", "much"], "4..9"),
         (["--target", "onnxruntim"], "onnxruntime"),
         (["--target", "torch", "--batch", "0"], "batch"),
-        (["--target", "torch", "--price-per-hour", "-1"], "price_per_hour"),
+        (["--target", "torch", "--price-per-hour", "-1"], "--price-per-hour"),
         (["--target", "torch", "--seconds", "0"], "seconds"),
     ],
 )
