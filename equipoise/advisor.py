@@ -132,6 +132,9 @@ class Advisor:
     spec: str
     listen: Listener
     spent_s: float = 0.0
+    _least_s: float = 0.0
+    _few: InputError | None = None
+    _rated: dict[str, float] = field(default_factory=dict)
     found: list[dict[str, Any]] = field(default_factory=list)
 
     def walk(self) -> Advice:
@@ -173,9 +176,9 @@ class Advisor:
         self.spent_s += data["seconds"]
         return data
 
-    def left(self, share: float) -> float:
-        """Seconds until `share` of the time is spent, by recorded times only."""
-        return self.limit_s * share - self.spent_s
+    def left(self, share: float, limit_s: float | None = None) -> float:
+        """Seconds until `share` of the time (or of another limit) is spent, by recorded times only."""
+        return (self.limit_s if limit_s is None else limit_s) * share - self.spent_s
 
     def available(self, scale: Scale) -> Available:
         """Count a scale once."""
@@ -188,18 +191,25 @@ class Advisor:
     def _counted(self) -> dict[tuple[tuple[str, float], ...], Available]:
         return {}
 
-    def rates(self) -> dict[str, list[float]]:
-        """Measure the training seconds of a sample at sizes from a 64th of the usual up, as long as a step is quick."""
+    def rates(self, limit_s: float | None = None) -> dict[str, list[float]]:
+        """Measure the training seconds of a sample at sizes from a 64th of the usual up, as long as a step is quick.
+
+        What is quick is a matter of the time that there is, or would be (`limit_s`).
+        """
+        limit_s = self.limit_s if limit_s is None else limit_s
         out: dict[str, list[float]] = {"work": [], "sample_s": []}
         for factor in (1 / 64, 1 / 16, 1 / 4, 1.0):
             size = self._grown(factor)
             if size is None or (out["work"] and size.flops_per_sample <= 1.2 * out["work"][-1]):
                 continue
-            self.tell("prepare", f"time training steps at {scales.named(size.scale)}")
-            row = self.step("rate", scales.named(size.scale), lambda s=size: {"sample_s": self._sample_s(s)})  # type: ignore[misc]
+            name = scales.named(size.scale)
+            if name not in self._rated:
+                self.tell("prepare", f"time training steps at {name}")
+                row = self.step("rate", name, lambda s=size: {"sample_s": self._sample_s(s)})  # type: ignore[misc]
+                self._rated[name] = row["sample_s"]
             out["work"].append(size.flops_per_sample)
-            out["sample_s"].append(row["sample_s"])
-            if row["sample_s"] * self._per_step * FEWEST_STEPS > self.limit_s / 20:
+            out["sample_s"].append(self._rated[name])
+            if self._rated[name] * self._per_step * FEWEST_STEPS > limit_s / 20:
                 break
         if not out["work"]:
             raise must_be("family", "able to grow from its defaults", self.family.name, "Give it a dimension named width.")
@@ -256,30 +266,53 @@ class Advisor:
 
     def planned(self, rates: Mapping[str, list[float]]) -> tuple[PlannedRun, ...]:
         """Find the learning rate and lay out the runs within their share of the time."""
-        menu = self.ladder(rates, self.limit_s * RUNS_SHARE / 6)
-        if len(menu) < 3:
-            wanted = f"long enough for {FEWEST_STEPS} steps of three sizes"
-            raise must_be("time", wanted, show(self.limit_s, "s"), "Give more, or a family with more and smaller sizes.")
-        speeds = [self._rate(rates, size) for size in menu]
-        options = {
-            "flops_per_s": speeds, "unique": self.proxies.unique, "cooldown": self.recipe.decay_share,
-            "fewest_samples": float(FEWEST_STEPS * self._per_step),
-        }  # fmt: skip
+        first = self._laid_out(rates, self.limit_s)
+        if first is None:
+            raise self._too_little()
+        runs = first
         if self.finds:
-            runs = self._laid_out(menu, 0.9, options)
             self.tell("tune", "find the learning rate on the quickest run")
-            self.proxies = tune(self.proxies, runs, partial(self._rate, rates), partial(self.step, "learning"))
-        row = self.step("plan", "0", lambda: {"runs": [as_data(run) for run in self._laid_out(menu, 1.0, options)]})
+            self.proxies = tune(self.proxies, first, partial(self._rate, rates), partial(self.step, "learning"))
+            # the search may have taken longer than a tenth of the share: what was found to fit is then kept
+            runs = self._laid_out(rates, self.limit_s, tuned=True) or first
+        row = self.step("plan", "0", lambda: {"runs": [as_data(run) for run in runs]})
         return tuple(PlannedRun(**{**r, "available": Available(**r["available"])}) for r in row["runs"])
 
-    def _laid_out(self, menu: Sequence[Available], share: float, options: Mapping[str, Any]) -> tuple[PlannedRun, ...]:
-        """Lay out the runs, in their share of the time."""
+    def _laid_out(
+        self, rates: Mapping[str, list[float]], limit_s: float, *, tuned: bool = False
+    ) -> tuple[PlannedRun, ...] | None:
+        """Lay out the runs in their share of the time, a tenth of it left for the search of the rate; None: too little time."""
+        share = 0.9 if self.finds and not tuned else 1.0
+        menu = self.ladder(rates, limit_s * RUNS_SHARE / 6)
+        self._least_s, self._few = 2 * limit_s, None  # where not even three sizes fit
+        if len(menu) < 3:
+            return None
+        options = {
+            "flops_per_s": [self._rate(rates, size) for size in menu], "unique": self.proxies.unique,
+            "cooldown": self.recipe.decay_share, "fewest_samples": float(FEWEST_STEPS * self._per_step),
+        }  # fmt: skip
+        seconds = max(self.left(RUNS_SHARE, limit_s) * share, 1e-9)
         try:
-            return plan(menu, seconds=self.left(RUNS_SHARE) * share, **options).runs
+            return plan(menu, seconds=seconds, **options).runs  # type: ignore[arg-type]
         except TooLittleTimeError as error:
-            least = 1.1 * (error.least_s / share + self.spent_s) / RUNS_SHARE  # a tenth more, for the search of the rate
-            wanted = f"at least {show(least, 's')}: {RUNS_SHARE:.0%} of it is for a dozen runs of {FEWEST_STEPS} steps or more"
-            raise must_be("time", wanted, show(self.limit_s, "s"), "Give more, or a family of smaller sizes.") from error
+            self._least_s = 1.1 * (error.least_s / share + self.spent_s) / RUNS_SHARE
+        except InputError as error:  # too few sizes: those that take longer are missing, or the family has no more
+            self._few = error
+        return None
+
+    def _too_little(self) -> InputError:
+        """Return the error that names a time which is enough: tried on all that would be measured in it, so that it holds."""
+        for _ in range(8):
+            enough = parse(show(max(self._least_s, 1.05 * self.limit_s), "s"), "s", name="time")
+            if self._laid_out(self.rates(enough), enough):
+                what = f"{RUNS_SHARE:.0%} of it is for a dozen runs of {FEWEST_STEPS} steps or more"
+                wanted = f"at least {show(enough, 's')}: {what}"
+                break
+        else:
+            if self._few is not None:  # nor are there more sizes in 256 times the time
+                return self._few
+            wanted = f"long enough for {FEWEST_STEPS} steps of three sizes"
+        return must_be("time", wanted, show(self.limit_s, "s"), "Give more, or a family with more and smaller sizes.")
 
     def runs(self, planned: Sequence[PlannedRun]) -> None:
         """Make every run of the plan, small ones first."""

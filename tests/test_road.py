@@ -24,7 +24,7 @@ COMMAND = [sys.executable, "-m", "equipoise", "optimize"]
 
 
 def optimize(store: Path, *words: str, code: int = EXIT_OK) -> subprocess.CompletedProcess[str]:
-    done = subprocess.run([*COMMAND, *words, "--store", str(store)], capture_output=True, text=True, timeout=600)
+    done = subprocess.run([*COMMAND, *words, "--store", str(store)], capture_output=True, text=True, timeout=1800)
     assert done.returncode == code, done.stderr[-3000:]
     return done
 

@@ -37,7 +37,7 @@ def child(code: str, *args: object) -> list[str]:
 
 
 def run(code: str, *args: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(child(code, *args), capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(child(code, *args), capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.fixture
@@ -163,7 +163,7 @@ def test_a_killed_owner_does_not_block_even_when_its_fork_lives_on(path: Path) -
         store = Store.open(sys.argv[1])
         if os.fork() == 0:
             print(os.getpid(), flush=True)
-            time.sleep(30)
+            time.sleep(3600)
         os.kill(os.getpid(), signal.SIGKILL)
     """
     process = subprocess.Popen(child(code, path), stdout=subprocess.PIPE, text=True)

@@ -132,7 +132,8 @@ def plan(
             found = laid_out(float(top), apart)
             if found and found.seconds <= seconds:
                 return found
-    dearer = (laid_out(float(top), ratios[-1]) for top in np.geomspace(most * 1e-6, most * 1e12, 900))
+    second = float(rates.max())  # from the work of a microsecond up: however little time there is, the least is the least
+    dearer = (laid_out(float(top), ratios[-1]) for top in np.geomspace(second * 1e-6, second * 1e12, 900))
     least = min((found.seconds for found in dearer if found), default=None)
     if least is None:
         raise must_be("menu", "of 3 sizes or more, 1.4× apart in work", len(menu), "Give the family more widths or depths.")

@@ -10,6 +10,7 @@ from truth import SMALL, isoflop_runs, run_of
 
 from equipoise.errors import InputError
 from equipoise.scaling import Available, affordable, fit, plan, to_add
+from equipoise.scaling.design import TooLittleTimeError
 
 MENU = [Available(params, 2.0 * params, {"width": w}) for w in range(4, 257, 4) if (params := 40.0 * w * w)]
 
@@ -75,6 +76,10 @@ def test_repeated_data_adds_one_contrast() -> None:
 def test_too_little_time_says_how_much() -> None:
     with pytest.raises(InputError, match="at least"):
         plan(MENU, seconds=1e-3, flops_per_s=1e9, fewest_samples=2000)
+    for seconds in (1e-300, 1e-9, 1e-3):  # the least does not depend on how little there is
+        with pytest.raises(TooLittleTimeError) as caught:
+            plan(MENU, seconds=seconds, flops_per_s=1e9, fewest_samples=2000)
+        assert plan(MENU, seconds=1.1 * caught.value.least_s, flops_per_s=1e9, fewest_samples=2000).runs
     with pytest.raises(InputError, match="3 different sizes"):
         plan(MENU[:2], seconds=600, flops_per_s=1e9)
     with pytest.raises(InputError, match="flops_per_s"):
