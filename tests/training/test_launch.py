@@ -101,7 +101,7 @@ def test_a_rank_says_that_its_launcher_is_gone_while_torch_writes_its_traceback_
     environment = os.environ | place | {"EQUIPOISE_LAUNCHER": str(gone.pid)}
     swapped = (  # as torch's hook for uncaught errors does
         "import io, sys, time; from equipoise.training.distribution.launch import connect; "
-        "sys.stderr = io.StringIO(); connect('ddp'); time.sleep(60)"
+        "sys.stderr = io.StringIO(); connect('ddp'); time.sleep(3600)"
     )
     done = subprocess.run([sys.executable, "-c", swapped], env=environment, stderr=subprocess.PIPE, text=True)
     assert done.returncode != 0
