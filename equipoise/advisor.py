@@ -20,6 +20,7 @@ from equipoise.advice import Advice, read
 from equipoise.budget import SCALE_AXES, Budget, parse_budget
 from equipoise.errors import EquipoiseError, InputError, must_be
 from equipoise.measure import machine
+from equipoise.progress import of_events
 from equipoise.proxies import FEWEST_STEPS, Proxies, in_quick_precision, recipe_for, tune
 from equipoise.records import as_data, digest
 from equipoise.road import Event, Listener, optimize
@@ -62,7 +63,7 @@ def scale(
     shape: bool = True,
     compress: bool = True,
     spec: str = "",
-    listen: Listener = lambda event: None,
+    listen: Listener | None = None,
 ) -> Advice:
     """Say how large a model of `family` the data and the limits deserve, by a dozen small runs and a law fitted to them.
 
@@ -82,7 +83,7 @@ def scale(
         shape: Whether the genetic search looks for better shapes than the family's own rule of growth.
         compress: Whether "train larger, then compress down" competes, by the compressor's own measured front.
         spec: How the command line names family and task; recorded.
-        listen: Told about every step.
+        listen: Told about every step; None shows a line of progress in a notebook or an interactive session.
     Raises:
         InputError: Anything that cannot be used, before any run.
         StoreError: The store cannot be written, or belongs to another family, task or seed.
@@ -108,7 +109,7 @@ def scale(
     with Store.open(store) as opened:
         opened.identity({"family": kind.name, "task": learned.fingerprint, "target": str(where), "seed": seed})
         advisor = Advisor(opened, kind, learned, bounds, seconds, where, requests, price_per_hour, seed, chosen, recipe is None,
-                          shape, compress, spec, listen)  # fmt: skip
+                          shape, compress, spec, listen or of_events())  # fmt: skip
         return advisor.walk()
 
 
@@ -401,6 +402,7 @@ class Advisor:
                     store=self.store.path / "compressed",
                     seed=self.seed,
                     recovery=False,
+                    listen=lambda event: None,
                 )
             except EquipoiseError as error:
                 return {"reason": str(error).splitlines()[0]}

@@ -23,6 +23,7 @@ from equipoise import runtimes, sensitivity, steering
 from equipoise.budget import Budget, parse_budget
 from equipoise.errors import EquipoiseError, must_be
 from equipoise.measure import latency, machine
+from equipoise.progress import of_events
 from equipoise.records import Evaluation, Fidelity, Plan, as_data, digest, evaluation_from
 from equipoise.recovery import HOPE, recover
 from equipoise.runtimes import Program, Target, parse_targets
@@ -83,7 +84,7 @@ def optimize(
     seed: int = 0,
     recovery: bool = True,
     spec: str = "",
-    listen: Listener = lambda event: None,
+    listen: Listener | None = None,
 ) -> Study:
     """Search widths, depth, precision and runtime of a trained model together, on measured cost; return the whole study.
 
@@ -97,7 +98,7 @@ def optimize(
         seed: Of every random choice; recorded.
         recovery: Whether survivors are distilled from the untouched model (their training time counts).
         spec: How the command line names the workload, recorded so that `verify` can load it again.
-        listen: Told about every step.
+        listen: Told about every step; None shows a line of progress in a notebook or an interactive session.
     Raises:
         InputError: Anything that cannot be used, before any work starts.
         StoreError: The store cannot be written, or belongs to another workload.
@@ -115,7 +116,7 @@ def optimize(
     check(work)
     with Store.open(store) as opened:
         opened.identity({"workload": work.fingerprint, "targets": [str(t) for t in targets], "seed": seed})
-        road = Road(opened, work, targets, bounds, limit, seed, recovery, spec, listen)
+        road = Road(opened, work, targets, bounds, limit, seed, recovery, spec, listen or of_events())
         return road.walk()
 
 

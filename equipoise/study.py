@@ -16,12 +16,15 @@ from equipoise.budget import Budget, parse_budget
 from equipoise.errors import InputError, StoreError
 from equipoise.pareto import Knee, non_dominated
 from equipoise.picks import knee_of, pick
+from equipoise.progress import table
 from equipoise.records import Evaluation, Reading, evaluation_from, measured
 from equipoise.stats import Interval, verdict
 from equipoise.store import Store
 
 AXES = ("latency_s", "size_bytes", "drop")
 """What the front trades off; all are minimised."""
+SHOWN = 12
+"""Points of the front in a notebook's table; the report has all."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,17 @@ class Study:
     header: Mapping[str, Any]
     evaluations: tuple[Evaluation, ...]
     finals: Mapping[str, Mapping[str, Any]]
+
+    def __repr__(self) -> str:
+        budget = self.header.get("budget") or "none"
+        return f"Study({self.path}: {len(self.evaluations)} evaluations, {len(self.front)} on the front, budget {budget})"
+
+    def _repr_html_(self) -> str:
+        rows = [["plan", "latency", "size", "quality", "drop"]]
+        for e in self.front[:SHOWN]:
+            cells = (e.axis("latency_s"), e.axis("size_bytes"), e.quality, e.drop)
+            rows.append([describe(e, self.baseline), *map(str, cells)])
+        return table(rows, caption=repr(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Study:

@@ -15,6 +15,7 @@ from torch import nn
 from equipoise.errors import InputError, must_be, unknown
 from equipoise.measure import energy, machine
 from equipoise.measure.counts import count
+from equipoise.progress import of_steps
 from equipoise.proxies import recipe_for
 from equipoise.records import Reading, as_data, dumps, estimated, measured, unavailable
 from equipoise.scaling import Curves, Diagnosis, diagnose
@@ -50,6 +51,9 @@ class TrainedModel:
     reached: Mapping[str, Reading]
     header: Mapping[str, Any]
     recipe: Recipe
+
+    def __repr__(self) -> str:
+        return f"TrainedModel({self.header['model']} on {self.header['task']}: {self.sentence()}; in {self.folder})"
 
     def sentence(self) -> str:
         """Return what came out, in words."""
@@ -108,7 +112,7 @@ def train(
         price_per_hour: Dollars, for what the run cost.
         watts_per_core: For an energy estimate where no meter can be read.
         test: Whether to score the test split, once, at the end.
-        on_step: Called with the `Progress` of each step.
+        on_step: Called with the `Progress` of each step; None shows a line in a notebook or an interactive session.
     Raises:
         InputError: Anything that cannot be used, before any step; or a folder that holds another run.
         EquipoiseError: The loss is no longer finite; the last good checkpoint stays.
@@ -140,7 +144,7 @@ def train(
         model, task.train, loss=task.loss, steps=steps, epochs=epochs, seconds=seconds, recipe=chosen, augment=task.augment,
         validation=task.validation, metric=task.metric, evaluate_steps=max(1, expected // LOOKS),
         generator=torch.Generator().manual_seed(seed), checkpoint=folder / "checkpoint.safetensors", logs=logs,
-        distribution=where, on_step=on_step,
+        distribution=where, on_step=on_step or of_steps(),
     )  # fmt: skip
     reached = _reached(done, model, task, chosen, price_per_hour, watts_per_core, where.world)
     if test and where.rank == 0:

@@ -61,6 +61,10 @@ class Verification:
     seconds: float
     saved: bool = False
 
+    def __repr__(self) -> str:
+        broken = ", ".join(check.name for check in self.broken)
+        return f"Verification({self.path}: {len(self.checks)} checks, {f'broken: {broken}' if broken else 'all kept'})"
+
     @property
     def ok(self) -> bool:
         """Whether every promise is kept."""

@@ -121,8 +121,8 @@ def test_identity_names_every_difference(path: Path) -> None:
 def sweep(code: str, path: Path, *, kills: int, steps: int, ends: str = "") -> tuple[int, int]:
     """Kill a walk at random moments, then let it end; return (acknowledged but lost, acknowledged but computed again).
 
-    A moment is a number of steps said to be done (whose line ends with `ends`) and a few milliseconds more: walks are as slow as
-    the machine is busy.
+    A moment is a number of steps said to be done (whose line ends with `ends`) and a few milliseconds more: walks are as slow
+    as the machine is busy.
     """
     rng, done, lost, again = random.Random(0), set[str](), 0, 0
     for kill in [*[True] * kills, False]:

@@ -138,6 +138,9 @@ class Program:
                 raise must_be("program file", "a plain file name without folders", name, "Rename it.")
         object.__setattr__(self, "files", dict(sorted(self.files.items())))
 
+    def __repr__(self) -> str:
+        return f"Program({self.runtime}, {self.precision}: {', '.join(self.files)}; {self.size_bytes:,} bytes)"
+
     @property
     def size_bytes(self) -> int:
         """Bytes of all files together."""

@@ -88,6 +88,9 @@ class Trained:
     best: CurvePoint | None = None
     stopped: Stopped = "steps"
 
+    def __repr__(self) -> str:
+        return f"Trained({type(self.model).__name__}: {self.steps} steps in {self.seconds:.3g} s, ended by {self.stopped})"
+
 
 @dataclass(frozen=True)
 class Plan:

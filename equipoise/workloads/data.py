@@ -109,6 +109,9 @@ class Split:
     name: str = "data"
     seed: int = 0
 
+    def __repr__(self) -> str:
+        return f"Split({self.name}: {len(self.order)} samples)"
+
     @classmethod
     def of(
         cls, data: Any, *, name: str = "data", transform: Transform | None = None, keep: bool = True, seed: int = 0

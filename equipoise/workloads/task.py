@@ -86,6 +86,10 @@ class Task:
     loss: Loss
     augment: Augment | None = None
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(part)} {part.name}" for part in (self.train, self.validation, self.test))
+        return f"Task({self.name}: {self.shape}; {sizes} samples; {self.metric.name})"
+
     @classmethod
     def of(
         cls,
