@@ -139,6 +139,8 @@ def _show(found: Advice) -> None:
         mark = (
             "recommended"
             if option is decision.recommended
+            else "best within reach"
+            if decision.within is not None and c.available == decision.within.candidate.available and not c.label
             else "in range"
             if option in decision.range
             else ", ".join(f"breaks {what}" for what in found.breaks(option))
@@ -152,7 +154,8 @@ def _show(found: Advice) -> None:
     out = console()
     out.print(table)
     out.print(found.sentence(), style="bold", soft_wrap=True)
-    out.print(decision.reason, soft_wrap=True)
+    if decision.answered:  # a refusal's sentence holds its reason
+        out.print(decision.reason, soft_wrap=True)
     for added in decision.add:
         out.print(f"  add: {added.available.params:.3g} params on {added.samples:.3g} samples", soft_wrap=True)
 

@@ -251,7 +251,7 @@ def to_add(
     For each draw of the law, the log of the size it would choose among the targets is the decision; a run that could be made
     tells its log loss with the noise of a run. Were the draws jointly normal, observing it would leave the variance
     Var(decision) - Cov(decision, run)² / (Var(run) + noise²): the run that leaves least is taken, the draws are conditioned
-    on it, and so on. The same run may be worth repeating.
+    on it, and so on. Each run is named once.
 
     Args:
         pool: (size, samples) of the runs that could be made, as from `affordable`.
@@ -279,9 +279,11 @@ def to_add(
     together = np.cov(np.column_stack([decision, losses(pool)]), rowvar=False)
     start = max(float(together[0, 0]), 1e-300)
     out: list[Addition] = []
-    for _ in range(min(n, len(pool))):
+    open_to = np.ones(len(pool), dtype=bool)
+    while len(out) < n and open_to.any():
         variance = np.diag(together)[1:] + fitted.noise**2
-        best = int(np.argmax(together[0, 1:] ** 2 / variance))
+        best = int(np.argmax(np.where(open_to, together[0, 1:] ** 2 / variance, -1.0)))
+        open_to &= [run != pool[best] for run in pool]
         column = together[:, best + 1].copy()
         together = together - np.outer(column, column) / variance[best]
         available, samples = pool[best]

@@ -115,6 +115,14 @@ def test_what_is_added_narrows_the_decision() -> None:
     assert chosen < np.log(fitted.optimum(flops)["size"].high / fitted.optimum(flops)["size"].low)
 
 
+def test_no_run_is_added_twice() -> None:
+    fitted = fit(isoflop_runs(SMALL, noise=0.05, rng=np.random.default_rng(3))[:9], seed=0, size="params")
+    target = [(a, 1e6) for a in MENU]
+    for pool in ([(MENU[0], 1e5)] * 4, [(MENU[0], 1e5), (MENU[9], 1e5)], [(a, 1e5) for a in MENU]):
+        added = [(a.available.params, a.samples) for a in to_add(fitted, pool, target=target)]
+        assert len(added) == len(set(added)) == min(3, len({(a.params, s) for a, s in pool}))
+
+
 def test_nothing_to_add_from() -> None:
     fitted = fit(isoflop_runs(SMALL, noise=0.004, rng=np.random.default_rng(0)), seed=0, size="params", bootstraps=20)
     with pytest.raises(InputError, match="to_add needs"):
