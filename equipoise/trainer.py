@@ -18,6 +18,7 @@ from equipoise.measure.counts import count
 from equipoise.progress import of_steps
 from equipoise.proxies import recipe_for
 from equipoise.records import Reading, as_data, dumps, estimated, measured, unavailable
+from equipoise.scales import check_size
 from equipoise.scaling import Curves, Diagnosis, diagnose
 from equipoise.store import write_atomic
 from equipoise.training import Recipe, Trained, fit
@@ -171,6 +172,7 @@ def _check(**given: float | None) -> None:
 
 def _built(family: Family, scale: Scale, task: Task, seed: int) -> nn.Module:
     """Build the model; one that this machine cannot hold is bad input, whatever torch calls it."""
+    check_size(family, scale, task)
     try:
         return family.model(scale, task, generator=torch.Generator().manual_seed(seed))
     except InputError:

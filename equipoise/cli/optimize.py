@@ -26,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
         description="Search widths, depth, precision and runtime of a trained model together, on measured cost. The same "
         "command again goes on where the last one stopped. Exit code 1 when the budget cannot be met.",
     )
-    forms = "digits | cifar10:DATA?weights=FILE | images:DATA?weights=FILE | module.py:make_workload"
+    forms = "digits | cifar10:DATA?weights=FILE | images:DATA?weights=FILE (both our ResNet) | module.py:make_workload"
     parser.add_argument("workload", metavar="WORKLOAD", help=forms)
     where = "runtime[:device][?threads=N&batch=N], several with commas (default: %(default)s)"
     option(parser, "--target", targets(), default="onnxruntime:cpu", help=where)
@@ -53,9 +53,10 @@ def run(args: argparse.Namespace) -> int:
         from equipoise import workloads
         from equipoise.road import optimize
 
-        live.doing(f"loading {args.workload}")
+        state = _state(store)
+        live.doing(f"loading {args.workload}" + (", training its net" if args.workload == "digits" and state is None else ""))
         study = optimize(
-            workloads.load(args.workload, state=_state(store)),
+            workloads.load(args.workload, state=state),
             target=args.target,
             budget=args.budget,
             time=args.time,
@@ -71,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _name(workload: str) -> str:
     """Folder name of a workload's default store."""
-    return "".join(c if c.isalnum() else "-" for c in workload.partition("?")[0].rsplit("/", 1)[-1]).strip("-")
+    last = workload.partition("?")[0].rstrip("/").rsplit("/", 1)[-1]  # with its slash, a folder would leave no name at all
+    return "".join(c if c.isalnum() else "-" for c in last).strip("-") or "study"
 
 
 def _announce(store: Path) -> None:

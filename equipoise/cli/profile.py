@@ -24,7 +24,7 @@ def add_parser(subparsers: Any) -> None:
         description="Count a model's params and MACs by layer, and measure size, peak memory, latency and energy on each "
         "runtime of this machine. What cannot be measured is said to be unavailable, with the reason.",
     )
-    parser.add_argument("workload", metavar="MODEL", help="digits, cifar10:PATH, or mymodule.py:make_workload")
+    parser.add_argument("workload", metavar="MODEL", help="as for optimize: digits, cifar10:DATA?weights=FILE, ...")
     where = "such as onnxruntime:cpu?threads=1; default: every runtime, one thread"
     option(parser, "--target", targets(), metavar="T[,T]", help=where)
     option(parser, "--batch", whole(least=1), metavar="N", default=32, help="second batch size timed, beside 1 (32)")

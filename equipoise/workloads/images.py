@@ -89,7 +89,7 @@ def image_workload(
     tensors = read_weights(weights)  # first: it is quick
     images = read_images(path)
     model = ResNet(depth, classes=len(images.classes), shortcut=shortcut)
-    load_weights(model, tensors, name=f"weights {weights}")
+    load_weights(model, tensors, name=f"weights {weights} of the built-in ResNet-{depth}")
     splits = _splits(images, holdout)
     return Workload(
         name=name,

@@ -273,6 +273,9 @@ HEAVY = {
     "train mlp digits --scale height=3": "width",
     "train mlp digits --scale width=0": "width",
     "train mlp digits --scale width=1e15": "scale",
+    "train mlp digits --scale width=200000,depth=9": "this machine's",
+    "scale table cnn digits --scales 1e9": "this machine's",
+    "scale table mlp digits --scales 1,1e9": "this machine's",
     "train mlp digits --scale width=1e300": "scale|width",
     "train mlp digits --recipe lr=abc": "recipe lr",
     "train mlp digits --recipe lr=nan": "lr",
@@ -337,3 +340,21 @@ def test_what_the_user_s_code_ends_while_it_runs_is_told_and_not_taken_for_succe
         "equipoise: the run was ended from inside, by SystemExit(0); what was measured is kept "
         "(EQUIPOISE_DEBUG=1 shows the traceback)\n"
     )
+
+
+@pytest.mark.parametrize(
+    ("workload", "name"),
+    [
+        ("digits", "digits"),
+        ("images:photos?weights=w", "images-photos"),
+        ("images:/data/photos/?weights=a/b", "photos"),
+        ("a/b/mine.py:make", "mine-py-make"),
+        ("images:/", "images"),
+        ("images:../", "images"),
+        ("///", "study"),
+    ],
+)
+def test_a_study_never_stands_in_the_folder_of_all_studies(workload, name):
+    from equipoise.cli.optimize import _name
+
+    assert _name(workload) == name
