@@ -42,6 +42,9 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run or resume the study, print the front, and say whether the budget was met."""
+    import time
+
+    began = time.perf_counter()
     check_named("workload", args.workload, WORKLOADS, kinds=IMAGES)  # bad input is told before torch is imported
     store = args.store or Path("runs") / _name(args.workload)
     check_store(store)
@@ -65,9 +68,10 @@ def run(args: argparse.Namespace) -> int:
             recovery=not args.no_recovery,
             spec=args.workload,
             listen=live,
+            began=began,
         )
     show(study, as_json=args.json)
-    return EXIT_OK if study.met or not study.budget.constraints else EXIT_FAILED
+    return EXIT_OK if study.answered else EXIT_FAILED
 
 
 def _name(workload: str) -> str:
@@ -108,7 +112,8 @@ def show(study: Study, *, as_json: bool = False) -> None:
 
         front = [{**as_data(e), "key": e.key} for e in study.front]
         print(dumps({"schema_version": 1, "met": study.met, "verdict": study.verdict(), "pick": best.key,
-                     "sentence": study.sentence(best), "knee": study.knee.key, "front": front}))  # fmt: skip
+                     "sentence": study.sentence(best), "knee": study.knee.key, "front": front,
+                     "searched": study.searched, "failed": study.failed()}))  # fmt: skip
         return
     from equipoise.cli.live import table
     from equipoise.cli.terminal import console
@@ -120,5 +125,7 @@ def show(study: Study, *, as_json: bool = False) -> None:
     if len(worth) < len(study.front):
         out.print(f"(and {len(study.front) - len(worth)} points that drop more than {SHOWN_DROP} points)", style="dim")
     out.print(study.verdict(), soft_wrap=True)
+    if failed := study.failed():
+        out.print(failed, soft_wrap=True)
     out.print(study.sentence(best), style="bold", soft_wrap=True)
     out.print(f"study: {study.path}", soft_wrap=True)

@@ -188,6 +188,12 @@ LIGHT = {
     "export nowhere --out x": "nowhere",
     "export {full} --out x --pick best": "full",
     "export {full}": "--out",
+    "verify nowhere": "nowhere",
+    "verify {full}": "full",
+    "verify {full} --seconds nan": "--seconds",
+    "verify {full} --seconds -1": "--seconds",
+    "verify {full} --seconds soon": "--seconds",
+    "verify": "ARTIFACT",
 }
 """Command -> what the line must name; nothing of these needs torch. {file} is a file, {full} a folder with things in it."""
 
