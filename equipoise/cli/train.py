@@ -117,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
 
         print(dumps({"schema_version": 1, "sentence": found.sentence(), "report": str(page), **found.summary()}))
         return EXIT_OK
-    print(found.sentence())
+    print(visible(found.sentence()))
     if found.diagnosis is not None:
         for sign in found.diagnosis.evidence:
             print(f"  {sign.text}")
