@@ -39,7 +39,7 @@ class Live:
         self._pace = Pace()
         self._live = None
         if self._console.is_terminal and not quiet:
-            self._live = RichLive(console=self._console, refresh_per_second=4, get_renderable=self._view)
+            self._live = RichLive(console=self._console, refresh_per_second=4, get_renderable=self._view, transient=True)
 
     def __enter__(self) -> Live:
         if self._live:
@@ -102,7 +102,7 @@ def table(metric: str, front: Sequence[Evaluation], baseline: Evaluation, *, mar
     base = baseline.axis("latency_s").get()
     for e in front:
         latency = e.axis("latency_s").get()
-        mark = marked.get(e.key, "untouched" if e.key == baseline.key else "")
+        mark = marked.get(e.key, "")
         out.add_row(
             describe(e, baseline), show(latency, "s"), f"{base / latency:.2f}×", show(e.axis("size_bytes").get(), "B"),
             f"{e.quality.get():.2f}", str(e.drop), "distilled" if e.fidelity == "recovered" else "no", mark,
