@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from torch import Tensor, nn
 
 from equipoise.compress.criteria import Evidence, gather, ranking
 from equipoise.compress.cut import sliced
 from equipoise.compress.depth import drop, droppable
-from equipoise.compress.fold import fold
+from equipoise.compress.fold import folded
 from equipoise.compress.graph import Group, groups, keeping
 from equipoise.compress.prune import checked
 from equipoise.compress.repair import refit
@@ -24,7 +24,7 @@ class Pruner:
 
     `teacher` is the folded model, `orders` the channels of each prunable group by importance (the first k are what width
     k keeps, so widths are nested), `blocks` the names that can be dropped, `calibration` the unlabelled inputs `(N, ...)`
-    that repair fits to.
+    that repair fits to, `left` why each BatchNorm that could not be folded was left, by name.
     """
 
     teacher: nn.Module
@@ -33,6 +33,7 @@ class Pruner:
     orders: Mapping[str, tuple[int, ...]]
     statistics: Statistics
     calibration: Tensor
+    left: Mapping[str, str] = field(default_factory=dict)
 
     @classmethod
     def prepare(cls, model: nn.Module, example: Tensor, calibration: Tensor, *, criterion: str = "obs") -> Pruner:
@@ -44,7 +45,8 @@ class Pruner:
             calibration: unlabelled inputs `(N, ...)`, drawn at random; 192 to 512 are enough.
             criterion: how channels are ordered, see `criteria.CRITERIA`.
         """
-        teacher = fold(model, example)
+        done = folded(model, example, data=calibration)
+        teacher = done.model
         found = groups(teacher, example)
         chosen = [group for group in found if group.prunable]
         readers = frozenset(name for group in chosen for name in group.consumers)
@@ -55,7 +57,7 @@ class Pruner:
             statistics = collect(teacher, calibration)
             evidence = gather(teacher, chosen, criterion=criterion, data=calibration)
         orders = {group.name: ranking(group, criterion, evidence) for group in chosen}
-        return cls(teacher, found, droppable(teacher, example), orders, statistics, calibration)
+        return cls(teacher, found, droppable(teacher, example), orders, statistics, calibration, done.left)
 
     def build(self, widths: Mapping[str, int], drops: Sequence[str] = (), *, repair: bool = True) -> nn.Module:
         """Return the folded model with each named group at its width and each named block gone; deterministic.
