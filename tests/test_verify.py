@@ -18,14 +18,16 @@ from safetensors.numpy import load, save
 
 from equipoise import workloads
 from equipoise.artifact import Artifact, export
+from equipoise.budget import Constraint
 from equipoise.card import card
 from equipoise.cli import main
 from equipoise.errors import InputError
+from equipoise.examine import held
 from equipoise.measure import machine
-from equipoise.records import Evaluation, as_data
+from equipoise.records import Evaluation, as_data, measured, unavailable
 from equipoise.runtimes import Target
 from equipoise.store import Store
-from equipoise.verify import Check, Verification, verify
+from equipoise.verify import Check, State, Verification, verify
 from equipoise.workbench import Workbench
 from equipoise.workloads import Workload
 
@@ -85,6 +87,7 @@ def study(spec: str, work: Workload, tmp_path_factory: pytest.TempPathFactory) -
             "target": str(target),
             "budget": "drop<=60",
             "seed": 0,
+            "probe": store.blob(save({"inputs": bench.validation[0][:32].numpy()})),
             "baseline": base.key,
             "metric": {"name": "accuracy", "maximize": True, "unit": "points"},
             "machine": machine.describe(),
@@ -250,6 +253,46 @@ def test_another_model_is_not_the_source(originals: dict[str, Artifact], work: W
     x, y = work.test.tensors()
     other = Workload(model=torch.nn.Linear(64, 10), train=(x, y), test=(x, y))
     assert {"source model", "reference numerics"} <= broken(verify(originals["fp32"].path, workload=other, seconds=0.5)).keys()
+
+
+DROP = Constraint("drop", "drop", "points", 2.0, upper=True)
+QUALITY = Constraint("quality", "quality", "points", 95.0, upper=False)
+
+
+@pytest.mark.parametrize(
+    ("bound", "value", "low", "high", "state"),
+    [
+        (DROP, 3.33, 0.18, 6.49, "cannot tell"),  # the interval spans the bound: not shown
+        (DROP, 4.3, 2.1, 6.5, "broken"),
+        (DROP, 0.5, -0.7, 1.7, "kept"),
+        (DROP, 1.9, 1.0, 2.8, "cannot tell"),  # the value is within, the interval is not
+        (DROP, 2.5, None, None, "broken"),  # no interval: the value decides
+        (DROP, 2.0, None, None, "kept"),
+        (QUALITY, 96.0, 95.5, 96.5, "kept"),
+        (QUALITY, 94.8, 94.0, 95.6, "cannot tell"),
+        (QUALITY, 94.0, 93.0, 94.9, "broken"),
+    ],
+)
+def test_a_bound_is_kept_broken_or_not_shown(
+    bound: Constraint, value: float, low: float | None, high: float | None, state: str
+) -> None:
+    assert held(bound, measured(value, "points", low=low, high=high, n=300)).state == state
+
+
+def test_a_bound_that_is_not_measured_is_broken() -> None:
+    assert held(DROP, unavailable("points", "nobody looked")).state == "broken"
+
+
+@pytest.mark.parametrize(("states", "code", "strict"), [("k", 0, 0), ("kc", 0, 4), ("kb", 4, 4), ("kbc", 4, 4)])
+def test_what_cannot_be_told_is_said_and_counts_only_when_strict(
+    states: str, code: int, strict: int, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    named: dict[str, State] = {"k": "kept", "b": "broken", "c": "cannot tell"}
+    checks = tuple(Check(f"check {s}", "", "", named[s], f"reason {s}") for s in states)
+    monkeypatch.setattr("equipoise.verify.verify", lambda *_, **__: Verification("a", checks, 1.0, saved=True))
+    assert main(["verify", "a"]) == code
+    assert ("cannot tell here: check c: reason c" in capsys.readouterr().out) == ("c" in states)
+    assert main(["verify", "a", "--strict"]) == strict
 
 
 def test_bad_seconds(originals: dict[str, Artifact]) -> None:

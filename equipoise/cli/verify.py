@@ -19,11 +19,12 @@ def add_parser(subparsers: Any) -> None:
         help="re-measure an exported folder and hold it to its promises",
         description="Check hashes, rebuild the source model, and measure numerics, quality on the validation and test splits, "
         "latency beside the untouched model, and size again on the files. Writes verify.json beside the manifest. "
-        "Exit 4 on any broken promise.",
+        "Exit 4 on any broken promise; what cannot be told from here is said and does not count, unless --strict.",
     )
     parser.add_argument("artifact", metavar="ARTIFACT", type=Path, help="the folder that export wrote")
     parser.add_argument("--workload", metavar="SPEC", help="source model and data; default: what the manifest names")
     parser.add_argument("--seconds", metavar="N", type=float, default=10.0, help="time for the latency comparison (10)")
+    parser.add_argument("--strict", action="store_true", help="exit 4 also where a promise cannot be told kept or broken here")
     parser.add_argument("--json", action="store_true", help="print the checks as JSON")
 
 
@@ -42,11 +43,11 @@ def run(args: argparse.Namespace) -> int:
         _show(found)
     if not found.saved:
         print(f"verify.json was not written: {args.artifact} is read-only", file=sys.stderr)
-    return EXIT_OK if found.ok else EXIT_BROKEN_PROMISE
+    passed = found.ok and not (args.strict and found.untold)
+    return EXIT_OK if passed else EXIT_BROKEN_PROMISE
 
 
 def _show(found: Verification) -> None:
-
     from rich.table import Table
 
     from equipoise.cli.terminal import console
@@ -58,13 +59,21 @@ def _show(found: Verification) -> None:
         table.add_row(*_row(check))
     out = console(width=180)
     out.print(table)
-    broken = len(found.broken)
-    verdict = "every promise is kept" if found.ok else f"{broken} broken promise{'s' if broken > 1 else ''}"
-    out.print(f"{verdict} ({len(found.checks)} checks, {found.seconds:.0f} s)", highlight=False)
+    for check in found.untold:
+        out.print(f"cannot tell here: {check.name}: {check.note}", markup=False, highlight=False, soft_wrap=True)
+    out.print(f"{_verdict(found)} ({len(found.checks)} checks, {found.seconds:.0f} s)", highlight=False)
+
+
+def _verdict(found: Verification) -> str:
+    """Say it in one line: what is broken, else what could not be told, else that all is kept."""
+    broken, untold = len(found.broken), len(found.untold)
+    if broken:
+        return f"{broken} broken promise{'s' if broken > 1 else ''}"
+    return f"no promise is broken, {untold} cannot be told from here" if untold else "every promise is kept"
 
 
 def _row(check: Check) -> tuple[str, ...]:
     from rich.markup import escape
 
-    mark = "[green]ok[/]" if check.ok else "[red]BROKEN[/]"
-    return (mark, *(escape(text) for text in (check.name, check.promised, check.found, check.note)))
+    marks = {"kept": "[green]ok[/]", "broken": "[red]BROKEN[/]", "cannot tell": "[yellow]?[/]"}
+    return (marks[check.state], *(escape(text) for text in (check.name, check.promised, check.found, check.note)))
