@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
+import torch
 from torch import Tensor, nn
 
 from equipoise.compress.criteria import Evidence, gather, ranking
@@ -15,6 +16,7 @@ from equipoise.compress.graph import Group, groups, keeping
 from equipoise.compress.prune import checked
 from equipoise.compress.repair import refit
 from equipoise.compress.statistics import Statistics, collect
+from equipoise.compress.trace import WEIGHTED
 from equipoise.errors import unknown
 
 
@@ -65,7 +67,8 @@ class Pruner:
         Args:
             widths: channels kept, by group name; groups that are not named stay whole. Taken as given, not rounded.
             drops: names from `blocks`.
-            repair: whether to re-solve the weights on the calibration inputs.
+            repair: whether to re-solve the weights on the calibration inputs. Without it the model still has the biases that
+                repair gives to layers without one, so that stored weights of a repaired model fit it.
 
         Raises:
             InputError: an unknown group or block, an unprunable group, or a width outside [1, size].
@@ -76,7 +79,19 @@ class Pruner:
         kept = {name: sorted(self.orders[name][:width]) for name, width in checked(self.groups, widths).items()}
         keep = keeping(self.teacher, self.groups, kept)
         student = drop(sliced(self.teacher, keep), drops)
-        if not repair or not (keep or drops):
+        if not (keep or drops):
             return student
+        if not repair:
+            return _with_biases(student, self.statistics.targets)
         narrowed = {layer: spots for (layer, axis), spots in keep.items() if axis == "out"}
         return refit(student, self.calibration, targets=self.statistics.targets, kept=narrowed)
+
+
+def _with_biases(student: nn.Module, names: Iterable[str]) -> nn.Module:
+    """Give each named layer of `student` a bias of zeros where it has none (in place); return `student`."""
+    layers = dict(student.named_modules())
+    for name in names:
+        layer = layers.get(name)
+        if isinstance(layer, WEIGHTED) and layer.bias is None:
+            layer.bias = nn.Parameter(torch.zeros(len(layer.weight), dtype=layer.weight.dtype), layer.weight.requires_grad)
+    return student
