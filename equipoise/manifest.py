@@ -11,6 +11,7 @@ Needs no torch and opens no file.
 from __future__ import annotations
 
 import dataclasses
+import functools
 import json
 import math
 import re
@@ -273,13 +274,18 @@ def _typed(kind: Any, data: Any, path: str, depth: int) -> Any:
 
 
 def _record(kind: Any, data: Any, path: str, depth: int) -> Any:
-    hints = typing.get_type_hints(kind)
+    hints = _hints(kind)
     table = _sized(data, dict, path, "an object")
     if unknown := sorted(set(table) - set(hints)):
         raise _refused(path, f"made of {', '.join(hints)} alone", unknown[0])
     if missing := [name for name in hints if name not in table]:
         raise _refused(f"{path}.{missing[0]}", "given", "nothing")
     return kind(**{name: _typed(hint, table[name], f"{path}.{name}", depth + 1) for name, hint in hints.items()})
+
+
+@functools.cache
+def _hints(kind: Any) -> dict[str, Any]:
+    return typing.get_type_hints(kind)
 
 
 def _one_of(kinds: tuple[Any, ...], data: Any, path: str, depth: int) -> Any:

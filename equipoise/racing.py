@@ -6,14 +6,17 @@ What `optimize` reports at its end, what `export` promises and what `verify` fin
 from __future__ import annotations
 
 import io
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from equipoise.errors import StoreError
 from equipoise.measure.loads import Load
 from equipoise.measure.race import Race, race
+from equipoise.records import Evaluation, as_data
 from equipoise.runtimes.base import Program, Target, get
+from equipoise.store import Store
 
 if TYPE_CHECKING:
     import numpy as np
@@ -73,6 +76,35 @@ def race_programs(
         "equipoise.racing:loads", payload, {"contenders": options}, baseline=baseline, seconds=seconds, precision=precision,
         seed=seed,
     )  # fmt: skip
+
+
+def race_stored(
+    store: Store, baseline: Evaluation, rivals: Sequence[Evaluation], *, seconds: float, seed: int
+) -> dict[str, Any]:
+    """Race evaluations of a study beside its untouched model, from the files and the inputs that it keeps.
+
+    Returns:
+        The record of a final race: ``ratios`` by evaluation key, the ``reference``'s own latency, and how it ended.
+    Raises:
+        StoreError: The study keeps no inputs to run, or a file is missing.
+    """
+    from safetensors.numpy import load
+
+    probe = next((row["header"]["probe"] for row in store.all("study") if "probe" in row["header"]), None)
+    if probe is None:
+        raise StoreError(f"the study {store.path} keeps no inputs to race on. Run `equipoise optimize` on it again.")
+    contenders = {
+        name: Contender(Program.stored(e, store.read_blob), Target.parse(str(e.details["target"])))
+        for name, e in [("reference", baseline), *((e.key, e) for e in rivals)]
+    }
+    found = race_programs(contenders, load(store.read_blob(probe))["inputs"], baseline="reference", seconds=seconds, seed=seed)
+    return {
+        "ratios": {e.key: as_data(found.speedup("reference", e.key)) for e in rivals},
+        "reference": as_data(found.latency("reference")),
+        "stopped": found.stopped,
+        "processes": found.processes,
+        "times": as_data(found.times),
+    }
 
 
 def loads(folder: Path, options: Mapping[str, Any]) -> dict[str, Load]:

@@ -12,6 +12,7 @@ import traceback
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -25,10 +26,10 @@ from equipoise.budget import MEASURED, Budget, parse_budget
 from equipoise.errors import EquipoiseError, InputError, StoreError, must_be
 from equipoise.measure import machine
 from equipoise.probing import Tables, tables
-from equipoise.racing import Contender, race_programs
+from equipoise.racing import race_stored
 from equipoise.records import Evaluation, Fidelity, Plan, as_data, digest, evaluation_from
 from equipoise.recovery import HOPE, recover
-from equipoise.runtimes import Program, Target, parse_targets
+from equipoise.runtimes import Target, parse_targets
 from equipoise.search.front import predicted_front
 from equipoise.search.propose import Evaluated, converged, first_points, front_volume, propose
 from equipoise.search.surrogate import fit_loss
@@ -45,8 +46,8 @@ SEARCH_SHARE = 0.5
 """Share of the time by which the one-shot search ends when recovery follows."""
 SEARCH_LEAST = 0.4
 """Share of what the tables left that the search may take in any case."""
-FINAL_SHARE, FINAL_LEAST_S, FINAL_MOST_SHARE = 0.03, 3.0, 0.15
-"""Time kept for the last, interleaved measurement: a share of it all, but some seconds where that is not too much."""
+FINAL_SHARE, FINAL_LEAST_S, FINAL_MOST_SHARE = 0.06, 10.0, 0.2
+"""Time kept for the last race, in fresh processes: a share of it all, but some seconds where that is not too much."""
 WORTH_TABLES = 3
 """Trials that must still fit after the baseline for tables, which alone show nothing, to be worth their time."""
 ROUNDS = 4
@@ -443,18 +444,10 @@ class Road:
         if not shortlist or self.left() < seconds / 2:
             return
         self.tell("final", f"time the {len(shortlist)} best beside the untouched model")
-        self.step("final", digest(sorted(shortlist)), lambda: {"ratios": self._race(shortlist, seconds)})
+        race = partial(race_stored, self.store, study.baseline, tuple(shortlist.values()), seconds=seconds, seed=self.seed)
+        self.step("final", digest(sorted(shortlist)), race)
 
     def _contenders(self) -> list[Evaluation]:
         """The best that hand use of one tool gives: the untouched model quantized by each runtime."""
         plans = {self.uniform(t.runtime, b) for t in self.targets for b in runtimes.get(t.runtime).precisions}
         return [e for e in self.evaluations if e.ok and e.fidelity == "one-shot" and e.plan in plans]
-
-    def _race(self, shortlist: Mapping[str, Evaluation], seconds: float) -> dict[str, Any]:
-        contenders = {"reference": Contender(self.bench.reference_program, self.targets[0])}
-        for key, evaluation in shortlist.items():
-            program = Program.stored(evaluation, self.store.read_blob)
-            contenders[key] = Contender(program, self.bench.target_of(evaluation.plan))
-        inputs = self.bench.validation[0][: max(t.batch for t in self.targets)].numpy()
-        found = race_programs(contenders, inputs, baseline="reference", seconds=seconds, seed=self.seed)
-        return {key: as_data(found.speedup("reference", key)) for key in shortlist}

@@ -17,7 +17,7 @@ from equipoise.budget import Budget, parse_budget
 from equipoise.errors import InputError, StoreError
 from equipoise.pareto import Knee, non_dominated
 from equipoise.picks import knee_of, pick, settled
-from equipoise.records import Evaluation, Reading, evaluation_from, measured
+from equipoise.records import Evaluation, Reading, evaluation_from, measured, reading_from
 from equipoise.stats import Interval, verdict
 from equipoise.store import Store
 from equipoise.units import show
@@ -60,14 +60,15 @@ class Study:
             return cls.read(store)
 
     @classmethod
-    def read(cls, store: Store, *, raced: bool = True) -> Study:
+    def read(cls, store: Store, *, raced: bool = True, race: Mapping[str, Any] | None = None) -> Study:
         """Read the study out of an open store.
 
         Args:
-            raced: Whether what was in the last race has its latency from there, which is longer and interleaved with its
-                rivals; False leaves the search's own readings, from which the race's field is chosen.
+            raced: Whether latencies are those of the last race, in fresh processes; False leaves the search's own readings,
+                from which the race's field is chosen.
+            race: One more race, which the store could not record.
         """
-        headers, finals = store.all("study"), store.all("final")
+        headers, finals = store.all("study"), [*store.all("final"), *([race] if race else [])]
         if not headers:
             raise StoreError(f"the study at {store.path} has no baseline yet. Run `equipoise optimize` on it first.")
         asked = [row["header"] for row in store.all("asking")]  # the last one counts; a study of an earlier version has none
@@ -81,9 +82,8 @@ class Study:
         ratios = _of_legs({key: ratio for final in finals for key, ratio in final["ratios"].items()}, rows)
         unread = {f"{r['knob']}={r['choice']}": r["error"] for r in store.all("table") if r.get("error")}
         extent = (store.get("extent", asked[-1]) if asked else None) or {}
-        if raced:
-            base = rows[0].axis("latency_s").get()
-            rows = tuple(_raced(e, base, Interval(**ratios[e.key])) if e.key in ratios else e for e in rows)
+        if raced and finals:
+            rows = _raced(rows, reading_from(finals[-1]["reference"]), {k: Interval(**ratio) for k, ratio in ratios.items()})
         return cls(Path(store.path), header, rows, ratios, unread, extent)
 
     @property
@@ -279,12 +279,25 @@ def latency_beside(base_s: float, speed_up: Interval) -> Reading:
     """Return a latency as the reference's over the speed-up measured beside it: drift between sessions cancels."""
     low = base_s / speed_up.high if math.isfinite(speed_up.high) else None
     high = base_s / speed_up.low if speed_up.low > 0 else None
-    note = "reference / speed-up, interleaved blocks"
+    note = "the reference's over the speed-up beside it"
     return measured(base_s / speed_up.value, "s", low=low, high=high, n=speed_up.n, note=note)
 
 
-def _raced(evaluation: Evaluation, base_s: float, speed_up: Interval) -> Evaluation:
-    return replace(evaluation, cost={**evaluation.cost, "latency_s": latency_beside(base_s, speed_up)})
+def _raced(rows: tuple[Evaluation, ...], reference: Reading, ratios: Mapping[str, Interval]) -> tuple[Evaluation, ...]:
+    """Put every latency beside the untouched model's of the last race: by its ratio there, else by that of its own trial."""
+
+    def latency(e: Evaluation) -> Reading:
+        if e is rows[0]:
+            return reference
+        ratio = ratios.get(e.key) or Interval(**e.details["speed_up"])
+        return latency_beside(reference.get(), ratio)
+
+    return tuple(
+        replace(e, cost={**e.cost, "latency_s": latency(e)})
+        if e is rows[0] or e.key in ratios or "speed_up" in e.details
+        else e
+        for e in rows
+    )
 
 
 def describe(evaluation: Evaluation, baseline: Evaluation) -> str:

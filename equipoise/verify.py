@@ -15,7 +15,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
@@ -122,7 +122,14 @@ class Verification:
         }
 
 
-def verify(path: str | Path, *, workload: Any = None, seconds: float = 10.0, trust_nothing: bool = False) -> Verification:
+def verify(
+    path: str | Path,
+    *,
+    workload: Any = None,
+    seconds: float = 10.0,
+    trust_nothing: bool = False,
+    announce: Callable[[str], None] = lambda executed: None,
+) -> Verification:
     """Check the artifact in folder `path`, write ``verify.json`` into it and the test figures into its card.
 
     Args:
@@ -132,6 +139,7 @@ def verify(path: str | Path, *, workload: Any = None, seconds: float = 10.0, tru
         seconds: Wall time for the latency comparison.
         trust_nothing: Execute no code that the artifact names: no workload, so that only the files, the probe, sizes, structure
             and the ratio of latencies are checked, and the rest is said to be unchecked.
+        announce: Told in words what will be executed, before it is.
     Returns:
         The checks; `Verification.ok` tells whether no promise is broken.
     Raises:
@@ -148,6 +156,7 @@ def verify(path: str | Path, *, workload: Any = None, seconds: float = 10.0, tru
     except ManifestError as error:
         return _forged(Path(path), str(error), time.perf_counter() - began)
     executed = executes(artifact, workload, trust_nothing=trust_nothing)
+    announce(executed)
     checks, found = list(integrity(artifact)), dict[str, Reading]()
     if all(check.ok for check in checks):
         measured, found = _measured(artifact, workload, seconds, trust_nothing=trust_nothing)
@@ -266,6 +275,10 @@ def _measured(
 
         found: dict[str, Reading] = {}
         return list(examine(artifact, spec, seconds=seconds, found=found)), found
+    file = "" if trust_nothing else spec.rpartition(":")[0]
+    if file.endswith(".py") and not Path(file).is_file():
+        missing = must_be("workload file", "an existing Python file", file, "Paths are relative to the current folder.")
+        raise _unloadable({"error": str(missing), "exit_code": EXIT_BAD_INPUT}, spec, named=workload is None)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "checks.json"
         words = [str(artifact.path), "" if trust_nothing else spec, repr(seconds), str(out)]
