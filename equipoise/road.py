@@ -38,7 +38,7 @@ from equipoise.study import SCHEMA, Study
 from equipoise.units import parse, show
 from equipoise.watchdog import watched
 from equipoise.workbench import Workbench, failed
-from equipoise.workloads import Workload, check
+from equipoise.workloads import Workload, advice, check
 from equipoise.workloads.spec import located
 from equipoise.workloads.weights import packed
 
@@ -127,7 +127,8 @@ def optimize(
             raise must_be("target", "a runtime that can be used here", str(wanted), reason)
     check(work)
     with Store.open(store) as opened:
-        opened.identity({"workload": work.fingerprint, "targets": [str(t) for t in targets], "seed": seed})
+        about = {"workload": work.fingerprint, "parts": work.identity, "targets": [str(t) for t in targets], "seed": seed}
+        opened.identity(about)
         road = Road(opened, work, targets, bounds, limit, seed, recovery, located(spec), listen, started)
         return road.walk()
 
@@ -275,7 +276,10 @@ class Road:
 
     def baseline(self) -> None:
         """Measure the untouched model, on every target, and write the study's header."""
-        self.tell("baseline", "the untouched model")
+        notes = self.step("notes", "workload", lambda: {"notes": list(advice(self.work))})["notes"]
+        for note in notes:
+            self.tell("notes", f"WARNING: {note}")
+        self.tell("baseline", f"the untouched model; {self.work.metric.point}")
         self.reference_s: float | None = None
         first = self.evaluate(self.space.untouched, "untouched", lambda: self.bench.teacher)
         if not first.ok:  # recorded by an earlier version
@@ -290,8 +294,9 @@ class Road:
             "time_s": self.limit_s,
             "seed": self.seed,
             "baseline": first.key,
-            "metric": {"name": self.work.metric.name, "maximize": self.work.metric.maximize, "unit": self.work.metric.unit},
+            "metric": self.work.metric.about(),
             "space": {"knobs": len(self.space.knobs), "plans": f"{self.space.size:.3g}"},
+            "notes": notes,
             "left_whole": {g.name: g.reason for g in self.bench.pruner.groups if not g.prunable} | dict(self.bench.pruner.left),
         }
         self.asked = digest(header)

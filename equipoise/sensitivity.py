@@ -74,7 +74,7 @@ def loss_of(bench: Workbench, knob: Knob, choice: Any, *, samples: int = PROBE_S
     inputs = bench.validation[0][:samples]
     with one_thread(), torch.inference_mode():
         found = torch.cat([model(inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)])
-    return damage(bench.reference[:samples], found.numpy(), classifier=bench.work.classifier)
+    return damage(bench.reference[:samples], found.numpy(), bench.work.divergence)
 
 
 def layer_times(
