@@ -62,7 +62,7 @@ def prune(
         raise must_be("ratio", "a fraction of channels to remove in [0, 1)", ratio, "Pass e.g. ratio=0.5 to keep half.")
     if round_to < 1:
         raise must_be("round_to", "at least 1", round_to, "Pass 1 to round to whole channels only.")
-    source = fold(model, example) if repair and data is not None else copy.deepcopy(model).eval()
+    source = fold(model, example, data=data) if repair and data is not None else copy.deepcopy(model).eval()
     found = groups(source, example)
     chosen = [group for group in found if group.prunable]
     if widths is None:
