@@ -15,9 +15,13 @@ Keep = Mapping[tuple[str, Axis], Tensor]
 """Kept positions (sorted, int64) for an axis of a named layer; an axis that is not named stays whole."""
 
 
-def sliced(model: nn.Module, keep: Keep) -> nn.Module:
-    """Return a copy of `model` in which every named axis holds only its kept positions."""
-    smaller = copy.deepcopy(model)
+def sliced(model: nn.Module, keep: Keep, *, borrow: bool = False) -> nn.Module:
+    """Return a copy of `model` in which every named axis holds only its kept positions.
+
+    With `borrow` the tensors that are not cut are the model's own: a quick look that must not be trained or changed.
+    """
+    own = {id(value): value for value in (*model.parameters(), *model.buffers())} if borrow else {}
+    smaller = copy.deepcopy(model, own)
     for (name, axis), positions in keep.items():
         layer = smaller.get_submodule(name)
         cutter = _cutter(layer)

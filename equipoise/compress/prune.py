@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from equipoise.compress.criteria import gather, ranking
+from equipoise.compress.criteria import compromise, gather, ranking
 from equipoise.compress.cut import sliced
 from equipoise.compress.fold import fold
 from equipoise.compress.graph import Group, groups, keeping
@@ -38,6 +39,7 @@ def prune(
         ratio: fraction of the channels removed from every prunable group, in [0, 1). Give this or `widths`.
         widths: channels kept, by group name (see `groups`); groups that are not named stay whole.
         criterion: which channels go: 'l2', 'l1', 'random', 'bn_scale', 'taylor', 'activation' or 'obs' (best, needs `data`).
+            A group that the last two cannot judge, since no dense layer reads it, goes by 'l2', with a warning that says so.
         data: unlabelled inputs `(N, ...)` drawn at random, 192 to 512 of them. None: weights alone decide, nothing is repaired.
         round_to: kept widths are rounded to the nearest multiple of this (8 suits AVX2; 62 channels run slower than 64).
         repair: whether to re-solve the remaining weights on `data`; the result then has its BatchNorms folded.
@@ -69,6 +71,9 @@ def prune(
     keeps = {name: rounded(width, member(found, name).size, round_to) for name, width in checked(found, widths).items()}
     chosen = [group for group in chosen if keeps.get(group.name, group.size) < group.size]
     evidence = gather(source, chosen, criterion=criterion, data=data, loss=loss, generator=generator)
+    told = [said for group in chosen if (said := compromise(group, criterion, evidence))]
+    if told:
+        warnings.warn("; ".join(told), stacklevel=2)
     kept = {group.name: sorted(ranking(group, criterion, evidence)[: keeps[group.name]]) for group in chosen}
     keep = keeping(source, chosen, kept)
     smaller = sliced(source, keep)

@@ -35,11 +35,16 @@ from equipoise.errors import InputError
         (nn.Conv2d(3, 5, (3, 2), stride=(1, 2), padding=(2, 1), dilation=(2, 1)), (4, 3, 9, 8)),
         (nn.Conv2d(3, 5, 3, padding=1, padding_mode="reflect"), (4, 3, 9, 8)),
         (nn.Conv1d(3, 5, 4, stride=2, padding=3), (4, 3, 17)),
+        (nn.Conv1d(3, 5, 4, padding="same", dilation=2), (4, 3, 17)),
+        (nn.Conv2d(3, 5, (4, 3), padding="same", dilation=(1, 2)), (4, 3, 9, 8)),
+        (nn.Conv2d(3, 5, 2, padding="valid"), (4, 3, 5, 6)),
+        (nn.Conv3d(3, 5, (1, 3, 2), stride=(2, 1, 2), padding=(0, 1, 1), dilation=(1, 2, 1)), (4, 3, 5, 6, 7)),
         (nn.Linear(6, 5), (4, 7, 6)),
         (nn.Linear(6, 5), (9, 6)),
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch on even kernels
 def test_rows_times_the_weight_are_the_layers_output(layer: nn.Module, shape: tuple[int, ...]) -> None:
     calls: list[tuple[Invocation, Tensor]] = []
 
@@ -69,8 +74,9 @@ def test_grouped_calls_are_left_alone() -> None:
         result: Tensor = invocation.run()
         return result
 
-    watch(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, padding="same")), torch.randn(1, 4, 6, 6), answer)
-    assert seen == [False, False]
+    inputs = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    watch(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3)), inputs, answer)
+    assert seen == [False, True, False]
 
 
 def test_columns_name_the_weights_that_read_a_channel() -> None:
