@@ -115,6 +115,68 @@ def test_what_the_data_does_not_decide_stays() -> None:
     torch.testing.assert_close(layer.weight[:, 1:].detach(), before[:, 1:])
 
 
+def fitted(rows: Tensor, target: Tensor) -> Tensor:
+    """What a layer that knew nothing answers after `solve`."""
+    layer = nn.Linear(rows.shape[1], target.shape[1])
+    layer.weight.data.zero_()
+    assert solve(layer, rows, target)
+    with torch.no_grad():
+        return (layer.weight.double() @ rows.double().T).T + layer.bias.double()
+
+
+def best(rows: Tensor, target: Tensor) -> Tensor:
+    """The least-squares answer of the same, by NumPy in double precision on centred columns."""
+    x, y = rows.double().numpy(), target.double().numpy()
+    around, level = x - x.mean(0), y - y.mean(0)
+    return torch.from_numpy(around @ np.linalg.lstsq(around, level, rcond=1e-10)[0] + y.mean(0))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
+@pytest.mark.parametrize("kind", ["plain", "twice", "constant", "dead", "scales", "few"])
+def test_solve_stands_what_real_columns_bring(kind: str, offset: float) -> None:
+    generator = torch.Generator().manual_seed(4)
+    rows = torch.randn(6 if kind == "few" else 400, 12, generator=generator, dtype=torch.float64)
+    target = rows @ torch.randn(12, 3, generator=generator, dtype=torch.float64) + 7
+    if kind == "twice":
+        rows[:, 6:] = rows[:, :6]
+        target = rows[:, :6] @ torch.randn(6, 3, generator=generator, dtype=torch.float64)
+    rows += offset
+    if kind == "constant":
+        rows[:, 3] = 1e6
+    elif kind == "dead":
+        rows[:, 3] = 0.0
+    elif kind == "scales":
+        rows *= torch.logspace(-3, 3, 12, dtype=torch.float64)
+    rows = rows.float()
+    wanted = best(rows, target)
+    spread = float((wanted - wanted.mean(0)).square().mean().sqrt())
+    off = fitted(rows, target.float()) - wanted
+    tolerance = 0.1 if offset == 1e6 else 0.01  # a weight in single precision times a million is itself no better
+    assert float(off.square().mean().sqrt()) < tolerance * spread
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_a_layer_that_cannot_be_fitted_keeps_its_weights(value: float) -> None:
+    layer = nn.Linear(4, 2)
+    before = fingerprint(layer)
+    rows = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    target = torch.randn(50, 2, generator=torch.Generator().manual_seed(1))
+    rows[3, 1] = value
+    assert not solve(layer, rows, target)
+    assert fingerprint(layer) == before
+
+
+def test_an_unsolved_layer_is_named_in_a_warning() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    inputs = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    found = groups(model, inputs[:2])
+    keep = keeping(model, found, {"0": [0, 3, 5]})
+    inputs[7] = float("inf")
+    with pytest.warns(UserWarning, match="2 could not be repaired and keeps its weights"):
+        mended = repair(sliced(model, keep), model, inputs, kept={"0": keep["0", "out"]})
+    assert torch.equal(mended[2].weight, model[2].weight[:, [0, 3, 5]])
+
+
 def doubled(model: nn.Module, group_names: list[str]) -> nn.Module:
     """Make the second half of each named layer's channels copies of the first: half can go without loss."""
     for name in group_names:
