@@ -1,7 +1,7 @@
 """Which widths can change together: coupled channel groups, each proven on a copy before it is called prunable.
 
 Torch-Pruning finds the candidates; this file is the only one that knows it. Its graph is a guess on hard models (zero-padded
-shortcuts, reshapes, code that remembers a width) and may break down on some, so what counts is the comparison that `proof`
+shortcuts, reshapes, code that remembers a width) and may break down on some, so what counts is the comparison that `group_proof`
 makes: a group is prunable when cutting it agrees with the same model in which the readers of the removed channels read zeros.
 """
 
@@ -22,8 +22,8 @@ from equipoise.compress.coupling import Group as Group
 from equipoise.compress.coupling import keeping as keeping
 from equipoise.compress.cut import Axis, axis_size, refusal
 from equipoise.compress.fold import shared_parameters
-from equipoise.compress.proof import first_line, prove
-from equipoise.compress.proof import silence as _silence  # noqa: F401 - the same comparison by hand
+from equipoise.compress.group_proof import first_line, prove
+from equipoise.compress.group_proof import silence as _silence  # noqa: F401 - the same comparison by hand
 from equipoise.compress.trace import WEIGHTED, record
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 from equipoise.compress.cut import sliced
 from equipoise.compress.graph import Cut, Group, groups, keeping
-from equipoise.compress.proof import prove
+from equipoise.compress.group_proof import prove
 from equipoise.compress.prune import apply_widths
 from equipoise.errors import InputError
 

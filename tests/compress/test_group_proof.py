@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from equipoise.compress import graph
 from equipoise.compress.cut import sliced
 from equipoise.compress.graph import Group, groups, keeping
-from equipoise.compress.proof import ROUNDS, pattern, silence
+from equipoise.compress.group_proof import ROUNDS, pattern, silence
 from equipoise.compress.prune import prune
 
 
