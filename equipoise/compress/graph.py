@@ -1,8 +1,8 @@
 """Which widths can change together: coupled channel groups, each proven on a copy before it is called prunable.
 
 Torch-Pruning finds the candidates; this file is the only one that knows it. Its graph is a guess on hard models (zero-padded
-shortcuts, reshapes, code that remembers a width) and may break down on some, so what counts is the comparison that `group_proof`
-makes: a group is prunable when cutting it agrees with the same model in which the readers of the removed channels read zeros.
+shortcuts, reshapes, code that remembers a width) and may break down on some, so what counts is the comparison made in
+`group_proof`: a group is prunable when cutting it agrees with the same model whose readers read zeros for what was removed.
 """
 
 from __future__ import annotations
@@ -61,12 +61,9 @@ def groups(model: nn.Module, example: Tensor) -> tuple[Group, ...]:
         why = reason or twice or _static_reason(group, subject, shared)
         judged[group.name] = replace(group, prunable=not why, reason=why)
     proofs = prove(subject, example, [group for group in judged.values() if group.prunable])
-    result = [replace(group, prunable=not why, reason=why) for group in judged.values() for why in [_why(group, proofs)]]
-    return tuple(sorted(result, key=lambda group: places.get(group.name, len(places))))
-
-
-def _why(group: Group, proofs: Mapping[str, str]) -> str:
-    return group.reason or proofs[group.name]
+    for name, why in proofs.items():
+        judged[name] = replace(judged[name], prunable=not why, reason=why)
+    return tuple(sorted(judged.values(), key=lambda group: places.get(group.name, len(places))))
 
 
 def _candidates(model: nn.Module, example: Tensor) -> Iterable[tuple[tuple[Cut, ...], str]]:
