@@ -1,26 +1,23 @@
 """Which widths can change together: coupled channel groups, each proven on a copy before it is called prunable.
 
-Torch-Pruning finds the candidates; this file is the only one that knows it. Its graph is a guess on hard models (zero-padded
-shortcuts, reshapes, code that remembers a width) and may break down on some, so what counts is the comparison made in
-`group_proof`: a group is prunable when cutting it agrees with the same model whose readers read zeros for what was removed.
+The `candidates` are a guess on hard models (zero-padded shortcuts, reshapes, code that remembers a width), so what counts is
+the comparison made in `group_proof`: a group is prunable when cutting it agrees with the same model whose readers read zeros
+for what was removed.
 """
 
 from __future__ import annotations
 
-import contextlib
 import copy
-import io
-import warnings
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-import torch
 from torch import Tensor, nn
 
+from equipoise.compress.candidates import candidates
 from equipoise.compress.coupling import Cut as Cut
 from equipoise.compress.coupling import Group as Group
 from equipoise.compress.coupling import keeping as keeping
-from equipoise.compress.cut import Axis, axis_size, refusal
+from equipoise.compress.cut import axis_size, refusal
 from equipoise.compress.fold import shared_parameters
 from equipoise.compress.group_proof import first_line, prove
 from equipoise.compress.group_proof import silence as _silence  # noqa: F401 - the same comparison by hand
@@ -45,7 +42,7 @@ def groups(model: nn.Module, example: Tensor) -> tuple[Group, ...]:
         subject = copy.deepcopy(model).eval()
         for parameter in subject.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
-        found = list(_candidates(subject, example))
+        found = list(candidates(subject, example))
         calls = record(subject, example).calls
     except Exception as error:  # noqa: BLE001 - somebody else's graph builder walks somebody else's model
         reason = f"the dependency graph could not be built: {type(error).__name__}: {first_line(error)}"
@@ -64,58 +61,6 @@ def groups(model: nn.Module, example: Tensor) -> tuple[Group, ...]:
     for name, why in proofs.items():
         judged[name] = replace(judged[name], prunable=not why, reason=why)
     return tuple(sorted(judged.values(), key=lambda group: places.get(group.name, len(places))))
-
-
-def _candidates(model: nn.Module, example: Tensor) -> Iterable[tuple[tuple[Cut, ...], str]]:
-    """Ask Torch-Pruning for its groups, translated to cuts by layer name; a reason comes with what cannot be translated.
-
-    A layer from which it cannot find its way becomes a group of its own that says so; the others are still found.
-    """
-    import torch_pruning
-
-    names = {id(module): name for name, module in model.named_modules()}
-    seen: set[str] = set()
-    with warnings.catch_warnings(), contextlib.redirect_stdout(io.StringIO()), torch.enable_grad():
-        warnings.simplefilter("ignore")
-        graph = torch_pruning.DependencyGraph()
-        graph.build_dependency(model, example_inputs=(example,), verbose=False)
-        for root in list(graph.module2node):
-            name = names.get(id(root), "")
-            pruner = graph.get_pruner_of_module(root) if isinstance(root, WEIGHTED) else None
-            if pruner is None or not name or name in seen or pruner.get_out_channels(root) is None:
-                continue
-            width = int(pruner.get_out_channels(root))
-            try:
-                items = graph.get_pruning_group(root, pruner.prune_out_channels, list(range(width)))
-                cuts, reason = _translated(graph, items, names)
-            except Exception as error:  # noqa: BLE001 - any failure of the builder means: left whole, because
-                cuts = (Cut(name, "out", tuple((channel,) for channel in range(width))),)
-                reason = f"its dependencies could not be found: {type(error).__name__}: {first_line(error)}"
-            seen.update(cut.layer for cut in cuts if cut.axis == "out")
-            yield cuts, reason
-
-
-def _translated(graph: object, items: Iterable[object], names: Mapping[int, str]) -> tuple[tuple[Cut, ...], str]:
-    """Return the cuts of one of Torch-Pruning's groups, and why it must stay whole where that shows already."""
-    cuts, reason = [], ""
-    for item in items:
-        target = item.dep.target.module  # type: ignore[attr-defined]
-        if isinstance(target, nn.Parameter):
-            reason = "it holds a bare parameter of the model"
-        elif type(target).__name__ == "_OutputOp":
-            reason = "it feeds the model's output"
-        elif id(target) in names:
-            axis: Axis = "out" if graph.is_out_channel_pruning_fn(item.dep.handler) else "in"  # type: ignore[attr-defined]
-            cuts.append(Cut(names[id(target)], axis, _positions(item.idxs, item.root_idxs)))  # type: ignore[attr-defined]
-    return tuple(cuts), reason
-
-
-def _positions(indices: Sequence[int], roots: Sequence[int]) -> tuple[tuple[int, ...], ...]:
-    """Bucket the places on one axis by the channel that they belong to."""
-    buckets: dict[int, list[int]] = {}
-    for index, root in zip(indices, roots, strict=True):
-        buckets.setdefault(int(root), []).append(int(index))
-    return tuple(tuple(sorted(buckets[root])) for root in sorted(buckets))
 
 
 def _describe(cuts: tuple[Cut, ...], places: Mapping[str, int], model: nn.Module) -> Group:

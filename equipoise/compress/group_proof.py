@@ -37,6 +37,8 @@ def prove(model: nn.Module, example: Tensor, candidates: Sequence[Group]) -> Map
         example: a small batch `(N, ...)` that the model accepts.
         candidates: groups whose layers can all be sliced.
     """
+    if not candidates:
+        return {}
     try:
         trial = _Trial.of(model, example, candidates)
     except Exception as error:  # noqa: BLE001 - the user's forward may raise anything; the group is left whole and says why
@@ -104,7 +106,7 @@ class _Trial:
         subject = _shaken(subject, inputs)
         answers = _floating(_run(subject, inputs))
         unit = max((float(torch.finfo(answer.dtype).eps) for answer in answers), default=1.0)
-        return cls(subject, inputs, answers, places, min(1e3 * unit, 0.02), 20 * unit)
+        return cls(subject, inputs, answers, places, min(max(1e3 * unit, 1e-7), 0.02), 20 * unit)
 
     def faults(self, chosen: Sequence[Group], turn: int) -> dict[str, str]:
         """Return the groups of `chosen` that fail in this turn and why, found by halving."""
@@ -126,6 +128,8 @@ class _Trial:
             return f"the forward pass breaks when it is cut: {first_line(error)}"
         if not self.whole:
             return "the model's output holds no floating-point tensor, so a cut cannot be checked"
+        if not all(bool(part.isfinite().all()) for part in self.whole):
+            return "the model's output is not finite on the example, so a cut cannot be checked"
         if [part.shape for part in smaller] != [part.shape for part in self.whole]:
             before, after = ([tuple(part.shape) for part in parts] for parts in (self.whole, smaller))
             return f"cutting it changes the output's shape from {before[0]} to {after[0] if after else 'nothing'}"

@@ -26,8 +26,8 @@ from equipoise.compress.statistics import (
     gram,
     input_rows,
     is_linear_map,
+    is_own,
     output_rows,
-    weight_of,
 )
 from equipoise.compress.trace import NORMS, Invocation, watch
 from equipoise.errors import must_be
@@ -52,9 +52,9 @@ def repair(student: nn.Module, teacher: nn.Module, inputs: Tensor, *, kept: Mapp
         InputError: a layer is narrower than the teacher's and `kept` does not say which channels are left.
 
     Limits:
-        Transposed and grouped convolutions, attention and recurrent layers and layers that read more than
-        `statistics.WIDEST` columns are left as they are; so is, with a warning, a layer for which no finite fit exists. The
-        fit is to `inputs` alone: a biased sample gives a biased model.
+        Transposed and grouped convolutions, attention and recurrent layers, layers that run more than once or with a weight
+        that is not their own, and those that read more than `statistics.WIDEST` columns are left as they are; so is, with a
+        warning, a layer for which no finite fit exists. The fit is to `inputs` alone: a biased sample gives a biased model.
     """
     return refit(student, inputs, targets=collect(teacher, inputs).targets, kept=kept)
 
@@ -108,7 +108,7 @@ class _Settlement:
         if is_linear_map(invocation) and invocation.layer in self._targets:
             target = self._targets[invocation.layer]
             layer: Any = self._layers[invocation.layer]
-            if weight_of(invocation) is not layer.weight:
+            if not is_own(invocation, layer):
                 return invocation.run()
             rows = input_rows(invocation, target.places)
             if not target.of_sum:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 import zlib
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +18,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from equipoise.compress.trace import Invocation, record, tensors, watch
+from equipoise.compress.trace import WEIGHTED, Invocation, Tape, record, tensors, watch
 
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CHUNK = 4096
@@ -84,21 +85,24 @@ def collect(model: nn.Module, inputs: Tensor, *, moments_of: frozenset[str] = fr
         moments_of: the layers whose input moments are wanted.
         targets: whether to keep what the layers answer, for `repair`.
     """
-    sums = added_layers(model, inputs[:1]) if targets else frozenset()
+    tape = record(model, inputs[:1]) if targets else None
+    sums = added_layers(tape) if tape else frozenset()
+    fixed = frozenset() if tape is None else repeated_layers(tape)
     found: dict[str, Moments] = {}
     wanted: dict[str, Target] = {}
     waiting: dict[int, tuple[str, Tensor, Tensor]] = {}
+    layers = dict(model.named_modules())
 
     def answer(invocation: Invocation) -> Any:
         result = invocation.run()
-        if is_linear_map(invocation):
+        if is_linear_map(invocation) and is_own(invocation, layers.get(invocation.layer)):
             layer, width = invocation.layer, math.prod(weight_of(invocation).shape[1:])
             places = sample(layer, result, invocation.op, width)
             if layer in moments_of and layer not in found:
                 found[layer] = _moments(input_rows(invocation, places))
             if layer in sums:
                 waiting[id(result)] = (layer, result, places)
-            elif targets and layer not in wanted:
+            elif targets and layer not in fixed:
                 wanted[layer] = Target(output_rows(result, places, invocation.op), places, False)
         elif invocation.op == "add":
             for operand in tensors(invocation.args):
@@ -113,9 +117,8 @@ def collect(model: nn.Module, inputs: Tensor, *, moments_of: frozenset[str] = fr
     return Statistics(found, wanted)
 
 
-def added_layers(model: nn.Module, example: Tensor) -> frozenset[str]:
+def added_layers(tape: Tape) -> frozenset[str]:
     """Return the layers whose output goes into one addition of equal shape and nowhere else."""
-    tape = record(model, example)
     found = set()
     for call in tape.calls:
         if not call.op.startswith(("conv", "linear")) or tape.call_of(call.layer) is not call:
@@ -128,6 +131,12 @@ def added_layers(model: nn.Module, example: Tensor) -> frozenset[str]:
     return frozenset(found)
 
 
+def repeated_layers(tape: Tape) -> frozenset[str]:
+    """Return the layers that multiply more than once in a run: fitted to their first inputs they would miss on the others."""
+    calls = Counter(call.layer for call in tape.calls if call.op.startswith(("conv", "linear")))
+    return frozenset(layer for layer, count in calls.items() if count > 1)
+
+
 def is_linear_map(invocation: Invocation) -> bool:
     """Return whether the call is a linear layer or a dense 1-D to 3-D convolution of a batch, at most `WIDEST` wide."""
     if invocation.op not in ("linear", "conv1d", "conv2d", "conv3d"):
@@ -135,6 +144,11 @@ def is_linear_map(invocation: Invocation) -> bool:
     given = _arguments(invocation)
     dense = invocation.op == "linear" or (given["input"].dim() == given["weight"].dim() and given.get("groups", 1) == 1)
     return bool(dense and math.prod(given["weight"].shape[1:]) <= WIDEST)
+
+
+def is_own(invocation: Invocation, layer: Any) -> bool:
+    """Return whether the call multiplies by the weight that `layer` itself holds, not by one that code made or borrowed."""
+    return isinstance(layer, WEIGHTED) and weight_of(invocation) is layer.weight
 
 
 def weight_of(invocation: Invocation) -> Tensor:

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equipoise.compress import graph
+from equipoise.compress import candidates
 from equipoise.compress.cut import sliced
 from equipoise.compress.graph import Group, groups, keeping
 from equipoise.compress.group_proof import ROUNDS, pattern, silence
@@ -122,19 +122,48 @@ def test_any_precision_can_be_proven(dtype: torch.dtype) -> None:
 
 
 def test_whatever_the_builder_raises_leaves_its_layer_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    import torch_pruning
+    real = candidates._reached
 
-    real = torch_pruning.DependencyGraph.get_pruning_group
-
-    def fails(self: object, module: nn.Module, *rest: object) -> object:
-        if isinstance(module, nn.Conv2d):
+    def fails(graph: object, root: nn.Module, *rest: object) -> object:
+        if isinstance(root, nn.Conv2d):
             raise ZeroDivisionError("integer modulo by zero")
-        return real(self, module, *rest)
+        return real(graph, root, *rest)
 
-    monkeypatch.setattr(torch_pruning.DependencyGraph, "get_pruning_group", fails)
+    monkeypatch.setattr(candidates, "_reached", fails)
     layers = (nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(8, 16), nn.ReLU(), nn.Linear(16, 2))
     found = {group.name: group for group in groups(nn.Sequential(*layers), torch.zeros(2, 3, 3, 3))}
     assert found["0"].reason == "its dependencies could not be found: ZeroDivisionError: integer modulo by zero"
+    assert found["2"].prunable
+
+
+def test_a_node_that_cannot_be_worked_out_spoils_only_the_groups_that_reach_it() -> None:
+    """Channels shuffled as in ShuffleNet: the builder divides by zero at the reshape."""
+
+    class Shuffled(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.first, self.branch, self.last = nn.Conv2d(3, 16, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(16, 24, 1)
+            self.head = nn.Linear(24, 2)
+
+        def forward(self, x: Tensor) -> Tensor:
+            left, right = self.first(x).chunk(2, 1)
+            x = torch.cat((left, self.branch(right)), 1)
+            n, c, h, w = x.shape
+            x = x.view(n, 2, c // 2, h, w).transpose(1, 2).contiguous().view(n, -1, h, w)
+            return self.head(F.relu(self.last(x)).mean((2, 3)))
+
+    model, inputs = Shuffled().eval(), torch.randn(2, 3, 5, 5, generator=torch.Generator().manual_seed(0))
+    found = {group.name: group for group in groups(model, inputs)}
+    assert found["last"].prunable
+    assert not found["first"].prunable
+    assert found["first"].reason
+
+
+def test_a_graph_that_runs_in_a_circle_is_given_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(candidates, "FARTHEST", 0.5)
+    layers = (nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(200, 16), nn.ReLU(), nn.Linear(16, 2))
+    found = {group.name: group for group in groups(nn.Sequential(*layers), torch.zeros(2, 3, 7, 7))}
+    assert "OverflowError: its channels take more places than any layer has" in found["0"].reason
     assert found["2"].prunable
 
 
@@ -152,12 +181,12 @@ def test_a_builder_that_breaks_down_leaves_the_net_whole(monkeypatch: pytest.Mon
 
 
 def test_places_outside_of_an_axis_leave_the_group_whole(monkeypatch: pytest.MonkeyPatch) -> None:
-    real = graph._positions
+    real = candidates._positions
 
-    def beyond(indices: list[int], roots: list[int]) -> tuple[tuple[int, ...], ...]:
-        return tuple(tuple(spot + 5 for spot in channel) for channel in real(indices, roots))
+    def beyond(places: set[object]) -> tuple[tuple[int, ...], ...]:
+        return tuple(tuple(spot + 5 for spot in channel) for channel in real(places))
 
-    monkeypatch.setattr(graph, "_positions", beyond)
+    monkeypatch.setattr(candidates, "_positions", beyond)
     net = nn.Sequential(nn.Linear(3, 8), nn.ReLU(), nn.Linear(8, 2))
     first = groups(net, torch.zeros(2, 3))[0]
     assert not first.prunable

@@ -258,3 +258,35 @@ def test_recalibrated_statistics_are_those_of_the_data() -> None:
     torch.testing.assert_close(fresh[0].running_mean, inputs.mean((0, 2, 3)))
     torch.testing.assert_close(fresh[0].running_var, inputs.var((0, 2, 3)))
     assert not torch.allclose(model[0].running_mean, fresh[0].running_mean)
+
+
+class Borrowing(nn.Module):
+    """Multiplies by weights of its own, by another layer's, and by one layer three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = nn.Parameter(torch.randn(16, 6) / 3)
+        self.wide, self.back, self.again, self.last = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 16), nn.Linear(16, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(nn.functional.linear(x, self.own))
+        x = x + self.back(torch.relu(self.wide(x)))
+        for _ in range(3):
+            x = torch.relu(self.again(x))
+        return nn.functional.linear(x, self.last.weight, self.last.bias)
+
+
+def test_weights_that_no_layer_multiplies_by_alone_stay() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, inputs = Borrowing().eval(), torch.randn(100, 6)
+    found = groups(model, inputs[:2])
+    keep = keeping(model, found, {"wide": range(0, 32, 2)})
+    cut = sliced(model, keep)
+    mended = repair(cut, model, inputs, kept={layer: spots for (layer, axis), spots in keep.items() if axis == "out"})
+    for name in ("own", "again.weight", "last.weight", "wide.weight"):
+        assert torch.equal(mended.get_parameter(name), cut.get_parameter(name)), name
+    assert not torch.equal(mended.back.weight, cut.back.weight)
+    with torch.no_grad():
+        exact = model(inputs)
+        assert float((mended(inputs) - exact).square().mean()) < float((cut(inputs) - exact).square().mean())

@@ -44,9 +44,19 @@ def missing() -> str:
     """Return why nothing can be swept here, or ""."""
     absent = [name for name in ("timm", "torchvision") if importlib.util.find_spec(name) is None]
     if absent:
-        return f"{' and '.join(absent)} not installed: `make .venv/.dev` does it"
+        return f"{' and '.join(absent)} not installed: `make test` does it"
     _declare()
     return ""
+
+
+def unknown(architecture: Architecture) -> str:
+    """Return why this architecture cannot be built here, or ""."""
+    if why := missing():
+        return why
+    import timm
+
+    known = architecture.source != "timm" or timm.is_model(architecture.name)
+    return "" if known else f"timm {timm.__version__} does not know {architecture.name}"
 
 
 _LIBRARIES: list[torch.library.Library] = []
