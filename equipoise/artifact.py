@@ -1,12 +1,13 @@
 """What ships: a folder with the very file that was scored, what it promises, and what is needed to check it.
 
     out/
-      manifest.json       plan, promised figures, baseline, SHA-256 of every file, versions, CPU; a digest over itself
+      manifest.json       plan, promised figures, baseline, SHA-256 of every file; apart from these what is only recorded
+                          (`equipoise.manifest` is its schema); a digest over itself
       README.md           model card
       model.onnx          the scored program (onnxruntime), or the same plan in fp32 where another runtime was scored
       openvino/           the scored program, where the runtime is OpenVINO (torch/ likewise)
       model.safetensors   the compressed weights
-      probe.safetensors   real inputs with the program's answers, where the study kept inputs for it
+      probe.safetensors   real inputs with the program's answers
       reference/          the untouched model's program, so that the ratio can be measured again on the spot, and its weights
                           where the workload trains it on loading
 
@@ -15,12 +16,15 @@ Nothing here is a pickle, and nothing imports torch. The folder is written besid
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
+import time
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import TYPE_CHECKING, Any
@@ -28,25 +32,23 @@ from typing import TYPE_CHECKING, Any
 from equipoise.budget import Budget, Constraint, parse_budget
 from equipoise.card import card
 from equipoise.errors import InputError, StoreError, must_be
+from equipoise.manifest import KIND, PROBE, SCHEMA, SOURCE_STATE, WEIGHTS, Manifest, checked, divided, parse
 from equipoise.measure.machine import describe
-from equipoise.records import Evaluation, Plan, Reading, as_data, dumps, reading_from
+from equipoise.racing import race_stored
+from equipoise.records import Evaluation, Plan, Reading, as_data, dumps
 from equipoise.runtimes.base import Program, get
 from equipoise.store import Store, write_atomic
-from equipoise.study import Study
+from equipoise.study import Study, latency_beside
+from equipoise.tested import EXPORTS, exports_of
 
 if TYPE_CHECKING:
     from equipoise.verify import Verification
 
-SCHEMA = 1
-"""Version of ``manifest.json``. History: 1 = first."""
-
-KIND = "equipoise artifact"
-SOURCE_STATE = "reference/source.safetensors"
-"""Weights of a source model that is trained when it is loaded (``digits``), so that `verify` rebuilds the very same one."""
+OWN_FILES = ("manifest.json", "README.md", "verify.json")
+"""Files of a folder that the manifest does not list: itself, the card, and what `verify` wrote."""
+AGAIN = "Run `equipoise optimize` on it again."
 MANIFEST_BYTES, FILE_BYTES = 4_000_000, 4_000_000_000
 """Larger files are refused before they are read."""
-
-_PROMISED = ("latency_s", "size_bytes", "params", "macs")
 
 
 @dataclass(frozen=True)
@@ -74,27 +76,27 @@ class Artifact:
             raise must_be("ARTIFACT", "a folder with a manifest.json", str(folder), "Name what `equipoise export --out` wrote.")
         if file.stat().st_size > MANIFEST_BYTES:
             raise must_be("manifest.json", f"under {MANIFEST_BYTES} bytes", file.stat().st_size, "Export it again.")
-        try:
-            manifest = json.loads(file.read_bytes())
-            schema = manifest["schema"]
-            if manifest["kind"] == KIND and schema > SCHEMA:
-                raise InputError(
-                    f"{file} was written by a newer Equipoise (schema {schema}, here {SCHEMA}). Upgrade equipoise."
-                )
-            artifact = cls(folder, manifest)
-            artifact._touch()
-        except InputError:
-            raise
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
-            raise must_be(
-                "manifest.json", "an Equipoise manifest", f"{type(error).__name__}: {error}", "Export it again."
-            ) from error
-        return artifact
+        return cls(folder, parse(file.read_bytes()))
 
     @property
     def digest(self) -> str:
         """SHA-256 over the manifest's own canonical content, its recorded digest left out."""
         return sha256(dumps({k: v for k, v in self.manifest.items() if k != "digest"}).encode()).hexdigest()
+
+    @cached_property
+    def claims(self) -> Manifest:
+        """The manifest as a typed record."""
+        return checked(self.manifest)
+
+    @property
+    def unlisted(self) -> tuple[str, ...]:
+        """Files and links of the folder that the manifest does not know."""
+        found = []
+        for root, folders, names in os.walk(self.path, followlinks=False):
+            here = Path(root)
+            links = [name for name in folders if (here / name).is_symlink()]
+            found += [(here / name).relative_to(self.path).as_posix() for name in (*names, *links)]
+        return tuple(sorted(set(found) - set(OWN_FILES) - set(self.manifest["files"])))
 
     @property
     def plan(self) -> Plan:
@@ -104,12 +106,12 @@ class Artifact:
     @property
     def promise(self) -> dict[str, Reading]:
         """Promised figures by axis: quality and drop on validation, cost, and ``speed_up`` over the reference."""
-        return {axis: reading_from(data) for axis, data in self.manifest["promise"].items()}
+        return {axis: figure.reading for axis, figure in self.claims.promise.items()}
 
     @property
     def baseline(self) -> dict[str, Reading]:
         """Figures of the untouched model by axis."""
-        return {axis: reading_from(data) for axis, data in self.manifest["baseline"].items()}
+        return {axis: figure.reading for axis, figure in self.claims.baseline.items()}
 
     @property
     def bounds(self) -> tuple[Constraint, ...]:
@@ -143,31 +145,20 @@ class Artifact:
             raise must_be(f"{name} of the artifact", f"under {FILE_BYTES} bytes", file.stat().st_size, "Export it again.")
         return file.read_bytes()
 
-    def verify(self, *, workload: Any = None, seconds: float = 10.0) -> Verification:
+    def verify(self, *, workload: Any = None, seconds: float = 10.0, trust_nothing: bool = False) -> Verification:
         """Check every promise on the files, in a clean process; see `equipoise.verify.verify`."""
         from equipoise.verify import verify
 
-        return verify(self.path, workload=workload, seconds=seconds)
+        return verify(self.path, workload=workload, seconds=seconds, trust_nothing=trust_nothing)
 
     def _program(self, which: str) -> Program:
         entry = self.manifest[which]
         files = {PurePosixPath(name).name: self.read(name) for name in entry["files"]}
         return Program(entry["runtime"], entry["precision"], files)
 
-    def _touch(self) -> None:
-        """Read every field once, so that a damaged manifest is told when it is loaded."""
-        _ = (self.plan, self.promise, self.baseline, self.bounds, self.digest)
-        for which in ("deployable", "reference"):
-            entry = self.manifest[which]
-            _ = (entry["runtime"], entry["precision"], entry["target"], [str(name) for name in entry["files"]])
-        for entry in self.manifest["files"].values():
-            _ = (int(entry["bytes"]), str(entry["sha256"]))
-        _ = (
-            self.manifest["study"]["workload"],
-            self.manifest["study"]["name"],
-            self.manifest["study"]["fingerprint"],
-            dict(self.manifest["machine"]),
-        )
+
+RACE_S = 20.0
+"""Seconds for the race of a pick that the study's own last race left out."""
 
 
 def export(
@@ -196,73 +187,125 @@ def export(
     _must_be_free(folder, overwrite=overwrite)
     if not evaluation.ok:
         raise InputError(f"only a trial that ended well can be exported; this one failed: {evaluation.error.splitlines()[-1]}")
-    study = Study.read(store)
+    study = _raced(evaluation, store)
+    evaluation = next(e for e in study.evaluations if e.key == evaluation.key)
     program, place = _program_of(evaluation, store), _place(str(evaluation.details["runtime"]))
     reference = _program_of(study.baseline, store)
     contents = {f"reference/{name}": content for name, content in reference.files.items()}
     contents |= {place + name: content for name, content in program.files.items()}
-    extras = {"weights": "model.safetensors", "onnx": "model.onnx"}
+    extras = {"weights": WEIGHTS, "onnx": "model.onnx"}
     for role, name in extras.items():
         if role in evaluation.files and name not in contents:
             contents[name] = store.read_blob(evaluation.files[role])
     if "source_state" in study.header:
         contents[SOURCE_STATE] = store.read_blob(study.header["source_state"])
-    if "probe" in study.header:
-        contents["probe.safetensors"] = _answered(program, store.read_blob(study.header["probe"]))
-    manifest = _manifest(study, evaluation, budget=budget or study.budget, pick=pick)
-    manifest["study"]["fingerprint"] = (store.get("identity", "study") or {}).get("workload")
-    manifest["deployable"] = _entry(evaluation, program, place)
-    manifest["reference"] = _entry(study.baseline, reference, "reference/")
-    manifest["files"] = {
-        name: {"bytes": len(content), "sha256": sha256(content).hexdigest()} for name, content in sorted(contents.items())
+    if "probe" not in study.header or WEIGHTS not in contents:
+        raise StoreError(f"the study {store.path} keeps no {'weights' if 'probe' in study.header else 'probe'}. {AGAIN}")
+    contents[PROBE] = _answered(program, store.read_blob(study.header["probe"]))
+    fingerprint = (store.get("identity", "study") or {}).get("workload")
+    if not isinstance(fingerprint, str):
+        raise StoreError(f"the study {store.path} does not say what it is about. {AGAIN}")
+    manifest = {
+        **_manifest(study, evaluation, budget=budget or study.budget, pick=pick, fingerprint=fingerprint),
+        "deployable": _entry(evaluation, program, place),
+        "reference": _entry(study.baseline, reference, "reference/"),
+        "files": {
+            name: {"bytes": len(content), "sha256": sha256(content).hexdigest()} for name, content in sorted(contents.items())
+        },
     }
     manifest["digest"] = Artifact(folder, manifest).digest
+    checked(manifest)
     contents["manifest.json"] = (json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
     contents["README.md"] = card(manifest).encode()
     _write(folder, contents)
+    _remember(store, folder, evaluation, manifest["digest"])
     return Artifact.load(folder)
 
 
-def _manifest(study: Study, evaluation: Evaluation, *, budget: Budget, pick: str) -> dict[str, Any]:
-    """Everything but the files."""
-    missed = budget.excesses(evaluation)
-    promise = {axis: evaluation.axis(axis) for axis in ("quality", "drop", *_PROMISED)}
-    promise = {axis: reading for axis, reading in promise.items() if reading.known}
-    speed_up = study.ratio(evaluation)
-    if speed_up.n:
-        promise["speed_up"] = speed_up.reading("1", note="time of the reference / time of this program, interleaved blocks")
-    baseline = {axis: study.baseline.axis(axis) for axis in ("quality", *_PROMISED) if study.baseline.axis(axis).known}
-    header = study.header
+def _raced(evaluation: Evaluation, store: Store) -> Study:
+    """Return the study with `evaluation` raced in fresh processes: now, and recorded, where its last race left it out."""
+    study = Study.read(store)
+    if evaluation.key in study.finals or evaluation.key == study.baseline.key:
+        return study
+    began = time.perf_counter()
+    row = race_stored(store, study.baseline, [evaluation], seconds=RACE_S, seed=int(study.header["seed"]))
+    spent = time.perf_counter() - began
+    try:
+        with contextlib.nullcontext(store) if not store.readonly else Store.open(store.path, create=False) as writable:
+            writable.put("final", f"export:{evaluation.key}", row, seconds=spent)
+    except StoreError:  # in use by a run that goes on, or read-only: the manifest alone has these figures
+        return Study.read(store, race=row)
+    return Study.read(store)
+
+
+def _manifest(study: Study, evaluation: Evaluation, *, budget: Budget, pick: str, fingerprint: str) -> dict[str, Any]:
+    """Everything but the files: claims, each of which `verify` computes again, and what is only recorded."""
+    promise, baseline = _figures(study, evaluation)
+    bounds, missed = divided(budget, promise)
+    header, base = study.header, study.baseline
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": KIND,
-        "study": {k: header.get(k) for k in ("workload", "name", "metric", "target", "budget", "seed")},
-        "pick": pick,
-        "plan": evaluation.plan,
-        "changed": {
-            k: [study.baseline.plan.choices.get(k), v]
-            for k, v in evaluation.plan.choices.items()
-            if study.baseline.plan.choices.get(k) != v
+        "study": {
+            **{k: header[k] for k in ("name", "target")},
+            "metric": {k: header["metric"][k] for k in ("name", "maximize", "unit")},
+            "budget": budget.text,
+            "fingerprint": fingerprint,
+            "source_state": "source_state" in header,
         },
+        "plan": evaluation.plan,
+        "changed": {k: [base.plan.choices[k], v] for k, v in evaluation.plan.choices.items() if base.plan.choices.get(k) != v},
         "fidelity": evaluation.fidelity,
-        "promise": promise,
-        "loss": evaluation.details.get("loss"),
-        "baseline": baseline,
-        "bounds": ", ".join(part for part, word in _parts(budget) if word not in missed),
-        "bounds_missed": ", ".join(part for part, word in _parts(budget) if word in missed),
-        "machine": header.get("machine") or describe(),
-        "exported": {
-            "at": datetime.now(UTC).isoformat(timespec="seconds"),
-            "equipoise": describe()["versions"].get("equipoise"),
+        "promise": {axis: _figure(reading) for axis, reading in promise.items()},
+        "loss": float(evaluation.details["loss"]),
+        "baseline": {axis: _figure(reading) for axis, reading in baseline.items()},
+        "bounds": bounds,
+        "bounds_missed": missed,
+        "recorded": {
+            "workload": str(header["workload"]),
+            "pick": pick,
+            "seed": int(header["seed"]),
+            "machine": header.get("machine") or describe(),
+            "exported": {
+                "at": datetime.now(UTC).isoformat(timespec="seconds"),
+                "equipoise": describe()["versions"].get("equipoise"),
+            },
+            "baseline_latency_s": _figure(base.axis("latency_s")),
         },
     }
     data: dict[str, Any] = json.loads(dumps(as_data(manifest)))
     return data
 
 
-def _parts(budget: Budget) -> list[tuple[str, str]]:
-    """Each bound as its user wrote it, with its word."""
-    return [(part.strip(), c.word) for part, c in zip(budget.text.split(","), budget.constraints, strict=False)]
+def _figures(study: Study, evaluation: Evaluation) -> tuple[dict[str, Reading], dict[str, Reading]]:
+    """Return what is promised of this model and of the untouched one, each figure in the form in which it can be checked."""
+    ratio, base = study.ratio(evaluation), study.baseline
+    if not ratio.bounded or not 0 < ratio.low < ratio.high:
+        raise InputError(f"the speed-up was timed too briefly for an interval, so it cannot be promised. {AGAIN}")
+    exact = ("size_bytes", "params", "macs")
+    promise = {
+        "quality": _alone(evaluation.quality),
+        "drop": evaluation.drop,
+        "latency_s": latency_beside(base.axis("latency_s").get(), ratio),
+        **{axis: evaluation.axis(axis) for axis in exact},
+        "speed_up": ratio.reading("1"),
+    }
+    baseline = {
+        "quality": _alone(base.quality),
+        "latency_s": replace(_alone(base.axis("latency_s")), n=1),
+        **{axis: base.axis(axis) for axis in exact},
+    }
+    return promise, baseline
+
+
+def _alone(reading: Reading) -> Reading:
+    """The value without its interval: what is promised of it is the value on the same samples."""
+    return replace(reading, low=None, high=None)
+
+
+def _figure(reading: Reading) -> dict[str, Any]:
+    """A reading without its note, which no one could check."""
+    return {k: v for k, v in as_data(reading).items() if k != "note"}
 
 
 def _program_of(evaluation: Evaluation, store: Store) -> Program:
@@ -294,6 +337,16 @@ def _answered(program: Program, probe: bytes) -> bytes:
     inputs = np.ascontiguousarray(load(probe)["inputs"])
     outputs = np.ascontiguousarray(get(program.runtime).load(program).run(inputs))
     return bytes(save({"inputs": inputs, "outputs": outputs}))
+
+
+def _remember(store: Store, folder: Path, evaluation: Evaluation, digest: str) -> None:
+    """Note in the study's folder where the artifact went, so that a report of the study finds what `verify` wrote there."""
+    file = store.path / EXPORTS
+    here = os.path.relpath(folder.absolute(), store.path.absolute())
+    rows = [row for row in exports_of(store.path) if row["path"] != here]
+    with contextlib.suppress(OSError, StoreError):  # a study that is read-only is reported on without it
+        content = dumps([*rows, {"path": here, "key": evaluation.key, "digest": digest}])
+        write_atomic(file, content.encode())
 
 
 def _must_be_free(folder: Path, *, overwrite: bool) -> None:

@@ -24,6 +24,9 @@ AXES: dict[str, tuple[str, str]] = {
 }
 """Word in a budget -> (axis of an `Evaluation`, base unit)."""
 
+MEASURED: dict[str, tuple[str, str]] = {k: AXES[k] for k in ("latency", "size", "drop", "quality", "params", "macs")}
+"""Those that every evaluation of `optimize` measures, the only ones that a study can be held to."""
+
 SCALE_AXES: dict[str, tuple[str, str]] = {
     "train": ("train_s", "s"),
     "cost": ("train_cost", "$"),
@@ -125,6 +128,8 @@ def _parse_one(part: str, axes: Mapping[str, tuple[str, str]]) -> Constraint:
         raise must_be("budget", "written as axis<=quantity", part.strip(), 'Write for example "latency<=1ms, drop<=1".')
     word, relation, quantity = match.groups()
     if word not in axes:
+        if word in AXES:
+            raise _unmeasured(word, part, axes)
         raise unknown("budget axis", word, axes)
     axis, unit = axes[word]
     upper = word not in ("quality", "throughput")
@@ -134,3 +139,11 @@ def _parse_one(part: str, axes: Mapping[str, tuple[str, str]]) -> Constraint:
     if bound < 0 or (bound == 0 and word not in ("drop", "quality")):
         raise must_be(f"budget {word}", "positive", quantity, "Give the most that you can accept.")
     return Constraint(word, axis, unit, bound, upper)
+
+
+def _unmeasured(word: str, part: str, axes: Mapping[str, tuple[str, str]]) -> InputError:
+    """What is said of a word that means something, but that is not measured where it is written."""
+    remedy = "`equipoise profile` measures it for one model."
+    if word == "throughput":
+        remedy = "One request at a time is answered, so bound the latency instead: batch / throughput."
+    return must_be("budget", f"a bound on what is measured here ({', '.join(axes)})", part.strip(), remedy)

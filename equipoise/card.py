@@ -6,12 +6,15 @@ The figures stand between two markers, so that a user may write around them and 
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
-from typing import Any
+import re
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol
 
 from equipoise.records import Reading, reading_from
 
 BEGIN, END = "<!-- equipoise: figures, checked by verify -->", "<!-- /equipoise -->"
+TEST_BEGIN, TEST_END = "<!-- equipoise: test figures, written by verify -->", "<!-- /test figures -->"
+UNTESTED = "Not verified yet: `equipoise verify .` reads the test split, checks the figures below and puts its own here."
 
 _ROWS = (
     ("quality", "Quality on validation (points)"),
@@ -53,6 +56,8 @@ tags: {json.dumps(tags)}
 
 # {_plain(study["name"])}, compressed by Equipoise
 
+{verified_block()}
+
 The file that was scored and that ships is `{main}` ({precision}, for `{deployable["target"]}`).
 
 {figures(manifest)}
@@ -72,9 +77,9 @@ The file that was scored and that ships is `{main}` ({precision}, for `{deployab
 
 ## Limits
 
-- Quality was read on the validation split, which also chose this model; `verify` reads the test split, untouched until then.
-- Latency was measured on {_plain(manifest["machine"].get("cpu", "an unknown CPU"))}, beside the untouched model in
-  `reference/`. On another CPU the ratio changes, and an int8 file may answer differently: verify it there.
+- The table was read on the validation split, which also chose this model; `verify` reads the test split, untouched until then.
+- Latency was measured beside the untouched model in `reference/`, on {_plain(_cpu(manifest))}
+  (recorded, not checked). On another CPU the ratio changes, and an int8 file may answer differently: verify it there.
 - `model.safetensors` holds the compressed weights in fp32; they are not what was scored when the file above is int8.
 """
 
@@ -93,6 +98,37 @@ def figures(manifest: Mapping[str, Any]) -> str:
     if manifest["bounds_missed"]:
         bounds.append(f"Asked for and **not** reached: {_code(manifest['bounds_missed'])}.")
     return "\n".join([BEGIN, "", *lines, "", *bounds, END])
+
+
+def _cpu(manifest: Mapping[str, Any]) -> str:
+    return str(manifest["recorded"]["machine"].get("cpu", "an unknown CPU"))
+
+
+def verified_block(headline: str = "", broken: Sequence[Named] = (), untold: Sequence[Named] = ()) -> str:
+    """Return the block of the card that `verify` fills: the test split's figures, and what they leave broken or open."""
+    nothing = "`equipoise verify` ended before the test split was read." if broken or untold else UNTESTED
+    lines = [f"**{_plain(headline[:1].upper() + headline[1:], keep='[]')}.**" if headline else nothing]
+    for word, checks in (("Broken", broken), ("Cannot be told from there", untold)):
+        if checks:
+            lines += ["", f"{word}: {', '.join(_plain(check.name) for check in checks)}."]
+    return "\n".join([TEST_BEGIN, *lines, TEST_END])
+
+
+def with_test(text: str, block: str) -> str:
+    """Return the card `text` with its block of test figures replaced by `block`; where it has none, above the figures."""
+    pieces = re.split(f"{re.escape(TEST_BEGIN)}.*?{re.escape(TEST_END)}", text, flags=re.DOTALL)
+    if len(pieces) > 1:
+        return pieces[0] + block + "".join(pieces[1:])
+    before, mark, after = text.partition(BEGIN)
+    return f"{before}{block}\n\n{mark}{after}"
+
+
+class Named(Protocol):
+    """Something with a name: a check."""
+
+    @property
+    def name(self) -> str:
+        """What was checked."""
 
 
 def _changes(manifest: Mapping[str, Any]) -> str:
@@ -129,6 +165,6 @@ def _code(value: object) -> str:
     return f"`{''.join(c for c in str(value) if c.isprintable() and c not in '`|')}`"
 
 
-def _plain(value: object) -> str:
+def _plain(value: object, *, keep: str = "") -> str:
     """Keep names from breaking out of the page's markup."""
-    return "".join(c for c in str(value) if c.isprintable() and c not in "`|<>[]")
+    return "".join(c for c in str(value) if c.isprintable() and (c in keep or c not in "`|<>[]"))

@@ -1,6 +1,11 @@
 """Which evaluation is meant: by name (``knee``, ``best``, ``fastest``, ``smallest``) or by a budget (``latency<=1ms``).
 
 The untouched model competes everywhere; a failed trial never does, and neither does one whose axis was not measured.
+
+Measured figures are not taken for the truth. Two evaluations are *told apart* on an axis when their difference is more than
+their two 95 % intervals allow together (the root of the sum of the squares of the halves that face each other; a figure without
+an interval is taken as exact). What cannot be told apart from the best on one axis is decided by the next. A drop below zero
+counts as zero unless its interval leaves zero out: a gain must be shown.
 """
 
 from __future__ import annotations
@@ -9,10 +14,10 @@ import math
 import random
 from collections.abc import Callable, Sequence
 
-from equipoise.budget import Budget, parse_budget
+from equipoise.budget import MEASURED, Budget, parse_budget
 from equipoise.errors import EquipoiseError, InputError, unknown
 from equipoise.pareto import Knee, knee, non_dominated
-from equipoise.records import Evaluation
+from equipoise.records import Evaluation, Reading
 from equipoise.stats import median
 
 NAMES = ("best", "fastest", "knee", "smallest")
@@ -23,7 +28,7 @@ _ORDERS = {
     "smallest": ("size_bytes", "drop", "latency_s"),
     "nearest": ("drop", "latency_s", "size_bytes"),
 }
-"""What is minimized first, and what breaks ties."""
+"""What is minimized first, and what decides between those that it cannot tell apart."""
 
 
 def pick(evaluations: Sequence[Evaluation], baseline: Evaluation, text: str, budget: Budget) -> Evaluation:
@@ -65,7 +70,7 @@ def parse_pick(text: str) -> Budget | None:
         return None
     if not {"<", ">", "="} & set(text):
         raise unknown("pick", text, [*NAMES, 'a budget like "latency<=1ms"'])
-    return parse_budget(text)
+    return parse_budget(text, axes=MEASURED)
 
 
 def knee_of(evaluations: Sequence[Evaluation]) -> tuple[Evaluation, Knee]:
@@ -77,11 +82,28 @@ def knee_of(evaluations: Sequence[Evaluation]) -> tuple[Evaluation, Knee]:
     known = [e for e in evaluations if e.ok and e.axis("latency_s").known and e.drop.known]
     if not known:
         raise InputError("a knee must be looked for among measured evaluations; got none. Run `equipoise optimize` first.")
-    points = [(math.log(e.axis("latency_s").get()), e.drop.get()) for e in known]
+    points = [(math.log(e.axis("latency_s").get()), settled(e.drop)) for e in known]
     front = non_dominated(points)
     errors = (_error(known, "latency_s", math.log), _error(known, "drop", float))
     found = knee([points[i] for i in front], errors=errors, rng=random.Random(0))
-    return known[front[found.index]], found
+    chosen = known[front[found.index]]
+    peers = [e for e in known if not any(apart(e.axis(axis), chosen.axis(axis)) for axis in ("latency_s", "drop"))]
+    sized = [e for e in peers if e.axis("size_bytes").known]
+    return min(sized, key=lambda e: (e.axis("size_bytes").get(), e is not chosen), default=chosen), found
+
+
+def settled(drop: Reading) -> float:
+    """Return a drop as it counts in a choice: below zero only where its interval leaves zero out."""
+    value = drop.get()
+    return value if value >= 0 or (drop.high is not None and drop.high < 0) else 0.0
+
+
+def apart(a: Reading, b: Reading) -> bool:
+    """Whether two readings of one axis differ by more than their intervals together allow."""
+    low, high = sorted((a, b), key=lambda r: r.get())
+    above = (low.high - low.get()) if low.high is not None else 0.0
+    below = (high.get() - high.low) if high.low is not None else 0.0
+    return high.get() - low.get() > math.hypot(max(above, 0.0), max(below, 0.0))
 
 
 def _error(evaluations: Sequence[Evaluation], axis: str, scale: Callable[[float], float]) -> float:
@@ -96,12 +118,21 @@ def _with(baseline: Evaluation, evaluations: Sequence[Evaluation]) -> list[Evalu
 
 
 def _least(evaluations: Sequence[Evaluation], name: str) -> Evaluation:
-    """Return the evaluation that is least on the axes of `name`, one after the other."""
+    """Return the evaluation that is least on the axes of `name`: each decides among those the ones before cannot tell apart."""
     axes = _ORDERS[name]
-    known = [e for e in evaluations if e.axis(axes[0]).known]
-    if not known:
+    left = [e for e in evaluations if e.axis(axes[0]).known]
+    if not left:
         raise EquipoiseError(f"{axes[0]} was measured for none of the evaluations within the budget")
-    return min(known, key=lambda e: [e.axis(a).get() if e.axis(a).known else math.inf for a in axes])
+    for axis in axes:
+        known = [e for e in left if e.axis(axis).known]
+        if known:
+            best = min(known, key=lambda e: _counted(e, axis))
+            left = [e for e in known if _counted(e, axis) == _counted(best, axis) or not apart(e.axis(axis), best.axis(axis))]
+    return min(left, key=lambda e: [_counted(e, a) if e.axis(a).known else math.inf for a in reversed(axes)])
+
+
+def _counted(evaluation: Evaluation, axis: str) -> float:
+    return settled(evaluation.drop) if axis == "drop" else evaluation.axis(axis).get()
 
 
 def _missed(evaluations: Sequence[Evaluation], budget: Budget) -> str:

@@ -10,14 +10,15 @@ import contextlib
 import importlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from equipoise.errors import EquipoiseError, InputError, must_be
-from equipoise.measure import energy, latency, machine, money
-from equipoise.measure.latency import LatencyProfile
+from equipoise.measure import energy, machine, money
+from equipoise.measure.loads import LatencyProfile, compare_loads, summarize
 from equipoise.measure.memory import PeakMemory, peak_memory
+from equipoise.racing import Contender
 from equipoise.records import Reading, measured, unavailable
 from equipoise.runtimes.base import RUNTIMES, Program, Session, Source, Target, get
 
@@ -28,7 +29,6 @@ if TYPE_CHECKING:
     from equipoise.measure.counts import Counts
     from equipoise.workloads import Workload
 
-ROUNDS = 60
 ENERGY_WINDOW_S = 0.5
 ASK_FOR_ESTIMATE = "give watts_per_core (--watts-per-core) for an estimate"
 
@@ -251,9 +251,11 @@ def _time(
     if not programs:
         return {}
     on_step(f"timing at batch {len(rows)}")
-    calls = {str(target): _call(target, program, rows) for target, program in programs.items()}
-    compared = latency.compare(calls, rounds=ROUNDS, seconds=seconds)
-    return {target: latency.summarize(compared, str(target), batch=len(rows)) for target in programs}
+    contenders = {
+        str(target): Contender(program, replace(target, batch=len(rows))).load(rows) for target, program in programs.items()
+    }
+    compared = compare_loads(contenders, seconds=seconds)
+    return {target: summarize(compared, str(target), batch=len(rows)) for target in programs}
 
 
 def _timing(batch: int, timed: LatencyProfile, price_per_hour: float | None) -> Timing:

@@ -126,6 +126,7 @@ class Evaluation:
 
     Attributes:
         fidelity: ``untouched`` (the user's model), ``one-shot`` (compressed and repaired, no training) or ``recovered``.
+        leg: Which training of this plan a ``recovered`` evaluation is, from 1; 0 for the other fidelities.
         quality: Metric on the validation split, in points of the metric, read on the target runtime's own file.
         drop: ``baseline - quality`` turned so that larger is worse.
         cost: Axis (``latency_s``, ``size_bytes``, ``params``, ``macs``, ...) -> reading.
@@ -147,6 +148,7 @@ class Evaluation:
     details: Mapping[str, Any] = field(default_factory=dict)
     seconds: float = 0.0
     error: str = ""
+    leg: int = 0
 
     @property
     def ok(self) -> bool:
@@ -155,8 +157,8 @@ class Evaluation:
 
     @property
     def key(self) -> str:
-        """Identity in a study: what was tried and how far it was taken."""
-        return f"{self.plan.digest}:{self.fidelity}"
+        """Identity in a study: what was tried, how far it was taken and, of a trained one, which training it is."""
+        return f"{self.plan.digest}:{self.fidelity}" + (f":{self.leg}" if self.leg else "")
 
     def axis(self, name: str) -> Reading:
         """Return the reading of a budget axis: ``drop``, ``quality`` or a key of `cost`."""
@@ -165,6 +167,11 @@ class Evaluation:
         if name == "quality":
             return self.quality
         return self.cost.get(name, unavailable("1", f"{name} was not measured"))
+
+    @property
+    def reason(self) -> str:
+        """Why the trial failed, in one line; empty where it ended well."""
+        return self.error.strip().rpartition("\n")[2]
 
 
 def digest(value: Any) -> str:
@@ -196,8 +203,9 @@ def reading_from(data: Mapping[str, Any]) -> Reading:
 
 
 def evaluation_from(data: Mapping[str, Any]) -> Evaluation:
-    """Rebuild an `Evaluation` from `as_data`."""
+    """Rebuild an `Evaluation` from `as_data`; one written before legs had a field of their own keeps its leg in its details."""
     rest = dict(data)
+    rest.setdefault("leg", (rest.get("details") or {}).get("leg", 0))
     return Evaluation(
         plan=Plan(rest.pop("plan")),
         quality=Reading(**rest.pop("quality")),

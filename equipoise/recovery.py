@@ -11,7 +11,7 @@ import itertools
 import math
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from equipoise.pareto import non_dominated
-from equipoise.records import Evaluation, Plan
+from equipoise.records import Evaluation, Plan, digest
 from equipoise.training.loop import Trained
 from equipoise.training.normalize import refold, unfold
 from equipoise.training.recipe import Recipe
@@ -47,24 +47,36 @@ CANDIDATE_LOSS = 0.02
 
 
 def recover(road: Road, *, reserve: float) -> None:
-    """Train the candidates rung by rung until `reserve` seconds of the run are left; each leg is one evaluation."""
+    """Train the candidates rung by rung until `reserve` seconds of the run are left; each leg is one evaluation.
+
+    A rung too short to be worth its overhead trains fewer candidates, or leaves its time to the next; so does one that ended
+    early. Nothing is trained on after a rung in which every training failed.
+    """
     alive = candidates(road, RUNGS[0][0])
-    total = road.left() - reserve
-    if not alive:
-        return
     trained: dict[str, list[tuple[float, float]]] = {e.plan.digest: [] for e in alive}
-    for leg, (count, share) in enumerate(RUNGS, start=1):
-        alive = promote(road, alive, trained, count, horizon=total * (share if leg == len(RUNGS) else 0.5))
-        seconds = total * share / max(1, len(alive))
-        if seconds < LEAST_S or not alive:
+    shares = [share for _, share in RUNGS]
+    carried = 0.0
+    for rung, (count, share) in enumerate(RUNGS, start=1):
+        if not alive:
+            return
+        carried += share
+        room = road.left() - reserve
+        last = rung == len(RUNGS)
+        overhead = max(road.expected("recovered"), road.expected("one-shot"))
+        time = room * carried / (carried + sum(shares[rung:]))
+        fit = min(count, len(alive), int(time / (LEAST_S + overhead)))
+        if fit < 1:
             continue
-        road.tell("recover", f"rung {leg}: distil {len(alive)} for {seconds:.0f} s each")
-        done = [_leg(road, e, leg, seconds) for e in alive]
+        alive = promote(road, alive, trained, fit, horizon=room if last else 0.5 * room)
+        seconds = time / len(alive) - overhead
+        road.tell("recover", f"rung {rung}: distil {len(alive)} for {seconds:.0f} s each")
+        done = [_leg(road, e, rung, seconds) for e in alive]
         for before, after in zip(alive, done, strict=True):
             if after.ok:
-                spent = sum(s for s, _ in trained[before.plan.digest]) + seconds
-                trained[before.plan.digest].append((spent, max(after.drop.get(), 0.05)))
+                history = trained[before.plan.digest]
+                history.append(((history[-1][0] if history else 0.0) + seconds, max(after.drop.get(), 0.05)))
         alive = [e for e in done if e.ok]
+        carried = 0.0
 
 
 def candidates(road: Road, count: int) -> list[Evaluation]:
@@ -134,10 +146,11 @@ def _distance(e: Evaluation, alive: Sequence[Evaluation], forecast: dict[str, fl
     return math.hypot(x, y)
 
 
-def _leg(road: Road, start: Evaluation, leg: int, seconds: float) -> Evaluation:
+def _leg(road: Road, start: Evaluation, rung: int, seconds: float) -> Evaluation:
     plan = start.plan
+    leg = _number(road, start, seconds)
     checkpoint = road.store.scratch(f"{plan.digest}-{leg}")
-    trained: dict[str, float] = {}
+    trained: dict[str, float] = {"rung": rung}
 
     def make() -> nn.Module:
         student = road.bench.restore(plan, road.store.read_blob(start.files["weights"]))
@@ -146,9 +159,19 @@ def _leg(road: Road, start: Evaluation, leg: int, seconds: float) -> Evaluation:
         return refold(done.model).eval()
 
     predicted = {k: v for k, v in start.predicted.items() if k != "loss"}
-    found = road.evaluate(plan, "recovered", make, leg=leg, predicted=predicted, details=trained)
+    found = road.evaluate(plan, "recovered", make, leg=leg, predicted=predicted, details=trained, training_s=seconds)
     checkpoint.unlink(missing_ok=True)  # only now that its result is stored
     return found
+
+
+def _number(road: Road, start: Evaluation, seconds: float) -> int:
+    """Return which training of its plan this is, from 1: the same start and time find their number again."""
+
+    def following() -> dict[str, Any]:
+        legs = [row["leg"] for row in road.store.all("leg") if row["plan"] == start.plan.digest]
+        return {"plan": start.plan.digest, "leg": 1 + max(legs, default=0)}
+
+    return int(road.store.once("leg", digest([start.key, round(seconds, 6)]), following)["leg"])
 
 
 def train(road: Road, plan: Plan, student: nn.Module, *, seconds: float, checkpoint: Path, leg: int) -> Trained:

@@ -10,7 +10,9 @@ import statistics
 import time as clock
 import traceback
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any
@@ -19,28 +21,35 @@ import numpy as np
 import safetensors.torch
 from torch import nn
 
-from equipoise import runtimes, sensitivity, steering
-from equipoise.budget import Budget, parse_budget
-from equipoise.errors import EquipoiseError, must_be
-from equipoise.measure import latency, machine
+from equipoise import runtimes, steering
+from equipoise.budget import MEASURED, Budget, parse_budget
+from equipoise.errors import EquipoiseError, InputError, StoreError, must_be
+from equipoise.measure import machine
+from equipoise.probing import Tables, tables
+from equipoise.racing import race_stored
 from equipoise.records import Evaluation, Fidelity, Plan, as_data, digest, evaluation_from
 from equipoise.recovery import HOPE, recover
-from equipoise.runtimes import Program, Target, parse_targets
-from equipoise.search import LossTable, loss_table
+from equipoise.runtimes import Target, parse_targets
 from equipoise.search.front import predicted_front
 from equipoise.search.propose import Evaluated, converged, first_points, front_volume, propose
 from equipoise.search.surrogate import fit_loss
 from equipoise.store import Store
-from equipoise.study import Study
+from equipoise.study import SCHEMA, Study
 from equipoise.units import parse, show
+from equipoise.watchdog import watched
 from equipoise.workbench import Workbench, failed
 from equipoise.workloads import Workload, check
+from equipoise.workloads.spec import located
 from equipoise.workloads.weights import packed
 
 SEARCH_SHARE = 0.5
 """Share of the time by which the one-shot search ends when recovery follows."""
-FINAL_SHARE = 0.03
-"""Share of the time kept for the last, interleaved measurement."""
+SEARCH_LEAST = 0.4
+"""Share of what the tables left that the search may take in any case."""
+FINAL_SHARE, FINAL_LEAST_S, FINAL_MOST_SHARE = 0.06, 10.0, 0.2
+"""Time kept for the last race, in fresh processes: a share of it all, but some seconds where that is not too much."""
+WORTH_TABLES = 3
+"""Trials that must still fit after the baseline for tables, which alone show nothing, to be worth their time."""
 ROUNDS = 4
 """Rounds of the search before recovery: what training brings then tells more than further one-shot trials."""
 ROUND = 8
@@ -52,6 +61,8 @@ WORST_LOSS = 1.0
 LEAST_WORST = 0.05
 TELLING = 0.02
 """Nats from which a drop is more than chance."""
+HEADROOM = 1.25
+"""Times the time that a first search is thought to need, where more is advised."""
 SHORTLIST = 6
 PROBE = 32
 """Validation inputs whose answers an artifact carries."""
@@ -84,6 +95,7 @@ def optimize(
     recovery: bool = True,
     spec: str = "",
     listen: Listener = lambda event: None,
+    began: float | None = None,
 ) -> Study:
     """Search widths, depth, precision and runtime of a trained model together, on measured cost; return the whole study.
 
@@ -91,18 +103,21 @@ def optimize(
         work: The model, its data and its metric; never changed.
         target: Where it must run; several, separated by commas, make the runtime a knob. The first is the reference.
         budget: Bounds in the user's units, ``"latency<=1ms, size<=300KB, drop<=1"``; None asks for the knee.
-        time: Wall time for the whole run (a quantity such as ``"20min"``, or seconds). What earlier, killed runs recorded
-            counts; 0 reads the study as it stands.
+        time: Wall time for the whole run (a quantity such as ``"20min"``, or seconds), everything counted. Nothing is begun
+            that would not end in it, but the model is prepared and the untouched model measured in any case. What earlier,
+            killed runs recorded counts; 0 reads the study as it stands.
         store: Folder of the study. The same call again goes on where the last one stopped.
         seed: Of every random choice; recorded.
         recovery: Whether survivors are distilled from the untouched model (their training time counts).
         spec: How the command line names the workload, recorded so that `verify` can load it again.
         listen: Told about every step.
+        began: ``time.perf_counter()`` when the run began, where loading the workload is to count as well; None for now.
     Raises:
         InputError: Anything that cannot be used, before any work starts.
         StoreError: The store cannot be written, or belongs to another workload.
     """
-    bounds = parse_budget(budget)
+    started = clock.perf_counter() if began is None else began
+    bounds = parse_budget(budget, axes=MEASURED)
     targets = parse_targets(target) if isinstance(target, str) else tuple(target)
     limit = parse(time, "s", name="time") if isinstance(time, str) else float(time)
     if not limit >= 0:
@@ -113,7 +128,7 @@ def optimize(
     check(work)
     with Store.open(store) as opened:
         opened.identity({"workload": work.fingerprint, "targets": [str(t) for t in targets], "seed": seed})
-        road = Road(opened, work, targets, bounds, limit, seed, recovery, spec, listen)
+        road = Road(opened, work, targets, bounds, limit, seed, recovery, located(spec), listen, started)
         return road.walk()
 
 
@@ -130,20 +145,31 @@ class Road:
     recovery: bool
     spec: str
     listen: Listener
+    mark: float = field(default_factory=clock.perf_counter)
     spent_s: float = 0.0
     worst_loss: float = WORST_LOSS
     evaluations: list[Evaluation] = field(default_factory=list)
+    volumes: list[float] = field(default_factory=list)
+    recovered: bool = False
 
     def walk(self) -> Study:
         """Walk it all and return the study."""
         self.tell("prepare", "fold the model, trace its groups, collect statistics")
-        self.bench = Workbench.prepare(self.work, self.targets, self.store.blob)
-        self.space = self.bench.space
+        with self.watch("preparing the model"):
+            self.bench = Workbench.prepare(self.work, self.targets, self.store.blob)
+            self.space = self.bench.space
+        self.step("prepare", "0", dict)
         self.baseline()
-        features = self.tables()
-        self.search(features)
-        if self.recovery:
-            recover(self, reserve=self.limit_s * FINAL_SHARE)
+        if self.left() - self.reserve < WORTH_TABLES * self.expected("one-shot"):
+            self.extent(entries=sum(len(k.menu) - 1 for k in self.space.knobs), read=0, seconds=0.0)
+        else:
+            self.tables: Tables = tables(self)
+            self.space = self.tables.space
+            self.search(self.search_s() if self.recovery else self.left() - self.reserve)
+            if self.recovery:
+                recover(self, reserve=self.reserve)
+                self.recovered = True
+                self.search(self.left() - self.reserve)  # what recovery had no use for
         self.final()
         return Study.read(self.store)
 
@@ -151,15 +177,44 @@ class Road:
         """Report progress; `extra_s` is the time of a step that is still going on."""
         self.listen(Event(stage, text, self.spent_s + extra_s, self.limit_s, evaluation))
 
-    def step(self, kind: str, key: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """Take one step through the store and count its recorded time."""
-        data = self.store.timed(kind, key, compute)
+    def watch(self, what: str, expected_s: float = 0.0) -> AbstractContextManager[None]:
+        """Return a context that tells of a step which takes far longer than it should."""
+        return watched(what, lambda text: self.tell("stuck", text), expected_s=expected_s)
+
+    def step(
+        self, kind: str, key: str, compute: Callable[[], Mapping[str, Any]], *, expected_s: float = 0.0, what: str = ""
+    ) -> dict[str, Any]:
+        """Take one step through the store and count its recorded time: all that passed since the step before it ended."""
+
+        def timed() -> Mapping[str, Any]:
+            with self.watch(what or f"{kind} {key}", expected_s):
+                data = compute()
+            return {**data, "seconds": clock.perf_counter() - self.mark}
+
+        data = self.store.once(kind, key, timed)
+        self.mark = clock.perf_counter()
         self.spent_s += data["seconds"]
         return data
 
-    def left(self, share: float = 1.0) -> float:
-        """Seconds until `share` of the time is spent; decided from recorded times only, so that a replay decides the same."""
-        return self.limit_s * share - self.spent_s
+    def left(self) -> float:
+        """Seconds of the time that are left; from recorded times only, so that a replay decides the same."""
+        return self.limit_s - self.spent_s
+
+    @property
+    def reserve(self) -> float:
+        """Seconds kept for the last measurement."""
+        return min(max(FINAL_LEAST_S, FINAL_SHARE * self.limit_s), FINAL_MOST_SHARE * self.limit_s)
+
+    def search_s(self) -> float:
+        """Seconds that the search may take before recovery: the first half of the time, or a fair part of what is left."""
+        return max(SEARCH_SHARE * self.limit_s - self.spent_s, SEARCH_LEAST * (self.left() - self.reserve))
+
+    def expected(self, fidelity: Fidelity) -> float:
+        """Seconds that the next evaluation will take, its training left out, as those before it tell."""
+        seen = [e.seconds - float(e.details.get("trained_s", 0.0)) for e in self.evaluations if e.ok and e.fidelity == fidelity]
+        if seen:
+            return statistics.median(seen[-9:])
+        return max((e.seconds for e in self.evaluations if e.ok), default=0.0)
 
     def evaluate(
         self,
@@ -170,31 +225,48 @@ class Road:
         leg: int = 0,
         predicted: Mapping[str, float] | None = None,
         details: Mapping[str, Any] = MappingProxyType({}),
+        training_s: float = 0.0,
     ) -> Evaluation:
         """Evaluate a plan once and for all: the trial boundary, where what goes wrong is recorded and the search goes on.
 
+        Only the untouched model must not fail: nothing of it is recorded then, so that the same command tries again.
         `details` is read after `make` has run, which may fill it.
         """
 
         def compute() -> Mapping[str, Any]:
             began = clock.perf_counter()
             try:
+                _ = self.bench.reference  # made once a process: no trial is to seem slow for it
+                began = clock.perf_counter()
                 found = self.bench.evaluate(
                     plan, make(), fidelity=fidelity, predicted=predicted, reference_s=self.reference_s,
                     seconds=self.latency_seconds,
                 )  # fmt: skip
-                found = replace(found, details={**found.details, **details, "leg": leg})
-            except (KeyboardInterrupt, SystemExit):
+                found = replace(found, details={**found.details, **details}, leg=leg)
+            except (KeyboardInterrupt, StoreError):
                 raise
-            except Exception:  # noqa: BLE001 - the one place: a failed trial is a result, not the end of the search
-                found = failed(plan, fidelity, traceback.format_exc(limit=6))
+            except BaseException as error:  # the one place: a failed trial, whatever the user's code raised
+                if fidelity == "untouched":
+                    raise self._unmeasured(error) from error
+                found = failed(plan, fidelity, traceback.format_exc(limit=-6), leg=leg)
             return {"evaluation": as_data(replace(found, seconds=clock.perf_counter() - began))}
 
         key = f"{plan.digest}:{fidelity}" + (f":{leg}" if leg else "")
-        found = evaluation_from(self.step("evaluation", key, compute)["evaluation"])
+        data = self.step(
+            "evaluation", key, compute, expected_s=self.expected(fidelity) + training_s,
+            what=f"the {fidelity} evaluation of plan {plan.digest}",
+        )  # fmt: skip
+        found = evaluation_from(data["evaluation"])
         self.evaluations.append(found)
         self.tell("evaluate", fidelity, found)
         return found
+
+    def _unmeasured(self, error: BaseException) -> EquipoiseError:
+        """What the user is told when even the untouched model cannot be evaluated."""
+        reason = " ".join(str(error).split()) or "no message"
+        said = reason if isinstance(error, EquipoiseError) else f"{type(error).__name__}: {reason}"
+        kind = InputError if isinstance(error, InputError) else EquipoiseError
+        return kind(f"the untouched model could not be measured on {self.targets[0]}: {said}")
 
     @property
     def latency_seconds(self) -> float:
@@ -206,12 +278,11 @@ class Road:
         self.tell("baseline", "the untouched model")
         self.reference_s: float | None = None
         first = self.evaluate(self.space.untouched, "untouched", lambda: self.bench.teacher)
-        if not first.ok:
-            reason = first.error.strip().splitlines()[-1]
-            raise EquipoiseError(f"the untouched model could not be measured on {self.targets[0]}: {reason}")
-        self.reference_s = first.axis("latency_s").get()
+        if not first.ok:  # recorded by an earlier version
+            raise EquipoiseError(f"the untouched model could not be measured on {self.targets[0]}: {first.reason}")
+        self.reference_s, self.fixed_s = first.axis("latency_s").get(), self.spent_s
         header = {
-            "schema": 1,
+            "schema": SCHEMA,
             "workload": self.spec or self.work.name,
             "name": self.work.name,
             "target": ",".join(str(t) for t in self.targets),
@@ -223,10 +294,30 @@ class Road:
             "space": {"knobs": len(self.space.knobs), "plans": f"{self.space.size:.3g}"},
             "left_whole": {g.name: g.reason for g in self.bench.pruner.groups if not g.prunable},
         }
-        self.step("study", digest(header), lambda: {"header": {**header, **self._kept(), "machine": machine.describe()}})
+        self.asked = digest(header)
+        self.step("study", self.asked, lambda: {"header": {**header, **self._kept(), "machine": machine.describe()}})
+        said = self.store.all("asking")
+        if not said or said[-1]["header"] != self.asked:  # what was asked last counts, also where it was asked before
+            self.store.put("asking", str(len(said)), {"header": self.asked}, seconds=0.0)
         for runtime in [t.runtime for t in self.targets]:
             for bits in runtimes.get(runtime).precisions:
-                self.one_shot(self.uniform(runtime, bits))
+                if self.left() - self.reserve > self.expected("one-shot"):
+                    self.one_shot(self.uniform(runtime, bits))
+
+    def extent(self, *, entries: int, read: int, seconds: float) -> None:
+        """Record how far the tables reached under this asking, and the seconds that would be enough for all and a first search.
+
+        Args:
+            entries: Entries of the loss table, all together.
+            read: How many were read.
+            seconds: What reading all would take; 0 where none was read.
+        """
+        trial = self.expected("one-shot")
+        before = self.fixed_s
+        enough = HEADROOM * (before + (seconds or entries * trial / 2) + 2 * FIRST * trial)
+        self.store.once(
+            "extent", self.asked, lambda: {"entries": entries, "read": read, "before_s": before, "enough_s": enough}
+        )
 
     def _kept(self) -> dict[str, str]:
         """Blobs that `verify` needs: real inputs to probe the file with, and the weights of a model that loading trains."""
@@ -249,60 +340,47 @@ class Road:
             return self.evaluations[0]
         return self.evaluate(plan, "one-shot", lambda: self.bench.build(plan), predicted=predicted)
 
-    def tables(self) -> dict[str, sensitivity.Features]:
-        """Measure the one-knob loss table and each runtime's layer times."""
-        todo = sensitivity.choices(self.bench)
-        losses = {}
-        for i, (knob, choice) in enumerate(todo):
-            self.tell("tables", f"loss of {knob.name}={choice} ({i + 1}/{len(todo)})")
-            row = self.step("table", f"{knob.name}={choice}", lambda k=knob, c=choice: {  # type: ignore[misc]
-                "knob": k.name, "choice": c, "loss": sensitivity.loss_of(self.bench, k, c)
-            })  # fmt: skip
-            losses[knob.name, choice] = row["loss"]
-        for knob in self.space.knobs:
-            if knob.kind == "runtime":
-                losses.update({(knob.name, c): 0.0 for c in knob.menu[1:]})
-        self.table: LossTable = loss_table(self.space, losses, errors=1e-4)
-        layers = tuple(sensitivity.layers(self.bench))
-        out = {}
-        for target in self.targets:
-            self.tell("tables", f"layer times on {target.runtime}")
-            seconds = max(2.0, min(20.0, self.limit_s / 60))
-            times = self.step("lut", str(target), lambda t=target, s=seconds: {  # type: ignore[misc]
-                "times": sensitivity.layer_times(self.bench, t, seconds=s)
-            })["times"]  # fmt: skip
-            out[target.runtime] = sensitivity.Features(layers, times, tuple(runtimes.get(target.runtime).precisions))
-        return out
+    def search(self, seconds: float) -> None:
+        """Evaluate the predicted front, then let the genetic search propose rounds until it converges or `seconds` are over.
 
-    def search(self, features: Mapping[str, sensitivity.Features]) -> None:
-        """Evaluate the predicted front, then let the genetic search propose rounds until it converges or its time is up."""
-        share = SEARCH_SHARE if self.recovery else 1 - FINAL_SHARE
-        volumes: list[float] = []
-        number = 0
-        while self.left(share) > 0 and not converged(volumes) and (number < ROUNDS or not self.recovery):
-            costs = [steering.fit(axis, self.space, features, self.evaluations) for axis in ("latency_s", "size_bytes")]
+        Before recovery it stops after a few rounds too; called again, it goes on.
+        """
+        until = self.spent_s + seconds
+        while self._worth_another_round(until):
+            tried = self.inside()
+            costs = [steering.fit(axis, self.space, self.tables.features, tried) for axis in ("latency_s", "size_bytes")]
             known = self.known()
-            model = fit_loss(self.table, known.genomes, known.losses)
+            model = fit_loss(self.tables.losses, known.genomes, known.losses)
+            number = len(self.volumes)
             self.tell("search", f"round {number}: " + ("solve the predicted front" if not number else "propose plans"))
             if not number:
                 self._tell_reach(costs)
             propose_ = self._first if not number else self._next
-            rows = self.step("proposal", str(number), lambda p=propose_, c=costs, m=model, k=known, n=number: {  # type: ignore[misc]
+            rows = self.step("proposal", self._turn(number), lambda p=propose_, c=costs, m=model, k=known, n=number: {  # type: ignore[misc]
                 "plans": [as_data(plan) for plan in p(c, m, k, n)]
             })["plans"]  # fmt: skip
-            if not rows:
-                break
+            if not rows and number:
+                return
             for row in rows:
-                if self.left(share) <= 0:
-                    break
+                if self.spent_s + self.expected("one-shot") > until:
+                    return
                 plan = Plan(row)
                 genome = self.space.encode(plan)[None]
                 predicted = {c.axis: float(c.many(genome)[0]) for c in costs} | {"loss": float(model.losses(genome)[0])}
                 self.one_shot(plan, predicted)
             if not number:
                 self.worst_loss = self._worst_loss()
-            volumes.append(front_volume(self.known(), worst_loss=self.worst_loss))
-            number += 1
+            self.volumes.append(front_volume(self.known(), worst_loss=self.worst_loss))
+
+    def _worth_another_round(self, until: float) -> bool:
+        """Whether there is a plan to try, time to try it, and hope that it tells something."""
+        if self.space.size < 2 or self.spent_s + self.expected("one-shot") > until or converged(self.volumes):
+            return False
+        return len(self.volumes) < ROUNDS or not self.recovery or self.recovered
+
+    def _turn(self, number: int) -> str:
+        """Name of a proposal: what it was made from, so that another budget is proposed for anew and a replay finds its own."""
+        return digest([number, self.budget.text, self.recovery, [e.key for e in self.evaluations if e.fidelity != "recovered"]])
 
     def _worst_loss(self) -> float:
         """Nats beyond which, as the first plans tell, a plan drops more than the budget's bound and training could mend."""
@@ -317,7 +395,7 @@ class Road:
     def _tell_reach(self, costs: Sequence[steering.Cost]) -> None:
         """Say what the space is predicted to reach, so that a budget out of reach is known before the search, not after it."""
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(1 << 20,)))
-        genomes = np.concatenate([self.space.sample(rng, n=2000), predicted_front(self.space, self.table, costs)])
+        genomes = np.concatenate([self.space.sample(rng, n=2000), predicted_front(self.space, self.tables.losses, costs)])
         for cost, word, unit in zip(costs, ("latency", "size"), ("s", "B"), strict=True):
             low, middle, high = (show(float(v), unit) for v in np.quantile(cost.many(genomes), (0.0, 0.5, 1.0)))
             self.tell("search", f"predicted {word} of the space: least {low}, median {middle}, most {high}")
@@ -327,14 +405,19 @@ class Road:
                     "search", f"WARNING: {word}<={show(bound, unit)} is below the least that this space is predicted to reach"
                 )
 
+    def inside(self) -> list[Evaluation]:
+        """The evaluations whose plan is of the space, from which failed probes may have taken a choice."""
+        menus = {k.name: k.menu for k in self.space.knobs}
+        return [e for e in self.evaluations if all(c in menus[name] for name, c in e.plan.choices.items())]
+
     def known(self) -> Evaluated:
         """What the one-shot evaluations say: genomes, latency and size, loss to the untouched model."""
-        rows = [e for e in self.evaluations if e.ok and e.fidelity != "recovered"]
+        rows = [e for e in self.inside() if e.ok and e.fidelity != "recovered"]
         costs = np.array([[e.axis("latency_s").get(), e.axis("size_bytes").get()] for e in rows])
         return Evaluated(self.space.encode_all([e.plan for e in rows]), costs, np.array([e.details["loss"] for e in rows]))
 
     def _first(self, costs: Any, model: Any, known: Evaluated, _number: int) -> list[Plan]:
-        front = predicted_front(self.space, self.table, costs)
+        front = predicted_front(self.space, self.tables.losses, costs)
         losses = model.losses(front)
         seen = {row.tobytes() for row in known.genomes}
         rows = zip(front, losses, strict=True)
@@ -357,22 +440,14 @@ class Road:
         study = Study.read(self.store, raced=False)  # else the race's own result would change its field on a replay
         chosen = {e.key: e for e in (study.best, study.knee, *self._contenders(), *study.front) if e.fidelity != "untouched"}
         shortlist = dict(list(chosen.items())[:SHORTLIST])
-        if not shortlist or self.limit_s == 0:
+        seconds = max(self.reserve, min(FINAL_LEAST_S, self.left()))
+        if not shortlist or self.left() < seconds / 2:
             return
         self.tell("final", f"time the {len(shortlist)} best beside the untouched model")
-        seconds = max(3.0, self.limit_s * FINAL_SHARE)
-        self.step("final", digest(sorted(shortlist)), lambda: {"ratios": self._race(shortlist, seconds)})
+        race = partial(race_stored, self.store, study.baseline, tuple(shortlist.values()), seconds=seconds, seed=self.seed)
+        self.step("final", digest(sorted(shortlist)), race)
 
     def _contenders(self) -> list[Evaluation]:
         """The best that hand use of one tool gives: the untouched model quantized by each runtime."""
         plans = {self.uniform(t.runtime, b) for t in self.targets for b in runtimes.get(t.runtime).precisions}
         return [e for e in self.evaluations if e.ok and e.fidelity == "one-shot" and e.plan in plans]
-
-    def _race(self, shortlist: Mapping[str, Evaluation], seconds: float) -> dict[str, Any]:
-        calls: dict[str, Callable[[], object]] = {"reference": self.bench.reference_call()}
-        for key, evaluation in shortlist.items():
-            program = Program.stored(evaluation, self.store.read_blob)
-            calls[key] = self.bench.caller(program, self.bench.target_of(evaluation.plan))
-        timed = latency.compare(calls, rounds=60, seconds=seconds, precision=0.01)
-        found = {key: timed.speedup("reference", key) for key in shortlist}
-        return {key: as_data(ratio) for key, ratio in found.items() if ratio.bounded}

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 from equipoise import runtimes
 from equipoise.compress.fold import fold
 from equipoise.errors import must_be
-from equipoise.measure import latency
 from equipoise.measure.counts import count
+from equipoise.measure.loads import Load, compare_loads
+from equipoise.racing import Contender
 from equipoise.records import Reading, estimated, measured
 from equipoise.runtimes import Target
 from equipoise.runtimes.export import Exporter
@@ -87,26 +88,26 @@ def costs(
         raise must_be("scales", "at least one", 0, "Leave it out for the family's own.")
     runtime, exporter = runtimes.get(target.runtime), Exporter()
     request = task.example[torch.arange(target.batch) % len(task.example)].numpy()
-    rows, calls = [], {}
+    rows = []
+    contenders: dict[str, Load] = {}
     for number, scale in enumerate(scales):
         on_step(f"cost of {named(scale)} ({number + 1}/{len(scales)})")
         model = family.model(scale, task, generator=torch.Generator().manual_seed(seed))
         counts = count(model, task.example)
         folded = fold(model, task.example)
         program = runtime.compile(exporter.source(folded, task.example, topology=_topology(scale)))
-        session = runtime.load(program, threads=target.threads, batch=target.batch)
-        calls[str(number)] = lambda held=session: held.run(request)
+        contenders[str(number)] = Contender(program, target).load(request)
         step, memory = sample_time(model, task, recipe), _held(model, task, recipe)
         rows.append((scale, counts, program.size_bytes, step, memory))
     on_step("latency, side by side")
-    timed = latency.compare(calls, rounds=12, seconds=seconds)
+    timed = compare_loads(contenders, seconds=seconds)
     return tuple(
         ScaleCost(
             scale=dict(scale),
             params=counts.params,
             macs=counts.macs,
             size_bytes=measured(size, "B", note="fp32, all files"),
-            latency_s=timed.p50(str(number)),
+            latency_s=timed.latency(str(number)),
             sample_s=step,
             train_memory_bytes=memory,
         )

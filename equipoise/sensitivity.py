@@ -6,7 +6,8 @@ is changed (repaired, not trained). Time is each layer's own look-up entry, as a
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import time as clock
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property, partial
 from typing import Any
@@ -20,46 +21,117 @@ from equipoise.measure import latency
 from equipoise.records import digest
 from equipoise.runtimes import Target
 from equipoise.runtimes.ops import OpSpec, op_inputs, op_program, specs
-from equipoise.search import Genomes, Knob
+from equipoise.search import Genomes, Knob, Space
 from equipoise.stats import median
 from equipoise.workbench import BATCH, Workbench, damage, one_thread
 
 PROBE_SAMPLES = 1000
 """Validation samples for one-knob losses: KL needs far fewer than accuracy (METHODS 2.4)."""
+FEWEST_SAMPLES = 64
+"""Where time is short, entries are read on as few as this many samples rather than left unread."""
 
 
-def choices(bench: Workbench) -> list[tuple[Knob, Any]]:
-    """Every single change that costs quality: one (knob, choice) for each entry of the loss table."""
-    return [(k, c) for k in bench.space.knobs if k.kind != "runtime" for c in k.menu[1:]]
+def choices(space: Space, macs: Mapping[str, float], places: Mapping[str, Sequence[str]]) -> list[tuple[Knob, Any]]:
+    """Every single change that costs quality, one (knob, choice) for each entry of the loss table, the most telling first.
+
+    The first pass takes the middle of each menu, the second its end, the third what lies between; within a pass the knobs of
+    the layers that compute most come first. So wherever the time ends, what is missing is what matters least.
+
+    Args:
+        macs: Layer name -> MACs of one sample.
+        places: Place of a width knob -> the layers that make or read its channels; other knobs act on the layer or on the
+            block that they name.
+    """
+    knobs = [k for k in space.knobs if k.kind != "runtime" and len(k.menu) > 1]
+
+    def weight(knob: Knob) -> float:
+        layers = places.get(knob.place) if knob.kind == "width" else None
+        acts_on = layers or [n for n in macs if n == knob.place or n.startswith(knob.place + ".")]
+        return -sum(macs.get(name, 0.0) for name in acts_on)
+
+    ordered = sorted(knobs, key=weight)  # stable: knobs of equal weight stay in the order of the model
+    passes = [[(k, k.menu[i]) for k in ordered for i in _pass(len(k.menu) - 1, turn)] for turn in range(3)]
+    return [entry for each in passes for entry in each]
 
 
-def loss_of(bench: Workbench, knob: Knob, choice: Any) -> float:
-    """Return the loss in nats when `knob` alone is set to `choice`, on the first `PROBE_SAMPLES` of validation."""
+def _pass(last: int, turn: int) -> list[int]:
+    """Menu indices that belong to pass `turn` of a menu that ends at index `last`."""
+    middle = (last + 1) // 2
+    if turn == 0:
+        return [middle]
+    if turn == 1:
+        return [last] if last != middle else []
+    return [i for i in range(1, last) if i != middle]
+
+
+def loss_of(bench: Workbench, knob: Knob, choice: Any, *, samples: int = PROBE_SAMPLES) -> float:
+    """Return the loss in nats when `knob` alone is set to `choice`, on the first `samples` of validation."""
     if knob.kind == "bits":
         calibration = torch.from_numpy(bench.calibration)
         model = fakequant.simulate(bench.teacher, calibration, layers={knob.place}, weight_bits=8)
     else:
         model = bench.build(bench.space.untouched.but({knob.name: choice}))
-    inputs = bench.validation[0][:PROBE_SAMPLES]
+    inputs = bench.validation[0][:samples]
     with one_thread(), torch.inference_mode():
         found = torch.cat([model(inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)])
-    return damage(bench.reference.outputs[:PROBE_SAMPLES], found.numpy(), classifier=bench.work.classifier)
+    return damage(bench.reference[:samples], found.numpy(), classifier=bench.work.classifier)
 
 
-def layer_times(bench: Workbench, target: Target, *, seconds: float) -> dict[str, float]:
-    """Return the seconds of every operator that some plan could contain, keyed by `entry`.
+def layer_times(
+    bench: Workbench, target: Target, layers: Sequence[Layer], *, seconds: float
+) -> tuple[dict[str, float], dict[str, str]]:
+    """Return the seconds of the operators that plans could contain, keyed by `entry`, and why some could not be timed.
 
-    Each is its own little program on the target, timed in blocks beside all the others.
+    Each is its own little program on the target, timed in blocks beside all the others. Half of `seconds` may go into making
+    the programs, whole layers first; those that found no time are in neither answer.
     """
     runtime = runtimes.get(target.runtime)
     calls: dict[str, Callable[[], object]] = {}
-    for spec in variants(bench):
+    failed: dict[str, str] = {}
+    began = clock.perf_counter()
+    for spec in variants(layers):
         for bits in runtime.precisions:
-            session = runtime.load(op_program(spec, runtime, bits=bits), threads=target.threads, batch=target.batch)
-            request = op_inputs(spec, bits=bits, batch=target.batch)
+            if calls and clock.perf_counter() - began > seconds / 2:
+                break
+            try:
+                session = runtime.load(op_program(spec, runtime, bits=bits), threads=target.threads, batch=target.batch)
+                request = op_inputs(spec, bits=bits, batch=target.batch)
+                session.run(request)
+            except Exception as error:  # noqa: BLE001 - an operator that the runtime cannot run is predicted, and told
+                failed[entry(spec, bits)] = f"{spec.kind} {spec.cin}x{spec.cout}, {bits} bits: {one_line(error)}"
+                continue
             calls[entry(spec, bits)] = partial(session.run, request)
-    timed = latency.compare(calls, rounds=8, calls=12, discard=4, min_block_s=0.0005, seconds=seconds)
-    return {key: median([median(block) for block in timed.blocks[key]]) for key in calls}
+    if not calls:
+        return {}, failed
+    left = max(0.3, seconds - (clock.perf_counter() - began))
+    timed = latency.compare(calls, rounds=8, calls=12, discard=4, min_block_s=0.0005, seconds=left)
+    return {key: median([median(block) for block in timed.blocks[key]]) for key in calls}, failed
+
+
+def completed(times: Mapping[str, float], layers: Sequence[Layer], precisions: Sequence[int]) -> dict[str, float]:
+    """Return `times` with what was not timed predicted from its MACs, at the pace of its layer or else of what was timed."""
+    every = {entry(spec, bits): (spec, bits) for spec in variants(layers) for bits in precisions}
+    paces = {bits: [times[k] / work_of(s) for k, (s, b) in every.items() if b == bits and k in times] for bits in precisions}
+    anywhere = [pace for some in paces.values() for pace in some] or [1e-9]
+    out = dict(times)
+    for layer in layers:
+        for bits in precisions:
+            whole = entry(layer.spec, bits)
+            out.setdefault(whole, work_of(layer.spec) * median(paces[bits] or anywhere))
+            for spec in (*layer.narrower_in, *layer.narrower_out):
+                out.setdefault(entry(spec, bits), out[whole] * work_of(spec) / work_of(layer.spec))
+    return out
+
+
+def work_of(spec: OpSpec) -> float:
+    """MACs of an operator on one sample, near enough to compare operators by."""
+    steps = spec.height * spec.width / (spec.stride[0] * spec.stride[1])
+    return max(1.0, spec.cin / spec.groups * spec.cout * spec.kernel[0] * spec.kernel[1] * steps)
+
+
+def one_line(error: BaseException) -> str:
+    """Say in one line what was raised."""
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
 
 
 def entry(spec: OpSpec, bits: int) -> str:
@@ -67,13 +139,11 @@ def entry(spec: OpSpec, bits: int) -> str:
     return f"{bits}:{digest(spec)}"
 
 
-def variants(bench: Workbench) -> list[OpSpec]:
-    """Every operator shape that one width knob alone can give, without repeats."""
-    out: dict[str, OpSpec] = {}
-    for layer in layers(bench):
-        for spec in (layer.spec, *layer.narrower_in, *layer.narrower_out):
-            out[digest(spec)] = spec
-    return list(out.values())
+def variants(layers: Sequence[Layer]) -> list[OpSpec]:
+    """Every operator shape that one width knob alone can give, without repeats; the whole layers come first."""
+    whole = [layer.spec for layer in layers]
+    narrower = [spec for layer in layers for spec in (*layer.narrower_in, *layer.narrower_out)]
+    return list({digest(spec): spec for spec in (*whole, *narrower)}.values())
 
 
 @dataclass(frozen=True)
@@ -93,17 +163,25 @@ class Layer:
     @property
     def narrower_in(self) -> tuple[OpSpec, ...]:
         """The layer at each narrower input width."""
-        return tuple(replace(self.spec, cin=round(self.spec.cin * f)) for f in self.in_kept[1:])
+        return tuple(_narrowed(self.spec, f, 1.0) for f in self.in_kept[1:])
 
     @property
     def narrower_out(self) -> tuple[OpSpec, ...]:
         """The layer at each narrower output width."""
-        return tuple(replace(self.spec, cout=round(self.spec.cout * f)) for f in self.out_kept[1:])
+        return tuple(_narrowed(self.spec, 1.0, f) for f in self.out_kept[1:])
 
 
-def layers(bench: Workbench) -> list[Layer]:
-    """Tie every weighted layer to the knobs that act on it."""
-    space = bench.space
+def _narrowed(spec: OpSpec, into: float, out_of: float) -> OpSpec:
+    """Return an operator with these shares of its widths; a depthwise one keeps both equal, a grouped one whole groups."""
+    if spec.groups == spec.cin == spec.cout:
+        width = max(1, round(spec.cin * min(into, out_of)))
+        return replace(spec, cin=width, cout=width, groups=width)
+    cin, cout = (max(1, round(width * f / spec.groups)) * spec.groups for width, f in ((spec.cin, into), (spec.cout, out_of)))
+    return replace(spec, cin=cin, cout=cout)
+
+
+def layers(bench: Workbench, space: Space) -> list[Layer]:
+    """Tie every weighted layer to the knobs of `space` that act on it."""
     makes: dict[str, str] = {}
     reads: dict[str, str] = {}
     for group in bench.pruner.groups:

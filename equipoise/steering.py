@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from equipoise.budget import Budget
-from equipoise.records import Evaluation
+from equipoise.records import Evaluation, Reading
 from equipoise.search import CostFit, Genomes, Space, fit_cost
 from equipoise.search.costs import Floats
 from equipoise.sensitivity import Features
@@ -68,10 +68,18 @@ def fit(axis: str, space: Space, features: Mapping[str, Features], evaluations: 
         if known:
             rows = unfitted.rows(runtime, space.encode_all([e.plan for e in known]))
             values = np.array([e.axis(axis).get() for e in known])
-            fits[runtime] = fit_cost(rows, values, prior=prior)
+            noise = np.array([_noise(e.axis(axis)) for e in known])
+            fits[runtime] = fit_cost(rows, values, noise=noise, prior=prior)
         else:
             fits[runtime] = CostFit(prior, None, 0)
     return Cost(axis, space, features, fits)
+
+
+def _noise(reading: Reading) -> float:
+    """Relative standard error that the interval of a reading tells; 0 where it has none, as counts and sizes do."""
+    if reading.low is None or reading.high is None:
+        return 0.0
+    return (reading.high - reading.low) / (2 * 1.96) / reading.get()
 
 
 def excess(budget: Budget) -> Any:

@@ -6,8 +6,9 @@ Needs no torch: a study can be opened, picked from and reported on while it runs
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -15,10 +16,14 @@ from typing import Any
 from equipoise.budget import Budget, parse_budget
 from equipoise.errors import InputError, StoreError
 from equipoise.pareto import Knee, non_dominated
-from equipoise.picks import knee_of, pick
-from equipoise.records import Evaluation, Reading, evaluation_from, measured
+from equipoise.picks import knee_of, pick, settled
+from equipoise.records import Evaluation, Reading, evaluation_from, measured, reading_from
 from equipoise.stats import Interval, verdict
 from equipoise.store import Store
+from equipoise.units import show
+
+SCHEMA = 2
+"""Version of the header. History: 1 = first; 2 = what was asked is recorded each time, and trainings are numbered."""
 
 AXES = ("latency_s", "size_bytes", "drop")
 """What the front trades off; all are minimised."""
@@ -32,12 +37,17 @@ class Study:
         header: Workload, targets, budget, seed, metric, machine: what the run was asked and where it ran.
         evaluations: Every trial, failed ones too.
         finals: Key -> the last, interleaved latency measurement against the untouched model.
+        unread: What was left as it is because its probe failed (``width.conv1=16``) -> why.
+        extent: How far the tables of the last asking reached: ``entries``, ``read``, ``before_s`` (preparing and the baseline)
+            and ``enough_s`` (what a first search would need); empty where that was not recorded.
     """
 
     path: Path
     header: Mapping[str, Any]
     evaluations: tuple[Evaluation, ...]
     finals: Mapping[str, Mapping[str, Any]]
+    unread: Mapping[str, str] = field(default_factory=dict)
+    extent: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
     def load(cls, path: str | Path) -> Study:
@@ -50,22 +60,31 @@ class Study:
             return cls.read(store)
 
     @classmethod
-    def read(cls, store: Store, *, raced: bool = True) -> Study:
+    def read(cls, store: Store, *, raced: bool = True, race: Mapping[str, Any] | None = None) -> Study:
         """Read the study out of an open store.
 
         Args:
-            raced: Whether what was in the last race has its latency from there, which is longer and interleaved with its
-                rivals; False leaves the search's own readings, from which the race's field is chosen.
+            raced: Whether latencies are those of the last race, in fresh processes; False leaves the search's own readings,
+                from which the race's field is chosen.
+            race: One more race, which the store could not record.
         """
-        headers, finals = store.all("study"), store.all("final")
+        headers, finals = store.all("study"), [*store.all("final"), *([race] if race else [])]
         if not headers:
             raise StoreError(f"the study at {store.path} has no baseline yet. Run `equipoise optimize` on it first.")
+        asked = [row["header"] for row in store.all("asking")]  # the last one counts; a study of an earlier version has none
+        header = (store.get("study", asked[-1]) or headers[-1] if asked else headers[-1])["header"]
+        if header.get("schema", 1) > SCHEMA:
+            newer = f"schema {header['schema']}, here {SCHEMA}"
+            raise StoreError(f"the study at {store.path} was written by a newer Equipoise ({newer}). Upgrade equipoise.")
         rows = tuple(evaluation_from(row["evaluation"]) for row in store.all("evaluation"))
-        ratios = {key: ratio for final in finals for key, ratio in final["ratios"].items()}
-        if raced and rows:
-            base = rows[0].axis("latency_s").get()
-            rows = tuple(_raced(e, base, Interval(**ratios[e.key])) if e.key in ratios else e for e in rows)
-        return cls(Path(store.path), headers[-1]["header"], rows, ratios)
+        if not rows or not rows[0].ok:
+            raise StoreError(f"the study at {store.path} has no usable baseline. Run `equipoise optimize` on another --store.")
+        ratios = _of_legs({key: ratio for final in finals for key, ratio in final["ratios"].items()}, rows)
+        unread = {f"{r['knob']}={r['choice']}": r["error"] for r in store.all("table") if r.get("error")}
+        extent = (store.get("extent", asked[-1]) if asked else None) or {}
+        if raced and finals:
+            rows = _raced(rows, reading_from(finals[-1]["reference"]), {k: Interval(**ratio) for k, ratio in ratios.items()})
+        return cls(Path(store.path), header, rows, ratios, unread, extent)
 
     @property
     def budget(self) -> Budget:
@@ -88,9 +107,9 @@ class Study:
 
     @cached_property
     def front(self) -> tuple[Evaluation, ...]:
-        """Non-dominated evaluations over latency, size and drop, fastest first."""
+        """Non-dominated evaluations over latency, size and drop (a gain counts once it is shown), fastest first."""
         rows = [e for e in self.usable if all(e.axis(a).known for a in AXES)]
-        points = [[e.axis(a).get() for a in AXES] for e in rows]
+        points = [[settled(e.drop) if a == "drop" else e.axis(a).get() for a in AXES] for e in rows]
         chosen = [rows[i] for i in non_dominated(points)]
         return tuple(sorted(chosen, key=lambda e: e.axis("latency_s").get()))
 
@@ -165,8 +184,60 @@ class Study:
         metric = self.header["metric"]
         return f"{faster}, {smaller:.2f}× smaller, drop {drop.get():.2f}{spread} {metric['unit']} of {metric['name']}"
 
+    @property
+    def failures(self) -> tuple[Evaluation, ...]:
+        """The trials that failed."""
+        return tuple(e for e in self.evaluations if not e.ok)
+
+    def failed(self) -> str:
+        """Say how many trials and trainings failed and what could not be probed, with the commonest reasons; or nothing."""
+        kinds = {"one-shot": "trial", "recovered": "training"}
+        out = []
+        for fidelity, noun in kinds.items():
+            reasons = [e.reason for e in self.failures if e.fidelity == fidelity]
+            total = sum(e.fidelity == fidelity for e in self.evaluations)
+            if reasons:
+                count = f"{len(reasons)} {noun}{'s' if len(reasons) > 1 else ''} failed of {total}"
+                whole = total > 1 and len(reasons) == total
+                out.append((f"all {total} {noun}s failed" if whole else count) + _commonest(reasons))
+        if self.unread:
+            one = len(self.unread) == 1
+            out.append(
+                f"{len(self.unread)} choice{'' if one else 's'} could not be probed and {'was' if one else 'were'} left out"
+                + _commonest(list(self.unread.values()))
+            )
+        return "; ".join(out)
+
+    @property
+    def searched(self) -> bool:
+        """Whether plans that a search proposed were tried; the baseline's own contenders are none."""
+        return any(e.predicted for e in self.evaluations)
+
+    @property
+    def answered(self) -> bool:
+        """Whether the run has an answer: the budget is met, by something that was tried and not by doing nothing."""
+        met = self.met or not self.budget.constraints
+        return met and (self.searched or not self.extent or self.best.key != self.baseline.key)
+
+    def unsearched(self) -> str:
+        """Say why nothing was searched and how much time would be enough; empty where something was, or it is not known."""
+        if self.searched or not self.extent:
+            return ""
+        if self.extent["entries"] == 0 or self.extent["read"] == self.extent["entries"]:
+            return "nothing was searched: there is nothing in this model that could be changed and tried"
+        need = show(self.extent["before_s"], "s")
+        asked, enough = show(self.header["time_s"], "s"), _rounded(self.extent["enough_s"])
+        return f"nothing was searched: preparing and the baseline alone took {need} of {asked}; give --time {enough}"
+
     def verdict(self) -> str:
-        """Say whether the budget was met, and if not by how much and which bound binds."""
+        """Say whether the budget was met, and if not by how much and which bound binds; a pick that is slower is announced."""
+        said = [self._met()] if self.answered or not self.unsearched() else []
+        said += [text for text in (self.unsearched(),) if text]
+        if verdict(self.ratio(self.best)) == "slower":
+            said.append("this pick is SLOWER than the untouched model")
+        return "; ".join(said)
+
+    def _met(self) -> str:
         if not self.budget.constraints:
             rule = self.knee_rule
             stable = "" if rule.stability is None else f", the same in {100 * rule.stability:.0f}% of draws within the noise"
@@ -175,26 +246,65 @@ class Study:
             return f"budget met: {self.budget.text}"
         _, over = self.nearest
         binding = max(over, key=lambda word: over[word])
-        each = ", ".join(f"{word} by {100 * value:.0f}%" for word, value in over.items())
+        each = ", ".join(
+            f"{word} by {100 * value:.0f}%" if math.isfinite(value) else f"{word}, which was not measured"
+            for word, value in over.items()
+        )
         return f"budget NOT met: {self.budget.text}; nearest point misses {each}; the binding constraint is {binding}"
+
+
+def _of_legs(ratios: Mapping[str, Any], rows: Sequence[Evaluation]) -> dict[str, Any]:
+    """Return `ratios` by the keys of today: before trainings had numbers, that of a plan's last training had none."""
+    keys = {e.key for e in rows}
+    last = {f"{e.plan.digest}:{e.fidelity}": e.key for e in rows if e.ok and e.leg}
+    return {key if key in keys else last.get(key, key): ratio for key, ratio in ratios.items()}
+
+
+def _commonest(reasons: Sequence[str]) -> str:
+    """Say the commonest of some reasons, with its number where there are others."""
+    reason, count = Counter(reasons).most_common(1)[0]
+    often = "" if count == len(reasons) else f" {count} times"
+    return f"{', most often' if often else ''}{often}: {reason}"
+
+
+def _rounded(seconds: float) -> str:
+    """Write a time as it would be asked for, rounded up."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds > 2 * size:
+            return f"{math.ceil(seconds / size)}{unit}"
+    return f"{max(10, 10 * math.ceil(seconds / 10))}s"
 
 
 def latency_beside(base_s: float, speed_up: Interval) -> Reading:
     """Return a latency as the reference's over the speed-up measured beside it: drift between sessions cancels."""
     low = base_s / speed_up.high if math.isfinite(speed_up.high) else None
     high = base_s / speed_up.low if speed_up.low > 0 else None
-    note = "reference / speed-up, interleaved blocks"
+    note = "the reference's over the speed-up beside it"
     return measured(base_s / speed_up.value, "s", low=low, high=high, n=speed_up.n, note=note)
 
 
-def _raced(evaluation: Evaluation, base_s: float, speed_up: Interval) -> Evaluation:
-    return replace(evaluation, cost={**evaluation.cost, "latency_s": latency_beside(base_s, speed_up)})
+def _raced(rows: tuple[Evaluation, ...], reference: Reading, ratios: Mapping[str, Interval]) -> tuple[Evaluation, ...]:
+    """Put every latency beside the untouched model's of the last race: by its ratio there, else by that of its own trial."""
+
+    def latency(e: Evaluation) -> Reading:
+        if e is rows[0]:
+            return reference
+        ratio = ratios.get(e.key) or Interval(**e.details["speed_up"])
+        return latency_beside(reference.get(), ratio)
+
+    return tuple(
+        replace(e, cost={**e.cost, "latency_s": latency(e)})
+        if e is rows[0] or e.key in ratios or "speed_up" in e.details
+        else e
+        for e in rows
+    )
 
 
 def describe(evaluation: Evaluation, baseline: Evaluation) -> str:
     """Say in a few words how a plan differs from the untouched model."""
     if evaluation.fidelity == "untouched":
-        return f"untouched, {evaluation.plan.choices.get('runtime', '')} {evaluation.details.get('precision', 'fp32')}".strip()
+        said = ("untouched", str(evaluation.plan.choices.get("runtime", "")), str(evaluation.details.get("precision", "fp32")))
+        return ", ".join(w for w in said if w)
     plan, old = evaluation.plan, baseline.plan
     words = [str(plan.choices.get("runtime", "")), str(evaluation.details.get("precision", ""))]
     before = sum(int(v) for v in old.of("width").values())

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from equipoise.pareto import hypervolume, non_dominated
+from equipoise.picks import settled
 from equipoise.records import SCHEMA, Evaluation, as_data
 from equipoise.store import Store
 from equipoise.study import Study
@@ -19,7 +20,7 @@ def summarize(store: Store) -> dict[str, Any]:
     """
     study = Study.read(store)
     best = study.best
-    tables = {f"{row['knob']}={row['choice']}": row["loss"] for row in store.all("table")}
+    tables = {f"{row['knob']}={row['choice']}": row["loss"] for row in store.all("table") if row["loss"] is not None}
     return {
         "schema": SCHEMA,
         "header": dict(study.header),
@@ -99,7 +100,7 @@ def progress(study: Study) -> list[dict[str, float]]:
     for n, e in enumerate(study.evaluations, start=1):
         seconds += e.seconds
         if e.ok:
-            rows.append((math.log(e.axis("latency_s").get()), e.drop.get()))
+            rows.append((math.log(e.axis("latency_s").get()), settled(e.drop)))
             rows = [rows[i] for i in non_dominated(rows)]
         out.append({"n": n, "seconds": seconds, "hypervolume": hypervolume(rows, corner)})
     return out
@@ -108,8 +109,16 @@ def progress(study: Study) -> list[dict[str, float]]:
 def notes(study: Study) -> list[str]:
     """Return what a reader must know: groups left whole, failed trials, what is not measured here."""
     out = [f"{name or 'model'} was left whole: {reason}" for name, reason in study.header.get("left_whole", {}).items()]
-    failed = sum(not e.ok for e in study.evaluations)
-    if failed:
-        out.append(f"{failed} trial{'s' if failed > 1 else ''} failed; the reasons are in the table")
+    out += [f"{what} was left out: its probe failed ({reason})" for what, reason in study.unread.items()]
+    if said := study.failed():
+        out.append(f"{said} (the table has every reason)")
+    if said := study.unsearched():
+        out.append(said)
+    entries, read = (study.extent.get(key, 0) for key in ("entries", "read"))
+    if study.searched and read < entries:
+        out.append(
+            f"{read} of {entries} one-knob losses were read in their share of the time, the most telling first; "
+            "the others were predicted from them"
+        )
     out.append("quality is read on the validation split; the test split is touched only by `equipoise verify`")
     return out

@@ -1,29 +1,40 @@
 """Hold an exported folder to its promises, in a clean process.
 
-First the files: every hash, the manifest's digest over itself, the card's figures. Only files that are those that were exported
-are loaded; then `examine` rebuilds the source model and measures everything again (numerics, quality on validation and test,
-latency beside the reference), because hashes alone say nothing about someone who can also rewrite hashes.
+First the files: the manifest's schema, its digest, whether it agrees with itself, every hash, strangers, the card's figures.
+Only files that are those that were exported are loaded; then `examine` rebuilds the source model and measures everything again
+(numerics, quality on validation and test, latency beside the reference), because hashes alone say nothing about someone who can
+also rewrite hashes.
 """
 
 from __future__ import annotations
 
 import json
+import math
 import os
 import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
 from hashlib import sha256
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from equipoise.artifact import Artifact
-from equipoise.card import BEGIN, END, figures
+from equipoise.card import BEGIN, END, figures, verified_block, with_test
 from equipoise.errors import EXIT_BAD_INPUT, EquipoiseError, InputError, must_be
-from equipoise.records import as_data
+from equipoise.manifest import ManifestError, contradictions
+from equipoise.records import Reading, as_data, reading_from
 from equipoise.store import write_atomic
+from equipoise.tested import RESULT, headline
+
+CARD_BYTES = 4_000_000
+PATIENCE_S = 3600
+"""A program that has not answered after so long is taken for one that never will."""
+
+State = Literal["kept", "broken", "cannot tell"]
+"""What may be said of a promise: the third where this machine or this many samples cannot decide."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -34,15 +45,25 @@ class Check:
         name: What was looked at.
         promised: In words; empty where nothing was promised and the figure is for information.
         found: In words.
-        ok: Whether the promise is kept.
-        note: How it was judged.
+        state: Whether the promise is kept, broken, or cannot be told from here.
+        note: How it was judged, and where it cannot be told the reason.
     """
 
     name: str
     promised: str
     found: str
-    ok: bool
+    state: State
     note: str = ""
+
+    @property
+    def ok(self) -> bool:
+        """Whether the promise is not broken."""
+        return self.state != "broken"
+
+
+def judged(name: str, promised: str, found: str, kept: bool, note: str = "") -> Check:
+    """Return a check that can only be kept or broken."""
+    return Check(name, promised, found, "kept" if kept else "broken", note)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,117 +75,241 @@ class Verification:
         checks: In the order they were made.
         seconds: Wall time.
         saved: Whether ``verify.json`` could be written beside the manifest.
+        executed: What was executed to find out, in words.
+        headline: What the test split shows, in one sentence; empty where it was not read.
+        test: The figures behind the headline by axis.
+        digest: Of the manifest that was checked.
     """
 
     path: str
     checks: tuple[Check, ...]
     seconds: float
     saved: bool = False
+    executed: str = ""
+    headline: str = ""
+    test: Mapping[str, Reading] = field(default_factory=dict)
+    digest: str = ""
 
     @property
     def ok(self) -> bool:
-        """Whether every promise is kept."""
-        return all(check.ok for check in self.checks)
+        """Whether no promise is broken; what cannot be told from here is in `untold`."""
+        return not self.broken
 
     @property
     def broken(self) -> tuple[Check, ...]:
-        """The checks that failed."""
-        return tuple(check for check in self.checks if not check.ok)
+        """The promises that are not kept."""
+        return tuple(check for check in self.checks if check.state == "broken")
+
+    @property
+    def untold(self) -> tuple[Check, ...]:
+        """The promises that cannot be told kept or broken from here, each with the reason in its note."""
+        return tuple(check for check in self.checks if check.state == "cannot tell")
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain JSON data."""
         return {
-            "schema": 1,
+            "schema": 2,
             "ok": self.ok,
+            "headline": self.headline,
+            "broken": [check.name for check in self.broken],
+            "cannot_tell": [check.name for check in self.untold],
             "path": self.path,
+            "digest": self.digest,
+            "executed": self.executed,
+            "test": as_data(self.test),
             "checks": as_data(self.checks),
             "seconds": round(self.seconds, 3),
         }
 
 
-def verify(path: str | Path, *, workload: Any = None, seconds: float = 10.0) -> Verification:
-    """Check the artifact in folder `path` and write ``verify.json`` into it.
+def verify(
+    path: str | Path,
+    *,
+    workload: Any = None,
+    seconds: float = 10.0,
+    trust_nothing: bool = False,
+    announce: Callable[[str], None] = lambda executed: None,
+) -> Verification:
+    """Check the artifact in folder `path`, write ``verify.json`` into it and the test figures into its card.
 
     Args:
-        workload: Where the source model and the data come from: a spec such as ``digits``; None takes the manifest's. A
-            `Workload` object is used in this process, since it cannot be handed to a clean one.
+        workload: Where the source model and the data come from: a spec such as ``digits``; None takes what the manifest
+            records, and then the Python file that it names is executed. A `Workload` object is used in this process, since it
+            cannot be handed to a clean one.
         seconds: Wall time for the latency comparison.
+        trust_nothing: Execute no code that the artifact names: no workload, so that only the files, the probe, sizes, structure
+            and the ratio of latencies are checked, and the rest is said to be unchecked.
+        announce: Told in words what will be executed, before it is.
     Returns:
-        The checks; `Verification.ok` tells whether all promises are kept.
+        The checks; `Verification.ok` tells whether no promise is broken.
     Raises:
-        InputError: No artifact there, or its workload cannot be loaded.
+        InputError: No artifact there, or a workload that cannot be loaded. (A manifest that claims what cannot be is a check
+            that is broken.)
     """
-    if not seconds > 0:
-        raise must_be("seconds", "positive", seconds, "10 is enough for most models.")
+    if not 0 < seconds < math.inf:
+        raise must_be("seconds", "positive and finite", seconds, "10 is enough for most models.")
+    if trust_nothing and workload is not None:
+        raise must_be("workload", "left out with trust_nothing", workload, "Its code would be executed.")
     began = time.perf_counter()
-    artifact = Artifact.load(path)
-    checks = list(integrity(artifact))
+    try:
+        artifact = Artifact.load(path)
+    except ManifestError as error:
+        return _forged(Path(path), str(error), time.perf_counter() - began)
+    executed = executes(artifact, workload, trust_nothing=trust_nothing)
+    announce(executed)
+    checks, found = list(integrity(artifact)), dict[str, Reading]()
     if all(check.ok for check in checks):
-        checks += _measured(artifact, workload, seconds)
+        measured, found = _measured(artifact, workload, seconds, trust_nothing=trust_nothing)
+        checks += measured
     else:
         checks.append(
-            Check("figures", "", "not measured", False, "the files are not those that were exported; none was loaded")
+            judged("figures", "", "not measured", False, "the files are not those that were exported; none was loaded")
         )
-    found = Verification(str(path), tuple(checks), time.perf_counter() - began, os.access(artifact.path, os.W_OK))
-    if found.saved:
-        write_atomic(artifact.path / "verify.json", (json.dumps(found.as_dict(), indent=2) + "\n").encode())
+    told = headline(found, artifact.manifest["study"]["metric"])
+    took, saved = time.perf_counter() - began, os.access(artifact.path, os.W_OK)
+    result = Verification(str(path), tuple(checks), took, saved, executed, told, found, artifact.digest)
+    if saved:
+        _save(artifact, result)
+    return result
+
+
+def executes(artifact: Artifact, workload: Any = None, *, trust_nothing: bool = False) -> str:
+    """Say which code besides Equipoise's own a verification executes.
+
+    Raises:
+        InputError: Nothing may be executed, but a program is of a runtime whose files may hold code; or the workload that the
+            manifest names lies in the artifact itself.
+    """
+    claims = artifact.claims
+    if trust_nothing:
+        for program in (claims.deployable, claims.reference):
+            if program.runtime in RUNS_CODE:
+                raise must_be("a program to verify with --trust-nothing", "no pickle", program.runtime, ASK)
+        return "nothing but the programs' own operators: no workload, no pickle, no code from the folder"
+    spec = claims.recorded.workload if workload is None else workload
+    if not isinstance(spec, str):
+        return "the model and the metric of the workload that was given"
+    file, _, _ = spec.rpartition(":")
+    if not file.endswith(".py"):
+        return f"the built-in workload {spec}; no code from the folder"
+    if workload is None and artifact.path.resolve() in Path(file).resolve().parents:
+        raise must_be("the workload that the manifest names", "outside the artifact", spec, ASK)
+    return f"the Python file {file}, which " + ("the manifest names" if workload is None else "--workload names")
+
+
+def _forged(folder: Path, reason: str, seconds: float) -> Verification:
+    """What there is to say of a manifest that no export wrote: nothing else in the folder was looked at."""
+    check = judged("manifest", "what an export writes", "something else", False, reason)
+    saved = os.access(folder, os.W_OK)
+    found = Verification(str(folder), (check,), seconds, saved, "nothing")
+    if saved:
+        write_atomic(folder / RESULT, (json.dumps(found.as_dict(), indent=2) + "\n").encode())
     return found
 
 
+RUNS_CODE = ("torch",)
+"""Runtimes whose program files are loaded through pickle."""
+ASK = "Get the workload from someone you trust and pass it with --workload SPEC."
+
+
+def _save(artifact: Artifact, found: Verification) -> None:
+    """Write the result beside the manifest and its headline into the card."""
+    write_atomic(artifact.path / RESULT, (json.dumps(found.as_dict(), indent=2) + "\n").encode())
+    file = artifact.path / "README.md"
+    if file.is_file() and not file.is_symlink() and file.stat().st_size <= CARD_BYTES:
+        text = file.read_text(encoding="utf-8", errors="replace")
+        write_atomic(file, with_test(text, verified_block(found.headline, found.broken, found.untold)).encode())
+
+
 def integrity(artifact: Artifact) -> Iterator[Check]:
-    """Check hashes, digest and card without loading anything."""
+    """Check digest, the manifest against itself, hashes, strangers and the card, without loading anything."""
     recorded = str(artifact.manifest.get("digest"))
     same = recorded == artifact.digest
-    yield Check(
+    yield judged(
         "manifest", recorded[:12], artifact.digest[:12], same, "" if same else "its figures were changed after the export"
     )
+    wrong = list(contradictions(artifact.manifest))
+    yield judged("agrees with itself", "", "yes" if not wrong else "no", not wrong, "; ".join(wrong))
+    yield _hashes(artifact)
+    strangers = artifact.unlisted
+    named = ", ".join(strangers[:5]) + (" and more" if len(strangers) > 5 else "")
+    yield judged("nothing else", "no file beyond those", f"{len(strangers)} unlisted", not strangers, named)
+    yield _card(artifact)
+
+
+def _hashes(artifact: Artifact) -> Check:
     wrong: list[str] = []
     for name, entry in artifact.manifest["files"].items():
         try:
             content = artifact.read(name)
-        except InputError as error:
+        except (InputError, OSError) as error:
             wrong.append(str(error))
             continue
         if len(content) != entry["bytes"]:
             wrong.append(f"{name} has {len(content)} bytes, not {entry['bytes']}")
         elif sha256(content).hexdigest() != entry["sha256"]:
             wrong.append(f"{name} has another SHA-256")
-    needed = {*artifact.manifest["deployable"]["files"], *artifact.manifest["reference"]["files"]}
-    wrong += [f"{name} is needed but has no hash" for name in sorted(needed - artifact.manifest["files"].keys())]
     total = len(artifact.manifest["files"])
-    yield Check("files", f"{total} files", f"{total - len(wrong)} as recorded", not wrong, "; ".join(wrong))
-    yield _card(artifact)
+    return judged("files", f"{total} files", f"{total - len(wrong)} as recorded", not wrong, "; ".join(wrong))
 
 
 def _card(artifact: Artifact) -> Check:
     try:
+        if (artifact.path / "README.md").stat().st_size > CARD_BYTES:
+            raise must_be("README.md", f"under {CARD_BYTES} bytes", "more", "Export it again.")
         text = artifact.read("README.md").decode(errors="replace")
-    except InputError as error:
-        return Check("model card", "README.md", "nothing", False, str(error))
+    except (InputError, OSError) as error:
+        return judged("model card", "README.md", "nothing", False, str(error))
     block = BEGIN + text.partition(BEGIN)[2].partition(END)[0] + END
-    same = block == figures(artifact.manifest)
-    return Check("model card", "the manifest's figures", "the same" if same else "others", same)
+    same = text.count(BEGIN) == text.count(END) == 1 and block == figures(artifact.manifest)
+    return judged("model card", "the manifest's figures", "the same" if same else "others", same)
 
 
-def _measured(artifact: Artifact, workload: Any, seconds: float) -> list[Check]:
+def _measured(
+    artifact: Artifact, workload: Any, seconds: float, *, trust_nothing: bool
+) -> tuple[list[Check], dict[str, Reading]]:
     """Measure in a clean process, or here where the workload is an object."""
-    spec = artifact.manifest["study"]["workload"] if workload is None else workload
+    spec = artifact.claims.recorded.workload if workload is None else workload
     if not isinstance(spec, str):
-        if workload is None:
-            raise must_be("workload", "given, since the manifest names none", spec, "Pass --workload SPEC.")
         from equipoise.examine import examine
 
-        return list(examine(artifact, spec, seconds=seconds))
+        found: dict[str, Reading] = {}
+        return list(examine(artifact, spec, seconds=seconds, found=found)), found
+    file = "" if trust_nothing else spec.rpartition(":")[0]
+    if file.endswith(".py") and not Path(file).is_file():
+        missing = must_be("workload file", "an existing Python file", file, "Paths are relative to the current folder.")
+        raise _unloadable({"error": str(missing), "exit_code": EXIT_BAD_INPUT}, spec, named=workload is None)
     with tempfile.TemporaryDirectory() as folder:
         out = Path(folder) / "checks.json"
-        command = [sys.executable, "-P", "-m", "equipoise.examine", str(artifact.path), spec, repr(seconds), str(out)]
-        done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False)
-        if done.returncode < 0:
-            found = f"the process died of signal {-done.returncode}"
-            return [Check("loads and runs", "", found, False, "while the files were loaded and run")]
+        words = [str(artifact.path), "" if trust_nothing else spec, repr(seconds), str(out)]
+        command = [sys.executable, "-P", "-m", "equipoise.examine", *words]
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, errors="replace", check=False, timeout=PATIENCE_S)
+        except subprocess.TimeoutExpired:
+            return [judged("loads and runs", "", "no end", False, f"stopped after {PATIENCE_S} s")], {}
         if not out.is_file():
-            raise EquipoiseError(f"the clean process failed: {done.stderr.strip()[-1500:] or f'exit {done.returncode}'}")
+            return [_died(done, loaded=out.with_suffix(".loaded").is_file(), spec=spec)], {}
         result = json.loads(out.read_bytes())
     if "error" in result:
-        raise InputError(result["error"]) if result["exit_code"] == EXIT_BAD_INPUT else EquipoiseError(result["error"])
-    return [Check(**check) for check in result["checks"]]
+        raise _unloadable(result, spec, named=workload is None)
+    return [Check(**check) for check in result["checks"]], {k: reading_from(v) for k, v in result["found"].items()}
+
+
+def _died(done: subprocess.CompletedProcess[str], *, loaded: bool, spec: str) -> Check:
+    """Tell a process that a file brought down from one that did not get so far."""
+    how = f"the process died of signal {-done.returncode}" if done.returncode < 0 else f"exit {done.returncode}"
+    last = (done.stderr.strip().splitlines() or [how])[-1][:300]
+    if not loaded:
+        raise EquipoiseError(f"workload {spec} could not be loaded in a clean process: {how}. {last}")
+    return judged("loads and runs", "", how, False, f"while the files were loaded and run; {last}")
+
+
+def _unloadable(result: Mapping[str, Any], spec: str, *, named: bool) -> EquipoiseError:
+    """Say what to do where the workload that the manifest names is not to be found from here."""
+    error = str(result["error"])
+    if named:
+        error += (
+            f" The manifest names the workload {spec!r}, as it was called where the study ran. "
+            "Pass --workload SPEC with the source model and its data, as they are named from here."
+        )
+    return InputError(error) if result["exit_code"] == EXIT_BAD_INPUT else EquipoiseError(error)

@@ -21,8 +21,9 @@ import torch
 from equipoise import runtimes
 from equipoise.compress.pruner import Pruner
 from equipoise.errors import InputError
-from equipoise.measure import latency
 from equipoise.measure.counts import count
+from equipoise.measure.loads import compare_loads
+from equipoise.racing import Contender
 from equipoise.records import Choice, Evaluation, Fidelity, Plan, Reading, as_data, measured, unavailable
 from equipoise.runtimes import Program, Session, Source, Target
 from equipoise.runtimes.export import Exporter
@@ -42,14 +43,6 @@ QUICK_SAMPLES = 2000
 CALIBRATION_SAMPLES = 256
 BATCH = 250
 WHOLE = "Equipoise changes Conv and Linear layers; `equipoise profile` lists those of your model."
-
-
-@dataclass(frozen=True)
-class Reference:
-    """The untouched model on the first target: what every candidate is timed and scored against."""
-
-    session: Session
-    outputs: Array
 
 
 @dataclass(frozen=True)
@@ -172,33 +165,15 @@ class Workbench:
         inputs = self.validation[0][:samples].numpy()
         return np.concatenate([session.run(inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)])
 
-    def caller(self, program: Program, target: Target) -> Callable[[], object]:
-        """Return a callable of no arguments that answers one request on the target."""
-        session = runtimes.get(program.runtime).load(program, threads=target.threads, batch=target.batch)
-        request = self.request(target)
-        return lambda: session.run(request)
-
-    def request(self, target: Target) -> Array:
-        """The inputs of one request: the first `target.batch` validation samples."""
-        inputs = self.validation[0]
-        return np.ascontiguousarray(inputs[torch.arange(target.batch) % len(inputs)].numpy())
-
     @cached_property
     def reference_program(self) -> Program:
         """The untouched model compiled for the first target."""
         return self.compile(self.space.untouched, self.source(self.space.untouched, self.teacher))
 
     @cached_property
-    def reference(self) -> Reference:
-        """Run the untouched model over the validation split once in this process."""
-        program, target = self.reference_program, self.targets[0]
-        session = runtimes.get(program.runtime).load(program, threads=target.threads, batch=target.batch)
-        return Reference(session, self.outputs(program, len(self.validation[0])))
-
-    def reference_call(self) -> Callable[[], object]:
-        """Return a callable that answers one request with the untouched model."""
-        request = self.request(self.targets[0])
-        return lambda: self.reference.session.run(request)
+    def reference(self) -> Array:
+        """The untouched model's answers to the validation split, from its program on the first target."""
+        return self.outputs(self.reference_program, len(self.validation[0]))
 
     def evaluate(
         self,
@@ -222,8 +197,12 @@ class Workbench:
         samples = len(self.validation[0]) if fidelity != "one-shot" else min(QUICK_SAMPLES, len(self.validation[0]))
         outputs = self.outputs(program, samples)
         quality, drop = self._quality(outputs, samples)
-        contenders = {"reference": self.reference_call(), "candidate": self.caller(program, target)}
-        timed = latency.compare(contenders, seconds=seconds, rounds=60)
+        request = self.validation[0][: max(t.batch for t in self.targets)].numpy()
+        contenders = {
+            "reference": Contender(self.reference_program, self.targets[0]).load(request),
+            "candidate": Contender(program, target).load(request),
+        }
+        timed = compare_loads(contenders, seconds=seconds)
         speed = timed.speedup("reference", "candidate")
         counts = count(model, self.work.example)
         files = {f"program:{name}": self.save(content) for name, content in program.files.items()}
@@ -236,13 +215,13 @@ class Workbench:
             quality=quality,
             drop=drop,
             cost={
-                "latency_s": timed.p50("reference") if reference_s is None else latency_beside(reference_s, speed),
+                "latency_s": timed.latency("reference") if reference_s is None else latency_beside(reference_s, speed),
                 "size_bytes": measured(program.size_bytes, "B", note="bytes of the files that ship"),
                 "params": measured(counts.params, "1"),
                 "macs": measured(counts.macs, "1", note="one sample"),
             },
             predicted=dict(predicted or {}),
-            samples={f"latency_s.{k}": _block_medians(timed.blocks[k]) for k in contenders},
+            samples={f"latency_s.{k}": timed.times(k) for k in contenders},
             files=files,
             details={
                 "runtime": program.runtime,
@@ -257,14 +236,14 @@ class Workbench:
 
     def damage(self, outputs: Array, samples: int) -> float:
         """Return the loss of `outputs` to the untouched model's, in nats for classifiers, else relative squared error."""
-        return damage(self.reference.outputs[:samples], outputs, classifier=self.work.classifier)
+        return damage(self.reference[:samples], outputs, classifier=self.work.classifier)
 
     def _quality(self, outputs: Array, samples: int) -> tuple[Reading, Reading]:
         """Metric, and drop against the untouched model on the same samples, paired where the metric has per-sample values."""
         metric, targets = self.work.metric, self.validation[1][:samples]
         value = metric.score(torch.from_numpy(outputs), targets)
         quality = measured(value, "points", n=samples, note=f"{metric.name}, validation split")
-        return quality, drop_reading(metric, self.reference.outputs[:samples], outputs, targets)
+        return quality, drop_reading(metric, self.reference[:samples], outputs, targets)
 
     def _layer_rows(self, plan: Plan, counts: Any) -> list[dict[str, Any]]:
         bits = plan.of("bits")
@@ -333,11 +312,7 @@ def damage(reference: Array, outputs: Array, *, classifier: bool) -> float:
     return float(((r - o) ** 2).mean() / (r.var() + 1e-12))
 
 
-def _block_medians(blocks: tuple[tuple[float, ...], ...]) -> tuple[float, ...]:
-    return tuple(float(np.median(block)) for block in blocks)
-
-
-def failed(plan: Plan, fidelity: Fidelity, error: str) -> Evaluation:
+def failed(plan: Plan, fidelity: Fidelity, error: str, *, leg: int = 0) -> Evaluation:
     """Return the record of a failed trial."""
     nothing = unavailable("points", "the trial failed")
-    return Evaluation(plan, fidelity, nothing, nothing, {}, error=error)
+    return Evaluation(plan, fidelity, nothing, nothing, {}, error=error, leg=leg)

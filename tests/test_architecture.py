@@ -20,7 +20,7 @@ PACKAGE = ROOT / "equipoise"
 
 L0 = {"errors", "units", "records", "budget", "stats", "pareto"}
 L1 = {"workloads", "runtimes", "measure", "compress", "training", "search", "scaling"}
-L3 = {"artifact", "card", "verify", "examine", "report", "serve"}
+L3 = {"artifact", "card", "manifest", "verify", "examine", "rebuilt", "scene", "pace", "report", "serve"}
 L4 = {"cli", "__init__", "__main__"}
 """What is in none of these is L2, where the rooms meet."""
 

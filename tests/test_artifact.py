@@ -9,7 +9,10 @@ import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import numpy as np
 import pytest
+from onnx import TensorProto, helper, numpy_helper
+from safetensors.numpy import save
 
 from equipoise.artifact import Artifact, export
 from equipoise.budget import parse_budget
@@ -17,10 +20,24 @@ from equipoise.card import BEGIN
 from equipoise.cli import main
 from equipoise.errors import InputError, StoreError
 from equipoise.records import Evaluation, Plan, as_data, measured
+from equipoise.runtimes import Source, get
 from equipoise.store import Store
 from equipoise.verify import integrity, verify
 
-BIG, SMALL = b"untouched program " * 50, b"compressed program " * 20
+
+def program(seed: int, hidden: int) -> bytes:
+    """A tiny ONNX program: two matrix products with weights of their own."""
+    weights = np.random.default_rng(seed).normal(size=(4, hidden)).astype(np.float32)
+    first, second = (numpy_helper.from_array(value, name) for value, name in ((weights, "a"), (weights.T.copy(), "b")))
+    nodes = [helper.make_node("MatMul", ["input", "a"], ["x"]), helper.make_node("MatMul", ["x", "b"], ["output"])]
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, ["batch", 4]) for name in ("input", "output")]
+    graph = helper.make_graph(nodes, "tiny", ends[:1], ends[1:], [first, second])
+    content: bytes = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 20)], ir_version=10).SerializeToString()
+    return content
+
+
+BIG, SMALL = program(0, 64), program(1, 16)
+PROBE = save({"inputs": np.eye(4, dtype=np.float32)})
 
 
 def evaluation(store: Store, name: str, **changes: object) -> Evaluation:
@@ -35,6 +52,7 @@ def evaluation(store: Store, name: str, **changes: object) -> Evaluation:
             "latency_s": measured(2e-3 if untouched else 1e-3, "s", low=0.9e-3, high=2.1e-3, n=12),
             "size_bytes": measured(len(content), "B"),
             "params": measured(1000 if untouched else 500, "1"),
+            "macs": measured(2000 if untouched else 900, "1"),
         },
         "files": {"program:model.onnx": store.blob(content), "weights": store.blob(b"weights")},
         "details": {
@@ -59,9 +77,11 @@ def store(tmp_path: Path) -> Iterator[Store]:
             "budget": "latency<=1.5ms, drop<=0.5",
             "seed": 0,
             "metric": {"name": "accuracy", "maximize": True, "unit": "points"},
+            "probe": store.blob(PROBE),
             "baseline": base.key,
             "machine": {"cpu": "a <script>|`cpu`", "flags": ["avx2"], "versions": {"onnxruntime": "1.32.0"}},
         }
+        store.identity({"workload": "0123456789abcdef"})
         store.put("study", "header", {"header": header}, seconds=0.0)
         for e in (base, small):
             store.put("evaluation", e.key, {"evaluation": as_data(e)}, seconds=1.0)
@@ -81,31 +101,38 @@ def test_the_scored_bytes_ship(artifact: Artifact) -> None:
     found = files(artifact.path)
     assert found["model.onnx"] == SMALL
     assert found["reference/model.onnx"] == BIG
-    assert set(found) == {"manifest.json", "README.md", "model.onnx", "model.safetensors", "reference/model.onnx"}
+    own = {"manifest.json", "README.md", "model.onnx", "model.safetensors", "probe.safetensors", "reference/model.onnx"}
+    assert set(found) == own
     assert artifact.program.files == {"model.onnx": SMALL}
     assert artifact.reference.files == {"model.onnx": BIG}
     assert [p.name for p in artifact.path.parent.iterdir() if p.name.startswith(".")] == []
 
 
 def test_openvino_goes_into_its_own_folder_beside_onnx(store: Store, tmp_path: Path) -> None:
-    parts = {"program:model.xml": b"<xml/>", "program:model.bin": b"bin", "onnx": b"the same plan in fp32"}
-    details = {"runtime": "openvino", "precision": "int8", "target": "openvino:cpu?threads=1&batch=1"}
-    made = evaluation(store, "small", files={role: store.blob(content) for role, content in parts.items()}, details=details)
+    pytest.importorskip("openvino")
+    compiled = get("openvino").compile(Source.of_onnx(SMALL))
+    parts = {f"program:{name}": content for name, content in compiled.files.items()} | {"onnx": SMALL, "weights": b"weights"}
+    base = evaluation(store, "small")
+    details = {**base.details, "runtime": "openvino", "target": "openvino:cpu?threads=1&batch=1"}
+    cost = {**base.cost, "size_bytes": measured(compiled.size_bytes, "B")}
+    kept = {role: store.blob(content) for role, content in parts.items()}
+    made = evaluation(store, "small", files=kept, details=details, cost=cost)
     found = export(made, store, tmp_path / "out")
     assert {"openvino/model.xml", "openvino/model.bin", "model.onnx"} <= files(found.path).keys()
-    assert found.program.files == {"model.bin": b"bin", "model.xml": b"<xml/>"}
+    assert found.program == compiled
     assert "openvino" in (found.path / "README.md").read_text()
 
 
 def test_the_manifest_promises_what_was_measured_and_only_bounds_that_hold(artifact: Artifact) -> None:
     assert artifact.promise["drop"] == measured(0.75, "points", low=-0.1, high=1.6, n=400)
+    assert artifact.promise["latency_s"] == measured(1e-3, "s", low=2e-3 / 2.1, high=2e-3 / 1.9, n=12)
     assert artifact.promise["speed_up"].get() == 2.0
     assert artifact.baseline["latency_s"].get() == 2e-3
     assert artifact.plan == Plan({"width.conv1": 32, "bits.fc": 32})
     assert artifact.manifest["changed"] == {"width.conv1": [64, 32]}
     assert [c.word for c in artifact.bounds] == ["latency"]
     assert artifact.manifest["bounds_missed"] == "drop<=0.5"
-    assert artifact.manifest["study"]["workload"] == "digits"
+    assert artifact.manifest["recorded"]["workload"] == "digits"
     assert all(check.ok for check in integrity(artifact))
 
 
@@ -152,11 +179,11 @@ MUTANTS: dict[str, tuple[str, Callable[[Artifact], None]]] = {
     "prettier budget": ("manifest", lambda a: change(a, lambda m: m.update(bounds="latency<=1.5ms, drop<=0.5"))),
     "another plan": ("manifest", lambda a: change(a, lambda m: m["plan"].update({"bits.fc": 8}))),
     "card left behind": ("model card", lambda a: change(a, lambda m: m["promise"]["drop"].update(value=0.1), fix=True)),
-    "forgotten hash": ("files", lambda a: change(a, lambda m: m["files"].pop("model.onnx"), fix=True)),
+    "forgotten hash": ("manifest", lambda a: change(a, lambda m: m["files"].pop("model.onnx"), fix=True)),
     "link for a file": ("files", lambda a: link(a.path / "model.onnx", a.path / "reference/model.onnx")),
     "link for a folder": ("files", lambda a: link(a.path / "reference", a.path.parent)),
     "way out": (
-        "files",
+        "manifest",
         lambda a: change(a, lambda m: m["files"].update({"../x": {"bytes": 1, "sha256": "0" * 64}}), fix=True),
     ),
 }
@@ -170,7 +197,7 @@ def link(path: Path, to: Path) -> None:
 @pytest.mark.parametrize("name", MUTANTS)
 def test_mutants_are_caught_without_loading_anything(artifact: Artifact, name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     where, mutate = MUTANTS[name]
-    monkeypatch.setattr("equipoise.verify._measured", lambda *_: pytest.fail("a suspicious file was loaded"))
+    monkeypatch.setattr("equipoise.verify._measured", lambda *_, **__: pytest.fail("a suspicious file was loaded"))
     mutate(artifact)
     found = verify(artifact.path)
     assert not found.ok
@@ -208,7 +235,7 @@ def test_a_manifest_of_wrong_types_is_told(artifact: Artifact) -> None:
 
 
 def test_a_newer_manifest_is_refused(artifact: Artifact) -> None:
-    change(artifact, lambda m: m.update(schema=2))
+    change(artifact, lambda m: m.update(schema=3))
     with pytest.raises(InputError, match="newer Equipoise"):
         Artifact.load(artifact.path)
 

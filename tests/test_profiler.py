@@ -84,7 +84,6 @@ def _planted(monkeypatch: pytest.MonkeyPatch) -> None:
     for planted in (Planted, Absent, Refusing):
         monkeypatch.setitem(base.RUNTIMES, planted.name, f"{__name__}:{planted.__name__}")
     monkeypatch.setattr(energy, "rapl", lambda: Access(None, "no counter here"))
-    monkeypatch.setattr(profiler, "ROUNDS", 6)
     monkeypatch.setattr(profiler, "program_memory", lambda *_: PeakMemory(measured(7, "B"), measured(9, "B")))
 
 
@@ -147,9 +146,9 @@ def test_a_target_that_cannot_run_says_why_and_the_others_go_on() -> None:
 
 def test_the_record_is_json_with_raw_samples() -> None:
     found = json.loads(dumps(_profile()))
-    blocks = found["targets"][0]["timings"][0]["latency"]["blocks"]
-    assert len(blocks) == 6
-    assert all(seconds > 0 for block in blocks for seconds in block)
+    times = found["targets"][0]["timings"][0]["latency"]["times"]
+    assert len(times) >= 2
+    assert all(seconds > 0 for seconds in times)
     assert found["counts"]["by_layer"][0]["params"] == 550
 
 

@@ -210,8 +210,47 @@ def test_unusable_samples_get_one_clear_error(call: Callable[[], object], told: 
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "said"),
-    [(1.005, 1.012, "cannot tell"), (1.02, 1.05, "faster"), (0.95, 0.98, "slower"), (0.988, 0.997, "cannot tell")],
+    ("low", "high", "said"), [(1.005, 1.012, "faster"), (0.95, 0.98, "slower"), (0.988, 1.001, "cannot tell")]
 )
-def test_what_two_sessions_of_one_file_differ_by_is_no_verdict(low: float, high: float, said: str) -> None:
+def test_a_verdict_needs_the_whole_interval_on_one_side(low: float, high: float, said: str) -> None:
     assert stats.verdict(Interval((low + high) / 2, low, high, 12)) == said
+
+
+@pytest.mark.parametrize("freedom", [1, 2, 3, 4, 7, 10, 33, 100, 5000])
+@pytest.mark.parametrize("q", [0.6, 0.95, 0.975, 0.995, 0.025])
+def test_students_t_is_scipys(freedom: int, q: float) -> None:
+    assert stats.student_t(q, freedom) == pytest.approx(float(oracle.t.ppf(q, freedom)), rel=1e-3)
+
+
+def _caught(draw: Callable[[random.Random], float], *, n: int = 8, between: float = 0.0, shared: float = 0.0) -> float:
+    """Share of pairs of sittings in which the value of the second lies in the interval of the first."""
+    rng, hits, times = random.Random(7), 0, 1500
+    for _ in range(times):
+        first, second = (
+            stats.repeat_interval([math.exp(base + draw(rng)) for _ in range(n)], between=between)
+            for base in (rng.gauss(0.0, shared), rng.gauss(0.0, shared))
+        )
+        hits += first.low <= second.value <= first.high
+    return hits / times
+
+
+def test_a_repeated_measurement_falls_in_the_interval() -> None:
+    assert 0.93 <= _caught(lambda rng: rng.gauss(0.0, 0.05)) <= 0.97
+    assert 0.92 <= _caught(lambda rng: rng.gauss(rng.choice((0.0, 0.3)), 0.01)) <= 0.99, "two humps"
+    assert _caught(lambda rng: -0.3 if rng.random() < 0.05 else rng.gauss(0.0, 0.01)) >= 0.90, "now and then one is disturbed"
+
+
+def test_what_a_sitting_shares_is_covered_only_when_it_is_counted() -> None:
+    def noise(rng: random.Random) -> float:
+        return rng.gauss(0.0, 0.005)
+
+    assert _caught(noise, shared=0.01, between=0.01) >= 0.93
+    assert _caught(noise, shared=0.01) < 0.6, "negative control: processes of one sitting do not show it"
+
+
+def test_one_repetition_has_no_interval_and_bad_ones_are_refused() -> None:
+    assert not stats.repeat_interval([1.5]).bounded
+    assert stats.repeat_interval([2.0, 2.0, 2.0]).half_width == 0.0
+    for values in ([], [0.0, 1.0], [math.nan], [-1.0], [math.inf]):
+        with pytest.raises(InputError, match="repeat_interval"):
+            stats.repeat_interval(values)

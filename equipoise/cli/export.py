@@ -41,9 +41,9 @@ def run(args: argparse.Namespace) -> int:
 
     bounds = parse_pick(args.pick)
     with Store.open(args.study, create=False, readonly=True) as store:
-        study = Study.read(store)
-        evaluation = study.pick(args.pick)
+        evaluation = Study.read(store).pick(args.pick)
         artifact = export(evaluation, store, args.out, pick=args.pick, budget=bounds, overwrite=args.overwrite)
-    print(study.sentence(evaluation), file=sys.stderr)
+        study = Study.read(store)
+    print(study.sentence(next(e for e in study.evaluations if e.key == evaluation.key)), file=sys.stderr)
     print(json.dumps(artifact.manifest, indent=2, sort_keys=True) if args.json else artifact.path)
     return EXIT_OK

@@ -41,10 +41,13 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Run or resume the study, print the front, and say whether the budget was met."""
-    from equipoise.budget import parse_budget
+    import time
+
+    from equipoise.budget import MEASURED, parse_budget
     from equipoise.units import parse
 
-    parse_budget(args.budget), parse(args.time, "s", name="--time")  # bad input is told before torch is imported
+    began = time.perf_counter()
+    parse_budget(args.budget, axes=MEASURED), parse(args.time, "s", name="--time")  # bad input is told before torch is imported
     store = args.store or Path("runs") / _name(args.workload)
     _announce(store)
     from equipoise import workloads
@@ -62,9 +65,10 @@ def run(args: argparse.Namespace) -> int:
             recovery=not args.no_recovery,
             spec=args.workload,
             listen=live,
+            began=began,
         )
     show(study, as_json=args.json)
-    return EXIT_OK if study.met or not study.budget.constraints else EXIT_FAILED
+    return EXIT_OK if study.answered else EXIT_FAILED
 
 
 def _name(workload: str) -> str:
@@ -104,7 +108,8 @@ def show(study: Study, *, as_json: bool = False) -> None:
 
         front = [{**as_data(e), "key": e.key} for e in study.front]
         print(dumps({"schema_version": 1, "met": study.met, "verdict": study.verdict(), "pick": best.key,
-                     "sentence": study.sentence(best), "knee": study.knee.key, "front": front}))  # fmt: skip
+                     "sentence": study.sentence(best), "knee": study.knee.key, "front": front,
+                     "searched": study.searched, "failed": study.failed()}))  # fmt: skip
         return
     from equipoise.cli.live import table
     from equipoise.cli.terminal import console
@@ -115,6 +120,8 @@ def show(study: Study, *, as_json: bool = False) -> None:
     out.print(table(study.header["metric"]["name"], worth, study.baseline, marked=marked))
     if len(worth) < len(study.front):
         out.print(f"(and {len(study.front) - len(worth)} points that drop more than {SHOWN_DROP} points)", style="dim")
-    out.print(study.verdict(), soft_wrap=True)
-    out.print(f"[bold]{study.sentence(best)}[/bold]", soft_wrap=True)
-    out.print(f"study: {study.path}", soft_wrap=True)
+    out.print(study.verdict(), soft_wrap=True, markup=False)
+    if failed := study.failed():
+        out.print(failed, soft_wrap=True, markup=False)
+    out.print(study.sentence(best), soft_wrap=True, markup=False, style="bold")
+    out.print(f"study: {study.path}", soft_wrap=True, markup=False)

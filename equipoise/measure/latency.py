@@ -1,4 +1,4 @@
-"""Latency of callables on a machine that is never quiet.
+"""Latency of callables that are already loaded, on a machine that is never quiet.
 
 Contenders are timed in blocks, the blocks of one round run side by side in shuffled order, and figures are ratios within
 rounds: noise that lasts longer than a round cancels. Single calls are not interleaved: cold caches and thread wake-up
@@ -8,7 +8,6 @@ would then be timed instead of the model, and can turn an order around.
 from __future__ import annotations
 
 import gc
-import os
 import random
 import time
 from collections.abc import Callable, Mapping
@@ -16,8 +15,8 @@ from dataclasses import dataclass
 from typing import Literal
 
 from equipoise.errors import must_be
-from equipoise.records import Reading, measured, unavailable
-from equipoise.stats import Interval, median, quantile, quantile_interval, ratio_interval
+from equipoise.records import Reading
+from equipoise.stats import Interval, median, quantile_interval, ratio_interval
 
 Call = Callable[[], object]
 Blocks = tuple[tuple[float, ...], ...]
@@ -27,10 +26,8 @@ SLOW_BLOCK_S = 0.2
 """Discarding and timing of a slow callable end after this long, timing once it has `FEWEST_CALLS`."""
 FEWEST_CALLS = 3
 MOST_CALLS = 10_000
-P95_FLOOR = 72
-"""Samples under which the 95th percentile has no upper bound at 95 % confidence."""
-SPREAD_LIMIT = 0.10
-WAIT_LIMIT = 1.2
+COMPUTES = 0.9
+"""A callable whose least CPU time is this share of its least wall time does not wait by itself."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,29 +59,6 @@ class Comparison:
         return _p50(self.blocks[name])
 
 
-@dataclass(frozen=True, slots=True)
-class LatencyProfile:
-    """Latency of one callable.
-
-    Attributes:
-        p50, p95: Seconds a call.
-        throughput: Items a second: batch / p50.
-        stable: Whether the figure would come out alike in a minute; `advice` says what to do when it would not.
-        spread: Interquartile range of the block medians / their median.
-        stopped: As in `Comparison`.
-        blocks: Raw seconds.
-    """
-
-    p50: Reading
-    p95: Reading
-    throughput: Reading
-    stable: bool
-    advice: str
-    spread: float
-    stopped: str
-    blocks: Blocks
-
-
 def compare(
     contenders: Mapping[str, Call],
     *,
@@ -114,7 +88,7 @@ def compare(
     rng = random.Random(seed)
     names = list(contenders)
     began = time.perf_counter()
-    sizes = {name: _calls_to_fill(contenders[name], calls, min_block_s) for name in names}
+    sizes = {name: calls_to_fill(contenders[name], calls, min_block_s) for name in names}
     blocks: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
     spent: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
     stopped: Literal["rounds", "seconds", "precision"] = "rounds"
@@ -126,9 +100,9 @@ def compare(
             stopped = "precision"
             break
         for name in rng.sample(names, len(names)):
-            block, cpu = _block(contenders[name], sizes[name], discard)
-            blocks[name].append(block)
-            spent[name].append((sum(block), cpu))
+            timed = block(contenders[name], sizes[name], discard)
+            blocks[name].append(timed.seconds)
+            spent[name].append((timed.wall_s, timed.cpu_s))
     return Comparison(
         blocks={name: tuple(found) for name, found in blocks.items()},
         stopped=stopped,
@@ -137,42 +111,6 @@ def compare(
         seed=seed,
         wait={name: _wait(pairs) for name, pairs in spent.items()},
     )
-
-
-def time_one(
-    call: Call,
-    *,
-    batch: int = 1,
-    rounds: int = 12,
-    calls: int = 40,
-    discard: int = 10,
-    min_block_s: float = 0.003,
-    seconds: float | None = None,
-) -> LatencyProfile:
-    """Time one callable and say whether the figure can be trusted.
-
-    Args:
-        call: Callable of no arguments that handles `batch` items.
-        batch: Items a call, for the throughput.
-        rounds, calls, discard, min_block_s, seconds: As in `compare`.
-    Limits:
-        Two profiles taken one after the other do not compare two models: use `compare`.
-    """
-    found = compare({"it": call}, rounds=rounds, calls=calls, discard=discard, min_block_s=min_block_s, seconds=seconds)
-    return summarize(found, "it", batch=batch)
-
-
-def summarize(comparison: Comparison, name: str, *, batch: int = 1) -> LatencyProfile:
-    """Return the latency profile of one contender of a comparison."""
-    blocks = comparison.blocks[name]
-    p50 = _p50(blocks)
-    center = p50.get()
-    low, high = (batch / bound if bound is not None else None for bound in (p50.high, p50.low))
-    throughput = measured(batch / center, "1/s", low=low, high=high, n=p50.n, note=f"batch {batch} / p50")
-    medians = [median(block) for block in blocks]
-    spread = (quantile(medians, 0.75) - quantile(medians, 0.25)) / center
-    advice = _advice(len(blocks), spread, comparison.wait[name], comparison.stopped)
-    return LatencyProfile(p50, _p95(blocks), throughput, not advice, advice, spread, comparison.stopped, blocks)
 
 
 def _check(contenders: Mapping[str, Call], *, rounds: int, calls: int, seconds: float | None) -> None:
@@ -184,8 +122,8 @@ def _check(contenders: Mapping[str, Call], *, rounds: int, calls: int, seconds: 
         raise must_be("measure.compare(seconds)", "positive, or None", seconds, "Leave it out for no limit.")
 
 
-def _calls_to_fill(call: Call, calls: int, min_block_s: float) -> int:
-    """Calls that make a block last `min_block_s`, judged on the fastest of a few first calls; at least `calls`."""
+def calls_to_fill(call: Call, calls: int, min_block_s: float) -> int:
+    """Return how many calls make a block last `min_block_s`, judged on the fastest of a few first calls; at least `calls`."""
     call()
     fastest, began = float("inf"), time.perf_counter()
     for _ in range(FEWEST_CALLS):
@@ -197,9 +135,28 @@ def _calls_to_fill(call: Call, calls: int, min_block_s: float) -> int:
     return min(MOST_CALLS, max(calls, int(min_block_s / max(fastest, 1e-9)) + 1))
 
 
-def _block(call: Call, calls: int, discard: int) -> tuple[tuple[float, ...], float]:
-    """Seconds of each timed call, and the CPU seconds of them all; the garbage collector waits outside."""
-    clock = time.perf_counter_ns
+@dataclass(frozen=True, slots=True)
+class Block:
+    """Timed calls of one contender, one after the other.
+
+    Attributes:
+        seconds: Of each call: wall time, or CPU time where that is less and the call computes without pause.
+        wall_s, cpu_s: Of all of them together.
+    """
+
+    seconds: tuple[float, ...]
+    wall_s: float
+    cpu_s: float
+
+
+def block(call: Call, calls: int, discard: int) -> Block:
+    """Time up to `calls` calls after `discard` untimed ones; the garbage collector waits outside.
+
+    On a busy machine a call that is put aside for another process takes longer by the wall clock and not by the CPU's: such a
+    call counts by its CPU time. A callable that itself waits, for a device or another process, spends less CPU time in all its
+    calls; its figures are wall time.
+    """
+    clock, work = time.perf_counter_ns, time.process_time_ns
     collecting = gc.isenabled()
     gc.disable()
     try:
@@ -208,20 +165,24 @@ def _block(call: Call, calls: int, discard: int) -> tuple[tuple[float, ...], flo
             call()
             if clock() > until:
                 break
-        nanoseconds: list[int] = []
+        walls: list[int] = []
+        works: list[int] = []
         until = clock() + int(SLOW_BLOCK_S * 1e9)
-        cpu = time.process_time()
         for _ in range(calls):
+            used = work()
             start = clock()
             call()
             end = clock()
-            nanoseconds.append(max(1, end - start))
-            if end > until and len(nanoseconds) >= FEWEST_CALLS:
+            works.append(max(1, work() - used))
+            walls.append(max(1, end - start))
+            if end > until and len(walls) >= FEWEST_CALLS:
                 break
-        return tuple(ns / 1e9 for ns in nanoseconds), time.process_time() - cpu
     finally:
         if collecting:
             gc.enable()
+    computes = min(works) >= COMPUTES * min(walls)
+    seconds = [min(pair) for pair in zip(walls, works, strict=True)] if computes else walls
+    return Block(tuple(ns / 1e9 for ns in seconds), sum(walls) / 1e9, sum(works) / 1e9)
 
 
 def _narrow(blocks: Mapping[str, list[tuple[float, ...]]], precision: float) -> bool:
@@ -239,31 +200,3 @@ def _wait(pairs: list[tuple[float, float]]) -> float:
 def _p50(blocks: Blocks) -> Reading:
     """Median of the block medians: calls of one block share its noise, blocks are nearer to independent."""
     return quantile_interval([median(block) for block in blocks], 0.5).reading("s", note=f"{len(blocks)} blocks")
-
-
-def _p95(blocks: Blocks) -> Reading:
-    """95th percentile of all calls; its interval resamples whole blocks."""
-    pooled = [value for block in blocks for value in block]
-    if len(pooled) < P95_FLOOR:
-        return unavailable("s", f"p95 needs {P95_FLOOR} timed calls; {len(pooled)} fitted. Allow more rounds or seconds")
-    value = quantile(pooled, 0.95)
-    if len(blocks) < 6:
-        return measured(value, "s", n=len(pooled), note=f"{len(blocks)} blocks: too few for an interval")
-    rng = random.Random(0)
-    drawn = [quantile([v for block in rng.choices(blocks, k=len(blocks)) for v in block], 0.95) for _ in range(200)]
-    return measured(value, "s", low=quantile(drawn, 0.025), high=quantile(drawn, 0.975), n=len(pooled))
-
-
-def _advice(rounds: int, spread: float, wait: float, stopped: str) -> str:
-    """Say what makes the figure unstable and what to do; empty when it is stable."""
-    if rounds < 6:
-        reason = "the time was up" if stopped == "seconds" else "so many were asked for"
-        return f"only {rounds} rounds ({reason}), at least 6 give an interval: allow more time"
-    busy = wait > WAIT_LIMIT
-    if spread <= SPREAD_LIMIT and not busy:
-        return ""
-    causes = [f"blocks differ by {spread:.0%}"] if spread > SPREAD_LIMIT else []
-    if busy:
-        load = f", load {os.getloadavg()[0]:.1f}" if hasattr(os, "getloadavg") else ""
-        causes.append(f"the process waited {1 - 1 / wait:.0%} of the time for the CPU{load}")
-    return " and ".join(causes) + ": stop other work, or compare side by side, where such noise cancels"

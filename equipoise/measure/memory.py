@@ -11,21 +11,16 @@ import contextlib
 import ctypes
 import gc
 import importlib
-import json
-import os
-import subprocess
 import sys
-import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from equipoise.errors import must_be
+from equipoise.measure.child import ChildFailed, children
 from equipoise.records import Reading, measured, unavailable
 from equipoise.units import show
-
-CHILD = "import sys; from equipoise.measure.memory import main; main(sys.argv[1])"
 
 
 @dataclass(frozen=True, slots=True)
@@ -67,17 +62,12 @@ def peak_memory(
     """
     if entry.count(":") != 1:
         raise must_be("memory.peak_memory(entry)", "module:function", entry, "Name a function that a fresh process can import.")
-    with tempfile.TemporaryDirectory(prefix="equipoise-memory-") as root:
-        folder = Path(root) / "payload"
-        folder.mkdir()
-        for name, content in (payload or {}).items():
-            (folder / name).write_bytes(content)
-        order = {"entry": entry, "options": dict(options or {})}
-        (Path(root) / "order.json").write_text(json.dumps(order), encoding="utf-8")
-        failure = _run(root, timeout_s)
-        if failure:
-            return PeakMemory(unavailable("B", failure), unavailable("B", failure))
-        found = json.loads((Path(root) / "result.json").read_text(encoding="utf-8"))
+    order = {"entry": entry, "options": dict(options or {})}
+    try:
+        with children(payload or {}) as fresh:
+            found = fresh.run("equipoise.measure.memory:watched", order, timeout_s=timeout_s)
+    except ChildFailed as failure:
+        return PeakMemory(unavailable("B", str(failure)), unavailable("B", str(failure)))
     baseline, peak = found["baseline"], found["peak"]
     return PeakMemory(
         added=measured(max(0, peak - baseline), "B", note=f"above {show(baseline, 'B')} after imports; fresh process"),
@@ -85,36 +75,15 @@ def peak_memory(
     )
 
 
-def _run(root: str, timeout_s: float) -> str:
-    """Run the child; return why it failed, or nothing."""
-    package = str(Path(__file__).resolve().parents[2])
-    paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
-    command = [sys.executable, "-P", "-c", CHILD, root]
-    try:
-        done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=timeout_s, check=False)
-    except subprocess.TimeoutExpired:
-        return f"the child process was stopped after {timeout_s:g} s"
-    except OSError as error:
-        return f"no child process could be started: {error}"
-    if done.returncode == 0:
-        return ""
-    if done.returncode < 0:
-        return f"the child process was killed by signal {-done.returncode} (out of memory?)"
-    last = (done.stderr.strip().splitlines() or ["no message"])[-1]
-    return f"the child process failed: {last}"
-
-
-def main(root: str) -> None:
-    """Do the order in folder `root` and write ``result.json``: the child's side of `peak_memory`."""
-    order = json.loads((Path(root) / "order.json").read_text(encoding="utf-8"))
+def watched(folder: Path, order: Mapping[str, Any]) -> dict[str, int]:
+    """Do the ordered work and return the resident bytes before it and at its peak: the child's side of `peak_memory`."""
     module, _, function = order["entry"].partition(":")
-    work: Iterator[None] = getattr(importlib.import_module(module), function)(Path(root) / "payload", order["options"])
+    work: Iterator[None] = getattr(importlib.import_module(module), function)(folder, order["options"])
     next(work)
     baseline = _settle()
     for _ in work:
         pass
-    (Path(root) / "result.json").write_text(json.dumps({"baseline": baseline, "peak": _peak()}), encoding="utf-8")
+    return {"baseline": baseline, "peak": _peak()}
 
 
 def _settle() -> int:

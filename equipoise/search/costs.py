@@ -33,12 +33,15 @@ class CostFit:
     n: int
 
 
-def fit_cost(features: Floats, costs: Floats, *, prior: Floats | None = None, strength: float = 0.05) -> CostFit:
+def fit_cost(
+    features: Floats, costs: Floats, *, noise: Floats | None = None, prior: Floats | None = None, strength: float = 0.05
+) -> CostFit:
     """Fit cost = features @ weights, weights >= 0, in relative error, robustly.
 
     Args:
         features: `(n, features)`, nonnegative; make the first a constant 1.
         costs: Measured costs `(n,)`, positive.
+        noise: Relative standard error of each cost, `(n,)`; those known worse than the median one weigh less. None: all alike.
         prior: Weights believed before any measurement, `(features,)`, where directions that the models do not determine
             stay; None when nothing is believed.
         strength: Weight of the prior against one measurement.
@@ -52,22 +55,31 @@ def fit_cost(features: Floats, costs: Floats, *, prior: Floats | None = None, st
         raise must_be("costs", "positive", y.tolist(), "Leave out what was not measured.")
     start = np.zeros(x.shape[1]) if prior is None else np.asarray(prior, dtype=float)
     strength = 1e-8 if prior is None else strength
-    weights = _fit_relative(x, y, start, strength)
+    trust = _trust(np.zeros(len(y)) if noise is None else np.asarray(noise, dtype=float))
+    weights = _fit_relative(x, y, trust, start, strength)
     left_out = None
     if len(y) >= 3:
         keep = ~np.eye(len(y), dtype=bool)
-        guesses = np.array([x[i] @ _fit_relative(x[keep[i]], y[keep[i]], start, strength) for i in range(len(y))])
+        guesses = np.array(
+            [x[i] @ _fit_relative(x[keep[i]], y[keep[i]], trust[keep[i]], start, strength) for i in range(len(y))]
+        )
         left_out = float(np.median(np.abs(guesses / y - 1.0)))
     return CostFit(weights, left_out, len(y))
 
 
-def _fit_relative(x: Floats, y: Floats, prior: Floats, strength: float) -> Floats:
+def _trust(noise: Floats) -> Floats:
+    """Weight of each measurement: 1 up to the median noise, and beyond it with the inverse of its square."""
+    usual = float(np.median(noise))
+    return np.asarray(np.minimum(1.0, (usual / np.maximum(noise, 1e-12)) ** 2)) if usual > 0 else np.ones(len(noise))
+
+
+def _fit_relative(x: Floats, y: Floats, trust: Floats, prior: Floats, strength: float) -> Floats:
     """Reweighted nonnegative least squares on errors relative to the fit, with rows that pull towards `prior`."""
     scale = np.maximum((x / y[:, None]).mean(axis=0), 1e-12)
     pull = np.diag(scale) * math.sqrt(strength)
     size, weights, solution = y, np.ones(len(y)), prior
     for _ in range(25):
-        root = np.sqrt(weights) / size
+        root = np.sqrt(weights * trust) / size
         left = np.concatenate([x * root[:, None], pull]) / scale
         before, solution = solution, nonnegative_least_squares(left, np.concatenate([y * root, pull @ prior])) / scale
         fitted = x @ solution

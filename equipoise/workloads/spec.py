@@ -147,6 +147,27 @@ def load_family(spec: str) -> Family:
     return builder if isinstance(builder, Family) else Family.of(builder, name=found[1])
 
 
+def located(spec: str) -> str:
+    """Return `spec` with its paths made absolute, so that it names the same files from any folder.
+
+    Example:
+        >>> located("digits"), located("/data/mine.py:make")
+        ('digits', '/data/mine.py:make')
+    """
+    path, _, function = spec.rpartition(":")
+    if path.endswith(".py"):
+        return f"{Path(path).resolve()}:{function}"
+    kind, _, rest = spec.partition(":")
+    if not rest or kind not in (*_IMAGES, *_TASKS):
+        return spec
+    path, mark, query = rest.partition("?")
+    options = [
+        f"{name}={Path(value).resolve() if name == 'weights' else value}"
+        for name, value in (part.partition("=")[::2] for part in query.split("&") if part)
+    ]
+    return f"{kind}:{Path(path).resolve()}{mark}{'&'.join(options)}"
+
+
 def _images(kind: str, rest: str) -> Workload:
     path, options = _options(kind, rest, IMAGE_OPTIONS)
     if "weights" not in options:

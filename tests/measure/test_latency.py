@@ -9,7 +9,7 @@ import pytest
 
 from equipoise.errors import InputError
 from equipoise.measure import latency
-from equipoise.measure.latency import Comparison, compare, summarize, time_one
+from equipoise.measure.latency import block, compare
 
 
 class Clock:
@@ -31,7 +31,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
     made = Clock()
     monkeypatch.setattr(latency.time, "perf_counter_ns", lambda: made.now)
     monkeypatch.setattr(latency.time, "perf_counter", lambda: made.now / 1e9)
-    monkeypatch.setattr(latency.time, "process_time", lambda: made.now / 1e9)
+    monkeypatch.setattr(latency.time, "process_time_ns", lambda: made.now)
     return made
 
 
@@ -104,54 +104,27 @@ def test_garbage_waits_outside_the_block_also_when_a_call_fails() -> None:
     assert gc.isenabled()
 
 
-def test_a_steady_callable_is_stable_and_its_figures_are_exact(clock: Clock) -> None:
-    profile = time_one(clock.contender(0.002, [], "a"), batch=8)
-    assert profile.stable
-    assert profile.advice == ""
-    assert (profile.p50.value, profile.p50.low, profile.p50.high) == (0.002, 0.002, 0.002)
-    assert profile.p95.value == 0.002
-    assert profile.throughput.value == pytest.approx(4000.0)
+def test_a_call_that_was_put_aside_counts_by_its_cpu_time_and_one_that_waits_by_the_wall_clock(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    wall, work = [0], [0]
+    monkeypatch.setattr(latency.time, "perf_counter_ns", lambda: wall[0])
+    monkeypatch.setattr(latency.time, "process_time_ns", lambda: work[0])
+    turn = iter(range(1000))
 
+    def contended() -> None:  # a millisecond of work; every other call waits for nine more
+        work[0] += 1_000_000
+        wall[0] += 10_000_000 if next(turn) % 2 else 1_000_000
 
-def test_an_unsteady_callable_says_so_and_what_to_do(clock: Clock) -> None:
-    def drift() -> Iterator[float]:
-        n = 0
-        while True:
-            n += 1
-            yield 0.001 * (1 + (n // 50) % 2)
+    timed = block(contended, 10, 0)
+    assert timed.seconds == (0.001,) * 10
+    assert (timed.wall_s, timed.cpu_s) == (pytest.approx(0.055), pytest.approx(0.010))
 
-    profile = time_one(clock.contender(drift(), [], "a"))
-    assert not profile.stable
-    assert "blocks differ" in profile.advice
-    assert "side by side" in profile.advice
+    def waiting() -> None:  # always waits for a device
+        work[0] += 100_000
+        wall[0] += 1_000_000
 
-
-def test_waiting_for_the_cpu_is_told(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(latency.time, "process_time", lambda: clock.now / 2e9)
-    profile = time_one(clock.contender(0.001, [], "a"))
-    assert "waited 50% of the time" in profile.advice
-
-
-def _comparison(blocks: list[list[float]]) -> Comparison:
-    return Comparison({"a": tuple(map(tuple, blocks))}, "rounds", len(blocks), 1.0, 0, {"a": 1.0})
-
-
-def test_p95_is_unavailable_with_too_few_samples() -> None:
-    assert "needs 72" in summarize(_comparison([[1.0] * 10] * 7), "a").p95.note
-    assert summarize(_comparison([[1.0] * 12] * 6), "a").p95.known
-
-
-def test_p95_sees_the_tail_that_p50_does_not() -> None:
-    blocks = [[1.0] * 36 + [5.0] * 4 for _ in range(12)]
-    profile = summarize(_comparison(blocks), "a")
-    assert (profile.p50.value, profile.p95.value) == (1.0, 5.0)
-
-
-def test_too_few_rounds_have_no_interval_and_say_so() -> None:
-    profile = summarize(_comparison([[1.0] * 40] * 5), "a")
-    assert (profile.p50.low, profile.p50.high) == (None, None)
-    assert not profile.stable
-    assert "only 5 rounds" in profile.advice
+    assert block(waiting, 5, 0).seconds == (0.001,) * 5
 
 
 def test_real_work_twice_as_long_is_told_apart_from_itself() -> None:

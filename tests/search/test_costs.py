@@ -102,3 +102,17 @@ def test_with_one_measurement_the_prior_carries_what_it_cannot_tell():
 def test_bad_measurements_are_refused(features, costs):
     with pytest.raises(InputError):
         fit_cost(features, costs)
+
+
+def test_what_is_known_badly_moves_the_fit_little() -> None:
+    x = np.stack([np.ones(12), np.arange(1.0, 13.0)], axis=1)
+    truth = x @ np.array([1.0, 2.0])
+    costs = truth.copy()
+    costs[[2, 5, 8, 10]] *= 1.5
+    noise = np.full(12, 0.01)
+    noise[[2, 5, 8, 10]] = 0.5
+    told = fit_cost(x, costs, noise=noise).weights
+    blind = fit_cost(x, costs).weights
+    assert np.allclose(told, [1.0, 2.0], rtol=0.02)
+    assert np.abs(told - [1.0, 2.0]).max() < np.abs(blind - [1.0, 2.0]).max()
+    assert np.array_equal(fit_cost(x, costs, noise=np.zeros(12)).weights, blind)

@@ -1,0 +1,100 @@
+"""Whether a program is as fast as was promised, told by racing it anew in fresh processes.
+
+A promised speed-up comes with the interval that another race falls in, and so does the one found. Broken means that the whole
+of the second lies below the first; between the two nothing can be told. Absolute times move with the state of a machine and are
+told, not judged; where the untouched model itself is found slower than it was, by that much a lower ratio is explained.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+
+from equipoise.measure.race import Race
+from equipoise.racing import Contender, race_programs
+from equipoise.records import Reading, measured
+from equipoise.runtimes.base import Target
+from equipoise.scene import Scene
+from equipoise.stats import Interval
+from equipoise.verify import Check
+
+MOST_EXPLAINED = 1.25
+"""The state of a machine moved a ratio by a fifth where it was seen (one model slowed by 1.3, the other by 1.6)."""
+
+
+def raced(scene: Scene, found: dict[str, Reading], seconds: float) -> Iterator[Check]:
+    """Race the program beside the reference, judge its speed, and fill `found` with the figures."""
+    claims, promise = scene.artifact.claims, scene.artifact.promise
+    baseline = claims.recorded.baseline_latency_s.reading
+    target = Target.parse(claims.deployable.target)
+    contenders = {
+        "reference": Contender(scene.reference, Target.parse(claims.reference.target)),
+        "program": Contender(scene.program, target),
+    }
+    race = race_programs(contenders, scene.samples.numpy(), baseline="reference", seconds=seconds)
+    ratio, now, base_now = race.speedup("reference", "program"), race.latency("program"), race.latency("reference")
+    found["speed_up"] = ratio.reading("1", note=f"{race.processes} fresh processes")
+    yield speed(promise["speed_up"], ratio, _slowed(baseline, base_now), race, at_home=scene.at_home)
+    yield state(baseline, base_now, at_home=scene.at_home)
+    if scene.at_home and ratio.bounded:  # in the state of the export: the bounds were promised in it
+        base = scene.artifact.baseline["latency_s"].get()
+        now = measured(
+            base / ratio.value, "s", low=base / ratio.high, high=base / ratio.low, n=ratio.n,
+            note=f"the baseline's over the speed-up found; now {now}",
+        )  # fmt: skip
+    found["latency_s"] = now
+    low, high = (target.batch / end if end else None for end in (now.high, now.low))
+    found["throughput_per_s"] = measured(target.batch / now.get(), "1/s", low=low, high=high, n=now.n)
+
+
+def speed(promised: Reading, found: Interval, slowed: float, race: Race, *, at_home: bool) -> Check:
+    """Judge a speed-up found against the one promised.
+
+    Args:
+        slowed: How many times slower the reference is than it was, as far as its intervals show; 1 where they do not.
+    """
+    name, stated = "times faster", told(Interval(promised.get(), promised.low or 0.0, promised.high or math.inf, promised.n))
+    how = f"{race.processes} fresh processes, {race.stopped}"
+    busy = f"; the process waited {1 - 1 / wait:.0%} of its time" if (wait := max(race.wait.values())) > 1.2 else ""
+
+    def said(state: str, note: str) -> Check:
+        return Check(name, stated, told(found), state, f"{note} ({how}{busy})")  # type: ignore[arg-type]
+
+    if promised.low is None or promised.high is None:
+        return said("cannot tell", "no interval was promised: the study was given too little time to race it")
+    if not at_home:
+        return said("cannot tell", "another CPU or other versions than those of the export")
+    if not found.bounded:
+        return said("cannot tell", "too few processes in the time to know the spread: give it more --seconds")
+    if found.value >= promised.low:
+        wide, width = found.half_width / found.value, (promised.high - promised.low) / 2 / promised.get()
+        if wide > 2 * width:
+            return said(
+                "cannot tell", f"known here to ± {wide:.1%} only, promised to ± {width:.1%}: too busy, or more --seconds"
+            )
+        return said("kept", "within the promised interval" if found.value <= promised.high else "faster than promised")
+    if found.high >= promised.low:
+        return said("cannot tell", "below the promised interval, but the interval found still meets it")
+    if found.high * min(slowed, MOST_EXPLAINED) >= promised.low:
+        return said("cannot tell", f"the untouched model itself runs {slowed:.2f}× slower here than at the export")
+    return said("broken", "the whole interval found lies below the one promised")
+
+
+def state(promised: Reading, now: Reading, *, at_home: bool) -> Check:
+    """Say whether the untouched model runs as fast as at the export: the state of the machine, not a merit of the artifact."""
+    name, words = "baseline latency", (str(promised), str(now))
+    ends = [end for end in (promised.low, promised.high, now.low, now.high) if end is not None]
+    if at_home and len(ends) == 4 and ends[0] <= ends[3] and ends[2] <= ends[1]:
+        return Check(name, *words, "kept", "the machine is in the state of the export")
+    why = "absolute times move with the state of the machine; the ratio is what is held"
+    return Check(name, *words, "cannot tell", why if at_home else f"another machine or other versions; {why}")
+
+
+def _slowed(promised: Reading, now: Reading) -> float:
+    """How many times slower the reference is than it was, as far as both intervals show."""
+    return max(1.0, now.low / promised.high) if now.low and promised.high else 1.0
+
+
+def told(ratio: Interval) -> str:
+    """Return a ratio with its interval: ``2.00× [1.90, 2.10]``."""
+    return f"{ratio.value:.2f}× [{ratio.low:.2f}, {ratio.high:.2f}]"

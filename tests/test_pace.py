@@ -1,0 +1,60 @@
+"""What may be said of a promised speed: kept, broken, or that it cannot be told from here."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+
+from equipoise.measure.race import Race
+from equipoise.pace import speed, state
+from equipoise.records import Reading, measured
+from equipoise.stats import Interval
+
+PROMISED = measured(2.0, "1", low=1.95, high=2.05, n=8)
+RACE = Race({"reference": ((1.0,),) * 8, "program": ((0.5,),) * 8}, "precision", 4.0, {"reference": 1.0, "program": 1.0})
+
+
+def found(value: float, half: float = 0.05) -> Interval:
+    return Interval(value, value - half, value + half, 8)
+
+
+@pytest.mark.parametrize(
+    ("ratio", "slowed", "at_home", "said", "why"),
+    [
+        (found(2.0), 1.0, True, "kept", "within"),
+        (found(1.96), 1.0, True, "kept", "within"),
+        (found(2.4), 1.0, True, "kept", "faster than promised"),
+        (found(1.7), 1.0, True, "broken", "below the one promised"),
+        (found(1.7), 1.0, False, "cannot tell", "another CPU"),
+        (found(1.92), 1.0, True, "cannot tell", "still meets"),
+        (found(2.0, 0.3), 1.0, True, "cannot tell", "15.0% only, promised to ± 2.5%"),
+        (found(1.2, 0.3), 1.0, True, "broken", "below"),
+        (found(1.7), 1.2, True, "cannot tell", "1.20× slower"),
+        (found(0.5), 40.0, True, "broken", "below"),
+        (Interval(2.0, 0.0, math.inf, 1), 1.0, True, "cannot tell", "too few"),
+    ],
+)
+def test_a_speed_is_judged_by_the_two_intervals(ratio: Interval, slowed: float, at_home: bool, said: str, why: str) -> None:
+    check = speed(PROMISED, ratio, slowed, RACE, at_home=at_home)
+    assert check.state == said
+    assert why in check.note
+
+
+def test_a_promise_without_an_interval_is_not_judged_and_a_busy_machine_is_named() -> None:
+    assert speed(measured(2.0, "1"), found(1.0), 1.0, RACE, at_home=True).state == "cannot tell"
+    busy = Race(RACE.times, "seconds", 9.0, {"reference": 2.0, "program": 1.0})
+    assert "waited 50%" in speed(PROMISED, found(1.7), 1.0, busy, at_home=True).note
+
+
+@pytest.mark.parametrize(
+    ("now", "at_home", "said"),
+    [
+        (measured(1.0, "s", low=0.99, high=1.01, n=8), True, "kept"),
+        (measured(1.3, "s", low=1.29, high=1.31, n=8), True, "cannot tell"),
+        (measured(1.0, "s", low=0.99, high=1.01, n=8), False, "cannot tell"),
+        (measured(1.0, "s"), True, "cannot tell"),
+    ],
+)
+def test_the_state_of_the_machine_is_told_and_breaks_nothing(now: Reading, at_home: bool, said: str) -> None:
+    assert state(measured(1.0, "s", low=0.98, high=1.02, n=8), now, at_home=at_home).state == said
