@@ -292,7 +292,7 @@ class Road:
             "baseline": first.key,
             "metric": {"name": self.work.metric.name, "maximize": self.work.metric.maximize, "unit": self.work.metric.unit},
             "space": {"knobs": len(self.space.knobs), "plans": f"{self.space.size:.3g}"},
-            "left_whole": {g.name: g.reason for g in self.bench.pruner.groups if not g.prunable},
+            "left_whole": {g.name: g.reason for g in self.bench.pruner.groups if not g.prunable} | dict(self.bench.pruner.left),
         }
         self.asked = digest(header)
         self.step("study", self.asked, lambda: {"header": {**header, **self._kept(), "machine": machine.describe()}})

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from equipoise.compress.trace import CONVS, NORMS
+from equipoise.compress.trace import CONVS, NORMS, copied
 
 Axis = Literal["in", "out"]
 Keep = Mapping[tuple[str, Axis], Tensor]
@@ -20,8 +20,8 @@ def sliced(model: nn.Module, keep: Keep, *, borrow: bool = False) -> nn.Module:
 
     With `borrow` the tensors that are not cut are the model's own: a quick look that must not be trained or changed.
     """
-    own = {id(value): value for value in (*model.parameters(), *model.buffers())} if borrow else {}
-    smaller = copy.deepcopy(model, own)
+    own: dict[int, Any] = {id(value): value for value in (*model.parameters(), *model.buffers())}
+    smaller = copy.deepcopy(model, own) if borrow else copied(model)
     for (name, axis), positions in keep.items():
         layer = smaller.get_submodule(name)
         cutter = _cutter(layer)

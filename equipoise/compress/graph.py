@@ -7,7 +7,6 @@ for what was removed.
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
@@ -21,7 +20,7 @@ from equipoise.compress.cut import axis_size, refusal
 from equipoise.compress.fold import shared_parameters
 from equipoise.compress.group_proof import first_line, prove
 from equipoise.compress.group_proof import silence as _silence  # noqa: F401 - the same comparison by hand
-from equipoise.compress.trace import WEIGHTED, record
+from equipoise.compress.trace import WEIGHTED, copied, record
 
 
 def groups(model: nn.Module, example: Tensor) -> tuple[Group, ...]:
@@ -39,7 +38,7 @@ def groups(model: nn.Module, example: Tensor) -> tuple[Group, ...]:
         A group with a LayerNorm is proven against a LayerNorm over the kept channels alone.
     """
     try:
-        subject = copy.deepcopy(model).eval()
+        subject = copied(model).eval()
         for parameter in subject.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
         found = list(candidates(subject, example))

@@ -12,7 +12,6 @@ whose weights are shaken: a branch that still starts at zero would hide any mist
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +22,7 @@ from torch import Tensor, nn
 
 from equipoise.compress.coupling import Group, keeping
 from equipoise.compress.cut import Keep, sliced
-from equipoise.compress.trace import WEIGHTED, tensors
+from equipoise.compress.trace import WEIGHTED, copied, tensors
 
 ROUNDS = 6
 """How many patterns every group is cut in."""
@@ -175,7 +174,7 @@ def _precise(model: nn.Module, example: Tensor, plain: Sequence[Tensor]) -> tupl
     """Return the model and its input in double precision, or as they are where its code does not allow that."""
     inputs = example.double() if example.is_floating_point() else example
     with contextlib.suppress(Exception):
-        subject = copy.deepcopy(model).double()
+        subject = copied(model).double()
         answers = _floating(_run(subject, inputs))
         unit = max((torch.finfo(part.dtype).eps for part in plain), default=0.0)
         near = max(0.01, 10 * unit)
@@ -184,13 +183,13 @@ def _precise(model: nn.Module, example: Tensor, plain: Sequence[Tensor]) -> tupl
             for a, b in zip(answers, plain, strict=True)
         ):
             return subject, inputs
-    return copy.deepcopy(model), example.clone()
+    return copied(model), example.clone()
 
 
 @torch.no_grad()
 def _shaken(model: nn.Module, example: Tensor) -> nn.Module:
     """Return a copy with noise in all weights, and something in those that are nothing; the model itself when that fails."""
-    shaken = copy.deepcopy(model)
+    shaken = copied(model)
     generator = torch.Generator().manual_seed(0)
     for parameter in shaken.parameters():
         if not parameter.is_floating_point() or not parameter.numel():

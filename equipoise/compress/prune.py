@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import math
 import warnings
 from collections.abc import Callable, Mapping, Sequence
@@ -15,6 +14,7 @@ from equipoise.compress.cut import sliced
 from equipoise.compress.fold import fold
 from equipoise.compress.graph import Group, groups, keeping
 from equipoise.compress.repair import repair as repaired
+from equipoise.compress.trace import copied
 from equipoise.errors import must_be, unknown
 
 
@@ -63,7 +63,7 @@ def prune(
         raise must_be("ratio", "a fraction of channels to remove in [0, 1)", ratio, "Pass e.g. ratio=0.5 to keep half.")
     if round_to < 1:
         raise must_be("round_to", "at least 1", round_to, "Pass 1 to round to whole channels only.")
-    source = fold(model, example) if repair and data is not None else copy.deepcopy(model).eval()
+    source = fold(model, example, data=data) if repair and data is not None else copied(model).eval()
     found = groups(source, example)
     chosen = [group for group in found if group.prunable]
     if widths is None:

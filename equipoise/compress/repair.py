@@ -8,7 +8,6 @@ have broken. One forward pass of the student does it all: a layer is fitted the 
 
 from __future__ import annotations
 
-import copy
 import warnings
 from collections.abc import Mapping
 from typing import Any
@@ -29,7 +28,7 @@ from equipoise.compress.statistics import (
     is_own,
     output_rows,
 )
-from equipoise.compress.trace import NORMS, Invocation, watch
+from equipoise.compress.trace import NORMS, Invocation, copied, watch
 from equipoise.errors import must_be
 
 RIDGE = 1e-3
@@ -63,7 +62,7 @@ def refit(
     student: nn.Module, inputs: Tensor, *, targets: Mapping[str, Target], kept: Mapping[str, Tensor] | None = None
 ) -> nn.Module:
     """Do the work of `repair` from targets that `statistics.collect` has already taken from the teacher."""
-    repaired = copy.deepcopy(student).eval()
+    repaired = copied(student).eval()
     wanted = {
         name: _narrowed(name, target, repaired, kept or {})
         for name, target in targets.items()
@@ -79,7 +78,7 @@ def refit(
 
 def recalibrate(model: nn.Module, inputs: Tensor, *, batch: int = 64) -> nn.Module:
     """Return a copy of `model` whose BatchNorm statistics are those of `inputs` `(N, ...)`; for nets that are not folded."""
-    fresh = copy.deepcopy(model).eval()
+    fresh = copied(model).eval()
     norms = [module for module in fresh.modules() if isinstance(module, NORMS) and module.running_mean is not None]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
