@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import pytest
 import torch
@@ -279,3 +280,16 @@ def test_what_is_not_finite_is_left_to_the_weights() -> None:
         prune(model, torch.zeros(2, 8), widths={"0": 4}, data=data, criterion="obs", round_to=1)
     evidence = gather(model, [group], criterion="obs", data=data)
     assert ranking(group, "obs", evidence) == ranking(group, "l2", evidence)
+
+
+def test_a_weight_that_a_hook_computes_is_no_obstacle() -> None:
+    """The old form of weight_norm, which Python's own copy refuses; its layer stays, the rest is cut."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first = nn.utils.weight_norm(nn.Linear(6, 16))
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 3)).eval()
+    inputs = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    smaller = prune(model, inputs[:2], ratio=0.5)
+    assert (smaller[0].out_features, smaller[2].out_features) == (16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(prune(model, inputs[:2], ratio=0.0)(inputs), model(inputs))
