@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor, nn
 
-from equipoise.compress.criteria import Evidence, gather, ranking
+from equipoise.compress.criteria import Evidence, compromise, gather, ranking
 from equipoise.compress.cut import sliced
 from equipoise.compress.depth import drop, droppable
 from equipoise.compress.fold import folded
@@ -26,7 +26,8 @@ class Pruner:
 
     `teacher` is the folded model, `orders` the channels of each prunable group by importance (the first k are what width
     k keeps, so widths are nested), `blocks` the names that can be dropped, `calibration` the unlabelled inputs `(N, ...)`
-    that repair fits to, `left` why each BatchNorm that could not be folded was left, by name.
+    that repair fits to, `left` why each BatchNorm that could not be folded was left, by name, and `notes`, a sentence each,
+    which groups could not be ordered as asked.
     """
 
     teacher: nn.Module
@@ -36,6 +37,7 @@ class Pruner:
     statistics: Statistics
     calibration: Tensor
     left: Mapping[str, str] = field(default_factory=dict)
+    notes: tuple[str, ...] = ()
 
     @classmethod
     def prepare(cls, model: nn.Module, example: Tensor, calibration: Tensor, *, criterion: str = "obs") -> Pruner:
@@ -59,7 +61,8 @@ class Pruner:
             statistics = collect(teacher, calibration)
             evidence = gather(teacher, chosen, criterion=criterion, data=calibration)
         orders = {group.name: ranking(group, criterion, evidence) for group in chosen}
-        return cls(teacher, found, droppable(teacher, example), orders, statistics, calibration, done.left)
+        notes = tuple(said for group in chosen if (said := compromise(group, criterion, evidence)))
+        return cls(teacher, found, droppable(teacher, example), orders, statistics, calibration, done.left, notes)
 
     def build(self, widths: Mapping[str, int], drops: Sequence[str] = (), *, repair: bool = True) -> nn.Module:
         """Return the folded model with each named group at its width and each named block gone; deterministic.
