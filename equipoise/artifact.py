@@ -63,6 +63,9 @@ class Artifact:
     path: Path
     manifest: Mapping[str, Any]
 
+    def __repr__(self) -> str:
+        return f"Artifact({self.path})"
+
     @classmethod
     def load(cls, path: str | Path) -> Artifact:
         """Read the manifest in folder `path`; the other files are read when they are asked for.

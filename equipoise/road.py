@@ -26,6 +26,7 @@ from equipoise.budget import MEASURED, Budget, parse_budget
 from equipoise.errors import EquipoiseError, InputError, StoreError, must_be
 from equipoise.measure import machine
 from equipoise.probing import Tables, tables
+from equipoise.progress import of_events
 from equipoise.racing import race_stored
 from equipoise.records import Evaluation, Fidelity, Plan, as_data, digest, evaluation_from
 from equipoise.recovery import HOPE, recover
@@ -39,7 +40,7 @@ from equipoise.study import SCHEMA, Study
 from equipoise.units import parse, show
 from equipoise.watchdog import watched
 from equipoise.workbench import Workbench, failed
-from equipoise.workloads import Workload, advice, check
+from equipoise.workloads import Workload, advice, as_workload, check
 from equipoise.workloads.spec import located
 from equipoise.workloads.weights import packed
 
@@ -86,7 +87,7 @@ Listener = Callable[[Event], None]
 
 
 def optimize(
-    work: Workload,
+    work: Workload | str,
     *,
     target: str | Sequence[Target] = "onnxruntime:cpu",
     budget: str | None = None,
@@ -95,13 +96,13 @@ def optimize(
     seed: int = 0,
     recovery: bool = True,
     spec: str = "",
-    listen: Listener = lambda event: None,
+    listen: Listener | None = None,
     began: float | None = None,
 ) -> Study:
     """Search widths, depth, precision and runtime of a trained model together, on measured cost; return the whole study.
 
     Args:
-        work: The model, its data and its metric; never changed.
+        work: The model, its data and its metric, or its name as on the command line; never changed.
         target: Where it must run; several, separated by commas, make the runtime a knob. The first is the reference.
         budget: Bounds in the user's units, ``"latency<=1ms, size<=300KB, drop<=1"``; None asks for the knee.
         time: Wall time for the whole run (a quantity such as ``"20min"``, or seconds), everything counted. Nothing is begun
@@ -111,7 +112,7 @@ def optimize(
         seed: Of every random choice; recorded.
         recovery: Whether survivors are distilled from the untouched model (their training time counts).
         spec: How the command line names the workload, recorded so that `verify` can load it again.
-        listen: Told about every step.
+        listen: Told about every step; None shows a line of progress in a notebook or an interactive session.
         began: ``time.perf_counter()`` when the run began, where loading the workload is to count as well; None for now.
     Raises:
         InputError: Anything that cannot be used, before any work starts.
@@ -126,12 +127,15 @@ def optimize(
     for wanted in targets:
         if reason := runtimes.get(wanted.runtime).unavailable():
             raise must_be("target", "a runtime that can be used here", str(wanted), reason)
+    spec = spec or (work if isinstance(work, str) else "")
+    work = as_workload(work)
     with staying("checking the workload"):
         check(work)
     with Store.open(store) as opened:
         about = {"workload": work.fingerprint, "parts": work.identity, "targets": [str(t) for t in targets], "seed": seed}
         opened.identity(about)
-        road = Road(opened, work, targets, bounds, limit, seed, recovery, located(spec), listen, started)
+        told = listen or of_events()
+        road = Road(opened, work, targets, bounds, limit, seed, recovery, located(spec), told, started)
         return road.walk()
 
 
@@ -317,7 +321,7 @@ class Road:
             "metric": self.work.metric.about(),
             "space": {"knobs": len(self.space.knobs), "plans": f"{self.space.size:.3g}"},
             "notes": notes,
-            "left_whole": {g.name: g.reason for g in self.bench.pruner.groups if not g.prunable},
+            "left_whole": {g.name: g.reason for g in self.bench.pruner.groups if not g.prunable} | dict(self.bench.pruner.left),
         }
         self.asked = digest(header)
         self.step("study", self.asked, lambda: {"header": {**header, **self._kept(), "machine": machine.describe()}})

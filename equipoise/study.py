@@ -17,6 +17,7 @@ from equipoise.budget import Budget, parse_budget
 from equipoise.errors import InputError, StoreError
 from equipoise.pareto import Knee, non_dominated
 from equipoise.picks import knee_of, pick, settled
+from equipoise.progress import table
 from equipoise.records import Evaluation, Reading, evaluation_from, measured, reading_from
 from equipoise.stats import Interval, verdict
 from equipoise.store import Store
@@ -27,6 +28,8 @@ SCHEMA = 2
 
 AXES = ("latency_s", "size_bytes", "drop")
 """What the front trades off; all are minimised."""
+SHOWN = 12
+"""Points of the front in a notebook's table; the report has all."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +51,17 @@ class Study:
     finals: Mapping[str, Mapping[str, Any]]
     unread: Mapping[str, str] = field(default_factory=dict)
     extent: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        budget = self.header.get("budget") or "none"
+        return f"Study({self.path}: {len(self.evaluations)} evaluations, {len(self.front)} on the front, budget {budget})"
+
+    def _repr_html_(self) -> str:
+        rows = [["plan", "latency", "size", "quality", "drop"]]
+        for e in self.front[:SHOWN]:
+            cells = (e.axis("latency_s"), e.axis("size_bytes"), e.quality, e.drop)
+            rows.append([describe(e, self.baseline), *map(str, cells)])
+        return table(rows, caption=repr(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Study:

@@ -92,6 +92,10 @@ class Verification:
     digest: str = ""
     recorded: str = ""
 
+    def __repr__(self) -> str:
+        broken = ", ".join(check.name for check in self.broken)
+        return f"Verification({self.path}: {len(self.checks)} checks, {f'broken: {broken}' if broken else 'all kept'})"
+
     @property
     def ok(self) -> bool:
         """Whether no promise is broken; what cannot be told from here is in `untold`."""

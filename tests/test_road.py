@@ -25,7 +25,7 @@ COMMAND = [sys.executable, "-m", "equipoise", "optimize"]
 
 def optimize(store: Path, *words: str, code: int | None = EXIT_OK) -> subprocess.CompletedProcess[str]:
     """Run the command; None as `code` leaves open whether its time was enough for an answer."""
-    done = subprocess.run([*COMMAND, *words, "--store", str(store)], capture_output=True, text=True, timeout=600)
+    done = subprocess.run([*COMMAND, *words, "--store", str(store)], capture_output=True, text=True, timeout=1800)
     assert done.returncode in ((EXIT_OK, EXIT_FAILED) if code is None else (code,)), done.stderr[-3000:]
     return done
 

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from equipoise.cli.arguments import duration, option
 from equipoise.errors import EXIT_OK
 
 TIME = "60s"
@@ -21,7 +22,7 @@ def add_parser(subparsers: Any) -> None:
         "export the pick, verify the exported file on the test split in a clean process, and write the report.",
     )
     parser.add_argument("--store", type=Path, default=Path("runs/demo"), help="folder of the study (default: %(default)s)")
-    parser.add_argument("--time", default=TIME, help="wall time of the search (default: %(default)s)")
+    option(parser, "--time", duration(zero=True), default=TIME, help="wall time of the search (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:

@@ -152,6 +152,11 @@ class Workload:
         for field, value in values.items():
             object.__setattr__(self, field, value)
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(part)} {part.name}" for part in (self.train, self.validation, self.test))
+        params = sum(value.numel() for value in self.model.parameters() if not nn.parameter.is_lazy(value))
+        return f"Workload({self.name}: {type(self.model).__name__} of {params:,} params; {sizes} samples; {self.metric.name})"
+
     @cached_property
     def example(self) -> Tensor:
         """A small batch (2, ...) as the model takes it, for tracing and export."""

@@ -48,6 +48,9 @@ class Split:
     notes: tuple[str, ...] = ()
     values: bool | None = None
 
+    def __repr__(self) -> str:
+        return f"Split({self.name}: {len(self.order)} samples)"
+
     @classmethod
     def of(
         cls, data: Any, *, name: str = "data", transform: Transform | None = None, keep: bool = True, seed: int = 0
