@@ -73,7 +73,7 @@ class Store:
             StoreError: In use by another process, unwritable, damaged, or written by a newer Equipoise.
         """
         folder = Path(path)
-        _must_be_study(folder, create=create and not readonly)
+        check_place(folder, create=create and not readonly)
         lock: int | None = None
         try:
             with _told(folder, "open"):
@@ -257,8 +257,8 @@ def write_atomic(path: Path, data: bytes) -> None:
         _sync_folder(path.parent)
 
 
-def _must_be_study(folder: Path, *, create: bool) -> None:
-    """Refuse what is neither a study nor, with `create`, a place for one."""
+def check_place(folder: Path, *, create: bool) -> None:
+    """Refuse what is neither a study nor, with `create`, a place for one; change nothing."""
     with _told(folder, "open"):
         here = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     if folder.exists() and not folder.is_dir():

@@ -9,8 +9,9 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 from urllib.parse import parse_qsl
@@ -96,12 +97,23 @@ def parse_targets(text: str) -> tuple[Target, ...]:
     """Read targets separated by commas, without repeats; the first one is the one that is optimized for.
 
     Raises:
-        InputError: No target, the same target twice, or one that `Target.parse` refuses.
+        InputError: No target, the same target twice, one that `Target.parse` refuses, or more threads than cores.
     """
     targets = tuple(Target.parse(part) for part in text.split(",") if part.strip())
     if not targets or len(set(targets)) < len(targets):
         raise must_be("targets", "one or more different targets", text, "Write for example onnxruntime:cpu,openvino:cpu.")
+    for target in targets:
+        check_threads(target)
     return targets
+
+
+def check_threads(target: Target) -> None:
+    """Raise `InputError` when `target` asks for more threads than this machine has cores: the rest would only wait."""
+    cores = os.cpu_count() or target.threads
+    if target.threads > cores:
+        raise must_be(
+            "target.threads", f"at most {cores}, the cores of this machine", target.threads, f"Write ?threads={cores}."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -112,11 +124,13 @@ class Program:
         runtime: The name of the runtime that made it and can load it.
         precision: One of `PRECISIONS`.
         files: File name (no folders) -> content.
+        left: Why a layer was left in floating point although int8 was asked for, by name; no part of what ships.
     """
 
     runtime: str
     precision: str
     files: Mapping[str, bytes]
+    left: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:
@@ -125,6 +139,9 @@ class Program:
             if not name or Path(name).name != name or name in (".", ".."):
                 raise must_be("program file", "a plain file name without folders", name, "Rename it.")
         object.__setattr__(self, "files", dict(sorted(self.files.items())))
+
+    def __repr__(self) -> str:
+        return f"Program({self.runtime}, {self.precision}: {', '.join(self.files)}; {self.size_bytes:,} bytes)"
 
     @property
     def size_bytes(self) -> int:

@@ -90,6 +90,9 @@ class Trained:
     stopped: Stopped = "steps"
     notes: tuple[str, ...] = ()
 
+    def __repr__(self) -> str:
+        return f"Trained({type(self.model).__name__}: {self.steps} steps in {self.seconds:.3g} s, ended by {self.stopped})"
+
 
 @dataclass(frozen=True)
 class Plan:

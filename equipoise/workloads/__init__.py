@@ -6,6 +6,7 @@ from equipoise.workloads.base import Workload
 from equipoise.workloads.check import check
 from equipoise.workloads.data import Split, predict
 from equipoise.workloads.families import FAMILIES, Dimension, Family, Scale, family
+from equipoise.workloads.given import as_family, as_task, as_workload
 from equipoise.workloads.metrics import LOSSES, METRICS, Metric, classes, metric_of
 from equipoise.workloads.spec import load, load_family, load_task
 from equipoise.workloads.task import Shape, Task, task_of
@@ -24,6 +25,9 @@ __all__ = [
     "Task",
     "Workload",
     "advice",
+    "as_family",
+    "as_task",
+    "as_workload",
     "check",
     "classes",
     "family",

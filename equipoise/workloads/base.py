@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -19,7 +18,7 @@ from equipoise.workloads.meaning import Divergence, divergence_of, settled
 from equipoise.workloads.metrics import Loss, Metric, Score, ignoring_loss, loss_of, metric_of, yes_or_no
 from equipoise.workloads.outputs import Chosen, Key, described, part, usual
 from equipoise.workloads.sources import attempt
-from equipoise.workloads.wrapped import bare, single
+from equipoise.workloads.wrapped import bare, copied, single
 
 Origin = Literal["given", "train", "test"]
 
@@ -153,6 +152,11 @@ class Workload:
         for field, value in values.items():
             object.__setattr__(self, field, value)
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(part)} {part.name}" for part in (self.train, self.validation, self.test))
+        params = sum(value.numel() for value in self.model.parameters() if not nn.parameter.is_lazy(value))
+        return f"Workload({self.name}: {type(self.model).__name__} of {params:,} params; {sizes} samples; {self.metric.name})"
+
     @cached_property
     def example(self) -> Tensor:
         """A small batch (2, ...) as the model takes it, for tracing and export."""
@@ -188,7 +192,7 @@ def _model_of(model: Any) -> tuple[nn.Module, nn.Module | None, tuple[str, ...]]
     """Return a private float32 copy on the CPU in evaluation mode, the same in its own precision if another, and notes."""
     if not isinstance(model, nn.Module):
         if isinstance(model, Mapping):
-            count = f"a {type(model).__name__} of {len(model)} entries"
+            count = f"{type(model).__name__} of {len(model)} entries"
             remedy = "Build the model, load the weights into it (load_state_dict), and pass the model."
             raise must_be("model", "a torch.nn.Module, not its weights alone", count, remedy)
         if isinstance(model, type) or not callable(model):
@@ -198,13 +202,13 @@ def _model_of(model: Any) -> tuple[nn.Module, nn.Module | None, tuple[str, ...]]
             raise must_be("the model builder's result", "a torch.nn.Module", type(built).__name__, "Return the trained model.")
         model = built
     plain = bare(model)
-    copied: nn.Module = copy.deepcopy(plain)
-    if not any(value.is_meta for value in copied.state_dict().values()):  # meta tensors cannot move; `check` tells
-        copied = copied.to("cpu")
-    copied = copied.eval()
-    found, words = single(copied)
+    own = attempt("copying the model", lambda: copied(plain), "Pass a model without open files, locks or streams.")
+    if not any(value.is_meta for value in own.state_dict().values()):  # meta tensors cannot move; `check` tells
+        own = own.to("cpu")
+    own = own.eval()
+    found, words = single(own)
     notes = (f"model: {words}; what ships computes in float32 or int8",) if words else ()
-    return found.eval(), copied if words else None, notes
+    return found.eval(), own if words else None, notes
 
 
 def test_share(validation: Any) -> float | None:
@@ -293,10 +297,9 @@ def judge(
     judged = targets if ignore_label is None else targets[targets != ignore_label]
     whole = decided if decided is not None else labels.looks_like_labels(answers, targets, judged)
     if targets.is_floating_point() and by_metric and isinstance(asked, str) and by_loss is not False:
-        classes = {role: labels.as_classes(split) for role, split in splits.items()}
-        found = {role: split for role, split in classes.items() if split is not None}
-        if len(found) == len(classes):
-            splits, notes = found, ("targets: whole numbers given as floats are taken as classes",)
+        if labels.whole_numbers(answers, judged):
+            splits = {role: replace(split, values=False) for role, split in splits.items()}
+            notes = ("targets: whole numbers given as floats are taken as classes",)
     elif not targets.is_floating_point() and (by_loss is False or (not whole and not yes_or_no(judged))):
         splits = {role: replace(split, values=True) for role, split in splits.items()}
     if ignore_label is not None:

@@ -31,7 +31,8 @@ class Split:
         name: ``train``, ``validation``, ``calibration`` or ``test``; for messages.
         seed: Seed of the shuffle.
         notes: What its user should know about how the data were read.
-        values: Whether whole-number targets are handed out as floats: they are values to predict, not classes.
+        values: Whether targets are handed out as floats, values to predict (True), or as whole numbers, classes (False); None
+            leaves them as they are read.
 
     Example:
         >>> split = Split.of((torch.arange(6).float(), torch.arange(6)), name="train")
@@ -45,7 +46,10 @@ class Split:
     name: str = "data"
     seed: int = 0
     notes: tuple[str, ...] = ()
-    values: bool = False
+    values: bool | None = None
+
+    def __repr__(self) -> str:
+        return f"Split({self.name}: {len(self.order)} samples)"
 
     @classmethod
     def of(
@@ -131,11 +135,11 @@ class Split:
 
     def _read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         inputs, targets = self.source.fetch(indices)
-        inputs, targets = self._transformed(inputs), self._valued(targets)
+        inputs = self._transformed(inputs)
         # what lies in memory was looked at before any work, but for the test split, which is left alone until it is used
         if (isinstance(self.source, Items) or self.name == "test") and (error := self.broken(inputs, targets, indices)):
             raise error
-        return inputs, targets
+        return inputs, self._valued(targets)
 
     def _transformed(self, inputs: Tensor) -> Tensor:
         change = self.transform
@@ -144,7 +148,9 @@ class Split:
         )
 
     def _valued(self, targets: Tensor) -> Tensor:
-        return targets.float() if self.values else targets
+        if self.values is None:
+            return targets
+        return targets.float() if self.values else targets.round().long() if targets.is_floating_point() else targets
 
 
 def predict(run: Callable[[Tensor], Any], split: Split, *, batch: int = 256) -> tuple[Tensor, Tensor]:

@@ -69,12 +69,11 @@ def form_of(data: Any, name: str, *, keep: bool) -> Form:
             return _dataset(data, name, keep)
         if isinstance(data, Iterable):
             return Form(_drain(data, name))
-    raise must_be(
-        name,
-        "(inputs, targets), a dataset, a DataLoader or an iterable of batches",
-        type(data).__name__,
-        "Inputs alone cannot be scored: pass the targets with them.",
-    )
+    remedy = "Inputs alone cannot be scored: pass the targets with them."
+    if not isinstance(data, (Tensor, np.ndarray)):
+        remedy = "Load the data first; a dataset has __len__ and __getitem__. " + remedy
+    kinds = "(inputs, targets), a dataset, a DataLoader or an iterable of batches"
+    raise must_be(name, kinds, data if isinstance(data, str) else type(data).__name__, remedy)
 
 
 def _is_array(value: Any) -> bool:

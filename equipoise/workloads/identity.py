@@ -113,10 +113,25 @@ def _files(dataset: Any) -> list[str]:
 
 
 def _plain_list(value: Any) -> bool:
-    """Whether a value is a list of numbers or arrays (a list of files is known by the files)."""
+    """Whether a value is a list of numbers, arrays or texts; a list of files is known by the files."""
     if not isinstance(value, (list, tuple)) or not value:
         return False
-    return all(isinstance(v, (int, float, Tensor, np.ndarray)) or _plain_list(v) for v in (value[0], value[-1]))
+    return all(_plain(v) or _plain_list(v) for v in (value[0], value[-1]))
+
+
+def _plain(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) > 4000 or "\0" in value or not ("/" in value or "\\" in value or "." in value) or not _is_file(value)
+    if isinstance(value, Mapping):
+        return all(_plain(v) or _plain_list(v) for v in value.values())
+    return isinstance(value, (int, float, bytes, Tensor, np.ndarray))
+
+
+def _is_file(name: str) -> bool:
+    try:
+        return Path(name).exists()
+    except OSError:  # a text that is no possible name
+        return False
 
 
 def of_weights(model: nn.Module) -> str:
@@ -132,9 +147,12 @@ def of_weights(model: nn.Module) -> str:
 
 def of_code(model: nn.Module) -> str:
     """Return the digest of a model's structure, of its modules' own code and of their plain settings."""
-    parts = [_ADDRESS.sub("", repr(model))]
+    parts, kinds = [_ADDRESS.sub("", repr(model))], dict[type, str]()
     for name, module in model.named_modules():
-        parts += [name, of_value(type(module))]
+        kind = type(module)
+        if kind not in kinds:
+            kinds[kind] = of_value(kind)
+        parts += [name, kinds[kind]]
         for key, value in sorted(vars(module).items()):
             code = isinstance(value, (types.FunctionType, types.MethodType, functools.partial))
             if key not in _MODULE and (code or _setting(value)):
@@ -199,18 +217,22 @@ def _words(value: Any, depth: int, seen: set[int]) -> list[str]:
         return ["model", of_code(value), of_weights(value)]
     if hasattr(value, "to_numpy"):
         return [kind, *follow(value.to_numpy())]
-    if callable(value) and not hasattr(value, "__dict__"):
+    if callable(value) and not hasattr(value, "__dict__") and _library_class(type(value)):
         return [kind, str(getattr(value, "__module__", "")), str(getattr(value, "__qualname__", kind))]
     return [kind, *follow(type(value)), *(word for k, v in _state(value) for word in (k, *follow(v)))]
 
 
 def _state(value: Any) -> list[tuple[str, Any]]:
     """Attributes of an object that say what it does; counters and caches, by custom private, are left out."""
-    held = getattr(value, "__dict__", {})
+    slots = (name for kind in type(value).__mro__ for name in getattr(kind, "__slots__", ()) if isinstance(name, str))
+    held = {**{name: getattr(value, name) for name in slots if hasattr(value, name)}, **getattr(value, "__dict__", {})}
     return sorted((str(k), v) for k, v in held.items() if not (str(k).startswith("_") and isinstance(v, dict)))
 
 
 def _bytes(value: Tensor | np.ndarray[Any, Any]) -> str:
+    if isinstance(value, np.memmap):  # on disk: not read for this
+        ends = (np.ascontiguousarray(part).tobytes() for part in (value[:SAMPLED], value[-SAMPLED:]))
+        return digest(f"{value.dtype.str} {value.shape}", *(hashlib.sha256(end).hexdigest() for end in ends))
     if isinstance(value, np.ndarray):
         if value.dtype == object:
             return digest(*(_ADDRESS.sub("", repr(item)) for item in value.flatten().tolist()))

@@ -5,7 +5,6 @@ Whole numbers alone do not say it: ages are whole numbers too. The metric says i
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -14,7 +13,6 @@ from torch import Tensor, nn
 
 from equipoise.workloads.data import Split
 from equipoise.workloads.metrics import METRICS, OF_PROBABILITIES, Loss, Metric, ignoring, yes_or_no
-from equipoise.workloads.sources import Arrays
 
 OF_LABELS = frozenset({"accuracy", "f1", "cross_entropy", "bits_per_character"})
 """Metrics of class labels; with one class alone they say nothing."""
@@ -90,16 +88,12 @@ def some(split: Split, outputs: Tensor | None, *, few: bool) -> Tensor:
         return torch.empty(0, dtype=torch.long)
 
 
-def as_classes(split: Split) -> Split | None:
-    """Return the split with whole-number float targets as classes; None where they are no such numbers."""
-    source = split.source
-    if not isinstance(source, Arrays) or not source.targets.is_floating_point() or source.targets.ndim != 1:
-        return None
-    mine = source.targets[split.order]
-    if not bool(mine.isfinite().all()) or not torch.equal(mine, mine.round()):
-        return None
-    whole = source.targets.nan_to_num(0.0, 0.0, 0.0).long()
-    return replace(split, source=replace(source, targets=whole))
+def whole_numbers(outputs: Tensor | None, targets: Tensor) -> bool:
+    """Whether targets given as floats are the numbers of classes: whole, and one for several outputs or for a logit."""
+    if not targets.is_floating_point() or not len(targets) or not torch.equal(targets, targets.round()):
+        return False
+    alike = outputs is not None and outputs.shape[1:] == targets.shape[1:]
+    return bool((targets >= 0).all()) and (yes_or_no(targets) and targets[0].numel() == 1 if alike else targets.ndim != 2)
 
 
 def masked_metric(metric: Metric, label: int) -> Metric:

@@ -27,9 +27,9 @@ class Chosen(nn.Module):
         self.model = model
         self.output = output
 
-    def forward(self, *inputs: Any) -> Any:
+    def forward(self, inputs: Any) -> Any:
         """Return the chosen output; a model that gives one tensor (in training, perhaps) gives it unchanged."""
-        answer = self.model(*inputs)
+        answer = self.model(inputs)
         return answer if isinstance(answer, Tensor) else part(answer, self.output)
 
 

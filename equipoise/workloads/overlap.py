@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from torch import Tensor
-from torch.utils.data import ConcatDataset, Subset
+from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
 from equipoise.errors import InputError, must_be
 from equipoise.workloads.data import Split
@@ -81,6 +81,10 @@ def _resolve(dataset: object, rows: Tensor, found: Places) -> None:
             inside = rows[(rows >= begin) & (rows < end)]
             _resolve(part, inside - begin, found)
             begin = end
+    elif isinstance(dataset, TensorDataset) and dataset.tensors and dataset.tensors[0].stride(0):
+        first = dataset.tensors[0]  # two datasets over one tensor hold the same samples
+        addresses = first.data_ptr() + rows * first.stride(0) * first.element_size()
+        found.setdefault("memory", set()).update(addresses.tolist())
     else:
         files = files_of(dataset)
         key: Hashable = "files" if files else id(dataset)

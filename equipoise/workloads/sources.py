@@ -103,13 +103,13 @@ def attempt(what: str, call: Callable[[], T], remedy: str) -> T:
     """Return ``call()``; whatever the user's own code raises becomes an `InputError` that shows it."""
     try:
         return call()
-    except InputError:
+    except (InputError, KeyboardInterrupt):
         raise
-    except Exception as error:  # the user's code may raise anything
+    except BaseException as error:  # the user's code may raise anything, SystemExit too
         raise InputError(f"{what} must run; it raised {type(error).__name__}: {_brief(error)}. {remedy}") from error
 
 
-def _brief(error: Exception) -> str:
+def _brief(error: BaseException) -> str:
     """What an error says, on one line that can be read."""
     text = " ".join(str(error).split()).rstrip(".")
     return text if len(text) <= 400 else text[:400] + " ..."

@@ -246,7 +246,9 @@ def _guarded(path: Path, doing: str, call: Callable[[], Any]) -> Any:
         return call()
     except EquipoiseError as error:
         raise type(error)(f"{path}: {error}") from error
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's code may raise anything
         raise InputError(
             f"{path} must run; {doing} raised {type(error).__name__} at {_place(error, path)}: {error}. Mend it there."
         ) from error

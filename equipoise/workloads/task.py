@@ -92,6 +92,10 @@ class Task:
     augment: Augment | None = None
     ignore_label: int | None = None
 
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(part)} {part.name}" for part in (self.train, self.validation, self.test))
+        return f"Task({self.name}: {self.shape}; {sizes} samples; {self.metric.name})"
+
     @classmethod
     def of(
         cls,
@@ -196,6 +200,7 @@ def task_of(work: Workload) -> Task:
         augment=work.augment,
         name=work.name,
         outputs=outputs,
+        ignore_label=work.ignore_label,
     )
 
 

@@ -94,6 +94,8 @@ OTHER = [
      "import functools\ndef g(o, k):\n    return k\nf = functools.partial(g, k=2)"),
     ("class F:\n    def __init__(s, k): s.k = k\n    def __call__(s, o): return s.k\nf = F(1)",
      "class F:\n    def __init__(s, k): s.k = k\n    def __call__(s, o): return s.k\nf = F(2)"),
+    ("class F:\n    __slots__ = ('k',)\n    def __init__(s, k): s.k = k\n    def __call__(s, o): return s.k\nf = F(1)",
+     "class F:\n    __slots__ = ('k',)\n    def __init__(s, k): s.k = k\n    def __call__(s, o): return s.k\nf = F(2)"),
     ("class F:\n    def __call__(s, o): return 1\nf = F()", "class F:\n    def __call__(s, o): return 2\nf = F()"),
     ("class B:\n    def g(s): return 1\nclass F(B):\n    def h(s): return s.g()\nf = F().h",
      "class B:\n    def g(s): return 2\nclass F(B):\n    def h(s): return s.g()\nf = F().h"),
@@ -148,6 +150,19 @@ class InMemory(Dataset[tuple[Tensor, int]]):
         return self.x[index], int(self.y[index])
 
 
+class Texts(Dataset[tuple[Tensor, int]]):
+    """Sentences in memory, turned into numbers when they are read."""
+
+    def __init__(self, sentences: list[str]) -> None:
+        self.sentences = sentences
+
+    def __len__(self) -> int:
+        return len(self.sentences)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return torch.tensor([float(word) for word in self.sentences[index].split()]), 0
+
+
 class Noisy(InMemory):
     def __getitem__(self, index: int) -> tuple[Tensor, int]:
         return self.x[index] + torch.randn(4), int(self.y[index])
@@ -166,6 +181,7 @@ def of(make: Callable[[Tensor], Any]) -> tuple[str, str, str]:
         lambda x: TensorDataset(x, Y), lambda x: InMemory(x, Y), lambda x: Noisy(x, Y),
         lambda x: torch.utils.data.Subset(InMemory(x, Y), range(len(x))),
         lambda x: torch.utils.data.ConcatDataset([InMemory(x, Y)]),
+        lambda x: Texts([" ".join(map(str, row)) for row in x.tolist()]),
         lambda x: [(row, int(y)) for row, y in zip(x, Y, strict=True)],
         lambda x: torch.utils.data.DataLoader(InMemory(x, Y), batch_size=9, shuffle=True),
     ],

@@ -8,9 +8,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader, Dataset, default_collate
 
 from equipoise.errors import InputError
-from equipoise.workloads import METRICS, Task, Workload, check
+from equipoise.workloads import METRICS, Task, Workload, check, task_of
 from equipoise.workloads.labels import masked_metric
 from equipoise.workloads.metrics import ignoring_loss
 from equipoise.workloads.models import mlp
@@ -23,7 +24,7 @@ SEVERAL = (X[:, :3] > 0).long()
 
 
 def work(model: nn.Module, targets: Tensor, **more: Any) -> Workload:
-    return Workload(model=model, train=(X[:200], targets[:200]), test=(X[200:], targets[200:]), **more)
+    return Workload(**{"model": model, "train": (X[:200], targets[:200]), "test": (X[200:], targets[200:]), **more})
 
 
 def own_score(outputs: Tensor, targets: Tensor) -> float:
@@ -43,6 +44,8 @@ CASES: dict[str, tuple[int, Tensor, dict[str, Any], bool, torch.dtype]] = {
     "two classes, one logit": (1, TWO, {}, True, torch.int64),
     "two classes, one logit, one's own metric": (1, TWO, {"metric": own_score}, True, torch.int64),
     "two classes as floats": (2, TWO.float(), {}, True, torch.int64),
+    "two classes as floats, one logit": (1, TWO.float(), {}, True, torch.int64),
+    "two classes as a column of floats, one logit": (1, TWO.float()[:, None], {}, True, torch.int64),
     "two classes as bools": (2, TWO.bool(), {}, True, torch.int64),
     "two classes by one's own": (2, TWO, {"metric": lambda o, t: float((o.argmax(1) == t).float().mean())}, True, torch.int64),
     "several labels": (
@@ -71,6 +74,22 @@ def test_values_are_as_good_as_they_are() -> None:
     wanted = (outputs.flatten() - targets).abs()[made.validation.order].mean()
     assert made.quality() == pytest.approx(float(wanted), rel=1e-5)
     assert Task.of(train=(X, AGES), test=(X[:9], AGES[:9]), metric="mae").outputs == 1
+
+
+def test_classes_as_floats_in_any_form() -> None:
+    items = [(row, float(label)) for row, label in zip(X[:200], TWO, strict=False)]
+    for train in (items, DataLoader(items, batch_size=9, collate_fn=default_collate), DataLoader(Floats(), batch_size=9)):
+        made = work(mlp(4, 8, 2), TWO, train=train)
+        check(made)
+        assert made.train.targets().dtype == made.test.targets().dtype == torch.int64
+
+
+class Floats(Dataset[tuple[Tensor, float]]):
+    def __len__(self) -> int:
+        return 200
+
+    def __getitem__(self, index: int) -> tuple[Tensor, float]:
+        return X[index], float(TWO[index])
 
 
 def test_a_loss_that_broadcasts_is_refused() -> None:
@@ -147,6 +166,7 @@ def test_void_labels_without_a_word_are_told_what_to_say() -> None:
 
 
 def test_a_task_leaves_them_out_too() -> None:
+    assert task_of(segment(ignore_label=255)).outputs == 3
     maps = MAPS.masked_fill(VOID, 255)
     task = Task.of(train=(IMAGES[:40], maps[:40]), test=(IMAGES[40:], maps[40:]), ignore_label=255)
     assert task.outputs == 3

@@ -51,6 +51,8 @@ OVERLAPS: dict[str, tuple[Any, Any, int]] = {
     "two folder datasets": (sampled(Folder(), range(200)), sampled(Folder(), range(199, 300)), 1),
     "apart": (sampled(DATA, range(200)), sampled(DATA, range(200, 300)), 0),
     "two folder datasets apart": (sampled(Folder(), range(200)), sampled(Folder(), range(200, 300)), 0),
+    "two datasets of one tensor": (TensorDataset(X[:200], Y[:200]), TensorDataset(X[190:], Y[190:]), 10),
+    "two datasets of one tensor apart": (TensorDataset(X[:200], Y[:200]), TensorDataset(X[200:], Y[200:]), 0),
     "other datasets": (ITEMS, Items(), 0),
 }
 
