@@ -156,7 +156,7 @@ class Advisor:
             "schema": 1, "family": self.family.name, "task": self.task.name, "spec": self.spec, "target": str(self.target),
             "limits": self.limits.text, "seed": self.seed, "time_s": self.limit_s, "requests": self.requests,
             "price_per_hour": self.price_per_hour, "unique": self.proxies.unique, "compute": compute,
-            "metric": {"name": self.task.metric.name, "maximize": self.task.metric.maximize, "unit": self.task.metric.unit},
+            "metric": self.task.metric.about(),
             "recipe": as_data(self.proxies.recipe),
         }  # fmt: skip
         key, asked = digest(header), self.store.all("asked")

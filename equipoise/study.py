@@ -41,8 +41,8 @@ class Study:
         evaluations: Every trial, failed ones too.
         finals: Key -> the last, interleaved latency measurement against the untouched model.
         unread: What was left as it is because its probe failed (``width.conv1=16``) -> why.
-        extent: How far the tables of the last asking reached: ``entries``, ``read``, ``before_s`` (preparing and the baseline)
-            and ``enough_s`` (what a first search would need); empty where that was not recorded.
+        extent: How far the tables of the last asking reached: ``entries``, ``read``, ``before_s`` (spent by their end) and
+            ``enough_s`` (what a first search would need); empty where that was not recorded.
     """
 
     path: Path
@@ -97,7 +97,9 @@ class Study:
         unread = {f"{r['knob']}={r['choice']}": r["error"] for r in store.all("table") if r.get("error")}
         extent = (store.get("extent", asked[-1]) if asked else None) or {}
         if raced and finals:
-            rows = _raced(rows, reading_from(finals[-1]["reference"]), {k: Interval(**ratio) for k, ratio in ratios.items()})
+            last = finals[-1].get("reference")  # a race of before the untouched model was read in it has none
+            reference = rows[0].axis("latency_s") if last is None else reading_from(last)
+            rows = _raced(rows, reference, {k: Interval(**ratio) for k, ratio in ratios.items()})
         return cls(Path(store.path), header, rows, ratios, unread, extent)
 
     @property
@@ -237,11 +239,12 @@ class Study:
         """Say why nothing was searched and how much time would be enough; empty where something was, or it is not known."""
         if self.searched or not self.extent:
             return ""
-        if self.extent["entries"] == 0 or self.extent["read"] == self.extent["entries"]:
+        if len(self.unread) >= self.extent["entries"]:
             return "nothing was searched: there is nothing in this model that could be changed and tried"
         need = show(self.extent["before_s"], "s")
         asked, enough = show(self.header["time_s"], "s"), _rounded(self.extent["enough_s"])
-        return f"nothing was searched: preparing and the baseline alone took {need} of {asked}; give --time {enough}"
+        what = "preparing, the baseline and the tables" if self.extent["read"] else "preparing and the baseline"
+        return f"nothing was searched: {what} took {need} where {asked} was given; give --time {enough}"
 
     def verdict(self) -> str:
         """Say whether the budget was met, and if not by how much and which bound binds; a pick that is slower is announced."""

@@ -124,6 +124,8 @@ def show(study: Study, *, as_json: bool = False) -> None:
     out.print(table(study.header["metric"]["name"], worth, study.baseline, marked=marked))
     if len(worth) < len(study.front):
         out.print(f"(and {len(study.front) - len(worth)} points that drop more than {SHOWN_DROP} points)", style="dim")
+    if point := study.header["metric"].get("point"):
+        out.print(point, style="dim")
     out.print(study.verdict(), soft_wrap=True)
     if failed := study.failed():
         out.print(failed, soft_wrap=True)

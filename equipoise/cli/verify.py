@@ -78,6 +78,8 @@ def _show(found: Verification) -> None:
     if found.headline:
         out.print(Text(found.headline, style="bold"), soft_wrap=True)
     out.print(table)
+    if found.recorded:
+        out.print(Text(f"recorded, not checked: {found.recorded}"), soft_wrap=True)
     for check in found.untold:
         out.print(Text(f"cannot tell here: {check.name}: {check.note}"), soft_wrap=True)
     out.print(Text(f"{_verdict(found)} ({len(found.checks)} checks, {found.seconds:.0f} s)"))

@@ -1,5 +1,6 @@
 """What must be kept or learned: a model, its data splits, its metric; tasks and families before there is a model."""
 
+from equipoise.workloads.advice import advice
 from equipoise.workloads.augment import Augment, shifted
 from equipoise.workloads.base import Workload
 from equipoise.workloads.check import check
@@ -23,6 +24,7 @@ __all__ = [
     "Split",
     "Task",
     "Workload",
+    "advice",
     "as_family",
     "as_task",
     "as_workload",

@@ -1,10 +1,11 @@
 """A workload, a task or a family by its name on the command line.
 
-Workloads (`load`): a trained model with its data.
+Workloads (`load`): a trained model with its data. `cifar10` and `images` build our ResNet for small images; any other model
+comes with a Python file.
 
     digits
     cifar10:DATA.zip?weights=W.safetensors
-    images:FOLDER?weights=W.safetensors&depth=56&shortcut=B
+    images:FOLDER?weights=W.safetensors&depth=56&shortcut=B&holdout=1000
     path/to/mymodule.py:make_workload
 
 Tasks (`load_task`): data alone.
