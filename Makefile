@@ -42,4 +42,5 @@ $(VENV)/.core: $(RECIPE) | $(BIN)/python
 
 $(VENV)/.dev: $(RECIPE) | $(BIN)/python
 	$(PIP) --editable ".[dev,openvino,images,tensorboard]"
+	$(PIP) --no-deps timm torchvision  # architectures to sweep; what they depend on would bring another torch
 	@touch $@ $(VENV)/.core

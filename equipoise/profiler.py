@@ -1,7 +1,8 @@
 """What a model costs, here: counts, size, memory, latency, energy and money on every runtime of this machine.
 
-The model is profiled as it is, in its own precision; targets are timed side by side, so their figures compare. This module
-imports no torch until `profile` is called: its `run_program` is also the work of a fresh process whose memory is measured.
+The model is profiled as it is, but in float32, which every runtime takes; targets are timed side by side, so their figures
+compare. This module imports no torch until `profile` is called: its `run_program` is also the work of a fresh process whose
+memory is measured.
 """
 
 from __future__ import annotations
@@ -80,7 +81,7 @@ class Profile:
     """What a model costs on this machine.
 
     Attributes:
-        name: Of the workload, or the model's class.
+        name: Of the workload, or the model's class; it says when the model was converted from another precision.
         counts: Params, MACs by layer, activations, and what was counted, ignored and unsupported.
         targets: One entry per target asked for; those that cannot run here say why.
         machine: `measure.machine.describe`.
@@ -214,9 +215,11 @@ def program_memory(target: Target, program: Program, inputs: np.ndarray[Any, Any
 
 def _subject(model: nn.Module | Workload | str, example: Tensor | None) -> tuple[str, nn.Module, Tensor]:
     """Name, module and example of whatever was handed over."""
+    import torch
     from torch import Tensor, nn
 
     from equipoise.workloads import as_workload
+    from equipoise.workloads.wrapped import bare, single
 
     if not isinstance(model, nn.Module):
         model = as_workload(model)
@@ -226,7 +229,10 @@ def _subject(model: nn.Module | Workload | str, example: Tensor | None) -> tuple
     if not isinstance(example, Tensor) or example.dim() < 1 or len(example) < 1:
         got = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
         raise must_be("profile(example)", "a batch of inputs (N, ...)", got, "Pass a tensor such as one batch of your data.")
-    return name, model, example
+    plain, said = single(bare(model))
+    if said or example.dtype in (torch.float64, torch.float16, torch.bfloat16):
+        example = example.float()
+    return f"{name} ({said})" if said else name, plain, example
 
 
 def _check(

@@ -321,7 +321,7 @@ class Road:
             "metric": self.work.metric.about(),
             "space": {"knobs": len(self.space.knobs), "plans": f"{self.space.size:.3g}"},
             "notes": notes,
-            "left_whole": {g.name: g.reason for g in self.bench.pruner.groups if not g.prunable},
+            "left_whole": {g.name: g.reason for g in self.bench.pruner.groups if not g.prunable} | dict(self.bench.pruner.left),
         }
         self.asked = digest(header)
         self.step("study", self.asked, lambda: {"header": {**header, **self._kept(), "machine": machine.describe()}})

@@ -1,13 +1,19 @@
-"""Every technique alone, in one line: prune, quantize, distil, without a study."""
+"""Every technique alone, in one line: prune, quantize, distil, without a study.
+
+What a verb is given is first brought to the form that everything else works on: wrappers are taken off, other precisions are
+converted to float32, on a copy. What it gives back has the precision of what was given.
+"""
 
 from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import inspect
-from collections.abc import Collection
-from dataclasses import dataclass
+from collections.abc import Collection, Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -15,8 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from equipoise import runtimes
-from equipoise.compress.fold import fold
-from equipoise.compress.prune import prune as prune
+from equipoise.compress.fold import folded
+from equipoise.compress.proof import SAMPLES, changed
+from equipoise.compress.prune import prune as _prune
 from equipoise.errors import InputError, must_be, unknown
 from equipoise.runtimes import Program, Session, Target
 from equipoise.runtimes.export import Exporter
@@ -24,6 +31,7 @@ from equipoise.training.recipe import Recipe
 from equipoise.training.recover import distill as _distill
 from equipoise.workloads import Split, predict
 from equipoise.workloads.meaning import KINDS, SAMPLE, Divergence, Kind, decide, first_tensor, squashed
+from equipoise.workloads.wrapped import bare, copied, single
 
 
 @dataclass(frozen=True)
@@ -33,15 +41,20 @@ class Quantized:
     Attributes:
         program: The files that would ship; ``program.size_bytes`` is their size.
         target: Where it runs.
+        left: Why a layer was left in floating point, or a BatchNorm unfolded, by its name in the model.
+        notes: What was done to the model before, in words.
     """
 
     program: Program
     target: Target
     session: Session
+    left: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
+    notes: tuple[str, ...] = ()
 
     def __call__(self, inputs: Tensor) -> Tensor:
-        """Return the outputs (N, ...) for inputs (N, ...)."""
-        return torch.from_numpy(np.asarray(self.session.run(inputs.numpy())))
+        """Return the outputs (N, ...) for inputs (N, ...), in the floating-point type of the inputs."""
+        outputs = torch.from_numpy(np.asarray(self.session.run(_as_single(inputs).detach().contiguous().numpy())))
+        return outputs.to(inputs.dtype) if inputs.is_floating_point() and outputs.is_floating_point() else outputs
 
     def save(self, folder: str | Path) -> Path:
         """Write the program's files into `folder`, which is made when absent."""
@@ -49,6 +62,21 @@ class Quantized:
         path.mkdir(parents=True, exist_ok=True)
         self.program.write(path)
         return path
+
+
+@functools.wraps(_prune)
+def prune(model: nn.Module, example: Tensor, *, data: Tensor | None = None, **options: Any) -> nn.Module:
+    """Do what `equipoise.compress.prune.prune` does, on any model that training leaves behind."""
+    plain, _ = _prepared("model", model)
+    example = _batch("example", example)
+    data = data if data is None else _batch("data", data)
+    _answers("model", plain, example)
+    small = _prune(plain, example, data=data, **options)
+    if options.get("ratio") == 0:
+        inputs = [example] if data is None else [example, data[:SAMPLES]]
+        if changed(small, plain, inputs):  # nothing was to be cut, so nothing may change
+            small = copied(plain).eval()
+    return _in_precision_of(bare(model), small)
 
 
 def quantize(
@@ -60,7 +88,8 @@ def quantize(
         model: Any module with one tensor in and one out; not changed.
         calibration: Representative inputs (N, ...), unlabelled, 100 or more; ranges are read from them.
         target: ``runtime[:device][?threads=N&batch=N]``.
-        float_layers: Dotted names of layers to leave in fp32.
+        float_layers: Dotted names of layers to leave in fp32. A layer that the quantizer cannot take is left so by itself
+            and named in `Quantized.left`.
     Raises:
         InputError: A runtime without int8 or not usable here, an unknown layer, or a model that cannot be exported.
     Example:
@@ -73,10 +102,15 @@ def quantize(
         raise must_be("target", "a runtime that can be used here", target, reason)
     if 8 not in runtime.precisions:
         raise must_be("target", "a runtime with an int8 quantizer", target, "Use onnxruntime:cpu or openvino:cpu.")
+    plain, notes = _prepared("model", model)
+    calibration = _batch("calibration", calibration)
     example = calibration[:2]
-    source = Exporter().source(fold(model, example), example, topology="")
+    _answers("model", plain, example)
+    done = folded(plain, example, data=calibration)
+    source = Exporter().source(done.model, example, topology="")
     program = runtime.compile(source, calibration=calibration.numpy(), float_layers=frozenset(float_layers))
-    return Quantized(program, wanted, runtime.load(program, threads=wanted.threads))
+    session = runtime.load(program, threads=wanted.threads)
+    return Quantized(program, wanted, session, {**done.left, **program.left}, notes)
 
 
 def distill(
@@ -109,23 +143,29 @@ def distill(
     """
     alone = isinstance(data, (Tensor, np.ndarray))
     if alone:
-        data = (torch.as_tensor(data), torch.zeros(len(data)))
+        data = (_as_single(torch.as_tensor(data)), torch.zeros(len(data)))
     split = data if isinstance(data, Split) else Split.of(data, name="train")
     if not len(split):
         raise InputError("data must hold at least one sample; got none. Pass the training inputs.")
+    learner, guide = _prepared("student", student)[0], copied(_prepared("teacher", teacher)[0]).eval()
+    example = split.take(2).tensors()[0]
+    shapes = [tuple(_answers(name, part, example).shape) for name, part in (("student", learner), ("teacher", guide))]
+    if shapes[0] != shapes[1]:
+        raise must_be("student", f"a model that answers in the teacher's shape {shapes[1]}", shapes[0], "Give both one head.")
     if kind not in (None, *KINDS):
         raise unknown("kind", str(kind), KINDS)
     options = _with_recipe(options)
     if alone and options["recipe"].hard_weight:
         raise must_be("hard_weight", "0 where there are no labels", options["recipe"].hard_weight, "Pass (inputs, targets).")
     meaning = (
-        Divergence("values") if alone and kind in (None, "values") else _meaning(teacher, split, options.get("hard_loss"), kind)
+        Divergence("values") if alone and kind in (None, "values") else _meaning(guide, split, options.get("hard_loss"), kind)
     )
     generator = torch.Generator().manual_seed(seed)
-    return _distill(
-        student, teacher, split, seconds=seconds, kind=meaning.kind, axis=meaning.axis, probabilities=meaning.probabilities,
+    trained = _distill(
+        learner, guide, split, seconds=seconds, kind=meaning.kind, axis=meaning.axis, probabilities=meaning.probabilities,
         generator=generator, **options,
     ).model  # fmt: skip
+    return _in_precision_of(bare(student), trained)
 
 
 def _with_recipe(options: dict[str, Any]) -> dict[str, Any]:
@@ -148,3 +188,57 @@ def _meaning(teacher: nn.Module, split: Split, loss: Any, kind: Kind | None) -> 
     if kind is None or kind == found.kind:
         return found
     return Divergence(kind, found.axis, kind != "values" and squashed(asked, split))
+
+
+def _prepared(name: str, model: Any) -> tuple[nn.Module, tuple[str, ...]]:
+    """Return the plain float32 module inside what was given, and what was done to it."""
+    if not isinstance(model, nn.Module):
+        raise must_be(name, "a torch.nn.Module", type(model).__name__, "Pass the trained model itself.")
+    plain = bare(model)
+    notes = () if plain is model else ("wrappers and weight normalization were taken off a copy",)
+    plain, said = single(plain)
+    return plain, (*notes, said) if said else notes
+
+
+def _batch(name: str, inputs: Any) -> Tensor:
+    """Return a batch of inputs (N, ...) in float32 (or whole numbers)."""
+    if not isinstance(inputs, Tensor) or inputs.dim() < 1 or len(inputs) < 1:
+        got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
+        raise must_be(name, "a tensor of inputs (N, ...), N of at least 1", got, "Pass for example one batch of your data.")
+    return _as_single(inputs.detach())
+
+
+def _as_single(inputs: Tensor) -> Tensor:
+    return inputs.float() if inputs.is_floating_point() else inputs
+
+
+def _answers(name: str, model: nn.Module, example: Tensor) -> Tensor:
+    """Return what the model answers in evaluation mode; raise unless it is one tensor."""
+    subject = copied(model).eval()
+    try:
+        with torch.no_grad():
+            outputs = subject(example)
+    except Exception as error:
+        text = (str(error).strip().splitlines() or [""])[0][:200]
+        what = f"a model that takes inputs {tuple(example.shape)} of {str(example.dtype)[6:]}"
+        raise must_be(name, what, f"{type(error).__name__}: {text}", "Check the shape and type of the inputs.") from error
+    if not isinstance(outputs, Tensor):
+        remedy = "Wrap it in a module whose forward returns the tensor that is scored, e.g. outputs[0] or outputs['logits']."
+        raise must_be(f"{name} output", "one tensor", type(outputs).__name__, remedy)
+    return outputs
+
+
+def _in_precision_of(model: nn.Module, result: nn.Module) -> nn.Module:
+    """Return `result` with each value in the type that it has in `model`, and new ones in that of the others beside them."""
+    types = {name: v.dtype for name, v in (*model.named_parameters(), *model.named_buffers()) if v.is_floating_point()}
+    if set(types.values()) <= {torch.float32}:
+        return result
+    beside = {name.rpartition(".")[0]: dtype for name, dtype in types.items()}
+    usual = max(set(types.values()), key=list(types.values()).count)
+    cast = copy.deepcopy(result)
+    for part_name, part in cast.named_modules():
+        for name, value in (*part._parameters.items(), *part._buffers.items()):
+            if value is not None and value.is_floating_point():
+                full = f"{part_name}.{name}" if part_name else name
+                value.data = value.data.to(types.get(full, beside.get(part_name, usual)))
+    return cast

@@ -18,7 +18,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from equipoise import runtimes
+from equipoise import faithful, runtimes
 from equipoise.compress.pruner import Pruner
 from equipoise.errors import InputError
 from equipoise.measure.counts import count
@@ -198,6 +198,7 @@ class Workbench:
         program = self.compile(plan, source)
         samples = len(self.validation[0]) if fidelity != "one-shot" else min(QUICK_SAMPLES, len(self.validation[0]))
         outputs = self.outputs(program, samples)
+        self._hold(program, model, outputs, untouched=fidelity == "untouched")
         quality, drop = self._quality(outputs, samples)
         request = self.validation[0][: max(t.batch for t in self.targets)].numpy()
         contenders = {
@@ -232,9 +233,20 @@ class Workbench:
                 "loss": self.damage(outputs, samples),
                 **({"speed_up": as_data(speed)} if speed.bounded else {}),
                 "layers": self._layer_rows(plan, counts),
+                **({"left_float": dict(program.left)} if program.left else {}),
             },
             seconds=time.perf_counter() - began,
         )
+
+    def _hold(self, program: Program, model: torch.nn.Module, outputs: Array, *, untouched: bool) -> None:
+        """Raise where a float program differs from its model; the untouched one is held to the user's own, unfolded model."""
+        if program.precision == "fp32":
+            inputs, targets = (
+                part[: faithful.ORIGINAL_SAMPLES if untouched else faithful.CANDIDATE_SAMPLES] for part in self.validation
+            )
+            given, what = (self.work.model, "the untouched model's program") if untouched else (model, "the program")
+            with one_thread():
+                faithful.hold(outputs, given, inputs[: len(outputs)], targets[: len(outputs)], self.work.metric, what=what)
 
     def damage(self, outputs: Array, samples: int) -> float:
         """Return the loss of `outputs` to the untouched model's, in nats for labels, else relative squared error."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from equipoise.compress.cut import is_depthwise
 from equipoise.compress.graph import Cut, Group
-from equipoise.compress.statistics import Moments, as_matrix, collect, columns
+from equipoise.compress.statistics import WIDEST, Moments, as_matrix, collect, columns, decomposed
 from equipoise.compress.trace import NORMS, WEIGHTED
 from equipoise.errors import must_be, unknown
 
@@ -74,7 +74,7 @@ def activation(group: Group, evidence: Evidence) -> Tensor:
     """Return Σ weight² · E[input²] over what reads each channel: Wanda's score, summed over the structure."""
     score = torch.zeros(group.size, dtype=torch.float64)
     for weight, moments, reads in _readers(group, evidence):
-        score += (weight.square().sum(0) * moments.gram.diagonal())[reads].sum(1)
+        score += (weight.square().sum(0) * moments.power)[reads].sum(1)
     return score.float()
 
 
@@ -146,50 +146,67 @@ def gather(
 
 
 def ranking(group: Group, criterion: str, evidence: Evidence) -> tuple[int, ...]:
-    """Return the group's channels, most important first; the first k of them are what width k keeps."""
+    """Return the group's channels, most important first; the first k of them are what width k keeps.
+
+    Where the criterion has nothing to go by in this group, 'l2' orders it; `compromise` says so.
+    """
+    asked = CRITERIA[criterion] if not compromise(group, criterion, evidence) else l2
     with torch.no_grad():
-        scores = CRITERIA[criterion](group, evidence)
+        scores = asked(group, evidence).nan_to_num(posinf=float("inf"))
     return tuple(int(channel) for channel in scores.argsort(descending=True, stable=True))
+
+
+def compromise(group: Group, criterion: str, evidence: Evidence) -> str:
+    """Return why `ranking` orders this group by 'l2' instead of the criterion asked for, or ""."""
+    if criterion not in _NEED_MOMENTS or _readers(group, evidence):
+        return ""
+    seen = [name for name in group.consumers if name in evidence.moments]
+    why = f"what {seen[0]} reads is not finite" if seen else f"no dense layer of at most {WIDEST} columns reads it"
+    return f"group {group.name!r} is ordered by criterion 'l2', not {criterion!r}: {why}"
 
 
 class _Elimination:
     """Structured OBS on one reader: the inverse Hessian and the weights, both updated as channels go."""
 
     def __init__(self, weight: Tensor, hessian: Tensor, reads: Tensor) -> None:
-        self.weight, self.reads = weight.clone(), reads
-        damped = hessian + 1e-3 * hessian.diagonal().mean().clamp_min(1e-12) * torch.eye(len(hessian), dtype=hessian.dtype)
-        self.inverse = torch.cholesky_inverse(torch.linalg.cholesky(damped))
+        self.reads = reads
+        factor, scale = decomposed(hessian, 1e-3) or (torch.eye(len(hessian), dtype=torch.float64), torch.ones(1))
+        self.weight = weight * scale  # in units in which every input varies by one
+        self.inverse = torch.cholesky_inverse(factor)
 
     def cost(self, channels: Tensor) -> Tensor:
         """Return the squared output error `(channels,)` that losing each would leave after the best update."""
         spots = self.reads[channels]  # (c, s)
         blocks = self.inverse[spots[:, :, None], spots[:, None, :]]  # (c, s, s)
         held = self.weight.T[spots]  # (c, s, O)
-        error: Tensor = (held * torch.linalg.solve(blocks, held)).sum((1, 2))
+        error: Tensor = (held * _solved(blocks, held)).sum((1, 2))
         return error
 
     def remove(self, channels: Tensor) -> None:
         """Take the channels out and let the rest make up for them."""
         spots = self.reads[channels].flatten()
-        update = torch.linalg.solve(self.inverse[spots][:, spots], self.inverse[spots])  # (s, d)
+        update = _solved(self.inverse[spots][:, spots], self.inverse[spots])  # (s, d)
         self.weight -= self.weight[:, spots] @ update
         self.inverse -= self.inverse[:, spots] @ update
 
 
+def _solved(matrix: Tensor, right: Tensor) -> Tensor:
+    """Return matrix⁻¹ right; where rounding has left nothing to divide by, the least-squares answer."""
+    result: Tensor
+    result, failed = torch.linalg.solve_ex(matrix, right)
+    if bool(failed.any()) or not bool(result.isfinite().all()):
+        result = torch.linalg.pinv(matrix.nan_to_num(), hermitian=True) @ right
+    return result
+
+
 def _readers(group: Group, evidence: Evidence) -> list[tuple[Tensor, Moments, Tensor]]:
-    """Return weight matrix (double), input moments and columns by channel of every layer that reads the group."""
+    """Return weight matrix (double), input moments and columns by channel of every dense layer that reads the group."""
     found = []
     for cut in group.cuts:
-        if cut.axis == "in" and cut.layer in evidence.moments:
+        moments = evidence.moments.get(cut.layer) if cut.axis == "in" else None
+        if moments is not None and moments.finite:
             weight: Any = evidence.model.get_submodule(cut.layer).weight
-            found.append((as_matrix(weight.detach()).double(), evidence.moments[cut.layer], columns(weight, cut.positions)))
-    if not found:
-        raise must_be(
-            "criterion",
-            "'l2' or 'l1' where no dense layer reads the channels",
-            "activation/obs",
-            f"Group {group.name!r} has no such reader.",
-        )
+            found.append((as_matrix(weight.detach()).double(), moments, columns(weight, cut.positions)))
     return found
 
 

@@ -8,16 +8,20 @@ from typing import Any, Literal
 
 from torch import Tensor, nn
 
-from equipoise.compress.trace import CONVS, NORMS
+from equipoise.compress.trace import CONVS, NORMS, copied
 
 Axis = Literal["in", "out"]
 Keep = Mapping[tuple[str, Axis], Tensor]
 """Kept positions (sorted, int64) for an axis of a named layer; an axis that is not named stays whole."""
 
 
-def sliced(model: nn.Module, keep: Keep) -> nn.Module:
-    """Return a copy of `model` in which every named axis holds only its kept positions."""
-    smaller = copy.deepcopy(model)
+def sliced(model: nn.Module, keep: Keep, *, borrow: bool = False) -> nn.Module:
+    """Return a copy of `model` in which every named axis holds only its kept positions.
+
+    With `borrow` the tensors that are not cut are the model's own: a quick look that must not be trained or changed.
+    """
+    own: dict[int, Any] = {id(value): value for value in (*model.parameters(), *model.buffers())}
+    smaller = copy.deepcopy(model, own) if borrow else copied(model)
     for (name, axis), positions in keep.items():
         layer = smaller.get_submodule(name)
         cutter = _cutter(layer)

@@ -8,13 +8,34 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.compress.statistics import as_weight, collect
 from equipoise.errors import must_be
+
+
+class Factorized(nn.Sequential):
+    """Two thin layers in the place of one; what code reads off the one (weight, bias, widths, kernel) is still there."""
+
+    def __init__(self, first: nn.Module, last: nn.Module, of: nn.Module) -> None:
+        super().__init__(first, last)
+        for name in ("in_features", "out_features", "in_channels", "out_channels", "kernel_size", "stride", "padding"):
+            if hasattr(of, name):
+                setattr(self, name, getattr(of, name))
+
+    @property
+    def weight(self) -> Tensor:
+        """The weight of the single layer that computes the same."""
+        first, last = cast(Tensor, self[0].weight), cast(Tensor, self[1].weight)
+        return last @ first if first.dim() == 2 else torch.einsum("orw,rch->ochw", last[:, :, 0], first[..., 0])
+
+    @property
+    def bias(self) -> Tensor | None:
+        """The bias of the second layer, which is that of the whole."""
+        return cast("Tensor | None", self[1].bias)
 
 
 def factorize(model: nn.Module, example: Tensor, *, ranks: Mapping[str, int], data: Tensor | None = None) -> nn.Module:
@@ -65,7 +86,7 @@ def full_rank(layer: Any) -> int:
 
 
 @torch.no_grad()
-def _halves(layer: Any, rank: int, second_moment: Tensor) -> nn.Sequential:
+def _halves(layer: Any, rank: int, second_moment: Tensor) -> Factorized:
     """Return the two thin layers; every factorization below is a product left·right of a matrix whose columns are inputs."""
     dtype, weight = layer.weight.dtype, layer.weight.detach().double()
     if isinstance(layer, nn.Linear):
@@ -89,7 +110,7 @@ def _halves(layer: Any, rank: int, second_moment: Tensor) -> nn.Sequential:
         last.weight.copy_(left.view(outputs, wide, rank).permute(0, 2, 1).unsqueeze(2))
     if layer.bias is not None:
         last.bias.copy_(layer.bias)
-    return nn.Sequential(first, last)
+    return Factorized(first, last, layer)
 
 
 def _truncated(matrix: Tensor, second_moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:

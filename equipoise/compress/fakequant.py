@@ -14,6 +14,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
 
 from equipoise.compress.trace import WEIGHTED, Invocation, watch
 from equipoise.errors import must_be, unknown
@@ -23,24 +24,56 @@ _SAMPLE = 200_000
 
 
 class FakeQuantized(nn.Module):
-    """A dense layer that reads rounded inputs and holds rounded weights; gradients pass straight through both."""
+    """A mixin for dense layers: the layer computes with rounded input and weight; gradients pass straight through both.
 
-    low: Tensor
-    high: Tensor
+    It is put before the layer's own class, so that the layer keeps its type, its attributes and its forward: code that reads
+    `layer.weight.dtype` or `layer.in_features`, and subclasses that pad or standardise, run as they always did.
+    """
 
-    def __init__(self, layer: nn.Module, low: float, high: float, *, weight_bits: int = 8) -> None:
-        super().__init__()
-        self.layer, self.weight_bits = layer, weight_bits
-        self.register_buffer("low", torch.tensor(low))
-        self.register_buffer("high", torch.tensor(high))
+    input_low: Tensor
+    input_high: Tensor
+    weight_bits: int
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, *args: Any, **kwargs: Any) -> Any:
         """Return the layer's output for rounded input and weight, same shape as the layer's own."""
-        weight: Any = self.layer.weight
-        axis = 1 if getattr(self.layer, "transposed", False) else 0
-        rounded = {"weight": round_weight(weight, bits=self.weight_bits, axis=axis)}
-        output: Tensor = torch.func.functional_call(self.layer, rounded, (round_input(x, self.low, self.high),))
-        return output
+        axis = 1 if getattr(self, "transposed", False) else 0
+        with _Rounded(self.input_low, self.input_high, self.weight_bits, axis):
+            return super().forward(*args, **kwargs)
+
+
+class _Rounded(TorchFunctionMode):
+    """Round what every dense product inside reads, however the layer has come by it."""
+
+    def __init__(self, low: Tensor, high: Tensor, bits: int, axis: int) -> None:
+        super().__init__()
+        self._range, self._bits, self._axis = (low, high), bits, axis
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        given, named = list(args), dict(kwargs or {})
+        if _is_dense(getattr(func, "__name__", "")):
+            for place, name in enumerate(("input", "weight")):
+                holder: Any = given if place < len(given) else named
+                key: Any = place if place < len(given) else name
+                holder[key] = (
+                    round_input(holder[key], *self._range)
+                    if name == "input"
+                    else round_weight(holder[key], bits=self._bits, axis=self._axis)
+                )
+        return func(*given, **named)
+
+
+def fake_quantize(layer: nn.Module, low: float, high: float, *, weight_bits: int = 8) -> None:
+    """Make one layer compute in place as int8 would, its input rounded between `low` and `high`.
+
+    A hook that does nothing keeps `nn.TransformerEncoderLayer` from its fused path, which would read the weights and
+    never call the layer.
+    """
+    device = next((value.device for value in layer.parameters()), None)
+    layer.register_buffer("input_low", torch.tensor(low, device=device))
+    layer.register_buffer("input_high", torch.tensor(high, device=device))
+    layer.weight_bits = weight_bits  # type: ignore[assignment]
+    layer.register_forward_pre_hook(_stay_seen)
+    layer.__class__ = type(f"FakeQuantized{type(layer).__name__}", (FakeQuantized, type(layer)), {})
 
 
 def simulate(
@@ -76,16 +109,20 @@ def simulate(
             raise unknown("layer", name, _input_ranges(model, calibration[:1], None, _minmax))
     rounded = copy.deepcopy(model)
     for name, (low, high) in seen.items():
-        _replace(rounded, name, FakeQuantized(rounded.get_submodule(name), low, high, weight_bits=weight_bits))
+        fake_quantize(rounded.get_submodule(name), low, high, weight_bits=weight_bits)
     return rounded
 
 
 def plain(model: nn.Module) -> nn.Module:
-    """Return a copy of a simulated (and perhaps trained) model with the floating-point layers back in their places."""
+    """Return a copy of a simulated (and perhaps trained) model whose layers compute in floating point again."""
     bare = copy.deepcopy(model)
-    for name, module in list(bare.named_modules()):
+    for module in list(bare.modules()):
         if isinstance(module, FakeQuantized):
-            _replace(bare, name, module.layer)
+            module.__class__ = type(module).__bases__[1]
+            del module.input_low, module.input_high, module.weight_bits
+            hooks = module._forward_pre_hooks
+            for key in [key for key, hook in hooks.items() if hook is _stay_seen]:
+                del hooks[key]
     return bare
 
 
@@ -149,22 +186,26 @@ def _thinned(values: Tensor) -> Tensor:
 def _input_ranges(
     model: nn.Module, inputs: Tensor, layers: AbstractSet[str] | None, rule: Callable[[Tensor], tuple[float, float]]
 ) -> dict[str, tuple[float, float]]:
-    """Return the input range of each dense layer that runs (of the named ones, when named)."""
+    """Return the input range of each dense layer that runs (of the named ones, when named), over all of its calls."""
     found: dict[str, tuple[float, float]] = {}
     modules = dict(model.named_modules())
 
     def answer(invocation: Invocation) -> Any:
         wanted = layers is None or invocation.layer in layers
-        if wanted and invocation.op.startswith(("linear", "conv")):
-            layer = modules[invocation.layer]
-            if isinstance(layer, WEIGHTED) and invocation.layer not in found:
-                found[invocation.layer] = rule(invocation.args[0])
+        if wanted and _is_dense(invocation.op) and isinstance(modules[invocation.layer], WEIGHTED):
+            values = invocation.args[0] if invocation.args else invocation.kwargs["input"]
+            low, high = rule(values)
+            least, most = found.get(invocation.layer, (low, high))
+            found[invocation.layer] = min(least, low), max(most, high)
         return invocation.run()
 
     watch(copy.deepcopy(model).eval(), inputs, answer)
     return found
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent, _, leaf = name.rpartition(".")
-    setattr(model.get_submodule(parent), leaf, module)
+def _is_dense(op: str) -> bool:
+    return op.startswith(("linear", "conv")) and "weight" not in op
+
+
+def _stay_seen(_module: nn.Module, _inputs: Any) -> None:
+    """Do nothing: see `fake_quantize`."""

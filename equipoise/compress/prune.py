@@ -2,19 +2,20 @@
 
 from __future__ import annotations
 
-import copy
 import math
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 
 import torch
 from torch import Tensor, nn
 
-from equipoise.compress.criteria import gather, ranking
+from equipoise.compress.criteria import compromise, gather, ranking
 from equipoise.compress.cut import sliced
 from equipoise.compress.fold import fold
 from equipoise.compress.graph import Group, groups, keeping
 from equipoise.compress.heads import heads
 from equipoise.compress.repair import repair as repaired
+from equipoise.compress.trace import copied
 from equipoise.errors import must_be, unknown
 
 
@@ -39,6 +40,7 @@ def prune(
         ratio: fraction of the channels removed from every prunable group, in [0, 1). Give this or `widths`.
         widths: channels kept, by group name (see `groups`); groups that are not named stay whole.
         criterion: which channels go: 'l2', 'l1', 'random', 'bn_scale', 'taylor', 'activation' or 'obs' (best, needs `data`).
+            A group that the last two cannot judge, since no dense layer reads it, goes by 'l2', with a warning that says so.
         data: unlabelled inputs `(N, ...)` drawn at random, 192 to 512 of them. None: weights alone decide, nothing is repaired.
         round_to: kept widths are rounded to the nearest multiple of this (8 suits AVX2; 62 channels run slower than 64).
         repair: whether to re-solve the remaining weights on `data`; the result then has its BatchNorms folded.
@@ -62,7 +64,7 @@ def prune(
         raise must_be("ratio", "a fraction of channels to remove in [0, 1)", ratio, "Pass e.g. ratio=0.5 to keep half.")
     if round_to < 1:
         raise must_be("round_to", "at least 1", round_to, "Pass 1 to round to whole channels only.")
-    source = fold(model, example) if repair and data is not None else copy.deepcopy(model).eval()
+    source = fold(model, example, data=data) if repair and data is not None else copied(model).eval()
     found = groups(source, example)
     chosen = [group for group in found if group.prunable]
     if widths is None:
@@ -70,6 +72,9 @@ def prune(
     keeps = {name: rounded(width, member(found, name).size, round_to) for name, width in checked(found, widths).items()}
     chosen = [group for group in chosen if keeps.get(group.name, group.size) < group.size]
     evidence = gather(source, chosen, criterion=criterion, data=data, loss=loss, generator=generator)
+    told = [said for group in chosen if (said := compromise(group, criterion, evidence))]
+    if told:
+        warnings.warn("; ".join(told), stacklevel=2)
     kept = {group.name: sorted(ranking(group, criterion, evidence)[: keeps[group.name]]) for group in chosen}
     keep = keeping(source, chosen, kept)
     smaller = sliced(source, {**keep, **heads(source, keep, example)})

@@ -8,7 +8,7 @@ have broken. One forward pass of the student does it all: a layer is fitted the 
 
 from __future__ import annotations
 
-import copy
+import warnings
 from collections.abc import Mapping
 from typing import Any
 
@@ -19,14 +19,16 @@ from equipoise.compress.statistics import (
     Target,
     as_matrix,
     as_weight,
+    centred,
     collect,
+    decomposed,
     gram,
     input_rows,
     is_linear_map,
+    is_own,
     output_rows,
-    weight_of,
 )
-from equipoise.compress.trace import NORMS, Invocation, watch
+from equipoise.compress.trace import NORMS, Invocation, copied, watch
 from equipoise.errors import must_be
 
 RIDGE = 1e-3
@@ -49,8 +51,9 @@ def repair(student: nn.Module, teacher: nn.Module, inputs: Tensor, *, kept: Mapp
         InputError: a layer is narrower than the teacher's and `kept` does not say which channels are left.
 
     Limits:
-        Grouped and 3-D convolutions, attention and recurrent layers are left as they are. The fit is to `inputs` alone:
-        a biased sample gives a biased model.
+        Transposed and grouped convolutions, attention and recurrent layers, layers that run more than once or with a weight
+        that is not their own, and those that read more than `statistics.WIDEST` columns are left as they are; so is, with a
+        warning, a layer for which no finite fit exists. The fit is to `inputs` alone: a biased sample gives a biased model.
     """
     return refit(student, inputs, targets=collect(teacher, inputs).targets, kept=kept)
 
@@ -59,19 +62,23 @@ def refit(
     student: nn.Module, inputs: Tensor, *, targets: Mapping[str, Target], kept: Mapping[str, Tensor] | None = None
 ) -> nn.Module:
     """Do the work of `repair` from targets that `statistics.collect` has already taken from the teacher."""
-    repaired = copy.deepcopy(student).eval()
+    repaired = copied(student).eval()
     wanted = {
         name: _narrowed(name, target, repaired, kept or {})
         for name, target in targets.items()
         if name in dict(repaired.named_modules())
     }
-    watch(repaired, inputs, _Settlement(repaired, wanted).answer)
+    settlement = _Settlement(repaired, wanted)
+    watch(repaired, inputs, settlement.answer)
+    if settlement.unsolved:
+        names = ", ".join(settlement.unsolved)
+        warnings.warn(f"{names} could not be repaired and keeps its weights: no finite least-squares fit", stacklevel=2)
     return repaired
 
 
 def recalibrate(model: nn.Module, inputs: Tensor, *, batch: int = 64) -> nn.Module:
     """Return a copy of `model` whose BatchNorm statistics are those of `inputs` `(N, ...)`; for nets that are not folded."""
-    fresh = copy.deepcopy(model).eval()
+    fresh = copied(model).eval()
     norms = [module for module in fresh.modules() if isinstance(module, NORMS) and module.running_mean is not None]
     momenta = [norm.momentum for norm in norms]
     for norm in norms:
@@ -92,6 +99,7 @@ class _Settlement:
     def __init__(self, student: nn.Module, targets: Mapping[str, Target]) -> None:
         self._layers = dict(student.named_modules())
         self._targets = dict(targets)
+        self.unsolved: list[str] = []
         self._open: dict[int, tuple[Invocation, Tensor, Tensor, int]] = {}  # output id -> call, output, rows, input version
 
     def answer(self, invocation: Invocation) -> Any:
@@ -99,11 +107,11 @@ class _Settlement:
         if is_linear_map(invocation) and invocation.layer in self._targets:
             target = self._targets[invocation.layer]
             layer: Any = self._layers[invocation.layer]
-            if weight_of(invocation) is not layer.weight:
+            if not is_own(invocation, layer):
                 return invocation.run()
             rows = input_rows(invocation, target.places)
             if not target.of_sum:
-                solve(layer, rows, self._targets.pop(invocation.layer).rows)
+                self._fit(invocation.layer, layer, rows, self._targets.pop(invocation.layer).rows)
                 return _rerun(invocation, layer)
             result = _rerun(invocation, layer)
             self._open[id(result)] = (invocation, result, rows, invocation.args[0]._version)
@@ -122,30 +130,44 @@ class _Settlement:
         target = self._targets.pop(call.layer)
         layer: Any = self._layers[call.layer]
         shortcut = output_rows(other.expand_as(output), target.places, call.op)
-        solve(layer, rows, target.rows - shortcut)
+        self._fit(call.layer, layer, rows, target.rows - shortcut)
         output.copy_(_rerun(call, layer))
+
+    def _fit(self, name: str, layer: Any, rows: Tensor, target: Tensor) -> None:
+        if not solve(layer, rows, target):
+            self.unsolved.append(name)
 
 
 @torch.no_grad()
-def solve(layer: Any, rows: Tensor, target: Tensor, *, ridge: float = RIDGE) -> None:
-    """Set `layer` (in place) to the ridge least-squares fit of `target` `(P, O)` from `rows` `(P, d)`.
+def solve(layer: Any, rows: Tensor, target: Tensor, *, ridge: float = RIDGE) -> bool:
+    """Set `layer` (in place) to the ridge least-squares fit of `target` `(P, O)` from `rows` `(P, d)`; return whether it could.
 
-    The ridge, `ridge` times the mean second moment, pulls towards the weights that the layer has: what the data does not
-    decide stays, and a layer that is already right does not move.
+    The ridge, `ridge` times the variance of each column, pulls towards the weights that the layer has: what the data does
+    not decide stays, and a layer that is already right does not move. Both sides are centred before they are multiplied, so
+    that inputs far from zero or nearly alike lose no digits. Where no finite fit exists the layer stays as it is.
     """
-    before = as_matrix(layer.weight)
-    missing = target - rows @ before.T - layer.bias
-    if float(missing.square().mean()) <= 1e-10 * float(target.square().mean()):
-        return
-    ones = torch.ones(len(rows), 1)
-    extended = torch.cat([rows, ones], 1)
-    normal = gram(extended)
-    width = rows.shape[1]
-    scale = normal.diagonal()[:width].mean().clamp_min(1e-12)
-    normal.diagonal()[:width] += ridge * scale
-    step = torch.cholesky_solve(gram(extended, missing), torch.linalg.cholesky(normal))  # (d + 1, O)
-    layer.weight.copy_(as_weight(before + step[:width].T.to(before.dtype), layer.weight))
-    layer.bias += step[width].to(layer.bias.dtype)
+    kind = torch.promote_types(layer.weight.dtype, torch.float32)
+    rows, target, before = rows.to(kind), target.to(kind), as_matrix(layer.weight).to(kind)
+    around, middle = centred(rows)
+    wanted, level = centred(target)
+    missing = wanted - around @ before.T
+    shift = level - (before.double() @ middle + layer.bias.double())
+    error = float(missing.square().mean() + shift.square().mean())
+    if error <= max(1e-10 * float(wanted.square().mean()), 1e-11 * float(target.square().mean())):
+        return True
+    found = decomposed(gram(around), ridge)
+    if found is None:
+        return False
+    factor, scale = found
+    step = torch.cholesky_solve(gram(around, missing) / scale[:, None], factor) / scale[:, None]  # (d, O)
+    after = before.double() + step.T
+    weight = as_weight(after, layer.weight).to(layer.weight.dtype)
+    bias = (level - after @ middle).to(layer.bias.dtype)
+    if not bool(weight.isfinite().all() and bias.isfinite().all()):
+        return False
+    layer.weight.copy_(weight)
+    layer.bias.copy_(bias)
+    return True
 
 
 def _rerun(invocation: Invocation, layer: Any) -> Any:

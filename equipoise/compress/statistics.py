@@ -9,7 +9,8 @@ from __future__ import annotations
 
 import math
 import zlib
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,26 +18,41 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from equipoise.compress.trace import Invocation, record, tensors, watch
+from equipoise.compress.trace import WEIGHTED, Invocation, Tape, record, tensors, watch
 
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
 _CHUNK = 4096
+WIDEST = 8192
+"""Layers that read more columns than this are left out: their second moments take half a gigabyte, squared with the width."""
+_DEAD = 1e-12  # of the largest variance: a column below does not vary
 
 
 @dataclass(frozen=True)
 class Moments:
-    """Second moment `gram` = E[x xᵀ] `(d, d)` and mean E[x] `(d,)` of a layer's unfolded input, in double precision.
+    """Covariance `(d, d)` and mean E[x] `(d,)` of a layer's unfolded input, in double precision.
 
-    For a convolution with C input channels and kernel k1 × k2, d = k1·k2·C, channels running fastest.
+    For a convolution with C input channels and kernel k1 × k2, d = k1·k2·C, channels running fastest. The covariance is what
+    is left once the bias has taken the mean. It is summed from centred rows: taken as E[x xᵀ] − E[x] E[x]ᵀ it would drown in
+    rounding where the mean is large, and could even be negative.
     """
 
-    gram: Tensor
+    covariance: Tensor
     mean: Tensor
 
     @property
-    def covariance(self) -> Tensor:
-        """Return the covariance of the unfolded input: what is left once the bias has taken the mean."""
-        return self.gram - torch.outer(self.mean, self.mean)
+    def gram(self) -> Tensor:
+        """Return the second moment E[x xᵀ] `(d, d)`."""
+        return self.covariance + torch.outer(self.mean, self.mean)
+
+    @property
+    def power(self) -> Tensor:
+        """Return E[x²] `(d,)` of every column."""
+        return self.covariance.diagonal() + self.mean.square()
+
+    @property
+    def finite(self) -> bool:
+        """Return whether there is nothing infinite or undefined in it."""
+        return bool(self.covariance.isfinite().all() and self.mean.isfinite().all())
 
 
 @dataclass(frozen=True)
@@ -69,21 +85,24 @@ def collect(model: nn.Module, inputs: Tensor, *, moments_of: frozenset[str] = fr
         moments_of: the layers whose input moments are wanted.
         targets: whether to keep what the layers answer, for `repair`.
     """
-    sums = added_layers(model, inputs[:1]) if targets else frozenset()
+    tape = record(model, inputs[:1]) if targets else None
+    sums = added_layers(tape) if tape else frozenset()
+    fixed = frozenset() if tape is None else repeated_layers(tape)
     found: dict[str, Moments] = {}
     wanted: dict[str, Target] = {}
     waiting: dict[int, tuple[str, Tensor, Tensor]] = {}
+    layers = dict(model.named_modules())
 
     def answer(invocation: Invocation) -> Any:
         result = invocation.run()
-        if is_linear_map(invocation):
+        if is_linear_map(invocation) and is_own(invocation, layers.get(invocation.layer)):
             layer, width = invocation.layer, math.prod(weight_of(invocation).shape[1:])
             places = sample(layer, result, invocation.op, width)
             if layer in moments_of and layer not in found:
                 found[layer] = _moments(input_rows(invocation, places))
             if layer in sums:
                 waiting[id(result)] = (layer, result, places)
-            elif targets and layer not in wanted:
+            elif targets and layer not in fixed:
                 wanted[layer] = Target(output_rows(result, places, invocation.op), places, False)
         elif invocation.op == "add":
             for operand in tensors(invocation.args):
@@ -98,9 +117,8 @@ def collect(model: nn.Module, inputs: Tensor, *, moments_of: frozenset[str] = fr
     return Statistics(found, wanted)
 
 
-def added_layers(model: nn.Module, example: Tensor) -> frozenset[str]:
+def added_layers(tape: Tape) -> frozenset[str]:
     """Return the layers whose output goes into one addition of equal shape and nowhere else."""
-    tape = record(model, example)
     found = set()
     for call in tape.calls:
         if not call.op.startswith(("conv", "linear")) or tape.call_of(call.layer) is not call:
@@ -113,15 +131,24 @@ def added_layers(model: nn.Module, example: Tensor) -> frozenset[str]:
     return frozenset(found)
 
 
+def repeated_layers(tape: Tape) -> frozenset[str]:
+    """Return the layers that multiply more than once in a run: fitted to their first inputs they would miss on the others."""
+    calls = Counter(call.layer for call in tape.calls if call.op.startswith(("conv", "linear")))
+    return frozenset(layer for layer, count in calls.items() if count > 1)
+
+
 def is_linear_map(invocation: Invocation) -> bool:
-    """Return whether the call is a dense 1-D or 2-D convolution or a linear layer with explicit padding."""
-    if invocation.op == "linear":
-        return True
-    if invocation.op not in ("conv1d", "conv2d"):
+    """Return whether the call is a linear layer or a dense 1-D to 3-D convolution of a batch, at most `WIDEST` wide."""
+    if invocation.op not in ("linear", "conv1d", "conv2d", "conv3d"):
         return False
     given = _arguments(invocation)
-    batched = given["input"].dim() == given["weight"].dim()
-    return batched and given.get("groups", 1) == 1 and not isinstance(given.get("padding", 0), str)
+    dense = invocation.op == "linear" or (given["input"].dim() == given["weight"].dim() and given.get("groups", 1) == 1)
+    return bool(dense and math.prod(given["weight"].shape[1:]) <= WIDEST)
+
+
+def is_own(invocation: Invocation, layer: Any) -> bool:
+    """Return whether the call multiplies by the weight that `layer` itself holds, not by one that code made or borrowed."""
+    return isinstance(layer, WEIGHTED) and weight_of(invocation) is layer.weight
 
 
 def weight_of(invocation: Invocation) -> Tensor:
@@ -165,19 +192,19 @@ def input_rows(invocation: Invocation, places: Tensor) -> Tensor:
     x, weight = given["input"], given["weight"]
     if invocation.op == "linear":
         return x.reshape(-1, x.shape[-1])[places]  # type: ignore[no-any-return]
-    stride, padding, dilation = (
-        _pair(given.get(name, default)) for name, default in (("stride", 1), ("padding", 0), ("dilation", 1))
-    )
-    kernel = weight.shape[2:]
-    if invocation.op == "conv1d":
-        x, kernel = x[:, :, None], (1, *kernel)
-        stride, padding, dilation = (1, stride[-1]), (0, padding[-1]), (1, dilation[-1])
-    x = functional.pad(x, (padding[1], padding[1], padding[0], padding[0])).permute(0, 2, 3, 1).contiguous()  # (N, H, W, C)
-    high, wide = ((x.shape[1 + a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1 for a in (0, 1))
-    image, row, column = places // (high * wide), places // wide % high, places % wide
-    rows = (row * stride[0])[:, None, None] + (torch.arange(kernel[0]) * dilation[0])[None, :, None]
-    across = (column * stride[1])[:, None, None] + (torch.arange(kernel[1]) * dilation[1])[None, None, :]
-    return x[image[:, None, None], rows, across].flatten(1)  # (P, k1, k2, C) -> (P, d)
+    kernel = tuple(weight.shape[2:])
+    stride, dilation = (_each(given.get(name, 1), len(kernel)) for name in ("stride", "dilation"))
+    x = functional.pad(x, _padding(given.get("padding", 0), kernel, dilation)).movedim(1, -1).contiguous()  # (N, ..., C)
+    sizes = [(x.shape[1 + a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1 for a in range(len(kernel))]
+    index, rest = [], places
+    for axis in reversed(range(len(kernel))):
+        starts, rest = rest % sizes[axis] * stride[axis], rest // sizes[axis]
+        steps = torch.arange(kernel[axis]) * dilation[axis]
+        along = [1] * (1 + len(kernel))
+        along[1 + axis] = -1
+        index.append(starts.view(-1, *[1] * len(kernel)) + steps.view(along))
+    image = rest.view(-1, *[1] * len(kernel))
+    return x[(image, *reversed(index))].flatten(1)  # (P, k..., C) -> (P, d)
 
 
 def output_rows(output: Tensor, places: Tensor, op: str) -> Tensor:
@@ -189,7 +216,10 @@ def output_rows(output: Tensor, places: Tensor, op: str) -> Tensor:
 
 
 def gram(rows: Tensor, other: Tensor | None = None) -> Tensor:
-    """Return rowsᵀ·other (other = rows when None), summed in double precision over chunks multiplied in single."""
+    """Return rowsᵀ·other (other = rows when None), summed in double precision over chunks multiplied in their own.
+
+    Centre the rows first: what is small beside their mean would be rounded away.
+    """
     right = rows if other is None else other
     total = torch.zeros(rows.shape[1], right.shape[1], dtype=torch.float64)
     for start in range(0, len(rows), _CHUNK):
@@ -197,13 +227,55 @@ def gram(rows: Tensor, other: Tensor | None = None) -> Tensor:
     return total
 
 
+def centred(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the rows `(P, d)` without their mean, at least in single precision, and the mean `(d,)` in double."""
+    mean = torch.stack([part.double().sum(0) for part in torch.split(rows, _CHUNK)]).sum(0) / len(rows)
+    kind = torch.promote_types(rows.dtype, torch.float32)
+    return torch.cat([(part.double() - mean).to(kind) for part in torch.split(rows, _CHUNK)]), mean
+
+
+def decomposed(matrix: Tensor, damping: float) -> tuple[Tensor, Tensor] | None:
+    """Return the Cholesky factor of a damped second moment and the scale `(d,)` of each column; None when there is none.
+
+    The factor is of matrix / (scale scaleᵀ) + damping · 1. Dividing by the diagonal first makes the damping relative to
+    each column, so that neither a column of years beside one of fractions nor a constant one decides how far the others may
+    move. Columns that repeat one another leave rounding in place of a pivot: damping grows tenfold until the factor exists.
+    """
+    diagonal = matrix.diagonal().double()
+    if not bool(matrix.isfinite().all()):
+        return None
+    floor = float(diagonal.max().clamp_min(0.0)) * _DEAD
+    scale = diagonal.clamp_min(max(floor, torch.finfo(torch.float64).tiny)).sqrt()
+    even = matrix.double() / scale / scale[:, None]
+    identity = torch.eye(len(matrix), dtype=torch.float64)
+    while damping <= 1.0:
+        factor, failed = torch.linalg.cholesky_ex(even + damping * identity)
+        if not int(failed) and bool(factor.isfinite().all()):
+            return factor, scale
+        damping *= 10
+    return None
+
+
 def _moments(rows: Tensor) -> Moments:
-    return Moments(gram(rows) / len(rows), rows.double().mean(0))
+    around, mean = centred(rows)
+    return Moments(gram(around) / len(rows), mean)
 
 
 def _arguments(invocation: Invocation) -> dict[str, Any]:
     return dict(zip(_ARGUMENTS, invocation.args, strict=False)) | dict(invocation.kwargs)
 
 
-def _pair(value: Any) -> tuple[int, int]:
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[-1]))
+def _each(value: Any, count: int) -> tuple[int, ...]:
+    """Return a stride or dilation for every axis."""
+    numbers = (value,) if isinstance(value, int) else tuple(int(part) for part in value)
+    return numbers * count if len(numbers) == 1 else numbers
+
+
+def _padding(value: Any, kernel: Sequence[int], dilation: Sequence[int]) -> list[int]:
+    """Return what `functional.pad` takes: before and after, last axis first; 'same' pads the odd one at the end."""
+    if value == "same":
+        totals = [step * (size - 1) for step, size in zip(dilation, kernel, strict=True)]
+        sides = [(total // 2, total - total // 2) for total in totals]
+    else:
+        sides = [(side, side) for side in _each(0 if value == "valid" else value, len(kernel))]
+    return [side for pair in reversed(sides) for side in pair]

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -65,12 +65,16 @@ class Call:
 
 @dataclass(frozen=True)
 class Tape:
-    """All calls of one run in order, the tensors each module took and gave, and the shapes of all of them."""
+    """All calls of one run in order, the tensors each module took and gave, and the shapes of all of them.
+
+    `held` names the value numbers of the parameters and buffers, as they were before the run.
+    """
 
     calls: tuple[Call, ...]
     runs: Mapping[str, tuple[tuple[tuple[int, ...], tuple[int, ...]], ...]]
     shapes: Mapping[int, tuple[int, ...]]
     outputs: tuple[int, ...]
+    held: Mapping[int, str] = field(default_factory=dict)
 
     def consumers(self, value: int) -> tuple[Call, ...]:
         """Return the calls that read `value`."""
@@ -112,8 +116,10 @@ def watch(model: nn.Module, inputs: Tensor, answer: Callable[[Invocation], Any])
 
 def record(model: nn.Module, example: Tensor) -> Tape:
     """Run a copy of `model` on `example` in eval mode and return the tape of what was computed."""
-    subject = copy.deepcopy(model).eval()
+    subject = copied(model).eval()
     numbers = _Numbers()
+    named = (*subject.named_parameters(), *subject.named_buffers())
+    held = {numbers.of(tensor): name for name, tensor in named}
     calls: list[Call] = []
     runs: dict[str, list[tuple[tuple[int, ...], tuple[int, ...]]]] = {}
 
@@ -141,7 +147,14 @@ def record(model: nn.Module, example: Tensor) -> Tape:
     for handle in handles:
         handle.remove()
     ends = tuple(numbers.of(tensor) for tensor in tensors(outputs))
-    return Tape(tuple(calls), {name: tuple(found) for name, found in runs.items()}, numbers.shapes, ends)
+    return Tape(tuple(calls), {name: tuple(found) for name, found in runs.items()}, numbers.shapes, ends, held)
+
+
+def copied(model: nn.Module) -> nn.Module:
+    """Return a deep copy; weights that a hook has computed, which Python's own copy refuses, are copied as numbers."""
+    parts = [value for part in model.modules() for value in vars(part).values() if isinstance(value, Tensor)]
+    done: dict[int, Any] = {id(value): value.detach().clone() for value in parts if not value.is_leaf}
+    return copy.deepcopy(model, done)
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

@@ -11,7 +11,7 @@ import hashlib
 import importlib
 import os
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 from urllib.parse import parse_qsl
@@ -124,11 +124,13 @@ class Program:
         runtime: The name of the runtime that made it and can load it.
         precision: One of `PRECISIONS`.
         files: File name (no folders) -> content.
+        left: Why a layer was left in floating point although int8 was asked for, by name; no part of what ships.
     """
 
     runtime: str
     precision: str
     files: Mapping[str, bytes]
+    left: Mapping[str, str] = field(default_factory=dict, compare=False)
 
     def __post_init__(self) -> None:
         if self.precision not in PRECISIONS:

@@ -133,7 +133,7 @@ class Exporter:
                     opset_version=OPSET,
                     verbose=False,
                 )
-        except torch.onnx.OnnxExporterError as error:
+        except Exception as error:
             reason = _reason(error)
             fixed = "specialized" in reason or "Constraints violated" in reason
             what = "able to take any batch size" if fixed else "one that ONNX can express"
@@ -141,7 +141,10 @@ class Exporter:
         return _clean(cast(Any, program).model_proto, _floats(model))
 
 
-_ADVICE = "Check that forward treats every sample alike and has no branches on values."
+_ADVICE = (
+    "Check that forward treats every sample alike, has no branches on values and reads the batch size from x.shape[0] "
+    "(len(x) is fixed by the export)."
+)
 
 
 def layer_nodes(content: bytes) -> dict[str, tuple[str, ...]]:
@@ -165,6 +168,22 @@ def layer_nodes(content: bytes) -> dict[str, tuple[str, ...]]:
     return layers
 
 
+def scoped_nodes(content: bytes) -> dict[str, tuple[str, ...]]:
+    """Return module name -> names of the products in its own code whose weights are computed (standardised, attention).
+
+    Args:
+        content: An ONNX file of `Exporter.onnx`.
+    """
+    graph = load_from_string(content).graph
+    named = {name for nodes in layer_nodes(content).values() for name in nodes}
+    found: dict[str, tuple[str, ...]] = {}
+    for node in graph.node:
+        scope = node.name.rpartition("/")[0]
+        if node.op_type in WEIGHT_INPUT and node.name not in named and scope:
+            found[scope] = (*found.get(scope, ()), node.name)
+    return found
+
+
 def _batches(example: Tensor) -> tuple[Tensor, Tensor]:
     """The first sample alone, and a batch of two."""
     if example.ndim == 0 or len(example) == 0:
@@ -178,7 +197,7 @@ def _reference(model: nn.Module, batch: Tensor) -> np.ndarray[Any, Any]:
     try:
         with torch.inference_mode():
             output = model.eval()(batch)
-    except (RuntimeError, ValueError, IndexError) as error:
+    except Exception as error:
         raise InputError(f"model must accept a batch of {len(batch)}; it says: {_reason(error)} {_ADVICE}") from error
     finally:
         for module, mode in modes:
@@ -187,6 +206,8 @@ def _reference(model: nn.Module, batch: Tensor) -> np.ndarray[Any, Any]:
         raise must_be("model output", "one tensor", type(output).__name__, "Wrap the model to return only what is scored.")
     if output.ndim == 0 or len(output) != len(batch):
         raise must_be("model output", "a batch as long as its input", tuple(output.shape), "Keep one row for each sample.")
+    if output.dtype == torch.bfloat16:
+        raise must_be("model output", "of a type that runtimes know", "bfloat16", "Convert the model with model.float().")
     result = output.numpy()
     if not np.isfinite(result).all():
         raise must_be("model output", "finite on the example", "NaN or infinity", "Check the weights and the input scale.")
@@ -223,7 +244,8 @@ def _fill(template: _Template, weights: Weights) -> ModelProto | None:
 def _agrees(graph: ModelProto, batches: tuple[Tensor, ...], wanted: tuple[np.ndarray[Any, Any], ...]) -> bool:
     """Whether ONNX Runtime computes `wanted` from `batches`."""
     import onnxruntime
-    from onnxruntime.capi.onnxruntime_pybind11_state import Fail, InvalidArgument, InvalidGraph, RuntimeException
+
+    from equipoise.runtimes.onnxruntime import failures
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1
@@ -235,8 +257,8 @@ def _agrees(graph: ModelProto, batches: tuple[Tensor, ...], wanted: tuple[np.nda
             (got,) = session.run(None, {"input": batch.numpy()})
             if got.shape != expected.shape or not np.allclose(got, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max()):
                 return False
-    except (Fail, InvalidArgument, InvalidGraph, RuntimeException):
-        return False  # a shape of the template is baked in: it does not fit these widths
+    except failures():
+        return False  # a shape of the template is baked in, or an operator has no kernel for the type
     return True
 
 

@@ -14,16 +14,19 @@ The scheme, and why (ResNet-20 on CIFAR-10, batch 1, one thread of an AMD EPYC w
 
 from __future__ import annotations
 
+import functools
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.errors import InputError, must_be
 from equipoise.runtimes.base import Program, Session, Source, check_program, check_quantizable
 from equipoise.runtimes.cpu import has_exact_int8
+from equipoise.runtimes.fallback import culprits, told
 
 FILE = "model.onnx"
 """The one file of a program."""
@@ -55,27 +58,27 @@ class OnnxRuntime:
     def compile(
         self, source: Source, *, calibration: NDArray[Any] | None = None, float_layers: frozenset[str] | None = None
     ) -> Program:
-        """Return the exported file, quantized when `float_layers` is a set."""
+        """Return the exported file, quantized when `float_layers` is a set; what cannot be quantized is named in `left`."""
         content = source.onnx()
         if float_layers is None:
             return Program(self.name, "fp32", {FILE: content})
-        from equipoise.runtimes.export import layer_nodes
+        from equipoise.runtimes.export import layer_nodes, scoped_nodes
 
         layers = layer_nodes(content)
-        data = check_quantizable(calibration, float_layers, frozenset(layers))
-        excluded = [node for layer in sorted(float_layers) for node in layers[layer]]
-        return Program(self.name, "mixed" if float_layers else "int8", {FILE: _quantize(content, data, excluded)})
+        known = {**scoped_nodes(content), **layers}
+        data = check_quantizable(calibration, float_layers, frozenset(known))
+        excluded = {node for layer in float_layers for node in known[layer]}
+        precision = "mixed" if float_layers else "int8"
+        if excluded >= {node for nodes in layers.values() for node in nodes}:
+            return Program(self.name, precision, {FILE: content})  # nothing with weights is left to quantize
+        quantized, left = _quantized(content, data, excluded)
+        owners = {node: layer for layer, nodes in known.items() for node in nodes}
+        reasons = {owners.get(node, node): why for node, why in left.items()}
+        return Program(self.name, precision, {FILE: quantized}, reasons)
 
     def load(self, program: Program, *, threads: int = 1, batch: int | None = None) -> Session:
         """Return a session with all graph optimizations; nothing but the program's own bytes is read."""
         import onnxruntime
-        from onnxruntime.capi.onnxruntime_pybind11_state import (
-            Fail,
-            InvalidArgument,
-            InvalidGraph,
-            InvalidProtobuf,
-            NotImplemented,
-        )
 
         check_program(program, self.name)
         content = program.file(FILE)
@@ -88,27 +91,80 @@ class OnnxRuntime:
             options.add_free_dimension_override_by_name("batch", batch)
         try:
             return _Session(onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"]))
-        except (Fail, InvalidArgument, InvalidGraph, InvalidProtobuf, NotImplemented) as error:
+        except failures() as error:
             raise _damaged(str(error)) from error
+
+
+@functools.cache
+def failures() -> tuple[type[Exception], ...]:
+    """Return every kind of exception by which ONNX Runtime says that a file cannot be loaded or run."""
+    from onnxruntime.capi import onnxruntime_pybind11_state as state
+
+    own = {kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)}
+    return (*own, RuntimeError, ValueError, TypeError, LookupError, AttributeError, MemoryError, OSError)
 
 
 class _Session:
     """One input, one output."""
 
     def __init__(self, session: Any) -> None:
+        taken, given = session.get_inputs(), session.get_outputs()
+        if len(taken) != 1 or not given:
+            raise ValueError(f"it takes {len(taken)} inputs and gives {len(given)} outputs, not one of each")
         self._session = session
-        self._input = session.get_inputs()[0].name
-        self._outputs = [session.get_outputs()[0].name]
+        self._input = taken[0].name
+        self._outputs = [given[0].name]
 
     def run(self, inputs: NDArray[Any]) -> NDArray[Any]:
-        from onnxruntime.capi.onnxruntime_pybind11_state import InvalidArgument
-
         try:
-            result: NDArray[Any] = self._session.run(self._outputs, {self._input: inputs})[0]
-        except InvalidArgument as error:
+            result: Any = self._session.run(self._outputs, {self._input: inputs})[0]
+        except failures() as error:
             reason = str(error).split(" : ")[-1].strip()
             raise InputError(f"inputs must be of the shape and type the program was made for: {reason}") from error
+        if not isinstance(result, np.ndarray):
+            raise must_be("program output", "one array", type(result).__name__, "Compile the program again.")
         return result
+
+
+def _quantized(content: bytes, calibration: NDArray[Any], excluded: set[str]) -> tuple[bytes, dict[str, str]]:
+    """Return the quantized file, and for each node that had to be left in floating point the reason."""
+    reasons: dict[str, str] = {}
+
+    def attempt(data: NDArray[Any], without: set[str]) -> bytes | None:
+        try:
+            made = _quantize(content, data, sorted(without))
+            answer = OnnxRuntime().load(Program(OnnxRuntime.name, "int8", {FILE: made})).run(data[:2])
+            if not np.isfinite(answer).all():
+                raise ValueError("its outputs are not finite")
+        except Exception as error:  # noqa: BLE001 - the quantizer fails in any way it likes; the layer is then left float
+            reasons[""] = f"ONNX Runtime's int8 fails on it: {told(error)}"
+            return None
+        return made
+
+    made = attempt(calibration, excluded)
+    if made is not None:
+        return made, {}
+    nodes = [name for name in _quantizable(content) if name not in excluded]
+    few, left = calibration[:2], {}
+
+    def fails(names: Sequence[str]) -> bool:
+        failed = attempt(few, excluded | (set(nodes) - set(names))) is None
+        if failed and len(names) == 1:
+            left[names[0]] = reasons[""]
+        return failed
+
+    bad = culprits(nodes, fails)
+    made = attempt(calibration, excluded | set(bad))
+    why = reasons[""]
+    return (content, dict.fromkeys(nodes, why)) if made is None else (made, {name: left.get(name, why) for name in bad})
+
+
+def _quantizable(content: bytes) -> list[str]:
+    """Return the names of the nodes that the quantizer would look at, those with weights first."""
+    import onnx
+
+    nodes = [node for node in onnx.load_from_string(content).graph.node if node.op_type in QUANTIZED_OPS]
+    return [node.name for node in sorted(nodes, key=lambda node: node.op_type not in WEIGHTED_OPS)]
 
 
 def _quantize(content: bytes, calibration: NDArray[Any], excluded: list[str]) -> bytes:

@@ -14,7 +14,7 @@ import os
 import re
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from numpy.typing import NDArray
 from equipoise.errors import InputError, missing_extra
 from equipoise.runtimes.base import Program, Session, Source, check_program, check_quantizable
 from equipoise.runtimes.cpu import has_exact_int8
+from equipoise.runtimes.fallback import culprits, told
 
 SMALL_BYTES = 4096
 """Constants up to this size are merged where they are equal."""
@@ -53,15 +54,20 @@ class OpenVino:
     ) -> Program:
         """Return OpenVINO's own graph and weights, quantized when `float_layers` is a set."""
         content = source.onnx()
-        model = _read(content)
         if float_layers is None:
-            return Program(self.name, "fp32", _save(model))
-        from equipoise.runtimes.export import layer_nodes
+            return Program(self.name, "fp32", _save(_read(content)))
+        from equipoise.runtimes.export import layer_nodes, scoped_nodes
 
         layers = layer_nodes(content)
-        data = check_quantizable(calibration, float_layers, frozenset(layers))
-        excluded = {node for layer in float_layers for node in layers[layer]}
-        return Program(self.name, "mixed" if float_layers else "int8", _save(_quantize(model, data, excluded)))
+        known = {**scoped_nodes(content), **layers}
+        data = check_quantizable(calibration, float_layers, frozenset(known))
+        excluded = {node for layer in float_layers for node in known[layer]}
+        precision = "mixed" if float_layers else "int8"
+        if excluded >= {node for nodes in layers.values() for node in nodes}:
+            return Program(self.name, precision, _save(_read(content)))  # nothing with weights is left to quantize
+        files, left = _quantized(content, data, excluded)
+        owners = {node: layer for layer, nodes in known.items() for node in nodes}
+        return Program(self.name, precision, files, {owners.get(node, node): why for node, why in left.items()})
 
     def load(self, program: Program, *, threads: int = 1, batch: int | None = None) -> Session:
         """Return a session for one stream, tuned for latency, computing in float where the program is float.
@@ -85,7 +91,7 @@ class OpenVino:
                 model.reshape({0: [batch, *list(model.input(0).partial_shape)[1:]]})
             request = core.compile_model(model, "CPU", config).create_infer_request()
             return _FreeSession(request) if model.is_dynamic() else _FixedSession(request)
-        except RuntimeError as error:
+        except Exception as error:
             raise _damaged(str(error)) from error
 
 
@@ -98,8 +104,8 @@ class _FreeSession:
     def run(self, inputs: NDArray[Any]) -> NDArray[Any]:
         try:
             result: NDArray[Any] = self._request.infer([inputs], share_inputs=True)[0]
-        except RuntimeError as error:
-            raise _unfit(str(error).strip().splitlines()[-1]) from error
+        except Exception as error:
+            raise _unfit((str(error).strip().splitlines() or [type(error).__name__])[-1]) from error
         return result
 
 
@@ -115,7 +121,10 @@ class _FixedSession:
         if inputs.shape != self._input.shape or inputs.dtype != self._input.dtype:
             raise _unfit(f"it takes {self._input.dtype} {self._input.shape}, not {inputs.dtype} {inputs.shape}")
         self._input[...] = inputs
-        self._request.infer()
+        try:
+            self._request.infer()
+        except Exception as error:
+            raise _unfit((str(error).strip().splitlines() or [type(error).__name__])[-1]) from error
         return self._output.copy()
 
 
@@ -181,6 +190,36 @@ def _compacted(graph: bytes, weights: bytes) -> bytes:
     return content.replace(b" />", b"/>")
 
 
+def _quantized(content: bytes, calibration: NDArray[Any], excluded: set[str]) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Return the quantized files, and for each ONNX node that had to be left in floating point the reason."""
+    from equipoise.runtimes.export import layer_nodes
+
+    _operators(_read(content), excluded, strict=True)
+    reasons: dict[str, str] = {}
+
+    def attempt(data: NDArray[Any], without: set[str]) -> dict[str, bytes] | None:
+        try:
+            files = _save(_quantize(_read(content), data, without))
+            OpenVino().load(Program(OpenVino.name, "int8", files)).run(data[:2])
+        except Exception as error:  # noqa: BLE001 - the quantizer fails in any way it likes; the layer is then left float
+            reasons[""] = f"NNCF's int8 fails on it: {told(error)}"
+            return None
+        return files
+
+    files = attempt(calibration, excluded)
+    if files is not None:
+        return files, {}
+    nodes = [node for nodes in layer_nodes(content).values() for node in nodes if node not in excluded]
+
+    def fails(names: Sequence[str]) -> bool:
+        return attempt(calibration[:2], excluded | (set(nodes) - set(names))) is None
+
+    bad = culprits(nodes, fails)
+    why = reasons[""]
+    files = attempt(calibration, excluded | set(bad))
+    return (_save(_read(content)), dict.fromkeys(nodes, why)) if files is None else (files, dict.fromkeys(bad, why))
+
+
 def _quantize(model: Any, calibration: NDArray[Any], excluded: set[str]) -> Any:
     """Run NNCF without its progress bars, log lines and telemetry."""
     with _quiet():
@@ -201,12 +240,12 @@ def _quantize(model: Any, calibration: NDArray[Any], excluded: set[str]) -> Any:
         )
 
 
-def _operators(model: Any, nodes: set[str]) -> list[str]:
+def _operators(model: Any, nodes: set[str], *, strict: bool = False) -> list[str]:
     """Names of the weighted operators made from ONNX `nodes` (a bias splits off and changes the name)."""
     names = [operator.get_friendly_name() for operator in model.get_ops() if operator.get_type_name() in WEIGHTED]
     found = {name: [o for o in names if o in (name, f"{name}/WithoutBiases")] for name in sorted(nodes)}
     lost = [name for name, operators in found.items() if not operators]
-    if lost:
+    if lost and strict:
         raise InputError(f"float_layers must be layers that OpenVINO keeps apart; it merged {lost[0]!r}. Quantize it too.")
     return [operator for operators in found.values() for operator in operators]
 

@@ -49,7 +49,7 @@ class TorchEager:
         try:
             with quiet(), torch.no_grad():
                 program = torch.export.export(source.model, (example[:2],), dynamic_shapes=shapes)
-        except (torch._dynamo.exc.UserError, RuntimeError, ValueError) as error:
+        except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"model must be one that torch.export takes with any batch size: {reason}.") from error
         for node in program.graph.nodes:
@@ -77,7 +77,7 @@ class TorchEager:
             buffer.seek(0)
             with quiet():
                 module = torch.export.load(buffer).module(check_guards=False)  # the guards cost a fifth of a small model
-        except (zipfile.BadZipFile, RuntimeError, ValueError, KeyError) as error:
+        except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{FILE} must be a file that torch.export can load: {reason}. Compile it again.") from error
         return _Session(module, threads, batch)
@@ -101,6 +101,9 @@ class _Session:
         try:
             with torch.inference_mode():
                 result: NDArray[Any] = self._module(torch.from_numpy(inputs)).numpy()
+        except Exception as error:
+            reason = " ".join(str(error).split())[:200]
+            raise InputError(f"inputs must be of the shape and type the program was made for: {reason}") from error
         finally:
             torch.set_num_threads(before)
         return result

@@ -9,12 +9,13 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Callable, Iterable, Sequence
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
+from torch.utils._pytree import tree_leaves
 
 from equipoise.errors import must_be
 
@@ -25,12 +26,27 @@ _NORMS: dict[type[nn.Module], Callable[[int], _BatchNorm]] = {
 }
 
 
+SAME = 1e-4
+"""Largest difference by rounding between a model and its unfolded form, as a fraction of the largest output."""
+
+
 class Normed(nn.Module):
-    """A convolution without bias and the BatchNorm after it, in the place of one with bias."""
+    """A convolution without bias and the BatchNorm after it, in the place of one with bias.
+
+    Attributes that it does not have are the convolution's, for code that reads `conv.weight.dtype` or `conv.out_channels`.
+    """
 
     def __init__(self, conv: _ConvNd, norm: _BatchNorm) -> None:
         super().__init__()
         self.conv, self.norm = conv, norm
+
+    def __getattr__(self, name: str) -> Any:
+        try:
+            return super().__getattr__(name)
+        except AttributeError:
+            if name in ("conv", "norm"):
+                raise
+            return getattr(super().__getattr__("conv"), name)
 
     def forward(self, x: Tensor) -> Tensor:
         """Convolve, then normalise."""
@@ -49,21 +65,62 @@ def unfold(model: nn.Module, inputs: Iterable[Tensor], *, names: Sequence[str] |
         model: With folded BatchNorm; left as it is.
         inputs: Batches of inputs for the statistics; a few hundred samples do.
         names: Convolutions to take; None takes those with a bias, which is what folding leaves.
+    Returns:
+        The model; what was not taken has its old type. A convolution stays as it is where its weight is held elsewhere too,
+        and where the answers to the first batch would differ (code that reads its weight, or hooks that change its output).
     Raises:
         InputError: No inputs, or a name that is not a convolution.
     """
-    made = copy.deepcopy(model).eval()
-    places = dict(made.named_modules())
+    original = copy.deepcopy(model).eval()
+    places = dict(original.named_modules())
     if names is None:
         names = [n for n, m in places.items() if type(m) in _NORMS and getattr(m, "bias", None) is not None]
     for name in names:
         if type(places.get(name)) not in _NORMS:
             raise must_be("names", "convolutions of the model", name, "See model.named_modules().")
-    moments = _moments(made, names, inputs)
-    for name in names:
-        conv = cast(_ConvNd, places[name])
-        made.set_submodule(name, _normed(conv, *moments[name]))
-    return made
+    batches = list(inputs)
+    moments = _moments(original, names, batches)
+    alone = [name for name in names if not _shared(original, places[name])]
+
+    def build(chosen: Sequence[str]) -> nn.Module:
+        made = copy.deepcopy(original)
+        for name in chosen:
+            made.set_submodule(name, _normed(cast(_ConvNd, made.get_submodule(name)), *moments[name]))
+        return made
+
+    return build(_faithful(alone, build, original, batches[0]) if alone else [])
+
+
+def _faithful(
+    names: Sequence[str], build: Callable[[Sequence[str]], nn.Module], original: nn.Module, batch: Tensor
+) -> Sequence[str]:
+    """Return the names that can be taken together without changing an answer, found by halving."""
+    if not names or _agree(build(names), original, batch):
+        return names
+    if len(names) == 1:
+        return []
+    half = len(names) // 2
+    good = [n for part in (names[:half], names[half:]) for n in _faithful(part, build, original, batch)]
+    return good if _agree(build(good), original, batch) else []
+
+
+def _agree(model: nn.Module, original: nn.Module, batch: Tensor) -> bool:
+    """Whether both answer alike, chance (if the model has any) starting from one seed."""
+    found = []
+    for each in (model, original):
+        with torch.no_grad(), torch.random.fork_rng(devices=[]):
+            torch.manual_seed(0)
+            found.append([leaf for leaf in tree_leaves(each(batch)) if isinstance(leaf, Tensor)])
+    return all(
+        float((new.double() - old.double()).abs().max()) <= SAME * float(old.double().abs().max()) + 1e-12
+        for new, old in zip(*found, strict=True)
+    )
+
+
+def _shared(model: nn.Module, conv: nn.Module) -> bool:
+    """Whether the convolution, or one of its parameters, is held in more than one place."""
+    held = [id(p) for _, p in model.named_parameters(remove_duplicate=False)]
+    return any(held.count(id(p)) > 1 for p in conv.parameters())
 
 
 def refold(model: nn.Module) -> nn.Module:
@@ -110,7 +167,7 @@ def _normed(conv: _ConvNd, mean: Tensor, variance: Tensor) -> Normed:
     bare = copy.deepcopy(conv)
     bias = torch.zeros(len(mean)) if bare.bias is None else bare.bias.detach()
     bare.bias = None
-    norm = _NORMS[type(conv)](len(mean)).eval()
+    norm = _NORMS[type(conv)](len(mean)).eval().to(bare.weight.dtype)
     with torch.no_grad():
         k = math.sqrt(2 / bare.weight[0].numel()) / bare.weight.square().mean().sqrt().clamp_min(1e-12)
         bare.weight.mul_(k)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 
+import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -167,7 +169,7 @@ def settled(model: nn.Module, inputs: Tensor, *, seed: int = 0) -> nn.Module:
     model.train()
     with torch.no_grad():
         for module in model.modules():
-            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)):
+            if isinstance(module, (nn.BatchNorm1d, nn.BatchNorm2d)) and module.affine:
                 module.weight.uniform_(0.5, 1.5, generator=generator)
                 module.bias.uniform_(-0.5, 0.5, generator=generator)
         for _ in range(3):
@@ -202,3 +204,21 @@ def made(name: str, *, seed: int = 0) -> tuple[nn.Module, Tensor]:
         torch.manual_seed(seed)
         inputs = torch.randn(64, *shape)
         return settled(builder(), inputs, seed=seed), inputs  # type: ignore[operator]
+
+
+_LIBRARIES: list[torch.library.Library] = []
+
+
+def from_timm(name: str, **options: object) -> nn.Module:
+    """Build a model of timm from its configuration, untrained.
+
+    timm imports torchvision, which needs its compiled operators even where none is called; where they do not fit this torch
+    their names are enough.
+    """
+    if not _LIBRARIES:
+        for operator in ("nms(Tensor a, Tensor b, float c) -> Tensor", "qnms(Tensor a, Tensor b, float c) -> Tensor"):
+            _LIBRARIES.append(torch.library.Library("torchvision", "FRAGMENT"))
+            with contextlib.suppress(RuntimeError):  # it is there
+                _LIBRARIES[-1].define(operator)
+    timm = pytest.importorskip("timm")
+    return timm.create_model(name, **options)

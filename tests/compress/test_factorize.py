@@ -69,3 +69,23 @@ def test_bad_ranks_are_told(ranks: dict[str, int], message: str) -> None:
     model, inputs = made("cnn")
     with pytest.raises(InputError, match=message):
         factorize(model, inputs[:2], ranks=ranks)
+
+
+def test_what_code_reads_off_a_layer_is_still_there() -> None:
+    class Peeks(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.conv, self.line = nn.Conv2d(3, 6, 3, padding=1), nn.Linear(6, 5)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            x = torch.relu(self.conv(x.to(self.conv.weight.dtype))).view(-1, self.conv.out_channels, 64).mean(2)
+            return (
+                torch.nn.functional.linear(x, self.line.weight, self.line.bias) + 0 * self.line(x)[:, : self.line.out_features]
+            )
+
+    inputs = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    model = Peeks().eval()
+    thin = factorize(model, inputs[:2], ranks={"conv": 9, "line": 5}, data=inputs)  # the full ranks
+    with torch.no_grad():
+        torch.testing.assert_close(thin(inputs), model(inputs), atol=1e-4, rtol=1e-4)
+        torch.testing.assert_close(thin.conv.weight, model.conv.weight, atol=1e-4, rtol=1e-4)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import copy
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from nets import EASY, fingerprint, made
 from torch import nn
 
-from equipoise.compress.fakequant import RANGES, FakeQuantized, plain, round_input, round_weight, simulate
+from equipoise.compress.fakequant import RANGES, FakeQuantized, fake_quantize, plain, round_input, round_weight, simulate
 from equipoise.compress.fold import fold
 from equipoise.errors import InputError
 
@@ -40,7 +43,8 @@ def test_a_linear_layer_computes_what_whole_numbers_compute() -> None:
     generator = torch.Generator().manual_seed(0)
     layer = nn.Linear(16, 5)
     x = torch.rand(20, 16, generator=generator)
-    rounded = FakeQuantized(layer, 0.0, 1.0, weight_bits=8)
+    rounded = copy.deepcopy(layer)
+    fake_quantize(rounded, 0.0, 1.0, weight_bits=8)
     weight, bias = layer.weight.detach().numpy().astype(np.float64), layer.bias.detach().numpy()
     scales = np.abs(weight).max(1) / 127
     whole_w = np.rint(weight / scales[:, None]).astype(np.int64)
@@ -88,8 +92,8 @@ def test_an_outlier_is_clipped_by_percentile_and_error_but_not_by_min_max() -> N
 def test_gradients_pass_straight_through() -> None:
     layer = nn.Linear(4, 3)
     x = torch.rand(10, 4, generator=torch.Generator().manual_seed(0)).requires_grad_()
-    rounded = FakeQuantized(layer, 0.0, 1.0)
-    rounded(x).sum().backward()
+    fake_quantize(layer, 0.0, 1.0)
+    layer(x).sum().backward()
     weight_slope = layer.weight.grad
     assert weight_slope is not None
     torch.testing.assert_close(weight_slope, round_input(x.detach(), torch.tensor(0.0), torch.tensor(1.0)).sum(0).expand(3, 4))
@@ -109,3 +113,84 @@ def test_training_through_rounding_lowers_the_loss() -> None:
         optimizer.step()
         losses.append(float(loss.detach()))
     assert losses[-1] < 0.8 * losses[0]
+
+
+class ReadsAttributes(nn.Module):
+    """Looks at its layers as the encoders of transformers do: the type of a weight, a width."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wi, self.wo = nn.Linear(6, 12), nn.Linear(12, 6)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        hidden = torch.relu(self.wi(x.to(self.wi.weight.dtype)))
+        assert hidden.shape[-1] == self.wo.in_features == self.wo.weight.shape[1]
+        return self.wo(hidden.to(self.wo.weight.device))
+
+
+class Standardised(nn.Conv2d):
+    """Transforms its weight and pads by itself."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.weight - self.weight.mean((1, 2, 3), keepdim=True)
+        return nn.functional.conv2d(nn.functional.pad(x, (1, 1, 1, 1)), weight, self.bias, self.stride)
+
+
+def encoder(norm_first: bool) -> nn.Module:
+    layer = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, norm_first=norm_first)
+    return nn.TransformerEncoder(layer, 2, enable_nested_tensor=False)
+
+
+HOLDERS: dict[str, tuple[Any, tuple[int, ...], int]] = {
+    "attributes": (ReadsAttributes, (6,), 2),
+    "encoder": (lambda: encoder(False), (5, 8), 4),
+    "encoder, norm first": (lambda: encoder(True), (5, 8), 4),
+    "convolution of one's own": (lambda: Standardised(3, 4, 3), (3, 6, 6), 1),
+    "hooked weight": (lambda: nn.utils.parametrizations.weight_norm(nn.Linear(6, 4)), (6,), 0),
+}
+
+
+@pytest.mark.parametrize("name", HOLDERS)
+def test_rounded_layers_keep_type_attributes_and_forward(name: str) -> None:
+    make, shape, layers = HOLDERS[name]
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, inputs = make().eval(), torch.randn(40, *shape)
+    with torch.no_grad():
+        exact = model(inputs)
+        rounded = simulate(model, inputs)
+        coarse = rounded(inputs)
+        found = [part for part in rounded.modules() if isinstance(part, FakeQuantized)]
+        assert len(found) >= layers
+        assert all(isinstance(part, (nn.Linear, nn.Conv2d)) for part in found)
+        spread = float(exact.std())
+        assert 1e-4 * spread < float((coarse - exact).std()) < 0.05 * spread  # rounded, and not by a fused path's raw weights
+        back = plain(rounded)
+        torch.testing.assert_close(back(inputs), exact)
+    assert [type(part) for part in back.modules()] == [type(part) for part in model.modules()]
+    assert list(back.state_dict()) == list(model.state_dict())
+
+
+def test_what_is_rounded_is_the_weight_that_is_multiplied() -> None:
+    layer, x = Standardised(3, 4, 3).eval(), torch.rand(8, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    by_hand = copy.deepcopy(layer)
+    fake_quantize(layer, 0.0, 1.0)
+    with torch.no_grad():
+        weight = by_hand.weight - by_hand.weight.mean((1, 2, 3), keepdim=True)
+        padded = nn.functional.pad(round_input(x, torch.tensor(0.0), torch.tensor(1.0)), (1, 1, 1, 1))
+        wanted = nn.functional.conv2d(padded, round_weight(weight, bits=8), by_hand.bias)
+        torch.testing.assert_close(layer(x), wanted)
+
+
+def test_a_layer_that_runs_twice_has_the_range_of_both_calls() -> None:
+    class Twice(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.line = nn.Linear(4, 4)
+
+        def forward(self, x: torch.Tensor) -> torch.Tensor:
+            return self.line(x) + self.line(10 * x)
+
+    x = torch.rand(50, 4, generator=torch.Generator().manual_seed(0))
+    rounded = simulate(Twice().eval(), x, ranges="minmax")
+    assert float(rounded.line.input_high) == pytest.approx(float(10 * x.max()))

@@ -12,7 +12,8 @@ from nets import EASY, ResNet20, Stubborn, TextEncoder, fingerprint, made
 from torch import Tensor, nn
 
 from equipoise.compress.cut import sliced
-from equipoise.compress.graph import Cut, Group, _probe, groups, keeping
+from equipoise.compress.graph import Cut, Group, groups, keeping
+from equipoise.compress.group_proof import prove
 from equipoise.compress.prune import apply_widths
 from equipoise.errors import InputError
 
@@ -108,19 +109,28 @@ def test_cuts_agree_with_torch_pruning_and_the_model_is_untouched(name: str) -> 
     assert fingerprint(model) == before
 
 
-def test_the_probe_rejects_planted_wrong_groups() -> None:
+def proof_of(model: nn.Module, inputs: Tensor, group: Group) -> str:
+    return prove(model, inputs, [group])[group.name]
+
+
+def test_the_proof_rejects_planted_wrong_groups() -> None:
     model, inputs = made("cnn")
     model.eval()
-    with torch.no_grad():
-        reference = model(inputs[:2])
     group = by_name(groups(model, inputs[:2]))["4"]
-    assert _probe(model, inputs[:2], group, reference) == ""
+    assert proof_of(model, inputs[:2], group) == ""
     turned = [replace(cut, positions=cut.positions[::-1]) if cut.axis == "in" else cut for cut in group.cuts]
-    assert "places" in _probe(model, inputs[:2], replace(group, cuts=tuple(turned)), reference)
+    assert "places" in proof_of(model, inputs[:2], replace(group, cuts=tuple(turned)))
+    swapped = [replace(cut, positions=swap(cut.positions)) if cut.axis == "in" else cut for cut in group.cuts]
+    assert "places" in proof_of(model, inputs[:2], replace(group, cuts=tuple(swapped)))
     forgotten = tuple(cut for cut in group.cuts if cut.axis == "out")
-    assert "breaks" in _probe(model, inputs[:2], replace(group, cuts=forgotten), reference)
+    assert "breaks" in proof_of(model, inputs[:2], replace(group, cuts=forgotten))
     output = Group("11", 5, ("11",), (), True, "", (Cut("11", "out", tuple((c,) for c in range(5))),))
-    assert "shape" in _probe(model, inputs[:2], output, reference)
+    assert "shape" in proof_of(model, inputs[:2], output)
+
+
+def swap(positions: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
+    """Exchange the places of channels 0 and 2: every cut that keeps both or neither looks right."""
+    return (positions[2], positions[1], positions[0], *positions[3:])
 
 
 @pytest.mark.parametrize("kept", [[], [0, 0], [48], [-1]])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import warnings
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ import torch.nn.functional as F
 from nets import EASY, fingerprint, made
 from torch import Tensor, nn
 
+from equipoise.compress import statistics
 from equipoise.compress.criteria import CRITERIA, Evidence, gather, ranking
 from equipoise.compress.graph import groups
 from equipoise.compress.prune import prune, rounded
@@ -172,3 +174,122 @@ def wrong(**changes: object) -> None:
 def test_bad_input_gets_one_clear_error(changes: dict[str, object], message: str) -> None:
     with pytest.raises(InputError, match=message):
         wrong(**changes)
+
+
+def autoencoder() -> tuple[nn.Module, Tensor]:
+    """Channels that only a transposed convolution reads, between others that dense layers read."""
+    generator = torch.Generator().manual_seed(0)
+    layers = (nn.Conv2d(1, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 24, 3, 1, 1), nn.ReLU(), nn.ConvTranspose2d(24, 1, 4, 2, 1))
+    return nn.Sequential(*layers), torch.randn(200, 1, 8, 8, generator=generator)
+
+
+@pytest.mark.parametrize("criterion", ["obs", "activation"])
+def test_a_group_without_a_dense_reader_is_ordered_by_its_weights_and_says_so(criterion: str) -> None:
+    model, inputs = autoencoder()
+    with pytest.warns(UserWarning, match=f"group '2' is ordered by criterion 'l2', not '{criterion}': no dense layer"):
+        smaller = prune(model, inputs[:2], ratio=0.5, data=inputs, criterion=criterion)
+    assert (smaller[0].out_channels, smaller[2].out_channels) == (8, 16)
+    first, second = groups(model, inputs[:2])[:2]
+    evidence = gather(model, [first, second], criterion=criterion, data=inputs)
+    assert ranking(second, criterion, evidence) == ranking(second, "l2", evidence)
+    assert ranking(first, criterion, evidence) != ranking(first, "l2", evidence)
+
+
+@pytest.mark.parametrize(
+    ("layers", "shape"),
+    [
+        ((nn.Conv3d(1, 16, 3, padding=1), nn.ReLU(), nn.Conv3d(16, 8, 3), nn.Flatten(), nn.Linear(64, 3)), (1, 4, 4, 4)),
+        ((nn.Conv2d(1, 16, 3), nn.ReLU(), nn.Conv2d(16, 8, 3, padding="same"), nn.Flatten(), nn.Linear(32, 3)), (1, 4, 4)),
+        ((nn.Conv1d(1, 16, 3), nn.ReLU(), nn.Conv1d(16, 8, 3, padding="valid"), nn.Flatten(), nn.Linear(32, 3)), (1, 8)),
+    ],
+    ids=["conv3d", "same", "valid"],
+)
+def test_every_dense_reader_gives_moments(layers: tuple[nn.Module, ...], shape: tuple[int, ...]) -> None:
+    model = nn.Sequential(*layers)
+    inputs = torch.randn(200, *shape, generator=torch.Generator().manual_seed(0))
+    smaller = prune(model, inputs[:2], ratio=0.5, data=inputs, criterion="obs")  # a warning would be an error
+    assert smaller[0].out_channels == 8
+    with torch.no_grad():
+        bare = prune(model, inputs[:2], ratio=0.5, criterion="l2")
+        exact = model(inputs)
+        assert float((smaller(inputs) - exact).square().mean()) < 0.8 * float((bare(inputs) - exact).square().mean())
+
+
+def test_a_layer_too_wide_for_second_moments_is_not_collected(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(statistics, "WIDEST", 20)
+    model = nn.Sequential(nn.Linear(8, 24), nn.ReLU(), nn.Linear(24, 3))
+    inputs = torch.randn(100, 8, generator=torch.Generator().manual_seed(0))
+    with pytest.warns(UserWarning, match="group '0' is ordered by criterion 'l2', not 'obs'"):
+        smaller = prune(model, inputs[:2], ratio=0.5, data=inputs, criterion="obs")
+    assert smaller[0].out_features == 16
+
+
+def read_by_one(inputs: Tensor, *, seed: int = 3) -> tuple[nn.Module, Tensor]:
+    """A net whose second layer reads the inputs as they are."""
+    wide = inputs.shape[1]
+    model = nn.Sequential(nn.Linear(wide, wide), nn.Linear(wide, 3))
+    model[0].weight.data, model[0].bias.data = torch.eye(wide), torch.zeros(wide)
+    model[1].weight.data = torch.randn(3, wide, generator=torch.Generator().manual_seed(seed))
+    return model, inputs
+
+
+def order_of(inputs: Tensor, criterion: str = "obs") -> tuple[int, ...]:
+    model, data = read_by_one(inputs)
+    (group, _) = groups(model, torch.randn(2, inputs.shape[1], generator=torch.Generator().manual_seed(0)))
+    return ranking(group, criterion, gather(model, [group], criterion=criterion, data=data))
+
+
+def test_an_offset_does_not_change_the_order() -> None:
+    inputs = torch.randn(300, 10, generator=torch.Generator().manual_seed(0))
+    assert order_of(inputs + 1e4) == order_of(inputs)
+    assert sorted(order_of(inputs + 1e6)) == list(range(10))
+
+
+def test_what_is_constant_or_said_twice_goes_first() -> None:
+    inputs = torch.randn(300, 10, generator=torch.Generator().manual_seed(0))
+    inputs[:, 4], inputs[:, 7], inputs[:, 9] = 1e6, 0.0, inputs[:, 2]
+    order = order_of(inputs)
+    assert set(order[-2:]) == {4, 7}
+    assert order[-3] in (2, 9)
+
+
+@pytest.mark.parametrize("rows", [1, 2, 7])
+def test_fewer_samples_than_channels_still_give_an_order(rows: int) -> None:
+    inputs = torch.randn(rows, 24, generator=torch.Generator().manual_seed(0))
+    assert sorted(order_of(inputs)) == list(range(24))
+    assert sorted(order_of(inputs * torch.logspace(-6, 6, 24))) == list(range(24))
+
+
+def test_the_scale_of_a_column_does_not_decide() -> None:
+    """A column of large numbers with small weights is worth what the same column is in other units."""
+    inputs = torch.randn(300, 8, generator=torch.Generator().manual_seed(0))
+    plain, data = read_by_one(inputs)
+    (group, _) = groups(plain, data[:2])
+    before = ranking(group, "obs", gather(plain, [group], criterion="obs", data=data))
+    units = torch.logspace(-2, 2, 8)
+    plain[0].weight.data *= units[:, None]
+    plain[1].weight.data /= units
+    assert ranking(group, "obs", gather(plain, [group], criterion="obs", data=data)) == before
+
+
+def test_what_is_not_finite_is_left_to_the_weights() -> None:
+    model, data = read_by_one(torch.randn(300, 8, generator=torch.Generator().manual_seed(0)))
+    (group, _) = groups(model, data[:2])
+    data[5, 3] = float("inf")
+    with pytest.warns(UserWarning, match="what 1 reads is not finite|could not be repaired"):
+        prune(model, torch.zeros(2, 8), widths={"0": 4}, data=data, criterion="obs", round_to=1)
+    evidence = gather(model, [group], criterion="obs", data=data)
+    assert ranking(group, "obs", evidence) == ranking(group, "l2", evidence)
+
+
+def test_a_weight_that_a_hook_computes_is_no_obstacle() -> None:
+    """The old form of weight_norm, which Python's own copy refuses; its layer stays, the rest is cut."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        first = nn.utils.weight_norm(nn.Linear(6, 16))
+    model = nn.Sequential(first, nn.ReLU(), nn.Linear(16, 24), nn.ReLU(), nn.Linear(24, 3)).eval()
+    inputs = torch.randn(50, 6, generator=torch.Generator().manual_seed(0))
+    smaller = prune(model, inputs[:2], ratio=0.5)
+    assert (smaller[0].out_features, smaller[2].out_features) == (16, 16)
+    with torch.no_grad():
+        torch.testing.assert_close(prune(model, inputs[:2], ratio=0.0)(inputs), model(inputs))

@@ -54,6 +54,22 @@ def test_wrong_plans_are_told(widths: dict[str, int], drops: list[str], message:
         Pruner.prepare(model, inputs[:2], inputs).build(widths, drops)
 
 
+def test_stored_weights_of_a_repaired_model_fit_the_plan_built_without_repair() -> None:
+    model = nn.Sequential(
+        nn.Conv2d(3, 16, 3, bias=False), nn.ReLU(), nn.Conv2d(16, 16, 3, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(), nn.Linear(16, 4, bias=False),
+    ).eval()  # fmt: skip
+    inputs = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    pruner = Pruner.prepare(model, inputs[:2], inputs)
+    widths = {group.name: 8 for group in pruner.groups if group.prunable}
+    repaired, bare = pruner.build(widths), pruner.build(widths, repair=False)
+    assert repaired[2].bias is not None
+    bare.load_state_dict(repaired.state_dict())
+    with torch.no_grad():
+        assert torch.equal(bare(inputs), repaired(inputs))
+    assert pruner.build({})[0].bias is None
+
+
 def pictures(archive: Path, part: str, count: int) -> tuple[Tensor, Tensor]:
     """Read a fixed random sample of the pictures, normalized as the network was trained."""
     image = pytest.importorskip("PIL.Image", reason="needs pillow")

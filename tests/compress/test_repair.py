@@ -35,11 +35,16 @@ from equipoise.errors import InputError
         (nn.Conv2d(3, 5, (3, 2), stride=(1, 2), padding=(2, 1), dilation=(2, 1)), (4, 3, 9, 8)),
         (nn.Conv2d(3, 5, 3, padding=1, padding_mode="reflect"), (4, 3, 9, 8)),
         (nn.Conv1d(3, 5, 4, stride=2, padding=3), (4, 3, 17)),
+        (nn.Conv1d(3, 5, 4, padding="same", dilation=2), (4, 3, 17)),
+        (nn.Conv2d(3, 5, (4, 3), padding="same", dilation=(1, 2)), (4, 3, 9, 8)),
+        (nn.Conv2d(3, 5, 2, padding="valid"), (4, 3, 5, 6)),
+        (nn.Conv3d(3, 5, (1, 3, 2), stride=(2, 1, 2), padding=(0, 1, 1), dilation=(1, 2, 1)), (4, 3, 5, 6, 7)),
         (nn.Linear(6, 5), (4, 7, 6)),
         (nn.Linear(6, 5), (9, 6)),
     ],
     ids=str,
 )
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch on even kernels
 def test_rows_times_the_weight_are_the_layers_output(layer: nn.Module, shape: tuple[int, ...]) -> None:
     calls: list[tuple[Invocation, Tensor]] = []
 
@@ -69,8 +74,9 @@ def test_grouped_calls_are_left_alone() -> None:
         result: Tensor = invocation.run()
         return result
 
-    watch(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3, padding="same")), torch.randn(1, 4, 6, 6), answer)
-    assert seen == [False, False]
+    inputs = torch.randn(1, 4, 6, 6, generator=torch.Generator().manual_seed(0))
+    watch(nn.Sequential(nn.Conv2d(4, 4, 3, groups=2), nn.Conv2d(4, 4, 3), nn.ConvTranspose2d(4, 4, 3)), inputs, answer)
+    assert seen == [False, True, False]
 
 
 def test_columns_name_the_weights_that_read_a_channel() -> None:
@@ -107,6 +113,68 @@ def test_what_the_data_does_not_decide_stays() -> None:
     solve(layer, rows, 2 * rows[:, :1])
     assert float(layer.weight.detach()[0, 0]) == pytest.approx(2.0, abs=0.02)
     torch.testing.assert_close(layer.weight[:, 1:].detach(), before[:, 1:])
+
+
+def fitted(rows: Tensor, target: Tensor) -> Tensor:
+    """What a layer that knew nothing answers after `solve`."""
+    layer = nn.Linear(rows.shape[1], target.shape[1])
+    layer.weight.data.zero_()
+    assert solve(layer, rows, target)
+    with torch.no_grad():
+        return (layer.weight.double() @ rows.double().T).T + layer.bias.double()
+
+
+def best(rows: Tensor, target: Tensor) -> Tensor:
+    """The least-squares answer of the same, by NumPy in double precision on centred columns."""
+    x, y = rows.double().numpy(), target.double().numpy()
+    around, level = x - x.mean(0), y - y.mean(0)
+    return torch.from_numpy(around @ np.linalg.lstsq(around, level, rcond=1e-10)[0] + y.mean(0))
+
+
+@pytest.mark.parametrize("offset", [0.0, 1e3, 1e6])
+@pytest.mark.parametrize("kind", ["plain", "twice", "constant", "dead", "scales", "few"])
+def test_solve_stands_what_real_columns_bring(kind: str, offset: float) -> None:
+    generator = torch.Generator().manual_seed(4)
+    rows = torch.randn(6 if kind == "few" else 400, 12, generator=generator, dtype=torch.float64)
+    target = rows @ torch.randn(12, 3, generator=generator, dtype=torch.float64) + 7
+    if kind == "twice":
+        rows[:, 6:] = rows[:, :6]
+        target = rows[:, :6] @ torch.randn(6, 3, generator=generator, dtype=torch.float64)
+    rows += offset
+    if kind == "constant":
+        rows[:, 3] = 1e6
+    elif kind == "dead":
+        rows[:, 3] = 0.0
+    elif kind == "scales":
+        rows *= torch.logspace(-3, 3, 12, dtype=torch.float64)
+    rows = rows.float()
+    wanted = best(rows, target)
+    spread = float((wanted - wanted.mean(0)).square().mean().sqrt())
+    off = fitted(rows, target.float()) - wanted
+    tolerance = 0.1 if offset == 1e6 else 0.01  # a weight in single precision times a million is itself no better
+    assert float(off.square().mean().sqrt()) < tolerance * spread
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_a_layer_that_cannot_be_fitted_keeps_its_weights(value: float) -> None:
+    layer = nn.Linear(4, 2)
+    before = fingerprint(layer)
+    rows = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    target = torch.randn(50, 2, generator=torch.Generator().manual_seed(1))
+    rows[3, 1] = value
+    assert not solve(layer, rows, target)
+    assert fingerprint(layer) == before
+
+
+def test_an_unsolved_layer_is_named_in_a_warning() -> None:
+    model = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2))
+    inputs = torch.randn(50, 4, generator=torch.Generator().manual_seed(0))
+    found = groups(model, inputs[:2])
+    keep = keeping(model, found, {"0": [0, 3, 5]})
+    inputs[7] = float("inf")
+    with pytest.warns(UserWarning, match="2 could not be repaired and keeps its weights"):
+        mended = repair(sliced(model, keep), model, inputs, kept={"0": keep["0", "out"]})
+    assert torch.equal(mended[2].weight, model[2].weight[:, [0, 3, 5]])
 
 
 def doubled(model: nn.Module, group_names: list[str]) -> nn.Module:
@@ -190,3 +258,35 @@ def test_recalibrated_statistics_are_those_of_the_data() -> None:
     torch.testing.assert_close(fresh[0].running_mean, inputs.mean((0, 2, 3)))
     torch.testing.assert_close(fresh[0].running_var, inputs.var((0, 2, 3)))
     assert not torch.allclose(model[0].running_mean, fresh[0].running_mean)
+
+
+class Borrowing(nn.Module):
+    """Multiplies by weights of its own, by another layer's, and by one layer three times."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.own = nn.Parameter(torch.randn(16, 6) / 3)
+        self.wide, self.back, self.again, self.last = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 16), nn.Linear(16, 6)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(nn.functional.linear(x, self.own))
+        x = x + self.back(torch.relu(self.wide(x)))
+        for _ in range(3):
+            x = torch.relu(self.again(x))
+        return nn.functional.linear(x, self.last.weight, self.last.bias)
+
+
+def test_weights_that_no_layer_multiplies_by_alone_stay() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model, inputs = Borrowing().eval(), torch.randn(100, 6)
+    found = groups(model, inputs[:2])
+    keep = keeping(model, found, {"wide": range(0, 32, 2)})
+    cut = sliced(model, keep)
+    mended = repair(cut, model, inputs, kept={layer: spots for (layer, axis), spots in keep.items() if axis == "out"})
+    for name in ("own", "again.weight", "last.weight", "wide.weight"):
+        assert torch.equal(mended.get_parameter(name), cut.get_parameter(name)), name
+    assert not torch.equal(mended.back.weight, cut.back.weight)
+    with torch.no_grad():
+        exact = model(inputs)
+        assert float((mended(inputs) - exact).square().mean()) < float((cut(inputs) - exact).square().mean())

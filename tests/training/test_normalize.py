@@ -90,3 +90,32 @@ def test_bad_names_and_no_inputs(net: Net) -> None:
         unfold(net, batches(), names=["linear"])
     with pytest.raises(InputError, match="batches that reach"):
         unfold(net, [])
+
+
+class Peeks(nn.Module):
+    """Reads attributes of one convolution, uses the weight of another, shares a third."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.read, self.used, self.hooked = (nn.Conv2d(2, 2, 3, padding=1) for _ in range(3))
+        self.first, self.second = nn.Conv2d(2, 2, 1), nn.Conv2d(2, 2, 1)
+        self.second.weight = self.first.weight
+        self.hooked.register_forward_hook(lambda _m, _x, y: y.clamp_min(0))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.read(x.to(self.read.weight.dtype)))
+        x = x[:, : self.read.out_channels]
+        x = torch.nn.functional.conv2d(x, self.used.weight, padding=1) + self.used(x)
+        return self.second(torch.relu(self.first(self.hooked(x)))).mean((2, 3))
+
+
+def test_what_would_change_an_answer_keeps_its_form() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = Peeks().eval()
+    normed = unfold(net, batches())
+    assert [n for n, m in normed.named_modules() if isinstance(m, Normed)] == ["read"]
+    x = batches()[0]
+    assert torch.allclose(normed(x), net(x), atol=1e-5)
+    assert torch.allclose(refold(normed)(x), net(x), atol=1e-5)
+    assert list(refold(normed).state_dict()) == list(net.state_dict())

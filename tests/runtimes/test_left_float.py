@@ -1,0 +1,144 @@
+"""A layer that a quantizer fails on stays in floating point, by itself, and is named; what was left out is really left out."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from equipoise import runtimes
+from equipoise.errors import InputError
+from equipoise.runtimes import Program, Source
+from equipoise.runtimes import onnxruntime as ort
+from equipoise.runtimes.export import Exporter, scoped_nodes
+from equipoise.runtimes.fallback import culprits, told
+
+
+class Residual(nn.Module):
+    """Operators with and without weights, the addition and the gate among them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Conv2d(8, 8, 3, padding=1), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.a(x)
+        x = x + torch.relu(self.b(x))
+        return self.head((x * torch.sigmoid(x)).mean((2, 3)))
+
+
+class Sign(nn.Conv2d):
+    def forward(self, x: Tensor) -> Tensor:
+        return self._conv_forward(x, self.weight.sign() * self.weight.abs().mean((1, 2, 3), keepdim=True), self.bias)
+
+
+def upsampler(groups: int) -> nn.Module:
+    up = nn.ConvTranspose2d(16, 8, 4, 2, 1, groups=groups)
+    return nn.Sequential(nn.Conv2d(3, 16, 3, 2, 1), nn.ReLU(), up, nn.ReLU(), nn.Conv2d(8, 4, 3, padding=1))
+
+
+def made(make: Callable[[], nn.Module]) -> tuple[nn.Module, Source, np.ndarray[Any, Any], np.ndarray[Any, Any]]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model, inputs = make().eval(), torch.randn(64, 3, 8, 8)
+    with torch.no_grad():
+        wanted = model(inputs).numpy()
+    return model, Exporter().source(model, inputs[:2], topology=""), inputs.numpy(), wanted
+
+
+def apart(program: Program, inputs: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> float:
+    found = runtimes.get(program.runtime).load(program).run(inputs)
+    return float(np.abs(found - wanted).max() / np.abs(wanted).max())
+
+
+def int8_names() -> list[Any]:
+    names = [name for name in runtimes.available() if 8 in runtimes.get(name).precisions]
+    return [pytest.param(name, marks=pytest.mark.slow) if name == "openvino" else name for name in names]
+
+
+@pytest.mark.parametrize("name", int8_names())
+def test_a_transposed_convolution_in_groups_is_left_float_by_itself(name: str) -> None:
+    _, source, inputs, wanted = made(lambda: upsampler(2))
+    program = runtimes.get(name).compile(source, calibration=inputs, float_layers=frozenset())
+    assert 1e-4 < apart(program, inputs, wanted) < 0.05
+    if name == "onnxruntime":
+        assert list(program.left) == ["2"]
+        assert program.left["2"].startswith("ONNX Runtime's int8 fails on it: ValueError")
+        assert program.file(ort.FILE).count(b"QuantizeLinear") > 0
+
+
+def test_nothing_is_left_where_nothing_fails() -> None:
+    _, source, inputs, wanted = made(lambda: upsampler(1))
+    program = runtimes.get("onnxruntime").compile(source, calibration=inputs, float_layers=frozenset())
+    assert program.left == {}
+    assert 1e-4 < apart(program, inputs, wanted) < 0.05
+
+
+@pytest.mark.parametrize("name", int8_names())
+def test_with_every_layer_left_float_the_program_computes_what_torch_does(name: str) -> None:
+    _, source, inputs, wanted = made(Residual)
+    runtime = runtimes.get(name)
+    whole = runtime.compile(source, calibration=inputs, float_layers=frozenset({"a", "b", "head"}))
+    part = runtime.compile(source, calibration=inputs, float_layers=frozenset({"a"}))
+    assert apart(whole, inputs, wanted) < 1e-5 < apart(part, inputs, wanted) < 0.05
+
+
+@pytest.mark.parametrize("name", int8_names())
+def test_a_convolution_that_computes_its_weight_can_be_left_float_by_name(name: str) -> None:
+    make = lambda: nn.Sequential(nn.Conv2d(3, 8, 3), Sign(8, 8, 3), nn.Flatten(), nn.Linear(128, 4))  # noqa: E731
+    _, source, inputs, wanted = made(make)
+    assert set(scoped_nodes(source.onnx())) == {"1"}
+    runtime = runtimes.get(name)
+    program = runtime.compile(source, calibration=inputs, float_layers=frozenset({"0", "1"}))
+    assert apart(program, inputs, wanted) < 0.05
+    with pytest.raises(InputError, match="float_layers must be one of 0, 1, 3; got '2'"):
+        runtime.compile(source, calibration=inputs, float_layers=frozenset({"2"}))
+
+
+def test_a_quantizer_that_fails_on_two_layers_leaves_both(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, source, inputs, wanted = made(Residual)
+    real, calls = ort._quantize, []
+
+    def broken(content: bytes, calibration: Any, excluded: list[str]) -> bytes:
+        calls.append(len(calibration))
+        if not {"b/Conv", "head/Gemm"} <= set(excluded):
+            raise KeyError("planted")
+        return real(content, calibration, excluded)
+
+    monkeypatch.setattr(ort, "_quantize", broken)
+    program = runtimes.get("onnxruntime").compile(source, calibration=inputs, float_layers=frozenset())
+    assert set(program.left) == {"b", "head"}
+    assert all(why == "ONNX Runtime's int8 fails on it: KeyError: 'planted'" for why in program.left.values())
+    assert apart(program, inputs, wanted) < 0.05
+    assert calls.count(2) < 30  # the search for them reads two samples, not all
+
+
+def test_a_quantizer_that_always_fails_gives_the_float_program(monkeypatch: pytest.MonkeyPatch) -> None:
+    _, source, inputs, wanted = made(Residual)
+
+    def broken(*_args: Any) -> bytes:
+        raise RuntimeError("planted")
+
+    monkeypatch.setattr(ort, "_quantize", broken)
+    program = runtimes.get("onnxruntime").compile(source, calibration=inputs, float_layers=frozenset())
+    assert set(program.left) >= {"a", "b", "head"}
+    assert apart(program, inputs, wanted) < 1e-5
+
+
+def test_culprits_are_found_alone_and_together() -> None:
+    names = [f"n{i}" for i in range(64)]
+    tries: list[int] = []
+
+    def fails(some: Any) -> bool:
+        tries.append(len(some))
+        return "n5" in some or "n40" in some
+
+    assert culprits(names, fails) == ("n5", "n40")
+    assert len(tries) < 32
+    assert culprits(names, lambda some: {"n1", "n2"} <= set(some)) == tuple(names)
+    assert told(ValueError("a\n b")) == "ValueError: a b"
+    assert told(KeyError()) == "KeyError"
