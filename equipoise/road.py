@@ -128,8 +128,8 @@ def optimize(
         if reason := runtimes.get(wanted.runtime).unavailable():
             raise must_be("target", "a runtime that can be used here", str(wanted), reason)
     spec = spec or (work if isinstance(work, str) else "")
-    work = as_workload(work)
     with staying("checking the workload"):
+        work = as_workload(work)
         check(work)
     with Store.open(store) as opened:
         about = {"workload": work.fingerprint, "parts": work.identity, "targets": [str(t) for t in targets], "seed": seed}

@@ -120,7 +120,7 @@ def test_the_verbs_show_hostile_names_as_they_are(name, capsys, monkeypatch):
     assert capsys.readouterr().out.count(name) == 2  # the metric's name and the plan's runtime
     words = dict.fromkeys(("name", "promised", "found", "note"), name)
     check = SimpleNamespace(**words, ok=False, state="cannot tell")
-    found = SimpleNamespace(checks=[check], ok=False, broken=[], untold=[check], seconds=1.0, headline=name)
+    found = SimpleNamespace(checks=[check], ok=False, broken=[], untold=[check], seconds=1.0, headline=name, recorded="")
     verify._show(found)
     assert capsys.readouterr().out.count(name) == 7
     assert all(module.__name__ for module in (doctor, optimize, profile, scale))
