@@ -1,7 +1,8 @@
 """A/A over loads: the same program against itself must hardly ever be called faster.
 
 Each comparison loads the same program anew, many times for either side, as the search does with a candidate (`loads`) or as
-the last race, export and verify do in fresh processes (`race`), and asks for a verdict. Both "faster" and "slower" are false alarms.
+the last race, export and verify do in fresh processes (`race`), and asks for a verdict. Both "faster" and "slower"
+are false alarms.
 
     python benchmarks/aa.py              # 100 comparisons over loads and 20 races, about 6 minutes on two cores
     python benchmarks/aa.py --n 10 --races 2 --out /tmp/aa.json

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from equipoise.verbs import distill as distill
     from equipoise.verbs import prune as prune
     from equipoise.verbs import quantize as quantize
+    from equipoise.workloads import Metric as Metric
     from equipoise.workloads import Task as Task
     from equipoise.workloads import Workload as Workload
     from equipoise.workloads import family as family
@@ -24,6 +25,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _VERBS = {
+    "Metric": "equipoise.workloads",
     "Study": "equipoise.study",
     "Task": "equipoise.workloads",
     "Workload": "equipoise.workloads",
@@ -39,7 +41,7 @@ _VERBS = {
 """Public name -> the module that holds it."""
 
 __all__ = [
-    "Study", "Task", "Workload", "__version__", "distill", "family", "optimize", "profile", "prune",
+    "Metric", "Study", "Task", "Workload", "__version__", "distill", "family", "optimize", "profile", "prune",
     "quantize", "scale", "train",
 ]  # fmt: skip
 

@@ -50,6 +50,9 @@ class Advice:
     branch: Mapping[str, Any]
     rounds: tuple[Mapping[str, Any], ...]
 
+    def __repr__(self) -> str:
+        return f"Advice({self.path}: {self.sentence()})"
+
     @classmethod
     def load(cls, path: str | Path) -> Advice:
         """Open the record at `path`.

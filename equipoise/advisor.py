@@ -6,6 +6,7 @@ of sizes with next to no regret and the cheapest of them to serve, or a refusal 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
@@ -19,10 +20,12 @@ from equipoise.advice import Advice, read
 from equipoise.budget import SCALE_AXES, Budget, parse_budget
 from equipoise.errors import EquipoiseError, InputError, must_be
 from equipoise.measure import machine
+from equipoise.progress import of_events
 from equipoise.proxies import FEWEST_STEPS, Proxies, in_quick_precision, recipe_for, tune
 from equipoise.records import as_data, digest
 from equipoise.road import Event, Listener, optimize
 from equipoise.runtimes import Target
+from equipoise.runtimes.base import check_threads
 from equipoise.scaling import Available, Fit, PlannedRun, Run, fit, plan
 from equipoise.scaling.decide import REACH
 from equipoise.scaling.design import TooLittleTimeError
@@ -31,7 +34,7 @@ from equipoise.shapes import Shapes
 from equipoise.store import Store
 from equipoise.training import Recipe
 from equipoise.units import parse, show
-from equipoise.workloads import Task, Workload
+from equipoise.workloads import Task, Workload, as_family, as_task
 from equipoise.workloads.families import Family, Scale
 
 RUNS_SHARE, SHAPE_SHARE, COMPRESS_SHARE = 0.65, 0.8, 0.92
@@ -46,8 +49,8 @@ COSTED = 10
 
 
 def scale(
-    family: Family,
-    task: Task,
+    family: Family | str,
+    task: Task | str,
     *,
     limits: str | None = None,
     time: str | float = "30min",
@@ -60,13 +63,13 @@ def scale(
     shape: bool = True,
     compress: bool = True,
     spec: str = "",
-    listen: Listener = lambda event: None,
+    listen: Listener | None = None,
 ) -> Advice:
     """Say how large a model of `family` the data and the limits deserve, by a dozen small runs and a law fitted to them.
 
     Args:
-        family: Builds a model of every scale.
-        task: What must be learned; its test split is never read.
+        family: Builds a model of every scale; or its name, as on the command line.
+        task: What must be learned, or its name; its test split is never read.
         limits: ``"train<=2h, latency<=5ms, cost<=50$, size<=5MB"``. `train` (or `cost`, with a price) is what each size is
             trained for; without it, 4 times the compute of the largest runs.
         time: Wall time for all small runs and measurements (a quantity, or seconds).
@@ -80,27 +83,33 @@ def scale(
         shape: Whether the genetic search looks for better shapes than the family's own rule of growth.
         compress: Whether "train larger, then compress down" competes, by the compressor's own measured front.
         spec: How the command line names family and task; recorded.
-        listen: Told about every step.
+        listen: Told about every step; None shows a line of progress in a notebook or an interactive session.
     Raises:
         InputError: Anything that cannot be used, before any run.
         StoreError: The store cannot be written, or belongs to another family, task or seed.
     """
     bounds = parse_budget(limits, axes=SCALE_AXES)
     seconds = parse(time, "s", name="time") if isinstance(time, str) else float(time)
-    if not seconds > 0:
+    if not 0 < seconds < math.inf:
         raise must_be("time", "positive", time, "Write for example 30min.")
+    for name, value in (("requests", requests), ("price_per_hour", price_per_hour)):
+        if value is not None and not 0 < value < math.inf:
+            raise must_be(name, "a finite number above 0", value, "Leave it out where it is not known.")
     if price_per_hour is None and (bounds.bound("cost") is not None or bounds.bound("price") is not None):
         raise must_be("price_per_hour", "given with a limit on cost or price", None, "Pass the price of this machine.")
     where = Target.parse(target)
     if reason := runtimes.get(where.runtime).unavailable():
         raise must_be("target", "a runtime that can be used here", target, reason)
-    chosen = recipe or recipe_for(task)
+    check_threads(where)
+    kind, learned = as_family(family), as_task(task)
+    spec = spec or " ".join(given for given in (family, task) if isinstance(given, str))
+    chosen = recipe or recipe_for(learned)
     if chosen.schedule != "wsd":
         raise must_be("recipe.schedule", "wsd, whose runs can share a trunk", chosen.schedule, 'Use schedule="wsd".')
     with Store.open(store) as opened:
-        opened.identity({"family": family.name, "task": task.fingerprint, "target": str(where), "seed": seed})
-        advisor = Advisor(opened, family, task, bounds, seconds, where, requests, price_per_hour, seed, chosen, recipe is None,
-                          shape, compress, spec, listen)  # fmt: skip
+        opened.identity({"family": kind.name, "task": learned.fingerprint, "target": str(where), "seed": seed})
+        advisor = Advisor(opened, kind, learned, bounds, seconds, where, requests, price_per_hour, seed, chosen, recipe is None,
+                          shape, compress, spec, listen or of_events())  # fmt: skip
         return advisor.walk()
 
 
@@ -124,6 +133,9 @@ class Advisor:
     spec: str
     listen: Listener
     spent_s: float = 0.0
+    _least_s: float = 0.0
+    _few: InputError | None = None
+    _rated: dict[str, float] = field(default_factory=dict)
     found: list[dict[str, Any]] = field(default_factory=list)
 
     def walk(self) -> Advice:
@@ -144,7 +156,7 @@ class Advisor:
             "schema": 1, "family": self.family.name, "task": self.task.name, "spec": self.spec, "target": str(self.target),
             "limits": self.limits.text, "seed": self.seed, "time_s": self.limit_s, "requests": self.requests,
             "price_per_hour": self.price_per_hour, "unique": self.proxies.unique, "compute": compute,
-            "metric": {"name": self.task.metric.name, "maximize": self.task.metric.maximize, "unit": self.task.metric.unit},
+            "metric": self.task.metric.about(),
             "recipe": as_data(self.proxies.recipe),
         }  # fmt: skip
         key, asked = digest(header), self.store.all("asked")
@@ -165,9 +177,9 @@ class Advisor:
         self.spent_s += data["seconds"]
         return data
 
-    def left(self, share: float) -> float:
-        """Seconds until `share` of the time is spent, by recorded times only."""
-        return self.limit_s * share - self.spent_s
+    def left(self, share: float, limit_s: float | None = None) -> float:
+        """Seconds until `share` of the time (or of another limit) is spent, by recorded times only."""
+        return (self.limit_s if limit_s is None else limit_s) * share - self.spent_s
 
     def available(self, scale: Scale) -> Available:
         """Count a scale once."""
@@ -180,18 +192,25 @@ class Advisor:
     def _counted(self) -> dict[tuple[tuple[str, float], ...], Available]:
         return {}
 
-    def rates(self) -> dict[str, list[float]]:
-        """Measure the training seconds of a sample at sizes from a 64th of the usual up, as long as a step is quick."""
+    def rates(self, limit_s: float | None = None) -> dict[str, list[float]]:
+        """Measure the training seconds of a sample at sizes from a 64th of the usual up, as long as a step is quick.
+
+        What is quick is a matter of the time that there is, or would be (`limit_s`).
+        """
+        limit_s = self.limit_s if limit_s is None else limit_s
         out: dict[str, list[float]] = {"work": [], "sample_s": []}
         for factor in (1 / 64, 1 / 16, 1 / 4, 1.0):
             size = self._grown(factor)
             if size is None or (out["work"] and size.flops_per_sample <= 1.2 * out["work"][-1]):
                 continue
-            self.tell("prepare", f"time training steps at {scales.named(size.scale)}")
-            row = self.step("rate", scales.named(size.scale), lambda s=size: {"sample_s": self._sample_s(s)})  # type: ignore[misc]
+            name = scales.named(size.scale)
+            if name not in self._rated:
+                self.tell("prepare", f"time training steps at {name}")
+                row = self.step("rate", name, lambda s=size: {"sample_s": self._sample_s(s)})  # type: ignore[misc]
+                self._rated[name] = row["sample_s"]
             out["work"].append(size.flops_per_sample)
-            out["sample_s"].append(row["sample_s"])
-            if row["sample_s"] * self._per_step * FEWEST_STEPS > self.limit_s / 20:
+            out["sample_s"].append(self._rated[name])
+            if self._rated[name] * self._per_step * FEWEST_STEPS > limit_s / 20:
                 break
         if not out["work"]:
             raise must_be("family", "able to grow from its defaults", self.family.name, "Give it a dimension named width.")
@@ -248,30 +267,53 @@ class Advisor:
 
     def planned(self, rates: Mapping[str, list[float]]) -> tuple[PlannedRun, ...]:
         """Find the learning rate and lay out the runs within their share of the time."""
-        menu = self.ladder(rates, self.limit_s * RUNS_SHARE / 6)
-        if len(menu) < 3:
-            wanted = f"long enough for {FEWEST_STEPS} steps of three sizes"
-            raise must_be("time", wanted, show(self.limit_s, "s"), "Give more, or a family with more and smaller sizes.")
-        speeds = [self._rate(rates, size) for size in menu]
-        options = {
-            "flops_per_s": speeds, "unique": self.proxies.unique, "cooldown": self.recipe.decay_share,
-            "fewest_samples": float(FEWEST_STEPS * self._per_step),
-        }  # fmt: skip
+        first = self._laid_out(rates, self.limit_s)
+        if first is None:
+            raise self._too_little()
+        runs = first
         if self.finds:
-            runs = self._laid_out(menu, 0.9, options)
             self.tell("tune", "find the learning rate on the quickest run")
-            self.proxies = tune(self.proxies, runs, partial(self._rate, rates), partial(self.step, "learning"))
-        row = self.step("plan", "0", lambda: {"runs": [as_data(run) for run in self._laid_out(menu, 1.0, options)]})
+            self.proxies = tune(self.proxies, first, partial(self._rate, rates), partial(self.step, "learning"))
+            # the search may have taken longer than a tenth of the share: what was found to fit is then kept
+            runs = self._laid_out(rates, self.limit_s, tuned=True) or first
+        row = self.step("plan", "0", lambda: {"runs": [as_data(run) for run in runs]})
         return tuple(PlannedRun(**{**r, "available": Available(**r["available"])}) for r in row["runs"])
 
-    def _laid_out(self, menu: Sequence[Available], share: float, options: Mapping[str, Any]) -> tuple[PlannedRun, ...]:
-        """Lay out the runs, in their share of the time."""
+    def _laid_out(
+        self, rates: Mapping[str, list[float]], limit_s: float, *, tuned: bool = False
+    ) -> tuple[PlannedRun, ...] | None:
+        """Lay out the runs in their share of the time, a tenth of it left for the search of the rate; None: too little time."""
+        share = 0.9 if self.finds and not tuned else 1.0
+        menu = self.ladder(rates, limit_s * RUNS_SHARE / 6)
+        self._least_s, self._few = 2 * limit_s, None  # where not even three sizes fit
+        if len(menu) < 3:
+            return None
+        options = {
+            "flops_per_s": [self._rate(rates, size) for size in menu], "unique": self.proxies.unique,
+            "cooldown": self.recipe.decay_share, "fewest_samples": float(FEWEST_STEPS * self._per_step),
+        }  # fmt: skip
+        seconds = max(self.left(RUNS_SHARE, limit_s) * share, 1e-9)
         try:
-            return plan(menu, seconds=self.left(RUNS_SHARE) * share, **options).runs
+            return plan(menu, seconds=seconds, **options).runs  # type: ignore[arg-type]
         except TooLittleTimeError as error:
-            least = 1.1 * (error.least_s / share + self.spent_s) / RUNS_SHARE  # a tenth more, for the search of the rate
-            wanted = f"at least {show(least, 's')}: {RUNS_SHARE:.0%} of it is for a dozen runs of {FEWEST_STEPS} steps or more"
-            raise must_be("time", wanted, show(self.limit_s, "s"), "Give more, or a family of smaller sizes.") from error
+            self._least_s = 1.1 * (error.least_s / share + self.spent_s) / RUNS_SHARE
+        except InputError as error:  # too few sizes: those that take longer are missing, or the family has no more
+            self._few = error
+        return None
+
+    def _too_little(self) -> InputError:
+        """Return the error that names a time which is enough: tried on all that would be measured in it, so that it holds."""
+        for _ in range(8):
+            enough = parse(show(max(self._least_s, 1.05 * self.limit_s), "s"), "s", name="time")
+            if self._laid_out(self.rates(enough), enough):
+                what = f"{RUNS_SHARE:.0%} of it is for a dozen runs of {FEWEST_STEPS} steps or more"
+                wanted = f"at least {show(enough, 's')}: {what}"
+                break
+        else:
+            if self._few is not None:  # nor are there more sizes in 256 times the time
+                return self._few
+            wanted = f"long enough for {FEWEST_STEPS} steps of three sizes"
+        return must_be("time", wanted, show(self.limit_s, "s"), "Give more, or a family with more and smaller sizes.")
 
     def runs(self, planned: Sequence[PlannedRun]) -> None:
         """Make every run of the plan, small ones first."""
@@ -360,6 +402,7 @@ class Advisor:
                     store=self.store.path / "compressed",
                     seed=self.seed,
                     recovery=False,
+                    listen=lambda event: None,
                 )
             except EquipoiseError as error:
                 return {"reason": str(error).splitlines()[0]}

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from equipoise.budget import Budget, Constraint, parse_budget
 from equipoise.card import card
 from equipoise.errors import InputError, StoreError, must_be
-from equipoise.manifest import KIND, PROBE, SCHEMA, SOURCE_STATE, WEIGHTS, Manifest, checked, divided, parse
+from equipoise.manifest import KIND, PROBE, SCHEMA, SOURCE_STATE, WEIGHTS, WIDEST_RATIO, Manifest, checked, divided, parse
 from equipoise.measure.machine import describe
 from equipoise.racing import race_stored
 from equipoise.records import Evaluation, Plan, Reading, as_data, dumps
@@ -62,6 +62,9 @@ class Artifact:
 
     path: Path
     manifest: Mapping[str, Any]
+
+    def __repr__(self) -> str:
+        return f"Artifact({self.path})"
 
     @classmethod
     def load(cls, path: str | Path) -> Artifact:
@@ -255,6 +258,7 @@ def _manifest(study: Study, evaluation: Evaluation, *, budget: Budget, pick: str
         },
         "plan": evaluation.plan,
         "changed": {k: [base.plan.choices[k], v] for k, v in evaluation.plan.choices.items() if base.plan.choices.get(k) != v},
+        "left_float": sorted(evaluation.details.get("left_float") or ()),
         "fidelity": evaluation.fidelity,
         "promise": {axis: _figure(reading) for axis, reading in promise.items()},
         "loss": float(evaluation.details["loss"]),
@@ -280,8 +284,8 @@ def _manifest(study: Study, evaluation: Evaluation, *, budget: Budget, pick: str
 def _figures(study: Study, evaluation: Evaluation) -> tuple[dict[str, Reading], dict[str, Reading]]:
     """Return what is promised of this model and of the untouched one, each figure in the form in which it can be checked."""
     ratio, base = study.ratio(evaluation), study.baseline
-    if not ratio.bounded or not 0 < ratio.low < ratio.high:
-        raise InputError(f"the speed-up was timed too briefly for an interval, so it cannot be promised. {AGAIN}")
+    if not ratio.bounded or not 0 < ratio.low < ratio.high <= WIDEST_RATIO * ratio.low:
+        raise InputError(f"the speed-up was timed too briefly for an interval that says something: no promise. {AGAIN}")
     exact = ("size_bytes", "params", "macs")
     promise = {
         "quality": _alone(evaluation.quality),

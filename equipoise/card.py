@@ -147,8 +147,14 @@ def _changes(manifest: Mapping[str, Any]) -> str:
             "| knob | untouched | here |",
             "|---|---|---|",
             *rows,
+            *_left(manifest["left_float"]),
         ]
     )
+
+
+def _left(layers: Sequence[str]) -> list[str]:
+    """Say which layers the runtime could not compute in the bits that the plan gives them."""
+    return ["", f"Left in float, since the runtime has no int8 for them: {', '.join(map(_code, layers))}."] if layers else []
 
 
 def _whole(reading: Reading) -> str:

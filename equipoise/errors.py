@@ -7,7 +7,10 @@ command line returns for it, so that scripts can tell bad input from a missed bu
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Set
+
+LONGEST = 120
+"""Characters of a value that a message shows; of a text, which may be a path, three times as many."""
 
 EXIT_OK = 0
 EXIT_FAILED = 1
@@ -49,8 +52,31 @@ class BrokenPromiseError(EquipoiseError):
 
 
 def must_be(name: str, constraint: str, value: object, remedy: str) -> InputError:
-    """Return (not raise) the standard bad-input error for argument `name`."""
-    return InputError(f"{name} must be {constraint}; got {value!r}. {remedy}")
+    """Return (not raise) the standard bad-input error for argument `name`; a long value is shown in part."""
+    return InputError(f"{name} must be {constraint}; got {shown(value)}. {remedy}")
+
+
+def shown(value: object) -> str:
+    """Return a value as a message shows it: short, on few lines, and without touching more of it than is shown.
+
+    Example:
+        >>> shown("a.pt"), shown({"a": 1}), shown(list(range(1000)))
+        ("'a.pt'", "{'a': 1}", '[0, 1, 2, 3, 4, 5, ...] (list of 1000)')
+    """
+    if isinstance(value, (Mapping, list, tuple, Set)) and len(value) > 12:
+        first = ", ".join(_cut(repr(item), 20) for item, _ in zip(value, range(6), strict=False))
+        left, right = "()" if isinstance(value, tuple) else "[]" if isinstance(value, list) else "{}"
+        return f"{left}{first}, ...{right} ({type(value).__name__} of {len(value)})"
+    return _cut(repr(value), 3 * LONGEST if isinstance(value, str) else LONGEST)
+
+
+def _cut(text: str, longest: int) -> str:
+    """Return `text` on one line, its middle left out where it is too long."""
+    if len(text) <= longest:
+        return text
+    text = " ".join(text.split())
+    kept = longest - 5
+    return text if len(text) <= longest else f"{text[: 2 * kept // 3]} ... {text[-(kept // 3) :]}"
 
 
 def unknown(kind: str, value: str, valid: Iterable[str]) -> InputError:

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import math
-import statistics
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -31,9 +30,12 @@ from equipoise.scene import ELSEWHERE, FP32_SLACK, Scene, apart, guarded, near, 
 from equipoise.store import write_atomic
 from equipoise.units import show
 from equipoise.verify import Check, judged
-from equipoise.workbench import QUICK_SAMPLES, damage, drop_reading, per_sample
-from equipoise.workloads import Metric, Split, Workload, classes
+from equipoise.workbench import QUICK_SAMPLES, damage
+from equipoise.workloads import Split, Workload, classes
+from equipoise.workloads.scoring import drop_reading, quality_reading
 
+RESAMPLED = 0.3
+"""Share of its width by which an end of a bootstrap's interval moves where fewer resamples found time."""
 NOT_SHOWN = "not shown: the interval spans the bound; more samples would tell"
 """A bound that these samples neither prove nor refute."""
 STEADY_SAMPLES = 64
@@ -162,7 +164,8 @@ def _quality(scene: Scene, found: dict[str, Reading]) -> Iterator[Check]:
 
 def _numerics(scene: Scene, kept: Split, answers: Tensor, before: Tensor) -> Iterator[Check]:
     """Compare both programs with the source model on real samples."""
-    source, claims, labels = scene.source(kept), scene.artifact.claims, scene.data.classifier
+    source, claims, meaning = scene.source(kept), scene.artifact.claims, scene.data.divergence
+    labels = meaning.kind == "softmax"
     note = "largest difference to the source"
     off = apart(source, before)
     yield judged("reference numerics", f"≤ {FP32_SLACK:g}", f"{off:.2g}", off <= FP32_SLACK, note)
@@ -170,7 +173,7 @@ def _numerics(scene: Scene, kept: Split, answers: Tensor, before: Tensor) -> Ite
         off = apart(source, answers)
         yield judged("numerics", f"≤ {FP32_SLACK:g}", f"{off:.2g}", off <= FP32_SLACK, note)
     agree = float((classes(source) == classes(answers)).double().mean()) if labels else math.nan
-    loss = damage(before.numpy(), answers.numpy(), classifier=labels)
+    loss = damage(before.numpy(), answers.numpy(), meaning)
     home, size = scene.at_home, abs(claims.loss)
     yield near(
         "distance to source", f"{claims.loss:.5f}", f"{loss:.5f}", abs(loss - claims.loss), tight=1e-3 * size + 1e-5,
@@ -199,14 +202,23 @@ def _validation(scene: Scene, kept: Split, answers: Tensor, before: Tensor) -> I
         ("drop on validation", promise["drop"], drop, 2),
         ("baseline on validation", baseline["quality"], measured(untouched, "points"), 1),
     ):
-        off = _off(stated, real)
+        off = _off(stated, real, resampled="bootstrap" in real.note)
         yield near(name, str(stated), str(real), off, tight=tight, wide=slack * wide, note=note)
 
 
-def _off(a: Reading, b: Reading) -> float:
-    """Largest difference between two readings, their intervals too; infinite where only one has an interval."""
-    ends = [(a.value, b.value), (a.low, b.low), (a.high, b.high)]
-    return max(0.0 if x is y is None else math.inf if x is None or y is None else abs(x - y) for x, y in ends)
+def _off(a: Reading, b: Reading, *, resampled: bool = False) -> float:
+    """Largest difference between two readings, their intervals too; infinite where only one has an interval.
+
+    The ends of a bootstrap's interval move a little with the number of resamples, which depends on the time that they took.
+    """
+    ends = [
+        0.0 if x is y is None else math.inf if x is None or y is None else abs(x - y)
+        for x, y in ((a.low, b.low), (a.high, b.high))
+    ]
+    if resampled and b.low is not None and b.high is not None:
+        ends = [max(0.0, end - RESAMPLED * (b.high - b.low)) for end in ends]
+    values = math.inf if (a.value is None) != (b.value is None) else abs((a.value or 0.0) - (b.value or 0.0))
+    return max(values, *ends)
 
 
 def _where(scene: Scene) -> str:
@@ -220,7 +232,7 @@ def _test(scene: Scene, found: dict[str, Reading]) -> Iterator[Check]:
     answers, source = scene.outputs(scene.program, split), scene.source(split)
     quality = metric.score(answers, targets)
     drop = drop_reading(metric, source.numpy(), answers.numpy(), targets)
-    found["drop"], found["quality"] = drop, _spread(metric, answers, targets, quality)
+    found["drop"], found["quality"] = drop, quality_reading(metric, answers.numpy(), targets)
     promised, validation = scene.artifact.promise["drop"], scene.artifact.promise["quality"]
     told = f"{quality:.2f} against {metric.score(source, targets):.2f} untouched"
     note = f"{len(targets)} samples never used before; {validation} on validation"
@@ -267,15 +279,6 @@ def held(bound: Constraint, reading: Reading) -> Check:
 def _equal(name: str, promised: Reading, found: float, slack: float, note: str) -> Check:
     ok = promised.value is not None and abs(promised.value - found) <= slack
     return judged(name, str(promised), show(found, promised.unit), ok, note)
-
-
-def _spread(metric: Metric, outputs: Tensor, targets: Tensor, quality: float) -> Reading:
-    """The quality with the interval that the split's size leaves open, where the metric is a mean over samples."""
-    each = per_sample(metric, outputs.numpy(), targets)
-    if each is None or len(each) < 2:
-        return measured(quality, "points", n=len(targets))
-    margin = 100 * 1.96 * statistics.stdev(each) / math.sqrt(len(each))
-    return measured(quality, "points", low=quality - margin, high=quality + margin, n=len(each))
 
 
 def _source_state(artifact: Artifact) -> dict[str, Tensor] | None:

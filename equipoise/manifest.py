@@ -138,6 +138,7 @@ class Manifest:
     study: StudyClaim
     plan: Mapping[str, Choice]
     changed: Mapping[str, tuple[Choice, ...]]
+    left_float: tuple[str, ...]
     fidelity: Literal["untouched", "one-shot", "recovered"]
     promise: Mapping[str, Figure]
     loss: float
@@ -219,6 +220,8 @@ def contradictions(data: Mapping[str, Any]) -> Iterator[str]:
         yield f"{SOURCE_STATE} is {'listed' if SOURCE_STATE in m.files else 'missing'} against study.source_state"
     if any(len(pair) != 2 or m.plan.get(knob) != pair[1] or pair[0] == pair[1] for knob, pair in m.changed.items()):
         yield "what was changed is not what the plan says"
+    if any(m.plan.get(f"bits.{layer}") == 32 for layer in m.left_float):
+        yield "a layer that the plan keeps in float is called left in float"
     if (m.fidelity == "untouched") != (not m.changed):
         yield f"{len(m.changed)} knobs changed in a model that is called {m.fidelity}"
 

@@ -82,9 +82,9 @@ def _probe(
     failed: dict[tuple[str, Choice], str] = {}
     took: dict[str, list[float]] = {}
     for i, (knob, choice) in enumerate(todo):
-        expected = median(took[knob.kind]) if knob.kind in took else 0.0
+        expected = median(took[knob.kind]) if knob.kind in took else road.expected("one-shot")
         if road.spent_s + expected > until:
-            break
+            continue  # another kind may be quicker
         road.tell("tables", f"loss of {knob.name}={choice} ({i + 1}/{len(todo)})")
         read = _reading(road, knob, choice, samples)
         row = road.step("table", f"{knob.name}={choice}", read, expected_s=expected)

@@ -19,9 +19,11 @@ from equipoise.errors import EquipoiseError, InputError, must_be
 from equipoise.measure import energy, machine, money
 from equipoise.measure.loads import LatencyProfile, compare_loads, summarize
 from equipoise.measure.memory import PeakMemory, peak_memory
+from equipoise.progress import of_words, table
 from equipoise.racing import Contender
 from equipoise.records import Reading, measured, unavailable
 from equipoise.runtimes.base import RUNTIMES, Program, Session, Source, Target, get
+from equipoise.units import show
 
 if TYPE_CHECKING:
     import numpy as np
@@ -92,9 +94,28 @@ class Profile:
     machine: Mapping[str, Any]
     seconds: float
 
+    def __repr__(self) -> str:
+        counts = f"{show(self.counts.params, '1')} params, {show(self.counts.macs, '1')} MACs"
+        timed = [f"{row[0]} {row[2]}" for row in self._rows() if row[1] in ("", "1")]
+        return f"Profile({self.name}: {', '.join([counts, *timed])})"
+
+    def _repr_html_(self) -> str:
+        rows = [["target", "batch", "p50 [95 %]", "size"], *self._rows()]
+        return table(rows, caption=repr(self).partition(": ")[2].partition(", ")[0] + f" in {self.name}")
+
+    def _rows(self) -> list[list[str]]:
+        """Target, batch, latency and size of each timing; why there is none."""
+        out = []
+        for target in self.targets:
+            place = target.target.partition("?")[0]
+            if target.reason:
+                out.append([place, "", f"unavailable ({target.reason})", ""])
+            out += [[place, str(t.batch), str(t.latency.p50), str(target.size_bytes)] for t in target.timings]
+        return out
+
 
 def profile(
-    model: nn.Module | Workload,
+    model: nn.Module | Workload | str,
     example: Tensor | None = None,
     *,
     targets: Sequence[Target | str] | None = None,
@@ -102,19 +123,19 @@ def profile(
     price_per_hour: float | None = None,
     watts_per_core: float | tuple[float, float] | None = None,
     seconds: float = 10.0,
-    on_step: Step = lambda text: None,
+    on_step: Step | None = None,
 ) -> Profile:
     """Measure what `model` costs on each target of this machine.
 
     Args:
-        model: A module, or a workload (which brings its own example).
+        model: A module, or a workload or the name of one (which brings its own example).
         example: A batch of inputs (N, ...), N >= 1; needed for a module.
         targets: Targets or their text; None takes every runtime, one thread.
         batch: Second batch size timed, beside 1 and those that targets name; 1 for no second one.
         price_per_hour: Dollars an hour of this machine.
         watts_per_core: Watts of a busy core, or (low, high): used, and labelled as an estimate, where no meter can be read.
         seconds: Wall time for all latency measurements together.
-        on_step: Called with a few words before each long step.
+        on_step: Called with a few words before each long step; None shows them in a notebook or an interactive session.
     Returns:
         A record; ``records.as_data`` makes it JSON.
     Raises:
@@ -128,7 +149,7 @@ def profile(
     from equipoise.measure.counts import count
     from equipoise.runtimes.export import Exporter
 
-    began = time.perf_counter()
+    began, on_step = time.perf_counter(), on_step or of_words()
     name, module, inputs = _subject(model, example)
     _check(batch, price_per_hour, watts_per_core, seconds)
     wanted = [Target(runtime) for runtime in RUNTIMES] if targets is None else [_target(target) for target in targets]
@@ -192,14 +213,16 @@ def program_memory(target: Target, program: Program, inputs: np.ndarray[Any, Any
     return peak_memory("equipoise.profiler:run_program", payload, options=options)
 
 
-def _subject(model: nn.Module | Workload, example: Tensor | None) -> tuple[str, nn.Module, Tensor]:
+def _subject(model: nn.Module | Workload | str, example: Tensor | None) -> tuple[str, nn.Module, Tensor]:
     """Name, module and example of whatever was handed over."""
     import torch
     from torch import Tensor, nn
 
+    from equipoise.workloads import as_workload
     from equipoise.workloads.wrapped import bare, single
 
     if not isinstance(model, nn.Module):
+        model = as_workload(model)
         name, example, model = model.name, model.example if example is None else example, model.model
     else:
         name = type(model).__name__

@@ -7,7 +7,7 @@ weights that ship in fp32: they must fit the rebuilt model, and be what the file
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import torch
@@ -16,7 +16,7 @@ from torch import Tensor
 from equipoise.manifest import WEIGHTS
 from equipoise.measure.counts import count
 from equipoise.records import Plan, Reading, measured
-from equipoise.runtimes import parse_targets
+from equipoise.runtimes import Source, parse_targets
 from equipoise.runtimes.structure import Stored, layer_bits, parameters
 from equipoise.scene import ELSEWHERE, FP32_SLACK, Scene, apart, near
 from equipoise.units import show
@@ -30,6 +30,8 @@ TRAINED = 1e-5
 """Relative difference of weights from which a model was trained after its repair."""
 ROUNDING = 1e-3
 """Share of half a step by which a rounded weight may be further off, since scales are rounded too."""
+ALIKE = 1e-4
+"""Largest relative difference of the answers of two programs that were compiled alike."""
 ONNX = "model.onnx"
 
 
@@ -58,6 +60,8 @@ def rebuilt(scene: Scene, found: dict[str, Reading]) -> Iterator[Check]:
     yield from _precision(scene, plan)
     yield from in_the_graph(scene)
     yield _answers(scene, model)
+    if scene.program.runtime == "openvino" and ONNX in claims.files:
+        yield _compiled_again(scene, bench, plan)
     yield _fidelity(scene, bench, plan, weights)
 
 
@@ -86,15 +90,16 @@ def in_the_graph(scene: Scene) -> Iterator[Check]:
     else:
         yield judged("weights in the file", WEIGHTS, told, True, note)
     if scene.program.runtime == "onnxruntime":
-        yield _bits(claims.plan, alive, layer_bits(content))
+        yield _bits(claims.plan, claims.left_float, alive, layer_bits(content))
 
 
-def _bits(plan: Mapping[str, int | str], layers: list[str], real: Mapping[str, int]) -> Check:
+def _bits(plan: Mapping[str, int | str], floats: Sequence[str], layers: list[str], real: Mapping[str, int]) -> Check:
     """Compare the plan's bits, layer by layer, with the widths of the integers that reach the operators."""
-    wrong = [f"{name} has {real[name]}" for name in layers if name in real and real[name] != plan[f"bits.{name}"]]
+    wanted = {name: 32 if name in floats else plan[f"bits.{name}"] for name in layers}
+    wrong = [f"{name} has {real[name]}" for name in layers if name in real and real[name] != wanted[name]]
     lost = [name for name in layers if name not in real]
     told = f"{sum(bits == 8 for bits in real.values())} of {len(layers)} layers in 8 bits"
-    stated = f"{sum(plan[f'bits.{name}'] == 8 for name in layers)} of {len(layers)}"
+    stated = f"{sum(bits == 8 for bits in wanted.values())} of {len(layers)}"
     if lost and not wrong:
         return Check("bits", stated, told, "cannot tell", f"{lost[0]} is stored under another name")
     return judged("bits", stated, told, not wrong, "; ".join(wrong[:5]))
@@ -122,6 +127,18 @@ def _answers(scene: Scene, model: torch.nn.Module) -> Check:
     return judged(
         "weights", "the program's in fp32", f"{mine:.3g}", ok, f"distance of the answers; the source's is {source:.3g}"
     )
+
+
+def _compiled_again(scene: Scene, bench: Workbench, plan: Plan) -> Check:
+    """Compile the ONNX file beside an OpenVINO program again, with the plan's bits: the quantizer repeats itself here."""
+    name, made = "compiled again", bench.compile(plan, Source.of_onnx(scene.artifact.read(ONNX)))
+    if made.digest == scene.program.digest:
+        return judged(name, "the same program", "the same", True, f"from {ONNX}, whose weights are compared above")
+    kept = scene.data.validation.take(BATCH)
+    off = apart(scene.outputs(made, kept), scene.outputs(scene.program, kept))
+    wide = FP32_SLACK if scene.at_home else 0.2
+    note = f"difference of the answers; compiled from {ONNX}" + ("" if scene.at_home else f"; {ELSEWHERE}")
+    return near(name, f"≤ {ALIKE:g}", f"{off:.2g}", off, tight=ALIKE, wide=wide, note=note)
 
 
 def _fidelity(scene: Scene, bench: Workbench, plan: Plan, weights: Mapping[str, Tensor]) -> Check:

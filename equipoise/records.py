@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import json
 import math
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any, Literal
@@ -114,6 +115,10 @@ class Plan:
         """Return this plan with some choices changed."""
         return Plan({**self.choices, **changes})
 
+    def __repr__(self) -> str:
+        kinds = Counter(name.partition(".")[0] for name in self.choices)
+        return f"Plan({self.digest[:8]}: {', '.join(f'{n} {kind}' for kind, n in kinds.items())})"
+
     @property
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical JSON."""
@@ -149,6 +154,12 @@ class Evaluation:
     seconds: float = 0.0
     error: str = ""
     leg: int = 0
+
+    def __repr__(self) -> str:
+        if self.error:
+            return f"Evaluation({self.key[:8]}, {self.fidelity}, failed: {self.error.strip().splitlines()[-1][:120]})"
+        cost = ", ".join(f"{name} {self.cost[name]}" for name in ("latency_s", "size_bytes") if name in self.cost)
+        return f"Evaluation({self.key[:8]}, {self.fidelity}, quality {self.quality}, drop {self.drop}, {cost})"
 
     @property
     def ok(self) -> bool:

@@ -150,12 +150,16 @@ def _leg(road: Road, start: Evaluation, rung: int, seconds: float) -> Evaluation
     plan = start.plan
     leg = _number(road, start, seconds)
     checkpoint = road.store.scratch(f"{plan.digest}-{leg}")
-    trained: dict[str, float] = {"rung": rung}
+    trained: dict[str, Any] = {"rung": rung}
 
     def make() -> nn.Module:
         student = road.bench.restore(plan, road.store.read_blob(start.files["weights"]))
         done = train(road, plan, student, seconds=seconds, checkpoint=checkpoint, leg=leg)
-        trained.update(trained_steps=done.steps, trained_s=done.seconds)
+        for note in done.notes:
+            road.tell("recover", note)
+        trained.update(
+            trained_steps=done.steps, trained_s=done.seconds, **({"trained_notes": done.notes} if done.notes else {})
+        )
         return refold(done.model).eval()
 
     predicted = {k: v for k, v in start.predicted.items() if k != "loss"}
@@ -179,6 +183,7 @@ def train(road: Road, plan: Plan, student: nn.Module, *, seconds: float, checkpo
 
     Where the user's model had BatchNorm it is put back for the training: a folded net only bears small learning rates.
     """
+    meaning = road.work.divergence
     generator = torch.Generator().manual_seed(int(plan.digest[:8], 16) ^ (road.seed * 1000 + leg))
     normed = any(isinstance(m, _BatchNorm) for m in road.work.model.modules())
     return distill(
@@ -187,7 +192,9 @@ def train(road: Road, plan: Plan, student: nn.Module, *, seconds: float, checkpo
         road.work.train,
         seconds=seconds,
         recipe=WITH_NORM if normed else FOLDED,
-        kind="logits" if road.work.classifier else "values",
+        kind=meaning.kind,
+        axis=meaning.axis,
+        probabilities=meaning.probabilities,
         augment=road.work.augment,
         generator=generator,
         checkpoint=checkpoint,

@@ -9,8 +9,8 @@ from __future__ import annotations
 import statistics
 import time as clock
 import traceback
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import AbstractContextManager
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, contextmanager
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
@@ -26,10 +26,12 @@ from equipoise.budget import MEASURED, Budget, parse_budget
 from equipoise.errors import EquipoiseError, InputError, StoreError, must_be
 from equipoise.measure import machine
 from equipoise.probing import Tables, tables
+from equipoise.progress import of_events
 from equipoise.racing import race_stored
 from equipoise.records import Evaluation, Fidelity, Plan, as_data, digest, evaluation_from
 from equipoise.recovery import HOPE, recover
 from equipoise.runtimes import Target, parse_targets
+from equipoise.search import Genomes
 from equipoise.search.front import predicted_front
 from equipoise.search.propose import Evaluated, converged, first_points, front_volume, propose
 from equipoise.search.surrogate import fit_loss
@@ -38,7 +40,7 @@ from equipoise.study import SCHEMA, Study
 from equipoise.units import parse, show
 from equipoise.watchdog import watched
 from equipoise.workbench import Workbench, failed
-from equipoise.workloads import Workload, check
+from equipoise.workloads import Workload, advice, as_workload, check
 from equipoise.workloads.spec import located
 from equipoise.workloads.weights import packed
 
@@ -85,7 +87,7 @@ Listener = Callable[[Event], None]
 
 
 def optimize(
-    work: Workload,
+    work: Workload | str,
     *,
     target: str | Sequence[Target] = "onnxruntime:cpu",
     budget: str | None = None,
@@ -94,13 +96,13 @@ def optimize(
     seed: int = 0,
     recovery: bool = True,
     spec: str = "",
-    listen: Listener = lambda event: None,
+    listen: Listener | None = None,
     began: float | None = None,
 ) -> Study:
     """Search widths, depth, precision and runtime of a trained model together, on measured cost; return the whole study.
 
     Args:
-        work: The model, its data and its metric; never changed.
+        work: The model, its data and its metric, or its name as on the command line; never changed.
         target: Where it must run; several, separated by commas, make the runtime a knob. The first is the reference.
         budget: Bounds in the user's units, ``"latency<=1ms, size<=300KB, drop<=1"``; None asks for the knee.
         time: Wall time for the whole run (a quantity such as ``"20min"``, or seconds), everything counted. Nothing is begun
@@ -110,7 +112,7 @@ def optimize(
         seed: Of every random choice; recorded.
         recovery: Whether survivors are distilled from the untouched model (their training time counts).
         spec: How the command line names the workload, recorded so that `verify` can load it again.
-        listen: Told about every step.
+        listen: Told about every step; None shows a line of progress in a notebook or an interactive session.
         began: ``time.perf_counter()`` when the run began, where loading the workload is to count as well; None for now.
     Raises:
         InputError: Anything that cannot be used, before any work starts.
@@ -125,11 +127,28 @@ def optimize(
     for wanted in targets:
         if reason := runtimes.get(wanted.runtime).unavailable():
             raise must_be("target", "a runtime that can be used here", str(wanted), reason)
-    check(work)
+    spec = spec or (work if isinstance(work, str) else "")
+    work = as_workload(work)
+    with staying("checking the workload"):
+        check(work)
     with Store.open(store) as opened:
-        opened.identity({"workload": work.fingerprint, "targets": [str(t) for t in targets], "seed": seed})
-        road = Road(opened, work, targets, bounds, limit, seed, recovery, located(spec), listen, started)
+        about = {"workload": work.fingerprint, "parts": work.identity, "targets": [str(t) for t in targets], "seed": seed}
+        opened.identity(about)
+        told = listen or of_events()
+        road = Road(opened, work, targets, bounds, limit, seed, recovery, located(spec), told, started)
         return road.walk()
+
+
+@contextmanager
+def staying(doing: str) -> Iterator[None]:
+    """Turn an exit of the user's own code into an error that says so."""
+    try:
+        yield
+    except SystemExit as error:
+        raise InputError(
+            f"the workload must not end the program; its own code raised SystemExit({error.code!r}) while {doing}. "
+            "Raise an ordinary error there."
+        ) from error
 
 
 @dataclass
@@ -151,11 +170,13 @@ class Road:
     evaluations: list[Evaluation] = field(default_factory=list)
     volumes: list[float] = field(default_factory=list)
     recovered: bool = False
+    proposing_s: float = 0.0
+    walked: set[tuple[str, str]] = field(default_factory=set)
 
     def walk(self) -> Study:
         """Walk it all and return the study."""
         self.tell("prepare", "fold the model, trace its groups, collect statistics")
-        with self.watch("preparing the model"):
+        with self.watch("preparing the model"), staying("preparing the model"):
             self.bench = Workbench.prepare(self.work, self.targets, self.store.blob)
             self.space = self.bench.space
         self.step("prepare", "0", dict)
@@ -169,7 +190,7 @@ class Road:
             if self.recovery:
                 recover(self, reserve=self.reserve)
                 self.recovered = True
-                self.search(self.left() - self.reserve)  # what recovery had no use for
+                self.search(self.left() - self.reserve)  # the time that recovery had no use for
         self.final()
         return Study.read(self.store)
 
@@ -193,7 +214,9 @@ class Road:
 
         data = self.store.once(kind, key, timed)
         self.mark = clock.perf_counter()
-        self.spent_s += data["seconds"]
+        if (kind, key) not in self.walked:  # a step that the walk comes by again has cost its time once
+            self.walked.add((kind, key))
+            self.spent_s += data["seconds"]
         return data
 
     def left(self) -> float:
@@ -252,6 +275,8 @@ class Road:
             return {"evaluation": as_data(replace(found, seconds=clock.perf_counter() - began))}
 
         key = f"{plan.digest}:{fidelity}" + (f":{leg}" if leg else "")
+        if ("evaluation", key) in self.walked:
+            return next(e for e in self.evaluations if e.key == key)
         data = self.step(
             "evaluation", key, compute, expected_s=self.expected(fidelity) + training_s,
             what=f"the {fidelity} evaluation of plan {plan.digest}",
@@ -275,7 +300,10 @@ class Road:
 
     def baseline(self) -> None:
         """Measure the untouched model, on every target, and write the study's header."""
-        self.tell("baseline", "the untouched model")
+        notes = self.step("notes", "workload", lambda: {"notes": list(advice(self.work))})["notes"]
+        for note in notes:
+            self.tell("notes", f"WARNING: {note}")
+        self.tell("baseline", f"the untouched model; {self.work.metric.point}")
         self.reference_s: float | None = None
         first = self.evaluate(self.space.untouched, "untouched", lambda: self.bench.teacher)
         if not first.ok:  # recorded by an earlier version
@@ -290,8 +318,9 @@ class Road:
             "time_s": self.limit_s,
             "seed": self.seed,
             "baseline": first.key,
-            "metric": {"name": self.work.metric.name, "maximize": self.work.metric.maximize, "unit": self.work.metric.unit},
+            "metric": self.work.metric.about(),
             "space": {"knobs": len(self.space.knobs), "plans": f"{self.space.size:.3g}"},
+            "notes": notes,
             "left_whole": {g.name: g.reason for g in self.bench.pruner.groups if not g.prunable} | dict(self.bench.pruner.left),
         }
         self.asked = digest(header)
@@ -313,8 +342,9 @@ class Road:
             seconds: What reading all would take; 0 where none was read.
         """
         trial = self.expected("one-shot")
-        before = self.fixed_s
-        enough = HEADROOM * (before + (seconds or entries * trial / 2) + 2 * FIRST * trial)
+        before = self.spent_s
+        probes = min(seconds or entries * trial / 2, 2 * FIRST * trial)  # beyond that they are predicted from one another
+        enough = HEADROOM * (self.fixed_s + probes + 2 * FIRST * trial)
         self.store.once(
             "extent", self.asked, lambda: {"entries": entries, "read": read, "before_s": before, "enough_s": enough}
         )
@@ -352,16 +382,15 @@ class Road:
             known = self.known()
             model = fit_loss(self.tables.losses, known.genomes, known.losses)
             number = len(self.volumes)
-            self.tell("search", f"round {number}: " + ("solve the predicted front" if not number else "propose plans"))
+            self.tell("search", f"round {number}: " + ("propose plans" if number else "solve the predicted front"))
+            propose_ = self._next if number else self._first
+            found = self.step("proposal", self._turn(number), partial(propose_, costs, model, known, number))
+            self.proposing_s = found["seconds"]
             if not number:
-                self._tell_reach(costs)
-            propose_ = self._first if not number else self._next
-            rows = self.step("proposal", self._turn(number), lambda p=propose_, c=costs, m=model, k=known, n=number: {  # type: ignore[misc]
-                "plans": [as_data(plan) for plan in p(c, m, k, n)]
-            })["plans"]  # fmt: skip
-            if not rows and number:
+                self._tell_reach(found.get("reach") or {})
+            if not found["plans"] and number:
                 return
-            for row in rows:
+            for row in found["plans"]:
                 if self.spent_s + self.expected("one-shot") > until:
                     return
                 plan = Plan(row)
@@ -374,7 +403,9 @@ class Road:
 
     def _worth_another_round(self, until: float) -> bool:
         """Whether there is a plan to try, time to try it, and hope that it tells something."""
-        if self.space.size < 2 or self.spent_s + self.expected("one-shot") > until or converged(self.volumes):
+        if self.space.size < 2 or converged(self.volumes):
+            return False
+        if self.spent_s + self.proposing_s + self.expected("one-shot") > until:
             return False
         return len(self.volumes) < ROUNDS or not self.recovery or self.recovered
 
@@ -392,15 +423,21 @@ class Road:
         reach = (HOPE if self.recovery else 1.0) * bound
         return float(min(WORST_LOSS, max(LEAST_WORST, reach / points_per_nat)))
 
-    def _tell_reach(self, costs: Sequence[steering.Cost]) -> None:
-        """Say what the space is predicted to reach, so that a budget out of reach is known before the search, not after it."""
+    def _reach(self, costs: Sequence[steering.Cost], front: Genomes) -> dict[str, list[float]]:
+        """Return the least, the median and the most that the space is predicted to reach on each cost."""
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(1 << 20,)))
-        genomes = np.concatenate([self.space.sample(rng, n=2000), predicted_front(self.space, self.tables.losses, costs)])
-        for cost, word, unit in zip(costs, ("latency", "size"), ("s", "B"), strict=True):
-            low, middle, high = (show(float(v), unit) for v in np.quantile(cost.many(genomes), (0.0, 0.5, 1.0)))
+        genomes = np.concatenate([self.space.sample(rng, n=2000), front])
+        return {cost.axis: [float(v) for v in np.quantile(cost.many(genomes), (0.0, 0.5, 1.0))] for cost in costs}
+
+    def _tell_reach(self, reach: Mapping[str, Sequence[float]]) -> None:
+        """Say what the space is predicted to reach, so that a budget out of reach is known before the search, not after it."""
+        for axis, word, unit in (("latency_s", "latency", "s"), ("size_bytes", "size", "B")):
+            if axis not in reach:
+                continue
+            low, middle, high = (show(v, unit) for v in reach[axis])
             self.tell("search", f"predicted {word} of the space: least {low}, median {middle}, most {high}")
             bound = self.budget.bound(word)
-            if bound is not None and bound < float(cost.many(genomes).min()):
+            if bound is not None and bound < reach[axis][0]:
                 self.tell(
                     "search", f"WARNING: {word}<={show(bound, unit)} is below the least that this space is predicted to reach"
                 )
@@ -416,24 +453,28 @@ class Road:
         costs = np.array([[e.axis("latency_s").get(), e.axis("size_bytes").get()] for e in rows])
         return Evaluated(self.space.encode_all([e.plan for e in rows]), costs, np.array([e.details["loss"] for e in rows]))
 
-    def _first(self, costs: Any, model: Any, known: Evaluated, _number: int) -> list[Plan]:
+    def _first(self, costs: Any, model: Any, known: Evaluated, _number: int) -> dict[str, Any]:
+        """The first plans, spread over the predicted front, and what the space is predicted to reach."""
         front = predicted_front(self.space, self.tables.losses, costs)
+        reach = self._reach(costs, front)
         losses = model.losses(front)
         seen = {row.tobytes() for row in known.genomes}
         rows = zip(front, losses, strict=True)
         useful = np.array([loss <= self.worst_loss and row.tobytes() not in seen for row, loss in rows])
         if not useful.any():
-            return []
+            return {"plans": [], "reach": reach}
         front, losses = front[useful], losses[useful]
         focus = self.budget.bound("latency")
-        return first_points(self.space, front, costs[0].many(front), losses, n=FIRST, focus=focus)
+        plans = first_points(self.space, front, costs[0].many(front), losses, n=FIRST, focus=focus)
+        return {"plans": [as_data(plan) for plan in plans], "reach": reach}
 
-    def _next(self, costs: Any, model: Any, known: Evaluated, number: int) -> list[Plan]:
+    def _next(self, costs: Any, model: Any, known: Evaluated, number: int) -> dict[str, Any]:
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(number,)))
-        return propose(
+        plans = propose(
             self.space, model, costs, known, rng=rng, q=ROUND, worst_loss=self.worst_loss,
             excess=steering.excess(self.budget), focus=self.budget.bound("latency"),
         )  # fmt: skip
+        return {"plans": [as_data(plan) for plan in plans]}
 
     def final(self) -> None:
         """Time the shortlist side by side with the untouched model, until the intervals are narrow or the time is up."""
@@ -445,7 +486,12 @@ class Road:
             return
         self.tell("final", f"time the {len(shortlist)} best beside the untouched model")
         race = partial(race_stored, self.store, study.baseline, tuple(shortlist.values()), seconds=seconds, seed=self.seed)
-        self.step("final", digest(sorted(shortlist)), race)
+        try:
+            self.step("final", digest(sorted(shortlist)), race, expected_s=seconds)
+        except StoreError:
+            raise
+        except EquipoiseError as error:  # nothing that was found is lost for it; `export` races again
+            self.tell("final", f"WARNING: the last race failed, so latencies are those of the search: {error}")
 
     def _contenders(self) -> list[Evaluation]:
         """The best that hand use of one tool gives: the untouched model quantized by each runtime."""

@@ -8,6 +8,7 @@ import statistics
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
+import psutil
 import torch
 from torch import Tensor, nn
 
@@ -21,9 +22,12 @@ from equipoise.records import Reading, estimated, measured
 from equipoise.runtimes import Target
 from equipoise.runtimes.export import Exporter
 from equipoise.training import Recipe, fit
+from equipoise.units import show
 from equipoise.workloads import Task
 from equipoise.workloads.families import Family, Scale
 
+TRAINED = 3
+"""Times the weights that training holds at the least: weights, gradients, one state of the optimizer."""
 STEPS = 5
 """Training steps timed at each scale; one more comes before them."""
 
@@ -86,6 +90,8 @@ def costs(
     """
     if not scales:
         raise must_be("scales", "at least one", 0, "Leave it out for the family's own.")
+    for scale in scales:
+        check_size(family, scale, task)
     runtime, exporter = runtimes.get(target.runtime), Exporter()
     request = task.example[torch.arange(target.batch) % len(task.example)].numpy()
     rows = []
@@ -113,6 +119,27 @@ def costs(
         )
         for number, (scale, counts, size, step, memory) in enumerate(rows)
     )
+
+
+def check_size(family: Family, scale: Scale, task: Task) -> None:
+    """Raise before the memory is asked for where training a size cannot fit into this machine.
+
+    The model is built without memory (on torch's meta device) and counted; what cannot be built so is left to the attempt.
+
+    Raises:
+        InputError: Weights, gradients and the state of an optimizer together are more than the machine has.
+    """
+    try:
+        with torch.device("meta"), torch.random.fork_rng(devices=[]):
+            counted = sum(
+                p.numel() * max(p.element_size(), 4) for p in family.build(family.scale(**scale), task.shape).parameters()
+            )
+    except (MemoryError, RuntimeError, TypeError, OverflowError, ValueError, AttributeError, NotImplementedError):
+        return  # the builder needs real tensors, or refuses: building it will tell
+    needed, there = TRAINED * counted, psutil.virtual_memory().total
+    if needed > there:
+        what = f"{named(scale)}, which needs {show(needed, 'B')} to be trained"
+        raise must_be("scale", f"a size that this machine's {show(there, 'B')} hold", what, "Take a smaller one.")
 
 
 def named(scale: Scale) -> str:

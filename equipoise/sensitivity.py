@@ -34,8 +34,9 @@ FEWEST_SAMPLES = 64
 def choices(space: Space, macs: Mapping[str, float], places: Mapping[str, Sequence[str]]) -> list[tuple[Knob, Any]]:
     """Every single change that costs quality, one (knob, choice) for each entry of the loss table, the most telling first.
 
-    The first pass takes the middle of each menu, the second its end, the third what lies between; within a pass the knobs of
-    the layers that compute most come first. So wherever the time ends, what is missing is what matters least.
+    The first pass takes the middle of each menu, the second its end, the third what lies between. Within a pass the heaviest
+    knob of each kind comes first, from which its kin can be predicted, then the others by what their layers compute. So
+    wherever the time ends, what is missing is what matters least.
 
     Args:
         macs: Layer name -> MACs of one sample.
@@ -50,6 +51,8 @@ def choices(space: Space, macs: Mapping[str, float], places: Mapping[str, Sequen
         return -sum(macs.get(name, 0.0) for name in acts_on)
 
     ordered = sorted(knobs, key=weight)  # stable: knobs of equal weight stay in the order of the model
+    heads = [next(k for k in ordered if k.kind == kind) for kind in sorted({k.kind for k in ordered})]
+    ordered = [*heads, *(k for k in ordered if k not in heads)]
     passes = [[(k, k.menu[i]) for k in ordered for i in _pass(len(k.menu) - 1, turn)] for turn in range(3)]
     return [entry for each in passes for entry in each]
 
@@ -74,7 +77,7 @@ def loss_of(bench: Workbench, knob: Knob, choice: Any, *, samples: int = PROBE_S
     inputs = bench.validation[0][:samples]
     with one_thread(), torch.inference_mode():
         found = torch.cat([model(inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)])
-    return damage(bench.reference[:samples], found.numpy(), classifier=bench.work.classifier)
+    return damage(bench.reference[:samples], found.numpy(), bench.work.divergence)
 
 
 def layer_times(

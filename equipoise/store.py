@@ -73,7 +73,7 @@ class Store:
             StoreError: In use by another process, unwritable, damaged, or written by a newer Equipoise.
         """
         folder = Path(path)
-        _must_be_study(folder, create=create and not readonly)
+        check_place(folder, create=create and not readonly)
         lock: int | None = None
         try:
             with _told(folder, "open"):
@@ -107,17 +107,18 @@ class Store:
     def identity(self, data: Mapping[str, Any]) -> None:
         """Tie the study to what it is about (workload, target, space, seed): the first call records, later calls compare.
 
+        A field may be a mapping of parts (of a workload: its weights, its code, each split); each part is then compared.
+
         Raises:
-            InputError: The study on disk is about something else; the message names every field that differs.
+            InputError: The study on disk is about something else; the message names every field and part that differs.
         """
         wanted: dict[str, Any] = json.loads(_canonical("identity", "study", data))
         found = self.get("identity", "study")
         if found is None:
             self.put("identity", "study", wanted, seconds=0.0)
             return
-        differing = [k for k in sorted({*wanted, *found}) if wanted.get(k) != found.get(k)]
-        if differing:
-            lines = "; ".join(f"{k}: recorded {_short(found.get(k))}, now {_short(wanted.get(k))}" for k in differing)
+        lines = "; ".join(_differences(found, wanted))
+        if lines:
             remedy = "Use another --store, or repeat the first command."
             raise must_be("store", f"a study of the same thing ({lines})", str(self.path), remedy)
 
@@ -256,8 +257,8 @@ def write_atomic(path: Path, data: bytes) -> None:
         _sync_folder(path.parent)
 
 
-def _must_be_study(folder: Path, *, create: bool) -> None:
-    """Refuse what is neither a study nor, with `create`, a place for one."""
+def check_place(folder: Path, *, create: bool) -> None:
+    """Refuse what is neither a study nor, with `create`, a place for one; change nothing."""
     with _told(folder, "open"):
         here = {p.name for p in folder.iterdir()} if folder.is_dir() else set()
     if folder.exists() and not folder.is_dir():
@@ -377,6 +378,21 @@ def _canonical(kind: str, key: str, data: Mapping[str, Any]) -> str:
 
 def _row_hash(kind: str, key: str, text: str) -> str:
     return hashlib.sha256(f"{kind}\0{key}\0{text}".encode()).hexdigest()
+
+
+def _differences(recorded: Mapping[str, Any], now: Mapping[str, Any]) -> Iterator[str]:
+    """Yield what differs between two identities: fields with both values, and the parts of fields that have some."""
+    for field in sorted({*recorded, *now}):
+        old, new = recorded.get(field), now.get(field)
+        if old == new:
+            continue
+        if isinstance(old, dict) and isinstance(new, dict):
+            changed = [part for part in sorted({*old, *new}) if old.get(part) != new.get(part)]
+            yield f"{field}: another {', '.join(changed)}"
+        elif old is None and isinstance(new, dict):
+            yield f"{field}: not recorded in full by the earlier version of Equipoise that began it"
+        else:
+            yield f"{field}: recorded {_short(old)}, now {_short(new)}"
 
 
 def _short(value: Any) -> str:

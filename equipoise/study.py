@@ -17,6 +17,7 @@ from equipoise.budget import Budget, parse_budget
 from equipoise.errors import InputError, StoreError
 from equipoise.pareto import Knee, non_dominated
 from equipoise.picks import knee_of, pick, settled
+from equipoise.progress import table
 from equipoise.records import Evaluation, Reading, evaluation_from, measured, reading_from
 from equipoise.stats import Interval, verdict
 from equipoise.store import Store
@@ -27,6 +28,8 @@ SCHEMA = 2
 
 AXES = ("latency_s", "size_bytes", "drop")
 """What the front trades off; all are minimised."""
+SHOWN = 12
+"""Points of the front in a notebook's table; the report has all."""
 
 
 @dataclass(frozen=True)
@@ -38,8 +41,8 @@ class Study:
         evaluations: Every trial, failed ones too.
         finals: Key -> the last, interleaved latency measurement against the untouched model.
         unread: What was left as it is because its probe failed (``width.conv1=16``) -> why.
-        extent: How far the tables of the last asking reached: ``entries``, ``read``, ``before_s`` (preparing and the baseline)
-            and ``enough_s`` (what a first search would need); empty where that was not recorded.
+        extent: How far the tables of the last asking reached: ``entries``, ``read``, ``before_s`` (spent by their end) and
+            ``enough_s`` (what a first search would need); empty where that was not recorded.
     """
 
     path: Path
@@ -48,6 +51,17 @@ class Study:
     finals: Mapping[str, Mapping[str, Any]]
     unread: Mapping[str, str] = field(default_factory=dict)
     extent: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        budget = self.header.get("budget") or "none"
+        return f"Study({self.path}: {len(self.evaluations)} evaluations, {len(self.front)} on the front, budget {budget})"
+
+    def _repr_html_(self) -> str:
+        rows = [["plan", "latency", "size", "quality", "drop"]]
+        for e in self.front[:SHOWN]:
+            cells = (e.axis("latency_s"), e.axis("size_bytes"), e.quality, e.drop)
+            rows.append([describe(e, self.baseline), *map(str, cells)])
+        return table(rows, caption=repr(self))
 
     @classmethod
     def load(cls, path: str | Path) -> Study:
@@ -83,7 +97,9 @@ class Study:
         unread = {f"{r['knob']}={r['choice']}": r["error"] for r in store.all("table") if r.get("error")}
         extent = (store.get("extent", asked[-1]) if asked else None) or {}
         if raced and finals:
-            rows = _raced(rows, reading_from(finals[-1]["reference"]), {k: Interval(**ratio) for k, ratio in ratios.items()})
+            last = finals[-1].get("reference")  # a race of before the untouched model was read in it has none
+            reference = rows[0].axis("latency_s") if last is None else reading_from(last)
+            rows = _raced(rows, reference, {k: Interval(**ratio) for k, ratio in ratios.items()})
         return cls(Path(store.path), header, rows, ratios, unread, extent)
 
     @property
@@ -223,11 +239,12 @@ class Study:
         """Say why nothing was searched and how much time would be enough; empty where something was, or it is not known."""
         if self.searched or not self.extent:
             return ""
-        if self.extent["entries"] == 0 or self.extent["read"] == self.extent["entries"]:
+        if len(self.unread) >= self.extent["entries"]:
             return "nothing was searched: there is nothing in this model that could be changed and tried"
         need = show(self.extent["before_s"], "s")
         asked, enough = show(self.header["time_s"], "s"), _rounded(self.extent["enough_s"])
-        return f"nothing was searched: preparing and the baseline alone took {need} of {asked}; give --time {enough}"
+        what = "preparing, the baseline and the tables" if self.extent["read"] else "preparing and the baseline"
+        return f"nothing was searched: {what} took {need} where {asked} was given; give --time {enough}"
 
     def verdict(self) -> str:
         """Say whether the budget was met, and if not by how much and which bound binds; a pick that is slower is announced."""

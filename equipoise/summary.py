@@ -10,6 +10,7 @@ from equipoise.picks import settled
 from equipoise.records import SCHEMA, Evaluation, as_data
 from equipoise.store import Store
 from equipoise.study import Study
+from equipoise.tested import verified
 
 
 def summarize(store: Store) -> dict[str, Any]:
@@ -32,7 +33,8 @@ def summarize(store: Store) -> dict[str, Any]:
         "layers": layer_rows(best, study.baseline, tables),
         "progress": progress(study),
         "sentence": study.sentence(best),
-        "notes": notes(study),
+        "verified": [as_data(found) for found in verified(study.path)],
+        "notes": [*untimed(store), *notes(study)],
     }
 
 
@@ -104,6 +106,15 @@ def progress(study: Study) -> list[dict[str, float]]:
             rows = [rows[i] for i in non_dominated(rows)]
         out.append({"n": n, "seconds": seconds, "hypervolume": hypervolume(rows, corner)})
     return out
+
+
+def untimed(store: Store) -> list[str]:
+    """Return how many operators could not be timed, so that their time was predicted, and why the first could not."""
+    reasons = [reason for row in store.all("lut") for reason in (row.get("failed") or {}).values()]
+    if not reasons:
+        return []
+    operators = f"{len(reasons)} operator{'s' if len(reasons) > 1 else ''}"
+    return [f"{operators} could not be timed alone and had to be predicted from the MACs; the first: {reasons[0]}"]
 
 
 def notes(study: Study) -> list[str]:

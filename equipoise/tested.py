@@ -23,7 +23,7 @@ MOST_BYTES = 4_000_000
 
 
 @dataclass(frozen=True, slots=True)
-class Tested:
+class Verified:
     """The test figures of one artifact of a study.
 
     Attributes:
@@ -76,7 +76,7 @@ def exports_of(study: Path) -> list[dict[str, str]]:
     return [{k: row[k] for k in ("path", "key", "digest")} for row in whole]
 
 
-def tested(study: str | Path) -> list[Tested]:
+def verified(study: str | Path) -> list[Verified]:
     """Return the test figures of the study's artifacts that stand where they were written and were verified since."""
     found = []
     for row in exports_of(Path(study)):
@@ -88,7 +88,7 @@ def tested(study: str | Path) -> list[Tested]:
             continue
         broken, untold = (tuple(str(name) for name in result.get(k) or ()) for k in ("broken", "cannot_tell"))
         figures = result.get("test") if isinstance(result.get("test"), dict) else {}
-        found.append(Tested(row["key"], str(folder), str(result["headline"]), broken, untold, figures or {}))
+        found.append(Verified(row["key"], str(folder), str(result["headline"]), broken, untold, figures or {}))
     return found
 
 

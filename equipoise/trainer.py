@@ -5,9 +5,9 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, fields, replace
+from dataclasses import Field, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
 from torch import nn
@@ -15,8 +15,10 @@ from torch import nn
 from equipoise.errors import InputError, must_be, unknown
 from equipoise.measure import energy, machine
 from equipoise.measure.counts import count
+from equipoise.progress import of_steps
 from equipoise.proxies import recipe_for
 from equipoise.records import Reading, as_data, dumps, estimated, measured, unavailable
+from equipoise.scales import check_size
 from equipoise.scaling import Curves, Diagnosis, diagnose
 from equipoise.store import write_atomic
 from equipoise.training import Recipe, Trained, fit
@@ -24,7 +26,7 @@ from equipoise.training.distribution import Distribution, OneProcess
 from equipoise.training.logs import CsvLog, Log, TensorBoardLog
 from equipoise.training.loop import Progress
 from equipoise.units import show
-from equipoise.workloads import Task, predict
+from equipoise.workloads import Task, as_family, as_task, predict
 from equipoise.workloads.families import Family, Scale
 from equipoise.workloads.weights import packed
 
@@ -51,6 +53,9 @@ class TrainedModel:
     header: Mapping[str, Any]
     recipe: Recipe
 
+    def __repr__(self) -> str:
+        return f"TrainedModel({self.header['model']} on {self.header['task']}: {self.sentence()}; in {self.folder})"
+
     def sentence(self) -> str:
         """Return what came out, in words."""
         quality = self.reached.get("quality")
@@ -75,8 +80,8 @@ class TrainedModel:
 
 
 def train(
-    family: Family,
-    task: Task,
+    family: Family | str,
+    task: Task | str,
     scale: Scale | None = None,
     *,
     store: str | Path,
@@ -98,6 +103,7 @@ def train(
     ``run.json`` (figures, recipe, verdict) and, with `tensorboard`, event files.
 
     Args:
+        family, task: Or their names, as on the command line.
         scale: Dimension -> value; the family's defaults stand for what is left out.
         store: Folder of the run; made if need be.
         epochs, steps, seconds: Length; the first that is reached ends the run. None of them: 10 epochs.
@@ -107,24 +113,29 @@ def train(
         price_per_hour: Dollars, for what the run cost.
         watts_per_core: For an energy estimate where no meter can be read.
         test: Whether to score the test split, once, at the end.
-        on_step: Called with the `Progress` of each step.
+        on_step: Called with the `Progress` of each step; None shows a line in a notebook or an interactive session.
     Raises:
         InputError: Anything that cannot be used, before any step; or a folder that holds another run.
         EquipoiseError: The loss is no longer finite; the last good checkpoint stays.
     """
     folder, where = Path(store), distribution or OneProcess()
+    _check(epochs=epochs, steps=steps, seconds=seconds, price_per_hour=price_per_hour)
+    family, task = as_family(family), as_task(task)
     full = family.scale(**(scale or {}))
     chosen = recipe or usual_recipe(task)
     if epochs is None and steps is None and seconds is None:
         epochs = 10.0
-    folder.mkdir(parents=True, exist_ok=True)
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise must_be("store", "a folder that can be made", str(folder), f"{error.strerror}: name another.") from error
     header = {
         "model": family.name, "task": task.name, "scale": {k: float(v) for k, v in full.items()}, "seed": seed,
         "device": str(where.device), "ranks": where.world, "length": {"epochs": epochs, "steps": steps, "seconds": seconds},
         "metric": {"name": task.metric.name, "maximize": task.metric.maximize},
     }  # fmt: skip
     _claim(folder, {**header, "recipe": as_data(chosen), "task": task.fingerprint}, first=where.rank == 0)
-    model = family.model(full, task, generator=torch.Generator().manual_seed(seed))
+    model = _built(family, full, task, seed)
     per_epoch = max(1, math.ceil(len(task.train) / chosen.batch))
     expected = min(
         n for n in (steps, None if epochs is None else math.ceil(epochs * per_epoch), per_epoch * 10) if n is not None
@@ -134,7 +145,7 @@ def train(
         model, task.train, loss=task.loss, steps=steps, epochs=epochs, seconds=seconds, recipe=chosen, augment=task.augment,
         validation=task.validation, metric=task.metric, evaluate_steps=max(1, expected // LOOKS),
         generator=torch.Generator().manual_seed(seed), checkpoint=folder / "checkpoint.safetensors", logs=logs,
-        distribution=where, on_step=on_step,
+        distribution=where, on_step=on_step or of_steps(),
     )  # fmt: skip
     reached = _reached(done, model, task, chosen, price_per_hour, watts_per_core, where.world)
     if test and where.rank == 0:
@@ -148,6 +159,31 @@ def train(
     return found
 
 
+def _check(**given: float | None) -> None:
+    """Raise for a length or a price that is no number above 0."""
+    for name, value in given.items():
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise must_be(name, "a finite number above 0", value, "Leave it out for the usual.")
+        if name == "steps" and value != int(value):
+            raise must_be(name, "a whole number", value, f"Write for example steps={math.ceil(value)}.")
+
+
+def _built(family: Family, scale: Scale, task: Task, seed: int) -> nn.Module:
+    """Build the model; one that this machine cannot hold is bad input, whatever torch calls it."""
+    check_size(family, scale, task)
+    try:
+        return family.model(scale, task, generator=torch.Generator().manual_seed(seed))
+    except InputError:
+        raise
+    except (MemoryError, RuntimeError, TypeError, OverflowError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise must_be(
+            "scale", "a size that can be built and held here", dict(scale), f"{reason}. Take a smaller one."
+        ) from error
+
+
 def usual_recipe(task: Task) -> Recipe:
     """Return the recipe that `train` takes where none is given: that of small runs, brought down over the whole run."""
     return replace(recipe_for(task), schedule="onecycle")
@@ -159,7 +195,7 @@ def recipe_of(text: str, base: Recipe) -> Recipe:
     Raises:
         InputError: An unknown name, or a value that it does not take.
     """
-    known = {f.name: f for f in fields(Recipe)}
+    known, hints = {f.name: f for f in fields(Recipe)}, get_type_hints(Recipe)
     changes: dict[str, Any] = {}
     for part in filter(None, (p.strip() for p in text.split(","))):
         name, equals, value = (word.strip() for word in part.partition("="))
@@ -167,11 +203,40 @@ def recipe_of(text: str, base: Recipe) -> Recipe:
             raise must_be("recipe", "written as name=value", part, 'Write for example "lr=0.1, optimizer=sgd".')
         if name not in known:
             raise unknown("recipe entry", name, known)
+        if name in changes:
+            raise must_be(f"recipe {name}", "given once", text, "Remove the second.")
         changes[name] = _value(value)
-    try:
-        return replace(base, **changes)
-    except TypeError as error:
-        raise must_be("recipe", "of values that each entry takes", text, f"{error}.") from error
+        if not _takes(hints[name], changes[name]):
+            raise must_be(f"recipe {name}", _wanted(hints[name]), value, f"Write for example {name}={_example(known[name])}.")
+    return replace(base, **changes)
+
+
+def _takes(hint: Any, value: Any) -> bool:
+    """Whether a value is of the type that an entry has."""
+    choices = get_args(hint)
+    if get_origin(hint) is Literal:  # the recipe itself knows the valid names, and the nearest
+        return isinstance(value, str)
+    if choices and get_origin(hint) is not tuple:
+        return any(_takes(choice, value) for choice in choices)
+    if hint is bool or isinstance(value, bool):
+        return hint is bool and isinstance(value, bool)
+    if hint is float:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    plain = get_origin(hint) or hint
+    return isinstance(value, plain) if isinstance(plain, type) else True
+
+
+def _wanted(hint: Any) -> str:
+    """What an entry takes, in words."""
+    names = {float: "a finite number", int: "a whole number", bool: "true or false", type(None): "none", str: "a name"}
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(get_args(hint))}"
+    kinds = [hint] if hint in names else [kind for kind in get_args(hint) if kind in names]
+    return " or ".join(names[kind] for kind in kinds) or "of the type that it has"
+
+
+def _example(entry: Field[Any]) -> str:
+    return json.dumps(entry.default).strip('"') if entry.default is not None else "none"
 
 
 def _value(text: str) -> Any:

@@ -46,10 +46,16 @@ def parse(text: str, unit: str, *, name: str) -> float:
     scales = SCALES[unit]
     match = _QUANTITY.match(text)
     written = (match.group(3) or match.group(1)) if match else ""
-    if match is None or written not in scales or not math.isfinite(float(match.group(2))):
+    value = float(match.group(2)) * scales[written] if match and written in scales else math.nan
+    if match is None or not math.isfinite(value) or (value == 0 and _some(match.group(2))):
         units = ", ".join(u or "(none)" for u in scales)
         raise must_be(name, f"a finite number with one of the units {units}", text, _example(unit))
-    return float(match.group(2)) * scales[written]
+    return value
+
+
+def _some(number: str) -> bool:
+    """Whether a number is written as one that is not 0: 1e-400 is below every float."""
+    return any(digit in "123456789" for digit in number.lower().partition("e")[0])
 
 
 def _example(unit: str) -> str:

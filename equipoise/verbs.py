@@ -7,7 +7,9 @@ converted to float32, on a copy. What it gives back has the precision of what wa
 from __future__ import annotations
 
 import copy
+import dataclasses
 import functools
+import inspect
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -22,11 +24,13 @@ from equipoise import runtimes
 from equipoise.compress.fold import folded
 from equipoise.compress.proof import SAMPLES, changed
 from equipoise.compress.prune import prune as _prune
-from equipoise.errors import InputError, must_be
+from equipoise.errors import InputError, must_be, unknown
 from equipoise.runtimes import Program, Session, Target
 from equipoise.runtimes.export import Exporter
+from equipoise.training.recipe import Recipe
 from equipoise.training.recover import distill as _distill
-from equipoise.workloads import Split
+from equipoise.workloads import Split, predict
+from equipoise.workloads.meaning import KINDS, SAMPLE, Divergence, Kind, decide, first_tensor, squashed
 from equipoise.workloads.wrapped import bare, copied, single
 
 
@@ -110,19 +114,36 @@ def quantize(
 
 
 def distill(
-    student: nn.Module, teacher: nn.Module, data: Any, *, seconds: float = 60.0, seed: int = 0, **options: Any
+    student: nn.Module,
+    teacher: nn.Module,
+    data: Any,
+    *,
+    seconds: float = 60.0,
+    kind: Kind | None = None,
+    seed: int = 0,
+    **options: Any,
 ) -> nn.Module:
     """Return a copy of `student` trained to answer as `teacher` does.
 
     Args:
         student, teacher: Modules with the same output shape; neither is changed.
-        data: Inputs, or anything that `Split.of` takes; labels are used only with ``hard_weight``.
+        data: Inputs, or anything that `Split.of` takes; labels tell what outputs mean, and are learned with ``hard_weight``.
         seconds: Training time.
+        kind: ``softmax`` for class scores, ``bernoulli`` for yes-or-no scores, ``values`` for numbers. None sees it from
+            targets and outputs. From inputs alone it cannot be seen, and takes ``values``: the squared error in each output's
+            own spread, which is least where the student answers as the teacher does, be it numbers or logits.
         seed: Of the order of the data.
-        options: As `equipoise.training.distill` (temperature, lr, augment, ...).
+        options: Those of `equipoise.training.distill` (augment, steps, features, hard_loss, ...) and the fields of a
+            `Recipe` (temperature, lr, batch, hard_weight, ...).
+    Raises:
+        InputError: No data, an unknown option, or outputs of different shapes.
+
+    References:
+        Ba & Caruana 2014, "Do deep nets really need to be deep?", section 2.3: logits learned by squared error.
     """
-    if isinstance(data, Tensor):
-        data = (_as_single(data), torch.zeros(len(data), dtype=torch.long))
+    alone = isinstance(data, (Tensor, np.ndarray))
+    if alone:
+        data = (_as_single(torch.as_tensor(data)), torch.zeros(len(data)))
     split = data if isinstance(data, Split) else Split.of(data, name="train")
     if not len(split):
         raise InputError("data must hold at least one sample; got none. Pass the training inputs.")
@@ -131,9 +152,42 @@ def distill(
     shapes = [tuple(_answers(name, part, example).shape) for name, part in (("student", learner), ("teacher", guide))]
     if shapes[0] != shapes[1]:
         raise must_be("student", f"a model that answers in the teacher's shape {shapes[1]}", shapes[0], "Give both one head.")
+    if kind not in (None, *KINDS):
+        raise unknown("kind", str(kind), KINDS)
+    options = _with_recipe(options)
+    if alone and options["recipe"].hard_weight:
+        raise must_be("hard_weight", "0 where there are no labels", options["recipe"].hard_weight, "Pass (inputs, targets).")
+    meaning = (
+        Divergence("values") if alone and kind in (None, "values") else _meaning(guide, split, options.get("hard_loss"), kind)
+    )
     generator = torch.Generator().manual_seed(seed)
-    trained = _distill(learner, guide, split, seconds=seconds, generator=generator, **options).model
+    trained = _distill(
+        learner, guide, split, seconds=seconds, kind=meaning.kind, axis=meaning.axis, probabilities=meaning.probabilities,
+        generator=generator, **options,
+    ).model  # fmt: skip
     return _in_precision_of(bare(student), trained)
+
+
+def _with_recipe(options: dict[str, Any]) -> dict[str, Any]:
+    """Put the options that are fields of a recipe into one."""
+    fields = {field.name for field in dataclasses.fields(Recipe)}
+    known = {name for name in inspect.signature(_distill).parameters if name not in ("student", "teacher", "data")}
+    for name in options:
+        if name not in fields | known:
+            raise unknown("option", name, sorted(fields | known))
+    chosen = {name: value for name, value in options.items() if name in fields}
+    rest = {name: value for name, value in options.items() if name not in fields}
+    return {**rest, "recipe": dataclasses.replace(rest.get("recipe") or Recipe(), **chosen)}
+
+
+def _meaning(teacher: nn.Module, split: Split, loss: Any, kind: Kind | None) -> Divergence:
+    """See from some samples what the teacher's outputs mean; a kind that is given holds."""
+    asked = copy.deepcopy(teacher).eval()
+    outputs, targets = predict(lambda inputs: first_tensor(asked(inputs)), split.take(SAMPLE), batch=SAMPLE)
+    found = decide(outputs.float(), targets, loss=loss, probabilities=squashed(asked, split))
+    if kind is None or kind == found.kind:
+        return found
+    return Divergence(kind, found.axis, kind != "values" and squashed(asked, split))
 
 
 def _prepared(name: str, model: Any) -> tuple[nn.Module, tuple[str, ...]]:

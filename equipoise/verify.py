@@ -79,6 +79,7 @@ class Verification:
         headline: What the test split shows, in one sentence; empty where it was not read.
         test: The figures behind the headline by axis.
         digest: Of the manifest that was checked.
+        recorded: What the manifest records and nobody can check, in words.
     """
 
     path: str
@@ -89,6 +90,11 @@ class Verification:
     headline: str = ""
     test: Mapping[str, Reading] = field(default_factory=dict)
     digest: str = ""
+    recorded: str = ""
+
+    def __repr__(self) -> str:
+        broken = ", ".join(check.name for check in self.broken)
+        return f"Verification({self.path}: {len(self.checks)} checks, {f'broken: {broken}' if broken else 'all kept'})"
 
     @property
     def ok(self) -> bool:
@@ -116,6 +122,7 @@ class Verification:
             "path": self.path,
             "digest": self.digest,
             "executed": self.executed,
+            "recorded_not_checked": self.recorded,
             "test": as_data(self.test),
             "checks": as_data(self.checks),
             "seconds": round(self.seconds, 3),
@@ -167,7 +174,8 @@ def verify(
         )
     told = headline(found, artifact.manifest["study"]["metric"])
     took, saved = time.perf_counter() - began, os.access(artifact.path, os.W_OK)
-    result = Verification(str(path), tuple(checks), took, saved, executed, told, found, artifact.digest)
+    recorded = _recorded(artifact)
+    result = Verification(str(path), tuple(checks), took, saved, executed, told, found, artifact.digest, recorded)
     if saved:
         _save(artifact, result)
     return result
@@ -195,6 +203,13 @@ def executes(artifact: Artifact, workload: Any = None, *, trust_nothing: bool = 
     if workload is None and artifact.path.resolve() in Path(file).resolve().parents:
         raise must_be("the workload that the manifest names", "outside the artifact", spec, ASK)
     return f"the Python file {file}, which " + ("the manifest names" if workload is None else "--workload names")
+
+
+def _recorded(artifact: Artifact) -> str:
+    """Name what stands in the manifest for the record alone."""
+    r = artifact.claims.recorded
+    said = f"picked as {r.pick!r}, seed {r.seed}, workload {r.workload}, exported {r.exported.at} by {r.exported.equipoise}"
+    return f"{said}, on {r.machine.get('cpu', 'an unknown CPU')}"
 
 
 def _forged(folder: Path, reason: str, seconds: float) -> Verification:

@@ -13,7 +13,7 @@ from types import FrameType
 
 from equipoise.units import show
 
-PATIENCE_S = 20.0
+PATIENCE_S = 30.0
 """A step is given at least this long, whatever was expected of it."""
 GENEROUS = 5.0
 """Times the expected duration after which a step is told."""

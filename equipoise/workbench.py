@@ -29,9 +29,11 @@ from equipoise.runtimes import Program, Session, Source, Target
 from equipoise.runtimes.export import Exporter
 from equipoise.runtimes.ops import specs
 from equipoise.search import Knob, Space
-from equipoise.stats import paired_drop
 from equipoise.study import latency_beside
-from equipoise.workloads import Metric, Workload
+from equipoise.training.losses import apart
+from equipoise.workloads import Workload
+from equipoise.workloads.meaning import Divergence
+from equipoise.workloads.scoring import drop_reading, quality_reading
 from equipoise.workloads.weights import packed
 
 Array = np.ndarray[Any, Any]
@@ -247,14 +249,13 @@ class Workbench:
                 faithful.hold(outputs, given, inputs[: len(outputs)], targets[: len(outputs)], self.work.metric, what=what)
 
     def damage(self, outputs: Array, samples: int) -> float:
-        """Return the loss of `outputs` to the untouched model's, in nats for classifiers, else relative squared error."""
-        return damage(self.reference[:samples], outputs, classifier=self.work.classifier)
+        """Return the loss of `outputs` to the untouched model's, in nats for labels, else relative squared error."""
+        return damage(self.reference[:samples], outputs, self.work.divergence)
 
     def _quality(self, outputs: Array, samples: int) -> tuple[Reading, Reading]:
-        """Metric, and drop against the untouched model on the same samples, paired where the metric has per-sample values."""
+        """Metric, and drop against the untouched model on the same samples, each with its interval."""
         metric, targets = self.work.metric, self.validation[1][:samples]
-        value = metric.score(torch.from_numpy(outputs), targets)
-        quality = measured(value, "points", n=samples, note=f"{metric.name}, validation split")
+        quality = quality_reading(metric, outputs, targets, note=f"{metric.name}, validation split")
         return quality, drop_reading(metric, self.reference[:samples], outputs, targets)
 
     def _layer_rows(self, plan: Plan, counts: Any) -> list[dict[str, Any]]:
@@ -270,24 +271,6 @@ class Workbench:
             }
             for layer in counts.by_layer
         ]
-
-
-def drop_reading(metric: Metric, base: Array, new: Array, targets: torch.Tensor) -> Reading:
-    """Return how much worse outputs `new` are than `base` on the same samples, paired where the metric allows it."""
-    before, after = (per_sample(metric, outputs, targets) for outputs in (base, new))
-    if before is not None and after is not None:
-        return paired_drop(before, after).reading("points", note="paired")
-    scores = [metric.score(torch.from_numpy(outputs), targets) for outputs in (base, new)]
-    return measured(metric.drop(*scores), "points", n=len(targets), note=f"{metric.name} of the whole split: no interval")
-
-
-def per_sample(metric: Metric, outputs: Array, targets: torch.Tensor) -> list[float] | None:
-    """Return values whose mean, times 100, is the metric in points with more being better; None where there are none."""
-    each = metric.per_sample(torch.from_numpy(outputs), targets)
-    if each is None:
-        return None
-    points = each.double() if metric.name == "accuracy" else each.double() / 100
-    return [float(v) for v in (points if metric.maximize else -points)]
 
 
 @contextlib.contextmanager
@@ -315,13 +298,17 @@ def widths(size: int, multiple: int) -> tuple[int, ...]:
     return (size, *sorted((w for w in rounded if w < size), reverse=True))
 
 
-def damage(reference: Array, outputs: Array, *, classifier: bool) -> float:
-    """Return mean KL(reference || outputs) in nats for logits (N, C), else squared error over the reference's variance."""
-    r, o = (torch.from_numpy(np.asarray(a, dtype=np.float64)) for a in (reference, outputs))
-    if classifier and r.ndim >= 2 and r.shape[1] > 1:
-        p, q = torch.log_softmax(r, dim=1), torch.log_softmax(o, dim=1)
-        return float((p.exp() * (p - q)).sum(dim=1).mean())
-    return float(((r - o) ** 2).mean() / (r.var() + 1e-12))
+def damage(reference: Array, outputs: Array, divergence: Divergence | None = None, *, classifier: bool | None = None) -> float:
+    """Return how far `outputs` are from `reference`: mean KL in nats for labels, else squared error over the squared spread.
+
+    Args:
+        divergence: What the outputs mean, as `Workload.divergence` says.
+        classifier: In its place for outputs (N, C) that belong to no workload: class scores, or values.
+    """
+    wanted, found = (torch.from_numpy(np.asarray(a, dtype=np.float64)) for a in (reference, outputs))
+    if divergence is None:
+        divergence = Divergence("softmax" if classifier and wanted.ndim > 1 and wanted.shape[1] > 1 else "values")
+    return float(apart(found, wanted, kind=divergence.kind, axis=divergence.axis, probabilities=divergence.probabilities))
 
 
 def failed(plan: Plan, fidelity: Fidelity, error: str, *, leg: int = 0) -> Evaluation:

@@ -9,6 +9,10 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
+
+settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
+settings.load_profile("steady")
 
 for _pool in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # before anything imports them
     os.environ.setdefault(_pool, "1")
@@ -44,6 +48,6 @@ def chromium(tmp_path: Path) -> Callable[..., subprocess.CompletedProcess[str]]:
     def visit(address: str, *more: str) -> subprocess.CompletedProcess[str]:
         profile = tmp_path / f"profile{next(runs)}"
         command = [binary, *common, f"--user-data-dir={profile}", "--host-resolver-rules=MAP * ~NOTFOUND", *more, address]
-        return subprocess.run(command, capture_output=True, text=True, timeout=90, check=True)
+        return subprocess.run(command, capture_output=True, text=True, timeout=600, check=True)
 
     return visit

@@ -8,7 +8,7 @@ import pytest
 
 from equipoise.budget import parse_budget
 from equipoise.errors import EquipoiseError, InputError
-from equipoise.picks import knee_of, parse_pick, pick
+from equipoise.picks import apart, knee_of, parse_pick, pick, settled
 from equipoise.records import Evaluation, Plan, measured, unavailable
 
 NONE = parse_budget(None)
@@ -76,3 +76,70 @@ def test_parse_pick() -> None:
 def test_no_measured_evaluation_has_no_knee() -> None:
     with pytest.raises(InputError, match="measured evaluations"):
         knee_of([BROKEN, BLIND])
+
+
+def noisy(name: str, latency_us: float, size_kb: float, drop: float, *, spread: float = 0.05, half: float = 1.8) -> Evaluation:
+    """A point as it is measured: latency within a few per cent, drop within points."""
+    exact = point(name, latency_us / 1e3, size_kb, drop)
+    seconds = latency_us / 1e6
+    latency = measured(seconds, "s", low=seconds * (1 - spread), high=seconds * (1 + spread), n=12)
+    return replace(
+        exact,
+        cost={**exact.cost, "latency_s": latency},
+        drop=measured(drop, "points", low=drop - half, high=drop + half, n=360),
+    )
+
+
+UNTOUCHED = replace(noisy("base", 30, 450, 0.0, half=0.5), fidelity="untouched")
+
+
+def test_what_a_tenth_of_a_microsecond_cannot_tell_apart_is_decided_by_drop_and_size() -> None:
+    bulky, lean = noisy("bulky", 10.0, 109, 2.19), noisy("lean", 10.1, 50, 0.35)
+    assert pick([bulky, lean], UNTOUCHED, "best", parse_budget("drop<=3")) is lean
+    assert pick([bulky, lean], UNTOUCHED, "fastest", NONE) is lean
+    clearly = noisy("clearly", 8.0, 109, 2.19)
+    assert pick([clearly, lean], UNTOUCHED, "best", parse_budget("drop<=3")) is clearly  # a real difference still decides
+
+
+def test_a_gain_that_is_not_shown_is_no_reason_for_a_slower_model() -> None:
+    slower = noisy("slower", 54, 400, -0.67, half=1.85)  # 1.80 times slower, drop -0.67 [-2.51, 1.18]
+    faster = noisy("faster", 20, 100, 0.3)
+    assert pick([slower, faster], UNTOUCHED, "latency<=1ms", NONE) is faster
+    assert pick([slower], UNTOUCHED, "latency<=1ms", NONE) is UNTOUCHED
+    assert knee_of([UNTOUCHED, slower])[0] is UNTOUCHED
+    shown = noisy("shown", 54, 400, -3.0, half=1.0)
+    assert pick([shown], UNTOUCHED, "latency<=1ms", NONE) is shown  # a gain beyond the noise counts
+
+
+def test_a_drop_below_zero_counts_once_its_interval_leaves_zero_out() -> None:
+    assert settled(measured(-0.67, "points", low=-2.51, high=1.18)) == 0.0
+    assert settled(measured(-0.67, "points")) == 0.0  # no interval: nothing is shown
+    assert settled(measured(-2.0, "points", low=-3.0, high=-1.0)) == -2.0
+    assert settled(measured(0.4, "points", low=-1.0, high=1.8)) == 0.4
+
+
+def test_apart_takes_both_intervals_and_the_sides_that_face_each_other() -> None:
+    def reading(value: float, below: float, above: float):
+        return measured(value, "s", low=value - below, high=value + above)
+
+    assert apart(measured(1.0, "s"), measured(1.01, "s"))  # exact figures
+    assert not apart(reading(1.0, 0, 3), reading(6.0, 4, 0))  # 5 = the root of 9 + 16
+    assert apart(reading(1.0, 0, 3), reading(6.1, 4, 0))
+    assert apart(reading(1.0, 9, 0), reading(2.0, 0, 9))  # what lies on the far sides does not matter
+    assert apart(reading(6.1, 4, 0), reading(1.0, 0, 3))
+
+
+def test_the_knee_takes_the_smaller_of_two_that_cannot_be_told_apart() -> None:
+    knee, twin = noisy("knee", 10.0, 60, 1.0, half=0.4), noisy("twin", 10.2, 40, 1.1, half=0.4)
+    far = noisy("far", 3.0, 10, 40.0)
+    assert knee_of([UNTOUCHED, far, knee, twin])[0] is twin
+    assert (
+        knee_of([UNTOUCHED, far, replace(knee, cost={**knee.cost, "size_bytes": measured(4e4 - 1, "B")}), twin])[0].key
+        == knee.key
+    )
+
+
+@pytest.mark.parametrize("text", ["memory<=1MB", "energy<=1mJ", "throughput>=100", "price<=1$"])
+def test_a_pick_by_what_no_study_measures_is_refused(text: str) -> None:
+    with pytest.raises(InputError, match="what is measured here"):
+        pick(ALL, BASE, text, NONE)

@@ -25,7 +25,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"(?:^<!-- test: (?P<how>[^\n]*?) -->\n+)?^```(?P<kind>console|python)\n(?P<body>.*?)^```", re.M | re.S)
-_LIMIT_S = 900
+_LIMIT_S = 1800
 
 
 @dataclass(frozen=True)

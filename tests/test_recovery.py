@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from types import SimpleNamespace
 
 import pytest
 
+from equipoise import recovery
 from equipoise.budget import Budget, parse_budget
 from equipoise.records import Evaluation, Plan, measured
-from equipoise.recovery import DECAY, _decay, _forecast, candidates, promote
+from equipoise.recovery import DECAY, LEAST_S, _decay, _forecast, candidates, promote, recover
+from equipoise.store import Store
 
 
 def trial(name: str, latency_ms: float, loss: float, drop: float = 1.0, **extra) -> Evaluation:
@@ -71,3 +74,77 @@ def test_what_is_beyond_hope_or_already_good_is_not_trained() -> None:
     rows = [trial("good", 3, 0.03, 0.5), trial("worth", 2, 0.2, 4.0), trial("lost", 1, 0.9, 30.0)]
     assert candidates(Road(rows), 5) == [rows[1]]
     assert candidates(Road(rows[2:]), 5) == [rows[2]]  # better than nothing
+
+
+class Timed(Road):
+    """A road whose trainings take what they are given and whose evaluations take a second more."""
+
+    overhead, spent, limit = 1.0, 0.0, 100.0
+
+    def left(self) -> float:
+        return self.limit - self.spent
+
+    def expected(self, _fidelity: str) -> float:
+        return self.overhead
+
+    def tell(self, *_: object, **__: object) -> None:
+        pass
+
+
+def train(monkeypatch, road: Timed, *, ok: bool = True) -> list[tuple[str, int, float]]:
+    """Recover with trainings that only take time; return (plan, rung, seconds) of each."""
+    done: list[tuple[str, int, float]] = []
+
+    def leg(road: Timed, start: Evaluation, rung: int, seconds: float) -> Evaluation:
+        done.append((str(start.plan["width.a"]), rung, seconds))
+        road.spent += (seconds if ok else 0.0) + road.overhead
+        return replace(start, fidelity="recovered", leg=rung, error="" if ok else "TypeError: a tuple")
+
+    monkeypatch.setattr(recovery, "_leg", leg)
+    recover(road, reserve=5.0)
+    return done
+
+
+ROWS = [trial(str(i), 3 - i / 10, 0.03 * 1.6**i, 2.0 + i) for i in range(6)]
+
+
+def test_the_rungs_use_the_time_and_no_more(monkeypatch) -> None:
+    road = Timed(ROWS)
+    road.limit = 200.0
+    done = train(monkeypatch, road)
+    assert [rung for _, rung, _ in done] == [1, 1, 1, 1, 2, 2, 3]
+    assert road.spent == pytest.approx(195)
+    assert all(seconds >= LEAST_S for _, _, seconds in done)
+
+
+@pytest.mark.parametrize("limit", [10.0, 20.0, 40.0])
+def test_a_short_time_trains_fewer_candidates_rather_than_none(monkeypatch, limit) -> None:
+    road = Timed(ROWS)
+    road.limit = limit
+    done = train(monkeypatch, road)
+    assert done
+    assert all(seconds >= LEAST_S - 1e-9 for _, _, seconds in done)
+    assert 0.9 * (limit - 5) <= road.spent <= limit - 5 + 1e-6
+
+
+def test_without_time_for_one_training_nothing_is_trained(monkeypatch) -> None:
+    road = Timed(ROWS)
+    road.limit = 5.0 + LEAST_S
+    assert train(monkeypatch, road) == []
+    road.limit = 0.0
+    assert train(monkeypatch, road) == []
+
+
+def test_when_every_training_fails_the_time_is_given_back(monkeypatch) -> None:
+    road = Timed(ROWS)
+    assert {rung for _, rung, _ in train(monkeypatch, road, ok=False)} == {1}
+    assert road.left() > 90
+
+
+def test_the_same_start_and_time_find_their_training_again_and_others_make_a_new_one(tmp_path) -> None:
+    with Store.open(tmp_path / "study") as store:
+        road = SimpleNamespace(store=store)
+        assert [recovery._number(road, ROWS[0], s) for s in (10.0, 10.0, 20.0, 10.0)] == [1, 1, 2, 1]
+        assert recovery._number(road, ROWS[1], 10.0) == 1  # of another plan
+        second = replace(ROWS[0], fidelity="recovered", leg=1)
+        assert recovery._number(road, second, 10.0) == 3

@@ -37,7 +37,7 @@ def child(code: str, *args: object) -> list[str]:
 
 
 def run(code: str, *args: object) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(child(code, *args), capture_output=True, text=True, timeout=60, check=False)
+    return subprocess.run(child(code, *args), capture_output=True, text=True, timeout=600, check=False)
 
 
 @pytest.fixture
@@ -118,17 +118,28 @@ def test_identity_names_every_difference(path: Path) -> None:
 # ---- crash ----------------------------------------------------------------------------------------------------------------
 
 
-def sweep(code: str, path: Path, *, kills: int, steps: int) -> tuple[int, int]:
-    """Kill a walk at random moments, then let it end; return (acknowledged but lost, acknowledged but computed again)."""
+def sweep(code: str, path: Path, *, kills: int, steps: int, ends: str = "") -> tuple[int, int]:
+    """Kill a walk at random moments, then let it end; return (acknowledged but lost, acknowledged but computed again).
+
+    A moment is a number of steps said to be done (whose line ends with `ends`) and a few milliseconds more: walks are as slow
+    as the machine is busy.
+    """
     rng, done, lost, again = random.Random(0), set[str](), 0, 0
     for kill in [*[True] * kills, False]:
         process = subprocess.Popen(child(code, path, steps), stdout=subprocess.PIPE, text=True)
         assert process.stdout is not None
         assert process.stdout.readline() == "open\n"
+        lines = []
         if kill:
-            time.sleep(rng.uniform(0.0, 0.08))
+            wanted = rng.randrange(4)
+            for line in process.stdout:
+                lines.append(line.strip())
+                wanted -= line.startswith("done ")
+                if wanted < 0 and lines[-1].endswith(ends):
+                    break
+            time.sleep(rng.uniform(0.0, 0.01))
             process.send_signal(signal.SIGKILL)
-        lines = process.stdout.read().splitlines()
+        lines += process.stdout.read().splitlines()
         process.stdout.close()
         process.wait()
         again += sum(line.startswith("compute ") and line[8:] in done for line in lines)
@@ -149,9 +160,10 @@ def test_kill_9_sweep(path: Path) -> None:
 
 
 def test_the_sweep_sees_a_walk_that_speaks_too_early(path: Path) -> None:
-    early = WALK.replace('return {"i"', 'print(f"done {i}", flush=True); return {"i"')
-    assert early != WALK
-    lost, again = sweep(early, path, kills=6, steps=60)
+    early = WALK.replace('return {"i"', 'print(f"done {i}", flush=True); time.sleep(0.5 * (i % 10 == 5)); return {"i"')
+    early = early.replace("import sys", "import sys, time")
+    assert early.count("time") == 2
+    lost, again = sweep(early, path, kills=4, steps=50, ends="5")
     assert lost > 0
     assert again > 0
 
@@ -163,7 +175,7 @@ def test_a_killed_owner_does_not_block_even_when_its_fork_lives_on(path: Path) -
         store = Store.open(sys.argv[1])
         if os.fork() == 0:
             print(os.getpid(), flush=True)
-            time.sleep(30)
+            time.sleep(3600)
         os.kill(os.getpid(), signal.SIGKILL)
     """
     process = subprocess.Popen(child(code, path), stdout=subprocess.PIPE, text=True)

@@ -19,7 +19,7 @@ WORDS = ["cnn", "digits", "--scale", "width=16,depth=3", "--epochs", "6", "--tes
 
 
 def train(*words: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=600)
+    return subprocess.run([*COMMAND, *words], capture_output=True, text=True, timeout=1800)
 
 
 @pytest.fixture(scope="module")

@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import torch
 
-from equipoise.workbench import damage, drop_reading, one_thread, per_sample, widths
-from equipoise.workloads import METRICS, Metric
+from equipoise.workbench import damage, one_thread, widths
+from equipoise.workloads.meaning import Divergence
 
 
 def test_damage_of_classifiers_is_the_divergence() -> None:
@@ -28,27 +28,49 @@ def test_damage_of_regressors_is_relative() -> None:
     )
 
 
+def test_damage_of_yes_or_no_outputs_counts_each_on_its_own() -> None:
+    def logit(p: float) -> float:
+        return math.log(p / (1 - p))
+
+    reference, outputs = np.array([[logit(0.5), logit(0.9)]]), np.array([[logit(0.25), logit(0.9)]])
+    expected = 0.5 * (0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75))  # the other output is the same: a mean of two
+    several = Divergence("bernoulli")
+    assert damage(reference, outputs, several) == pytest.approx(expected)
+    assert damage(reference, reference + 3.0, several) > 0.1  # a shift is seen, as softmax would not
+    assert damage(reference, reference + 3.0, Divergence("softmax")) == pytest.approx(0.0)
+    chances = (np.array([[0.5, 0.9]]), np.array([[0.25, 0.9]]))
+    assert damage(*chances, Divergence("bernoulli", probabilities=True)) == pytest.approx(expected)
+
+
+def test_damage_of_probabilities_is_not_squashed_twice() -> None:
+    p, q = np.array([[0.5, 0.5]]), np.array([[0.25, 0.75]])
+    expected = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
+    assert damage(p, q, Divergence("softmax", probabilities=True)) == pytest.approx(expected)
+    assert damage(p, q, Divergence("softmax")) != pytest.approx(expected, rel=0.1)  # control
+    assert damage(np.log(p), np.log(q), Divergence("softmax")) == pytest.approx(expected)
+    sure = damage(np.array([[0.0, 1.0]]), np.array([[1.0, 0.0]]), Divergence("softmax", probabilities=True))
+    assert 10 < sure < math.inf
+
+
+def test_damage_of_values_counts_each_output_in_its_own_spread() -> None:
+    reference = np.array([[0.0, 0.0, 7.0], [1.0, 1000.0, 7.0], [2.0, 2000.0, 7.0]])  # the last never moves
+    values = Divergence("values")
+    small, large = (damage(reference, reference + np.array(by), values) for by in ([1.0, 0, 0], [0, 1000.0, 0]))
+    assert small == pytest.approx(large) == pytest.approx(1 / 3)
+    assert damage(reference, reference + np.array([0, 0, 1.0]), values) < 1e-6
+
+
+def test_damage_finds_the_classes_where_they_lie() -> None:
+    draw = np.random.default_rng(0)
+    reference, outputs = draw.normal(size=(3, 4, 5)), draw.normal(size=(3, 4, 5))
+    last = damage(reference, outputs, Divergence("softmax", axis=2))
+    assert last == pytest.approx(damage(reference.swapaxes(1, 2), outputs.swapaxes(1, 2), Divergence("softmax")))
+    assert last != pytest.approx(damage(reference, outputs, Divergence("softmax")))
+
+
 @pytest.mark.parametrize(("size", "menu"), [(64, (64, 48, 32, 24, 16)), (16, (16, 8)), (8, (8,)), (6, (6,)), (20, (20, 16, 8))])
 def test_width_menus_start_whole_and_keep_to_the_multiple(size, menu) -> None:
     assert widths(size, 8) == menu
-
-
-def test_drop_is_in_points_and_larger_is_worse_for_every_metric() -> None:
-    right, half = torch.tensor([[0.0, 1.0]] * 4).numpy(), torch.tensor([[0.0, 1.0], [0.0, 1.0], [1.0, 0.0], [1.0, 0.0]]).numpy()
-    labels = torch.ones(4, dtype=torch.long)
-    assert drop_reading(METRICS["accuracy"], right, half, labels).get() == pytest.approx(50.0)
-    assert drop_reading(METRICS["accuracy"], half, right, labels).get() == pytest.approx(-50.0)
-    near, far, target = (np.full((4, 1), v, dtype=np.float32) for v in (1.0, 3.0, 0.0))
-    assert drop_reading(METRICS["mse"], near, far, torch.from_numpy(target)).get() == pytest.approx(8.0)
-
-
-def test_a_metric_of_the_whole_split_has_no_interval() -> None:
-    spread = Metric("spread", False, lambda outputs, targets: outputs.std())
-    outputs = np.array([[0.0], [2.0]], dtype=np.float32)
-    reading = drop_reading(spread, outputs, 2 * outputs, torch.zeros(2))
-    assert per_sample(spread, outputs, torch.zeros(2)) is None
-    assert reading.low is None
-    assert reading.get() == pytest.approx(math.sqrt(2))
 
 
 def test_one_thread_gives_the_threads_back() -> None:

@@ -8,12 +8,15 @@ from __future__ import annotations
 
 import argparse
 import importlib
+import io
 import os
 import sys
 from collections.abc import Sequence
 from types import ModuleType
 from typing import Any
 
+from equipoise.cli.arguments import Parser
+from equipoise.cli.terminal import visible
 from equipoise.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EquipoiseError, unknown
 
 __all__ = ["EXIT_INTERRUPTED", "VERBS", "main"]
@@ -54,10 +57,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     words = list(sys.argv[1:] if argv is None else argv)
     debug = os.environ.get("EQUIPOISE_DEBUG", "") not in ("", "0")
+    for stream in (sys.stdout, sys.stderr):  # a name that the terminal's encoding lacks must not end the run
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         return _run(words)
-    except SystemExit as done:  # argparse has printed its help or its complaint
-        return done.code if isinstance(done.code, int) else EXIT_OK if done.code is None else EXIT_BAD_INPUT
     except KeyboardInterrupt:
         print("\ninterrupted; what was measured is kept, the same command goes on from there", file=sys.stderr)
         return EXIT_INTERRUPTED
@@ -67,14 +71,29 @@ def main(argv: Sequence[str] | None = None) -> int:
     except EquipoiseError as error:
         if debug:
             raise
-        print(f"equipoise: {error}", file=sys.stderr)
+        print(visible(f"equipoise: {error}"), file=sys.stderr)
         return error.exit_code
-    except Exception as error:  # the edge of the program: the user gets a sentence, not a stack
+    except BaseException as error:  # the edge of the program: the user gets a sentence, not a stack
         if debug:
             raise
-        reason = " ".join(str(error).split()) or "no message"
-        print(f"equipoise: {type(error).__name__}: {reason} (EQUIPOISE_DEBUG=1 shows the traceback)", file=sys.stderr)
+        print(visible(f"equipoise: {_sentence(error)} (EQUIPOISE_DEBUG=1 shows the traceback)"), file=sys.stderr)
         return EXIT_FAILED
+
+
+def _sentence(error: BaseException) -> str:
+    """Say what ended the program, in one line."""
+    if isinstance(error, SystemExit):  # argparse's own ends where it is raised; this one is of the user's code
+        return f"the run was ended from inside, by SystemExit({error.code!r}); what was measured is kept"
+    reason = " ".join(str(error).split()) or "no message"
+    if _is_memory(error):
+        return f"there is not enough memory for this: {reason}. Make the model, the batch or the data smaller"
+    return f"{type(error).__name__}: {reason}"
+
+
+def _is_memory(error: BaseException) -> bool:
+    """Whether memory could not be had: torch says so by a RuntimeError of its own."""
+    asked = ("DefaultCPUAllocator", "not enough memory", "out of memory", "Storage size calculation overflowed")
+    return isinstance(error, MemoryError) or any(words in str(error) for words in asked)
 
 
 def _run(words: list[str]) -> int:
@@ -82,8 +101,13 @@ def _run(words: list[str]) -> int:
     asked = next((word for word in words if not word.startswith("-")), None)
     if asked is not None and asked not in VERBS:
         raise unknown("verb", asked, VERBS)
-    parser, module = _parser(asked)
-    args = parser.parse_args(words)
+    parser, own, module = _parser(asked)
+    try:
+        args, rest = parser.parse_known_args(words)
+    except SystemExit:  # argparse has printed its help
+        return EXIT_OK
+    if rest:
+        own.refuse(rest)
     if module is None:
         parser.print_help(sys.stderr)
         return EXIT_BAD_INPUT
@@ -92,9 +116,9 @@ def _run(words: list[str]) -> int:
     return code
 
 
-def _parser(asked: str | None) -> tuple[argparse.ArgumentParser, ModuleType | None]:
-    """Return the parser with `asked` in full and every other verb as one line, and the module of `asked`."""
-    parser = argparse.ArgumentParser(
+def _parser(asked: str | None) -> tuple[Parser, Parser, ModuleType | None]:
+    """Return the parser with `asked` in full and every other verb as one line, and the parser and module of `asked`."""
+    parser = Parser(
         prog="equipoise",
         description="Find the best balance between a model's scale and its efficiency, proven by measurement.",
         epilog=_EPILOG,
@@ -109,7 +133,7 @@ def _parser(asked: str | None) -> tuple[argparse.ArgumentParser, ModuleType | No
             module.add_parser(verbs)
         else:
             verbs.add_parser(name, help=summary)
-    return parser, module
+    return parser, parser if asked is None else verbs.choices[asked], module
 
 
 class _Version(argparse.Action):

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from equipoise.cli.arguments import duration, option
 from equipoise.errors import EXIT_OK
 
 TIME = "60s"
@@ -21,13 +22,14 @@ def add_parser(subparsers: Any) -> None:
         "export the pick, verify the exported file on the test split in a clean process, and write the report.",
     )
     parser.add_argument("--store", type=Path, default=Path("runs/demo"), help="folder of the study (default: %(default)s)")
-    parser.add_argument("--time", default=TIME, help="wall time of the search (default: %(default)s)")
+    option(parser, "--time", duration(zero=True), default=TIME, help="wall time of the search (default: %(default)s)")
 
 
 def run(args: argparse.Namespace) -> int:
     """Optimize, export, verify and report; end with the report's path and one sentence."""
     from equipoise.cli import main
     from equipoise.study import Study
+    from equipoise.tested import verified
 
     study, artifact = str(args.store), str(args.store.with_name(args.store.name + "-artifact"))
     code = main(["optimize", "digits", "--budget", BUDGET, "--time", args.time, "--store", study])
@@ -37,5 +39,6 @@ def run(args: argparse.Namespace) -> int:
     main(["report", study])
     found = Study.load(args.store)
     print(f"report: {args.store / 'report.html'}")
-    print(found.sentence(found.best))
+    rows = [row for row in verified(args.store) if row.key == found.best.key]
+    print(rows[-1].headline if rows else found.sentence(found.best))
     return code

@@ -120,8 +120,8 @@ def _sqlite(version: str) -> dict[str, Any]:
 
 def _show(found: dict[str, Any]) -> None:
     """One line per finding: what, whether, and what to do."""
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     from equipoise.cli.terminal import console
     from equipoise.units import show
@@ -133,7 +133,7 @@ def _show(found: dict[str, Any]) -> None:
     table.add_column()
 
     def row(what: str, mark: str, text: str) -> None:
-        table.add_row(escape(what), {"yes": "[green]yes[/]", "no": "[yellow]no[/]"}.get(mark, ""), escape(text))
+        table.add_row(what, Text(mark, style={"yes": "green", "no": "yellow"}.get(mark, "")), text)
 
     row("CPU", "", f"{held['cpu']}, {held['cores']} cores, {held['threads']} for us, {' '.join(held['flags'])}")
     row("exact 8-bit products", "yes" if held["has_vnni"] else "no", "VNNI, AMX or Arm dot product")

@@ -2,31 +2,44 @@
 
 from __future__ import annotations
 
+import time
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
-from rich.console import Console, Group
+from rich.console import Group
 from rich.live import Live as RichLive
 from rich.progress_bar import ProgressBar
+from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from equipoise.cli.terminal import Pace, progress_line
+from equipoise.cli.terminal import Pace, console, doing, progress_line, visible
 from equipoise.pareto import non_dominated
 from equipoise.records import Evaluation
-from equipoise.road import Event
 from equipoise.study import AXES, describe
 from equipoise.units import show
 
+if TYPE_CHECKING:  # it imports torch, which takes seconds; the view is up before
+    from equipoise.road import Event
+
 
 class Live:
-    """A listener for `optimize` that draws; use it in a ``with`` block."""
+    """A listener for `optimize` that draws; use it in a ``with`` block, before anything slow is imported.
+
+    The time left goes on between events, so that a long step is seen to be one.
+    """
 
     def __init__(self, *, quiet: bool = False) -> None:
-        self._console = Console(stderr=True, quiet=quiet)
-        self._live = RichLive(console=self._console, refresh_per_second=4) if self._console.is_terminal and not quiet else None
+        self._console = console(stderr=True, quiet=quiet)
+        self._spinner = Spinner("dots")
+        self._event: Event | None = None
+        self._doing = ("start", "")
+        self._since = time.monotonic()
         self._rows: list[Evaluation] = []
         self._pace = Pace()
+        self._live = None
+        if self._console.is_terminal and not quiet:
+            self._live = RichLive(console=self._console, refresh_per_second=4, get_renderable=self._view, transient=True)
 
     def __enter__(self) -> Live:
         if self._live:
@@ -37,13 +50,20 @@ class Live:
         if self._live:
             self._live.__exit__(*details)
 
+    def doing(self, text: str) -> None:
+        """Say what is done before the run tells of itself: imports, loading."""
+        self._doing, self._since = ("start", text), time.monotonic()
+        if self._live:
+            self._live.refresh()
+        else:
+            doing(text, quiet=self._console.quiet)
+
     def __call__(self, event: Event) -> None:
         """Show one event."""
         if event.evaluation is not None and event.evaluation.ok:
             self._rows.append(event.evaluation)
-        if self._live:
-            self._live.update(self._view(event))
-        elif not self._console.quiet:
+        self._event, self._doing, self._since = event, (event.stage, event.text), time.monotonic()
+        if not self._live and not self._console.quiet:
             self._line(event)
 
     def _line(self, event: Event) -> None:
@@ -52,16 +72,22 @@ class Live:
             text = event.text if event.evaluation is None else _short(event.evaluation)
             progress_line(event.spent_s, event.limit_s, event.stage, text)
 
-    def _view(self, event: Event) -> Group:
-        left = max(0.0, event.limit_s - event.spent_s)
-        head = Text.assemble((f"{event.stage}  ", "bold"), event.text)
-        bar = ProgressBar(total=max(1.0, event.limit_s), completed=min(event.spent_s, event.limit_s), width=40)
-        foot = Text(f"{len(self._rows)} evaluations, {show(left, 's') if left else 'no time'} left", style="dim")
-        return Group(head, bar, self._front(), foot)
+    def _view(self) -> Group:
+        stage, text = self._doing
+        going_s = time.monotonic() - self._since
+        heading = Text.assemble((f"{stage}  ", "bold"), visible(text), (f"  {going_s:.0f} s" if going_s >= 2 else "", "dim"))
+        self._spinner.update(text=heading)
+        if self._event is None:
+            return Group(self._spinner)
+        limit_s = self._event.limit_s
+        spent_s = min(limit_s, self._event.spent_s + going_s)
+        left = show(limit_s - spent_s, "s") if limit_s > spent_s else "no time"
+        line = Table.grid(padding=(0, 2))  # a line of its own: a bar alone does not end its line
+        bar = ProgressBar(total=max(1.0, limit_s), completed=spent_s, width=40)
+        line.add_row(bar, Text(f"{left} left, {len(self._rows)} evaluations", style="dim"))
+        return Group(self._spinner, line, Text(""), self._front()) if self._rows else Group(self._spinner, line)
 
-    def _front(self) -> Table | Text:
-        if not self._rows:
-            return Text("")
+    def _front(self) -> Table:
         known = [e for e in self._rows if all(e.axis(a).known for a in AXES)]
         best = [known[i] for i in non_dominated([[e.axis(a).get() for a in AXES] for e in known])]
         best = sorted(best, key=lambda e: e.axis("latency_s").get())
@@ -76,7 +102,7 @@ def table(metric: str, front: Sequence[Evaluation], baseline: Evaluation, *, mar
     base = baseline.axis("latency_s").get()
     for e in front:
         latency = e.axis("latency_s").get()
-        mark = marked.get(e.key, "untouched" if e.key == baseline.key else "")
+        mark = marked.get(e.key, "")
         out.add_row(
             describe(e, baseline), show(latency, "s"), f"{base / latency:.2f}×", show(e.axis("size_bytes").get(), "B"),
             f"{e.quality.get():.2f}", str(e.drop), "distilled" if e.fidelity == "recovered" else "no", mark,

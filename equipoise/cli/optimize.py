@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from equipoise.cli.arguments import IMAGES, WORKLOADS, budget, check_named, check_store, duration, option, targets, whole
 from equipoise.errors import EXIT_FAILED, EXIT_OK
 
 if TYPE_CHECKING:
@@ -25,15 +26,15 @@ def add_parser(subparsers: Any) -> None:
         description="Search widths, depth, precision and runtime of a trained model together, on measured cost. The same "
         "command again goes on where the last one stopped. Exit code 1 when the budget cannot be met.",
     )
-    named = "digits | cifar10:DATA?weights=FILE | images:DATA?weights=FILE | module.py:make_workload"
-    parser.add_argument("workload", metavar="WORKLOAD", help=named)
+    forms = "digits | cifar10:DATA?weights=FILE | images:DATA?weights=FILE (both our ResNet) | module.py:make_workload"
+    parser.add_argument("workload", metavar="WORKLOAD", help=forms)
     where = "runtime[:device][?threads=N&batch=N], several with commas (default: %(default)s)"
-    parser.add_argument("--target", default="onnxruntime:cpu", help=where)
+    option(parser, "--target", targets(), default="onnxruntime:cpu", help=where)
     bounds = 'bounds, such as "latency<=1ms, size<=300KB, drop<=1" (default: none, which asks for the knee)'
-    parser.add_argument("--budget", default="", help=bounds)
-    parser.add_argument("--time", default="10min", help="wall time for the whole run (default: %(default)s)")
+    option(parser, "--budget", budget(), default="", help=bounds)
+    option(parser, "--time", duration(zero=True), default="10min", help="wall time for the whole run (default: %(default)s)")
     parser.add_argument("--store", type=Path, default=None, help="folder of the study (default: runs/NAME)")
-    parser.add_argument("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
+    option(parser, "--seed", whole(), default=0, help="of every random choice (default: %(default)s)")
     parser.add_argument("--no-recovery", action="store_true", help="do not distil the survivors")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -43,20 +44,22 @@ def run(args: argparse.Namespace) -> int:
     """Run or resume the study, print the front, and say whether the budget was met."""
     import time
 
-    from equipoise.budget import MEASURED, parse_budget
-    from equipoise.units import parse
-
     began = time.perf_counter()
-    parse_budget(args.budget, axes=MEASURED), parse(args.time, "s", name="--time")  # bad input is told before torch is imported
+    check_named("workload", args.workload, WORKLOADS, kinds=IMAGES)  # bad input is told before torch is imported
     store = args.store or Path("runs") / _name(args.workload)
+    check_store(store)
     _announce(store)
-    from equipoise import workloads
     from equipoise.cli.live import Live
-    from equipoise.road import optimize
 
     with Live(quiet=args.quiet) as live:
+        live.doing("loading torch")
+        from equipoise import workloads
+        from equipoise.road import optimize
+
+        state = _state(store)
+        live.doing(f"loading {args.workload}" + (", training its net" if args.workload == "digits" and state is None else ""))
         study = optimize(
-            workloads.load(args.workload, state=_state(store)),
+            workloads.load(args.workload, state=state),
             target=args.target,
             budget=args.budget,
             time=args.time,
@@ -73,7 +76,8 @@ def run(args: argparse.Namespace) -> int:
 
 def _name(workload: str) -> str:
     """Folder name of a workload's default store."""
-    return "".join(c if c.isalnum() else "-" for c in workload.partition("?")[0].rsplit("/", 1)[-1]).strip("-")
+    last = workload.partition("?")[0].rstrip("/").rsplit("/", 1)[-1]  # with its slash, a folder would leave no name at all
+    return "".join(c if c.isalnum() else "-" for c in last).strip("-") or "study"
 
 
 def _announce(store: Path) -> None:
@@ -120,8 +124,10 @@ def show(study: Study, *, as_json: bool = False) -> None:
     out.print(table(study.header["metric"]["name"], worth, study.baseline, marked=marked))
     if len(worth) < len(study.front):
         out.print(f"(and {len(study.front) - len(worth)} points that drop more than {SHOWN_DROP} points)", style="dim")
-    out.print(study.verdict(), soft_wrap=True, markup=False)
+    if point := study.header["metric"].get("point"):
+        out.print(point, style="dim")
+    out.print(study.verdict(), soft_wrap=True)
     if failed := study.failed():
-        out.print(failed, soft_wrap=True, markup=False)
-    out.print(study.sentence(best), soft_wrap=True, markup=False, style="bold")
-    out.print(f"study: {study.path}", soft_wrap=True, markup=False)
+        out.print(failed, soft_wrap=True)
+    out.print(study.sentence(best), style="bold", soft_wrap=True)
+    out.print(f"study: {study.path}", soft_wrap=True)

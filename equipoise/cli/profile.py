@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from equipoise.errors import EXIT_FAILED, EXIT_OK, must_be
+from equipoise.cli.arguments import IMAGES, WORKLOADS, check_named, option, positive, targets, watts, whole
+from equipoise.errors import EXIT_FAILED, EXIT_OK
 
 if TYPE_CHECKING:
     from equipoise.measure.counts import Counts
@@ -23,58 +24,45 @@ def add_parser(subparsers: Any) -> None:
         description="Count a model's params and MACs by layer, and measure size, peak memory, latency and energy on each "
         "runtime of this machine. What cannot be measured is said to be unavailable, with the reason.",
     )
-    parser.add_argument("workload", metavar="MODEL", help="digits, cifar10:PATH, or mymodule.py:make_workload")
-    parser.add_argument(
-        "--target", metavar="T[,T]", help="such as onnxruntime:cpu?threads=1; default: every runtime, one thread"
-    )
-    parser.add_argument("--batch", metavar="N", type=int, default=32, help="second batch size timed, beside 1 (32)")
-    parser.add_argument("--price-per-hour", metavar="USD", type=float, help="price of this machine, for dollars a million")
-    parser.add_argument(
-        "--watts-per-core", metavar="W", help="6 or 4..9: estimate the energy where no meter can be read; labelled as estimate"
-    )
-    parser.add_argument("--seconds", metavar="N", type=float, default=10.0, help="time for all latency measurements (10)")
+    parser.add_argument("workload", metavar="MODEL", help="as for optimize: digits, cifar10:DATA?weights=FILE, ...")
+    where = "such as onnxruntime:cpu?threads=1; default: every runtime, one thread"
+    option(parser, "--target", targets(), metavar="T[,T]", help=where)
+    option(parser, "--batch", whole(least=1), metavar="N", default=32, help="second batch size timed, beside 1 (32)")
+    price = "price of this machine, for dollars a million"
+    option(parser, "--price-per-hour", positive("0.10"), metavar="USD", help=price)
+    estimate = "6 or 4..9: estimate the energy where no meter can be read; labelled as estimate"
+    option(parser, "--watts-per-core", watts(), metavar="W", help=estimate)
+    option(parser, "--seconds", positive("10"), metavar="N", default=10.0, help="time for all latency measurements (10)")
     parser.add_argument("--json", action="store_true", help="print one JSON document, raw samples included")
 
 
 def run(args: argparse.Namespace) -> int:
     """Profile, print the tables and return 0; 1 when no target could run the model."""
-    watts = _watts(args.watts_per_core)  # bad input is told before torch is imported
-    from equipoise.runtimes.base import parse_targets
+    check_named("workload", args.workload, WORKLOADS, kinds=IMAGES)
+    from rich.text import Text
 
-    targets = None if args.target is None else parse_targets(args.target)
-    from rich.console import Console
+    from equipoise.cli.terminal import console, doing
 
+    doing("loading torch")
     from equipoise.profiler import profile
     from equipoise.workloads.spec import load
 
-    with Console(stderr=True).status(f"loading {args.workload}") as status:
+    doing(f"loading {args.workload}")
+    with console(stderr=True).status(Text(f"loading {args.workload}")) as status:
         found = profile(
             load(args.workload),
-            targets=targets,
+            targets=args.target,
             batch=args.batch,
             price_per_hour=args.price_per_hour,
-            watts_per_core=watts,
+            watts_per_core=args.watts_per_core,
             seconds=args.seconds,
-            on_step=status.update,
+            on_step=lambda text: status.update(Text(text)),
         )
     if args.json:
         _print_json(found)
     else:
         _show(found)
     return EXIT_OK if any(not target.reason for target in found.targets) else EXIT_FAILED
-
-
-def _watts(text: str | None) -> float | tuple[float, float] | None:
-    """Read ``6`` or ``4..9``."""
-    if text is None:
-        return None
-    try:
-        values = [float(part) for part in text.split("..")]
-    except ValueError:
-        values = []
-    if len(values) not in (1, 2) or not all(0 < value < float("inf") for value in values) or values != sorted(values):
-        raise must_be("--watts-per-core", "positive watts, or LOW..HIGH", text, "Write for example 6, or 4..9.")
-    return values[0] if len(values) == 1 else (values[0], values[1])
 
 
 def _print_json(found: Profile) -> None:
@@ -97,15 +85,16 @@ def _show(found: Profile) -> None:
 
 def _show_counts(console: Any, name: str, counts: Counts) -> None:
     """Totals, the layers that cost most, and what the totals cover."""
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     from equipoise.units import show
 
-    console.print(
-        f"[bold]{escape(name)}[/]: {show(counts.params, '1')} params, {counts.reading()} MACs "
+    told = (
+        f": {show(counts.params, '1')} params, {counts.reading()} MACs "
         f"({show(2 * counts.macs, '1')} FLOPs) a sample, {show(counts.activations, '1')} activations"
     )
+    console.print(Text.assemble((name, "bold"), told))
     table = Table(box=None, pad_edge=False)
     table.add_column("layer")
     table.add_column("kind")
@@ -116,7 +105,7 @@ def _show_counts(console: Any, name: str, counts: Counts) -> None:
         share = f"{layer.macs / counts.macs:.0%}" if counts.macs else ""
         output = "×".join(map(str, layer.output[1:]))
         row = (layer.name or "(model)", layer.kind, show(layer.params, "1"), show(layer.macs, "1"), share, output)
-        table.add_row(*map(escape, row))
+        table.add_row(*row)
     console.print(table)
     if len(counts.by_layer) > len(shown):
         console.print(f"… and {len(counts.by_layer) - len(shown)} more (--json has all)", style="dim")
@@ -128,8 +117,8 @@ def _show_counts(console: Any, name: str, counts: Counts) -> None:
 
 def _show_targets(console: Any, targets: tuple[TargetProfile, ...]) -> None:
     """One row per target and batch size."""
-    from rich.markup import escape
     from rich.table import Table
+    from rich.text import Text
 
     table = Table(box=None, pad_edge=False)
     table.add_column("target")
@@ -138,15 +127,15 @@ def _show_targets(console: Any, targets: tuple[TargetProfile, ...]) -> None:
     for target in targets:
         place = target.target.partition("&batch")[0]  # the batch has a column of its own
         if target.reason:
-            table.add_row(escape(place), "", "[red]unavailable[/], see below")
+            table.add_row(place, "", Text.assemble(("unavailable", "red"), ", see below"))
         for i, timing in enumerate(target.timings):
             held = timing.latency
             first = (target.size_bytes, target.memory.added, target.energy_j, target.flops_per_joule)
             table.add_row(
-                escape(place) if i == 0 else "",
+                place if i == 0 else "",
                 str(timing.batch),
-                *(escape(text) for text in (str(held.p50), _short(held.p95), _short(held.throughput))),
-                "yes" if held.stable else "[yellow]no[/]",
+                *(str(held.p50), _short(held.p95), _short(held.throughput)),
+                "yes" if held.stable else Text("no", style="yellow"),
                 *(_short(reading) if i == 0 else "" for reading in first),
                 _short(timing.price_per_million),
             )
@@ -173,7 +162,7 @@ def _show_notes(console: Any, found: Profile) -> None:
                 notes.setdefault(f"{reading.provenance}: {reading.note}", {})[what] = None
     console.print()
     for note, places in notes.items():
-        console.print(f"- {', '.join(places)}: {note}", markup=False, soft_wrap=True)
+        console.print(f"- {', '.join(places)}: {note}", soft_wrap=True)
     held = found.machine
     load = "" if held["load"] is None else f", load {held['load']}"
     console.print(

@@ -8,7 +8,19 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from equipoise.cli.terminal import Pace, console, progress_line
+from equipoise.cli.arguments import (
+    FAMILY_NAMES,
+    FILES,
+    budget,
+    check_named,
+    check_store,
+    duration,
+    option,
+    positive,
+    targets,
+    whole,
+)
+from equipoise.cli.terminal import Pace, console, doing, progress_line
 from equipoise.cli.train import FAMILIES, TASKS, plain
 from equipoise.errors import EXIT_FAILED, EXIT_OK, InputError, must_be
 
@@ -34,22 +46,23 @@ Exit code 1 when no size can be recommended.""",
         epilog=f"FAMILY  {FAMILIES}\nTASK    {TASKS}",
     )
     parser.add_argument("words", nargs="+", metavar="[table|fit|efficiency] FAMILY TASK", help="see above")
-    parser.add_argument("--limits", default="", help='such as "train<=2h, latency<=5ms, cost<=50$, size<=5MB"')
-    parser.add_argument("--time", default="30min", help="wall time for all small runs (default: %(default)s)")
-    parser.add_argument("--target", default="onnxruntime:cpu", help="where it will be served (default: %(default)s)")
-    parser.add_argument("--requests", type=float, help="expected over the life of the model")
-    parser.add_argument("--price-per-hour", type=float, metavar="USD", help="price of this machine")
+    limits = 'such as "train<=2h, latency<=5ms, cost<=50$, size<=5MB"'
+    option(parser, "--limits", budget(scale=True), default="", help=limits)
+    option(parser, "--time", duration(), default="30min", help="wall time for all small runs (default: %(default)s)")
+    where = "where it will be served (default: %(default)s)"
+    option(parser, "--target", targets(one=True), default="onnxruntime:cpu", help=where)
+    option(parser, "--requests", positive("1e6"), help="expected over the life of the model")
+    option(parser, "--price-per-hour", positive("0.10"), metavar="USD", help="price of this machine")
     parser.add_argument(
         "--recipe", default="", metavar="NAME=VALUE,...", help="of the small runs (default: found on the smallest)"
     )
-    parser.add_argument("--flops", type=float, help="with fit: training FLOPs to find the best size for")
-    parser.add_argument(
-        "--scales", default="", metavar="F,F,...", help="with table: sizes over the default (default: 1/8 to 8)"
-    )
+    option(parser, "--flops", positive("1e18"), help="with fit: training FLOPs to find the best size for")
+    factors = "with table: sizes over the default (default: 1/8 to 8)"
+    option(parser, "--scales", _factors, default=[2.0**k for k in range(-3, 4)], metavar="F,F,...", help=factors)
     parser.add_argument("--no-shape", action="store_true", help="do not search the shape")
     parser.add_argument("--no-compress", action="store_true", help='do not let "train larger, compress down" compete')
     parser.add_argument("--store", type=Path, default=None, help="folder of the record (default: runs/scale-FAMILY-TASK)")
-    parser.add_argument("--seed", type=int, default=0, help="of every random choice (default: %(default)s)")
+    option(parser, "--seed", whole(), default=0, help="of every random choice (default: %(default)s)")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
 
@@ -57,26 +70,32 @@ Exit code 1 when no size can be recommended.""",
 def run(args: argparse.Namespace) -> int:
     """Do what the first word says; without one, advise."""
     first, *rest = args.words
-    if first == "efficiency":
-        return _efficiency()
-    wanted, do = {"fit": (1, _fit), "table": (2, _table)}.get(first, (1, _advise))
+    wanted, do = {"efficiency": (0, _efficiency), "fit": (1, _fit), "table": (2, _table)}.get(first, (1, _advise))
     if len(rest) != wanted:
-        raise must_be(
-            "scale", "FAMILY TASK, table FAMILY TASK, fit RUNS.csv or efficiency", " ".join(args.words), "See --help."
-        )
+        forms = "FAMILY TASK, table FAMILY TASK, fit RUNS.csv or efficiency"
+        raise must_be("scale", forms, " ".join(args.words), "See equipoise scale --help.")
+    if do in (_table, _advise):
+        check_named("family", args.words[-2], FAMILY_NAMES)
+        check_named("task", args.words[-1], ("digits",), kinds=FILES)
     return do(args)
+
+
+def _factors(name: str, text: str) -> list[float]:
+    """Read the sizes of ``--scales``."""
+    read = positive("0.25,1,4")
+    return [read(name, part) for part in text.split(",")]
 
 
 def _advise(args: argparse.Namespace) -> int:
     from equipoise.budget import SCALE_AXES, parse_budget
-    from equipoise.units import parse
 
-    (
-        parse_budget(args.limits, axes=SCALE_AXES),
-        parse(args.time, "s", name="--time"),
-    )  # bad input is told before torch is imported
     family, task = args.words
+    bounds = parse_budget(args.limits, axes=SCALE_AXES)
+    if args.price_per_hour is None and any(bounds.bound(word) is not None for word in ("cost", "price")):
+        raise must_be("--price-per-hour", "given with a limit on cost or price", None, "Give the price of this machine.")
     store = args.store or Path("runs") / f"scale-{plain(f'{family}-{task}')}"
+    check_store(store)
+    doing("loading torch", quiet=args.quiet)
     from equipoise.advisor import scale
     from equipoise.proxies import recipe_for
     from equipoise.report import render_scale
@@ -84,6 +103,7 @@ def _advise(args: argparse.Namespace) -> int:
     from equipoise.trainer import recipe_of
     from equipoise.workloads import load_family, load_task
 
+    doing(f"loading {task}", quiet=args.quiet)
     kind, data = load_family(family), load_task(task)
     found = scale(
         kind, data, limits=args.limits, time=args.time, target=args.target, requests=args.requests,
@@ -119,6 +139,8 @@ def _show(found: Advice) -> None:
         mark = (
             "recommended"
             if option is decision.recommended
+            else "best within reach"
+            if decision.within is not None and c.available == decision.within.candidate.available and not c.label
             else "in range"
             if option in decision.range
             else ", ".join(f"breaks {what}" for what in found.breaks(option))
@@ -131,14 +153,16 @@ def _show(found: Advice) -> None:
         )  # fmt: skip
     out = console()
     out.print(table)
-    out.print(f"[bold]{found.sentence()}[/bold]", soft_wrap=True)
-    out.print(decision.reason, soft_wrap=True)
+    out.print(found.sentence(), style="bold", soft_wrap=True)
+    if decision.answered:  # a refusal's sentence holds its reason
+        out.print(decision.reason, soft_wrap=True)
     for added in decision.add:
         out.print(f"  add: {added.available.params:.3g} params on {added.samples:.3g} samples", soft_wrap=True)
 
 
 def _table(args: argparse.Namespace) -> int:
     """Print what a family costs over its scales."""
+    doing("loading torch", quiet=args.quiet)
     from equipoise.proxies import recipe_for
     from equipoise.runtimes import Target
     from equipoise.scales import costs, named
@@ -147,14 +171,15 @@ def _table(args: argparse.Namespace) -> int:
 
     _, family_name, task_name = args.words
     family, task = load_family(family_name), load_task(task_name)
-    factors = [float(f) for f in args.scales.split(",")] if args.scales else [2.0**k for k in range(-3, 4)]
     grown = {}
-    for factor in factors:
+    for factor in args.scales:
         try:
             made = family.grow(factor)
         except InputError:
             continue  # the family does not reach that far
         grown[named(made)] = made
+    if not grown:
+        raise must_be("--scales", f"sizes that {family_name} can take", args.scales, "Write for example --scales 0.5,1,2.")
     recipe = recipe_for(task)
     told = (lambda text: None) if args.quiet else (lambda text: print(text, file=sys.stderr, flush=True))
     rows = costs(family, task, list(grown.values()), target=Target.parse(args.target), recipe=recipe, on_step=told)
@@ -201,8 +226,6 @@ def _fit(args: argparse.Namespace) -> int:
 
     fitted = fit(read_csv(args.words[1]), seed=args.seed)
     told = describe(fitted, seed=args.seed)
-    if args.flops is not None and not args.flops > 0:
-        raise must_be("--flops", "positive", args.flops, "Give training FLOPs, such as 1e18.")
     best = None if args.flops is None else fitted.optimum(args.flops)
     if args.json:
         from equipoise.records import as_data, dumps
@@ -242,7 +265,7 @@ def _span(interval: Any) -> str:
     return f"{interval.value:.4g} [{interval.low:.4g}, {interval.high:.4g}]"
 
 
-def _efficiency() -> int:
+def _efficiency(args: argparse.Namespace) -> int:
     from equipoise.scaling import statement, worked_case
 
     print(statement(worked_case()))

@@ -1,24 +1,60 @@
-"""What the verbs write on a terminal alike: tables of a width that a pipe can take, and lines of progress in good time."""
+"""What the verbs write on a terminal alike: text that is never markup, tables that a pipe can take, progress in good time.
+
+Names of layers, workloads, metrics and files are the user's, and so are the messages of errors: whatever stands in them is
+shown as it is. So nothing here reads markup. Style is given beside the text (``Text("yes", style="green")``), never in it.
+"""
 
 from __future__ import annotations
 
 import os
 import sys
 import time
-from typing import TYPE_CHECKING
+import unicodedata
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from rich.console import Console
+    from rich.text import Text
 
 LINE_S = 5.0
 """Seconds between lines of progress."""
 
 
-def console(*, width: int = 140) -> Console:
-    """Return a console on stdout: as wide as the terminal or COLUMNS, else `width` characters."""
+def console(*, width: int = 140, stderr: bool = False, quiet: bool = False) -> Console:
+    """Return a console that takes every text as it is: the only one that the verbs print on.
+
+    Args:
+        width: Characters to a line where the stream is no terminal and COLUMNS is not set.
+        stderr: Whether it writes to stderr rather than to stdout.
+        quiet: Whether it writes nothing.
+    """
     from rich.console import Console
 
-    return Console(highlight=False, width=None if sys.stdout.isatty() or "COLUMNS" in os.environ else width)
+    class Plain(Console):
+        """Every text that is not styled by us comes through here."""
+
+        def render_str(self, text: str, **options: Any) -> Text:
+            return super().render_str(visible(text), **options)
+
+    stream = sys.stderr if stderr else sys.stdout
+    fitted = stream.isatty() or "COLUMNS" in os.environ
+    return Plain(stderr=stderr, quiet=quiet, width=None if fitted else width, markup=False, emoji=False, highlight=False)
+
+
+def visible(text: str) -> str:
+    """Return `text` with control characters (but for line ends) written out, so that no name can steer the terminal.
+
+    Example:
+        >>> visible("conv\\x1b[2J")
+        'conv\\\\x1b[2J'
+    """
+    return "".join(repr(c)[1:-1] if unicodedata.category(c)[0] == "C" and c not in "\n\t" else c for c in text)
+
+
+def doing(text: str, *, quiet: bool = False) -> None:
+    """Say on stderr what begins now: before anything slow is imported or read."""
+    if not quiet:
+        print(visible(f"{text} ..."), file=sys.stderr, flush=True)
 
 
 class Pace:
@@ -38,4 +74,4 @@ class Pace:
 
 def progress_line(spent_s: float, limit_s: float, stage: str, text: str) -> None:
     """Write one line of progress to stderr."""
-    print(f"[{spent_s:6.1f}/{limit_s:.0f} s] {stage:8s} {text}", file=sys.stderr, flush=True)
+    print(visible(f"[{spent_s:6.1f}/{limit_s:.0f} s] {stage:8s} {text}"), file=sys.stderr, flush=True)

@@ -3,18 +3,36 @@
 from __future__ import annotations
 
 import argparse
+import os
 import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from equipoise.cli.terminal import Pace
-from equipoise.errors import EXIT_OK, must_be
+from equipoise.cli.arguments import (
+    FAMILY_NAMES,
+    FILES,
+    check_named,
+    check_store,
+    duration,
+    numbers,
+    one_of,
+    option,
+    positive,
+    watts,
+    whole,
+)
+from equipoise.cli.terminal import Pace, doing, visible
+from equipoise.errors import EXIT_OK, unknown
 
 if TYPE_CHECKING:
     from equipoise.training.loop import Progress
 
 FAMILIES = "mlp | cnn | resnet | mobilenet | shufflenet | convnext | efficientnet | gpt | encoder | FILE.py:FUNCTION"
+KINDS, OFFLOADS = ("ddp", "fsdp", "pipeline"), ("activations", "optimizer", "parameters")
+RANKS_PER_CORE = 4
+"""Processes that share a core beyond which none of them gets on."""
+
 TASKS = "digits | cifar10:DATA | images:DATA | text:FILE?context=64 | FILE.py:FUNCTION"
 
 
@@ -28,22 +46,25 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("family", metavar="FAMILY", help=FAMILIES)
     parser.add_argument("task", metavar="TASK", help=TASKS)
-    parser.add_argument("--scale", default="", metavar="NAME=VALUE,...", help="dimensions, such as width=32,depth=20")
-    parser.add_argument("--epochs", type=float, help="length in passes over the data (default: 10)")
-    parser.add_argument("--steps", type=int, help="length in steps")
-    parser.add_argument("--time", help="length as wall time, such as 10min")
+    dimensions = "dimensions, such as width=32,depth=20"
+    option(parser, "--scale", numbers("width=32,depth=20"), default={}, metavar="NAME=VALUE,...", help=dimensions)
+    option(parser, "--epochs", positive("10"), help="length in passes over the data (default: 10)")
+    option(parser, "--steps", whole(least=1), help="length in steps")
+    option(parser, "--time", duration(), help="length as wall time, such as 10min")
     parser.add_argument(
         "--recipe", default="", metavar="NAME=VALUE,...", help="such as optimizer=sgd,lr=0.1,schedule=cosine,ema=0.999"
     )
     parser.add_argument("--store", type=Path, default=None, help="folder of the run (default: runs/FAMILY-TASK)")
-    parser.add_argument("--seed", type=int, default=0, help="of weights, order and augmentation (default: %(default)s)")
-    parser.add_argument(
-        "--ranks", type=int, default=1, help="processes on this machine that share the work (default: %(default)s)"
-    )
-    parser.add_argument("--kind", default="", help="how they share it: ddp, fsdp or pipeline (default: ddp for several ranks)")
+    option(parser, "--seed", whole(), default=0, help="of weights, order and augmentation (default: %(default)s)")
+    most = max(8, RANKS_PER_CORE * (os.cpu_count() or 1))
+    shared = "processes on this machine that share the work (default: %(default)s)"
+    option(parser, "--ranks", whole(least=1, most=most), default=1, help=shared)
+    how = "how they share it: ddp, fsdp or pipeline (default: ddp for several ranks)"
+    option(parser, "--kind", one_of("single", *KINDS), metavar="KIND", help=how)
     parser.add_argument("--offload", default="", help="what to keep in host memory: activations, optimizer, parameters")
-    parser.add_argument("--price-per-hour", type=float, metavar="USD", help="price of this machine")
-    parser.add_argument("--watts-per-core", type=float, metavar="W", help="for an energy estimate where no meter can be read")
+    option(parser, "--price-per-hour", positive("0.10"), metavar="USD", help="price of this machine")
+    estimate = "6 or 4..9: for an energy estimate where no meter can be read"
+    option(parser, "--watts-per-core", watts(), metavar="W", help=estimate)
     parser.add_argument("--tensorboard", action="store_true", help="write TensorBoard event files, too")
     parser.add_argument("--test", action="store_true", help="score the test split, once, at the end")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
@@ -52,13 +73,17 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Train, or start the ranks that do; print what came out."""
-    import os
-
     from equipoise.units import parse
 
-    seconds = None if args.time is None else parse(args.time, "s", name="--time")  # bad input is told before torch is imported
-    scale = numbers(args.scale, "--scale")
+    check_named("family", args.family, FAMILY_NAMES)  # bad input is told before torch is imported
+    check_named("task", args.task, ("digits",), kinds=FILES)
+    _check_sharing(args)
+    seconds = None if args.time is None else parse(args.time, "s", name="--time")
     store = args.store or Path("runs") / plain(f"{args.family}-{args.task}")
+    first = os.environ.get("RANK", "0") == "0"
+    if first:
+        check_store(store, study=False)
+    doing("loading torch", quiet=args.quiet or not first)
     if args.ranks > 1 and "RANK" not in os.environ:
         from equipoise.training.distribution.launch import launch
 
@@ -69,13 +94,14 @@ def run(args: argparse.Namespace) -> int:
     from equipoise.training.distribution.launch import connect
     from equipoise.workloads import load_family, load_task
 
+    doing(f"loading {args.task}", quiet=args.quiet or not first)
     family, task = load_family(args.family), load_task(args.task)
     recipe = recipe_of(args.recipe, usual_recipe(task))
     kind = args.kind or ("ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "single")
     where = connect(kind, offload=tuple(filter(None, args.offload.split(","))), precision=recipe.precision)
     try:
         found = train(
-            family, task, scale, store=store, epochs=args.epochs, steps=args.steps, seconds=seconds, recipe=recipe,
+            family, task, args.scale, store=store, epochs=args.epochs, steps=args.steps, seconds=seconds, recipe=recipe,
             seed=args.seed, distribution=where, price_per_hour=args.price_per_hour, watts_per_core=args.watts_per_core,
             tensorboard=args.tensorboard, test=args.test,
             on_step=None if args.quiet or where.rank else partial(_told, pace=Pace()),
@@ -91,7 +117,7 @@ def run(args: argparse.Namespace) -> int:
 
         print(dumps({"schema_version": 1, "sentence": found.sentence(), "report": str(page), **found.summary()}))
         return EXIT_OK
-    print(found.sentence())
+    print(visible(found.sentence()))
     if found.diagnosis is not None:
         for sign in found.diagnosis.evidence:
             print(f"  {sign.text}")
@@ -106,16 +132,11 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def numbers(text: str, name: str) -> dict[str, float]:
-    """Read ``width=32,depth=20``."""
-    out: dict[str, float] = {}
-    for part in filter(None, (p.strip() for p in text.split(","))):
-        key, _, value = part.partition("=")
-        try:
-            out[key.strip()] = float(value)
-        except ValueError:
-            raise must_be(name, "written as name=number,...", part, f"Write for example {name} width=32,depth=20.") from None
-    return out
+def _check_sharing(args: argparse.Namespace) -> None:
+    """Raise for a way of sharing the work that does not exist."""
+    for name in filter(None, args.offload.split(",")):
+        if name not in OFFLOADS:
+            raise unknown("--offload", name, OFFLOADS)
 
 
 def plain(text: str) -> str:
@@ -135,4 +156,5 @@ def _told(progress: Progress, pace: Pace) -> None:
     seen = "" if point is None else f", validation loss {point.validation_loss:.4g}"
     if point is not None and point.validation_metric is not None:
         seen += f", metric {point.validation_metric:.2f}"
-    print(f"{progress}, epoch {progress.epoch:.1f}, {show(progress.left_s, 's')} left{seen}", file=sys.stderr, flush=True)
+    told = f"{progress}, epoch {progress.epoch:.1f}, {show(progress.left_s, 's')} left{seen}"
+    print(visible(told), file=sys.stderr, flush=True)

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from equipoise.cli.arguments import option, positive
 from equipoise.errors import EXIT_BROKEN_PROMISE, EXIT_OK
 
 if TYPE_CHECKING:
@@ -25,7 +26,7 @@ def add_parser(subparsers: Any) -> None:
     )
     parser.add_argument("artifact", metavar="ARTIFACT", type=Path, help="the folder that export wrote")
     parser.add_argument("--workload", metavar="SPEC", help="source model and data; default: what the manifest names")
-    parser.add_argument("--seconds", metavar="N", type=float, default=10.0, help="time for the latency comparison (10)")
+    option(parser, "--seconds", positive("10"), metavar="N", default=10.0, help="time for the latency comparison (10)")
     parser.add_argument(
         "--trust-nothing",
         action="store_true",
@@ -77,6 +78,8 @@ def _show(found: Verification) -> None:
     if found.headline:
         out.print(Text(found.headline, style="bold"), soft_wrap=True)
     out.print(table)
+    if found.recorded:
+        out.print(Text(f"recorded, not checked: {found.recorded}"), soft_wrap=True)
     for check in found.untold:
         out.print(Text(f"cannot tell here: {check.name}: {check.note}"), soft_wrap=True)
     out.print(Text(f"{_verdict(found)} ({len(found.checks)} checks, {found.seconds:.0f} s)"))

@@ -47,7 +47,7 @@ def fold(model: nn.Module, example: Tensor, *, data: Tensor | None = None) -> nn
     Args:
         model: any module; it is not changed.
         example: a small batch `(N, ...)` that the model accepts; it decides which layer feeds which BatchNorm.
-        data: more inputs `(N, ...)` that the result is compared on; the first 32 are used.
+        data: more inputs `(N, ...)` that the result is compared on; the first 16 are used.
 
     Returns:
         A new module with the same layer names, folded BatchNorms replaced by `nn.Identity` (or by the activation that was
@@ -69,10 +69,9 @@ def folded(model: nn.Module, example: Tensor, *, data: Tensor | None = None) -> 
         return Folded(original, {})
     found, left = _judged(original, record(original, example))
     inputs = [example] if data is None else [example, data[:SAMPLES]]
-    for batch in inputs:
-        wrong = _wrong(original, found, batch)
-        left |= {pair.norm: wrong[pair.norm] for pair in found if pair.norm in wrong}
-        found = [pair for pair in found if pair.norm not in wrong]
+    wrong = _wrong(original, found, inputs[-1][: len(example)])
+    left |= wrong
+    found = [pair for pair in found if pair.norm not in wrong]
     good, refused = _proven(original, found, inputs)
     left |= refused
     return Folded(_applied(original, good), {name: left[name] for name in norms if name in left})

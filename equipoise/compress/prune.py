@@ -13,6 +13,7 @@ from equipoise.compress.criteria import compromise, gather, ranking
 from equipoise.compress.cut import sliced
 from equipoise.compress.fold import fold
 from equipoise.compress.graph import Group, groups, keeping
+from equipoise.compress.heads import heads
 from equipoise.compress.repair import repair as repaired
 from equipoise.compress.trace import copied
 from equipoise.errors import must_be, unknown
@@ -76,7 +77,7 @@ def prune(
         warnings.warn("; ".join(told), stacklevel=2)
     kept = {group.name: sorted(ranking(group, criterion, evidence)[: keeps[group.name]]) for group in chosen}
     keep = keeping(source, chosen, kept)
-    smaller = sliced(source, keep)
+    smaller = sliced(source, {**keep, **heads(source, keep, example)})
     if repair and data is not None:
         return repaired(smaller, source, data, kept={layer: spots for (layer, axis), spots in keep.items() if axis == "out"})
     return smaller

@@ -32,7 +32,7 @@ def document(name: str, variables: Mapping[str, Any], *, data: Any, scripts: Seq
         trim_blocks=True,
         lstrip_blocks=True,
     ).get_template(f"{name}.html")
-    return page.render(
+    text = page.render(
         **variables,
         name=name,
         data=embed(data),
@@ -41,6 +41,7 @@ def document(name: str, variables: Mapping[str, Any], *, data: Any, scripts: Seq
         script_hash=Markup(_hash(script)),
         style_hash=Markup(_hash(style)),
     )
+    return text.encode(errors="backslashreplace").decode()  # a name may hold bytes of a path that are no text
 
 
 def embed(data: Any) -> Markup:

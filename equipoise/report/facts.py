@@ -22,7 +22,8 @@ def facts(header: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> list[
         "workload": header.get("workload"),
         "target": header.get("target"),
         "budget": header.get("budget") or "none: the knee is picked",
-        "metric": f"{metric.get('name', MISSING)}, {'larger' if metric.get('maximize', True) else 'smaller'} is better",
+        "metric": f"{metric.get('name', MISSING)}, {'larger' if metric.get('maximize', True) else 'smaller'} is better"
+        + (f"; {metric['point']}" if metric.get("point") else ""),
         **({"time limit": show(header["time_s"], "s")} if header.get("time_s") else {}),
         "seed": header.get("seed"),
         "started": header.get("started"),

@@ -36,8 +36,7 @@ def page_data(study: Mapping[str, Any]) -> dict[str, Any]:
     budget = parse_budget(header.get("budget") or None)
     return {
         "header": {key: str(header.get(key) or "") for key in ("workload", "target", "started")},
-        "sentence": unbroken(study.get("sentence") or "No pick yet: the study holds no usable evaluation."),
-        "pick_rule": study.get("pick_rule") or "",
+        **lead(study),
         "notes": list(study.get("notes") or ()),
         "comparison": comparison(axes, baseline, pick, speed_ups(study).get(pick.key if pick else "")),
         "bounds": bounds(budget, pick),
@@ -53,6 +52,24 @@ def page_data(study: Mapping[str, Any]) -> dict[str, Any]:
         "facts": facts(header, evaluations),
         "provenance": provenance(evaluations, pick or baseline),
         "progress": bool(study.get("progress")),
+    }
+
+
+def lead(study: Mapping[str, Any]) -> dict[str, Any]:
+    """Return the headline and what stands below it: the test figures where `verify` has read them, then those of validation."""
+    sentence = unbroken(study.get("sentence") or "No pick yet: the study holds no usable evaluation.")
+    found = next((row for row in reversed(study.get("verified") or ()) if row.get("key") == study.get("pick")), None)
+    rule = study.get("pick_rule") or ""
+    if found is None:
+        return {"sentence": sentence, "pick_rule": rule, "validation": "", "tested": ""}
+    kept = f"broken: {', '.join(found['broken'])}" if found["broken"] else "no promise is broken"
+    open_ = f"; cannot be told: {', '.join(found['cannot_tell'])}" if found["cannot_tell"] else ""
+    headline = unbroken(found["headline"])
+    return {
+        "sentence": headline[:1].upper() + headline[1:],
+        "pick_rule": rule,
+        "validation": f"On validation, which chose it: {sentence}",
+        "tested": f"Checked on the exported file by equipoise verify: {kept}{open_}",
     }
 
 
@@ -220,7 +237,7 @@ def evaluation_rows(study: Mapping[str, Any], evaluations: Sequence[Evaluation],
                 "number": number,
                 "key": e.key,
                 "roles": [role for role, key in roles.items() if key == e.key],
-                "fidelity": e.fidelity,
+                "fidelity": f"{e.fidelity} {e.leg}" if e.leg else e.fidelity,
                 "cells": [_cell(axis, e.axis(axis.key)) for axis in axes],
                 "seconds": figure(round(e.seconds, 1)),
                 "error": e.error.strip().rpartition("\n")[2],

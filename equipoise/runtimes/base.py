@@ -9,6 +9,7 @@ from __future__ import annotations
 import functools
 import hashlib
 import importlib
+import os
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -96,12 +97,23 @@ def parse_targets(text: str) -> tuple[Target, ...]:
     """Read targets separated by commas, without repeats; the first one is the one that is optimized for.
 
     Raises:
-        InputError: No target, the same target twice, or one that `Target.parse` refuses.
+        InputError: No target, the same target twice, one that `Target.parse` refuses, or more threads than cores.
     """
     targets = tuple(Target.parse(part) for part in text.split(",") if part.strip())
     if not targets or len(set(targets)) < len(targets):
         raise must_be("targets", "one or more different targets", text, "Write for example onnxruntime:cpu,openvino:cpu.")
+    for target in targets:
+        check_threads(target)
     return targets
+
+
+def check_threads(target: Target) -> None:
+    """Raise `InputError` when `target` asks for more threads than this machine has cores: the rest would only wait."""
+    cores = os.cpu_count() or target.threads
+    if target.threads > cores:
+        raise must_be(
+            "target.threads", f"at most {cores}, the cores of this machine", target.threads, f"Write ?threads={cores}."
+        )
 
 
 @dataclass(frozen=True, slots=True)
@@ -127,6 +139,9 @@ class Program:
             if not name or Path(name).name != name or name in (".", ".."):
                 raise must_be("program file", "a plain file name without folders", name, "Rename it.")
         object.__setattr__(self, "files", dict(sorted(self.files.items())))
+
+    def __repr__(self) -> str:
+        return f"Program({self.runtime}, {self.precision}: {', '.join(self.files)}; {self.size_bytes:,} bytes)"
 
     @property
     def size_bytes(self) -> int:

@@ -141,7 +141,10 @@ class Exporter:
         return _clean(cast(Any, program).model_proto, _floats(model))
 
 
-_ADVICE = "Check that forward treats every sample alike and has no branches on values."
+_ADVICE = (
+    "Check that forward treats every sample alike, has no branches on values and reads the batch size from x.shape[0] "
+    "(len(x) is fixed by the export)."
+)
 
 
 def layer_nodes(content: bytes) -> dict[str, tuple[str, ...]]:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -109,6 +109,8 @@ class Decision:
         binding: Limits that no candidate meets together with the others, the tightest first; empty when some size meets all.
         nearest: When none meets the limits, the option that breaks them least.
         add: When refused for want of runs, the runs to add.
+        within: When refused for want of runs, the best that lies within `REACH`: a size that does, on no more data than does.
+            It is none of `options` where those see more. None where every size is too large, or the runs are too few to tell.
     """
 
     answered: bool
@@ -121,6 +123,7 @@ class Decision:
     binding: tuple[str, ...] = ()
     nearest: Option | None = None
     add: tuple[Addition, ...] = ()
+    within: Option | None = None
 
 
 def decide(
@@ -167,7 +170,8 @@ def decide(
     why = _refusal(fitted, best, optimum)
     if why:
         add = _additions(fitted, kept, best)
-        return Decision(False, why, None, best, inside, options, optimum, add=add)
+        within = _within(fitted, [o.candidate for o in kept], link, level) if len(fitted.runs) >= ENOUGH else None
+        return Decision(False, why + _named(within, best), None, best, inside, options, optimum, add=add, within=within)
     recommended = min(inside, key=lambda o: _cost(o, requests))
     by = f"total cost with {requests:g} requests" if requests is not None else "cost of serving"
     reason = (
@@ -283,6 +287,35 @@ def _refusal(fitted: Fit, best: Option, optimum: Interval) -> str:
             f"more than {SPAN:g}×: the runs do not determine it."
         )
     return ""
+
+
+def _within(fitted: Fit, candidates: Sequence[Candidate], link: Link | None, level: float) -> Option | None:
+    """The candidate of least predicted loss within `REACH` of the largest run, its data cut where they are not."""
+    at = columns(fitted.runs)
+    largest, most = at.size(fitted.law.size).max(), REACH * at.samples.max()
+    near = [
+        replace(c, samples=min(c.samples, most), unique=None if c.unique is None else min(c.unique, most))
+        for c in candidates
+        if c.available.size(fitted.law.size) <= REACH * largest
+    ]
+    if not near:
+        return None
+    value, draws = _losses(fitted, near)
+    every = np.ones(len(near), dtype=bool)
+    found = _options(fitted, near, value, draws, [{}] * len(near), every, requests=None, link=link, level=level)
+    return min(found, key=lambda o: o.regret)
+
+
+def _named(within: Option | None, best: Option) -> str:
+    """What can be said all the same: the best size within reach, and what it would give."""
+    if within is None:
+        return ""
+    loss, c = within.loss, within.candidate
+    above = max(0.0, loss.value / best.loss.value - 1.0)
+    return (
+        f" Within reach of the runs the best is {c.available.params:.3g} params on {c.samples:.3g} samples: "
+        f"expected loss {loss.value:.4g} ({loss.low:.4g} to {loss.high:.4g}), {above:.1%} above the least predicted."
+    )
 
 
 def _additions(fitted: Fit, kept: Sequence[Option], best: Option) -> tuple[Addition, ...]:

@@ -132,7 +132,8 @@ def plan(
             found = laid_out(float(top), apart)
             if found and found.seconds <= seconds:
                 return found
-    dearer = (laid_out(float(top), ratios[-1]) for top in np.geomspace(most * 1e-6, most * 1e12, 900))
+    second = float(rates.max())  # from the work of a microsecond up: however little time there is, the least is the least
+    dearer = (laid_out(float(top), ratios[-1]) for top in np.geomspace(second * 1e-6, second * 1e12, 900))
     least = min((found.seconds for found in dearer if found), default=None)
     if least is None:
         raise must_be("menu", "of 3 sizes or more, 1.4× apart in work", len(menu), "Give the family more widths or depths.")
@@ -250,7 +251,7 @@ def to_add(
     For each draw of the law, the log of the size it would choose among the targets is the decision; a run that could be made
     tells its log loss with the noise of a run. Were the draws jointly normal, observing it would leave the variance
     Var(decision) - Cov(decision, run)² / (Var(run) + noise²): the run that leaves least is taken, the draws are conditioned
-    on it, and so on. The same run may be worth repeating.
+    on it, and so on. Each run is named once.
 
     Args:
         pool: (size, samples) of the runs that could be made, as from `affordable`.
@@ -278,9 +279,11 @@ def to_add(
     together = np.cov(np.column_stack([decision, losses(pool)]), rowvar=False)
     start = max(float(together[0, 0]), 1e-300)
     out: list[Addition] = []
-    for _ in range(min(n, len(pool))):
+    open_to = np.ones(len(pool), dtype=bool)
+    while len(out) < n and open_to.any():
         variance = np.diag(together)[1:] + fitted.noise**2
-        best = int(np.argmax(together[0, 1:] ** 2 / variance))
+        best = int(np.argmax(np.where(open_to, together[0, 1:] ** 2 / variance, -1.0)))
+        open_to &= [run != pool[best] for run in pool]
         column = together[:, best + 1].copy()
         together = together - np.outer(column, column) / variance[best]
         available, samples = pool[best]

@@ -230,7 +230,7 @@ def converged(volumes: Sequence[float], *, rounds: int = 2, share: float = 0.005
     if len(volumes) <= rounds:
         return False
     before = volumes[-1 - rounds]
-    return volumes[-1] - before < share * before
+    return volumes[-1] - before <= share * before  # also where nothing was ever gained
 
 
 def front_volume(evaluated: Evaluated, *, worst_loss: float) -> float:

@@ -78,6 +78,7 @@ class Trained:
         curve: Looks at the validation data, oldest first.
         best: The best of them; with patience `model` has its weights.
         stopped: What ended the run.
+        notes: What the user should know of how it was trained.
     """
 
     model: nn.Module
@@ -87,6 +88,10 @@ class Trained:
     curve: tuple[CurvePoint, ...] = ()
     best: CurvePoint | None = None
     stopped: Stopped = "steps"
+    notes: tuple[str, ...] = ()
+
+    def __repr__(self) -> str:
+        return f"Trained({type(self.model).__name__}: {self.steps} steps in {self.seconds:.3g} s, ended by {self.stopped})"
 
 
 @dataclass(frozen=True)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -14,14 +16,14 @@ from torch import Tensor, nn
 
 from equipoise.errors import must_be, unknown
 from equipoise.training.loop import Augment, Plan, Progress, Trained, run
+from equipoise.training.losses import KINDS, Kind, apart, cross_entropy, mse, spreads
+from equipoise.training.outputs import Answer, answer_of, first_of
 from equipoise.training.recipe import Recipe
 from equipoise.training.samples import Batches
 from equipoise.training.supervised import fingerprint
 
 Teacher = Callable[[Tensor], Any]
 """Inputs -> outputs (tensor or array), or (outputs, sequence of features): a module, or a faster runtime's session."""
-
-Kind = Literal["logits", "values"]
 
 
 def distill(
@@ -33,10 +35,12 @@ def distill(
     seconds: float | None = None,
     recipe: Recipe | None = None,
     kind: Kind | None = None,
+    axis: int = 1,
+    probabilities: bool = False,
     features: Sequence[str | tuple[str, str]] = (),
     augment: Augment | None = None,
     generator: torch.Generator | None = None,
-    hard_loss: Callable[[Tensor, Tensor], Tensor] = F.cross_entropy,
+    hard_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     checkpoint: Path | None = None,
     every_s: float = 20.0,
     before_step: Callable[[nn.Module, float], None] | None = None,
@@ -44,8 +48,11 @@ def distill(
 ) -> Trained:
     """Train a copy of `student` to answer as `teacher` does, and return it.
 
-    The loss is ``soft_weight * T^2 KL(teacher || student)`` at temperature T (mean squared error for `kind` ``values``), plus
-    ``feature_weight`` times the squared error of each feature over the teacher's mean square, plus ``hard_weight * hard_loss``.
+    The loss is ``soft_weight * losses.apart(student, teacher)`` (for class scores ``T^2 KL(teacher || student)`` at temperature
+    T), plus ``feature_weight`` times the squared error of each feature over the teacher's mean square, plus
+    ``hard_weight * hard_loss``. A model that returns more in training mode than in evaluation mode is trained by what it
+    answers in evaluation mode; `Trained.notes` tells.
+
     With a file for the checkpoint, the same call after a crash goes on where the file stands; the file stays when the run is
     done, and the same call then returns its result at once. Delete it when the result is stored.
 
@@ -55,13 +62,16 @@ def distill(
         data: Training split; labels are used only with ``hard_weight``.
         steps, seconds: The run ends at the first that is reached; give one of them. Only `steps` resumes to the same curve.
         recipe: Hyperparameters; None takes `Recipe`'s.
-        kind: ``logits`` for class scores along dimension 1 (a single logit counts as two classes), ``values`` for regression;
-            None takes ``values`` where the targets are floating-point numbers.
+        kind: ``softmax`` for class scores along `axis`, ``bernoulli`` for a yes-or-no score in each output (a single logit,
+            several labels), ``values`` for numbers. None takes ``values`` where the targets are floating-point numbers and
+            ``softmax`` where they are labels of several classes; other targets do not tell.
+        axis: Where the classes lie.
+        probabilities: The models end in a softmax or a sigmoid.
         features: Names of modules whose outputs should agree, the same in both models or pairs (student, teacher). A teacher
             that is not a module returns (outputs, features) with the features in this order.
         augment: Random changes of the inputs; both models see the changed ones.
         generator: Source of all randomness; None is seeded with 0.
-        hard_loss: Loss on the labels.
+        hard_loss: Loss on the labels; None takes the one of `kind`.
         checkpoint, every_s: File to go on from, and seconds between writes.
         before_step: Called with (student, fraction of the run done) before each step, to switch a fake quantizer on late.
         on_step: Called with the `Progress` after each step.
@@ -77,8 +87,8 @@ def distill(
         Hinton et al. 2015, "Distilling the knowledge in a neural network", section 2.
     """
     recipe = recipe or Recipe()
-    if kind not in (None, "logits", "values"):
-        raise unknown("kind", kind, ("logits", "values"))
+    if kind is not None and kind not in KINDS:
+        raise unknown("kind", kind, KINDS)
     pairs = [(name, name) if isinstance(name, str) else name for name in features]
     guide = teacher
     _known("student feature", [pair[0] for pair in pairs], student)
@@ -86,24 +96,76 @@ def distill(
         guide = copy.deepcopy(teacher).eval()
         _known("teacher feature", [pair[1] for pair in pairs], guide)
 
+    found = _understood(student, partial(_ask, guide, names=[pair[1] for pair in pairs]), data, recipe.batch, kind, axis)
+    criterion = hard_loss or (mse if found.kind == "values" else _bce if found.kind == "bernoulli" else cross_entropy)
+
     def objective(learner: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         wanted, wanted_features = _ask(guide, inputs, [pair[1] for pair in pairs])
         with _watched(learner, [pair[0] for pair in pairs]) as seen:
-            outputs = learner(inputs)
+            outputs = found.answer.of(learner, inputs)
         _same_shape("output", outputs, wanted)
-        values = kind == "values" or (kind is None and targets.is_floating_point())
-        soft = F.mse_loss(outputs, wanted) if values else kl(outputs, wanted, temperature=recipe.temperature)
+        soft = apart(
+            outputs, wanted, kind=found.kind, axis=axis, probabilities=probabilities, temperature=recipe.temperature,
+            spread=found.spread,
+        )  # fmt: skip
         loss = recipe.soft_weight * soft
         if recipe.hard_weight:
-            loss = loss + recipe.hard_weight * hard_loss(outputs, targets)
+            loss = loss + recipe.hard_weight * criterion(outputs, targets)
         for (name, _), feature in zip(pairs, wanted_features, strict=True):
             _same_shape(f"feature {name}", seen[name], feature)
             loss = loss + recipe.feature_weight * F.mse_loss(seen[name], feature) / feature.square().mean().clamp_min(1e-12)
         return loss
 
-    identity = {"kind": kind, "features": pairs, "student": fingerprint(student)}
+    identity = {
+        "kind": kind, "axis": axis, "probabilities": probabilities, "features": pairs, "student": fingerprint(student)
+    }  # fmt: skip
     plan = Plan(steps, seconds, augment, before_step, on_step, checkpoint, every_s, identity)
-    return run(student, data, objective, recipe, generator, plan)
+    trained = run(student, data, objective, recipe, generator, plan)
+    return replace(trained, notes=(found.answer.note,)) if found.answer.note else trained
+
+
+@dataclass(frozen=True)
+class _Understood:
+    """What a first batch tells: how the student answers, what outputs mean, how far values spread."""
+
+    answer: Answer
+    kind: Kind
+    spread: Tensor | None = None
+
+
+def _understood(
+    student: nn.Module,
+    ask: Callable[[Tensor], tuple[Tensor, list[Tensor]]],
+    data: Batches,
+    batch: int,
+    kind: Kind | None,
+    axis: int,
+) -> _Understood:
+    """Look at the first batch in the data's own order, so that a resumed run finds the same."""
+    first = next(iter(data.batches(batch)), None) if len(data) else None
+    if first is None:  # the loop says what is wrong with the data
+        return _Understood(Answer(), kind or "softmax")
+    inputs, targets = first
+    answer = answer_of(student, inputs[:4])
+    if kind in ("softmax", "bernoulli"):
+        return _Understood(answer, kind)
+    wanted, _ = ask(inputs)
+    kind = kind or _kind(wanted, targets, axis)
+    return _Understood(answer, kind, spreads(wanted) if kind == "values" else None)
+
+
+def _kind(outputs: Tensor, targets: Tensor, axis: int) -> Kind:
+    """Return what outputs mean where the targets alone tell it."""
+    if targets.is_floating_point():
+        return "values"
+    if outputs.ndim > 1 and outputs.shape[axis] > 1 and outputs.numel() == targets.numel() * outputs.shape[axis]:
+        return "softmax"
+    remedy = "Pass bernoulli for yes-or-no labels, values for numbers."
+    raise must_be("kind", "given where whole-number targets have one output each", None, remedy)
+
+
+def _bce(outputs: Tensor, targets: Tensor) -> Tensor:
+    return F.binary_cross_entropy_with_logits(outputs, targets.reshape(outputs.shape).to(outputs.dtype))
 
 
 def kl(outputs: Tensor, wanted: Tensor, *, temperature: float = 1.0) -> Tensor:
@@ -113,10 +175,8 @@ def kl(outputs: Tensor, wanted: Tensor, *, temperature: float = 1.0) -> Tensor:
         outputs, wanted: Logits (N, C) or (N, C, ...); (N,) and (N, 1) are the logit of class 1 against class 0.
         temperature: T; the factor T^2 keeps the gradients' scale (Hinton et al. 2015, section 2.1).
     """
-    if outputs.ndim == 1 or outputs.shape[1] == 1:
-        outputs, wanted = (torch.stack([torch.zeros_like(z.flatten()), z.flatten()], dim=1) for z in (outputs, wanted))
-    ours, theirs = F.log_softmax(outputs / temperature, dim=1), F.log_softmax(wanted / temperature, dim=1)
-    return temperature**2 * (theirs.exp() * (theirs - ours)).sum(dim=1).mean()
+    single = outputs.ndim == 1 or outputs.shape[1] == 1
+    return apart(outputs, wanted, kind="bernoulli" if single else "softmax", temperature=temperature)
 
 
 def _ask(guide: Teacher, inputs: Tensor, names: list[str]) -> tuple[Tensor, list[Tensor]]:
@@ -124,7 +184,7 @@ def _ask(guide: Teacher, inputs: Tensor, names: list[str]) -> tuple[Tensor, list
     with torch.no_grad():
         if isinstance(guide, nn.Module):
             with _watched(guide, names) as seen:
-                outputs = guide(inputs)
+                outputs = first_of(guide(inputs))
             return outputs, [seen[name] for name in names]
         answer = guide(inputs.contiguous())  # a session takes rows in plain order
     found: Sequence[Any] = ()

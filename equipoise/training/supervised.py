@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
@@ -15,9 +16,13 @@ from equipoise.training.distribution.base import Distribution, Objective, OnePro
 from equipoise.training.logs import Log
 from equipoise.training.loop import Augment, Plan, Progress, Trained, per_epoch, run
 from equipoise.training.losses import Loss, smoothed
+from equipoise.training.outputs import Answer, answer_of
 from equipoise.training.recipe import Recipe
 from equipoise.training.samples import Batches
 from equipoise.training.validation import Metric, Validation
+
+FEW = 4
+"""Samples on which it is tried what the model returns."""
 
 
 def fit(
@@ -53,7 +58,8 @@ def fit(
     Args:
         model: Left as it is.
         data: Training split.
-        loss: (outputs, targets) -> scalar, a mean over the samples.
+        loss: (outputs, targets) -> scalar, a mean over the samples. Of a model that returns more in training mode it gets the
+            answer of evaluation mode, unless it takes all that is returned.
         steps, epochs, seconds: Length of the run, which ends at the first that is reached; give one of them.
         recipe: Hyperparameters; None takes `Recipe`'s.
         augment: Random changes of the inputs.
@@ -94,16 +100,49 @@ def fit(
     elif recipe.patience is not None:
         raise must_be("validation", "given with recipe.patience", None, "Pass the split whose quality is watched.")
     criterion = smoothed(loss, recipe.label_smoothing) if recipe.label_smoothing else loss
-
-    def labelled(student: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        return criterion(student(inputs), targets)
-
+    reader = _Reader(model, criterion)
     identity = {"model": fingerprint(model)} if checkpoint or start else {}
     plan = Plan(
         steps, seconds, augment, before_step, on_step, checkpoint, every_s, identity, start, rates, shown, logs,
         distribution or OneProcess(),
     )  # fmt: skip
-    return run(model, data, objective or labelled, recipe, generator, plan)
+    trained = run(model, data, objective or reader.loss, recipe, generator, plan)
+    return replace(trained, notes=(reader.answer.note,)) if reader.answer and reader.answer.note else trained
+
+
+@dataclass
+class _Reader:
+    """Hands the model's outputs to the loss; the first step shows whether these are its answer alone."""
+
+    model: nn.Module
+    criterion: Loss
+    answer: Answer | None = None
+
+    def loss(self, student: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        """Return the loss of a batch."""
+        if self.answer is None:
+            return self._first(student, inputs, targets)
+        return self.criterion(self.answer.of(student, inputs), targets)
+
+    def _first(self, student: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        try:
+            returned = student(inputs)
+        except Exception:  # the user's forward, which may want more than inputs in training mode
+            found = answer_of(self.model, inputs[:FEW])
+            if found.plain:
+                raise
+            self.answer = found
+            return self.loss(student, inputs, targets)
+        if isinstance(returned, Tensor) and returned.ndim and len(returned) == len(inputs):
+            self.answer = Answer()
+            return self.criterion(returned, targets)
+        try:
+            loss = self.criterion(returned, targets)
+            self.answer = Answer()
+            return loss
+        except Exception:  # noqa: BLE001 - the user's loss, on outputs that it may not be made for: it gets the answer alone
+            self.answer = answer_of(self.model, inputs[:FEW])
+        return self.loss(student, inputs, targets)
 
 
 def fingerprint(model: nn.Module) -> str:

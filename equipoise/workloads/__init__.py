@@ -1,10 +1,12 @@
 """What must be kept or learned: a model, its data splits, its metric; tasks and families before there is a model."""
 
+from equipoise.workloads.advice import advice
 from equipoise.workloads.augment import Augment, shifted
 from equipoise.workloads.base import Workload
 from equipoise.workloads.check import check
 from equipoise.workloads.data import Split, predict
 from equipoise.workloads.families import FAMILIES, Dimension, Family, Scale, family
+from equipoise.workloads.given import as_family, as_task, as_workload
 from equipoise.workloads.metrics import LOSSES, METRICS, Metric, classes, metric_of
 from equipoise.workloads.spec import load, load_family, load_task
 from equipoise.workloads.task import Shape, Task, task_of
@@ -22,6 +24,10 @@ __all__ = [
     "Split",
     "Task",
     "Workload",
+    "advice",
+    "as_family",
+    "as_task",
+    "as_workload",
     "check",
     "classes",
     "family",

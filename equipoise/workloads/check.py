@@ -3,55 +3,54 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
-from typing import TypeVar
+import time
+import warnings
+from collections.abc import Iterator
 
 import torch
 from torch import Tensor
 
 from equipoise.errors import InputError, must_be
 from equipoise.workloads.base import Workload
-from equipoise.workloads.data import Arrays, Split, predict
+from equipoise.workloads.data import Split, predict
+from equipoise.workloads.labels import OF_LABELS
 from equipoise.workloads.metrics import Metric
+from equipoise.workloads.outputs import not_one
+from equipoise.workloads.overlap import overlapping
+from equipoise.workloads.scoring import quality_reading
+from equipoise.workloads.sources import Arrays, attempt
 
 SAMPLE = 256
 """Samples of the validation split that the check runs through the model."""
 
+READ_S = 2.0
+"""Seconds for which a dataset that is read item by item is looked through for NaN; the rest is looked at when it is used."""
+
+ANSWERED_S = 2.0
+"""Seconds for which the model's answers are looked through for NaN, beyond the sample."""
+
 TOLERANCE = 1e-3
 """Largest difference between an output computed alone and in a batch, relative to the largest output."""
-
-OF_LABELS = frozenset({"accuracy", "f1", "cross_entropy", "bits_per_character"})
-"""Metrics of class labels; with one class alone they say nothing."""
-
-T = TypeVar("T")
 
 
 def check(work: Workload) -> None:
     """Raise one error that lists everything about `work` that cannot be used; return when there is nothing.
 
-    Looks at the splits, the labels, the weights, the model's answers at batches of 1, 2 and 3, the metric and the claim.
-    The inputs and labels of the test split are not looked at: only that there are some.
+    Looks at the splits and whether they are apart, every number that lies in memory, the labels, the weights, the model's
+    answers at batches of 1, 2 and 3, the metric and the claim. The inputs and labels of the test split are not looked at: only
+    that there are some, and which samples of the user's dataset they are.
 
     Raises:
         InputError: One line for each thing found, with its remedy.
     """
     mistakes = [*sizes(work.train, work.validation, work.calibration, work.test), *_weights(work)]
     if not mistakes:
-        mistakes = list(contents(work.train, work.validation, work.metric))
+        mistakes = list(overlapping(work.train, work.validation, work.test))
+        mistakes += contents(work.train, work.validation, work.metric, ignore=work.ignore_label)
     if not mistakes:  # what follows runs the model, which needs all of the above
         mistakes = list(_answers(work))
     if mistakes:
         raise InputError("\n".join(str(mistake) for mistake in mistakes))
-
-
-def attempt(what: str, call: Callable[[], T], remedy: str) -> T:
-    """Return ``call()``; whatever the user's own code raises becomes an `InputError` that shows it."""
-    try:
-        return call()
-    except InputError:
-        raise
-    except Exception as error:  # the user's code may raise anything
-        raise InputError(f"{what} must run; it raised {type(error).__name__}: {error}. {remedy}") from error
 
 
 def sizes(*splits: Split) -> Iterator[InputError]:
@@ -71,27 +70,53 @@ def _weights(work: Workload) -> Iterator[InputError]:
             yield must_be(f"model.{name}", "finite", "NaN or infinity", "The training diverged, or the file is damaged.")
 
 
-def contents(train: Split, validation: Split, metric: Metric) -> Iterator[InputError]:
+def contents(train: Split, validation: Split, metric: Metric, *, ignore: int | None = None) -> Iterator[InputError]:
     """Yield what is wrong with inputs and targets of the splits that are used before verification."""
     for split in (train, validation):
         try:
-            inputs, targets = attempt(
+            found = not_finite(split)
+            _, targets = attempt(
                 f"{split.name} data", split.take(SAMPLE).tensors, "Look at the dataset and its collate function."
             )
         except InputError as error:
             yield error
             return
-        for name, value in (("inputs", inputs), ("targets", targets)):
-            if value.is_floating_point() and not value.isfinite().all():
-                yield must_be(f"{split.name} {name}", "finite", "NaN or infinity", "Clean the data.")
-        if not targets.is_floating_point():
-            yield from _labels(split, metric)
+        if found:
+            yield found
+        elif not targets.is_floating_point():
+            yield from _labels(split, metric, ignore)
     again = validation.take(8)
-    if not torch.equal(again.tensors()[0], again.reread().tensors()[0]):
+    first, second = again.tensors()[0], again.reread().tensors()[0]
+    if first.shape != second.shape or not torch.equal(first.nan_to_num(), second.nan_to_num()):
         yield must_be(
             "validation data", "the same at every read", "different inputs for the same sample",
             "Random augmentation belongs to training alone: pass validation=... without it.",
         )  # fmt: skip
+
+
+def not_finite(split: Split) -> InputError | None:
+    """Return an error that names the first sample with NaN or infinity; all are looked at where they lie in memory.
+
+    A dataset that is read item by item raises it itself when it is read, which is done here for a few seconds.
+    """
+    source = split.source
+    if not isinstance(source, Arrays):
+        until = time.perf_counter() + READ_S
+        for _ in split.batches(64):
+            if time.perf_counter() > until:
+                break
+        return None
+    floats = [value for value in (source.inputs, source.targets) if value.is_floating_point()]
+    if not all(bool(value.isfinite().all()) for value in floats):  # a source may hold other splits' samples too
+        mine = source.inputs[split.order], source.targets[split.order]
+        if found := split.broken(*mine, split.order):
+            return found
+    if split.transform is not None and source.inputs.is_floating_point():
+        for start in range(0, len(split), SAMPLE):
+            part = split.part(start, start + SAMPLE)
+            if found := split.broken(*part.tensors(), part.order):
+                return found
+    return None
 
 
 def some_targets(split: Split) -> Tensor:
@@ -99,14 +124,24 @@ def some_targets(split: Split) -> Tensor:
     return (split if isinstance(split.source, Arrays) else split.take(SAMPLE)).targets()
 
 
-def _labels(split: Split, metric: Metric) -> Iterator[InputError]:
-    seen = torch.unique(some_targets(split))
+def judged_targets(split: Split, ignore: int | None) -> Tensor:
+    """Return `some_targets` without those that are not judged."""
+    targets = some_targets(split)
+    return targets if ignore is None else targets[targets != ignore]
+
+
+def _labels(split: Split, metric: Metric, ignore: int | None) -> Iterator[InputError]:
+    seen = torch.unique(judged_targets(split, ignore))
+    if not len(seen):
+        yield must_be(f"{split.name} targets", "judged somewhere", f"only ignore_label={ignore}", "Look at the targets.")
+        return
     if len(seen) < 2 and metric.name in OF_LABELS:
         yield must_be(
             f"{split.name} targets", "of at least two classes", f"only class {int(seen[0])}", "One class cannot be told apart."
         )
     if int(seen[0]) < 0:
-        yield must_be(f"{split.name} targets", "0 or more", int(seen[0]), "Number the classes from 0.")
+        remedy = f"Number the classes from 0, or pass ignore_label={int(seen[0])} where it marks what is not judged."
+        yield must_be(f"{split.name} targets", "0 or more", int(seen[0]), remedy)
 
 
 def _answers(work: Workload) -> Iterator[InputError]:
@@ -119,29 +154,64 @@ def _answers(work: Workload) -> Iterator[InputError]:
     except InputError as error:
         yield error
         return
-    if not outputs.isfinite().all():
-        yield must_be("model outputs", "finite", "NaN or infinity", "The training diverged, or the input scale is wrong.")
+    try:
+        row = _strange_answer(work, outputs)
+    except InputError as error:
+        yield error
         return
-    if not targets.is_floating_point():
-        most = 1 if outputs.ndim == 1 or outputs.shape[1] == 1 else outputs.shape[1] - 1
-        highest = int(max(some_targets(work.train).max(), some_targets(work.validation).max()))
-        if highest > most:
-            remedy = "Number the classes from 0, or give the model more outputs."
-            yield must_be("targets", f"below the model's {most + 1} classes", highest, remedy)
-            return
+    if row is not None:
+        found = f"NaN or infinity for row {row} of the validation data"
+        yield must_be("model outputs", "finite", found, "The training diverged, or the input scale is wrong.")
+        return
+    if work.classifier and not targets.is_floating_point() and (high := _too_high(work, outputs)):
+        yield high
+        return
     yield from _scores(work, outputs, targets)
+
+
+def _strange_answer(work: Workload, outputs: Tensor) -> int | None:
+    """Return the first validation sample (by its place in the user's data) whose answer is not finite; None for none.
+
+    Beyond the sample the model is run for as long as the check may take.
+    """
+    order, until, start = work.validation.order, time.perf_counter() + ANSWERED_S, len(outputs)
+    while True:
+        rows = order[start - len(outputs) : start]
+        if outputs.is_floating_point() and not bool(outputs.isfinite().all()):
+            return int(rows[~outputs.reshape(len(rows), -1).isfinite().all(1)].min())
+        if start >= len(order) or time.perf_counter() > until:
+            return None
+        part = work.validation.part(start, start + 64)
+        outputs, _ = attempt("model", lambda p=part: predict(work.model, p, batch=64), "Look at its forward.")  # type: ignore[misc]
+        start += len(outputs)
+
+
+def _too_high(work: Workload, outputs: Tensor) -> InputError | None:
+    """Return an error where a label has no output."""
+    classes = 2 if outputs.ndim == 1 or outputs.shape[1] == 1 else outputs.shape[1]
+    if outputs.ndim > 2 and outputs.shape[2:] != work.validation.take(1).targets().shape[1:]:
+        classes = outputs.shape[-1]
+    highest = max(int(judged_targets(split, work.ignore_label).max()) for split in (work.train, work.validation))
+    if highest < classes or (highest == classes and work.divergence.kind == "bernoulli"):  # grades: one more than outputs
+        return None
+    remedy = (
+        f"Number the classes from 0 or give the model more outputs; pass ignore_label={highest} where it marks what is not "
+        "judged, or metric='mae' where targets are values to predict."
+    )
+    return must_be("targets", f"below the model's {classes} classes", highest, remedy)
 
 
 def _batches_agree(work: Workload) -> None:
     """Raise unless a batch of n gives n answers, each the one that its sample gives alone."""
     inputs, _ = work.validation.take(3).tensors()
     dynamic = "The batch must stay dynamic: no fixed sizes in view or reshape."
+    raw = "" if inputs.is_floating_point() else f" Inputs are {inputs.dtype}: pass transform=... where the model takes floats."
     with torch.inference_mode():
         answers: list[Tensor] = []
         for n in (1, 2, 3):
-            output = attempt(f"model at batch {n}", lambda n=n: work.model(inputs[:n]), dynamic)  # type: ignore[misc]
+            output = attempt(f"model at batch {n}", lambda n=n: work.model(inputs[:n]), dynamic + raw)  # type: ignore[misc]
             if not isinstance(output, Tensor):
-                raise must_be("model output", "one tensor", type(output).__name__, "Wrap the model to return its logits.")
+                raise not_one(output)
             if output.ndim == 0 or len(output) != n:
                 raise must_be(f"model output at batch {n}", f"{n} rows", tuple(output.shape), dynamic)
             answers.append(output.float())
@@ -165,7 +235,9 @@ def _scores(work: Workload, outputs: Tensor, targets: Tensor) -> Iterator[InputE
     takes = "It is called with (outputs, targets)."
     try:
         score = attempt(f"metric {work.metric.name}", lambda: work.metric.score(outputs, targets), takes)
-        loss = attempt("loss", lambda: work.loss(outputs, targets), takes)
+        with warnings.catch_warnings():  # torch only warns where (N, 1) and (N,) would be compared all with all
+            warnings.filterwarnings("error", message="Using a target size")
+            loss = attempt("loss", lambda: work.loss(outputs, targets), f"{takes[:-1]} {_sizes(outputs, targets)}.")
     except InputError as error:
         yield error
         return
@@ -178,18 +250,24 @@ def _scores(work: Workload, outputs: Tensor, targets: Tensor) -> Iterator[InputE
         yield from _claim(work, work.claimed_quality)
 
 
+def _sizes(outputs: Tensor, targets: Tensor) -> str:
+    return f"of shapes {tuple(outputs.shape)} and {tuple(targets.shape)}"
+
+
 def _claim(work: Workload, claimed: float) -> Iterator[InputError]:
     """A claim far above what is found means wrong weights, wrong preprocessing or wrong labels.
 
     The opposite is no mistake: the model may have been trained on what is the validation split here.
     """
     outputs, targets = predict(work.model, work.validation)
-    found, each = work.metric.score(outputs, targets), work.metric.per_sample(outputs, targets)
-    if each is None or len(each) < 2:
+    found = quality_reading(work.metric, outputs.numpy(), targets)
+    if found.low is None or found.high is None:
         return
-    sigma = float(each.double().std()) / math.sqrt(len(each)) * (100 if work.metric.name == "accuracy" else 1)
-    if work.metric.drop(claimed, found) > 2 * sigma:
+    scale = work.metric.scale or 1.0
+    points = claimed * scale if scale != 1 and abs(claimed) <= 1 else claimed  # as the user's own function says it
+    apart = 2 / 1.96 * (found.get() - found.low if work.metric.maximize else found.high - found.get())
+    if work.metric.drop(points, found.get()) > apart:
         yield must_be(
-            "claimed_quality", f"within two sigma ({2 * sigma:.2g}) of what is found on validation ({found:.4g})", claimed,
+            "claimed_quality", f"within two sigma ({apart:.2g}) of what is found on validation ({found.get():.4g})", claimed,
             "Look at the weights, the preprocessing and the order of the classes.",
         )  # fmt: skip

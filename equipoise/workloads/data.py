@@ -6,84 +6,18 @@ fair sample even of data sorted by class, and the same one in every run.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field, replace
-from typing import Any, Protocol, cast
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from typing import Any, cast
 
-import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, IterableDataset, Subset, TensorDataset, default_collate
 
 from equipoise.errors import InputError, must_be
-
-KEEP_BYTES = 1_000_000_000
-"""Items of a map-style dataset are kept in memory after the first read when all of them would fit in this many bytes."""
+from equipoise.workloads.forms import form_of
+from equipoise.workloads.sources import Arrays, Items, Source, attempt
 
 Transform = Callable[[Tensor], Tensor]
-
-
-class Source(Protocol):
-    """Numbered samples."""
-
-    def __len__(self) -> int:
-        """Return the number of samples."""
-        ...
-
-    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the samples at `indices` (int64, one dimension) as one batch of inputs and targets."""
-        ...
-
-
-@dataclass(frozen=True, eq=False)
-class Arrays:
-    """Samples that lie in memory: `inputs` (N, ...) in any dtype (images stay uint8), `targets` (N, ...)."""
-
-    inputs: Tensor
-    targets: Tensor
-
-    def __len__(self) -> int:
-        return len(self.inputs)
-
-    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the rows at `indices`."""
-        return self.inputs[indices], self.targets[indices]
-
-
-@dataclass(frozen=True, eq=False)
-class Items:
-    """Samples read one by one from a map-style dataset.
-
-    Attributes:
-        keep: Remember what was read, if it is small. Off for training data, whose dataset may augment at random.
-    """
-
-    dataset: Any
-    collate: Callable[[list[Any]], Any] = default_collate
-    keep: bool = False
-    name: str = "data"
-    _seen: dict[int, Any] = field(default_factory=dict, repr=False)
-
-    def __len__(self) -> int:
-        return len(self.dataset)
-
-    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
-        """Return the items at `indices`, put together by the loader's own collate function."""
-        items = [self._item(int(i)) for i in indices]
-        try:
-            batch = self.collate(items)
-        except (RuntimeError, TypeError, ValueError) as error:
-            remedy = "Give items of one shape, or a DataLoader with a collate_fn."
-            raise must_be(self.name, "items that stack into one batch", str(error), remedy) from error
-        return _pair(batch, self.name)
-
-    def _item(self, index: int) -> Any:
-        if index in self._seen:
-            return self._seen[index]
-        item = self.dataset[index]
-        if self.keep and _bytes(item) * len(self) <= KEEP_BYTES:
-            self._seen[index] = item
-        return item
 
 
 @dataclass(frozen=True, eq=False)
@@ -96,6 +30,9 @@ class Split:
         transform: Applied to each batch of inputs after reading (normalisation), or None.
         name: ``train``, ``validation``, ``calibration`` or ``test``; for messages.
         seed: Seed of the shuffle.
+        notes: What its user should know about how the data were read.
+        values: Whether targets are handed out as floats, values to predict (True), or as whole numbers, classes (False); None
+            leaves them as they are read.
 
     Example:
         >>> split = Split.of((torch.arange(6).float(), torch.arange(6)), name="train")
@@ -108,6 +45,11 @@ class Split:
     transform: Transform | None = None
     name: str = "data"
     seed: int = 0
+    notes: tuple[str, ...] = ()
+    values: bool | None = None
+
+    def __repr__(self) -> str:
+        return f"Split({self.name}: {len(self.order)} samples)"
 
     @classmethod
     def of(
@@ -117,8 +59,9 @@ class Split:
 
         Args:
             data: A `Split`; ``(inputs, targets)`` as tensors or arrays; a map-style dataset of ``(input, target)`` items; a
-                DataLoader (its dataset and its collate function are used, its order is not); or an iterable of batches, which
-                is read to its end once.
+                DataLoader (the samples of its dataset that its sampler can draw, and its collate function; how often and in
+                which order it draws them is not followed); or an iterable of batches, which is read to its end once.
+                A batch or a sample may be a mapping of the inputs and the labels.
             name: For messages.
             transform: Batch of raw inputs -> what the model takes.
             keep: Remember items of a dataset after the first read, where they are small.
@@ -128,9 +71,10 @@ class Split:
         """
         if isinstance(data, Split):
             return replace(data, name=name, transform=transform or data.transform)
-        source = _source(data, name, keep)
-        order = torch.randperm(len(source), generator=torch.Generator().manual_seed(seed))
-        return cls(source, order, transform, name, seed)
+        form = form_of(data, name, keep=keep)
+        rows = torch.arange(len(form.source)) if form.rows is None else form.rows
+        order = rows[torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed))]
+        return cls(form.source, order, transform, name, seed, form.notes)
 
     def __len__(self) -> int:
         return len(self.order)
@@ -171,95 +115,42 @@ class Split:
     def targets(self) -> Tensor:
         """Return all targets in the fixed order, without reading inputs where they lie apart."""
         if isinstance(self.source, Arrays):
-            return self.source.targets[self.order]
+            return self._valued(self.source.targets[self.order])
         return torch.cat([targets for _, targets in self.batches(256)])
+
+    def broken(self, inputs: Tensor, targets: Tensor, rows: Tensor) -> InputError | None:
+        """Return an error where a number is NaN or infinite: which split, and which samples of the user's data.
+
+        Args:
+            inputs, targets: What was read.
+            rows: The samples (N,) int64 that it was read from.
+        """
+        for what, value in (("inputs", inputs), ("targets", targets)):
+            if value.is_floating_point() and len(value) == len(rows) and not bool(value.isfinite().all()):
+                wrong = rows[~value.reshape(len(rows), -1).isfinite().all(1)].sort().values.tolist()
+                more = f" and in {len(wrong) - 1} more" if len(wrong) > 1 else ""
+                found = f"NaN or infinity in row {wrong[0]}{more}"
+                return must_be(f"{self.name} {what}", "finite", found, "Clean the data, or look at the transform.")
+        return None
 
     def _read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
         inputs, targets = self.source.fetch(indices)
-        return (self.transform(inputs) if self.transform else inputs), targets
+        inputs = self._transformed(inputs)
+        # what lies in memory was looked at before any work, but for the test split, which is left alone until it is used
+        if (isinstance(self.source, Items) or self.name == "test") and (error := self.broken(inputs, targets, indices)):
+            raise error
+        return inputs, self._valued(targets)
 
-
-def _source(data: Any, name: str, keep: bool) -> Source:
-    """Find the form of `data`; the order of the questions matters (a tuple of arrays is also a sequence)."""
-    if isinstance(data, (tuple, list)) and len(data) == 2 and all(isinstance(d, (Tensor, np.ndarray)) and d.ndim for d in data):
-        return _arrays(data[0], data[1], name)
-    if isinstance(data, DataLoader):
-        if isinstance(data.dataset, IterableDataset) or data.batch_size is None:
-            return _drain(data, name)
-        if data.collate_fn is not default_collate:
-            return Items(data.dataset, data.collate_fn, keep, name)
-        data = data.dataset
-    if isinstance(data, TensorDataset) and len(data.tensors) == 2:
-        return _arrays(data.tensors[0], data.tensors[1], name)
-    if isinstance(data, Subset) and isinstance(data.dataset, TensorDataset) and len(data.dataset.tensors) == 2:
-        chosen = torch.as_tensor(list(data.indices), dtype=torch.int64)
-        return _arrays(data.dataset.tensors[0][chosen], data.dataset.tensors[1][chosen], name)
-    if not isinstance(data, (str, bytes, Mapping, Tensor, np.ndarray)):
-        if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
-            return Items(data, keep=keep, name=name)
-        if isinstance(data, Iterable):
-            return _drain(data, name)
-    raise must_be(
-        name,
-        "(inputs, targets), a dataset, a DataLoader or an iterable of batches",
-        type(data).__name__,
-        "Inputs alone cannot be scored: pass the targets with them.",
-    )
-
-
-def _arrays(inputs: Any, targets: Any, name: str) -> Arrays:
-    source = Arrays(*_pair((inputs, targets), name))
-    if len(source.inputs) != len(source.targets):
-        raise must_be(
-            name, "as many targets as inputs", (len(source.inputs), len(source.targets)), "Check how the two were made."
+    def _transformed(self, inputs: Tensor) -> Tensor:
+        change = self.transform
+        return (
+            inputs if change is None else attempt(f"{self.name} transform", lambda: change(inputs), "Look at transform=... .")
         )
-    return source
 
-
-def _drain(batches: Iterable[Any], name: str) -> Source:
-    """Read an iterable of batches to its end: it cannot be indexed, and may be readable only once."""
-    pairs = [_pair(batch, name) for batch in batches]
-    if not pairs:
-        return Arrays(torch.empty(0), torch.empty(0))
-    try:
-        return _arrays(torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs]), name)
-    except RuntimeError as error:
-        raise must_be(name, "batches of one shape", str(error), "Pad or crop the items to one size.") from error
-
-
-def _pair(batch: Any, name: str) -> tuple[Tensor, Tensor]:
-    """Check that a batch is one input tensor and one target tensor, in dtypes that models and losses take."""
-    if not isinstance(batch, Sequence) or isinstance(batch, (str, bytes)) or len(batch) != 2:
-        got = sorted(batch) if isinstance(batch, Mapping) else type(batch).__name__
-        raise must_be(name, "batches of (inputs, targets)", got, "Give a collate_fn that returns these two tensors.")
-    return _tensor(batch[0], f"{name} inputs"), _tensor(batch[1], f"{name} targets")
-
-
-def _tensor(value: Any, name: str) -> Tensor:
-    if isinstance(value, (list, tuple)) and value and isinstance(value[0], (int, float, bool)):
-        value = np.asarray(value)
-    if isinstance(value, np.ndarray) and value.dtype.kind in "fiub":
-        value = torch.from_numpy(np.ascontiguousarray(value) if value.flags.writeable else value.copy())
-    if not isinstance(value, Tensor):
-        kind = f"array of {value.dtype}" if isinstance(value, np.ndarray) else type(value).__name__
-        raise must_be(name, "a tensor or an array of numbers", kind, "Convert it before; one tensor per model is supported.")
-    found: Tensor = value.detach()
-    if found.dtype in (torch.float64, torch.float16, torch.bfloat16):
-        return found.float()
-    if name.endswith("targets") and not found.is_floating_point():
-        return found.long()
-    return found
-
-
-def _bytes(item: Any) -> int:
-    """Memory of one item, roughly."""
-    if isinstance(item, Tensor):
-        return item.numel() * item.element_size()
-    if isinstance(item, np.ndarray):
-        return item.nbytes
-    if isinstance(item, (tuple, list)):
-        return sum(_bytes(part) for part in item)
-    return 64
+    def _valued(self, targets: Tensor) -> Tensor:
+        if self.values is None:
+            return targets
+        return targets.float() if self.values else targets.round().long() if targets.is_floating_point() else targets
 
 
 def predict(run: Callable[[Tensor], Any], split: Split, *, batch: int = 256) -> tuple[Tensor, Tensor]:

@@ -7,6 +7,8 @@ import hashlib
 import io
 import itertools
 import os
+import re
+import struct
 import tempfile
 import zipfile
 import zlib
@@ -37,6 +39,10 @@ ROLES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "t
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
 CACHE_FORMAT = 1
 SHAPE = "Put the images under train/<class>/ and test/<class>/."
+OWN_MODEL = (
+    "{name}: builds the ResNet for small images (here depth={depth}, shortcut={shortcut}), no other model: give its weights, "
+    "or write a function make_workload() that builds your model, and pass FILE.py:make_workload."
+)
 
 
 @dataclass(frozen=True)
@@ -70,7 +76,7 @@ def image_workload(
     holdout: int = 0,
     name: str = "images",
 ) -> Workload:
-    """Return a workload of an image folder and our ResNet with the given weights.
+    """Return a workload of an image folder and our ResNet with the given weights; another model needs a Python file of its own.
 
     Without ``val`` images the validation split is carved from the training images by the fixed shuffle. That is right for a
     model that never saw them. One that was trained on all of ``train`` remembers them (ResNet-20 here: 95 % instead of 88 %),
@@ -89,7 +95,7 @@ def image_workload(
     tensors = read_weights(weights)  # first: it is quick
     images = read_images(path)
     model = ResNet(depth, classes=len(images.classes), shortcut=shortcut)
-    load_weights(model, tensors, name=f"weights {weights}")
+    load_weights(model, tensors, name=f"weights {weights}", remedy=OWN_MODEL.format(name=name, depth=depth, shortcut=shortcut))
     splits = _splits(images, holdout)
     return Workload(
         name=name,
@@ -196,7 +202,7 @@ def _decoded_folder(path: Path, names: list[str]) -> Images:
 def _decoded_zip(path: Path) -> Images:
     try:
         archive = zipfile.ZipFile(path)
-    except (zipfile.BadZipFile, OSError) as error:
+    except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, LookupError, struct.error) as error:
         raise must_be("images", "a folder or a readable zip", f"{path} ({error})", SHAPE) from error
     with archive:
         return _decoded(_members(sorted(archive.namelist())), archive.read, path)
@@ -248,8 +254,12 @@ def _decode(read: Callable[[str], bytes], name: str) -> Pixels | str:
     try:
         with Image.open(io.BytesIO(read(name))) as image:
             return np.asarray(image.convert("RGB"))
-    except (OSError, SyntaxError, ValueError, zipfile.BadZipFile, zlib.error, Image.DecompressionBombError) as error:
-        return f"{name} ({str(error).splitlines()[0]})"
+    except (
+        OSError, SyntaxError, ValueError, RuntimeError, LookupError, TypeError, MemoryError, struct.error, zlib.error,
+        zipfile.BadZipFile, Image.DecompressionBombError,
+    ) as error:  # fmt: skip
+        lines = re.sub(r"<_io\.\S+ object at \w+>", "it", str(error)).strip().splitlines()
+        return f"{name} ({lines[0] if lines else type(error).__name__})"
 
 
 def _classes(members: list[Member], path: Path) -> tuple[str, ...]:

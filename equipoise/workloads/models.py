@@ -13,6 +13,9 @@ from equipoise.errors import must_be
 
 Shortcut = Literal["A", "B"]
 
+DEEPEST = 1202
+"""Layers of the deepest network in the paper; a slip of the keyboard beyond it would fill the memory."""
+
 
 class ResidualBlock(nn.Module):
     """Two 3x3 convolutions and a shortcut around them.
@@ -75,8 +78,8 @@ class ResNet(nn.Module):
         stem: Literal[1, 2, 4] = 1,
     ) -> None:
         super().__init__()
-        if depth < 8 or (depth - 2) % 6:
-            raise must_be("depth", "6 n + 2", depth, "Use 20, 32, 44, 56 or 110.")
+        if not 8 <= depth <= DEEPEST or (depth - 2) % 6:
+            raise must_be("depth", f"6 n + 2, from 8 to {DEEPEST}", depth, "Use 20, 32, 44, 56 or 110.")
         if shortcut not in ("A", "B"):
             raise must_be("shortcut", "A or B", shortcut, "A pads with zeros, B is a 1x1 convolution.")
         first, second, third = widths

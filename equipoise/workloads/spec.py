@@ -1,10 +1,11 @@
 """A workload, a task or a family by its name on the command line.
 
-Workloads (`load`): a trained model with its data.
+Workloads (`load`): a trained model with its data. `cifar10` and `images` build our ResNet for small images; any other model
+comes with a Python file.
 
     digits
     cifar10:DATA.zip?weights=W.safetensors
-    images:FOLDER?weights=W.safetensors&depth=56&shortcut=B
+    images:FOLDER?weights=W.safetensors&depth=56&shortcut=B&holdout=1000
     path/to/mymodule.py:make_workload
 
 Tasks (`load_task`): data alone.
@@ -245,7 +246,9 @@ def _guarded(path: Path, doing: str, call: Callable[[], Any]) -> Any:
         return call()
     except EquipoiseError as error:
         raise type(error)(f"{path}: {error}") from error
-    except (Exception, SystemExit) as error:  # the user's code may raise anything
+    except KeyboardInterrupt:
+        raise
+    except BaseException as error:  # the user's code may raise anything
         raise InputError(
             f"{path} must run; {doing} raised {type(error).__name__} at {_place(error, path)}: {error}. Mend it there."
         ) from error

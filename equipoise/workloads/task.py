@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -13,11 +12,16 @@ import torch
 from torch import Tensor
 
 from equipoise.errors import InputError, must_be
+from equipoise.workloads import identity
 from equipoise.workloads.augment import Augment
-from equipoise.workloads.base import Workload, add_split, carved, readers, together
-from equipoise.workloads.check import OF_LABELS, attempt, contents, sizes, some_targets
-from equipoise.workloads.data import Arrays, Split, Transform
-from equipoise.workloads.metrics import Loss, Metric, Score
+from equipoise.workloads.base import Workload, carved, readers, together
+from equipoise.workloads.check import contents, judged_targets, sizes
+from equipoise.workloads.data import Split, Transform
+from equipoise.workloads.labels import OF_LABELS, asked_by_metric, masked_metric
+from equipoise.workloads.meaning import scale_of
+from equipoise.workloads.metrics import Loss, Metric, Score, ignoring_loss
+from equipoise.workloads.overlap import overlapping
+from equipoise.workloads.sources import Arrays, attempt
 
 Kind = Literal["vectors", "images", "tokens", "arrays"]
 
@@ -69,6 +73,7 @@ class Task:
         metric: Quality and its direction.
         loss: (outputs, targets) -> scalar tensor.
         augment: (inputs, generator) -> inputs, random changes for training; or None.
+        ignore_label: A target that is not judged, or None.
 
     Example:
         >>> x, y = torch.randn(90, 4), torch.arange(90) % 3
@@ -85,6 +90,11 @@ class Task:
     metric: Metric
     loss: Loss
     augment: Augment | None = None
+    ignore_label: int | None = None
+
+    def __repr__(self) -> str:
+        sizes = ", ".join(f"{len(part)} {part.name}" for part in (self.train, self.validation, self.test))
+        return f"Task({self.name}: {self.shape}; {sizes} samples; {self.metric.name})"
 
     @classmethod
     def of(
@@ -102,6 +112,7 @@ class Task:
         outputs: int | None = None,
         vocabulary: int | None = None,
         seed: int = 0,
+        ignore_label: int | None = None,
     ) -> Task:
         """Make a task of what the user has; everything in it that cannot be learned from is told in one error.
 
@@ -118,6 +129,7 @@ class Task:
                 for which a dataset that lies on disk is read once.
             vocabulary: How many tokens there are; None reads it off integer inputs that lie in memory.
             seed: Of the fixed shuffles.
+            ignore_label: As of a `Workload`.
         Raises:
             InputError: Empty splits, labels out of range or of the wrong type, a single class, inputs that are not finite or
                 not ready for a model, a metric or a loss that is undefined on these targets.
@@ -125,14 +137,21 @@ class Task:
         given = {"train": train, "test": test, "validation": validation}
         read = together(readers(given, metric=metric, maximize=maximize, loss=loss, transform=transform, seed=seed))
         seen, held = carved(read["train"], read.get("validation")).values()
-        measure, criterion = read["metric"], read["loss"]
-        _raise(sizes(seen, held, read["test"]))
-        _raise(mistake for split in (seen, held) for mistake in _not_finite(split))
-        _raise(contents(seen, held, measure))
-        shape = _shape(seen, held, outputs, vocabulary)
-        _raise(mistake for split in (seen, held) for mistake in _out_of_range(split, shape))
+        measure, criterion, test = read["metric"], read["loss"], read["test"]
+        if ignore_label is not None:
+            measure = masked_metric(measure, ignore_label)
+            criterion = ignoring_loss(criterion, ignore_label) if isinstance(loss, str) else criterion
+        _raise(sizes(seen, held, test))
+        _raise(overlapping(seen, held, test))
+        _raise(contents(seen, held, measure, ignore=ignore_label))
+        if asked_by_metric(read["metric"]) is False:
+            seen, held, test = (replace(split, values=True) for split in (seen, held, test))
+        shape = _shape(seen, held, outputs, vocabulary, ignore_label)
+        _raise(mistake for split in (seen, held) for mistake in _out_of_range(split, shape, ignore_label))
         _raise(_untaught(held, shape, measure, criterion))
-        return cls(name, shape, seen, held, read["test"], measure, criterion, augment)
+        if measure.scale is None:
+            measure = replace(measure, scale=scale_of(measure, *_random_answers(held, shape)))
+        return cls(name, shape, seen, held, test, measure, criterion, augment, ignore_label)
 
     @property
     def sample(self) -> tuple[int, ...]:
@@ -157,15 +176,10 @@ class Task:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change with the data, the metric or the shape.
-
-        The data enter by their sizes and by 32 samples of each split but the test split, which enters by its size alone.
-        """
-        found = hashlib.sha256(f"task {self.name} {self.metric.name} {self.metric.maximize} {self.shape}".encode())
-        for role in ("train", "validation"):
-            add_split(found, role, getattr(self, role))
-        found.update(f"test {len(self.test)}".encode())
-        return found.hexdigest()[:16]
+        """16 hex digits that change with the data, the metric, the loss or the shape."""
+        words = [f"task {self.name} {self.shape} {self.ignore_label}"]
+        words += [identity.of_data(split) for split in (self.train, self.validation, self.test)]
+        return identity.digest(*words, identity.of_value((self.metric, self.loss)))
 
 
 def task_of(work: Workload) -> Task:
@@ -186,6 +200,7 @@ def task_of(work: Workload) -> Task:
         augment=work.augment,
         name=work.name,
         outputs=outputs,
+        ignore_label=work.ignore_label,
     )
 
 
@@ -196,19 +211,7 @@ def _raise(mistakes: Iterator[InputError]) -> None:
         raise InputError("\n".join(map(str, found)))
 
 
-def _not_finite(split: Split) -> Iterator[InputError]:
-    """Look at every number where they lie in memory; `contents` has looked at a sample of the others."""
-    if not isinstance(split.source, Arrays):
-        return
-    for name, value in (("inputs", split.source.inputs), ("targets", split.source.targets)):
-        if value.is_floating_point() and not value.isfinite().all():  # a source may hold other splits too
-            wrong = ~value[split.order].reshape(len(split), -1).isfinite().all(1)
-            if wrong.any():
-                found = f"NaN or infinity in row {int(split.order[wrong].min())} and {int(wrong.sum()) - 1} more"
-                yield must_be(f"{split.name} {name}", "finite", found, "Clean the data.")
-
-
-def _shape(train: Split, validation: Split, outputs: int | None, vocabulary: int | None) -> Shape:
+def _shape(train: Split, validation: Split, outputs: int | None, vocabulary: int | None, ignore: int | None = None) -> Shape:
     """Read off the data what a model must take and give."""
     inputs, targets = train.take(2).tensors()
     tokens = inputs.dtype in (torch.int64, torch.int32)
@@ -228,8 +231,13 @@ def _shape(train: Split, validation: Split, outputs: int | None, vocabulary: int
     if dense and targets.shape[1:] != inputs.shape[1 if tokens else 2 :]:
         remedy = "Give one label for each sample (N,), or one for each position; make 0/1 values of several labels floats."
         raise must_be("targets", "of shape (N,)", tuple(targets.shape), remedy)
-    classes = outputs or 1 + max(int(split.targets().max()) for split in (train, validation))
+    classes = outputs or 1 + max(_highest(split.targets(), ignore) for split in (train, validation))
     return Shape(tuple(inputs.shape[1:]), classes, vocabulary, dense)
+
+
+def _highest(targets: Tensor, ignore: int | None) -> int:
+    """The highest label that is judged."""
+    return int((targets if ignore is None else targets[targets != ignore]).max())
 
 
 def _most_token(split: Split) -> int:
@@ -244,9 +252,9 @@ def _in_memory(split: Split) -> Tensor | None:
     return split.source.inputs if isinstance(split.source, Arrays) and split.transform is None else None
 
 
-def _out_of_range(split: Split, shape: Shape) -> Iterator[InputError]:
+def _out_of_range(split: Split, shape: Shape, ignore: int | None) -> Iterator[InputError]:
     """Labels and tokens must be numbered from 0, below their count."""
-    targets = some_targets(split)
+    targets = judged_targets(split, ignore)
     if not targets.is_floating_point() and int(targets.max()) >= max(2, shape.outputs):
         remedy = "Number the classes from 0, or pass the right outputs=... ."
         yield must_be(f"{split.name} targets", f"below the {shape.outputs} outputs", int(targets.max()), remedy)
@@ -260,15 +268,10 @@ def _out_of_range(split: Split, shape: Shape) -> Iterator[InputError]:
 
 def _untaught(split: Split, shape: Shape, metric: Metric, loss: Loss) -> Iterator[InputError]:
     """Yield what keeps the metric or the loss from being read off the targets, tried on random outputs."""
-    _, targets = split.take(PROBE).tensors()
+    outputs, targets = _random_answers(split, shape)
     if metric.name in OF_LABELS and targets.is_floating_point():
         yield must_be("targets", f"whole numbers for metric {metric.name}", targets.dtype, "Convert labels by .long().")
         return
-    if metric.name in ("mse", "mae") and not targets.is_floating_point():
-        yield must_be("targets", f"floating point for metric {metric.name}", targets.dtype, "Convert values by .float().")
-        return
-    positions = targets.shape[1:] if shape.dense else ()
-    outputs = torch.randn((len(targets), shape.outputs, *positions), generator=torch.Generator().manual_seed(0))
     takes = f"It is called with outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}."
     try:
         score = attempt(f"metric {metric.name}", lambda: metric.score(outputs, targets), takes)
@@ -280,3 +283,10 @@ def _untaught(split: Split, shape: Shape, metric: Metric, loss: Loss) -> Iterato
         yield must_be(f"metric {metric.name}", "finite", score, "It must be defined on every validation sample.")
     if not math.isfinite(value):
         yield must_be("loss", "finite", value, "Pass loss=... that suits the targets.")
+
+
+def _random_answers(split: Split, shape: Shape) -> tuple[Tensor, Tensor]:
+    """Outputs of a model that knows nothing, and the targets of the samples they are for."""
+    _, targets = split.take(PROBE).tensors()
+    positions = targets.shape[1:] if shape.dense else ()
+    return torch.randn((len(targets), shape.outputs, *positions), generator=torch.Generator().manual_seed(0)), targets

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pickle
+import struct
 import warnings
 from collections.abc import Mapping
 from pathlib import Path
@@ -16,6 +17,12 @@ from torch import Tensor, nn
 from equipoise.errors import InputError, must_be
 
 BUILDER = "Write a function make_workload() that builds the model and loads its state dict, and pass FILE.py:make_workload."
+
+UNREADABLE = (
+    SafetensorError, RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
+    ArithmeticError, MemoryError, ImportError, struct.error,
+)  # fmt: skip
+"""What reading a file of other bytes as weights has been seen to raise, and its kin."""
 
 
 def read_weights(path: Path) -> dict[str, Tensor]:
@@ -34,9 +41,10 @@ def read_weights(path: Path) -> dict[str, Tensor]:
             found: Any = torch.load(path, map_location="cpu", weights_only=True)
     except pickle.UnpicklingError as error:
         raise must_be("weights", "tensors alone", f"{path}, a pickle that would run code", BUILDER) from error
-    except (SafetensorError, RuntimeError, OSError, EOFError, ValueError, KeyError) as error:
+    except UNREADABLE as error:
+        said = f"{type(error).__name__}: {error}".splitlines()[0][:120]
         raise must_be(
-            "weights", "a readable file of tensors", f"{path} ({error})", "Save it again; it may be cut off."
+            "weights", "a readable file of tensors", f"{path} ({said})", "Save it again; it may be cut off, or no such file."
         ) from error
     for key in ("state_dict", "model_state_dict", "model"):
         if isinstance(found, Mapping) and isinstance(found.get(key), Mapping):
@@ -51,7 +59,9 @@ def packed(model: nn.Module) -> bytes:
     return bytes(save({name: tensor.detach().cpu().contiguous().clone() for name, tensor in model.state_dict().items()}))
 
 
-def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, name: str) -> None:
+def load_weights(
+    model: nn.Module, tensors: Mapping[str, Tensor], *, name: str, remedy: str = "Give the weights of this very model."
+) -> None:
     """Load `tensors` into `model`, every name and shape matching; BatchNorm's step counters may be left out.
 
     Raises:
@@ -62,8 +72,7 @@ def load_weights(model: nn.Module, tensors: Mapping[str, Tensor], *, name: str) 
     extra = [key for key in tensors if key not in wanted]
     other = [key for key in wanted if key in tensors and tensors[key].shape != wanted[key].shape]
     lines = [
-        f"{name} must {what}; got {len(keys)} that do not: {', '.join(keys[:5])}{' ...' if len(keys) > 5 else ''}. "
-        "Give the weights of this very model."
+        f"{name} must {what}; got {len(keys)} that do not: {', '.join(keys[:5])}{' ...' if len(keys) > 5 else ''}. " + remedy
         for what, keys in (
             ("name every tensor of the model", missing),
             ("name only tensors of the model", extra),

@@ -14,6 +14,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import UninitializedBuffer, UninitializedParameter
 from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils.prune import BasePruningMethod
 from torch.nn.utils.spectral_norm import SpectralNorm
 from torch.nn.utils.weight_norm import WeightNorm
 
@@ -29,6 +30,9 @@ INSIDE = {
 
 SHARDED = ("FullyShardedDataParallel", "FSDPModule")
 
+HOOKS = (WeightNorm, SpectralNorm, BasePruningMethod)
+"""Forward hooks that compute a weight from others: the old normalizations, and masks of `torch.nn.utils.prune`."""
+
 CONSTANT = (parametrizations._WeightNorm, parametrizations._SpectralNorm, parametrizations._Orthogonal)
 """Parametrizations whose value is a constant in evaluation mode."""
 
@@ -39,8 +43,8 @@ def bare(model: nn.Module) -> nn.Module:
     """Return the plain module that `model` wraps, at the top or inside; `model` itself where there is nothing to take off.
 
     Taken off are data parallel and compiled wrappers, averages of weights (the averaged model stays), weight and spectral
-    normalization. The caller's model is never changed: what has to be changed is changed on a copy, which computes the same
-    in evaluation mode.
+    normalization and the masks of `torch.nn.utils.prune` (zeros stay zero until they are trained). The caller's model is never
+    changed: what has to be changed is changed on a copy, which computes the same in evaluation mode.
 
     Args:
         model: Any module.
@@ -51,7 +55,7 @@ def bare(model: nn.Module) -> nn.Module:
     plain = inside(model)
     _refuse(plain)
     parts = list(plain.modules())
-    if all(inside(part) is part and not normalized(part) for part in parts):
+    if all(inside(part) is part and not normalized(part) and not _computed(part) for part in parts):
         return plain
     free = copied(plain)
     modes = [(part, part.training) for part in free.modules()]
@@ -83,9 +87,7 @@ def copied(model: nn.Module) -> nn.Module:
     """
     done: dict[int, Any] = {}
     for part in model.modules():
-        for value in vars(part).values():
-            if isinstance(value, Tensor) and not value.is_leaf:
-                done[id(value)] = value.detach().clone()
+        done.update({id(value): value.detach().clone() for value in _computed(part)})
     for part in reversed(list(model.modules())):  # from the inside out: a wrapper may hold wrappers
         if (within := inside(part)) is not part:
             done[id(part)] = copy.deepcopy(within, done)
@@ -94,7 +96,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 def normalized(part: nn.Module) -> tuple[str, ...]:
     """Return the names of the tensors of one module that a normalization computes from others."""
-    hooks = [hook.name for hook in part._forward_pre_hooks.values() if isinstance(hook, (WeightNorm, SpectralNorm))]
+    hooks = [_tensor_of(hook) for hook in part._forward_pre_hooks.values() if isinstance(hook, HOOKS)]
     if not parametrize.is_parametrized(part):
         return tuple(hooks)
     chains: Any = part.parametrizations
@@ -113,6 +115,16 @@ def single(model: nn.Module) -> tuple[nn.Module, str]:
     if not others:
         return model, ""
     return copied(model).float(), f"converted from {' and '.join(others)} to float32"
+
+
+def _computed(part: nn.Module) -> list[Tensor]:
+    """Return the tensors that a module keeps beside its parameters and that come from a computation."""
+    return [value for value in vars(part).values() if isinstance(value, Tensor) and not value.is_leaf]
+
+
+def _tensor_of(hook: Any) -> str:
+    """Return the name of the tensor that a hook computes."""
+    return str(hook._tensor_name if isinstance(hook, BasePruningMethod) else hook.name)
 
 
 def _refuse(model: nn.Module) -> None:
@@ -139,7 +151,7 @@ def _write_down(part: nn.Module, name: str) -> None:
         _unchain(part, name)
     else:
         hooks = part._forward_pre_hooks
-        key = next(k for k, hook in hooks.items() if isinstance(hook, (WeightNorm, SpectralNorm)) and hook.name == name)
+        key = next(k for k, hook in hooks.items() if isinstance(hook, HOOKS) and _tensor_of(hook) == name)
         sources = [p for own, p in part.named_parameters(recurse=False) if own.startswith(f"{name}_")]
         trained = any(source.requires_grad for source in sources)
         cast(Any, hooks.pop(key)).remove(part)

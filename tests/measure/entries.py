@@ -44,4 +44,4 @@ def die(folder: Path, options: dict[str, Any]) -> Iterator[None]:
 def hang(folder: Path, options: dict[str, Any]) -> Iterator[None]:
     """Never end."""
     yield
-    time.sleep(60)
+    time.sleep(3600)

@@ -51,7 +51,7 @@ def test_the_payload_travels_as_files() -> None:
     ],
 )
 def test_a_child_that_fails_is_unavailable_with_its_last_words(entry: str, told: str) -> None:
-    found = peak_memory(f"entries:{entry}", timeout_s=1.5 if entry == "hang" else 60)
+    found = peak_memory(f"entries:{entry}", timeout_s=1.5 if entry == "hang" else 600)
     assert not found.added.known
     assert not found.process.known
     assert told in found.added.note

@@ -53,6 +53,11 @@ def test_two_hundred_evaluations_weigh_at_most_300_kilobytes(study):
     assert len(render(study(200)).encode()) <= 300_000
 
 
+def test_a_name_that_is_no_text_is_written_out(study):
+    page = render(study(names={"stem": "bad\udcff"}, workload="na\udcfeme"))
+    assert "na\\udcfeme" in page.encode().decode()
+
+
 def test_names_of_the_model_are_text_everywhere(study):
     data = study(names={"stem": HOSTILE, "layer1.0.conv1": "\u2028'\"&<b>"}, workload=HOSTILE, started=HOSTILE)
     page = render({**data, "sentence": HOSTILE, "notes": [HOSTILE], "pick_rule": HOSTILE})

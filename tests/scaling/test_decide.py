@@ -133,6 +133,30 @@ def test_an_optimum_that_is_not_determined_is_refused() -> None:
     assert not found.answered
     assert "spans more than 8×" in found.reason or "largest run" in found.reason
     assert len(found.add) == 3
+    assert len({(a.available.params, a.samples) for a in found.add}) == 3  # no run is asked for twice
+
+
+def test_a_refusal_names_the_best_size_within_reach() -> None:
+    fitted = fitted_to(2)
+    largest, most = max(r.params for r in fitted.runs), max(r.samples for r in fitted.runs)
+    for times in (256.0, 4096.0):
+        found = decide(fitted, for_compute(MENU, times * max(r.flops for r in fitted.runs)))
+        assert not found.answered
+        assert found.within is not None
+        chosen = found.within.candidate
+        assert found.within.reach <= REACH
+        assert chosen.available.params <= REACH * largest
+        others = [min(c.candidate.samples, REACH * most) for c in found.options]
+        losses = [
+            fitted.law.loss(o.candidate.available.params, s, s)
+            for o, s in zip(found.options, others, strict=True)
+            if o.candidate.available.params <= REACH * largest
+        ]
+        assert found.within.loss.value == pytest.approx(min(losses))
+        assert f"Within reach of the runs the best is {chosen.available.params:.3g} params" in found.reason
+        assert f"({found.within.loss.low:.4g} to {found.within.loss.high:.4g})" in found.reason
+    few = fit(list(fitted.runs)[:7], seed=0, size="params")
+    assert decide(few, for_compute(MENU, max(r.flops for r in few.runs))).within is None
 
 
 def test_seven_runs_are_too_few_to_choose() -> None:

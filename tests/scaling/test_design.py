@@ -10,6 +10,7 @@ from truth import SMALL, isoflop_runs, run_of
 
 from equipoise.errors import InputError
 from equipoise.scaling import Available, affordable, fit, plan, to_add
+from equipoise.scaling.design import TooLittleTimeError
 
 MENU = [Available(params, 2.0 * params, {"width": w}) for w in range(4, 257, 4) if (params := 40.0 * w * w)]
 
@@ -75,6 +76,10 @@ def test_repeated_data_adds_one_contrast() -> None:
 def test_too_little_time_says_how_much() -> None:
     with pytest.raises(InputError, match="at least"):
         plan(MENU, seconds=1e-3, flops_per_s=1e9, fewest_samples=2000)
+    for seconds in (1e-300, 1e-9, 1e-3):  # the least does not depend on how little there is
+        with pytest.raises(TooLittleTimeError) as caught:
+            plan(MENU, seconds=seconds, flops_per_s=1e9, fewest_samples=2000)
+        assert plan(MENU, seconds=1.1 * caught.value.least_s, flops_per_s=1e9, fewest_samples=2000).runs
     with pytest.raises(InputError, match="3 different sizes"):
         plan(MENU[:2], seconds=600, flops_per_s=1e9)
     with pytest.raises(InputError, match="flops_per_s"):
@@ -108,6 +113,14 @@ def test_what_is_added_narrows_the_decision() -> None:
     smallest = min(runs, key=lambda r: r.flops)
     assert chosen < spread([(smallest.params, smallest.samples)] * 3)
     assert chosen < np.log(fitted.optimum(flops)["size"].high / fitted.optimum(flops)["size"].low)
+
+
+def test_no_run_is_added_twice() -> None:
+    fitted = fit(isoflop_runs(SMALL, noise=0.05, rng=np.random.default_rng(3))[:9], seed=0, size="params")
+    target = [(a, 1e6) for a in MENU]
+    for pool in ([(MENU[0], 1e5)] * 4, [(MENU[0], 1e5), (MENU[9], 1e5)], [(a, 1e5) for a in MENU]):
+        added = [(a.available.params, a.samples) for a in to_add(fitted, pool, target=target)]
+        assert len(added) == len(set(added)) == min(3, len({(a.params, s) for a, s in pool}))
 
 
 def test_nothing_to_add_from() -> None:

@@ -20,7 +20,8 @@ from equipoise.training.distribution import OneProcess
 from equipoise.training.distribution.launch import connect, launch
 from equipoise.training.distribution.ranks import LOST_TOUCH
 
-SOON_S = 60.0
+SOON_S = 600.0
+"""Long enough on a busy machine, and nothing like for ever: what never ends is what these tests look for."""
 
 
 def program(folder: Path, *words: str) -> list[str]:
@@ -40,7 +41,7 @@ def gone(folder: Path, within_s: float) -> bool:
 
 def started(folder: Path, process: subprocess.Popen[str]) -> None:
     """Wait until both ranks have made a few steps."""
-    until = time.monotonic() + 120
+    until = time.monotonic() + SOON_S
     while not all(
         (folder / f"step{rank}").exists() and int((folder / f"step{rank}").read_text() or 0) > 3 for rank in range(2)
     ):
@@ -55,7 +56,7 @@ def test_exit_codes_come_through() -> None:
 
 
 def test_a_rank_that_fails_alone_is_named_and_ends_the_others() -> None:
-    stuck = "import os, sys, time; os.environ['RANK'] == '1' and sys.exit('no room'); time.sleep(600)"
+    stuck = "import os, sys, time; os.environ['RANK'] == '1' and sys.exit('no room'); time.sleep(36000)"
     began = time.monotonic()
     with pytest.raises(EquipoiseError, match=r"rank 1 ended with exit code 1 \(no room\)"):
         launch([sys.executable, "-c", stuck], 3, grace_s=0.2)
@@ -84,7 +85,7 @@ def test_what_cannot_be_joined_is_refused(monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_killed_rank_ends_all_and_the_run_goes_on_from_its_checkpoint(tmp_path: Path, kind: str) -> None:
     with pytest.raises(EquipoiseError, match="rank 1 was killed by SIGKILL"):
         launch(program(tmp_path, "endless", kind, "5"), 2)
-    assert gone(tmp_path, 1.0)
+    assert gone(tmp_path, SOON_S)
     assert time.time() - (tmp_path / "step1").stat().st_mtime < SOON_S  # written just before the kill
     assert 3 < int((tmp_path / "step0").read_text()) < rank_program.STEPS
     (tmp_path / "finish").touch()
@@ -100,7 +101,7 @@ def test_a_rank_says_that_its_launcher_is_gone_while_torch_writes_its_traceback_
     environment = os.environ | place | {"EQUIPOISE_LAUNCHER": str(gone.pid)}
     swapped = (  # as torch's hook for uncaught errors does
         "import io, sys, time; from equipoise.training.distribution.launch import connect; "
-        "sys.stderr = io.StringIO(); connect('ddp'); time.sleep(60)"
+        "sys.stderr = io.StringIO(); connect('ddp'); time.sleep(3600)"
     )
     done = subprocess.run([sys.executable, "-c", swapped], env=environment, stderr=subprocess.PIPE, text=True)
     assert done.returncode != 0

@@ -14,8 +14,9 @@ from safetensors.torch import save_file
 from equipoise.errors import InputError
 from equipoise.workloads import check, load
 from equipoise.workloads import images as module
-from equipoise.workloads.images import Normalize, read_images
+from equipoise.workloads.images import Normalize, image_workload, read_images
 from equipoise.workloads.models import ResNet
+from equipoise.workloads.weights import read_weights
 
 
 @pytest.fixture(autouse=True)
@@ -170,3 +171,36 @@ def test_resnet20_reaches_its_published_accuracy(data_folder: Path) -> None:
     work.model.get_parameter("linear.weight").data.roll(1, 0)
     shuffled = work.quality(lambda x: work.model(x).roll(1, 1), split=work.test.take(500))  # control: classes in another order
     assert shuffled < 30
+
+
+def test_another_models_weights_are_told_what_is_built(tmp_path: Path) -> None:
+    folder = tmp_path / "set"
+    for role in ("train", "test"):
+        for kind in ("a", "b"):
+            (folder / role / kind).mkdir(parents=True)
+            for i in range(6):
+                Image.new("RGB", (8, 8)).save(folder / role / kind / f"{i}.png")
+    other = tmp_path / "other.safetensors"
+    save_file({"fc.weight": torch.zeros(3, 3)}, other)
+    with pytest.raises(InputError, match=r"images: builds the ResNet .*no other model.*FILE\.py:make_workload"):
+        image_workload(folder, weights=other)
+    with pytest.raises(InputError, match="from 8 to 1202"):
+        image_workload(folder, weights=other, depth=20_000_000)
+
+
+DAMAGED = {
+    "text": b"hello", "nothing": b"", "a number": b"\x80\x02K\x01.", "cut zip": b"PK\x03\x04junk",
+    "old": b"\x80\x02}q\x00(U\x01aq",
+    "random": bytes(range(1, 200)),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("case", DAMAGED)
+@pytest.mark.parametrize("suffix", [".pt", ".safetensors", ".bin"])
+def test_files_of_other_bytes_are_no_weights(tmp_path: Path, case: str, suffix: str) -> None:
+    file = tmp_path / f"w{suffix}"
+    file.write_bytes(DAMAGED[case])
+    with pytest.raises(InputError, match="weights must be"):
+        read_weights(file)
+    with pytest.raises(InputError, match="images must be a folder or a readable zip"):
+        read_images(file)

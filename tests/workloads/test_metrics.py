@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,7 @@ from sklearn.metrics import accuracy_score, f1_score, mean_absolute_error, mean_
 
 from equipoise.errors import InputError
 from equipoise.workloads import METRICS, Metric, metric_of
-from equipoise.workloads.metrics import loss_of, natural_loss
+from equipoise.workloads.metrics import OF_PROBABILITIES, ignoring, ignoring_loss, loss_of, natural_loss
 
 SOURCE = torch.Generator().manual_seed(0)
 LOGITS, LABELS = torch.randn(200, 4, generator=SOURCE), torch.randint(0, 4, (200,), generator=SOURCE)
@@ -76,3 +77,90 @@ def test_natural_loss_follows_the_targets() -> None:
     logit, label = torch.tensor([[0.5], [-2.0]]), torch.tensor([1, 1])
     expected = (math.log(1 + math.exp(-0.5)) + math.log(1 + math.exp(2))) / 2
     assert float(natural_loss(logit, label)) == pytest.approx(expected)
+
+
+def test_natural_loss_does_not_take_ages_for_classes() -> None:
+    ages = torch.tensor([31, 7, 90])
+    assert float(natural_loss(torch.tensor([[30.0], [9.0], [90.0]]), ages)) == pytest.approx(5 / 3)
+    several = torch.tensor([[1, 0], [0, 0]])  # two yes-or-no labels of each sample
+    logits = torch.tensor([[2.0, -1.0], [0.0, -3.0]])
+    expected = F.binary_cross_entropy_with_logits(logits, several.float())
+    assert torch.equal(natural_loss(logits, several), expected)
+    words = torch.randint(0, 5, (4, 7), generator=SOURCE)
+    last = torch.randn(4, 7, 5, generator=SOURCE)  # classes in the last dimension
+    assert torch.equal(natural_loss(last, words), F.cross_entropy(last.movedim(2, 1), words))
+
+
+def test_several_labels_against_scikit_learn() -> None:
+    scores = torch.randn(300, 5, generator=SOURCE)
+    wanted = (scores + torch.randn(300, 5, generator=SOURCE) > 0.7).long()
+    answers = scores > 0
+    for targets in (wanted, wanted.float()):
+        assert METRICS["accuracy"].score(scores, targets) == pytest.approx(100 * float((answers == wanted).double().mean()))
+        assert METRICS["f1"].score(scores, targets) == pytest.approx(100 * f1_score(wanted, answers, average="macro"))
+    halves = scores.sigmoid()
+    assert METRICS["f1"].score(halves, wanted) != pytest.approx(METRICS["f1"].score(scores, wanted))  # control
+    for name in OF_PROBABILITIES:
+        assert OF_PROBABILITIES[name].score(halves, wanted) == pytest.approx(METRICS[name].score(scores, wanted), rel=1e-5)
+        softmax = OF_PROBABILITIES[name].score(LOGITS.softmax(1), LABELS)
+        assert softmax == pytest.approx(METRICS[name].score(LOGITS, LABELS), rel=1e-5)
+
+
+def test_one_hot_targets_are_one_label() -> None:
+    assert METRICS["accuracy"].score(LOGITS, F.one_hot(LABELS, 4)) == METRICS["accuracy"].score(LOGITS, LABELS)
+
+
+def test_classes_may_lie_in_the_last_dimension() -> None:
+    words = torch.randint(0, 9, (6, 4), generator=SOURCE)
+    scores = F.one_hot(words, 9).float()
+    scores[0, 0] = -scores[0, 0]  # one of 24 is wrong
+    for form in (scores, scores.movedim(2, 1)):
+        assert METRICS["accuracy"].score(form, words) == pytest.approx(100 * 23 / 24)
+
+
+@pytest.mark.parametrize(
+    "value", [0.5, np.float32(0.5), np.array([0.5]), np.array(0.5), torch.tensor(0.5), torch.tensor([0.5])], ids=repr
+)
+def test_a_number_in_any_form(value: object) -> None:
+    assert Metric("own", True, lambda outputs, targets: value).score(VALUES, WANTED) == 0.5
+    assert Metric("own", True, lambda outputs, targets: value, scale=100).score(VALUES, WANTED) == 50
+
+
+@pytest.mark.parametrize("value", ["93.4%", "93.4", None, np.zeros(2), torch.zeros(3), {"map": 0.3}], ids=repr)
+def test_what_is_no_number_is_refused(value: object) -> None:
+    with pytest.raises(InputError, match="metric own must be a function that returns one number"):
+        Metric("own", True, lambda outputs, targets: value).score(VALUES, WANTED)
+
+
+@pytest.mark.parametrize("scale", [0, -1, math.nan, math.inf])
+def test_a_scale_is_a_positive_number(scale: float) -> None:
+    with pytest.raises(InputError, match="positive number"):
+        Metric("own", True, lambda outputs, targets: 1, scale=scale)
+
+
+def test_points_are_told() -> None:
+    assert Metric("top1", True, lambda o, t: 1, scale=100).point == "one point is 0.01 of top1"
+    assert METRICS["mae"].point == "one point is 1 of mae, in units of the targets"
+    assert METRICS["accuracy"].point == "one point is 1 of accuracy"
+
+
+def test_ignored_positions_are_left_out() -> None:
+    scores = torch.randn(3, 4, 5, 6, generator=SOURCE)
+    targets = torch.randint(0, 4, (3, 5, 6), generator=SOURCE)
+    targets[0, :3] = 255
+    targets[2] = 255  # a sample without a label
+    kept = targets != 255
+    expected = 100 * float((scores.argmax(1)[kept] == targets[kept]).double().mean())
+    accuracy = ignoring(METRICS["accuracy"], 255)
+    assert accuracy.score(scores, targets) == pytest.approx(expected)
+    each = accuracy.per_sample(scores, targets)
+    assert each is not None
+    assert 100 * float(each.mean()) == pytest.approx(expected)  # weighted by the positions of each sample
+    assert each[2] == 0
+    loss = ignoring_loss(natural_loss, 255)
+    assert float(loss(scores, targets)) == pytest.approx(float(F.cross_entropy(scores, targets, ignore_index=255)))
+    assert float(loss(scores, torch.full_like(targets, 255))) == 0
+    last = scores.movedim(1, -1)
+    assert accuracy.score(last, targets) == pytest.approx(expected)
+    several = torch.tensor([[1, -1, 0], [0, 0, -1]])
+    assert ignoring(METRICS["accuracy"], -1).score(torch.tensor([[1.0, 9, 9], [-1, -1, 9]]), several) == 75

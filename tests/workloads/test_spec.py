@@ -14,6 +14,7 @@ from equipoise.errors import InputError
 from equipoise.workloads import check, load
 from equipoise.workloads.digits import digits, digits_net, digits_splits, train_digits
 from equipoise.workloads.models import DigitsNet, ResNet, mlp
+from equipoise.workloads.spec import located
 from equipoise.workloads.weights import load_weights, read_weights
 
 OWN = """
@@ -209,3 +210,17 @@ def test_digits_reach_their_accuracy() -> None:
     check(work)
     assert work.quality() >= 97
     assert work.quality(split=work.test) >= 97
+
+
+def test_a_located_spec_names_the_same_files_from_any_folder(tmp_path, monkeypatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    assert located("digits") == "digits"
+    assert located("sub/mine.py:make") == f"{tmp_path}/sub/mine.py:make"
+    assert located("cifar10:a.zip?weights=w.safetensors&depth=56") == (
+        f"cifar10:{tmp_path}/a.zip?weights={tmp_path}/w.safetensors&depth=56"
+    )
+    assert located("images:a") == f"images:{tmp_path}/a"
+    once = located("images:a?holdout=100&weights=../w")
+    assert located(once) == once
+    assert located("a name that was given in Python") == "a name that was given in Python"
+    assert located("") == ""

@@ -151,7 +151,10 @@ UNUSABLE: dict[str, tuple[dict[str, Any], str]] = {
     "NaN input": ({"train": (X[:200] / torch.tensor(0.0), Y[:200])}, "train inputs must be finite"),
     "random data": ({"validation": Noisy()}, "the same at every read"),
     "wrong width": ({"model": mlp(5, 8, 3)}, "model at batch 1 must run; it raised RuntimeError"),
-    "tuple output": ({"model": Forward(lambda net, x: (net(x), x))}, "one tensor; got 'tuple'"),
+    "tuple output": (
+        {"model": Forward(lambda net, x: (net(x), x))},
+        r"one tensor; got a tuple of 2: \(1, 3\), \(1, 4\)\. Choose one: Workload\(\.\.\., output=0\)",
+    ),
     "scalar output": ({"model": Forward(lambda net, x: net(x).sum())}, "1 rows"),
     "fixed batch": ({"model": Forward(lambda net, x: net(x).reshape(1, -1))}, "model output at batch 2 must be 2 rows"),
     "fixed view": ({"model": Forward(lambda net, x: net(x.view(2, 4)))}, "model at batch 1 must run"),
@@ -199,5 +202,5 @@ def test_the_test_split_is_not_read() -> None:
     made = work(test=Untouchable())
     check(made)
     assert made.fingerprint
-    with pytest.raises(AssertionError, match="was read"):  # control
+    with pytest.raises(InputError, match="was read"):  # control
         made.quality(split=made.test)

@@ -9,7 +9,7 @@ from collections.abc import Callable
 import pytest
 import torch
 from torch import Tensor, nn
-from torch.nn.utils import parametrizations, parametrize
+from torch.nn.utils import parametrizations, parametrize, prune
 
 from equipoise.errors import InputError
 from equipoise.workloads.wrapped import bare, copied, single
@@ -34,6 +34,13 @@ def normed(form: Callable[..., nn.Module], **options: object) -> nn.Sequential:
     return model.eval()
 
 
+def masked_twice() -> nn.Sequential:
+    model = normed(prune.random_unstructured, name="weight", amount=0.3)
+    for place in (0, 2, 4):
+        prune.l1_unstructured(model[place], name="weight", amount=0.3)
+    return model
+
+
 FORMS = {
     "weight_norm by hooks": lambda: normed(torch.nn.utils.weight_norm),
     "weight_norm of the whole": lambda: normed(torch.nn.utils.weight_norm, dim=None),
@@ -41,6 +48,8 @@ FORMS = {
     "weight_norm parametrized": lambda: normed(parametrizations.weight_norm),
     "spectral_norm parametrized": lambda: normed(parametrizations.spectral_norm),
     "orthogonal": lambda: normed(parametrizations.orthogonal),
+    "masks of torch's pruning": lambda: normed(prune.l1_unstructured, name="weight", amount=0.5),
+    "masks in several steps": masked_twice,
 }
 
 
@@ -149,3 +158,12 @@ def test_a_copy_of_a_hooked_weight_computes_the_same() -> None:
     model = FORMS["weight_norm by hooks"]()
     with torch.no_grad():
         torch.testing.assert_close(copied(model)(INPUTS), model(INPUTS))
+
+
+def test_a_tensor_kept_from_a_computation_is_copied_as_numbers() -> None:
+    model = net()
+    model[0].cache = model[0].weight * 2
+    plain = bare(model)
+    assert plain is not model
+    copy.deepcopy(plain)
+    assert torch.equal(plain[0].cache, model[0].cache.detach())

@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from equipoise.errors import must_be, unknown
-from equipoise.workloads.check import attempt
+from equipoise.workloads.sources import attempt
 from equipoise.workloads.task import Kind, Shape, Task
 
 Scale = Mapping[str, int | float]

@@ -1,0 +1,222 @@
+"""Where labelled samples lie: whole in memory, or read one by one; and what may stand in a batch."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Protocol, TypeVar
+
+import numpy as np
+import torch
+from torch import Tensor
+from torch.utils.data import default_collate
+
+from equipoise.errors import InputError, must_be
+
+KEEP_BYTES = 1_000_000_000
+"""Items of a map-style dataset are kept in memory after the first read when all of them would fit in this many bytes."""
+
+LABEL_KEYS = ("labels", "label", "targets", "target", "y")
+"""Under these a batch that is a mapping holds its targets; the one other entry is the inputs."""
+
+T = TypeVar("T")
+
+
+class Source(Protocol):
+    """Numbered samples."""
+
+    def __len__(self) -> int:
+        """Return the number of samples."""
+        ...
+
+    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the samples at `indices` (int64, one dimension) as one batch of inputs and targets."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Arrays:
+    """Samples that lie in memory.
+
+    Attributes:
+        inputs: (N, ...) in any dtype (images stay uint8).
+        targets: (N, ...).
+        dataset: The user's dataset that holds them, by which splits of one dataset are known; None where there is none.
+    """
+
+    inputs: Tensor
+    targets: Tensor
+    dataset: Any = None
+
+    def __len__(self) -> int:
+        return len(self.inputs)
+
+    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the rows at `indices`."""
+        return self.inputs[indices], self.targets[indices]
+
+
+@dataclass(frozen=True, eq=False)
+class Items:
+    """Samples read one by one from a map-style dataset.
+
+    Attributes:
+        keep: Remember what was read, if it is small. Off for training data, whose dataset may augment at random.
+    """
+
+    dataset: Any
+    collate: Callable[[list[Any]], Any] = default_collate
+    keep: bool = False
+    name: str = "data"
+    _seen: dict[int, Any] = field(default_factory=dict, repr=False)
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+        """Return the items at `indices`, put together by the loader's own collate function."""
+        return self.together([self._item(int(i)) for i in indices])
+
+    def together(self, items: list[Any]) -> tuple[Tensor, Tensor]:
+        """Return items as one batch of inputs and targets."""
+        try:
+            batch = self.collate([_rows(item) for item in items] if self.collate is default_collate else items)
+        except InputError:
+            raise
+        except Exception as error:
+            found = f"{type(error).__name__}: {_brief(error)}"
+            remedy = "Give items of one shape, or a DataLoader with a collate_fn; a list of batches is passed as iter(batches)."
+            raise must_be(self.name, "items that stack into one batch", found, remedy) from error
+        return pair(batch, self.name)
+
+    def _item(self, index: int) -> Any:
+        if index in self._seen:
+            return self._seen[index]
+        remedy = "Mend the dataset, or leave this sample out of it."
+        item = attempt(f"{self.name} sample {index}", lambda: self.dataset[index], remedy)
+        if self.keep and bytes_of(item) * len(self) <= KEEP_BYTES:
+            self._seen[index] = item
+        return item
+
+
+def attempt(what: str, call: Callable[[], T], remedy: str) -> T:
+    """Return ``call()``; whatever the user's own code raises becomes an `InputError` that shows it."""
+    try:
+        return call()
+    except (InputError, KeyboardInterrupt):
+        raise
+    except BaseException as error:  # the user's code may raise anything, SystemExit too
+        raise InputError(f"{what} must run; it raised {type(error).__name__}: {_brief(error)}. {remedy}") from error
+
+
+def _brief(error: BaseException) -> str:
+    """What an error says, on one line that can be read."""
+    text = " ".join(str(error).split()).rstrip(".")
+    return text if len(text) <= 400 else text[:400] + " ..."
+
+
+def arrays(inputs: Any, targets: Any, name: str, *, dataset: Any = None) -> Arrays:
+    """Return a source of what lies in memory, inputs and targets of one length."""
+    source = Arrays(*pair((inputs, targets), name), dataset)
+    if len(source.inputs) != len(source.targets):
+        raise must_be(
+            name, "as many targets as inputs", (len(source.inputs), len(source.targets)), "Check how the two were made."
+        )
+    return source
+
+
+def pair(batch: Any, name: str) -> tuple[Tensor, Tensor]:
+    """Check that a batch is one input tensor and one target tensor, in dtypes that models and losses take."""
+    if isinstance(batch, Mapping):
+        batch = _of_mapping(batch, name)
+    if not isinstance(batch, Sequence) or isinstance(batch, (str, bytes)) or len(batch) != 2:
+        several = isinstance(batch, Sequence) and not isinstance(batch, (str, bytes))
+        got = f"{len(batch)} parts" if several else type(batch).__name__
+        raise must_be(name, "batches of (inputs, targets)", got, "Give a collate_fn that returns these two tensors.")
+    return tensor(batch[0], f"{name} inputs"), tensor(batch[1], f"{name} targets")
+
+
+def _of_mapping(batch: Mapping[Any, Any], name: str) -> tuple[Any, Any]:
+    labels = [key for key in batch if key in LABEL_KEYS]
+    rest = [key for key in batch if key not in LABEL_KEYS]
+    if len(labels) != 1 or len(rest) != 1:
+        keys = ", ".join(map(str, batch))
+        remedy = "Give a collate_fn that returns two tensors, (inputs, targets)."
+        raise must_be(name, "batches of (inputs, targets), or one entry besides the labels", f"entries {keys}", remedy)
+    return batch[rest[0]], batch[labels[0]]
+
+
+def tensor(value: Any, name: str) -> Tensor:
+    """Return numbers in any usual form as a tensor on the CPU: floats as float32, whole-number targets as int64."""
+    value = _numbers(value, name)
+    if not isinstance(value, Tensor) or value.is_complex() or value.is_meta:
+        kind = f"array of {value.dtype}" if hasattr(value, "dtype") else type(value).__name__
+        raise must_be(name, "a tensor or an array of numbers", kind, "Convert it before; one tensor per model is supported.")
+    found: Tensor = value.detach().cpu()
+    if found.layout != torch.strided:
+        found = found.to_dense()
+    if found.is_floating_point() and found.dtype != torch.float32:
+        return found.float()
+    if name.endswith("targets") and not found.is_floating_point():
+        return found.long()
+    return found
+
+
+def _numbers(value: Any, name: str) -> Any:
+    """Return lists, arrays and tables as tensors where they hold numbers."""
+    if hasattr(value, "to_numpy"):  # a table's columns
+        value = value.to_numpy()
+    if isinstance(value, (list, tuple)) and value:
+        try:
+            value = np.asarray(value)
+        except (ValueError, TypeError, RuntimeError) as error:
+            raise must_be(name, "rows of one length", type(value).__name__, "Pad or crop them to one shape.") from error
+    if not isinstance(value, np.ndarray):
+        return value
+    if value.dtype == object:
+        value = _unpacked(value)
+    if value.dtype.kind not in "fiub":
+        return value
+    if value.dtype.kind == "u" and value.dtype.itemsize > 1:
+        value = value.astype(np.int64)
+    elif value.dtype.kind == "f" and value.dtype.itemsize > 8:
+        value = value.astype(np.float64)
+    value = value.astype(value.dtype.newbyteorder("="), copy=False)
+    return torch.from_numpy(np.ascontiguousarray(value) if value.flags.writeable else value.copy())
+
+
+def _unpacked(value: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    """Return an array of Python objects as one of numbers, where that is what they are."""
+    try:
+        if value.ndim == 1 and len(value) and hasattr(value[0], "shape"):
+            return np.stack([np.asarray(row) for row in value])
+        return np.asarray(value.tolist())
+    except (ValueError, TypeError):
+        return value
+
+
+def _rows(item: Any) -> Any:
+    """Return a sample with its lists of numbers as arrays; torch's own collate function would take them apart by columns."""
+    if isinstance(item, Mapping):
+        return {key: _row(value) for key, value in item.items()}
+    return tuple(map(_row, item)) if isinstance(item, (tuple, list)) and len(item) == 2 else item
+
+
+def _row(value: Any) -> Any:
+    if not isinstance(value, (list, tuple)) or not value or isinstance(value[0], (Tensor, str, bytes, Mapping)):
+        return value
+    found = np.asarray(value)
+    return found if found.dtype.kind in "fiub" else value
+
+
+def bytes_of(item: Any) -> int:
+    """Memory of one item, roughly."""
+    if isinstance(item, Tensor):
+        return item.numel() * item.element_size()
+    if isinstance(item, np.ndarray):
+        return item.nbytes
+    if isinstance(item, Mapping):
+        return sum(bytes_of(part) for part in item.values())
+    if isinstance(item, (tuple, list)):
+        return sum(bytes_of(part) for part in item)
+    return 64
