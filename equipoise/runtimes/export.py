@@ -277,7 +277,11 @@ def _clean(graph: ModelProto, weights: Weights) -> ModelProto:
     for value in (*graph.graph.input, *graph.graph.output):
         value.type.tensor_type.shape.dim[0].dim_param = "batch"
         del value.metadata_props[:]
-    renamed = {i.name: new for i in graph.graph.initializer if (new := _transposed(i, weights))}
+    renamed: dict[str, str] = {}
+    for initializer in graph.graph.initializer:
+        free = [new for new in _transposed(initializer, weights) if new not in renamed.values()]
+        if free:  # layers may hold the same numbers, and each needs a name of its own
+            renamed[initializer.name] = free[0]
     for initializer in graph.graph.initializer:
         initializer.name = renamed.get(initializer.name, initializer.name)
         initializer.doc_string = ""
@@ -295,13 +299,12 @@ def _scope(node: NodeProto) -> str:
     return names[-2] if len(names) > 1 and not names[-2].startswith("_") else ""
 
 
-def _transposed(initializer: TensorProto, weights: Weights) -> str:
-    """The new name of an initializer that is some 2-D parameter transposed; empty when it is none."""
+def _transposed(initializer: TensorProto, weights: Weights) -> list[str]:
+    """The new names that an initializer could have, of the 2-D parameters that it is transposed; empty when it is none."""
     if initializer.name in weights or len(initializer.dims) != 2:
-        return ""
+        return []
     value = numpy_helper.to_array(initializer).T
-    matches = [name for name, weight in weights.items() if weight.shape == value.shape and np.array_equal(weight, value)]
-    return matches[0] + TRANSPOSED if matches else ""
+    return [n + TRANSPOSED for n, weight in weights.items() if weight.shape == value.shape and np.array_equal(weight, value)]
 
 
 def _finish(graph: ModelProto) -> bytes:

@@ -103,3 +103,15 @@ def test_half_of_a_real_resnet_is_repaired_without_training(data_folder: Path) -
     assert accuracy(model) > 0.84
     assert accuracy(pruner.build(half, repair=False)) < 0.5
     assert accuracy(pruner.build(half)) > 0.7
+
+
+def test_a_group_without_a_dense_reader_costs_its_own_order_only_and_is_noted() -> None:
+    generator = torch.Generator().manual_seed(0)
+    layers = (nn.Conv2d(1, 16, 3, 2, 1), nn.ReLU(), nn.Conv2d(16, 24, 3, 1, 1), nn.ReLU(), nn.ConvTranspose2d(24, 1, 4, 2, 1))
+    model, inputs = nn.Sequential(*layers).eval(), torch.randn(100, 1, 8, 8, generator=generator)
+    pruner = Pruner.prepare(model, inputs[:2], inputs)
+    (note,) = pruner.notes
+    assert note.startswith("group '2' is ordered by criterion 'l2', not 'obs': no dense layer")
+    smaller = pruner.build({"0": 8, "2": 8})
+    with torch.no_grad():
+        assert smaller(inputs).shape == model(inputs).shape

@@ -203,3 +203,23 @@ def test_a_transformer_is_filled_in() -> None:
     assert {"embed", "layer.linear1", "layer.linear2", "layer.self_attn", "layer.self_attn.out_proj"} < set(
         layer_nodes(content)
     )
+
+
+def test_layers_that_hold_the_same_numbers_each_keep_a_name_of_their_own() -> None:
+    """ConViT starts several value projections as the identity: one name for two initializers is no ONNX file."""
+    from onnx import TensorProto, helper, numpy_helper
+
+    from equipoise.runtimes.export import _clean, _transposed
+
+    weights = {"a.weight": np.eye(3, dtype=np.float32), "b.weight": np.eye(3, dtype=np.float32)}
+    assert _transposed(numpy_helper.from_array(np.eye(3, dtype=np.float32), "val_1"), weights) == ["a.weight.T", "b.weight.T"]
+    graph = helper.make_graph(
+        [helper.make_node("MatMul", ["input", "val_1"], ["x"]), helper.make_node("MatMul", ["x", "val_2"], ["output"])],
+        "twins",
+        [helper.make_tensor_value_info("input", TensorProto.FLOAT, ["n", 3])],
+        [helper.make_tensor_value_info("output", TensorProto.FLOAT, ["n", 3])],
+        [numpy_helper.from_array(np.eye(3, dtype=np.float32), name) for name in ("val_1", "val_2")],
+    )
+    cleaned = _clean(helper.make_model(graph), weights)
+    assert [initializer.name for initializer in cleaned.graph.initializer] == ["a.weight.T", "b.weight.T"]
+    assert [list(node.input) for node in cleaned.graph.node] == [["input", "a.weight.T"], ["x", "b.weight.T"]]
