@@ -6,6 +6,8 @@ The verbs below are loaded when first used; importing the package costs nothing 
 from __future__ import annotations
 
 import importlib
+import sys
+from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
@@ -44,6 +46,18 @@ __all__ = [
     "Metric", "Study", "Task", "Workload", "__version__", "distill", "family", "optimize", "profile", "prune",
     "quantize", "scale", "train",
 ]  # fmt: skip
+
+
+class _Moved(ModuleType):
+    """The module of `optimize` under its former name, for code that still imports it; the verb keeps the name here."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__"):
+            raise AttributeError(name)
+        return getattr(importlib.import_module(_VERBS["optimize"]), name)
+
+
+sys.modules[f"{__name__}.optimize"] = _Moved(f"{__name__}.optimize")
 
 
 def __getattr__(name: str) -> Any:

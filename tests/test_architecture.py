@@ -315,3 +315,13 @@ def test_every_verb_is_callable_twice_in_one_process() -> None:
     for name in set(equipoise.__all__) - {"__version__"}:
         for _ in range(2):
             assert callable(getattr(equipoise, name)), name
+
+
+@pytest.mark.parametrize(
+    "before", ["from equipoise.optimize import optimize", "import equipoise.optimize", "import equipoise.road"]
+)
+def test_the_verb_keeps_its_name_whatever_was_imported_before(before: str) -> None:
+    code = f"import equipoise as eq\n{before}\nfrom equipoise import optimize as verb\nassert callable(eq.optimize)"
+    asks = "\nfrom equipoise.optimize import optimize as former\nassert verb is former is eq.optimize\nprint('fine')"
+    done = subprocess.run([sys.executable, "-c", code + asks], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "fine", done.stderr
