@@ -50,8 +50,8 @@ Results go to stdout, progress and warnings to stderr.
 
 
 SPINS = "1000"
-"""How often a thread of torch looks for the others before it sleeps. By default it looks for milliseconds, and on two cores that
-others use too it keeps the very thread from running that it waits for: checking a workload of digits took 3 s instead of 0.1 s."""
+"""How often a thread of torch looks for the others before it sleeps. By default it looks for milliseconds, and where others use
+the cores too it keeps the very thread from running that it waits for: checking digits took 3 s instead of 0.1 s."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
