@@ -58,3 +58,9 @@ def test_a_promise_without_an_interval_is_not_judged_and_a_busy_machine_is_named
 )
 def test_the_state_of_the_machine_is_told_and_breaks_nothing(now: Reading, at_home: bool, said: str) -> None:
     assert state(measured(1.0, "s", low=0.98, high=1.02, n=8), now, at_home=at_home).state == said
+
+
+def test_few_processes_break_no_promise() -> None:
+    few = Race({name: rows[:3] for name, rows in RACE.times.items()}, "seconds", 30.0, RACE.wait)
+    check = speed(PROMISED, found(1.7), 1.0, few, at_home=True)
+    assert (check.state, "8 processes must tell" in check.note) == ("cannot tell", True)
