@@ -7,7 +7,9 @@ import math
 import pytest
 
 from equipoise.measure.race import Race
-from equipoise.pace import speed, state
+from equipoise.budget import Constraint
+from equipoise.examine import held
+from equipoise.pace import latency, speed, state
 from equipoise.records import Reading, measured
 from equipoise.stats import Interval
 
@@ -58,3 +60,22 @@ def test_a_promise_without_an_interval_is_not_judged_and_a_busy_machine_is_named
 )
 def test_the_state_of_the_machine_is_told_and_breaks_nothing(now: Reading, at_home: bool, said: str) -> None:
     assert state(measured(1.0, "s", low=0.98, high=1.02, n=8), now, at_home=at_home).state == said
+
+
+@pytest.mark.parametrize(
+    ("base", "as_exported", "bound", "said"),
+    [
+        (2e-3, True, 1.5e-3, "kept"),  # 1 ms at the export; the reference is as fast as then
+        (2e-3, True, 0.9e-3, "broken"),
+        (2e-3, False, 1.5e-3, "cannot tell"),  # 1 ms then, 3 ms now: the machine is slower, or the manifest lies
+        (2e-6, False, 1e-5, "cannot tell"),  # a forged baseline does not make a bound kept
+        (2e-3, False, 4e-3, "kept"),
+        (2e-3, False, 0.5e-3, "broken"),
+    ],
+)
+def test_a_bound_on_latency_is_kept_only_where_the_baseline_or_the_clock_shows_it(
+    base: float, as_exported: bool, bound: float, said: str
+) -> None:
+    now = measured(3e-3, "s", low=2.9e-3, high=3.1e-3, n=8)
+    reading = latency(base, found(2.0), now, as_exported=as_exported)
+    assert held(Constraint("latency", "latency_s", "s", bound, upper=True), reading).state == said
