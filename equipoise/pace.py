@@ -17,6 +17,7 @@ from equipoise.records import Reading, measured
 from equipoise.runtimes.base import Target
 from equipoise.scene import Scene
 from equipoise.stats import Interval
+from equipoise.units import show
 from equipoise.verify import Check
 
 MOST_EXPLAINED = 1.25
@@ -82,9 +83,8 @@ def latency(base: float, ratio: Interval, now: Reading, *, as_exported: bool) ->
     """Return the latency that a bound is held against.
 
     A bound was promised in the state that the machine was in at the export: the baseline's latency of then, over the ratio
-    found. That counts alone only where the baseline is found as fast as it was. Where it is not, nothing shows that the manifest
-    tells the truth about it, and nothing that the machine does today; the interval then spans both, and what lies beyond a
-    bound in the one and within it in the other cannot be told.
+    found. That counts alone only where the baseline is found as fast as it was. Where it is not, either the manifest or today's
+    machine may mislead; the interval then spans both, and what only one of them keeps within a bound cannot be told.
     """
     then = measured(
         base / ratio.value, "s", low=base / ratio.high, high=base / ratio.low, n=ratio.n,
@@ -93,7 +93,7 @@ def latency(base: float, ratio: Interval, now: Reading, *, as_exported: bool) ->
     if as_exported:
         return then
     ends = [end for reading in (then, now) for end in (reading.low, reading.high, reading.value) if end is not None]
-    return replace(now, low=min(ends), high=max(ends), note=f"from what the manifest says, {then.get():.3g} s, to what it is now")
+    return replace(now, low=min(ends), high=max(ends), note=f"now, or {show(then.get(), 's')} by the recorded baseline")
 
 
 def state(promised: Reading, now: Reading, *, at_home: bool) -> Check:

@@ -6,9 +6,9 @@ import math
 
 import pytest
 
-from equipoise.measure.race import Race
 from equipoise.budget import Constraint
 from equipoise.examine import held
+from equipoise.measure.race import Race
 from equipoise.pace import latency, speed, state
 from equipoise.records import Reading, measured
 from equipoise.stats import Interval
