@@ -6,8 +6,10 @@ import math
 
 import pytest
 
+from equipoise.budget import Constraint
+from equipoise.examine import held
 from equipoise.measure.race import Race
-from equipoise.pace import speed, state
+from equipoise.pace import latency, speed, state
 from equipoise.records import Reading, measured
 from equipoise.stats import Interval
 
@@ -64,3 +66,22 @@ def test_few_processes_break_no_promise() -> None:
     few = Race({name: rows[:3] for name, rows in RACE.times.items()}, "seconds", 30.0, RACE.wait)
     check = speed(PROMISED, found(1.7), 1.0, few, at_home=True)
     assert (check.state, "8 processes must tell" in check.note) == ("cannot tell", True)
+
+
+@pytest.mark.parametrize(
+    ("base", "as_exported", "bound", "said"),
+    [
+        (2e-3, True, 1.5e-3, "kept"),  # 1 ms at the export; the reference is as fast as then
+        (2e-3, True, 0.9e-3, "broken"),
+        (2e-3, False, 1.5e-3, "cannot tell"),  # 1 ms then, 3 ms now: the machine is slower, or the manifest lies
+        (2e-6, False, 1e-5, "cannot tell"),  # a forged baseline does not make a bound kept
+        (2e-3, False, 4e-3, "kept"),
+        (2e-3, False, 0.5e-3, "broken"),
+    ],
+)
+def test_a_bound_on_latency_is_kept_only_where_the_baseline_or_the_clock_shows_it(
+    base: float, as_exported: bool, bound: float, said: str
+) -> None:
+    now = measured(3e-3, "s", low=2.9e-3, high=3.1e-3, n=8)
+    reading = latency(base, found(2.0), now, as_exported=as_exported)
+    assert held(Constraint("latency", "latency_s", "s", bound, upper=True), reading).state == said
