@@ -51,7 +51,7 @@ def speed(promised: Reading, found: Interval, slowed: float, race: Race, *, at_h
     """Judge a speed-up found against the one promised.
 
     Args:
-        slowed: How many times slower the reference is than it was, as far as its intervals show; 1 where they do not.
+        slowed: How many times slower the reference is than it was; 1 where its intervals do not show that it is.
     """
     name, stated = "times faster", told(Interval(promised.get(), promised.low or 0.0, promised.high or math.inf, promised.n))
     how = f"{race.processes} fresh processes, {race.stopped}"
@@ -91,8 +91,11 @@ def state(promised: Reading, now: Reading, *, at_home: bool) -> Check:
 
 
 def _slowed(promised: Reading, now: Reading) -> float:
-    """How many times slower the reference is than it was, as far as both intervals show."""
-    return max(1.0, now.low / promised.high) if now.low and promised.high else 1.0
+    """How many times slower the reference is than it was; 1 where its intervals meet, so that it may be as it was.
+
+    The value and not the least that the intervals allow: whether a ratio is broken or explained must not hang on their width.
+    """
+    return now.get() / promised.get() if now.low and promised.high and now.low > promised.high else 1.0
 
 
 def told(ratio: Interval) -> str:
