@@ -39,7 +39,7 @@ from equipoise.store import Store
 from equipoise.study import SCHEMA, Study
 from equipoise.units import parse, show
 from equipoise.watchdog import watched
-from equipoise.workbench import Workbench, failed, one_thread
+from equipoise.workbench import Workbench, failed
 from equipoise.workloads import Workload, advice, as_workload, check
 from equipoise.workloads.spec import located
 from equipoise.workloads.weights import packed
@@ -128,7 +128,7 @@ def optimize(
         if reason := runtimes.get(wanted.runtime).unavailable():
             raise must_be("target", "a runtime that can be used here", str(wanted), reason)
     spec = spec or (work if isinstance(work, str) else "")
-    with staying("checking the workload"), one_thread():
+    with staying("checking the workload"):
         work = as_workload(work)
         check(work)
     with Store.open(store) as opened:
@@ -300,8 +300,7 @@ class Road:
 
     def baseline(self) -> None:
         """Measure the untouched model, on every target, and write the study's header."""
-        with one_thread():
-            notes = self.step("notes", "workload", lambda: {"notes": list(advice(self.work))})["notes"]
+        notes = self.step("notes", "workload", lambda: {"notes": list(advice(self.work))})["notes"]
         for note in notes:
             self.tell("notes", f"WARNING: {note}")
         self.tell("baseline", f"the untouched model; {self.work.metric.point}")
