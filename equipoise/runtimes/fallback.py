@@ -4,6 +4,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+WHOLE = "the whole model"
+"""Stands for a layer's name where no layer can be named."""
+
 
 def culprits(names: Sequence[str], fails: Callable[[Sequence[str]], bool]) -> tuple[str, ...]:
     """Return the `names` to leave out so that the rest no longer fails, by halving: some 2 log2(n) trials for each.

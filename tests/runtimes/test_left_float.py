@@ -72,6 +72,25 @@ def test_a_transposed_convolution_in_groups_is_left_float_by_itself(name: str) -
         assert program.file(ort.FILE).count(b"QuantizeLinear") > 0
 
 
+class Bare(nn.Module):
+    """Weights that are no layer's: parameters of the model itself."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Parameter(torch.randn(32, 3, 3, 3) * 0.2), nn.Parameter(torch.randn(4, 32) * 0.2)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(torch.relu(nn.functional.conv2d(x, self.a, padding=1)).mean((2, 3)), self.b)
+
+
+@pytest.mark.parametrize("name", int8_names())
+def test_weights_that_are_no_layers_are_quantized_too(name: str) -> None:
+    _, source, inputs, wanted = made(Bare)
+    program = runtimes.get(name).compile(source, calibration=inputs, float_layers=frozenset())
+    assert program.left == {}
+    assert 1e-4 < apart(program, inputs, wanted) < 0.05  # not the float program under another name
+
+
 class Tied(nn.Module):
     """A table of words that is the last layer's weight too, which ONNX Runtime quantizes in two ways at once."""
 
