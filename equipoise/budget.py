@@ -39,7 +39,7 @@ SCALE_AXES: dict[str, tuple[str, str]] = {
 }
 """The same for the limits of a model that is not trained yet."""
 
-_CONSTRAINT = re.compile(r"^\s*([a-z_]+)\s*(<=|>=|<|>|=|==)\s*(.+?)\s*$")
+_CONSTRAINT = re.compile(r"^\s*([a-z_]+)\s*(<=|>=|==|<|>|=)\s*([^<>=\s].*?)\s*$")
 
 
 @dataclass(frozen=True, slots=True)

@@ -247,6 +247,8 @@ def _latency(m: Manifest) -> Iterator[str]:
     ):
         if stated is None or not math.isclose(stated, expected, rel_tol=1e-6):
             yield f"promise.latency_s.{word} is not the reference's latency over the speed-up"
+    if m.recorded.baseline_latency_s.value != base:
+        yield "baseline.latency_s is not the latency that was recorded of the untouched model"
     if latency.n != ratio.n:
         yield "promise.latency_s and promise.speed_up are of different samples"
 

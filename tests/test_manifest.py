@@ -339,6 +339,7 @@ def test_what_cannot_be_is_refused_in_one_line(original: Artifact, edit: Callabl
     ("edit", "message"),
     [
         (lambda m: m["promise"]["speed_up"].update(value=1.0001 * m["promise"]["speed_up"]["value"]), "over the speed-up"),
+        (lambda m: m["recorded"]["baseline_latency_s"].update(value=1e-9, low=None, high=None), "recorded of the untouched"),
         (lambda m: m["promise"]["size_bytes"].update(value=10), "its files have"),
         (lambda m: m["baseline"]["size_bytes"].update(value=10), "its files have"),
         (lambda m: m["promise"]["drop"].update(n=99), "different samples"),

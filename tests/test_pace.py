@@ -6,8 +6,10 @@ import math
 
 import pytest
 
+from equipoise.budget import Constraint
+from equipoise.examine import held
 from equipoise.measure.race import Race
-from equipoise.pace import _slowed, speed, state
+from equipoise.pace import _slowed, latency, speed, state
 from equipoise.records import Reading, measured
 from equipoise.stats import Interval
 
@@ -60,13 +62,38 @@ def test_the_state_of_the_machine_is_told_and_breaks_nothing(now: Reading, at_ho
     assert state(measured(1.0, "s", low=0.98, high=1.02, n=8), now, at_home=at_home).state == said
 
 
+def test_few_processes_break_no_promise() -> None:
+    few = Race({name: rows[:3] for name, rows in RACE.times.items()}, "seconds", 30.0, RACE.wait)
+    check = speed(PROMISED, found(1.7), 1.0, few, at_home=True)
+    assert (check.state, "8 processes must tell" in check.note) == ("cannot tell", True)
+
+
+@pytest.mark.parametrize(
+    ("base", "as_exported", "bound", "said"),
+    [
+        (2e-3, True, 1.5e-3, "kept"),  # 1 ms at the export; the reference is as fast as then
+        (2e-3, True, 0.9e-3, "broken"),
+        (2e-3, False, 1.5e-3, "cannot tell"),  # 1 ms then, 3 ms now: the machine is slower, or the manifest lies
+        (2e-6, False, 1e-5, "cannot tell"),  # a forged baseline does not make a bound kept
+        (2e-3, False, 4e-3, "kept"),
+        (2e-3, False, 0.5e-3, "broken"),
+    ],
+)
+def test_a_bound_on_latency_is_kept_only_where_the_baseline_or_the_clock_shows_it(
+    base: float, as_exported: bool, bound: float, said: str
+) -> None:
+    now = measured(3e-3, "s", low=2.9e-3, high=3.1e-3, n=8)
+    reading = latency(base, found(2.0), now, as_exported=as_exported)
+    assert held(Constraint("latency", "latency_s", "s", bound, upper=True), reading).state == said
+
+
 @pytest.mark.parametrize(
     ("now", "slowed"),
     [
         (measured(3.04, "s", low=2.81, high=3.29, n=3), 1.25),
-        (measured(2.6, "s", low=2.5, high=2.7, n=3), 1.0),
+        (measured(2.6, "s", low=2.5, high=2.7, n=3), 1.07),
         (measured(2.0, "s", low=1.9, high=2.1, n=3), 1.0),
-        (measured(3.04, "s"), 1.0),
+        (measured(3.04, "s"), 1.25),
     ],
 )
 def test_a_reference_that_is_slower_explains_as_much_as_it_is_slower(now: Reading, slowed: float) -> None:

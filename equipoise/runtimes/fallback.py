@@ -4,31 +4,35 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+WHOLE = "the whole model"
+"""Stands for a layer's name where no layer can be named."""
+
 
 def culprits(names: Sequence[str], fails: Callable[[Sequence[str]], bool]) -> tuple[str, ...]:
     """Return the `names` to leave out so that the rest no longer fails, by halving: some 2 log2(n) trials for each.
+
+    Of names that fail only together the last is left out: the rest is what passed when it was tried together.
 
     Args:
         names: What was tried together and failed.
         fails: Whether these names alone, everything else left out, fail.
 
     Example:
-        >>> culprits("abcdefgh", lambda some: "c" in some or "h" in some)
+        >>> culprits("abcdefgh", lambda some: "c" in some or {"a", "h"} <= set(some))
         ('c', 'h')
     """
-    found = tuple(_bad(names, fails))
-    rest = [name for name in names if name not in found]
-    return tuple(names) if rest and fails(rest) else found  # they fail only together: nothing can be kept
+    return tuple(_bad(names, fails, []))
 
 
-def _bad(names: Sequence[str], fails: Callable[[Sequence[str]], bool]) -> list[str]:
-    """Return the names that fail on their own."""
-    if not names or not fails(names):
+def _bad(names: Sequence[str], fails: Callable[[Sequence[str]], bool], kept: Sequence[str]) -> list[str]:
+    """Return the names that fail on their own or beside `kept`, which pass together."""
+    if not names or not fails([*kept, *names]):
         return []
     if len(names) == 1:
         return list(names)
     half = len(names) // 2
-    return [*_bad(names[:half], fails), *_bad(names[half:], fails)]
+    first = _bad(names[:half], fails, kept)
+    return [*first, *_bad(names[half:], fails, [*kept, *(name for name in names[:half] if name not in first)])]
 
 
 def told(error: BaseException) -> str:

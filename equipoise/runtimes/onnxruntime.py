@@ -26,7 +26,7 @@ from numpy.typing import NDArray
 from equipoise.errors import InputError, must_be
 from equipoise.runtimes.base import Program, Session, Source, check_program, check_quantizable
 from equipoise.runtimes.cpu import has_exact_int8
-from equipoise.runtimes.fallback import culprits, told
+from equipoise.runtimes.fallback import WHOLE, culprits, told
 
 FILE = "model.onnx"
 """The one file of a program."""
@@ -69,7 +69,7 @@ class OnnxRuntime:
         data = check_quantizable(calibration, float_layers, frozenset(known))
         excluded = {node for layer in float_layers for node in known[layer]}
         precision = "mixed" if float_layers else "int8"
-        if excluded >= {node for nodes in layers.values() for node in nodes}:
+        if layers and excluded >= {node for nodes in layers.values() for node in nodes}:
             return Program(self.name, precision, {FILE: content})  # nothing with weights is left to quantize
         quantized, left = _quantized(content, data, excluded)
         owners = {node: layer for layer, nodes in known.items() for node in nodes}
@@ -86,7 +86,7 @@ class OnnxRuntime:
         options = onnxruntime.SessionOptions()
         options.intra_op_num_threads = threads
         options.inter_op_num_threads = 1
-        options.log_severity_level = 3
+        options.log_severity_level = 4  # every failure is raised; what it prints beside that would only tear a live table
         if batch is not None:
             options.add_free_dimension_override_by_name("batch", batch)
         try:
@@ -149,14 +149,16 @@ def _quantized(content: bytes, calibration: NDArray[Any], excluded: set[str]) ->
 
     def fails(names: Sequence[str]) -> bool:
         failed = attempt(few, excluded | (set(nodes) - set(names))) is None
-        if failed and len(names) == 1:
-            left[names[0]] = reasons[""]
+        if failed:
+            left[names[-1]] = reasons[""]  # of the last time that it was among those that fail, which is the narrowest
         return failed
 
     bad = culprits(nodes, fails)
     made = attempt(calibration, excluded | set(bad))
     why = reasons[""]
-    return (content, dict.fromkeys(nodes, why)) if made is None else (made, {name: left.get(name, why) for name in bad})
+    if made is None:
+        return content, dict.fromkeys(nodes or [WHOLE], why)
+    return made, {name: left.get(name, why) for name in bad}
 
 
 def _quantizable(content: bytes) -> list[str]:

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from equipoise.errors import InputError, missing_extra
 from equipoise.runtimes.base import Program, Session, Source, check_program, check_quantizable
 from equipoise.runtimes.cpu import has_exact_int8
-from equipoise.runtimes.fallback import culprits, told
+from equipoise.runtimes.fallback import WHOLE, culprits, told
 
 SMALL_BYTES = 4096
 """Constants up to this size are merged where they are equal."""
@@ -63,7 +63,7 @@ class OpenVino:
         data = check_quantizable(calibration, float_layers, frozenset(known))
         excluded = {node for layer in float_layers for node in known[layer]}
         precision = "mixed" if float_layers else "int8"
-        if excluded >= {node for nodes in layers.values() for node in nodes}:
+        if layers and excluded >= {node for nodes in layers.values() for node in nodes}:
             return Program(self.name, precision, _save(_read(content)))  # nothing with weights is left to quantize
         files, left = _quantized(content, data, excluded)
         owners = {node: layer for layer, nodes in known.items() for node in nodes}
@@ -217,7 +217,9 @@ def _quantized(content: bytes, calibration: NDArray[Any], excluded: set[str]) ->
     bad = culprits(nodes, fails)
     why = reasons[""]
     files = attempt(calibration, excluded | set(bad))
-    return (_save(_read(content)), dict.fromkeys(nodes, why)) if files is None else (files, dict.fromkeys(bad, why))
+    if files is None:
+        return _save(_read(content)), dict.fromkeys(nodes or [WHOLE], why)
+    return files, dict.fromkeys(bad, why)
 
 
 def _quantize(model: Any, calibration: NDArray[Any], excluded: set[str]) -> Any:

@@ -249,7 +249,9 @@ def _one_output(model: nn.Module, data: Split, output: Key | None) -> tuple[nn.M
     try:
         with torch.inference_mode():
             answer = model(data.take(2).tensors()[0])
-    except Exception:  # noqa: BLE001 - the user's model and data may raise anything; `check` runs both again and tells it
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - the user's model and data may raise anything; `check` runs both again and tells it
         return (model, None, ()) if output is None else (Chosen(model, output).eval(), None, ())
     if isinstance(answer, Tensor):
         if output is not None:

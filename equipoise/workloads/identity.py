@@ -7,6 +7,7 @@ layout, values by their bytes, and what an installed library brings by its name.
 from __future__ import annotations
 
 import ast
+import dataclasses
 import functools
 import hashlib
 import inspect
@@ -36,6 +37,8 @@ DEPTH = 8
 """How far references are followed from a function or an object."""
 
 _ROWS = 1024
+_PLAIN = (bool, int, float, complex, str, bytes, Enum, slice, range, torch.dtype, torch.device)
+_CODE = (types.FunctionType, types.MethodType, types.BuiltinFunctionType, functools.partial, type)
 _ADDRESS = re.compile(r"0x[0-9a-fA-F]+")
 _LIBRARY = tuple({sysconfig.get_paths()[key] for key in ("stdlib", "platstdlib", "purelib", "platlib")})
 _OWN = str(Path(__file__).resolve().parent.parent)
@@ -154,8 +157,7 @@ def of_code(model: nn.Module) -> str:
             kinds[kind] = of_value(kind)
         parts += [name, kinds[kind]]
         for key, value in sorted(vars(module).items()):
-            code = isinstance(value, (types.FunctionType, types.MethodType, functools.partial))
-            if key not in _MODULE and (code or _setting(value)):
+            if key not in _MODULE and _telling(key, value):
                 parts += [key, of_value(value)]
     return digest(*parts)
 
@@ -163,10 +165,25 @@ def of_code(model: nn.Module) -> str:
 _MODULE = frozenset({*vars(nn.Module()), "training"})
 
 
-def _setting(value: Any) -> bool:
-    if isinstance(value, (tuple, list)):
-        return all(map(_setting, value))
-    return value is None or isinstance(value, (bool, int, float, str, Enum, torch.dtype))
+def _telling(name: str, value: Any) -> bool:
+    """Whether what a module, a class or a file holds under a name says what it does; private collections are caches."""
+    cached = name.startswith("_") and isinstance(value, (Mapping, list, set, Tensor, np.ndarray))
+    return not cached and _setting(value)
+
+
+def _setting(value: Any, depth: int = 0) -> bool:
+    """Whether a value is plain: a number, a text, a function, an array, or a collection or record of such."""
+    if value is None or isinstance(value, (*_PLAIN, *_CODE, Tensor, np.ndarray)):
+        return True
+    if depth > DEPTH:
+        return False
+    if isinstance(value, Mapping):
+        return all(_setting(part, depth + 1) for pair in value.items() for part in pair)
+    if isinstance(value, (tuple, list, set, frozenset)):
+        return all(_setting(part, depth + 1) for part in value)
+    if isinstance(value, types.SimpleNamespace) or (dataclasses.is_dataclass(value) and not isinstance(value, type)):
+        return all(_setting(part, depth + 1) for _, part in _state(value))
+    return False
 
 
 def of_value(value: Any) -> str:
@@ -187,7 +204,7 @@ def add_tensor(found: hashlib._Hash, key: str, value: Tensor) -> None:
 def _words(value: Any, depth: int, seen: set[int]) -> list[str]:
     """What a value is, as words; what was met before, or lies too deep, enters by its type alone."""
     kind = type(value).__qualname__
-    if value is None or isinstance(value, (bool, int, float, complex, str, bytes, Enum, torch.dtype, torch.device)):
+    if value is None or isinstance(value, _PLAIN):
         return [kind, repr(value)]
     if isinstance(value, PurePath):
         return [kind, value.as_posix()]
@@ -254,11 +271,23 @@ def _function(value: types.FunctionType, follow: Callable[[Any], list[str]]) -> 
     if _from_library(code.co_filename):
         return [str(value.__module__), *words]
     words += _source(value)
-    for name in sorted(_names(code)):
-        used = value.__globals__.get(name)
-        if isinstance(used, (types.FunctionType, type, functools.partial)) or _setting(used) or isinstance(used, Tensor):
-            words += [name, *follow(used)]
+    names = _names(code)
+    for name in sorted(names):
+        words += _used(name, value.__globals__.get(name), names, follow)
     return words
+
+
+def _used(name: str, value: Any, names: set[str], follow: Callable[[Any], list[str]]) -> list[str]:
+    """What a function uses of its module: plain values, the user's own objects, and of the user's own modules what is named."""
+    if isinstance(value, types.ModuleType):
+        if _from_library(getattr(value, "__file__", None) or "<frozen"):
+            return []
+        inside = sorted(
+            inner for inner in names if inner in vars(value) and not isinstance(vars(value)[inner], types.ModuleType)
+        )
+        return [word for inner in inside for word in _used(f"{name}.{inner}", vars(value)[inner], names, follow)]
+    own = not isinstance(value, type) and not _library_class(type(value))
+    return [name, *follow(value)] if own or _telling(name.rpartition(".")[2], value) else []
 
 
 def _class(kind: type, follow: Callable[[Any], list[str]]) -> list[str]:
@@ -274,7 +303,7 @@ def _class(kind: type, follow: Callable[[Any], list[str]]) -> list[str]:
             found = [value.func]
         if isinstance(found[0], types.FunctionType):
             words += [name, *follow(found[0])]
-        elif not name.startswith("__") and _setting(value):
+        elif not name.startswith("__") and _telling(name, value):
             words += [name, *follow(value)]
     return [*words, *(word for base in kind.__bases__ for word in follow(base))]
 

@@ -84,7 +84,9 @@ def some(split: Split, outputs: Tensor | None, *, few: bool) -> Tensor:
         two = split.take(2).targets()
         alike = outputs is None or outputs.shape[1:] == two.shape[1:]
         return two if few and not alike else split.take(SAMPLE).targets()
-    except Exception:  # noqa: BLE001 - the user's dataset may raise anything; `check` reads it again and tells it
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - the user's dataset may raise anything; `check` reads it again and tells it
         return torch.empty(0, dtype=torch.long)
 
 

@@ -253,9 +253,12 @@ def _asked(judge: Callable[[Tensor, Tensor], Any], shown: list[Tensor], targets:
         try:
             with torch.no_grad():
                 value = judge(answer, targets)
-            yield number("asked", value.detach() if isinstance(value, Tensor) else value)
-        except Exception:  # noqa: BLE001 - the user's function; `check` tells what it raises on real answers
+            said = number("asked", value.detach() if isinstance(value, Tensor) else value)
+        except KeyboardInterrupt:
+            raise
+        except BaseException:  # noqa: BLE001 - the user's function; `check` tells what it raises on real answers
             continue
+        yield said
 
 
 def _moved_by_a_shift(outputs: Tensor, targets: Tensor, metric: Metric, axis: int) -> bool:
@@ -347,7 +350,9 @@ def settled(metric: Metric, loss: Loss, model: nn.Module, validation: Split) -> 
                 loss = _natural_of(model, validation)
         if metric.scale is None:
             metric = replace(metric, scale=_scale_here(metric, model, validation))
-    except Exception:  # noqa: BLE001 - the user's model and data; `check` tells what they raise
+    except KeyboardInterrupt:
+        raise
+    except BaseException:  # noqa: BLE001 - the user's model and data; `check` tells what they raise
         return metric, loss
     return metric, loss
 

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from equipoise.errors import must_be
 from equipoise.records import Reading, measured
 from equipoise.stats import paired_drop, quantile
 from equipoise.workloads.metrics import Metric
@@ -50,7 +51,7 @@ def drop_reading(
 
     def drop(rows: Tensor | None) -> float:
         if rows is None:
-            return metric.drop(metric.score(one, targets), metric.score(other, targets))
+            return metric.drop(_defined(metric, one, targets), _defined(metric, other, targets))
         wanted = targets[rows]
         return metric.drop(metric.score(one[rows], wanted), metric.score(other[rows], wanted))
 
@@ -64,14 +65,23 @@ def quality_reading(
     found = torch.from_numpy(np.asarray(outputs))
     each = per_sample(metric, outputs, targets)
     if each is not None:
-        value = metric.score(found, targets)
+        value = _defined(metric, found, targets)
         low, high = _of_mean(each, value)
         return measured(value, "points", low=low, high=high, n=len(targets), note=note)
 
     def score(rows: Tensor | None) -> float:
-        return metric.score(found, targets) if rows is None else metric.score(found[rows], targets[rows])
+        return _defined(metric, found, targets) if rows is None else metric.score(found[rows], targets[rows])
 
     return _bootstrapped(score, len(targets), _least(metric, len(targets)), note, seconds, seed)
+
+
+def _defined(metric: Metric, outputs: Tensor, targets: Tensor) -> float:
+    """Return the score of a whole split; a number that is none would be an unknown that looks like a measurement."""
+    value = metric.score(outputs, targets)
+    if not math.isfinite(value):
+        remedy = "It must be defined whenever it is called: look for divisions by zero and for what it keeps between calls."
+        raise must_be(f"metric {metric.name}", f"finite on {len(targets)} samples", value, remedy)
+    return value
 
 
 def per_sample(metric: Metric, outputs: Array, targets: Tensor) -> list[float] | None:

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import copy
+import importlib.util
 import linecache
 import subprocess
 import sys
 import textwrap
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -99,6 +104,11 @@ OTHER = [
     ("class F:\n    def __call__(s, o): return 1\nf = F()", "class F:\n    def __call__(s, o): return 2\nf = F()"),
     ("class B:\n    def g(s): return 1\nclass F(B):\n    def h(s): return s.g()\nf = F().h",
      "class B:\n    def g(s): return 2\nclass F(B):\n    def h(s): return s.g()\nf = F().h"),
+    ("C = {'k': 1}\ndef f(o, t):\n    return C['k']", "C = {'k': 2}\ndef f(o, t):\n    return C['k']"),
+    ("C = {1, 2}\ndef f(o, t):\n    return o in C", "C = {1, 3}\ndef f(o, t):\n    return o in C"),
+    ("C = slice(0, 2)\ndef f(o, t):\n    return o[C]", "C = slice(0, 3)\ndef f(o, t):\n    return o[C]"),
+    ("class G:\n    def __init__(s, k): s.k = k\n    def g(s): return s.k\nC = G(1)\ndef f(o, t):\n    return C.g()",
+     "class G:\n    def __init__(s, k): s.k = k\n    def g(s): return s.k\nC = G(2)\ndef f(o, t):\n    return C.g()"),
     ("f = nn.CrossEntropyLoss(label_smoothing=0.1)", "f = nn.CrossEntropyLoss(label_smoothing=0.2)"),
     ("f = nn.CrossEntropyLoss(weight=torch.ones(2))", "f = nn.CrossEntropyLoss(weight=torch.zeros(2))"),
 ]  # fmt: skip
@@ -134,6 +144,66 @@ def test_the_same_weights_in_other_code_are_another_model(edit: tuple[str, str])
         one, again, other = compiled(MODEL)(), compiled(MODEL)(), compiled(MODEL.replace(*edit))()
     assert of_code(one) == of_code(again)
     assert changed(work(model=one), work(model=other)) == {"model code"}
+
+
+@dataclass
+class Settings:
+    """What a user keeps beside a model."""
+
+    gain: float = 1.0
+
+
+class Holder(nn.Module):
+    """A model that computes with what it was given."""
+
+    def __init__(self, held: Any) -> None:
+        super().__init__()
+        self.held, self._cache, self.layer = held, {"calls": held}, nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        ({"gain": 1.0}, {"gain": 2.0}),
+        ({"act": torch.relu}, {"act": torch.tanh}),
+        (torch.relu, torch.tanh),
+        ([torch.relu], [torch.tanh]),
+        ({1, 2}, {1, 3}),
+        (slice(0, 2), slice(0, 3)),
+        (range(3), range(4)),
+        (torch.ones(3), torch.zeros(3)),
+        (np.ones(3), np.zeros(3)),
+        (Settings(1.0), Settings(2.0)),
+        ([Settings(1.0)], [Settings(2.0)]),
+        (SimpleNamespace(gain=1.0), SimpleNamespace(gain=2.0)),
+    ],
+)
+def test_what_a_model_is_set_to_is_part_of_it_in_any_form(one: Any, other: Any) -> None:
+    assert of_code(Holder(one)) == of_code(Holder(copy.deepcopy(one)))
+    assert of_code(Holder(one)) != of_code(Holder(other))
+
+
+def test_caches_by_custom_private_say_nothing() -> None:
+    one, other = Holder(1.0), Holder(1.0)
+    other._cache["calls"] = 5.0
+    assert of_code(one) == of_code(other)
+
+
+@pytest.mark.parametrize(("edit", "counts"), [("argmin", True), ("argmax  # the largest", False)])
+def test_a_neighbouring_module_of_the_users_counts_as_far_as_it_is_used(edit: str, counts: bool, tmp_path: Path) -> None:
+    found = []
+    for number, word in enumerate(("argmax", edit)):
+        name = f"neighbour{counts}{number}"
+        (tmp_path / f"{name}.py").write_text(f"def unused(o):\n    return {number}\ndef best(o):\n    return o.{word}\n")
+        spec = importlib.util.spec_from_file_location(name, tmp_path / f"{name}.py")
+        assert spec is not None
+        assert spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        function = compiled("def f(o, t):\n    return scores.best(o)")
+        function.__globals__["scores"] = module
+        found.append(of_value(function))
+    assert (found[0] != found[1]) == counts
 
 
 class InMemory(Dataset[tuple[Tensor, int]]):

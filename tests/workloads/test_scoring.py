@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import time
 from collections.abc import Callable
 from typing import Any
@@ -12,8 +13,10 @@ import torch
 from sklearn.metrics import r2_score, roc_auc_score
 from torch import Tensor
 
+from equipoise.errors import InputError
 from equipoise.records import Reading
 from equipoise.workloads import METRICS, Metric
+from equipoise.workloads.metrics import metric_of
 from equipoise.workloads.scoring import drop_reading, per_sample, quality_reading
 
 SOURCE = torch.Generator().manual_seed(3)
@@ -179,3 +182,16 @@ def test_intervals_cover() -> None:
     truth = float(np.mean([drop_reading(metric, *sample(4000), seconds=0.0).get() for _ in range(20)]))
     found = [ends(drop_reading(metric, *sample(30), seconds=0.1)) for _ in range(100)]
     assert sum(low <= truth <= high for low, high in found) >= 88
+
+
+def test_a_score_that_is_no_number_names_the_metric() -> None:
+    def torn(outputs: Tensor, targets: Tensor) -> float:
+        return math.nan
+
+    outputs, targets = np.zeros((20, 2), dtype=np.float32), torch.zeros(20, dtype=torch.long)
+    for read in (
+        lambda: quality_reading(metric_of(torn), outputs, targets),
+        lambda: drop_reading(metric_of(torn), outputs, outputs, targets),
+    ):
+        with pytest.raises(InputError, match="metric torn must be finite on 20 samples; got nan"):
+            read()

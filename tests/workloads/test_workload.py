@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import sys
 from typing import Any
 
 import pytest
@@ -204,3 +205,42 @@ def test_the_test_split_is_not_read() -> None:
     assert made.fingerprint
     with pytest.raises(InputError, match="was read"):  # control
         made.quality(split=made.test)
+
+
+class Leaving(nn.Module):
+    """A model whose forward ends the program, as a script does that was not meant to be called."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        raise SystemExit(3)
+
+
+class Stop(BaseException):
+    """What some frameworks end a step by."""
+
+
+def leave(*_: Any) -> Any:
+    raise Stop("enough")
+
+
+class Left(Dataset[Any]):
+    def __len__(self) -> int:
+        return 300
+
+    def __getitem__(self, i: int) -> Any:
+        raise SystemExit(4)
+
+
+@pytest.mark.parametrize(
+    ("changes", "named"),
+    [
+        ({"metric": leave}, "metric leave must run; it raised Stop"),
+        ({"metric": lambda outputs, targets: sys.exit(2)}, "must run; it raised SystemExit: 2"),
+        ({"loss": leave}, "loss must run; it raised Stop"),
+        ({"model": Leaving()}, "model at batch 1 must run; it raised SystemExit: 3"),
+        ({"train": Left()}, "must run; it raised SystemExit: 4"),
+    ],
+)
+def test_what_ends_the_program_in_the_users_code_is_told(changes: dict[str, Any], named: str) -> None:
+    with pytest.raises(InputError) as told:
+        check(work(**changes))
+    assert named in str(told.value)
