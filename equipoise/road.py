@@ -176,7 +176,7 @@ class Road:
 
     def walk(self) -> Study:
         """Walk it all and return the study."""
-        self.tell("prepare", "fold the model, trace its groups, collect statistics")
+        self.tell("prepare", "fold the model, trace its groups, collect statistics", extra_s=clock.perf_counter() - self.mark)
         with self.watch("preparing the model"), staying("preparing the model"):
             self.bench = Workbench.prepare(self.work, self.targets, self.store.blob)
             self.space = self.bench.space

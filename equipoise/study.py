@@ -175,7 +175,17 @@ class Study:
         return pick(self.usable, self.baseline, text, self.budget)
 
     def ratio(self, evaluation: Evaluation) -> Interval:
-        """Return how many times faster than the untouched model `evaluation` is, from the last interleaved run."""
+        """Return how many times faster than the untouched model `evaluation` is, from the last interleaved run.
+
+        The untouched model is as fast as itself: of its race against itself only the spread is kept.
+        """
+        found = self._found(evaluation)
+        if evaluation.key != self.baseline.key:
+            return found
+        return replace(found, value=1.0, low=found.low / found.value, high=found.high / found.value)
+
+    def _found(self, evaluation: Evaluation) -> Interval:
+        """Return the ratio of a race, else of the evaluation's own trial, else of its latency."""
         final = self.finals.get(evaluation.key)
         if final is not None:
             return Interval(**final)

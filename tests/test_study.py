@@ -105,6 +105,17 @@ def test_the_sentence_uses_the_final_race(tmp_path) -> None:
         assert Study.read(store).sentence(HALF).startswith("1.25× slower")
 
 
+def test_the_untouched_model_is_as_fast_as_itself_give_or_take_what_its_race_spreads(tmp_path) -> None:
+    with Store.open(tmp_path / "study") as store:
+        fill(store, (BASE, HALF), "")
+        ratio = {"value": 1.04, "low": 0.936, "high": 1.144, "n": 12, "confidence": 0.95}
+        store.put("final", "x", {"ratios": {BASE.key: ratio}}, seconds=1)
+        found = Study.read(store)
+    told = found.ratio(found.baseline)
+    assert (told.value, told.low, told.high, told.n) == pytest.approx((1.0, 0.9, 1.1, 12))
+    assert found.sentence(found.baseline).startswith("1.00× as fast (cannot tell from 1), 1.00× smaller, drop 0.00")
+
+
 def test_a_raced_latency_is_the_one_that_is_told_and_held_to_the_budget(tmp_path) -> None:
     with Store.open(tmp_path / "study") as store:
         fill(store, (BASE, HALF), "latency<=0.9ms")
