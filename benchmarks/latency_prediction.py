@@ -16,7 +16,9 @@ from pathlib import Path
 import numpy as np
 
 from equipoise import sensitivity, steering, workloads
-from equipoise.measure import latency, machine
+from equipoise.measure import machine
+from equipoise.measure.loads import compare_loads
+from equipoise.racing import Contender
 from equipoise.records import Evaluation, Plan, measured
 from equipoise.runtimes import Target, get
 from equipoise.stats import median, quantile
@@ -36,8 +38,9 @@ def main() -> int:
     target = Target.parse(args.target)
     bench = Workbench.prepare(workloads.load(args.workload), (target,), lambda content: "")
     runtime = get(target.runtime)
-    times = sensitivity.layer_times(bench, target, seconds=30)
-    features = {target.runtime: sensitivity.Features(tuple(sensitivity.layers(bench)), times, tuple(runtime.precisions))}
+    layers = tuple(sensitivity.layers(bench, bench.space))
+    times, _ = sensitivity.layer_times(bench, target, layers, seconds=30)
+    features = {target.runtime: sensitivity.Features(layers, times, tuple(runtime.precisions))}
     genomes = np.unique(bench.space.sample(np.random.default_rng(0), n=args.fit + args.n), axis=0)
     np.random.default_rng(1).shuffle(genomes)
     plans = [bench.space.decode(row) for row in genomes]
@@ -60,12 +63,13 @@ def main() -> int:
 
 def _measure(bench: Workbench, target: Target, plans: list[Plan]) -> list[float]:
     """Seconds of every plan, each as its ratio to the untouched model timed in the same rounds."""
-    calls = {"reference": bench.reference_call()}
+    request = bench.validation[0][: target.batch].numpy()
+    contenders = {"reference": Contender(bench.reference_program, target).load(request)}
     for plan in plans:
         program = bench.compile(plan, bench.source(plan, bench.build(plan, repair=False)), samples=32)
-        calls[plan.digest] = bench.caller(program, target)
-    timed = latency.compare(calls, rounds=15)
-    base = timed.p50("reference").get()
+        contenders[plan.digest] = Contender(program, target).load(request)
+    timed = compare_loads(contenders, seconds=120)
+    base = timed.latency("reference").get()
     return [base / timed.speedup("reference", plan.digest).value for plan in plans]
 
 

@@ -24,7 +24,9 @@ import tempfile
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from math import log
 from pathlib import Path
+from statistics import stdev
 from typing import Any
 
 from equipoise.artifact import Artifact, export
@@ -76,6 +78,7 @@ def held(args: argparse.Namespace) -> int:
         "within": within,
         "falsely_broken": sum(row["state"] == "broken" for row in real),
         "cannot_tell": sum(row["state"] == "cannot tell" for row in real),
+        "load_sd": median([row["load_sd"] for row in real]),
         "half_width": {"median": median([(row["high"] - row["low"]) / 2 / row["promised"] for row in real])},
         "planted": {"factor": factor, "n": args.planted, "caught": sum(row["state"] == "broken" for row in planted)},
         "real": real,
@@ -87,7 +90,7 @@ def held(args: argparse.Namespace) -> int:
     kept = json.loads(args.out.read_text()) if args.out.is_file() else {}
     args.out.parent.mkdir(parents=True, exist_ok=True)
     args.out.write_text(json.dumps({**kept, args.store.name: entry}, indent=1, sort_keys=True) + "\n")
-    shown = ("within", "falsely_broken", "cannot_tell", "half_width", "planted")
+    shown = ("within", "falsely_broken", "cannot_tell", "half_width", "load_sd", "planted")
     print(args.store.name, json.dumps({key: entry[key] for key in shown}))
     return 0 if within >= 0.95 and not entry["falsely_broken"] else 1
 
@@ -117,6 +120,7 @@ def one(args: argparse.Namespace, number: int, *, factor: float) -> dict[str, An
         "promised": promised.get(), "low": promised.low, "high": promised.high, "found": found["value"],
         "found_low": found["low"], "found_high": found["high"], "state": check["state"], "note": check["note"], "busy": busy,
         "exit": done.returncode, "broken": told["broken"], "latency_s": told["test"]["latency_s"]["value"],
+        "load_sd": median([stdev(map(log, loads)) for loads in row["times"][pick.key] if len(loads) > 1]),
     }  # fmt: skip
     words = f"{promised.get():.3f} [{promised.low:.3f}, {promised.high:.3f}] found {found['value']:.3f} {check['state']}"
     print(f"{number} {'busy' if busy else 'idle'} × {factor:g}: {words} {told['broken'] or ''}", file=sys.stderr)

@@ -17,7 +17,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -27,11 +27,12 @@ import torch
 from equipoise import workloads
 from equipoise.compress.fold import fold
 from equipoise.compress.prune import prune
-from equipoise.measure import latency, machine
+from equipoise.measure import machine
+from equipoise.racing import Contender, race_programs
 from equipoise.records import Evaluation, as_data
 from equipoise.recovery import WITH_NORM
 from equipoise.road import optimize
-from equipoise.runtimes import Program, get
+from equipoise.runtimes import Program, Target, get
 from equipoise.runtimes.export import Exporter
 from equipoise.store import Store
 from equipoise.study import Study
@@ -97,27 +98,23 @@ def race(spec: str, store: Path) -> None:
     for made in sorted(store.parent.glob(f"{store.name}-hand-*/model.xml")):
         name = f"Torch-Pruning {made.parent.name.rpartition('-')[2]} + NNCF"
         programs[name] = Program.read(made.parent, runtime="openvino", precision="int8", names=("model.bin", "model.xml"))
-    request = work.example[:1].numpy()
-    calls: dict[str, Callable[[], object]] = {}
-    for name, program in programs.items():
-        session = get(program.runtime).load(program, threads=1, batch=1)
-        calls[name] = lambda held=session: held.run(request)
-    calls["Equipoise again"] = calls["Equipoise"]  # A/A: how much of a ratio is noise
-    timed = latency.compare(calls, rounds=60, seconds=180)
+    contenders = {name: Contender(program, Target(program.runtime)) for name, program in programs.items()}
+    contenders["Equipoise again"] = contenders["Equipoise"]  # A/A: how much of a ratio is noise
+    timed = race_programs(contenders, work.example.numpy(), baseline="Equipoise", seconds=240)
     scores = _scores(work, programs)
     best = max(("ORT fp32", "ORT int8", "NNCF int8 on OpenVINO"), key=lambda n: timed.speedup(n, "Equipoise").value ** -1)
     rows = {
         name: {
-            "latency": as_data(timed.p50(name)),
+            "latency": as_data(timed.latency(name)),
             "times_faster_of_equipoise": as_data(timed.speedup(name, "Equipoise")),
             "bytes": programs[name].size_bytes if name in programs else None,
             **scores.get(name, {}),
         }
-        for name in calls
+        for name in contenders
     }
     result = {
-        "what": "ResNet-20, CIFAR-10 (JPEG copy), batch 1, one thread, shuffled blocks of 40 calls, 10 discarded",
-        "rounds": timed.rounds,
+        "what": "ResNet-20, CIFAR-10 (JPEG copy), batch 1, one thread, raced in fresh processes",
+        "processes": timed.processes,
         "fastest_rival": best,
         "contenders": rows,
         "plan": as_data(_pick(study).plan),

@@ -160,8 +160,8 @@ class Artifact:
         return Program(entry["runtime"], entry["precision"], files)
 
 
-RACE_S = 20.0
-"""Seconds for the race of a pick that the study's own last race left out."""
+RACE_S, PATIENCE = 20.0, 3.0
+"""Seconds for the race of a pick that the study's own last race left out; so many times that until eight processes have run."""
 
 
 def export(
@@ -231,7 +231,7 @@ def _raced(evaluation: Evaluation, store: Store) -> Study:
     if evaluation.key in study.finals or evaluation.key == study.baseline.key:
         return study
     began = time.perf_counter()
-    row = race_stored(store, study.baseline, [evaluation], seconds=RACE_S, seed=int(study.header["seed"]))
+    row = race_stored(store, study.baseline, [evaluation], seconds=RACE_S, seed=int(study.header["seed"]), patience=PATIENCE)
     spent = time.perf_counter() - began
     try:
         with contextlib.nullcontext(store) if not store.readonly else Store.open(store.path, create=False) as writable:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from equipoise.errors import EquipoiseError
+from equipoise.workloads.running import at_once
 
 if TYPE_CHECKING:
     from equipoise.workloads import Metric
@@ -28,7 +29,8 @@ BATCH = 64
 def answers(model: torch.nn.Module, inputs: torch.Tensor) -> np.ndarray[Any, Any]:
     """Return what `model`, in evaluation mode, answers to `inputs` (N, ...)."""
     with torch.inference_mode():
-        found = [model(inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)]
+        step = at_once(inputs, BATCH)
+        found = [model(inputs[i : i + step]) for i in range(0, len(inputs), step)]
     return np.asarray(torch.cat(found).numpy())
 
 

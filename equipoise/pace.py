@@ -11,7 +11,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
-from equipoise.measure.race import Race
+from equipoise.measure.race import FEWEST, Race
 from equipoise.racing import Contender, race_programs
 from equipoise.records import Reading, measured
 from equipoise.runtimes.base import Target
@@ -23,6 +23,9 @@ from equipoise.verify import Check
 MOST_EXPLAINED = 1.25
 """The state of a machine moved a ratio by a fifth where it was seen (one model slowed by 1.3, the other by 1.6)."""
 
+PATIENCE = 6.0
+"""A race goes on for so many times its seconds until eight processes have run: fewer cannot break a promise."""
+
 
 def raced(scene: Scene, found: dict[str, Reading], seconds: float) -> Iterator[Check]:
     """Race the program beside the reference, judge its speed, and fill `found` with the figures."""
@@ -33,7 +36,7 @@ def raced(scene: Scene, found: dict[str, Reading], seconds: float) -> Iterator[C
         "reference": Contender(scene.reference, Target.parse(claims.reference.target)),
         "program": Contender(scene.program, target),
     }
-    race = race_programs(contenders, scene.samples.numpy(), baseline="reference", seconds=seconds)
+    race = race_programs(contenders, scene.samples.numpy(), baseline="reference", seconds=seconds, patience=PATIENCE)
     ratio, now, base_now = race.speedup("reference", "program"), race.latency("program"), race.latency("reference")
     found["speed_up"] = ratio.reading("1", note=f"{race.processes} fresh processes")
     yield speed(promise["speed_up"], ratio, _slowed(baseline, base_now), race, at_home=scene.at_home)
@@ -50,7 +53,7 @@ def speed(promised: Reading, found: Interval, slowed: float, race: Race, *, at_h
     """Judge a speed-up found against the one promised.
 
     Args:
-        slowed: How many times slower the reference is than it was, as far as its intervals show; 1 where they do not.
+        slowed: How many times slower the reference is than it was; 1 where it is not.
     """
     name, stated = "times faster", told(Interval(promised.get(), promised.low or 0.0, promised.high or math.inf, promised.n))
     how = f"{race.processes} fresh processes, {race.stopped}"
@@ -72,6 +75,8 @@ def speed(promised: Reading, found: Interval, slowed: float, race: Race, *, at_h
                 "cannot tell", f"known here to ± {wide:.1%} only, promised to ± {width:.1%}: too busy, or more --seconds"
             )
         return said("kept", "within the promised interval" if found.value <= promised.high else "faster than promised")
+    if race.processes < FEWEST:
+        return said("cannot tell", f"below the promised interval, but {FEWEST} processes must tell: give it more --seconds")
     if found.high >= promised.low:
         return said("cannot tell", "below the promised interval, but the interval found still meets it")
     if found.high * min(slowed, MOST_EXPLAINED) >= promised.low:
@@ -107,8 +112,8 @@ def state(promised: Reading, now: Reading, *, at_home: bool) -> Check:
 
 
 def _slowed(promised: Reading, now: Reading) -> float:
-    """How many times slower the reference is than it was, as far as both intervals show."""
-    return max(1.0, now.low / promised.high) if now.low and promised.high else 1.0
+    """How many times slower the reference is than it was; 1 where it is not."""
+    return max(1.0, now.get() / promised.get())
 
 
 def told(ratio: Interval) -> str:

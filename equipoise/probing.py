@@ -18,7 +18,7 @@ from equipoise import runtimes, sensitivity
 from equipoise.errors import StoreError
 from equipoise.search import Knob, LossTable, Space, loss_table
 from equipoise.stats import median
-from equipoise.workbench import one_thread
+from equipoise.workloads.running import one_thread
 
 if TYPE_CHECKING:
     from equipoise.records import Choice

@@ -51,6 +51,7 @@ def race_programs(
     *,
     baseline: str,
     seconds: float,
+    patience: float = 1.0,
     precision: float = 0.02,
     seed: int = 0,
 ) -> Race:
@@ -73,13 +74,13 @@ def race_programs(
              "target": str(contender.target)}
         )  # fmt: skip
     return race(
-        "equipoise.racing:loads", payload, {"contenders": options}, baseline=baseline, seconds=seconds, precision=precision,
-        seed=seed,
+        "equipoise.racing:loads", payload, {"contenders": options}, baseline=baseline, seconds=seconds, patience=patience,
+        precision=precision, seed=seed,
     )  # fmt: skip
 
 
 def race_stored(
-    store: Store, baseline: Evaluation, rivals: Sequence[Evaluation], *, seconds: float, seed: int
+    store: Store, baseline: Evaluation, rivals: Sequence[Evaluation], *, seconds: float, seed: int, patience: float = 1.0
 ) -> dict[str, Any]:
     """Race evaluations of a study beside its untouched model, from the files and the inputs that it keeps.
 
@@ -97,7 +98,9 @@ def race_stored(
         name: Contender(Program.stored(e, store.read_blob), Target.parse(str(e.details["target"])))
         for name, e in [("reference", baseline), *((e.key, e) for e in rivals)]
     }
-    found = race_programs(contenders, load(store.read_blob(probe))["inputs"], baseline="reference", seconds=seconds, seed=seed)
+    found = race_programs(
+        contenders, load(store.read_blob(probe))["inputs"], baseline="reference", seconds=seconds, patience=patience, seed=seed
+    )
     return {
         "ratios": {e.key: as_data(found.speedup("reference", e.key)) for e in rivals},
         "reference": as_data(found.latency("reference")),

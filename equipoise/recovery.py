@@ -88,7 +88,8 @@ def candidates(road: Road, count: int) -> list[Evaluation]:
     ]  # fmt: skip
     bound = road.budget.bound("drop")
     if bound:
-        rows = [e for e in rows if bound < e.drop.get() <= HOPE * bound] or rows
+        kept = any(e.drop.get() <= MARGIN * bound for e in rows)  # then the search has a better use for the time
+        rows = [e for e in rows if bound < e.drop.get() <= HOPE * bound] or [e for e in rows if not kept]
     axes = ("latency_s",) if road.budget.bound("size") is None else ("latency_s", "size_bytes")
     front = [rows[i] for i in non_dominated([[e.details["loss"], *(e.axis(a).get() for a in axes)] for e in rows])]
     front = sorted((e for e in front if e.details["loss"] >= CANDIDATE_LOSS), key=lambda e: float(e.details["loss"]))

@@ -33,7 +33,7 @@ from equipoise.recovery import HOPE, recover
 from equipoise.runtimes import Target, parse_targets
 from equipoise.search import Genomes
 from equipoise.search.front import predicted_front
-from equipoise.search.propose import Evaluated, converged, first_points, front_volume, propose
+from equipoise.search.propose import Evaluated, converged, first_points, front_volume, halving, propose
 from equipoise.search.surrogate import fit_loss
 from equipoise.store import Store
 from equipoise.study import SCHEMA, Study
@@ -466,7 +466,7 @@ class Road:
             return {"plans": [], "reach": reach}
         front, losses = front[useful], losses[useful]
         focus = self.budget.bound("latency")
-        plans = first_points(self.space, front, costs[0].many(front), losses, n=FIRST, focus=focus)
+        plans = halving(first_points(self.space, front, costs[0].many(front), losses, n=FIRST, focus=focus))
         return {"plans": [as_data(plan) for plan in plans], "reach": reach}
 
     def _next(self, costs: Any, model: Any, known: Evaluated, number: int) -> dict[str, Any]:

@@ -23,7 +23,8 @@ from equipoise.runtimes import Target
 from equipoise.runtimes.ops import OpSpec, op_inputs, op_program, specs
 from equipoise.search import Genomes, Knob, Space
 from equipoise.stats import median
-from equipoise.workbench import BATCH, Workbench, damage, one_thread
+from equipoise.workbench import BATCH, Workbench, damage
+from equipoise.workloads.running import at_once, one_thread
 
 PROBE_SAMPLES = 1000
 """Validation samples for one-knob losses: KL needs far fewer than accuracy (METHODS 2.4)."""
@@ -76,7 +77,8 @@ def loss_of(bench: Workbench, knob: Knob, choice: Any, *, samples: int = PROBE_S
         model = bench.build(bench.space.untouched.but({knob.name: choice}))
     inputs = bench.validation[0][:samples]
     with one_thread(), torch.inference_mode():
-        found = torch.cat([model(inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)])
+        step = at_once(inputs, BATCH)
+        found = torch.cat([model(inputs[i : i + step]) for i in range(0, len(inputs), step)])
     return damage(bench.reference[:samples], found.numpy(), bench.work.divergence)
 
 

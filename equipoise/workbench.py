@@ -6,10 +6,9 @@ timed in blocks beside the untouched model's.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
@@ -33,6 +32,7 @@ from equipoise.study import latency_beside
 from equipoise.training.losses import apart
 from equipoise.workloads import Workload
 from equipoise.workloads.meaning import Divergence
+from equipoise.workloads.running import at_once, one_thread
 from equipoise.workloads.scoring import drop_reading, quality_reading
 from equipoise.workloads.weights import packed
 
@@ -165,7 +165,8 @@ class Workbench:
         """Run the first `samples` of the validation split through `program`, on all cores."""
         session = runtimes.get(program.runtime).load(program, threads=os.cpu_count() or 1)
         inputs = self.validation[0][:samples].numpy()
-        return np.concatenate([session.run(inputs[i : i + BATCH]) for i in range(0, len(inputs), BATCH)])
+        step = at_once(self.validation[0], BATCH)
+        return np.concatenate([session.run(inputs[i : i + step]) for i in range(0, len(inputs), step)])
 
     @cached_property
     def reference_program(self) -> Program:
@@ -271,20 +272,6 @@ class Workbench:
             }
             for layer in counts.by_layer
         ]
-
-
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Keep torch to one thread: its many small products run 2 to 5 times slower on two contended cores than on one.
-
-    The thread count is the process's; it is put back on leaving.
-    """
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(before)
 
 
 def widths(size: int, multiple: int) -> tuple[int, ...]:

@@ -9,7 +9,7 @@ import pytest
 from equipoise.budget import Constraint
 from equipoise.examine import held
 from equipoise.measure.race import Race
-from equipoise.pace import latency, speed, state
+from equipoise.pace import _slowed, latency, speed, state
 from equipoise.records import Reading, measured
 from equipoise.stats import Interval
 
@@ -62,6 +62,12 @@ def test_the_state_of_the_machine_is_told_and_breaks_nothing(now: Reading, at_ho
     assert state(measured(1.0, "s", low=0.98, high=1.02, n=8), now, at_home=at_home).state == said
 
 
+def test_few_processes_break_no_promise() -> None:
+    few = Race({name: rows[:3] for name, rows in RACE.times.items()}, "seconds", 30.0, RACE.wait)
+    check = speed(PROMISED, found(1.7), 1.0, few, at_home=True)
+    assert (check.state, "8 processes must tell" in check.note) == ("cannot tell", True)
+
+
 @pytest.mark.parametrize(
     ("base", "as_exported", "bound", "said"),
     [
@@ -79,3 +85,26 @@ def test_a_bound_on_latency_is_kept_only_where_the_baseline_or_the_clock_shows_i
     now = measured(3e-3, "s", low=2.9e-3, high=3.1e-3, n=8)
     reading = latency(base, found(2.0), now, as_exported=as_exported)
     assert held(Constraint("latency", "latency_s", "s", bound, upper=True), reading).state == said
+
+
+@pytest.mark.parametrize(
+    ("now", "slowed"),
+    [
+        (measured(3.04, "s", low=2.81, high=3.29, n=3), 1.25),
+        (measured(2.6, "s", low=2.5, high=2.7, n=3), 1.07),
+        (measured(2.0, "s", low=1.9, high=2.1, n=3), 1.0),
+        (measured(3.04, "s"), 1.25),
+    ],
+)
+def test_a_reference_that_is_slower_explains_as_much_as_it_is_slower(now: Reading, slowed: float) -> None:
+    promised = measured(2.43, "s", low=2.33, high=2.54, n=8)
+    assert _slowed(promised, now) == pytest.approx(slowed, abs=0.005)
+
+
+def test_an_honest_artifact_on_a_machine_that_got_busy_is_not_called_broken() -> None:
+    """Seen on EfficientNet-Lite0: promised on a quiet machine, verified beside four busy processes."""
+    promise = measured(2.27, "1", low=2.21, high=2.32, n=8)
+    busy = Race(RACE.times, "seconds", 60.0, {"reference": 1.67, "program": 1.67})
+    slowed = _slowed(measured(2.43, "s", low=2.33, high=2.54, n=8), measured(3.04, "s", low=2.81, high=3.29, n=3))
+    assert speed(promise, Interval(1.90, 1.81, 1.99, 3), slowed, busy, at_home=True).state == "cannot tell"
+    assert speed(promise, Interval(1.60, 1.55, 1.65, 3), slowed, busy, at_home=True).state == "broken"

@@ -74,6 +74,7 @@ def race(
     *,
     baseline: str,
     seconds: float,
+    patience: float = 1.0,
     precision: float = 0.02,
     seed: int = 0,
 ) -> Race:
@@ -85,6 +86,7 @@ def race(
         options: Plain JSON data for `entry`.
         baseline: The contender that precision is judged against.
         seconds: Wall time; two processes always run, however long they take.
+        patience: Eight processes run even if that takes so many times `seconds`.
         precision: Stop, after eight processes, once each ratio to the baseline is known to ± this fraction.
         seed: Of order and layout; each process draws its own from it.
     Raises:
@@ -100,7 +102,8 @@ def race(
     with children(payload) as fresh:
         for number in range(MOST):
             passed = time.perf_counter() - began
-            if number >= 2 and passed + passed / number > seconds:
+            limit = seconds * (patience if number < FEWEST else 1.0)
+            if number >= 2 and passed + passed / number > limit:
                 stopped = "seconds"
                 break
             order = {"entry": entry, "options": dict(options), "seconds": seconds / FEWEST, "seed": seed * MOST + number}

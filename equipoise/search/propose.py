@@ -71,6 +71,21 @@ def first_points(
     return [space.decode(front[i]) for i in sorted(chosen, key=lambda i: float(costs[i]))]
 
 
+def halving(plans: Sequence[Plan]) -> list[Plan]:
+    """Return plans in the order in which to try them: the middle one, the middles of what comes after and before it, and so on.
+
+    So wherever the time ends, those that were tried are spread over all, and the first is no extreme.
+    """
+    order, parts = [], [(0, len(plans))]
+    while parts:
+        low, high = parts.pop(0)
+        if low < high:
+            middle = (low + high) // 2
+            order.append(plans[middle])
+            parts += [(middle + 1, high), (low, middle)]
+    return order
+
+
 def propose(
     space: Space,
     model: LossModel,

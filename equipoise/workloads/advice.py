@@ -15,6 +15,7 @@ from equipoise.workloads.data import Split
 from equipoise.workloads.labels import asked_by_metric
 from equipoise.workloads.outputs import Chosen, part
 from equipoise.workloads.overlap import duplicates
+from equipoise.workloads.running import at_once, one_thread
 from equipoise.workloads.sources import attempt
 
 SAMPLE, BATCH = 512, 64
@@ -35,7 +36,8 @@ def advice(work: Workload) -> tuple[str, ...]:
     Takes seconds at most; only validation and training data go through the model. In-memory test inputs are compared with
     those, their targets are not looked at.
     """
-    found = [*work.notes, *_precision(work), *duplicates(work.train, work.validation, work.test), *_memorised(work)]
+    with one_thread():
+        found = [*work.notes, *_precision(work), *duplicates(work.train, work.validation, work.test), *_memorised(work)]
     return tuple(dict.fromkeys(found))
 
 
@@ -97,7 +99,8 @@ def _quality(work: Workload, run: nn.Module | Callable[[Tensor], Any], split: Sp
     try:
         with torch.inference_mode():
             for inputs, wanted in split.take(SAMPLE).batches(BATCH):
-                outputs.append(attempt("model", lambda given=inputs: run(given), "Look at its forward."))  # type: ignore[misc]
+                for few in torch.split(inputs, at_once(inputs, BATCH)):
+                    outputs.append(attempt("model", lambda given=few: run(given), "Look at its forward."))  # type: ignore[misc]
                 targets.append(wanted)
                 if time.perf_counter() > until:
                     break

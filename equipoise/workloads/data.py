@@ -15,6 +15,7 @@ from torch import Tensor
 
 from equipoise.errors import InputError, must_be
 from equipoise.workloads.forms import form_of
+from equipoise.workloads.running import at_once
 from equipoise.workloads.sources import Arrays, Items, Source, attempt
 
 Transform = Callable[[Tensor], Tensor]
@@ -159,14 +160,15 @@ def predict(run: Callable[[Tensor], Any], split: Split, *, batch: int = 256) -> 
     Args:
         run: Batch of inputs -> batch of outputs (a model, or a runtime's session wrapped in a function); tensor or array.
         split: What to read.
-        batch: Samples at a time.
+        batch: Samples at a time, fewer where they are large.
     Raises:
         InputError: The split is empty.
     """
     outputs, targets = [], []
     with torch.inference_mode():
         for inputs, wanted in split.batches(batch):
-            outputs.append(torch.as_tensor(cast(Any, run(inputs))))
+            for few in torch.split(inputs, at_once(inputs, batch)):
+                outputs.append(torch.as_tensor(cast(Any, run(few))))
             targets.append(wanted)
     if not outputs:
         raise InputError(f"{split.name} must be data with at least one sample; got none. Pass another {split.name} split.")

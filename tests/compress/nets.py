@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 
 import pytest
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from vision_names import declare
 
 
 class OptionABlock(nn.Module):
@@ -206,19 +206,8 @@ def made(name: str, *, seed: int = 0) -> tuple[nn.Module, Tensor]:
         return settled(builder(), inputs, seed=seed), inputs  # type: ignore[operator]
 
 
-_LIBRARIES: list[torch.library.Library] = []
-
-
 def from_timm(name: str, **options: object) -> nn.Module:
-    """Build a model of timm from its configuration, untrained.
-
-    timm imports torchvision, which needs its compiled operators even where none is called; where they do not fit this torch
-    their names are enough.
-    """
-    if not _LIBRARIES:
-        for operator in ("nms(Tensor a, Tensor b, float c) -> Tensor", "qnms(Tensor a, Tensor b, float c) -> Tensor"):
-            _LIBRARIES.append(torch.library.Library("torchvision", "FRAGMENT"))
-            with contextlib.suppress(RuntimeError):  # it is there
-                _LIBRARIES[-1].define(operator)
+    """Build a model of timm from its configuration, untrained."""
+    declare()
     timm = pytest.importorskip("timm")
     return timm.create_model(name, **options)

@@ -103,3 +103,10 @@ def test_two_processes_run_however_little_time_there_is(monkeypatch: pytest.Monk
 def test_no_interval_is_narrower_than_what_two_sittings_differ_by(monkeypatch: pytest.MonkeyPatch) -> None:
     Script(monkeypatch, [2.0] * 20)
     assert run().speedup("a", "b").half_width > 2.0 * module.SITTING
+
+
+def test_patience_lets_eight_processes_run_though_the_time_is_up(monkeypatch: pytest.MonkeyPatch) -> None:
+    Script(monkeypatch, [1.6, 2.4] * 20)
+    assert run(seconds=2.0, patience=6.0).processes == FEWEST
+    Script(monkeypatch, [1.6, 2.4] * 20)
+    assert run(seconds=2.0, patience=2.0).processes == 4

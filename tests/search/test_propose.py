@@ -6,7 +6,7 @@ import pytest
 from equipoise.errors import InputError
 from equipoise.pareto import hypervolume
 from equipoise.search.front import predicted_front
-from equipoise.search.propose import Evaluated, converged, expected_improvement, first_points, front_volume, propose
+from equipoise.search.propose import Evaluated, converged, expected_improvement, first_points, front_volume, halving, propose
 from equipoise.search.space import Knob, Space
 from equipoise.search.surrogate import fit_loss
 from equipoise.search.tables import EPSILON, LossTable
@@ -42,6 +42,14 @@ def start():
 def ask(known, seed=0, **kwargs):
     model = fit_loss(TABLE, known.genomes, known.losses)
     return propose(SPACE, model, [MACS], known, rng=np.random.default_rng(seed), generations=20, **kwargs)
+
+
+def test_plans_are_tried_so_that_those_done_when_the_time_ends_are_spread():
+    rows = list(range(12))
+    order = halving(rows)
+    assert sorted(order) == rows
+    assert order[:3] == [6, 9, 3]  # not the extremes, which are the least likely to keep a drop
+    assert halving([]) == []
 
 
 def test_first_points_cover_the_front_and_are_denser_at_the_focus():

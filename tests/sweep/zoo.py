@@ -16,6 +16,7 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
+from vision_names import declare
 
 BATCH = 96
 
@@ -45,7 +46,7 @@ def missing() -> str:
     absent = [name for name in ("timm", "torchvision") if importlib.util.find_spec(name) is None]
     if absent:
         return f"{' and '.join(absent)} not installed: `make test` does it"
-    _declare()
+    declare()
     return ""
 
 
@@ -57,17 +58,6 @@ def unknown(architecture: Architecture) -> str:
 
     known = architecture.source != "timm" or timm.is_model(architecture.name)
     return "" if known else f"timm {timm.__version__} does not know {architecture.name}"
-
-
-_LIBRARIES: list[torch.library.Library] = []
-
-
-def _declare() -> None:
-    """Give torch the names of the operators that torchvision's compiled half would have brought; they have no code."""
-    for operator in ("nms(Tensor dets, Tensor scores, float limit) -> Tensor", "qnms(Tensor d, Tensor s, float l) -> Tensor"):
-        library = torch.library.Library("torchvision", "FRAGMENT")
-        library.define(operator)
-        _LIBRARIES.append(library)
 
 
 def built(architecture: Architecture) -> nn.Module:
