@@ -30,8 +30,6 @@ SAMPLE = (
     "timm:densenet121",
     "timm:mobilenetv3_small_050",
     "timm:starnet_s050",
-    "timm:swinv2_tiny_window8_256",
-    "timm:xcit_nano_12_p16_224",
     "torchvision:densenet",
     "torchvision:lraspp_mobilenet_v3_large",
     "torchvision:mobilenet_v2",
