@@ -189,7 +189,7 @@ def export(
     folder = Path(out)
     _must_be_free(folder, overwrite=overwrite)
     if not evaluation.ok:
-        raise InputError(f"only a trial that ended well can be exported; this one failed: {evaluation.error.splitlines()[-1]}")
+        raise InputError(f"only a trial that ended well can be exported; this one failed: {evaluation.reason}")
     study = _raced(evaluation, store)
     evaluation = next((e for e in study.evaluations if e.key == evaluation.key), evaluation)
     program, place = _program_of(evaluation, store), _place(str(evaluation.details["runtime"]))

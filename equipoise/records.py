@@ -21,6 +21,9 @@ from equipoise.units import show
 SCHEMA = 1
 """Version of every JSON document we write. History: 1 = first."""
 
+LONGEST_REASON = 300
+"""Characters of what a failed trial raised that are shown in one line."""
+
 Provenance = Literal["measured", "estimated", "unavailable"]
 Choice = int | str
 Fidelity = Literal["untouched", "one-shot", "recovered"]
@@ -157,7 +160,7 @@ class Evaluation:
 
     def __repr__(self) -> str:
         if self.error:
-            return f"Evaluation({self.key[:8]}, {self.fidelity}, failed: {self.error.strip().splitlines()[-1][:120]})"
+            return f"Evaluation({self.key[:8]}, {self.fidelity}, failed: {self.reason[:120]})"
         cost = ", ".join(f"{name} {self.cost[name]}" for name in ("latency_s", "size_bytes") if name in self.cost)
         return f"Evaluation({self.key[:8]}, {self.fidelity}, quality {self.quality}, drop {self.drop}, {cost})"
 
@@ -181,8 +184,10 @@ class Evaluation:
 
     @property
     def reason(self) -> str:
-        """Why the trial failed, in one line; empty where it ended well."""
-        return self.error.strip().rpartition("\n")[2]
+        """Why the trial failed, in one line: what was raised, with all of its words; empty where it ended well."""
+        lines = self.error.strip().rpartition("Traceback (most recent call last)")[2].splitlines()
+        raised = next((i for i, line in enumerate(lines[1:], 1) if line and not line.startswith(" ")), 0)  # frames are indented
+        return " ".join(" ".join(lines[raised:]).split())[:LONGEST_REASON]
 
 
 def digest(value: Any) -> str:

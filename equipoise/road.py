@@ -37,7 +37,7 @@ from equipoise.search.propose import Evaluated, converged, first_points, front_v
 from equipoise.search.surrogate import fit_loss
 from equipoise.store import Store
 from equipoise.study import SCHEMA, Study
-from equipoise.units import parse, show
+from equipoise.units import check_seed, parse, show
 from equipoise.watchdog import watched
 from equipoise.workbench import Workbench, failed
 from equipoise.workloads import Workload, advice, as_workload, check
@@ -120,10 +120,11 @@ def optimize(
     """
     started = clock.perf_counter() if began is None else began
     bounds = parse_budget(budget, axes=MEASURED)
-    targets = parse_targets(target) if isinstance(target, str) else tuple(target)
+    targets = parse_targets(target)
     limit = parse(time, "s", name="time") if isinstance(time, str) else float(time)
-    if not limit >= 0:
-        raise must_be("time", "zero or more", time, "Write for example 20min.")
+    if not 0 <= limit < float("inf"):
+        raise must_be("time", "zero or more, and finite", time, "Write for example 20min.")
+    check_seed(seed)
     for wanted in targets:
         if reason := runtimes.get(wanted.runtime).unavailable():
             raise must_be("target", "a runtime that can be used here", str(wanted), reason)

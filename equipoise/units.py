@@ -53,6 +53,12 @@ def parse(text: str, unit: str, *, name: str) -> float:
     return value
 
 
+def check_seed(seed: object) -> None:
+    """Raise `InputError` unless `seed` can start every generator of random numbers."""
+    if type(seed) is not int or seed < 0:
+        raise must_be("seed", "a whole number of at least 0", seed, "Write for example 0.")
+
+
 def _some(number: str) -> bool:
     """Whether a number is written as one that is not 0: 1e-400 is below every float."""
     return any(digit in "123456789" for digit in number.lower().partition("e")[0])

@@ -30,6 +30,7 @@ from equipoise.runtimes.export import Exporter
 from equipoise.training.recipe import Recipe
 from equipoise.training.recover import distill as _distill
 from equipoise.workloads import Split, predict
+from equipoise.workloads.check import not_finite
 from equipoise.workloads.meaning import KINDS, SAMPLE, Divergence, Kind, decide, first_tensor, squashed
 from equipoise.workloads.wrapped import bare, copied, single
 
@@ -147,6 +148,8 @@ def distill(
     split = data if isinstance(data, Split) else Split.of(data, name="train")
     if not len(split):
         raise InputError("data must hold at least one sample; got none. Pass the training inputs.")
+    if found := not_finite(split):
+        raise found
     learner, guide = _prepared("student", student)[0], copied(_prepared("teacher", teacher)[0]).eval()
     example = split.take(2).tensors()[0]
     shapes = [tuple(_answers(name, part, example).shape) for name, part in (("student", learner), ("teacher", guide))]
@@ -205,6 +208,9 @@ def _batch(name: str, inputs: Any) -> Tensor:
     if not isinstance(inputs, Tensor) or inputs.dim() < 1 or len(inputs) < 1:
         got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
         raise must_be(name, "a tensor of inputs (N, ...), N of at least 1", got, "Pass for example one batch of your data.")
+    if inputs.is_floating_point() and not bool((good := inputs.detach().isfinite().reshape(len(inputs), -1).all(1)).all()):
+        row = int((~good).nonzero()[0])
+        raise must_be(name, "finite", f"NaN or infinity in row {row}", "Clean the data, or look at how they are normalised.")
     return _as_single(inputs.detach())
 
 

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import traceback
 from dataclasses import replace
+
+import pytest
 
 from equipoise.records import Evaluation, Plan, as_data, evaluation_from, measured
 
@@ -30,3 +33,23 @@ def test_a_record_of_before_legs_had_a_field_finds_it_in_its_details() -> None:
 def test_the_reason_of_a_failure_is_the_last_line_of_its_error() -> None:
     assert replace(TRIAL, error="Traceback ...\n  at x\nValueError: no\n").reason == "ValueError: no"
     assert TRIAL.reason == ""
+
+
+@pytest.mark.parametrize(
+    ("said", "reason"),
+    [
+        (ValueError("too low for\nmy taste"), "ValueError: too low for my taste"),
+        (ValueError("odd:\n    indented\n\nlast"), "ValueError: odd: indented last"),
+        (KeyError(), "KeyError"),
+        (OSError("see the Traceback\nabove"), "OSError: see the Traceback above"),
+    ],
+)
+def test_a_reason_of_several_lines_keeps_what_was_raised(said: Exception, reason: str) -> None:
+    try:
+        try:
+            raise RuntimeError("before")
+        except RuntimeError:
+            raise said  # noqa: B904 - a chained traceback holds two
+    except Exception:  # noqa: BLE001 - whatever the case raises
+        text = traceback.format_exc(limit=-6)
+    assert replace(TRIAL, error=text).reason == reason

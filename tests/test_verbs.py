@@ -177,6 +177,19 @@ def test_what_cannot_be_used_is_one_clear_error() -> None:
         eq.distill(net()[:7], net(), INPUTS, seconds=0.1)
 
 
+def test_data_that_are_no_numbers_are_told_with_their_row_before_any_work() -> None:
+    torn = INPUTS.clone()
+    torn[17, 0, 0, 0] = float("nan")
+    for call in (
+        lambda: eq.prune(net(), INPUTS[:2], ratio=0.5, data=torn),
+        lambda: eq.quantize(net(), torn),
+        lambda: eq.distill(net(), net(), torn, seconds=0.1),
+        lambda: eq.distill(net(), net(), (torn, torch.zeros(len(torn)).long()), seconds=0.1),
+    ):
+        with pytest.raises(InputError, match="must be finite; got 'NaN or infinity in row 17'"):
+            call()
+
+
 class NormAct(nn.BatchNorm2d):
     def forward(self, x: Tensor) -> Tensor:
         return super().forward(x).clamp_min(0)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -193,6 +195,22 @@ def test_a_bound_on_what_is_not_measured_is_refused_before_any_work(tmp_path, bu
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ({"time": math.inf}, "time must be zero or more, and finite; got inf"),
+        ({"time": math.nan}, "time must be zero or more, and finite; got nan"),
+        ({"seed": "a"}, "seed must be a whole number of at least 0; got 'a'"),
+        ({"seed": 1.5}, "seed must be a whole number of at least 0; got 1.5"),
+        ({"target": []}, "targets must be one or more different targets"),
+    ],
+)
+def test_what_python_passes_is_read_as_strictly_as_the_command_line(tmp_path, asked, said) -> None:
+    with pytest.raises(InputError, match=re.escape(said)):
+        optimize(make(), **{"time": 1, "store": tmp_path / "study", **asked})
+    assert not (tmp_path / "study").exists()
+
+
 def test_a_stuck_step_is_named_while_it_goes_on(tmp_path, monkeypatch) -> None:
     monkeypatch.setattr("equipoise.watchdog.PATIENCE_S", 0.2)
     said: list[Event] = []
@@ -205,7 +223,7 @@ def test_a_metric_that_ends_the_program_is_told(tmp_path) -> None:
     def leaves(*_: object) -> float:
         raise SystemExit(7)
 
-    with pytest.raises(InputError, match=r"metric leaves must run; it raised SystemExit: 7"):
+    with pytest.raises(InputError, match="metric leaves must run; it raised SystemExit: 7"):
         optimize(make(metric=leaves), time=0, store=tmp_path / "study")
 
 

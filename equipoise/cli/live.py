@@ -113,6 +113,6 @@ def table(metric: str, front: Sequence[Evaluation], baseline: Evaluation, *, mar
 
 def _short(e: Evaluation) -> str:
     if not e.ok:
-        return "failed: " + e.error.strip().splitlines()[-1]
+        return "failed: " + e.reason
     latency, size = show(e.axis("latency_s").get(), "s"), show(e.axis("size_bytes").get(), "B")
     return f"{latency}, {size}, drop {e.drop.get():.2f} ({e.fidelity})"

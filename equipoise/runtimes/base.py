@@ -10,7 +10,7 @@ import functools
 import hashlib
 import importlib
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
@@ -93,15 +93,16 @@ class Target:
         return f"{self.runtime}:{self.device}?threads={self.threads}&batch={self.batch}"
 
 
-def parse_targets(text: str) -> tuple[Target, ...]:
-    """Read targets separated by commas, without repeats; the first one is the one that is optimized for.
+def parse_targets(wanted: str | Sequence[Target]) -> tuple[Target, ...]:
+    """Read targets separated by commas, or take those given, without repeats; the first is the one that is optimized for.
 
     Raises:
         InputError: No target, the same target twice, one that `Target.parse` refuses, or more threads than cores.
     """
-    targets = tuple(Target.parse(part) for part in text.split(",") if part.strip())
+    parts = [part for part in wanted.split(",") if part.strip()] if isinstance(wanted, str) else wanted
+    targets = tuple(part if isinstance(part, Target) else Target.parse(part) for part in parts)
     if not targets or len(set(targets)) < len(targets):
-        raise must_be("targets", "one or more different targets", text, "Write for example onnxruntime:cpu,openvino:cpu.")
+        raise must_be("targets", "one or more different targets", wanted, "Write for example onnxruntime:cpu,openvino:cpu.")
     for target in targets:
         check_threads(target)
     return targets

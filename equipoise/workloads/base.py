@@ -15,7 +15,7 @@ from equipoise.workloads import identity, labels
 from equipoise.workloads.augment import Augment
 from equipoise.workloads.data import Split, Transform, predict
 from equipoise.workloads.meaning import Divergence, divergence_of, settled
-from equipoise.workloads.metrics import Loss, Metric, Score, ignoring_loss, loss_of, metric_of, yes_or_no
+from equipoise.workloads.metrics import Loss, Metric, Score, ignoring_loss, loss_of, metric_of, printable, yes_or_no
 from equipoise.workloads.outputs import Chosen, Key, described, part, usual
 from equipoise.workloads.sources import attempt
 from equipoise.workloads.wrapped import bare, copied, single
@@ -119,7 +119,7 @@ class Workload:
         share = test_share(validation)
         given = {"train": train, "test": test, "validation": None if share else validation, "calibration": calibration}
         rest = readers(given, metric=metric, maximize=maximize, loss=loss, transform=transform, seed=seed)
-        read = together({"model": lambda: _model_of(model), **rest})
+        read = together({"model": lambda: _model_of(model), "name": lambda: printable("name", name or None), **rest})
         kept, original, notes = read["model"]
         code = {"model weights": identity.of_weights(kept), "model code": identity.of_code(kept)}
         splits = _splits(read, share)

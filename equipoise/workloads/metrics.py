@@ -16,6 +16,8 @@ from equipoise.errors import must_be, unknown
 Score = Callable[[Tensor, Tensor], Any]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
+LONGEST_NAME = 200
+
 
 @dataclass(frozen=True)
 class Metric:
@@ -48,7 +50,8 @@ class Metric:
     scale: float | None = None
 
     def __post_init__(self) -> None:
-        """Hold the scale to a positive number."""
+        """Hold the scale to a positive number, and the name to what a table and a manifest can show."""
+        printable("metric.name", self.name)
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
             raise must_be("metric.scale", "a positive number, or None", self.scale, "Write 100 for fractions, 1 for points.")
 
@@ -83,6 +86,17 @@ class Metric:
         return {
             "name": self.name, "maximize": self.maximize, "unit": self.unit, "scale": self.scale or 1.0, "point": self.point
         }  # fmt: skip
+
+
+def printable(what: str, name: str | None) -> str | None:
+    """Return a name that can stand in a table, a file and a manifest.
+
+    Raises:
+        InputError: It has line breaks or other characters that cannot be printed, or is too long.
+    """
+    if name is not None and not (isinstance(name, str) and 0 < len(name) <= LONGEST_NAME and name.isprintable()):
+        raise must_be(what, f"1 to {LONGEST_NAME} printable characters", name, "Write it on one line.")
+    return name
 
 
 def number(name: str, value: Any) -> float:

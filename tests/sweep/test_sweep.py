@@ -1,8 +1,8 @@
 """Real architectures through every technique: each stage right (numbers compared), or refused with a reason.
 
-A fixed sample runs by default. All of them, with a table at the end and a file of the outcomes where one is named:
+A fixed sample runs by default. All of them, with a line for each stage (`-s`) and a file of the outcomes where one is named:
 
-    EQUIPOISE_SWEEP=all EQUIPOISE_SWEEP_FILE=sweep.json pytest tests/sweep -q
+    EQUIPOISE_SWEEP=all EQUIPOISE_SWEEP_FILE=sweep.json pytest tests/sweep -q -s
 
 `EQUIPOISE_SWEEP` may also be words, separated by commas: architectures whose names hold one of them run.
 """
@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import json
 import os
+from pathlib import Path
 
 import pytest
 import torch
@@ -55,14 +56,11 @@ def chosen() -> list[zoo.Architecture]:
 OUTCOMES: dict[str, dict[str, Outcome]] = {}
 
 
-@pytest.fixture(scope="module", autouse=True)
-def told() -> object:
-    """Write the outcomes to the file that the environment names, once all have run."""
-    yield
+def keep() -> None:
+    """Write the outcomes so far to the file that the environment names."""
     if path := os.environ.get("EQUIPOISE_SWEEP_FILE"):
         rows = [{"architecture": name, "stage": s, **vars(o)} for name, found in OUTCOMES.items() for s, o in found.items()]
-        with open(path, "w", encoding="utf-8") as file:
-            json.dump(rows, file, indent=1)
+        Path(path).write_text(json.dumps(rows, indent=1), encoding="utf-8")
 
 
 @pytest.mark.slow
@@ -76,6 +74,7 @@ def test_every_stage_is_right_or_refused_with_a_reason(architecture: zoo.Archite
     inputs = architecture.inputs(32 if architecture.side > 100 else 96)
     found = {stage: outcome(stage, model, inputs) for stage in STAGES}
     OUTCOMES[str(architecture)] = found
+    keep()
     for stage, result in found.items():
         print(f"{architecture!s:45} {stage:9} {result.verdict:8} {result.seconds:6.1f} s  {result.detail[:150]}")
     assert [f"{stage}: {result.verdict}, {result.detail}" for stage, result in found.items() if not result.kept] == []

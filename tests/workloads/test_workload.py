@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from equipoise.errors import InputError
-from equipoise.workloads import Workload, check
+from equipoise.workloads import Metric, Workload, check
 from equipoise.workloads.models import mlp
 
 SOURCE = torch.Generator().manual_seed(0)
@@ -244,3 +244,12 @@ def test_what_ends_the_program_in_the_users_code_is_told(changes: dict[str, Any]
     with pytest.raises(InputError) as told:
         check(work(**changes))
     assert named in str(told.value)
+
+
+@pytest.mark.parametrize("name", ["two\nlines", "", "x" * 201, "bell\a", 3])
+def test_a_name_that_no_manifest_can_hold_is_refused_at_once(name: Any) -> None:
+    if name:  # an empty one takes the class's
+        with pytest.raises(InputError, match="name must be 1 to 200 printable characters"):
+            work(name=name)
+    with pytest.raises(InputError, match=r"metric\.name must be 1 to 200 printable characters"):
+        Metric(name, True, lambda outputs, targets: 1.0)
