@@ -62,15 +62,33 @@ function excesses(point, limits) {
   return out;
 }
 
-/** Compare two points by the axes named, best first; an unread axis comes last. */
-function by(...axes) {
-  return (a, b) => {
-    for (const axis of axes) {
-      const left = cost(a, axis) ?? Infinity, right = cost(b, axis) ?? Infinity;
-      if (left !== right) return left < right ? -1 : 1;
-    }
-    return 0;
-  };
+/** What counts in a choice: a drop below zero is zero unless its interval leaves zero out. */
+function counted(point, axis) {
+  const v = cost(point, axis);
+  if (axis !== "drop" || v === null || v >= 0) return v;
+  const high = point.values[axis][2] ?? null;
+  return high !== null && high < 0 ? v : 0;
+}
+
+/** Whether two points differ on an axis by more than their intervals together allow. */
+function apart(a, b, axis) {
+  const [low, high] = [a.values[axis], b.values[axis]].sort((x, y) => x[0] - y[0]);
+  const above = Math.max(0, (low[2] ?? low[0]) - low[0]), below = Math.max(0, high[0] - (high[1] ?? high[0]));
+  return high[0] - low[0] > Math.hypot(above, below);
+}
+
+/** The point that is least on the axes named: each decides among those that the ones before cannot tell apart. */
+function least(points, ...axes) {
+  let left = points.filter((p) => counted(p, axes[0]) !== null);
+  for (const axis of axes) {
+    const known = left.filter((p) => counted(p, axis) !== null);
+    if (known.length === 0) continue;
+    const best = known.reduce((a, b) => (counted(b, axis) < counted(a, axis) ? b : a));
+    left = known.filter((p) => counted(p, axis) === counted(best, axis) || !apart(p, best, axis));
+  }
+  const key = (p) => axes.slice().reverse().map((axis) => counted(p, axis) ?? Infinity);
+  const less = (a, b) => { const i = a.findIndex((v, n) => v !== b[n]); return i >= 0 && a[i] < b[i]; };
+  return left.reduce((a, b) => (a === null || less(key(b), key(a)) ? b : a), null);
 }
 
 /**
@@ -83,9 +101,9 @@ function winner(limits) {
   if (names.length === 0) return { point: BY_KEY.get(DATA.knee) ?? null, within, rule: "With no limit, the knee: beyond it, speed costs more than it gives." };
   if (within.length === 0) return { point: null, within, nearest: nearest(limits), rule: "" };
   const spend = "drop" in limits || "quality" in limits;
-  const order = spend ? by("latency_s", "drop", "size_bytes") : by("drop", "latency_s", "size_bytes");
+  const order = spend ? ["latency_s", "drop", "size_bytes"] : ["drop", "latency_s", "size_bytes"];
   const rule = spend ? "The fastest within the limits." : "The lowest drop within the limits.";
-  return { point: within.slice().sort(order)[0], within, rule };
+  return { point: least(within, ...order), within, rule };
 }
 
 /** The point that exceeds the limits least in sum, and the axis it exceeds most. */
