@@ -2,7 +2,8 @@
 
 A promised speed-up comes with the interval that another race falls in, and so does the one found. Broken means that the whole
 of the second lies below the first; between the two nothing can be told. Absolute times move with the state of a machine and are
-told, not judged; where the untouched model itself is found slower than it was, by that much a lower ratio is explained.
+told, not judged; where the untouched model itself is found slower or faster than it was, by that much a lower ratio is
+explained.
 """
 
 from __future__ import annotations
@@ -39,7 +40,7 @@ def raced(scene: Scene, found: dict[str, Reading], seconds: float) -> Iterator[C
     race = race_programs(contenders, scene.samples.numpy(), baseline="reference", seconds=seconds, patience=PATIENCE)
     ratio, now, base_now = race.speedup("reference", "program"), race.latency("program"), race.latency("reference")
     found["speed_up"] = ratio.reading("1", note=f"{race.processes} fresh processes")
-    yield speed(promise["speed_up"], ratio, _slowed(baseline, base_now), race, at_home=scene.at_home)
+    yield speed(promise["speed_up"], ratio, _moved(baseline, base_now), race, at_home=scene.at_home)
     settled = state(baseline, base_now, at_home=scene.at_home)
     yield settled
     if ratio.bounded:
@@ -49,11 +50,11 @@ def raced(scene: Scene, found: dict[str, Reading], seconds: float) -> Iterator[C
     found["throughput_per_s"] = measured(target.batch / now.get(), "1/s", low=low, high=high, n=now.n)
 
 
-def speed(promised: Reading, found: Interval, slowed: float, race: Race, *, at_home: bool) -> Check:
+def speed(promised: Reading, found: Interval, moved: float, race: Race, *, at_home: bool) -> Check:
     """Judge a speed-up found against the one promised.
 
     Args:
-        slowed: How many times slower the reference is than it was; 1 where it is not.
+        moved: How many times slower or faster the reference is than it was; at least 1.
     """
     name, stated = "times faster", told(Interval(promised.get(), promised.low or 0.0, promised.high or math.inf, promised.n))
     how = f"{race.processes} fresh processes, {race.stopped}"
@@ -79,8 +80,8 @@ def speed(promised: Reading, found: Interval, slowed: float, race: Race, *, at_h
         return said("cannot tell", f"below the promised interval, but {FEWEST} processes must tell: give it more --seconds")
     if found.high >= promised.low:
         return said("cannot tell", "below the promised interval, but the interval found still meets it")
-    if found.high * min(slowed, MOST_EXPLAINED) >= promised.low:
-        return said("cannot tell", f"the untouched model itself runs {slowed:.2f}× slower here than at the export")
+    if found.high * min(moved, MOST_EXPLAINED) >= promised.low:
+        return said("cannot tell", f"the untouched model itself runs {moved:.2f}× slower or faster here than at the export")
     return said("broken", "the whole interval found lies below the one promised")
 
 
@@ -111,9 +112,9 @@ def state(promised: Reading, now: Reading, *, at_home: bool) -> Check:
     return Check(name, *words, "cannot tell", why if at_home else f"another machine or other versions; {why}")
 
 
-def _slowed(promised: Reading, now: Reading) -> float:
-    """How many times slower the reference is than it was; 1 where it is not."""
-    return max(1.0, now.get() / promised.get())
+def _moved(promised: Reading, now: Reading) -> float:
+    """How many times slower or faster the reference is than it was: who fills a shared cache moves a large model more."""
+    return max(now.get() / promised.get(), promised.get() / now.get())
 
 
 def told(ratio: Interval) -> str:
