@@ -52,7 +52,6 @@ def race_programs(
     baseline: str,
     seconds: float,
     patience: float = 1.0,
-    precision: float = 0.02,
     seed: int = 0,
 ) -> Race:
     """Race programs in fresh processes on a request made of `inputs` (N, ...); see `measure.race.race`.
@@ -75,7 +74,7 @@ def race_programs(
         )  # fmt: skip
     return race(
         "equipoise.racing:loads", payload, {"contenders": options}, baseline=baseline, seconds=seconds, patience=patience,
-        precision=precision, seed=seed,
+        seed=seed,
     )  # fmt: skip
 
 

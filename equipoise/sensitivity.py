@@ -109,8 +109,8 @@ def layer_times(
     if not calls:
         return {}, failed
     left = max(0.3, seconds - (clock.perf_counter() - began))
-    timed = latency.compare(calls, rounds=8, calls=12, discard=4, min_block_s=0.0005, seconds=left)
-    return {key: median([median(block) for block in timed.blocks[key]]) for key in calls}, failed
+    timed = latency.interleave(calls, rounds=8, calls=12, discard=4, min_block_s=0.0005, seconds=left)
+    return {key: median([median(block) for block in timed[key]]) for key in calls}, failed
 
 
 def completed(times: Mapping[str, float], layers: Sequence[Layer], precisions: Sequence[int]) -> dict[str, float]:

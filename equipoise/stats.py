@@ -30,7 +30,6 @@ __all__ = [
     "paired_drop",
     "quantile",
     "quantile_interval",
-    "ratio_interval",
     "repeat_interval",
     "student_t",
     "verdict",
@@ -113,33 +112,6 @@ def quantile_interval(values: Sequence[float], q: float, *, confidence: float = 
         if high == math.inf and under >= 1.0 - tail:
             high = ordered[rank - 1]
     return Interval(value, low, high, n, confidence)
-
-
-def ratio_interval(
-    a_blocks: Sequence[Sequence[float]], b_blocks: Sequence[Sequence[float]], *, confidence: float = 0.95
-) -> Interval:
-    """Return the ratio a/b of two contenders timed in the same rounds, with an exact interval of its median.
-
-    Each round gives one ratio, median(a's block) / median(b's block), so that whatever slows a whole round cancels. With
-    a = the baseline and b = the new model the ratio is the speed-up.
-
-    Args:
-        a_blocks, b_blocks: Per round, the raw samples of one block (same unit); round i of both ran side by side.
-    Returns:
-        The median of the per-round ratios; 0 and inf as bounds with too few rounds for them (fewer than 6 at 95 %).
-    Raises:
-        InputError: Different numbers of rounds, no rounds, an empty block, or a time that is not positive.
-    """
-    if len(a_blocks) != len(b_blocks) or not a_blocks:
-        raise must_be(
-            "stats.ratio_interval(a_blocks, b_blocks)",
-            "two equally long lists of rounds, at least one",
-            (len(a_blocks), len(b_blocks)),
-            "Pass the blocks of two contenders of one comparison.",
-        )
-    logs = [math.log(_center(a)) - math.log(_center(b)) for a, b in zip(a_blocks, b_blocks, strict=True)]
-    found = quantile_interval(logs, 0.5, confidence=confidence)
-    return Interval(math.exp(found.value), math.exp(found.low), math.exp(found.high), found.n, confidence)
 
 
 def repeat_interval(values: Sequence[float], *, between: float = 0.0, confidence: float = 0.95) -> Interval:
@@ -283,13 +255,6 @@ def _binomial(n: int, k: int, p: float) -> float:
         return 1.0 if k == n * p else 0.0
     ways = math.lgamma(n + 1) - math.lgamma(k + 1) - math.lgamma(n - k + 1)
     return math.exp(ways + k * math.log(p) + (n - k) * math.log1p(-p))
-
-
-def _center(block: Sequence[float]) -> float:
-    """Median of one block; times must be positive for a ratio to exist."""
-    if not block or not min(block) > 0.0 or not math.isfinite(max(block)):
-        raise must_be("a block of samples", "non-empty, positive and finite", list(block)[:3], "Measure it again.")
-    return median(block)
 
 
 def _confidence(value: float) -> float:

@@ -51,8 +51,8 @@ def repair(student: nn.Module, teacher: nn.Module, inputs: Tensor, *, kept: Mapp
         InputError: a layer is narrower than the teacher's and `kept` does not say which channels are left.
 
     Limits:
-        Transposed and grouped convolutions, attention and recurrent layers, layers that run more than once or with a weight
-        that is not their own, and those that read more than `statistics.WIDEST` columns are left as they are; so is, with a
+        Transposed and grouped convolutions, attention and recurrent layers, layers that run more than once, or with a weight
+        that is not theirs alone, and those that read more than `statistics.WIDEST` columns are left as they are; so is, with a
         warning, a layer for which no finite fit exists. The fit is to `inputs` alone: a biased sample gives a biased model.
     """
     return refit(student, inputs, targets=collect(teacher, inputs).targets, kept=kept)

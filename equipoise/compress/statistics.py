@@ -87,7 +87,7 @@ def collect(model: nn.Module, inputs: Tensor, *, moments_of: frozenset[str] = fr
     """
     tape = record(model, inputs[:1]) if targets else None
     sums = added_layers(tape) if tape else frozenset()
-    fixed = frozenset() if tape is None else repeated_layers(tape)
+    fixed = frozenset() if tape is None else shared_layers(tape)
     found: dict[str, Moments] = {}
     wanted: dict[str, Target] = {}
     waiting: dict[int, tuple[str, Tensor, Tensor]] = {}
@@ -131,10 +131,14 @@ def added_layers(tape: Tape) -> frozenset[str]:
     return frozenset(found)
 
 
-def repeated_layers(tape: Tape) -> frozenset[str]:
-    """Return the layers that multiply more than once in a run: fitted to their first inputs they would miss on the others."""
-    calls = Counter(call.layer for call in tape.calls if call.op.startswith(("conv", "linear")))
-    return frozenset(layer for layer, count in calls.items() if count > 1)
+def shared_layers(tape: Tape) -> frozenset[str]:
+    """Return the layers whose weight or bias more than one call reads: fitted to one of its uses they would miss the others.
+
+    A layer that runs several times, one tied to another (a head to the embedding), one whose weight code borrows.
+    """
+    readers = Counter(value for call in tape.calls for value in {*call.inputs} & tape.held.keys())
+    multiplying = [call for call in tape.calls if call.op.startswith(("conv", "linear"))]
+    return frozenset(call.layer for call in multiplying if any(readers[value] > 1 for value in call.inputs))
 
 
 def is_linear_map(invocation: Invocation) -> bool:

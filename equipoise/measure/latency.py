@@ -12,11 +12,8 @@ import random
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Literal
 
 from equipoise.errors import must_be
-from equipoise.records import Reading
-from equipoise.stats import Interval, median, quantile_interval, ratio_interval
 
 Call = Callable[[], object]
 Blocks = tuple[tuple[float, ...], ...]
@@ -30,36 +27,7 @@ COMPUTES = 0.9
 """A callable whose least CPU time is this share of its least wall time does not wait by itself."""
 
 
-@dataclass(frozen=True, slots=True)
-class Comparison:
-    """Raw samples of contenders that were timed side by side.
-
-    Attributes:
-        blocks: Contender -> per round, the raw seconds of each timed call.
-        stopped: Why it ended: ``rounds`` (all ran), ``seconds`` (time was up) or ``precision`` (narrow enough).
-        rounds: Complete rounds; an unfinished one is thrown away.
-        seconds: Wall time spent, discarded calls included.
-        seed: Of the generator that shuffled the order.
-        wait: Contender -> wall time / CPU time of its timed calls; above 1.2 on one thread, others had the CPU.
-    """
-
-    blocks: Mapping[str, Blocks]
-    stopped: Literal["rounds", "seconds", "precision"]
-    rounds: int
-    seconds: float
-    seed: int
-    wait: Mapping[str, float]
-
-    def speedup(self, baseline: str, new: str, *, confidence: float = 0.95) -> Interval:
-        """Return time of `baseline` / time of `new`, paired by round."""
-        return ratio_interval(self.blocks[baseline], self.blocks[new], confidence=confidence)
-
-    def p50(self, name: str) -> Reading:
-        """Return the median latency of one contender in seconds, with the interval of its block medians."""
-        return _p50(self.blocks[name])
-
-
-def compare(
+def interleave(
     contenders: Mapping[str, Call],
     *,
     rounds: int = 12,
@@ -67,59 +35,41 @@ def compare(
     discard: int = 10,
     min_block_s: float = 0.003,
     seconds: float | None = None,
-    precision: float | None = None,
     seed: int = 0,
-) -> Comparison:
-    """Time `contenders` side by side in shuffled blocks and return the raw seconds of every call.
+) -> dict[str, Blocks]:
+    """Time `contenders` side by side in shuffled blocks; return per contender, per round, the raw seconds of every call.
 
     Args:
         contenders: Name -> callable of no arguments. Each call must do the whole work (no caching, no lazy result).
-        rounds: Rounds at most. Fewer than 6 leave every ratio without an interval.
+        rounds: Rounds at most.
         calls: Timed calls in a block; more for fast callables (to fill `min_block_s`), fewer for slow ones, never under 3.
         discard: Calls before each block that are not timed: caches and threads warm up.
         min_block_s: Shortest block in seconds.
         seconds: Wall time after which no further round starts (the first always ends); None for no limit.
-        precision: Stop, after 12 rounds at least, once each ratio to the first contender is known to ± this fraction.
         seed: Of the shuffling.
     Raises:
         InputError: No contenders, or a count that is not positive.
     """
     _check(contenders, rounds=rounds, calls=calls, seconds=seconds)
     rng = random.Random(seed)
-    names = list(contenders)
     began = time.perf_counter()
-    sizes = {name: calls_to_fill(contenders[name], calls, min_block_s) for name in names}
-    blocks: dict[str, list[tuple[float, ...]]] = {name: [] for name in names}
-    spent: dict[str, list[tuple[float, float]]] = {name: [] for name in names}
-    stopped: Literal["rounds", "seconds", "precision"] = "rounds"
+    sizes = {name: calls_to_fill(call, calls, min_block_s) for name, call in contenders.items()}
+    blocks: dict[str, list[tuple[float, ...]]] = {name: [] for name in contenders}
     for done in range(rounds):
         if done and seconds is not None and time.perf_counter() - began >= seconds:
-            stopped = "seconds"
             break
-        if precision is not None and done >= 12 and _narrow(blocks, precision):
-            stopped = "precision"
-            break
-        for name in rng.sample(names, len(names)):
-            timed = block(contenders[name], sizes[name], discard)
-            blocks[name].append(timed.seconds)
-            spent[name].append((timed.wall_s, timed.cpu_s))
-    return Comparison(
-        blocks={name: tuple(found) for name, found in blocks.items()},
-        stopped=stopped,
-        rounds=len(blocks[names[0]]),
-        seconds=time.perf_counter() - began,
-        seed=seed,
-        wait={name: _wait(pairs) for name, pairs in spent.items()},
-    )
+        for name in rng.sample(list(contenders), len(contenders)):
+            blocks[name].append(block(contenders[name], sizes[name], discard).seconds)
+    return {name: tuple(found) for name, found in blocks.items()}
 
 
 def _check(contenders: Mapping[str, Call], *, rounds: int, calls: int, seconds: float | None) -> None:
     if not contenders:
-        raise must_be("measure.compare(contenders)", "at least one callable", {}, "Pass {'name': callable}.")
+        raise must_be("measure.interleave(contenders)", "at least one callable", {}, "Pass {'name': callable}.")
     if rounds < 1 or calls < 1:
-        raise must_be("measure.compare(rounds, calls)", "at least 1 each", (rounds, calls), "Use 12 rounds of 40 calls.")
+        raise must_be("measure.interleave(rounds, calls)", "at least 1 each", (rounds, calls), "Use 12 rounds of 40 calls.")
     if seconds is not None and not seconds > 0:
-        raise must_be("measure.compare(seconds)", "positive, or None", seconds, "Leave it out for no limit.")
+        raise must_be("measure.interleave(seconds)", "positive, or None", seconds, "Leave it out for no limit.")
 
 
 def calls_to_fill(call: Call, calls: int, min_block_s: float) -> int:
@@ -184,19 +134,3 @@ def block(call: Call, calls: int, discard: int) -> Block:
     seconds = [min(pair) for pair in zip(walls, works, strict=True)] if computes else walls
     return Block(tuple(ns / 1e9 for ns in seconds), sum(walls) / 1e9, sum(works) / 1e9)
 
-
-def _narrow(blocks: Mapping[str, list[tuple[float, ...]]], precision: float) -> bool:
-    first, *others = blocks.values()
-    intervals = [ratio_interval(first, other) for other in others]
-    return all(found.bounded and found.half_width / found.value <= precision for found in intervals)
-
-
-def _wait(pairs: list[tuple[float, float]]) -> float:
-    """Wall time / CPU time over all blocks; 1 where the clock saw no CPU time at all."""
-    wall, cpu = (sum(part) for part in zip(*pairs, strict=True))
-    return wall / cpu if cpu > 0 else 1.0
-
-
-def _p50(blocks: Blocks) -> Reading:
-    """Median of the block medians: calls of one block share its noise, blocks are nearer to independent."""
-    return quantile_interval([median(block) for block in blocks], 0.5).reading("s", note=f"{len(blocks)} blocks")

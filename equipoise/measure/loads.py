@@ -164,7 +164,7 @@ def compare_loads(
         seconds: Wall time that is not exceeded but by two loads of each contender and their first round, which always end.
         precision: Stop once each ratio to the baseline is known to ± this fraction.
         most: Loads of each contender at most.
-        calls, discard, min_block_s: As in `latency.compare`.
+        calls, discard, min_block_s: As in `latency.interleave`.
         seed: Of the order and the layout.
     Raises:
         InputError: No contenders, or a limit that is not positive.

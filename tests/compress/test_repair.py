@@ -290,3 +290,41 @@ def test_weights_that_no_layer_multiplies_by_alone_stay() -> None:
     with torch.no_grad():
         exact = model(inputs)
         assert float((mended(inputs) - exact).square().mean()) < float((cut(inputs) - exact).square().mean())
+
+
+class Tied(nn.Module):
+    """An embedding whose weight is the head's too, or the first layer's, turned over, the last one's."""
+
+    def __init__(self, *, turned: bool) -> None:
+        super().__init__()
+        self.turned = turned
+        self.given = nn.Linear(30, 16, bias=False) if turned else nn.Embedding(30, 16)
+        self.wide, self.back, self.head = nn.Linear(16, 32), nn.Linear(32, 16), nn.Linear(16, 30, bias=False)
+        if not turned:
+            self.head.weight = self.given.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.given(x)
+        x = x + self.back(torch.relu(self.wide(x)))
+        return nn.functional.linear(x, self.given.weight.t()) if self.turned else self.head(x)
+
+
+@pytest.mark.parametrize("turned", [False, True])
+def test_a_weight_that_another_call_reads_too_stays(turned: bool) -> None:
+    """Fitting it to one of its uses would change the other behind the fit's back."""
+    generator = torch.Generator().manual_seed(0)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Tied(turned=turned).eval()
+    inputs = torch.randn(300, 30, generator=generator) if turned else torch.randint(0, 30, (300, 8), generator=generator)
+    keep = keeping(model, groups(model, inputs[:2]), {"wide": range(0, 32, 2)})
+    cut = sliced(model, keep)
+    mended = repair(cut, model, inputs, kept={layer: spots for (layer, axis), spots in keep.items() if axis == "out"})
+    assert torch.equal(mended.given.weight, model.given.weight)
+    if not turned:
+        assert mended.head.weight is mended.given.weight
+        assert mended.head.bias is None
+    assert not torch.equal(mended.back.weight, cut.back.weight)
+    with torch.no_grad():
+        exact = model(inputs)
+        assert float((mended(inputs) - exact).square().mean()) < float((cut(inputs) - exact).square().mean())
