@@ -21,7 +21,7 @@ from equipoise.progress import table
 from equipoise.records import Evaluation, Reading, evaluation_from, measured, reading_from
 from equipoise.stats import Interval, verdict
 from equipoise.store import Store
-from equipoise.units import show
+from equipoise.units import counted, show
 
 SCHEMA = 2
 """Version of the header. History: 1 = first; 2 = what was asked is recorded each time, and trainings are numbered."""
@@ -54,7 +54,8 @@ class Study:
 
     def __repr__(self) -> str:
         budget = self.header.get("budget") or "none"
-        return f"Study({self.path}: {len(self.evaluations)} evaluations, {len(self.front)} on the front, budget {budget})"
+        tried = counted(len(self.evaluations), "evaluation")
+        return f"Study({self.path}: {tried}, {len(self.front)} on the front, budget {budget})"
 
     def _repr_html_(self) -> str:
         rows = [["plan", "latency", "size", "quality", "drop"]]
@@ -223,13 +224,13 @@ class Study:
             reasons = [e.reason for e in self.failures if e.fidelity == fidelity]
             total = sum(e.fidelity == fidelity for e in self.evaluations)
             if reasons:
-                count = f"{len(reasons)} {noun}{'s' if len(reasons) > 1 else ''} failed of {total}"
+                count = f"{counted(len(reasons), noun)} failed of {total}"
                 whole = total > 1 and len(reasons) == total
                 out.append((f"all {total} {noun}s failed" if whole else count) + _commonest(reasons))
         if self.unread:
-            one = len(self.unread) == 1
+            were = "was" if len(self.unread) == 1 else "were"
             out.append(
-                f"{len(self.unread)} choice{'' if one else 's'} could not be probed and {'was' if one else 'were'} left out"
+                f"{counted(len(self.unread), 'choice')} could not be probed and {were} left out"
                 + _commonest(list(self.unread.values()))
             )
         return "; ".join(out)
@@ -340,5 +341,5 @@ def describe(evaluation: Evaluation, baseline: Evaluation) -> str:
         words.append(f"{100 * (1 - after / before):.0f}% channels cut")
     dropped = sum(v == "drop" for v in plan.of("depth").values())
     if dropped:
-        words.append(f"{dropped} block{'s' if dropped > 1 else ''} dropped")
+        words.append(f"{counted(dropped, 'block')} dropped")
     return ", ".join(w for w in words if w)

@@ -11,6 +11,7 @@ from equipoise.records import SCHEMA, Evaluation, as_data
 from equipoise.store import Store
 from equipoise.study import Study
 from equipoise.tested import verified
+from equipoise.units import counted
 
 
 def summarize(store: Store) -> dict[str, Any]:
@@ -113,8 +114,8 @@ def untimed(store: Store) -> list[str]:
     reasons = [reason for row in store.all("lut") for reason in (row.get("failed") or {}).values()]
     if not reasons:
         return []
-    operators = f"{len(reasons)} operator{'s' if len(reasons) > 1 else ''}"
-    return [f"{operators} could not be timed alone and had to be predicted from the MACs; the first: {reasons[0]}"]
+    untold = "could not be timed alone and had to be predicted from the MACs; the first:"
+    return [f"{counted(len(reasons), 'operator')} {untold} {reasons[0]}"]
 
 
 def notes(study: Study) -> list[str]:

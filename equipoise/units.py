@@ -97,6 +97,16 @@ def show(value: float, unit: str) -> str:
     return f"{_three(value / factor)} {written}"
 
 
+def counted(number: int, noun: str) -> str:
+    """Return a number with its noun.
+
+    Example:
+        >>> counted(1, "trial"), counted(3, "trial")
+        ('1 trial', '3 trials')
+    """
+    return f"{number} {noun}{'' if number == 1 else 's'}"
+
+
 def _three(value: float) -> str:
     """Three significant figures, never scientific below a million."""
     if value == int(value) and abs(value) < 1e6:

@@ -17,7 +17,7 @@ from equipoise.cli.terminal import Pace, console, doing, progress_line, visible
 from equipoise.pareto import non_dominated
 from equipoise.records import Evaluation
 from equipoise.study import AXES, describe
-from equipoise.units import show
+from equipoise.units import counted, show
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds; the view is up before
     from equipoise.road import Event
@@ -84,7 +84,7 @@ class Live:
         left = show(limit_s - spent_s, "s") if limit_s > spent_s else "no time"
         line = Table.grid(padding=(0, 2))  # a line of its own: a bar alone does not end its line
         bar = ProgressBar(total=max(1.0, limit_s), completed=spent_s, width=40)
-        line.add_row(bar, Text(f"{left} left, {len(self._rows)} evaluations", style="dim"))
+        line.add_row(bar, Text(f"{left} left, {counted(len(self._rows), 'evaluation')}", style="dim"))
         return Group(self._spinner, line, Text(""), self._front()) if self._rows else Group(self._spinner, line)
 
     def _front(self) -> Table:

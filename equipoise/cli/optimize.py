@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from equipoise.cli.arguments import IMAGES, WORKLOADS, budget, check_named, check_store, duration, option, targets, whole
 from equipoise.errors import EXIT_FAILED, EXIT_OK
+from equipoise.units import counted
 
 if TYPE_CHECKING:
     from equipoise.study import Study
@@ -87,7 +88,7 @@ def _announce(store: Path) -> None:
     from equipoise.store import Store
 
     with Store.open(store, create=False, readonly=True) as opened:
-        print(f"resuming {store}: {len(opened.all('evaluation'))} evaluations recorded", file=sys.stderr, flush=True)
+        print(f"resuming {store}: {counted(len(opened.all('evaluation')), 'evaluation')} recorded", file=sys.stderr, flush=True)
 
 
 def _state(store: Path) -> Mapping[str, Any] | None:
@@ -121,9 +122,10 @@ def show(study: Study, *, as_json: bool = False) -> None:
     out = console(width=120)
     marked = {study.knee.key: "knee", best.key: "pick"}
     worth = [e for e in study.front if e.drop.get() <= SHOWN_DROP or e.key in marked]
-    out.print(table(study.header["metric"]["name"], worth, study.baseline, marked=marked))
-    if len(worth) < len(study.front):
-        out.print(f"(and {len(study.front) - len(worth)} points that drop more than {SHOWN_DROP} points)", style="dim")
+    beside = [] if any(e.key == study.baseline.key for e in worth) else [study.baseline]
+    out.print(table(study.header["metric"]["name"], [*worth, *beside], study.baseline, marked=marked))
+    if more := len(study.front) - len(worth):
+        out.print(f"(and {counted(more, 'point')} of the front with a drop of more than {SHOWN_DROP:g})", style="dim")
     if point := study.header["metric"].get("point"):
         out.print(point, style="dim")
     out.print(study.verdict(), soft_wrap=True)

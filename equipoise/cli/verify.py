@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from equipoise.cli.arguments import option, positive
 from equipoise.errors import EXIT_BROKEN_PROMISE, EXIT_OK
+from equipoise.units import counted
 
 if TYPE_CHECKING:
     from rich.text import Text
@@ -89,7 +90,7 @@ def _verdict(found: Verification) -> str:
     """Say it in one line: what is broken, else what could not be told, else that all is kept."""
     broken, untold = len(found.broken), len(found.untold)
     if broken:
-        return f"{broken} broken promise{'s' if broken > 1 else ''}"
+        return counted(broken, "broken promise")
     return f"no promise is broken, {untold} cannot be told from here" if untold else "every promise is kept"
 
 

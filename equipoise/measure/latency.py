@@ -133,4 +133,3 @@ def block(call: Call, calls: int, discard: int) -> Block:
     computes = min(works) >= COMPUTES * min(walls)
     seconds = [min(pair) for pair in zip(walls, works, strict=True)] if computes else walls
     return Block(tuple(ns / 1e9 for ns in seconds), sum(walls) / 1e9, sum(works) / 1e9)
-

@@ -19,6 +19,7 @@ from equipoise.scaling.fit import Fit, between, spread
 from equipoise.scaling.quality import Link
 from equipoise.scaling.runs import BACKWARD, Floats, columns
 from equipoise.stats import Interval
+from equipoise.units import counted
 
 REACH = 4.0
 """How far beyond the largest run a size, or an amount of data, may lie.
@@ -175,7 +176,7 @@ def decide(
     recommended = min(inside, key=lambda o: _cost(o, requests))
     by = f"total cost with {requests:g} requests" if requests is not None else "cost of serving"
     reason = (
-        f"Of {len(inside)} size{'s' if len(inside) > 1 else ''} within {slack:.1%} of the least predicted loss, the one of "
+        f"Of {counted(len(inside), 'size')} within {slack:.1%} of the least predicted loss, the one of "
         f"least {by}; its regret is "
         f"{recommended.regret:.2%} ({recommended.regret_high:.2%} at the worst end of the {level:.0%} interval)."
     )

@@ -146,7 +146,7 @@ def test_the_header_of_the_table_stands_on_a_line_of_its_own(screen):
     last = seen(held.getvalue()).splitlines()[-5:]
     (bar,) = [line for line in last if "━" in line]
     (heading,) = [line for line in last if line.startswith("plan")]
-    assert "evaluations" in bar
+    assert "1 evaluation" in bar
     assert "plan" not in bar
     assert "━" not in heading
 
