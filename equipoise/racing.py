@@ -105,7 +105,8 @@ def race_stored(
         "reference": as_data(found.latency("reference")),
         "stopped": found.stopped,
         "processes": found.processes,
-        "times": as_data(found.times),
+        "times": {name: as_data(found.times(name)) for name in contenders},
+        "elasticity": {e.key: found.elasticity("reference", e.key) for e in rivals},
     }
 
 

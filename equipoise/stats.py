@@ -25,6 +25,7 @@ __all__ = [
     "Interval",
     "Verdict",
     "bootstrap",
+    "carried",
     "mcnemar_p",
     "median",
     "paired_drop",
@@ -144,9 +145,25 @@ def repeat_interval(values: Sequence[float], *, between: float = 0.0, confidence
     pulled = [min(max(x, kept[0]), kept[-1]) for x in logs]
     middle = math.fsum(pulled) / n
     squares = math.fsum((x - middle) ** 2 for x in pulled)
-    error = math.sqrt(squares / (len(kept) * (len(kept) - 1)) + between**2)
-    margin = student_t(0.5 + _confidence(confidence) / 2, len(kept) - 1) * math.sqrt(2.0) * error
+    error, tail = math.sqrt(squares / (len(kept) * (len(kept) - 1))), 0.5 + _confidence(confidence) / 2
+    known = NormalDist().inv_cdf(tail) * between
+    margin = math.sqrt(2.0) * math.hypot(student_t(tail, len(kept) - 1) * error, known)
     return Interval(math.exp(mean), math.exp(mean - margin), math.exp(mean + margin), n, confidence)
+
+
+def carried(ratio: Interval, *, slower: float, elasticity: tuple[float, float]) -> Interval:
+    """Return a ratio of times as it would be in another state of the machine.
+
+    Args:
+        slower: How many times as long the baseline takes there.
+        elasticity: Percent by which the ratio rises where the baseline slows by one, and its standard error.
+    """
+    shift, (slope, error) = math.log(slower), elasticity
+    doubt = NormalDist().inv_cdf(0.5 + ratio.confidence / 2) * error * shift
+    value = ratio.value * math.exp(slope * shift)
+    low = value / math.exp(math.hypot(math.log(ratio.value / ratio.low), doubt)) if ratio.low > 0 else 0.0
+    high = value * math.exp(math.hypot(math.log(ratio.high / ratio.value), doubt))
+    return Interval(value, low, high, ratio.n, ratio.confidence)
 
 
 def student_t(q: float, freedom: int) -> float:

@@ -8,7 +8,7 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import asdict, dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from equipoise.pareto import Knee, non_dominated
 from equipoise.picks import knee_of, pick, settled
 from equipoise.progress import table
 from equipoise.records import Evaluation, Reading, evaluation_from, measured, reading_from
-from equipoise.stats import Interval, verdict
+from equipoise.stats import Interval, carried, verdict
 from equipoise.store import Store
 from equipoise.units import counted, show
 
@@ -94,12 +94,12 @@ class Study:
         rows = tuple(evaluation_from(row["evaluation"]) for row in store.all("evaluation"))
         if not rows or not rows[0].ok:
             raise StoreError(f"the study at {store.path} has no usable baseline. Run `equipoise optimize` on another --store.")
-        ratios = _of_legs({key: ratio for final in finals for key, ratio in final["ratios"].items()}, rows)
+        last = finals[-1].get("reference") if finals else None  # a race of before the untouched model was read in it has none
+        reference = rows[0].axis("latency_s") if last is None else reading_from(last)
+        ratios = _of_legs({key: _in_state_of(final, key, reference) for final in finals for key in final["ratios"]}, rows)
         unread = {f"{r['knob']}={r['choice']}": r["error"] for r in store.all("table") if r.get("error")}
         extent = (store.get("extent", asked[-1]) if asked else None) or {}
         if raced and finals:
-            last = finals[-1].get("reference")  # a race of before the untouched model was read in it has none
-            reference = rows[0].axis("latency_s") if last is None else reading_from(last)
             rows = _raced(rows, reference, {k: Interval(**ratio) for k, ratio in ratios.items()})
         return cls(Path(store.path), header, rows, ratios, unread, extent)
 
@@ -279,6 +279,15 @@ class Study:
             for word, value in over.items()
         )
         return f"budget NOT met: {self.budget.text}; nearest point misses {each}; the binding constraint is {binding}"
+
+
+def _in_state_of(final: Mapping[str, Any], key: str, reference: Reading) -> dict[str, Any]:
+    """Return a race's ratio of one evaluation, as it is in the state of the machine in which `reference` was read."""
+    ratio, then = Interval(**final["ratios"][key]), final.get("reference")
+    slope = final.get("elasticity", {}).get(key)
+    if then is None or slope is None or then["value"] == reference.get():
+        return asdict(ratio)
+    return asdict(carried(ratio, slower=reference.get() / then["value"], elasticity=tuple(slope)))
 
 
 def _of_legs(ratios: Mapping[str, Any], rows: Sequence[Evaluation]) -> dict[str, Any]:

@@ -34,6 +34,21 @@ def test_the_interval_of_a_median_takes_the_order_statistics_of_the_sign_test(n:
     assert inside < 0.95 <= covered
 
 
+def test_a_ratio_is_carried_along_its_elasticity_and_gains_the_doubt_of_it() -> None:
+    ratio = Interval(2.0, 1.9, 2.1, 8)
+    same = stats.carried(ratio, slower=1.0, elasticity=(0.5, 0.3))
+    assert (same.value, same.low, same.high) == pytest.approx((2.0, 1.9, 2.1))
+    sure = stats.carried(ratio, slower=1.21, elasticity=(0.5, 0.0))
+    assert (sure.value, sure.low, sure.high) == pytest.approx((2.2, 2.09, 2.31))
+    unsure = stats.carried(ratio, slower=1.21, elasticity=(0.5, 0.3))
+    assert math.log(unsure.high / unsure.value) == pytest.approx(
+        math.hypot(math.log(1.05), 1.96 * 0.3 * math.log(1.21)), rel=1e-4
+    )
+    assert unsure.value / unsure.low > unsure.high / unsure.value > 1.05
+    unbounded = stats.carried(Interval(2.0, 0.0, math.inf, 1), slower=1.2, elasticity=(0.5, 0.1))
+    assert (unbounded.low, unbounded.high) == (0.0, math.inf)
+
+
 def test_the_interval_of_p95_needs_72_samples() -> None:
     assert not stats.quantile_interval(list(range(71)), 0.95).bounded
     assert stats.quantile_interval(list(range(72)), 0.95).bounded

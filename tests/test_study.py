@@ -105,6 +105,22 @@ def test_the_sentence_uses_the_final_race(tmp_path) -> None:
         assert Study.read(store).sentence(HALF).startswith("1.25× slower")
 
 
+def test_races_of_different_states_of_the_machine_are_told_in_that_of_the_last(tmp_path) -> None:
+    with Store.open(tmp_path / "study") as store:
+        fill(store, (BASE, HALF, TINY), "")
+        for name, key, seconds in (("x", HALF.key, 2e-3), ("y", TINY.key, 2.42e-3)):
+            ratio = {"value": 2.0, "low": 1.9, "high": 2.1, "n": 12, "confidence": 0.95}
+            row = {"ratios": {key: ratio}, "reference": as_data(measured(seconds, "s")), "elasticity": {key: [0.5, 0.1]}}
+            store.put("final", name, row, seconds=1)
+        found = Study.read(store)
+    carried = found.ratio(HALF)
+    assert carried.value == pytest.approx(2.2)
+    assert carried.high / carried.value > 2.1 / 2.0, "what is not known of the elasticity is in the interval"
+    assert (found.ratio(TINY).value, found.ratio(TINY).low) == (2.0, 1.9)
+    shown = {e.key: e.axis("latency_s").get() for e in found.evaluations}
+    assert shown[HALF.key] == pytest.approx(2.42e-3 / 2.2)
+
+
 def test_the_untouched_model_is_as_fast_as_itself_give_or_take_what_its_race_spreads(tmp_path) -> None:
     with Store.open(tmp_path / "study") as store:
         fill(store, (BASE, HALF), "")
