@@ -5,7 +5,7 @@ process is the sample here, and the interval is over processes: it says what the
 user is promised, and those that check a promise, are both made so, in the same surroundings.
 
 The state of a shared machine drifts over seconds and minutes, and a program that streams megabytes through a cache that others
-use is slowed more than one that does not: with an EfficientNet of 13 MB beside its int8 of 4 MB the ratio went from 2.09 to 2.34
+use is slowed more than one that does not: with an EfficientNet (13 MB) beside its int8 (4 MB) the ratio went from 2.09 to 2.34
 within four minutes, while the untouched model went from 2.15 to 2.6 ms. So a ratio belongs to a state, which the baseline's
 own time tells; `Race.speedup` gives it for the state that is asked for (benchmarks/drift.py).
 
