@@ -19,7 +19,7 @@ from pathlib import Path
 
 from equipoise.measure import machine
 from equipoise.measure.loads import compare_loads
-from equipoise.racing import Contender, race_programs
+from equipoise.road.racing import Contender, race_programs
 from equipoise.runtimes.base import Target, get
 from equipoise.runtimes.export import Exporter
 from equipoise.stats import Interval, median, quantile, verdict

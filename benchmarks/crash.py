@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.errors import EquipoiseError
-from equipoise.store import Store
+from equipoise.study.store import Store
 
 Record = tuple[str, str]
 

@@ -25,11 +25,11 @@ from safetensors.numpy import load
 
 from equipoise.measure import machine
 from equipoise.measure.race import Race
-from equipoise.racing import Contender, race_programs
+from equipoise.road.racing import Contender, race_programs
 from equipoise.runtimes.base import Program, Target
 from equipoise.stats import Interval
-from equipoise.store import Store
-from equipoise.study import Study
+from equipoise.study.record import Study
+from equipoise.study.store import Store
 
 OUT = Path(__file__).parent / "results" / "drift.json"
 

@@ -15,14 +15,15 @@ from pathlib import Path
 
 import numpy as np
 
-from equipoise import sensitivity, steering, workloads
+from equipoise import workloads
 from equipoise.measure import machine
 from equipoise.measure.loads import compare_loads
-from equipoise.racing import Contender
 from equipoise.records import Evaluation, Plan, measured
+from equipoise.road import prediction, sensitivity
+from equipoise.road.bench import Workbench
+from equipoise.road.racing import Contender
 from equipoise.runtimes import Target, get
 from equipoise.stats import median, quantile
-from equipoise.workbench import Workbench
 
 LIMIT = 0.10
 
@@ -51,7 +52,7 @@ def main() -> int:
     result = {"what": __doc__.splitlines()[0], "workload": args.workload.partition("?")[0].rpartition("/")[2],
               "target": str(target), "fit": args.fit, "n": len(rows), "machine": machine.describe()}  # fmt: skip
     for name, fitted in (("tables alone", []), ("tables, calibrated", known)):
-        predicted = steering.fit("latency_s", bench.space, features, fitted).many(rows)
+        predicted = prediction.fit("latency_s", bench.space, features, fitted).many(rows)
         errors = np.abs(predicted / truth - 1).tolist()
         result[name] = {"median_error": median(errors), "p90_error": quantile(errors, 0.9), "worst": max(errors)}
         print(f"{name:20s} median {median(errors):.1%}, p90 {quantile(errors, 0.9):.1%}, worst {max(errors):.1%}")

@@ -29,13 +29,13 @@ from pathlib import Path
 from statistics import stdev
 from typing import Any
 
-from equipoise.artifact import Artifact, export
-from equipoise.card import card
 from equipoise.measure import machine
-from equipoise.racing import race_stored
+from equipoise.road.racing import race_stored
+from equipoise.ship.artifact import Artifact, export
+from equipoise.ship.card import card
 from equipoise.stats import median
-from equipoise.store import Store
-from equipoise.study import Study
+from equipoise.study.record import Study
+from equipoise.study.store import Store
 
 OUT = Path(__file__).parent / "results" / "promises.json"
 HOG = "while True: pass"

@@ -28,16 +28,16 @@ from equipoise import workloads
 from equipoise.compress.fold import fold
 from equipoise.compress.prune import prune
 from equipoise.measure import machine
-from equipoise.racing import Contender, race_programs
 from equipoise.records import Evaluation, as_data
-from equipoise.recovery import WITH_NORM
-from equipoise.road import optimize
+from equipoise.road.bench import drop_reading
+from equipoise.road.racing import Contender, race_programs
+from equipoise.road.recovery import WITH_NORM
+from equipoise.road.walk import optimize
 from equipoise.runtimes import Program, Target, get
 from equipoise.runtimes.export import Exporter
-from equipoise.store import Store
-from equipoise.study import Study
+from equipoise.study.record import Study
+from equipoise.study.store import Store
 from equipoise.training.recover import distill
-from equipoise.workbench import drop_reading
 from equipoise.workloads import Workload
 
 HOLDOUT = 3000

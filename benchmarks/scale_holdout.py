@@ -24,14 +24,14 @@ from typing import Any
 
 import numpy as np
 
+from equipoise.advise.costs import sample_time
+from equipoise.advise.small_runs import FEWEST_STEPS, Proxies, in_quick_precision, recipe_for, tune
 from equipoise.measure import machine
-from equipoise.proxies import FEWEST_STEPS, Proxies, in_quick_precision, recipe_for, tune
 from equipoise.records import as_data, digest
-from equipoise.scales import sample_time
 from equipoise.scaling import Available, PlannedRun, Run, fit, for_compute, hold_out, plan, predict, rules
 from equipoise.scaling.decide import decide
 from equipoise.scaling.runs import BACKWARD
-from equipoise.store import Store
+from equipoise.study.store import Store
 from equipoise.workloads import family, load_task
 
 BEYOND = 4.0

@@ -11,14 +11,14 @@ from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from equipoise.advisor import scale as scale
-    from equipoise.profiler import profile as profile
-    from equipoise.road import optimize as optimize
-    from equipoise.study import Study as Study
-    from equipoise.trainer import train as train
-    from equipoise.verbs import distill as distill
-    from equipoise.verbs import prune as prune
-    from equipoise.verbs import quantize as quantize
+    from equipoise.advise.road import scale as scale
+    from equipoise.road.walk import optimize as optimize
+    from equipoise.study.record import Study as Study
+    from equipoise.verbs.compress import distill as distill
+    from equipoise.verbs.compress import prune as prune
+    from equipoise.verbs.compress import quantize as quantize
+    from equipoise.verbs.profile import profile as profile
+    from equipoise.verbs.train import train as train
     from equipoise.workloads import Metric as Metric
     from equipoise.workloads import Task as Task
     from equipoise.workloads import Workload as Workload
@@ -28,17 +28,17 @@ __version__ = "0.1.0"
 
 _VERBS = {
     "Metric": "equipoise.workloads",
-    "Study": "equipoise.study",
+    "Study": "equipoise.study.record",
     "Task": "equipoise.workloads",
     "Workload": "equipoise.workloads",
-    "distill": "equipoise.verbs",
+    "distill": "equipoise.verbs.compress",
     "family": "equipoise.workloads",
-    "optimize": "equipoise.road",
-    "profile": "equipoise.profiler",
-    "prune": "equipoise.verbs",
-    "quantize": "equipoise.verbs",
-    "scale": "equipoise.advisor",
-    "train": "equipoise.trainer",
+    "optimize": "equipoise.road.walk",
+    "profile": "equipoise.verbs.profile",
+    "prune": "equipoise.verbs.compress",
+    "quantize": "equipoise.verbs.compress",
+    "scale": "equipoise.advise.road",
+    "train": "equipoise.verbs.train",
 }
 """Public name -> the module that holds it."""
 

@@ -6,7 +6,6 @@ never the run. A listener of one's own takes its place.
 
 from __future__ import annotations
 
-import html
 import io
 import sys
 import time
@@ -16,8 +15,8 @@ from typing import TYPE_CHECKING, Any
 from equipoise.units import show
 
 if TYPE_CHECKING:
-    from equipoise.road import Event
-    from equipoise.training.loop import Progress
+    from equipoise.events import Event
+    from equipoise.training.progress import Progress
 
 EVERY_S = 0.5
 """Seconds between two pictures of the same stage."""
@@ -82,17 +81,6 @@ def _page(stage: str, text: str, fraction: float | None, left: str) -> str:
     line.add_row(*bar, Text(stage, style="bold"), Text(text), Text(left, style="dim"))
     console.print(line)
     return console.export_html(inline_styles=True, code_format="<pre>{code}</pre>")
-
-
-def table(rows: list[list[str]], *, caption: str) -> str:
-    """Return rows of text, the first of them headings, as an HTML table."""
-    head, *body = ["".join(f"<{cell}>{html.escape(text)}</{cell}>" for text in row) for cell, row in _cells(rows)]
-    lines = "".join(f"<tr>{row}</tr>" for row in body)
-    return f"<table><caption>{html.escape(caption)}</caption><thead><tr>{head}</tr></thead><tbody>{lines}</tbody></table>"
-
-
-def _cells(rows: list[list[str]]) -> list[tuple[str, list[str]]]:
-    return [("th" if number == 0 else "td", row) for number, row in enumerate(rows)]
 
 
 def _line() -> Line | None:

@@ -23,7 +23,7 @@ from equipoise.errors import (
     missing_extra,
 )
 
-HEAVY = ("torch", "numpy", "rich", "jinja2", "sqlite3", "onnx", "onnxruntime", "sklearn", "equipoise.study")
+HEAVY = ("torch", "numpy", "rich", "jinja2", "sqlite3", "onnx", "onnxruntime", "sklearn", "equipoise.study.record")
 
 
 @pytest.fixture

@@ -10,8 +10,8 @@ from torch import nn
 
 import equipoise as eq
 from equipoise.errors import InputError
+from equipoise.road.bench import Workbench
 from equipoise.runtimes import Target
-from equipoise.workbench import Workbench
 from equipoise.workloads.models import mlp
 
 X = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))

@@ -11,12 +11,13 @@ from torch import nn
 
 import equipoise as eq
 from equipoise import progress
-from equipoise.progress import Line, of_events, of_steps, of_words, table
+from equipoise.events import Event
+from equipoise.markup import table
+from equipoise.progress import Line, of_events, of_steps, of_words
 from equipoise.records import Evaluation, Plan, measured
-from equipoise.road import Event
 from equipoise.runtimes import Program
-from equipoise.store import Store
-from equipoise.study import Study
+from equipoise.study.record import Study
+from equipoise.study.store import Store
 from equipoise.workloads import Split
 
 

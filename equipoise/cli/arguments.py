@@ -188,7 +188,7 @@ def check_store(path: Path, *, name: str = "--store", study: bool = True) -> Non
         if path.exists() and not path.is_dir():
             raise must_be("store", "a folder", str(path), "A file stands there: name another folder.")
         if study:
-            from equipoise.store import check_place
+            from equipoise.study.store import check_place
 
             check_place(path, create=True)
         with _made(path):

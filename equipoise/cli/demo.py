@@ -28,8 +28,8 @@ def add_parser(subparsers: Any) -> None:
 def run(args: argparse.Namespace) -> int:
     """Optimize, export, verify and report; end with the report's path and one sentence."""
     from equipoise.cli import main
-    from equipoise.study import Study
-    from equipoise.tested import verified
+    from equipoise.study.record import Study
+    from equipoise.study.tested import verified
 
     study, artifact = str(args.store), str(args.store.with_name(args.store.name + "-artifact"))
     code = main(["optimize", "digits", "--budget", BUDGET, "--time", args.time, "--store", study])

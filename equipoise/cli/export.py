@@ -34,10 +34,10 @@ def run(args: argparse.Namespace) -> int:
     import json
     import sys
 
-    from equipoise.artifact import export
-    from equipoise.picks import parse_pick
-    from equipoise.store import Store
-    from equipoise.study import Study
+    from equipoise.ship.artifact import export
+    from equipoise.study.picks import parse_pick
+    from equipoise.study.record import Study
+    from equipoise.study.store import Store
 
     bounds = parse_pick(args.pick)
     with Store.open(args.study, create=False, readonly=True) as store:

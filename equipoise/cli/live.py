@@ -16,11 +16,11 @@ from rich.text import Text
 from equipoise.cli.terminal import Pace, console, doing, progress_line, visible
 from equipoise.pareto import non_dominated
 from equipoise.records import Evaluation
-from equipoise.study import AXES, describe
+from equipoise.study.record import AXES, describe
 from equipoise.units import counted, show
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds; the view is up before
-    from equipoise.road import Event
+    from equipoise.events import Event
 
 
 class Live:

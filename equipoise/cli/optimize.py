@@ -13,7 +13,7 @@ from equipoise.errors import EXIT_FAILED, EXIT_OK
 from equipoise.units import counted
 
 if TYPE_CHECKING:
-    from equipoise.study import Study
+    from equipoise.study.record import Study
 
 SHOWN_DROP = 5.0
 """Points of drop beyond which the terminal leaves a point of the front to the report."""
@@ -55,7 +55,7 @@ def run(args: argparse.Namespace) -> int:
     with Live(quiet=args.quiet) as live:
         live.doing("loading torch")
         from equipoise import workloads
-        from equipoise.road import optimize
+        from equipoise.road.walk import optimize
 
         state = _state(store)
         live.doing(f"loading {args.workload}" + (", training its net" if args.workload == "digits" and state is None else ""))
@@ -85,7 +85,7 @@ def _announce(store: Path) -> None:
     """Say at once, before anything slow is imported, whether a study is being resumed."""
     if not (store / "study.db").is_file():
         return
-    from equipoise.store import Store
+    from equipoise.study.store import Store
 
     with Store.open(store, create=False, readonly=True) as opened:
         print(f"resuming {store}: {counted(len(opened.all('evaluation')), 'evaluation')} recorded", file=sys.stderr, flush=True)
@@ -97,7 +97,7 @@ def _state(store: Path) -> Mapping[str, Any] | None:
         return None
     from safetensors.torch import load
 
-    from equipoise.store import Store
+    from equipoise.study.store import Store
 
     with Store.open(store, create=False, readonly=True) as opened:
         headers = opened.all("study")

@@ -10,8 +10,8 @@ from equipoise.errors import EXIT_FAILED, EXIT_OK
 
 if TYPE_CHECKING:
     from equipoise.measure.counts import Counts
-    from equipoise.profiler import Profile, TargetProfile
     from equipoise.records import Reading
+    from equipoise.verbs.profile import Profile, TargetProfile
 
 LAYERS_SHOWN = 12
 
@@ -44,7 +44,7 @@ def run(args: argparse.Namespace) -> int:
     from equipoise.cli.terminal import console, doing
 
     doing("loading torch")
-    from equipoise.profiler import profile
+    from equipoise.verbs.profile import profile
     from equipoise.workloads.spec import load
 
     doing(f"loading {args.workload}")

@@ -26,8 +26,8 @@ def run(args: argparse.Namespace) -> int:
     """Read the study, write the page, print its path."""
     from equipoise.records import dumps
     from equipoise.report import finite, render, render_scale
-    from equipoise.store import Store, write_atomic
-    from equipoise.summary import summarize
+    from equipoise.study.store import Store, write_atomic
+    from equipoise.study.summary import summarize
 
     out = args.out or args.study / "report.html"
     if args.study.is_dir() and (not out.parent.is_dir() or out.is_dir()):
@@ -35,7 +35,7 @@ def run(args: argparse.Namespace) -> int:
     with Store.open(args.study, create=False, readonly=True) as store:
         advised = bool(store.all("asked"))
         if advised:
-            from equipoise.advice import read
+            from equipoise.advise.advice import read
 
             summary = read(store).summary()
         else:

@@ -25,8 +25,8 @@ from equipoise.cli.train import FAMILIES, TASKS, plain
 from equipoise.errors import EXIT_FAILED, EXIT_OK, InputError, must_be
 
 if TYPE_CHECKING:
-    from equipoise.advice import Advice
-    from equipoise.road import Event
+    from equipoise.advise.advice import Advice
+    from equipoise.events import Event
     from equipoise.scaling import Fit
 
 
@@ -96,11 +96,11 @@ def _advise(args: argparse.Namespace) -> int:
     store = args.store or Path("runs") / f"scale-{plain(f'{family}-{task}')}"
     check_store(store)
     doing("loading torch", quiet=args.quiet)
-    from equipoise.advisor import scale
-    from equipoise.proxies import recipe_for
+    from equipoise.advise.road import scale
+    from equipoise.advise.small_runs import recipe_for
     from equipoise.report import render_scale
-    from equipoise.store import write_atomic
-    from equipoise.trainer import recipe_of
+    from equipoise.study.store import write_atomic
+    from equipoise.verbs.train import recipe_of
     from equipoise.workloads import load_family, load_task
 
     doing(f"loading {task}", quiet=args.quiet)
@@ -163,9 +163,9 @@ def _show(found: Advice) -> None:
 def _table(args: argparse.Namespace) -> int:
     """Print what a family costs over its scales."""
     doing("loading torch", quiet=args.quiet)
-    from equipoise.proxies import recipe_for
+    from equipoise.advise.costs import costs, named
+    from equipoise.advise.small_runs import recipe_for
     from equipoise.runtimes import Target
-    from equipoise.scales import costs, named
     from equipoise.units import show
     from equipoise.workloads import load_family, load_task
 

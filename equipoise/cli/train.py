@@ -26,7 +26,7 @@ from equipoise.cli.terminal import Pace, doing, visible
 from equipoise.errors import EXIT_OK, unknown
 
 if TYPE_CHECKING:
-    from equipoise.training.loop import Progress
+    from equipoise.training.progress import Progress
 
 FAMILIES = "mlp | cnn | resnet | mobilenet | shufflenet | convnext | efficientnet | gpt | encoder | FILE.py:FUNCTION"
 KINDS, OFFLOADS = ("ddp", "fsdp", "pipeline"), ("activations", "optimizer", "parameters")
@@ -89,9 +89,9 @@ def run(args: argparse.Namespace) -> int:
 
         return launch([sys.executable, "-m", "equipoise", *sys.argv[1:]], args.ranks)
     from equipoise.report import render_train
-    from equipoise.store import write_atomic
-    from equipoise.trainer import recipe_of, train, usual_recipe
+    from equipoise.study.store import write_atomic
     from equipoise.training.distribution.launch import connect
+    from equipoise.verbs.train import recipe_of, train, usual_recipe
     from equipoise.workloads import load_family, load_task
 
     doing(f"loading {args.task}", quiet=args.quiet or not first)

@@ -13,7 +13,8 @@ from equipoise.units import counted
 if TYPE_CHECKING:
     from rich.text import Text
 
-    from equipoise.verify import Check, Verification
+    from equipoise.ship.promises import Check
+    from equipoise.ship.verify import Verification
 
 
 def add_parser(subparsers: Any) -> None:
@@ -42,7 +43,7 @@ def run(args: argparse.Namespace) -> int:
     import json
     import sys
 
-    from equipoise.verify import verify
+    from equipoise.ship.verify import verify
 
     def announce(executed: str) -> None:
         print(f"verify executes, in a clean process: {executed}", file=sys.stderr, flush=True)

@@ -245,7 +245,7 @@ def _agrees(graph: ModelProto, batches: tuple[Tensor, ...], wanted: tuple[np.nda
     """Whether ONNX Runtime computes `wanted` from `batches`."""
     import onnxruntime
 
-    from equipoise.runtimes.onnxruntime import failures
+    from equipoise.runtimes.failures import failures
 
     options = onnxruntime.SessionOptions()
     options.intra_op_num_threads = 1

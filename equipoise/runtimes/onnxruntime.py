@@ -14,7 +14,6 @@ The scheme, and why (ResNet-20 on CIFAR-10, batch 1, one thread of an AMD EPYC w
 
 from __future__ import annotations
 
-import functools
 import tempfile
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from equipoise.errors import InputError, must_be
 from equipoise.runtimes.base import Program, Session, Source, check_program, check_quantizable
 from equipoise.runtimes.cpu import has_exact_int8
+from equipoise.runtimes.failures import failures
 from equipoise.runtimes.fallback import WHOLE, culprits, told
 
 FILE = "model.onnx"
@@ -93,15 +93,6 @@ class OnnxRuntime:
             return _Session(onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"]))
         except failures() as error:
             raise _damaged(str(error)) from error
-
-
-@functools.cache
-def failures() -> tuple[type[Exception], ...]:
-    """Return every kind of exception by which ONNX Runtime says that a file cannot be loaded or run."""
-    from onnxruntime.capi import onnxruntime_pybind11_state as state
-
-    own = {kind for kind in vars(state).values() if isinstance(kind, type) and issubclass(kind, Exception)}
-    return (*own, RuntimeError, ValueError, TypeError, LookupError, AttributeError, MemoryError, OSError)
 
 
 class _Session:

@@ -1,7 +1,8 @@
 """Training: one loop, on labels or from a teacher, on one device or many, resumable."""
 
-from equipoise.training.loop import Progress, Trained
+from equipoise.training.loop import Trained
 from equipoise.training.normalize import refold, unfold
+from equipoise.training.progress import Progress
 from equipoise.training.recipe import Recipe
 from equipoise.training.recover import distill, kl
 from equipoise.training.samples import Batches, Samples

@@ -5,12 +5,10 @@ from __future__ import annotations
 import csv
 import os
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Protocol
+from typing import Any, Protocol
 
 from equipoise.errors import StoreError, missing_extra, must_be
-
-if TYPE_CHECKING:
-    from equipoise.training.loop import Progress
+from equipoise.training.progress import Progress
 
 COLUMNS = ("step", "epoch", "seconds", "lr", "train_loss", "validation_loss", "validation_metric")
 

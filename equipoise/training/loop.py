@@ -24,6 +24,7 @@ from equipoise.training.dropout import dropping
 from equipoise.training.ema import Average
 from equipoise.training.logs import Log
 from equipoise.training.optimizers import optimizer_of
+from equipoise.training.progress import Progress
 from equipoise.training.randomness import deterministic, mixed, private, seed_dropout
 from equipoise.training.recipe import Recipe
 from equipoise.training.samples import Batches
@@ -35,35 +36,6 @@ Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 UNREAD = 10
 """Losses that wait on a GPU before the host reads them: reading one makes the host wait for its step."""
-
-
-@dataclass(frozen=True, slots=True)
-class Progress:
-    """Where a run stands after a step.
-
-    Attributes:
-        step, epoch: Steps made; passes over the data.
-        fraction: Share of the run that is done.
-        loss, lr: Of the step.
-        seconds: Of training so far, over all processes of a resumed run.
-        point: What validation data said after this step, or None where they were not looked at.
-    """
-
-    step: int
-    fraction: float
-    loss: float
-    lr: float
-    seconds: float
-    epoch: float = 0.0
-    point: CurvePoint | None = None
-
-    @property
-    def left_s(self) -> float:
-        """Seconds that the rest will take at the pace so far."""
-        return self.seconds * (1 - self.fraction) / self.fraction if self.fraction else math.inf
-
-    def __str__(self) -> str:
-        return f"step {self.step}, {100 * self.fraction:.0f} % of training, loss {self.loss:.4g}"
 
 
 @dataclass(frozen=True)

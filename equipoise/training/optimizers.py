@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -11,12 +11,8 @@ from torch.nn.modules.conv import _ConvNd
 from torch.optim.adamw import adamw
 
 from equipoise.errors import must_be
+from equipoise.training.recipe import Recipe
 from equipoise.training.shards import here, joined, shared_as
-
-if TYPE_CHECKING:
-    from equipoise.training.recipe import Recipe
-
-OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop", "muon")
 
 NEWTON_SCHULZ = (3.4445, -4.7750, 2.0315)
 """Coefficients of the odd quintic that pushes singular values toward 1 fastest from near 0 (Jordan et al. 2024)."""

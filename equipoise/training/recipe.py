@@ -7,12 +7,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Literal
 
-import torch
-from torch import nn
-
 from equipoise.errors import InputError, must_be, unknown
-from equipoise.training import optimizers
 
+OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop", "muon")
 SCHEDULES = ("linear", "cosine", "constant", "onecycle", "wsd")
 PRECISIONS = ("fp32", "bf16", "fp16")
 
@@ -91,7 +88,7 @@ class Recipe:
     def __post_init__(self) -> None:
         """Report every value out of range together."""
         mistakes: list[InputError] = []
-        names = (("optimizer", optimizers.OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS))
+        names = (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS))
         for name, valid in names:
             if getattr(self, name) not in valid:
                 mistakes.append(unknown(f"recipe.{name}", str(getattr(self, name)), valid))
@@ -122,10 +119,6 @@ class Recipe:
         else:
             factor = 1.0
         return self.lr * factor * min(1.0, (step + 1) / (self.warmup + 1))
-
-    def optimizer_of(self, model: nn.Module) -> torch.optim.Optimizer:
-        """Return a fresh optimizer of the parameters of `model` that require gradients."""
-        return optimizers.optimizer_of(model, self)
 
 
 _RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (

@@ -15,9 +15,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from equipoise.errors import must_be, unknown
-from equipoise.training.loop import Augment, Plan, Progress, Trained, run
+from equipoise.training.loop import Augment, Plan, Trained, run
 from equipoise.training.losses import KINDS, Kind, apart, cross_entropy, mse, spreads
 from equipoise.training.outputs import Answer, answer_of, first_of
+from equipoise.training.progress import Progress
 from equipoise.training.recipe import Recipe
 from equipoise.training.samples import Batches
 from equipoise.training.supervised import fingerprint

@@ -14,9 +14,10 @@ from torch import Tensor, nn
 from equipoise.errors import must_be
 from equipoise.training.distribution.base import Distribution, Objective, OneProcess
 from equipoise.training.logs import Log
-from equipoise.training.loop import Augment, Plan, Progress, Trained, per_epoch, run
+from equipoise.training.loop import Augment, Plan, Trained, per_epoch, run
 from equipoise.training.losses import Loss, smoothed
 from equipoise.training.outputs import Answer, answer_of
+from equipoise.training.progress import Progress
 from equipoise.training.recipe import Recipe
 from equipoise.training.samples import Batches
 from equipoise.training.validation import Metric, Validation

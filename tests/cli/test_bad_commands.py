@@ -335,7 +335,7 @@ def test_what_only_loading_can_know_is_one_line_too(line, desk, capsys):
 
 
 def test_what_the_user_s_code_ends_while_it_runs_is_told_and_not_taken_for_success(desk, capsys, monkeypatch):
-    from equipoise import trainer
+    from equipoise.verbs import train as trainer
 
     def leaves(*_: object, **__: object) -> None:
         sys.exit(0)

@@ -9,13 +9,13 @@ from pathlib import Path
 
 import pytest
 
-from equipoise import profiler
 from equipoise.cli import main
 from equipoise.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError
 from equipoise.measure.memory import PeakMemory
 from equipoise.records import measured
 from equipoise.runtimes.base import RUNTIMES
 from equipoise.runtimes.torch_eager import TorchEager
+from equipoise.verbs import profile as profiler
 
 OWN = """
 import torch

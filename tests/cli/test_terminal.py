@@ -17,9 +17,9 @@ from equipoise import cli
 from equipoise.cli import doctor, optimize, profile, scale, verify
 from equipoise.cli.live import Live, table
 from equipoise.cli.terminal import console, doing, visible
+from equipoise.events import Event
 from equipoise.records import Evaluation, Plan, measured
-from equipoise.road import Event
-from equipoise.study import describe
+from equipoise.study.record import describe
 
 HOSTILE = [
     "[/]",

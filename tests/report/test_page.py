@@ -9,9 +9,9 @@ import pytest
 
 from equipoise.budget import parse_budget
 from equipoise.pareto import non_dominated
-from equipoise.picks import pick
 from equipoise.report import render
 from equipoise.report.view import evaluations_of
+from equipoise.study.picks import pick
 
 HOSTILE = "</script><img src=x onerror=\"document.title='hacked'\">"
 ADDRESS = {

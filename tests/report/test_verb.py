@@ -12,7 +12,7 @@ from equipoise.cli import main
 from equipoise.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK
 from equipoise.records import as_data
 from equipoise.report.view import evaluations_of
-from equipoise.store import Store
+from equipoise.study.store import Store
 
 
 @pytest.fixture

@@ -12,7 +12,8 @@ from onnx import TensorProto, helper
 from equipoise import runtimes
 from equipoise.errors import InputError
 from equipoise.runtimes import Program
-from equipoise.runtimes.onnxruntime import FILE, failures
+from equipoise.runtimes.failures import failures
+from equipoise.runtimes.onnxruntime import FILE
 from equipoise.runtimes.torch_eager import FILE as TORCH_FILE
 
 ONES = np.ones((2, 4), np.float32)

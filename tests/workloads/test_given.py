@@ -8,8 +8,8 @@ from torch import nn
 
 import equipoise as eq
 from equipoise.errors import InputError
-from equipoise.trainer import recipe_of
 from equipoise.training import Recipe
+from equipoise.verbs.train import recipe_of
 from equipoise.workloads import as_family, as_task, as_workload
 
 X, Y = torch.randn(90, 4, generator=torch.Generator().manual_seed(0)), torch.arange(90) % 3

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset, TensorDataset
 
 from equipoise.errors import InputError
-from equipoise.store import Store
+from equipoise.study.store import Store
 from equipoise.workloads import Split, Workload, shifted
 from equipoise.workloads.identity import of_code, of_data, of_value
 from equipoise.workloads.models import mlp

@@ -1,0 +1,123 @@
+"""Programs raced as their users will load them: in fresh processes that hold nothing but the runtime.
+
+What `optimize` reports at its end, what `export` promises and what `verify` finds all come from here, so they can be compared.
+"""
+
+from __future__ import annotations
+
+import io
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from equipoise.errors import StoreError
+from equipoise.measure.loads import Load
+from equipoise.measure.race import Race, race
+from equipoise.records import Evaluation, as_data
+from equipoise.runtimes.base import Program, Target, get
+from equipoise.study.store import Store
+
+if TYPE_CHECKING:
+    import numpy as np
+
+INPUTS = "equipoise-inputs.npy"
+
+
+@dataclass(frozen=True, slots=True)
+class Contender:
+    """A program and where it runs."""
+
+    program: Program
+    target: Target
+
+    def load(self, inputs: np.ndarray[Any, Any]) -> Load:
+        """Return what loads the program anew, with one request of its own made of `inputs` (N, ...), repeated as needed."""
+        import numpy as np
+
+        runtime, rows = get(self.program.runtime), np.arange(self.target.batch) % len(inputs)
+
+        def load() -> Any:
+            session = runtime.load(self.program, threads=self.target.threads, batch=self.target.batch)
+            request = np.ascontiguousarray(inputs[rows])
+            return lambda: session.run(request)
+
+        return load
+
+
+def race_programs(
+    contenders: Mapping[str, Contender],
+    inputs: np.ndarray[Any, Any],
+    *,
+    baseline: str,
+    seconds: float,
+    patience: float = 1.0,
+    seed: int = 0,
+) -> Race:
+    """Race programs in fresh processes on a request made of `inputs` (N, ...); see `measure.race.race`.
+
+    Raises:
+        EquipoiseError: A program cannot be loaded or run there.
+    """
+    import numpy as np
+
+    held = io.BytesIO()
+    np.save(held, np.ascontiguousarray(inputs[: max(c.target.batch for c in contenders.values())]), allow_pickle=False)
+    payload = {INPUTS: held.getvalue()}
+    options = []
+    for number, (name, contender) in enumerate(contenders.items()):
+        program = contender.program
+        payload |= {f"{number}.{file}": content for file, content in program.files.items()}
+        options.append(
+            {"name": name, "runtime": program.runtime, "precision": program.precision, "files": list(program.files),
+             "target": str(contender.target)}
+        )  # fmt: skip
+    return race(
+        "equipoise.road.racing:loads", payload, {"contenders": options}, baseline=baseline, seconds=seconds, patience=patience,
+        seed=seed,
+    )  # fmt: skip
+
+
+def race_stored(
+    store: Store, baseline: Evaluation, rivals: Sequence[Evaluation], *, seconds: float, seed: int, patience: float = 1.0
+) -> dict[str, Any]:
+    """Race evaluations of a study beside its untouched model, from the files and the inputs that it keeps.
+
+    Returns:
+        The record of a final race: ``ratios`` by evaluation key, the ``reference``'s own latency, and how it ended.
+    Raises:
+        StoreError: The study keeps no inputs to run, or a file is missing.
+    """
+    from safetensors.numpy import load
+
+    probe = next((row["header"]["probe"] for row in store.all("study") if "probe" in row["header"]), None)
+    if probe is None:
+        raise StoreError(f"the study {store.path} keeps no inputs to race on. Run `equipoise optimize` on it again.")
+    contenders = {
+        name: Contender(Program.stored(e, store.read_blob), Target.parse(str(e.details["target"])))
+        for name, e in [("reference", baseline), *((e.key, e) for e in rivals)]
+    }
+    found = race_programs(
+        contenders, load(store.read_blob(probe))["inputs"], baseline="reference", seconds=seconds, patience=patience, seed=seed
+    )
+    return {
+        "ratios": {e.key: as_data(found.speedup("reference", e.key)) for e in rivals},
+        "reference": as_data(found.latency("reference")),
+        "stopped": found.stopped,
+        "processes": found.processes,
+        "times": {name: as_data(found.times(name)) for name in contenders},
+        "elasticity": {e.key: found.elasticity("reference", e.key) for e in rivals},
+    }
+
+
+def loads(folder: Path, options: Mapping[str, Any]) -> dict[str, Load]:
+    """Return the loads of the contenders in `folder`: what a fresh process calls."""
+    import numpy as np
+
+    inputs = np.load(folder / INPUTS, allow_pickle=False)
+    found = {}
+    for number, entry in enumerate(options["contenders"]):
+        files = {name: (folder / f"{number}.{name}").read_bytes() for name in entry["files"]}
+        program = Program(entry["runtime"], entry["precision"], files)
+        found[entry["name"]] = Contender(program, Target.parse(entry["target"])).load(inputs)
+    return found

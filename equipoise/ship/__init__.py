@@ -1,0 +1,1 @@
+"""What ships, what it claims, and how its promises are held to account."""

@@ -1,0 +1,174 @@
+"""Whether a program is what its plan says: the plan applied again to the source model, and the weights inside the file.
+
+The rebuilt model gives shapes, counts and the plan's own repair; the file gives bits and weights. Between the two stand the
+weights that ship in fp32: they must fit the rebuilt model, and be what the file computes with, integers within half a step.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from equipoise.measure.counts import count
+from equipoise.records import Plan, Reading, measured
+from equipoise.road.bench import BATCH, Array, Workbench
+from equipoise.runtimes import Source, parse_targets
+from equipoise.runtimes.structure import Stored, layer_bits, parameters
+from equipoise.ship.manifest import WEIGHTS
+from equipoise.ship.promises import Check, judged
+from equipoise.ship.scene import ELSEWHERE, FP32_SLACK, Scene, apart, near
+from equipoise.units import show
+from equipoise.workloads import predict
+
+REPAIRED = 1e-3
+"""Relative difference of weights within which a model is what repair alone gives."""
+TRAINED = 1e-5
+"""Relative difference of weights from which a model was trained after its repair."""
+ROUNDING = 1e-3
+"""Share of half a step by which a rounded weight may be further off, since scales are rounded too."""
+ALIKE = 1e-4
+"""Largest relative difference of the answers of two programs that were compiled alike."""
+ONNX = "model.onnx"
+
+
+def rebuilt(scene: Scene, found: dict[str, Reading]) -> Iterator[Check]:
+    """Apply the plan to the source model again and compare shapes, counts, bits and weights."""
+    claims, work = scene.artifact.claims, scene.data
+    bench = Workbench.prepare(work, parse_targets(claims.study.target), lambda content: "")
+    plan, untouched = Plan(claims.plan), bench.space.untouched
+    bench.space.check(plan)
+    canonical = bench.space.decode(bench.space.encode(plan))
+    changed = {k: (untouched[k], v) for k, v in plan.choices.items() if untouched[k] != v}
+    yield judged(
+        "plan", f"{len(plan.choices)} knobs", f"{len(changed)} changed", canonical == plan, "as the source model offers"
+    )
+    yield judged("what was changed", f"{len(claims.changed)}", f"{len(changed)}", dict(claims.changed) == changed)
+    model = bench.build(plan, repair=False)
+    for which, axes, net in (("", scene.artifact.promise, model), ("baseline ", scene.artifact.baseline, bench.teacher)):
+        counts = count(net, work.example)
+        for axis, value in (("params", counts.params), ("macs", counts.macs)):
+            told, same = show(value, "1"), axes[axis].value == value
+            yield judged(which + axis, str(axes[axis]), told, same, "counted on the plan, applied again")
+            if not which:
+                found[axis] = measured(value, "1")
+    weights = _weights(scene)
+    model.load_state_dict(weights)
+    yield from _precision(scene, plan)
+    yield from in_the_graph(scene)
+    yield _answers(scene, model)
+    if scene.program.runtime == "openvino" and ONNX in claims.files:
+        yield _compiled_again(scene, bench, plan)
+    yield _fidelity(scene, bench, plan, weights)
+
+
+def in_the_graph(scene: Scene) -> Iterator[Check]:
+    """Compare the weights that ship in fp32, and the plan's bits, with what the ONNX files hold; needs no source model."""
+    weights = {name: value.double().numpy() for name, value in _weights(scene).items() if value.is_floating_point()}
+    claims = scene.artifact.claims
+    if ONNX not in claims.files:
+        yield Check(
+            "weights in the file", WEIGHTS, "not read", "cannot tell", f"{scene.program.runtime} files are not looked into"
+        )
+        return
+    content = scene.artifact.read(ONNX)
+    held = parameters(content)
+    layers = [name.removeprefix("bits.") for name in claims.plan if name.startswith("bits.")]
+    alive = [name for name in layers if not _gone(claims.plan, name)]
+    wrong = [name for name, value in weights.items() if name in held and not _within(held[name], value)]
+    lost = [name for name in alive if f"{name}.weight" in weights and f"{name}.weight" not in held]
+    told = f"{len(weights.keys() & held.keys())} of {len(weights)} compared"
+    note = "floats equal, integers within half a step"
+    if wrong:
+        yield judged("weights in the file", WEIGHTS, f"{len(wrong)} others", False, ", ".join(wrong[:5]))
+    elif lost:
+        why = f"{len(lost)} layers are stored under other names, such as {lost[0]}"
+        yield Check("weights in the file", WEIGHTS, told, "cannot tell", why)
+    else:
+        yield judged("weights in the file", WEIGHTS, told, True, note)
+    if scene.program.runtime == "onnxruntime":
+        yield _bits(claims.plan, claims.left_float, alive, layer_bits(content))
+
+
+def _bits(plan: Mapping[str, int | str], floats: Sequence[str], layers: list[str], real: Mapping[str, int]) -> Check:
+    """Compare the plan's bits, layer by layer, with the widths of the integers that reach the operators."""
+    wanted = {name: 32 if name in floats else plan[f"bits.{name}"] for name in layers}
+    wrong = [f"{name} has {real[name]}" for name in layers if name in real and real[name] != wanted[name]]
+    lost = [name for name in layers if name not in real]
+    told = f"{sum(bits == 8 for bits in real.values())} of {len(layers)} layers in 8 bits"
+    stated = f"{sum(bits == 8 for bits in wanted.values())} of {len(layers)}"
+    if lost and not wrong:
+        return Check("bits", stated, told, "cannot tell", f"{lost[0]} is stored under another name")
+    return judged("bits", stated, told, not wrong, "; ".join(wrong[:5]))
+
+
+def _precision(scene: Scene, plan: Plan) -> Iterator[Check]:
+    """Hold the program's precision to the plan's bits."""
+    bits = [b for name, b in plan.of("bits").items() if not _gone(plan.choices, name)]
+    expected = "fp32" if 8 not in bits else "mixed" if 32 in bits else "int8"
+    stated = scene.artifact.claims.deployable.precision
+    yield judged("precision", stated, expected, stated == expected, "of the plan's bits")
+
+
+def _answers(scene: Scene, model: torch.nn.Module) -> Check:
+    """Run the weights that ship in fp32 in the rebuilt plan and compare with the program's answers."""
+    kept = scene.data.validation.take(BATCH)
+    own, answers = predict(model.eval(), kept, batch=BATCH)[0], scene.outputs(scene.program, kept)
+    off = apart(own, answers)
+    if scene.program.precision == "fp32":
+        return judged(
+            "weights", "the program's in fp32", f"{off:.2g}", off <= FP32_SLACK, "difference to the program's answers"
+        )
+    mine, source = (float((x - answers).double().square().mean().sqrt()) for x in (own, scene.source(kept)))
+    ok = math.isfinite(off) and mine <= 1.05 * source + 1e-2
+    return judged(
+        "weights", "the program's in fp32", f"{mine:.3g}", ok, f"distance of the answers; the source's is {source:.3g}"
+    )
+
+
+def _compiled_again(scene: Scene, bench: Workbench, plan: Plan) -> Check:
+    """Compile the ONNX file beside an OpenVINO program again, with the plan's bits: the quantizer repeats itself here."""
+    name, made = "compiled again", bench.compile(plan, Source.of_onnx(scene.artifact.read(ONNX)))
+    if made.digest == scene.program.digest:
+        return judged(name, "the same program", "the same", True, f"from {ONNX}, whose weights are compared above")
+    kept = scene.data.validation.take(BATCH)
+    off = apart(scene.outputs(made, kept), scene.outputs(scene.program, kept))
+    wide = FP32_SLACK if scene.at_home else 0.2
+    note = f"difference of the answers; compiled from {ONNX}" + ("" if scene.at_home else f"; {ELSEWHERE}")
+    return near(name, f"≤ {ALIKE:g}", f"{off:.2g}", off, tight=ALIKE, wide=wide, note=note)
+
+
+def _fidelity(scene: Scene, bench: Workbench, plan: Plan, weights: Mapping[str, Tensor]) -> Check:
+    """Tell whether the weights are the source's own, those that repair alone gives, or trained on."""
+    stated = scene.artifact.claims.fidelity
+    repaired = bench.teacher.state_dict() if stated == "untouched" else bench.build(plan).state_dict()
+    off = max((apart(repaired[k].double(), w.double()) for k, w in weights.items() if w.is_floating_point()), default=0.0)
+    told = f"weights {off:.2g} from {'the source' if stated == 'untouched' else 'repair alone'}"
+    if stated == "recovered":
+        return judged("fidelity", stated, told, off > TRAINED, "trained weights differ from repaired ones")
+    wide = REPAIRED if scene.at_home else math.inf
+    return near("fidelity", stated, told, off, tight=REPAIRED, wide=wide, note="" if scene.at_home else ELSEWHERE)
+
+
+def _within(held: Stored, value: Array) -> bool:
+    """Whether a stored tensor is `value`, to half a step of its integers."""
+    if held.value.shape != value.shape or not np.isfinite(held.value).all():
+        return False
+    slack = held.step / 2 * (1 + ROUNDING) + 1e-6 * np.abs(value).max(initial=1e-12)
+    return bool((np.abs(held.value - value) <= slack).all())
+
+
+def _gone(plan: Mapping[str, int | str], layer: str) -> bool:
+    """Whether a layer lies in a block that the plan drops."""
+    dropped = [name.removeprefix("depth.") for name, choice in plan.items() if choice == "drop"]
+    return any(layer.startswith(block + ".") for block in dropped)
+
+
+def _weights(scene: Scene) -> dict[str, Tensor]:
+    from safetensors.torch import load
+
+    found: dict[str, Tensor] = load(scene.artifact.read(WEIGHTS))
+    return found

@@ -1,0 +1,111 @@
+"""What the checks of an artifact look at together, and how two sets of answers are compared."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from equipoise import runtimes
+from equipoise.measure.machine import describe
+from equipoise.road.bench import BATCH, Array
+from equipoise.runtimes import Program
+from equipoise.ship.artifact import Artifact
+from equipoise.ship.manifest import PROBE
+from equipoise.ship.promises import Check, judged
+from equipoise.workloads import Split, Workload, predict
+
+FP32_SLACK = 1e-3
+"""Largest difference of fp32 outputs, relative to the largest output."""
+ELSEWHERE = "another CPU or other versions than those recorded, where kernels may round differently"
+
+
+@dataclass(frozen=True)
+class Scene:
+    """What every check looks at.
+
+    Attributes:
+        work: The source model and the data; None where no code of the artifact's author may be executed.
+        samples: Inputs of requests: of the validation split, without a workload those of the probe.
+        at_home: Whether this is the CPU and the versions that the manifest records.
+    """
+
+    artifact: Artifact
+    work: Workload | None
+    program: Program
+    reference: Program
+    samples: Tensor
+    at_home: bool
+
+    @classmethod
+    def of(cls, artifact: Artifact, work: Workload | None) -> Scene:
+        """Read the programs of `artifact`, not yet loaded by a runtime."""
+        program = artifact.program
+        samples = torch.from_numpy(probe(artifact)["inputs"]) if work is None else work.validation.take(BATCH).tensors()[0]
+        return cls(artifact, work, program, artifact.reference, samples, _at_home(artifact, program.runtime))
+
+    @property
+    def data(self) -> Workload:
+        """The workload, where there is one."""
+        assert self.work is not None
+        return self.work
+
+    def outputs(self, program: Program, split: Split) -> Tensor:
+        """Answers of a program to a split, scored as the study scored it."""
+        session = runtimes.get(program.runtime).load(program, threads=os.cpu_count() or 1)
+        return predict(lambda x: session.run(x.numpy()), split, batch=BATCH)[0]
+
+    def source(self, split: Split) -> Tensor:
+        """Answers of the rebuilt source model."""
+        return predict(self.data.model, split, batch=BATCH)[0]
+
+
+def probe(artifact: Artifact) -> dict[str, Array]:
+    """The recorded inputs and answers."""
+    from safetensors.numpy import load
+
+    found: dict[str, Array] = load(artifact.read(PROBE))
+    return found
+
+
+def apart(a: Tensor, b: Tensor) -> float:
+    """Largest difference relative to the largest value; infinite where shapes differ or an answer is not finite."""
+    if a.shape != b.shape or not bool(torch.isfinite(b).all()):
+        return math.inf
+    return float((a - b).abs().max() / a.abs().max().clamp_min(1e-12))
+
+
+def near(name: str, promised: str, found: str, off: float, *, tight: float, wide: float, note: str) -> Check:
+    """Judge a difference: kept within `tight`, broken beyond `wide`, and between them not to be told from here."""
+    if off <= tight:
+        return Check(name, promised, found, "kept", note)
+    if off <= wide:
+        return Check(name, promised, found, "cannot tell", f"off by {off:.2g}, more than {tight:.2g}: {note}")
+    return Check(name, promised, found, "broken", note)
+
+
+def guarded(name: str, checks: Iterator[Check]) -> Iterator[Check]:
+    """Yield `checks`; where the files or the user's code make them fail, that is what was found."""
+    try:
+        yield from checks
+    except Exception as error:  # noqa: BLE001 - a forged file can make any library raise anything: the failure is the finding
+        lines = str(error).strip().splitlines() or [""]
+        yield judged(name, "", f"{type(error).__name__}: {lines[0][:200]}", False, "could not be carried out on these files")
+
+
+def request(samples: Tensor, batch: int) -> Array:
+    """The inputs of one request of `batch` samples."""
+    return np.ascontiguousarray(samples[torch.arange(batch) % len(samples)].numpy())
+
+
+def _at_home(artifact: Artifact, runtime: str) -> bool:
+    here, there = describe(), artifact.claims.recorded.machine
+    then = there.get("versions")
+    packages = ("equipoise", "torch", "numpy", runtime)
+    versions = isinstance(then, dict) and all(here["versions"].get(p) == then.get(p) for p in packages)
+    return versions and all(here.get(key) == there.get(key) for key in ("cpu", "flags"))

@@ -1,0 +1,354 @@
+"""A study: the durable record of what was tried, and the answers read off it.
+
+Needs no torch: a study can be opened, picked from and reported on while it runs, or on a machine that only has the folder.
+"""
+
+from __future__ import annotations
+
+import math
+from collections import Counter
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from equipoise.budget import Budget, parse_budget
+from equipoise.errors import InputError, StoreError
+from equipoise.markup import table
+from equipoise.pareto import Knee, non_dominated
+from equipoise.records import Evaluation, Reading, evaluation_from, measured, reading_from
+from equipoise.stats import Interval, carried, verdict
+from equipoise.study.picks import knee_of, pick, settled
+from equipoise.study.store import Store
+from equipoise.units import counted, show
+
+SCHEMA = 2
+"""Version of the header. History: 1 = first; 2 = what was asked is recorded each time, and trainings are numbered."""
+
+AXES = ("latency_s", "size_bytes", "drop")
+"""What the front trades off; all are minimised."""
+SHOWN = 12
+"""Points of the front in a notebook's table; the report has all."""
+
+
+@dataclass(frozen=True)
+class Study:
+    """All evaluations of one workload on its targets, in the order they were made.
+
+    Attributes:
+        header: Workload, targets, budget, seed, metric, machine: what the run was asked and where it ran.
+        evaluations: Every trial, failed ones too.
+        finals: Key -> the last, interleaved latency measurement against the untouched model.
+        unread: What was left as it is because its probe failed (``width.conv1=16``) -> why.
+        extent: How far the tables of the last asking reached: ``entries``, ``read``, ``before_s`` (spent by their end) and
+            ``enough_s`` (what a first search would need); empty where that was not recorded.
+    """
+
+    path: Path
+    header: Mapping[str, Any]
+    evaluations: tuple[Evaluation, ...]
+    finals: Mapping[str, Mapping[str, Any]]
+    unread: Mapping[str, str] = field(default_factory=dict)
+    extent: Mapping[str, Any] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        budget = self.header.get("budget") or "none"
+        tried = counted(len(self.evaluations), "evaluation")
+        return f"Study({self.path}: {tried}, {len(self.front)} on the front, budget {budget})"
+
+    def _repr_html_(self) -> str:
+        rows = [["plan", "latency", "size", "quality", "drop"]]
+        for e in self.front[:SHOWN]:
+            cells = (e.axis("latency_s"), e.axis("size_bytes"), e.quality, e.drop)
+            rows.append([describe(e, self.baseline), *map(str, cells)])
+        return table(rows, caption=repr(self))
+
+    @classmethod
+    def load(cls, path: str | Path) -> Study:
+        """Open the study at `path` for reading.
+
+        Raises:
+            StoreError: No study there, or one without a baseline yet.
+        """
+        with Store.open(path, create=False, readonly=True) as store:
+            return cls.read(store)
+
+    @classmethod
+    def read(cls, store: Store, *, raced: bool = True, race: Mapping[str, Any] | None = None) -> Study:
+        """Read the study out of an open store.
+
+        Args:
+            raced: Whether latencies are those of the last race, in fresh processes; False leaves the search's own readings,
+                from which the race's field is chosen.
+            race: One more race, which the store could not record.
+        """
+        headers, finals = store.all("study"), [*store.all("final"), *([race] if race else [])]
+        if not headers:
+            raise StoreError(f"the study at {store.path} has no baseline yet. Run `equipoise optimize` on it first.")
+        asked = [row["header"] for row in store.all("asking")]  # the last one counts; a study of an earlier version has none
+        header = (store.get("study", asked[-1]) or headers[-1] if asked else headers[-1])["header"]
+        if header.get("schema", 1) > SCHEMA:
+            newer = f"schema {header['schema']}, here {SCHEMA}"
+            raise StoreError(f"the study at {store.path} was written by a newer Equipoise ({newer}). Upgrade equipoise.")
+        rows = tuple(evaluation_from(row["evaluation"]) for row in store.all("evaluation"))
+        if not rows or not rows[0].ok:
+            raise StoreError(f"the study at {store.path} has no usable baseline. Run `equipoise optimize` on another --store.")
+        last = finals[-1].get("reference") if finals else None  # a race of before the untouched model was read in it has none
+        reference = rows[0].axis("latency_s") if last is None else reading_from(last)
+        ratios = _of_legs({key: _in_state_of(final, key, reference) for final in finals for key in final["ratios"]}, rows)
+        unread = {f"{r['knob']}={r['choice']}": r["error"] for r in store.all("table") if r.get("error")}
+        extent = (store.get("extent", asked[-1]) if asked else None) or {}
+        if raced and finals:
+            rows = _raced(rows, reference, {k: Interval(**ratio) for k, ratio in ratios.items()})
+        return cls(Path(store.path), header, rows, ratios, unread, extent)
+
+    @property
+    def budget(self) -> Budget:
+        """The budget that the study was last run with."""
+        return parse_budget(self.header["budget"])
+
+    @property
+    def baseline(self) -> Evaluation:
+        """The untouched model on the first target."""
+        return self.evaluations[0]
+
+    @cached_property
+    def usable(self) -> tuple[Evaluation, ...]:
+        """Evaluations that ended well; of one plan only the furthest fidelity."""
+        best: dict[str, Evaluation] = {}
+        for evaluation in self.evaluations:
+            if evaluation.ok:
+                best[evaluation.plan.digest] = evaluation
+        return tuple(best.values())
+
+    @cached_property
+    def front(self) -> tuple[Evaluation, ...]:
+        """Non-dominated evaluations over latency, size and drop (a gain counts once it is shown), fastest first."""
+        rows = [e for e in self.usable if all(e.axis(a).known for a in AXES)]
+        points = [[settled(e.drop) if a == "drop" else e.axis(a).get() for a in AXES] for e in rows]
+        chosen = [rows[i] for i in non_dominated(points)]
+        return tuple(sorted(chosen, key=lambda e: e.axis("latency_s").get()))
+
+    @cached_property
+    def knee(self) -> Evaluation:
+        """The balance point of latency (on a log scale) against drop."""
+        return self._knee[0]
+
+    @property
+    def knee_rule(self) -> Knee:
+        """The votes behind `knee`, and how often it wins when the points move by their measured noise."""
+        return self._knee[1]
+
+    @cached_property
+    def _knee(self) -> tuple[Evaluation, Knee]:
+        return knee_of(self.usable)
+
+    @cached_property
+    def best(self) -> Evaluation:
+        """The evaluation that the budget asks for; the knee where there is none; the nearest where none meets it."""
+        if not self.budget.constraints:
+            return self.knee
+        if not self.met:
+            return self.nearest[0]
+        return self.pick("best")
+
+    @property
+    def met(self) -> bool:
+        """Whether some evaluation meets the whole budget."""
+        return any(self.budget.met_by(e) for e in self.usable)
+
+    @property
+    def nearest(self) -> tuple[Evaluation, dict[str, float]]:
+        """The evaluation nearest to the budget, with the relative excess of each bound that it breaks."""
+        rows = [(sum(over.values()), i, e, over) for i, e in enumerate(self.usable) if (over := self.budget.excesses(e))]
+        if not rows:
+            raise InputError("budget must be out of reach for a nearest point to exist; some plan meets it.")
+        _, _, evaluation, over = min(rows, key=lambda row: row[:2])
+        return evaluation, over
+
+    def pick(self, text: str) -> Evaluation:
+        """Return the evaluation named by ``knee``, ``fastest``, ``smallest``, ``best`` or a budget."""
+        if text == "knee":
+            return self.knee
+        if text == "best" and not self.budget.constraints:
+            return self.knee
+        return pick(self.usable, self.baseline, text, self.budget)
+
+    def ratio(self, evaluation: Evaluation) -> Interval:
+        """Return how many times faster than the untouched model `evaluation` is, from the last interleaved run.
+
+        The untouched model is as fast as itself: of its race against itself only the spread is kept.
+        """
+        found = self._found(evaluation)
+        if evaluation.key != self.baseline.key:
+            return found
+        return replace(found, value=1.0, low=found.low / found.value, high=found.high / found.value)
+
+    def _found(self, evaluation: Evaluation) -> Interval:
+        """Return the ratio of a race, else of the evaluation's own trial, else of its latency."""
+        final = self.finals.get(evaluation.key)
+        if final is not None:
+            return Interval(**final)
+        data = evaluation.details.get("speed_up")
+        if data is None:
+            base, latency = (e.axis("latency_s").get() for e in (self.baseline, evaluation))
+            return Interval(base / latency, 0.0, math.inf, 0)
+        return Interval(**data)
+
+    def sentence(self, evaluation: Evaluation) -> str:
+        """Say what `evaluation` gains and costs: speed, size and drop with its half-interval."""
+        speed = self.ratio(evaluation)
+        smaller = self.baseline.axis("size_bytes").get() / evaluation.axis("size_bytes").get()
+        drop = evaluation.drop
+        half = (drop.high - drop.low) / 2 if drop.low is not None and drop.high is not None else None
+        spread = f" ± {half:.2f}" if half is not None else ""
+        faster = {
+            "faster": f"{speed.value:.2f}× faster",
+            "slower": f"{1 / speed.value:.2f}× slower",
+            "cannot tell": f"{speed.value:.2f}× as fast (cannot tell from 1)",
+        }[verdict(speed)]
+        metric = self.header["metric"]
+        return f"{faster}, {smaller:.2f}× smaller, drop {drop.get():.2f}{spread} {metric['unit']} of {metric['name']}"
+
+    @property
+    def failures(self) -> tuple[Evaluation, ...]:
+        """The trials that failed."""
+        return tuple(e for e in self.evaluations if not e.ok)
+
+    def failed(self) -> str:
+        """Say how many trials and trainings failed and what could not be probed, with the commonest reasons; or nothing."""
+        kinds = {"one-shot": "trial", "recovered": "training"}
+        out = []
+        for fidelity, noun in kinds.items():
+            reasons = [e.reason for e in self.failures if e.fidelity == fidelity]
+            total = sum(e.fidelity == fidelity for e in self.evaluations)
+            if reasons:
+                count = f"{counted(len(reasons), noun)} failed of {total}"
+                whole = total > 1 and len(reasons) == total
+                out.append((f"all {total} {noun}s failed" if whole else count) + _commonest(reasons))
+        if self.unread:
+            were = "was" if len(self.unread) == 1 else "were"
+            out.append(
+                f"{counted(len(self.unread), 'choice')} could not be probed and {were} left out"
+                + _commonest(list(self.unread.values()))
+            )
+        return "; ".join(out)
+
+    @property
+    def searched(self) -> bool:
+        """Whether plans that a search proposed were tried; the baseline's own contenders are none."""
+        return any(e.predicted for e in self.evaluations)
+
+    @property
+    def answered(self) -> bool:
+        """Whether the run has an answer: the budget is met, by something that was tried and not by doing nothing."""
+        met = self.met or not self.budget.constraints
+        return met and (self.searched or not self.extent or self.best.key != self.baseline.key)
+
+    def unsearched(self) -> str:
+        """Say why nothing was searched and how much time would be enough; empty where something was, or it is not known."""
+        if self.searched or not self.extent:
+            return ""
+        if len(self.unread) >= self.extent["entries"]:
+            return "nothing was searched: there is nothing in this model that could be changed and tried"
+        need = show(self.extent["before_s"], "s")
+        asked, enough = show(self.header["time_s"], "s"), _rounded(self.extent["enough_s"])
+        what = "preparing, the baseline and the tables" if self.extent["read"] else "preparing and the baseline"
+        return f"nothing was searched: {what} took {need} where {asked} was given; give --time {enough}"
+
+    def verdict(self) -> str:
+        """Say whether the budget was met, and if not by how much and which bound binds; a pick that is slower is announced."""
+        said = [self._met()] if self.answered or not self.unsearched() else []
+        said += [text for text in (self.unsearched(),) if text]
+        if verdict(self.ratio(self.best)) == "slower":
+            said.append("this pick is SLOWER than the untouched model")
+        return "; ".join(said)
+
+    def _met(self) -> str:
+        if not self.budget.constraints:
+            rule = self.knee_rule
+            stable = "" if rule.stability is None else f", the same in {100 * rule.stability:.0f}% of draws within the noise"
+            return f"no budget given: the knee ({rule.rule}{stable})"
+        if self.met:
+            return f"budget met: {self.budget.text}"
+        _, over = self.nearest
+        binding = max(over, key=lambda word: over[word])
+        each = ", ".join(
+            f"{word} by {100 * value:.0f}%" if math.isfinite(value) else f"{word}, which was not measured"
+            for word, value in over.items()
+        )
+        return f"budget NOT met: {self.budget.text}; nearest point misses {each}; the binding constraint is {binding}"
+
+
+def _in_state_of(final: Mapping[str, Any], key: str, reference: Reading) -> dict[str, Any]:
+    """Return a race's ratio of one evaluation, as it is in the state of the machine in which `reference` was read."""
+    ratio, then = Interval(**final["ratios"][key]), final.get("reference")
+    slope = final.get("elasticity", {}).get(key)
+    if then is None or slope is None or then["value"] == reference.get():
+        return asdict(ratio)
+    return asdict(carried(ratio, slower=reference.get() / then["value"], elasticity=tuple(slope)))
+
+
+def _of_legs(ratios: Mapping[str, Any], rows: Sequence[Evaluation]) -> dict[str, Any]:
+    """Return `ratios` by the keys of today: before trainings had numbers, that of a plan's last training had none."""
+    keys = {e.key for e in rows}
+    last = {f"{e.plan.digest}:{e.fidelity}": e.key for e in rows if e.ok and e.leg}
+    return {key if key in keys else last.get(key, key): ratio for key, ratio in ratios.items()}
+
+
+def _commonest(reasons: Sequence[str]) -> str:
+    """Say the commonest of some reasons, with its number where there are others."""
+    reason, count = Counter(reasons).most_common(1)[0]
+    often = "" if count == len(reasons) else f" {count} times"
+    return f"{', most often' if often else ''}{often}: {reason}"
+
+
+def _rounded(seconds: float) -> str:
+    """Write a time as it would be asked for, rounded up."""
+    for unit, size in (("h", 3600), ("min", 60)):
+        if seconds > 2 * size:
+            return f"{math.ceil(seconds / size)}{unit}"
+    return f"{max(10, 10 * math.ceil(seconds / 10))}s"
+
+
+def latency_beside(base_s: float, speed_up: Interval) -> Reading:
+    """Return a latency as the reference's over the speed-up measured beside it: drift between sessions cancels."""
+    low = base_s / speed_up.high if math.isfinite(speed_up.high) else None
+    high = base_s / speed_up.low if speed_up.low > 0 else None
+    note = "the reference's over the speed-up beside it"
+    return measured(base_s / speed_up.value, "s", low=low, high=high, n=speed_up.n, note=note)
+
+
+def _raced(rows: tuple[Evaluation, ...], reference: Reading, ratios: Mapping[str, Interval]) -> tuple[Evaluation, ...]:
+    """Put every latency beside the untouched model's of the last race: by its ratio there, else by that of its own trial."""
+
+    def latency(e: Evaluation) -> Reading:
+        if e is rows[0]:
+            return reference
+        ratio = ratios.get(e.key) or Interval(**e.details["speed_up"])
+        return latency_beside(reference.get(), ratio)
+
+    return tuple(
+        replace(e, cost={**e.cost, "latency_s": latency(e)})
+        if e is rows[0] or e.key in ratios or "speed_up" in e.details
+        else e
+        for e in rows
+    )
+
+
+def describe(evaluation: Evaluation, baseline: Evaluation) -> str:
+    """Say in a few words how a plan differs from the untouched model."""
+    if evaluation.fidelity == "untouched":
+        said = ("untouched", str(evaluation.plan.choices.get("runtime", "")), str(evaluation.details.get("precision", "fp32")))
+        return ", ".join(w for w in said if w)
+    plan, old = evaluation.plan, baseline.plan
+    words = [str(plan.choices.get("runtime", "")), str(evaluation.details.get("precision", ""))]
+    before = sum(int(v) for v in old.of("width").values())
+    after = sum(int(v) for v in plan.of("width").values())
+    if after < before:
+        words.append(f"{100 * (1 - after / before):.0f}% channels cut")
+    dropped = sum(v == "drop" for v in plan.of("depth").values())
+    if dropped:
+        words.append(f"{counted(dropped, 'block')} dropped")
+    return ", ".join(w for w in words if w)

@@ -1,0 +1,1 @@
+"""What needs no study: measure a model, train one, compress one by a single technique."""

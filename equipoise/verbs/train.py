@@ -1,0 +1,340 @@
+"""Train one scale of a family on a task, into a folder that a killed run goes on from, and say what holds it back."""
+
+from __future__ import annotations
+
+import json
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import Field, dataclass, fields, replace
+from pathlib import Path
+from typing import Any, Literal, get_args, get_origin, get_type_hints
+
+import torch
+from torch import nn
+
+from equipoise.advise.costs import check_size
+from equipoise.advise.small_runs import recipe_for
+from equipoise.errors import InputError, must_be, unknown
+from equipoise.measure import energy, machine
+from equipoise.measure.counts import count
+from equipoise.progress import of_steps
+from equipoise.records import Reading, as_data, dumps, estimated, measured, unavailable
+from equipoise.scaling import Curves, Diagnosis, diagnose
+from equipoise.study.store import write_atomic
+from equipoise.training import Recipe, Trained, fit
+from equipoise.training.distribution import Distribution, OneProcess
+from equipoise.training.logs import CsvLog, Log, TensorBoardLog
+from equipoise.training.progress import Progress
+from equipoise.units import show
+from equipoise.workloads import Task, as_family, as_task, predict
+from equipoise.workloads.families import Family, Scale
+from equipoise.workloads.weights import packed
+
+LOOKS = 24
+"""Looks at the validation split in a run: enough for a diagnosis, few enough to cost little."""
+
+
+@dataclass(frozen=True)
+class TrainedModel:
+    """A trained model, what it reached and what it cost.
+
+    Attributes:
+        model: In evaluation mode.
+        run: What the loop recorded: curve, seconds, steps.
+        diagnosis: What holds it back; None with too few looks at the validation split.
+        reached: Name -> reading (quality, losses, training time and money).
+    """
+
+    folder: Path
+    model: nn.Module
+    run: Trained
+    diagnosis: Diagnosis | None
+    reached: Mapping[str, Reading]
+    header: Mapping[str, Any]
+    recipe: Recipe
+
+    def __repr__(self) -> str:
+        return f"TrainedModel({self.header['model']} on {self.header['task']}: {self.sentence()}; in {self.folder})"
+
+    def sentence(self) -> str:
+        """Return what came out, in words."""
+        quality = self.reached.get("quality")
+        metric = self.header["metric"]["name"]
+        told = "" if quality is None or not quality.known else f"{metric} {quality.get():.2f} on validation data, "
+        verdict = "" if self.diagnosis is None else f"; {self.diagnosis.verdict}"
+        loss, seconds = self.reached["validation_loss"].get(), show(self.run.seconds, "s")
+        return f"{told}loss {loss:.4g}, after {self.run.steps} steps in {seconds}{verdict}"
+
+    def summary(self) -> dict[str, Any]:
+        """Return what `report.render_train` shows, as JSON data."""
+        return {
+            "schema": 1,
+            "header": dict(self.header),
+            "curve": [as_data(point) for point in self.run.curve],
+            "best": None if self.run.best is None else as_data(self.run.best),
+            "stopped": self.run.stopped,
+            "reached": {name: as_data(reading) for name, reading in self.reached.items()},
+            "diagnosis": None if self.diagnosis is None else _told(self.diagnosis),
+            "recipe": {k: v for k, v in as_data(self.recipe).items() if v is not None},
+        }
+
+
+def train(
+    family: Family | str,
+    task: Task | str,
+    scale: Scale | None = None,
+    *,
+    store: str | Path,
+    epochs: float | None = None,
+    steps: int | None = None,
+    seconds: float | None = None,
+    recipe: Recipe | None = None,
+    seed: int = 0,
+    distribution: Distribution | None = None,
+    price_per_hour: float | None = None,
+    watts_per_core: float | tuple[float, float] | None = None,
+    tensorboard: bool = False,
+    test: bool = False,
+    on_step: Callable[[Progress], None] | None = None,
+) -> TrainedModel:
+    """Train `family` at `scale` on `task` and write weights, curve and figures to `store`.
+
+    The same call again goes on where a killed one stopped. The folder then holds ``model.safetensors``, ``curve.csv``,
+    ``run.json`` (figures, recipe, verdict) and, with `tensorboard`, event files.
+
+    Args:
+        family, task: Or their names, as on the command line.
+        scale: Dimension -> value; the family's defaults stand for what is left out.
+        store: Folder of the run; made if need be.
+        epochs, steps, seconds: Length; the first that is reached ends the run. None of them: 10 epochs.
+        recipe: None takes one for the kind of inputs, brought down over the whole run.
+        seed: Of weights, order and augmentation; recorded.
+        distribution: Where to compute; rank 0 alone writes.
+        price_per_hour: Dollars, for what the run cost.
+        watts_per_core: For an energy estimate where no meter can be read.
+        test: Whether to score the test split, once, at the end.
+        on_step: Called with the `Progress` of each step; None shows a line in a notebook or an interactive session.
+    Raises:
+        InputError: Anything that cannot be used, before any step; or a folder that holds another run.
+        EquipoiseError: The loss is no longer finite; the last good checkpoint stays.
+    """
+    folder, where = Path(store), distribution or OneProcess()
+    _check(epochs=epochs, steps=steps, seconds=seconds, price_per_hour=price_per_hour)
+    family, task = as_family(family), as_task(task)
+    full = family.scale(**(scale or {}))
+    chosen = recipe or usual_recipe(task)
+    if epochs is None and steps is None and seconds is None:
+        epochs = 10.0
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise must_be("store", "a folder that can be made", str(folder), f"{error.strerror}: name another.") from error
+    header = {
+        "model": family.name, "task": task.name, "scale": {k: float(v) for k, v in full.items()}, "seed": seed,
+        "device": str(where.device), "ranks": where.world, "length": {"epochs": epochs, "steps": steps, "seconds": seconds},
+        "metric": {"name": task.metric.name, "maximize": task.metric.maximize},
+    }  # fmt: skip
+    _claim(folder, {**header, "recipe": as_data(chosen), "task": task.fingerprint}, first=where.rank == 0)
+    model = _built(family, full, task, seed)
+    per_epoch = max(1, math.ceil(len(task.train) / chosen.batch))
+    expected = min(
+        n for n in (steps, None if epochs is None else math.ceil(epochs * per_epoch), per_epoch * 10) if n is not None
+    )
+    logs: Sequence[Log] = [CsvLog(folder / "curve.csv"), *([TensorBoardLog(folder / "tensorboard")] if tensorboard else [])]
+    done = fit(
+        model, task.train, loss=task.loss, steps=steps, epochs=epochs, seconds=seconds, recipe=chosen, augment=task.augment,
+        validation=task.validation, metric=task.metric, evaluate_steps=max(1, expected // LOOKS),
+        generator=torch.Generator().manual_seed(seed), checkpoint=folder / "checkpoint.safetensors", logs=logs,
+        distribution=where, on_step=on_step or of_steps(),
+    )  # fmt: skip
+    reached = _reached(done, model, task, chosen, price_per_hour, watts_per_core, where.world)
+    if test and where.rank == 0:
+        reached |= _tested(done.model, task)
+    found = TrainedModel(
+        folder, done.model, done, _diagnosed(done, task, seed), reached, {**header, "machine": machine.describe()}, chosen
+    )
+    if where.rank == 0:
+        write_atomic(folder / "model.safetensors", packed(done.model))
+        write_atomic(folder / "run.json", dumps(found.summary()).encode())
+    return found
+
+
+def _check(**given: float | None) -> None:
+    """Raise for a length or a price that is no number above 0."""
+    for name, value in given.items():
+        if value is None:
+            continue
+        if isinstance(value, bool) or not isinstance(value, (int, float)) or not 0 < value < math.inf:
+            raise must_be(name, "a finite number above 0", value, "Leave it out for the usual.")
+        if name == "steps" and value != int(value):
+            raise must_be(name, "a whole number", value, f"Write for example steps={math.ceil(value)}.")
+
+
+def _built(family: Family, scale: Scale, task: Task, seed: int) -> nn.Module:
+    """Build the model; one that this machine cannot hold is bad input, whatever torch calls it."""
+    check_size(family, scale, task)
+    try:
+        return family.model(scale, task, generator=torch.Generator().manual_seed(seed))
+    except InputError:
+        raise
+    except (MemoryError, RuntimeError, TypeError, OverflowError, ValueError) as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise must_be(
+            "scale", "a size that can be built and held here", dict(scale), f"{reason}. Take a smaller one."
+        ) from error
+
+
+def usual_recipe(task: Task) -> Recipe:
+    """Return the recipe that `train` takes where none is given: that of small runs, brought down over the whole run."""
+    return replace(recipe_for(task), schedule="onecycle")
+
+
+def recipe_of(text: str, base: Recipe) -> Recipe:
+    """Return `base` with the changes of ``"lr=0.1, optimizer=sgd, ema=0.999"``.
+
+    Raises:
+        InputError: An unknown name, or a value that it does not take.
+    """
+    known, hints = {f.name: f for f in fields(Recipe)}, get_type_hints(Recipe)
+    changes: dict[str, Any] = {}
+    for part in filter(None, (p.strip() for p in text.split(","))):
+        name, equals, value = (word.strip() for word in part.partition("="))
+        if not equals:
+            raise must_be("recipe", "written as name=value", part, 'Write for example "lr=0.1, optimizer=sgd".')
+        if name not in known:
+            raise unknown("recipe entry", name, known)
+        if name in changes:
+            raise must_be(f"recipe {name}", "given once", text, "Remove the second.")
+        changes[name] = _value(value)
+        if not _takes(hints[name], changes[name]):
+            raise must_be(f"recipe {name}", _wanted(hints[name]), value, f"Write for example {name}={_example(known[name])}.")
+    return replace(base, **changes)
+
+
+def _takes(hint: Any, value: Any) -> bool:
+    """Whether a value is of the type that an entry has."""
+    choices = get_args(hint)
+    if get_origin(hint) is Literal:  # the recipe itself knows the valid names, and the nearest
+        return isinstance(value, str)
+    if choices and get_origin(hint) is not tuple:
+        return any(_takes(choice, value) for choice in choices)
+    if hint is bool or isinstance(value, bool):
+        return hint is bool and isinstance(value, bool)
+    if hint is float:
+        return isinstance(value, (int, float)) and math.isfinite(value)
+    plain = get_origin(hint) or hint
+    return isinstance(value, plain) if isinstance(plain, type) else True
+
+
+def _wanted(hint: Any) -> str:
+    """What an entry takes, in words."""
+    names = {float: "a finite number", int: "a whole number", bool: "true or false", type(None): "none", str: "a name"}
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(get_args(hint))}"
+    kinds = [hint] if hint in names else [kind for kind in get_args(hint) if kind in names]
+    return " or ".join(names[kind] for kind in kinds) or "of the type that it has"
+
+
+def _example(entry: Field[Any]) -> str:
+    return json.dumps(entry.default).strip('"') if entry.default is not None else "none"
+
+
+def _value(text: str) -> Any:
+    """A number, true, false, none, or a word."""
+    words: dict[str, Any] = {"true": True, "false": False, "none": None}
+    if text.lower() in words:
+        return words[text.lower()]
+    try:
+        return json.loads(text)
+    except ValueError:
+        return text
+
+
+def _claim(folder: Path, identity: Mapping[str, Any], *, first: bool) -> None:
+    """Make the folder this run's, or raise when it is another's."""
+    path, text = folder / "identity.json", dumps(identity)
+    if path.is_file():
+        if path.read_text() != text:
+            raise must_be("store", "the folder of this same run", str(folder), "Name another folder, or delete it.")
+    elif first:
+        write_atomic(path, text.encode())
+
+
+def _reached(
+    done: Trained,
+    model: nn.Module,
+    task: Task,
+    recipe: Recipe,
+    price: float | None,
+    watts: float | tuple[float, float] | None,
+    world: int,
+) -> dict[str, Reading]:
+    last = done.best if recipe.patience is not None and done.best is not None else done.curve[-1]
+    counts = count(model, task.example)
+    samples = float(done.steps * recipe.batch)
+    access = energy.rapl()
+    cpu = measured(done.seconds * (torch.get_num_threads() * world), "s", note="all threads busy")
+    return {
+        "quality": unavailable("points", "no metric was looked at") if last.validation_metric is None else measured(
+            last.validation_metric, task.metric.unit, n=len(task.validation), note=f"{task.metric.name}, validation split"),
+        "train_loss": measured(last.train_loss, "1", note="mean since the look before"),
+        "validation_loss": measured(last.validation_loss, "1", n=len(task.validation)),
+        "params": measured(counts.params, "1", note="counted"),
+        "flops_per_sample": measured(2 * counts.macs, "1", note="counted, forward"),
+        "samples": measured(samples, "1", note="seen, repeats counted"),
+        "compute": estimated(6.0 * counts.macs * samples, "1", note="3 times the forward FLOPs"),
+        "train_s": measured(done.seconds, "s", note="training and looks at the validation split"),
+        "throughput_per_s": measured(samples / max(done.seconds, 1e-9), "1/s"),
+        "train_cost": unavailable("$", "no price of the machine was given (--price-per-hour)") if price is None else estimated(
+            price * done.seconds / 3600, "$", note="price of the machine times the training time"),
+        "train_energy_j": energy.estimate(cpu, watts) if watts is not None else unavailable(
+            "J", access.reason or "the meter was not read; give --watts-per-core for an estimate"),
+    }  # fmt: skip
+
+
+def _tested(model: nn.Module, task: Task) -> dict[str, Reading]:
+    outputs, targets = predict(model, task.test)
+    score = measured(
+        task.metric.score(outputs, targets), task.metric.unit, n=len(task.test), note=f"{task.metric.name}, test split"
+    )
+    return {"test_quality": score, "test_loss": measured(float(task.loss(outputs, targets)), "1", n=len(task.test))}
+
+
+def _diagnosed(done: Trained, task: Task, seed: int) -> Diagnosis | None:
+    """Read the curve; a loss that cross entropy gives has the log of the classes for its chance level."""
+    points = [p for p in done.curve if math.isfinite(p.train_loss)]
+    if len(points) < 2:
+        return None
+    chance = math.log(task.outputs) if task.outputs > 1 and not task.validation.targets().is_floating_point() else None
+    curves = Curves(
+        step=[p.step for p in points],
+        train=[p.train_loss for p in points],
+        validation=[p.validation_loss for p in points],
+        metric=None
+        if points[0].validation_metric is None or not task.metric.maximize
+        else [float(p.validation_metric or 0) for p in points],
+        rate=[p.lr for p in points],
+    )
+    try:
+        return diagnose(curves, chance=chance, seed=seed)
+    except InputError:
+        return None
+
+
+def _told(found: Diagnosis) -> dict[str, Any]:
+    """A diagnosis as the report takes it."""
+
+    def gain(interval: Any, basis: str) -> dict[str, Any]:
+        if interval is None:
+            return dict(as_data(unavailable("1", "no gain can be foretold from this curve")))
+        return dict(as_data(estimated(interval.value, "1", low=interval.low, high=interval.high, note=basis)))
+
+    return {
+        "verdict": found.verdict,
+        "reason": "; ".join(e.text for e in found.evidence),
+        "evidence": [
+            {"sign": e.name, "value": as_data(estimated(e.value, "1", note="read off the curve")), "means": e.text}
+            for e in found.evidence
+        ],
+        "remedies": [{"do": r.name, "gain": gain(r.gain, r.basis), "why": r.why} for r in found.remedies],
+    }

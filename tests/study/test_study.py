@@ -1,0 +1,314 @@
+"""A study's answers, on records made by hand."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import pytest
+
+from equipoise.errors import EXIT_FAILED, EquipoiseError, InputError, StoreError
+from equipoise.records import Evaluation, Plan, as_data, measured, unavailable
+from equipoise.report.view import client_data, page_data
+from equipoise.study.record import Study
+from equipoise.study.store import Store
+from equipoise.study.summary import summarize
+
+UNTOUCHED = {"width.conv1": 64, "bits.conv1": 32, "depth.block1": "keep"}
+LAYERS = [{"name": "conv1", "kind": "Conv2d", "out": 64, "params": 640, "macs": 6400, "bits": 32}]
+
+
+def evaluation(latency_ms, drop, *, size=1000, fidelity="one-shot", error="", leg=0, **choices) -> Evaluation:
+    plan = Plan({**UNTOUCHED, **{k.replace("_", ".", 1): v for k, v in choices.items()}})
+    cost = {"latency_s": measured(latency_ms / 1e3, "s"), "size_bytes": measured(size, "B")}
+    reading = measured(drop, "points", low=drop - 0.5, high=drop + 0.5, n=400)
+    details = {"runtime": "onnxruntime", "precision": "fp32", "loss": drop / 10, "layers": LAYERS}
+    return Evaluation(plan, fidelity, measured(90 - drop, "points"), reading, cost, details=details, error=error, leg=leg)
+
+
+BASE = evaluation(2.0, 0.0, fidelity="untouched")
+HALF = evaluation(1.0, 0.5, size=500, width_conv1=32)
+TINY = evaluation(0.5, 6.0, size=200, width_conv1=8)
+TRAINED = evaluation(0.5, 1.5, size=200, fidelity="recovered", width_conv1=8)
+SLOWER = evaluation(3.0, 0.1, size=1100, bits_conv1=8)
+BROKEN = evaluation(0.1, 0.0, error="Traceback\nValueError: no", width_conv1=16)
+
+
+def study(tmp_path, *rows, budget="") -> Study:
+    with Store.open(tmp_path / "study") as store:
+        fill(store, rows, budget)
+        return Study.read(store)
+
+
+def fill(store, rows, budget, **more) -> None:
+    header = {
+        "budget": budget,
+        "metric": {"name": "accuracy", "unit": "points"},
+        "left_whole": {"fc": "it feeds the model's output"},
+        **more,
+    }
+    store.put("study", "1", {"header": header}, seconds=0)
+    for row in rows:
+        store.put("evaluation", row.key, {"evaluation": as_data(row)}, seconds=1)
+
+
+def test_the_front_holds_what_nothing_beats_and_no_failure(tmp_path) -> None:
+    found = study(tmp_path, BASE, HALF, TINY, TRAINED, SLOWER, BROKEN).front
+    assert [e.key for e in found] == [TRAINED.key, HALF.key, BASE.key]  # slower than the untouched: caught
+
+
+def test_only_the_furthest_fidelity_of_a_plan_competes(tmp_path) -> None:
+    assert TINY.key not in {e.key for e in study(tmp_path, BASE, TINY, TRAINED).usable}
+
+
+@pytest.mark.parametrize(
+    ("budget", "best"),
+    [("drop<=1", HALF), ("drop<=2", TRAINED), ("latency<=1.5ms", HALF), ("latency<=0.6ms", TRAINED), ("drop<=0.2", BASE)],
+)
+def test_the_best_is_what_the_budget_asks_for(tmp_path, budget, best) -> None:
+    found = study(tmp_path, BASE, HALF, TINY, TRAINED, SLOWER, budget=budget)
+    assert found.met
+    assert found.best.key == best.key
+
+
+def test_a_missed_budget_names_the_nearest_point_and_what_binds(tmp_path) -> None:
+    found = study(tmp_path, BASE, HALF, TRAINED, budget="latency<=0.6ms, drop<=1")
+    assert not found.met
+    assert found.best.key == TRAINED.key
+    assert "NOT met" in found.verdict()
+    assert "binding constraint is drop" in found.verdict()
+
+
+def test_a_met_budget_has_no_nearest_point(tmp_path) -> None:
+    found = study(tmp_path, BASE, HALF, budget="drop<=1")
+    with pytest.raises(InputError, match="some plan meets it"):
+        _ = study(tmp_path / "b", HALF, HALF, budget="drop<=1").nearest
+    assert found.verdict() == "budget met: drop<=1"
+
+
+def test_an_unmeasured_axis_never_meets_a_bound(tmp_path) -> None:
+    found = study(tmp_path, BASE, HALF, budget="energy<=1mJ")
+    assert not found.met
+    assert math.isinf(found.nearest[1]["energy"])
+
+
+def test_the_sentence_says_speed_size_and_drop(tmp_path) -> None:
+    found = study(tmp_path, BASE, HALF, SLOWER)
+    assert "2.00× smaller, drop 0.50 ± 0.50 points of accuracy" in found.sentence(HALF)
+
+
+def test_the_sentence_uses_the_final_race(tmp_path) -> None:
+    with Store.open(tmp_path / "study") as store:
+        fill(store, (BASE, HALF), "")
+        ratio = {"value": 0.8, "low": 0.7, "high": 0.9, "n": 12, "confidence": 0.95}
+        store.put("final", "x", {"ratios": {HALF.key: ratio}}, seconds=1)
+        assert Study.read(store).sentence(HALF).startswith("1.25× slower")
+
+
+def test_races_of_different_states_of_the_machine_are_told_in_that_of_the_last(tmp_path) -> None:
+    with Store.open(tmp_path / "study") as store:
+        fill(store, (BASE, HALF, TINY), "")
+        for name, key, seconds in (("x", HALF.key, 2e-3), ("y", TINY.key, 2.42e-3)):
+            ratio = {"value": 2.0, "low": 1.9, "high": 2.1, "n": 12, "confidence": 0.95}
+            row = {"ratios": {key: ratio}, "reference": as_data(measured(seconds, "s")), "elasticity": {key: [0.5, 0.1]}}
+            store.put("final", name, row, seconds=1)
+        found = Study.read(store)
+    carried = found.ratio(HALF)
+    assert carried.value == pytest.approx(2.2)
+    assert carried.high / carried.value > 2.1 / 2.0, "what is not known of the elasticity is in the interval"
+    assert (found.ratio(TINY).value, found.ratio(TINY).low) == (2.0, 1.9)
+    shown = {e.key: e.axis("latency_s").get() for e in found.evaluations}
+    assert shown[HALF.key] == pytest.approx(2.42e-3 / 2.2)
+
+
+def test_the_untouched_model_is_as_fast_as_itself_give_or_take_what_its_race_spreads(tmp_path) -> None:
+    with Store.open(tmp_path / "study") as store:
+        fill(store, (BASE, HALF), "")
+        ratio = {"value": 1.04, "low": 0.936, "high": 1.144, "n": 12, "confidence": 0.95}
+        store.put("final", "x", {"ratios": {BASE.key: ratio}}, seconds=1)
+        found = Study.read(store)
+    told = found.ratio(found.baseline)
+    assert (told.value, told.low, told.high, told.n) == pytest.approx((1.0, 0.9, 1.1, 12))
+    assert found.sentence(found.baseline).startswith("1.00× as fast (cannot tell from 1), 1.00× smaller, drop 0.00")
+
+
+def test_a_raced_latency_is_the_one_that_is_told_and_held_to_the_budget(tmp_path) -> None:
+    with Store.open(tmp_path / "study") as store:
+        fill(store, (BASE, HALF), "latency<=0.9ms")
+        ratio = {"value": 2.5, "low": 2.0, "high": 4.0, "n": 12, "confidence": 0.95}
+        store.put("final", "x", {"ratios": {HALF.key: ratio}}, seconds=1)
+        found, searched = Study.read(store), Study.read(store, raced=False)
+    latency = found.best.axis("latency_s")
+    assert (latency.value, latency.low, latency.high) == pytest.approx((0.8e-3, 0.5e-3, 1.0e-3))  # 2 ms over each ratio
+    assert found.met
+    assert not searched.met  # the search itself read 1 ms: a resumed run must find the shortlist that it found before
+
+
+def test_a_store_without_a_baseline_says_so(tmp_path) -> None:
+    with Store.open(tmp_path / "study") as store, pytest.raises(StoreError, match="no baseline yet"):
+        Study.read(store)
+
+
+def test_the_summary_tells_each_layer_what_happened_to_it(tmp_path) -> None:
+    with Store.open(tmp_path / "study") as store:
+        fill(store, (BASE, HALF, BROKEN), "drop<=1")
+        store.put("table", "width.conv1=32", {"knob": "width.conv1", "choice": 32, "loss": 0.25}, seconds=1)
+        found = summarize(store)
+    (row,) = found["layers"]
+    assert row["loss"] == 0.25
+    assert found["pick"] == HALF.key
+    assert len(found["progress"]) == 3
+    assert found["progress"][1]["hypervolume"] > found["progress"][0]["hypervolume"]
+    assert any("1 trial failed" in note for note in found["notes"])
+    assert any(note.startswith("fc was left whole") for note in found["notes"])
+
+
+def test_progress_never_falls(tmp_path) -> None:
+    with Store.open(tmp_path / "study") as store:
+        fill(store, (BASE, TINY, HALF, SLOWER, TRAINED), "")
+        volumes = [row["hypervolume"] for row in summarize(store)["progress"]]
+    assert volumes == sorted(volumes)
+
+
+def test_an_unknown_pick_lists_the_names(tmp_path) -> None:
+    with pytest.raises(EquipoiseError, match="fastest") as caught:
+        study(tmp_path, BASE, HALF).pick("quickest")
+    assert caught.value.exit_code != EXIT_FAILED
+
+
+def test_unavailable_never_enters_the_front(tmp_path) -> None:
+    blind = evaluation(0.01, 0.0, width_conv1=24)
+    cost = {"latency_s": unavailable("s", "no clock"), "size_bytes": measured(1, "B")}
+    blind = Evaluation(blind.plan, "one-shot", blind.quality, blind.drop, cost, details=blind.details)
+    assert blind.key not in {e.key for e in study(tmp_path, BASE, blind).front}
+
+
+LEGS = [evaluation(0.5, drop, size=200, fidelity="recovered", width_conv1=8, leg=leg) for leg, drop in ((1, 1.5), (2, -0.25))]
+
+
+def test_every_number_of_a_pick_trained_in_rungs_is_of_one_training(tmp_path) -> None:
+    with Store.open(tmp_path / "study") as store:
+        fill(store, (BASE, HALF, TINY, *LEGS), "drop<=1")
+        ratio = {"value": 4.2, "low": 4.0, "high": 4.4, "n": 12, "confidence": 0.95}
+        store.put("final", "x", {"ratios": {LEGS[1].key: ratio}}, seconds=1)
+        summary = summarize(store)
+    page, client = page_data(summary), client_data(summary)
+    assert summary["pick"] == LEGS[1].key
+    assert "4.20× faster" in summary["sentence"]
+    assert "drop -0.25" in summary["sentence"]
+    assert [row["key"] for row in page["rows"] if "pick" in row["roles"]] == [LEGS[1].key]
+    assert [bound["holds"] for bound in page["bounds"]] == [True]
+    assert page["bounds"][0]["reads"].startswith("-0.25")
+    assert any("drop -0.25" in row["change"] for row in page["comparison"])
+    assert len({point["key"] for point in client["points"]}) == len(client["points"])
+
+
+def test_a_study_of_before_legs_had_keys_is_read_right(tmp_path) -> None:
+    with Store.open(tmp_path / "study") as store:
+        fill(store, (BASE,), "drop<=1")
+        for e in LEGS:
+            data = as_data(replace(e, details={**e.details, "leg": e.leg}))
+            del data["leg"]
+            store.put("evaluation", e.key, {"evaluation": data}, seconds=1)
+        ratio = {"value": 4.2, "low": 4.0, "high": 4.4, "n": 12, "confidence": 0.95}
+        store.put("final", "x", {"ratios": {LEGS[0].key.rpartition(":")[0]: ratio}}, seconds=1)
+        found = Study.read(store)
+    assert found.best.key == LEGS[1].key
+    assert found.sentence(found.best).startswith("4.20× faster")
+    assert [e.key for e in found.evaluations] == [BASE.key, *(e.key for e in LEGS)]
+
+
+def test_a_study_of_a_newer_version_is_refused_in_one_sentence(tmp_path) -> None:
+    with Store.open(tmp_path / "study") as store:
+        fill(store, (BASE,), "", schema=99)
+        with pytest.raises(StoreError, match=r"newer Equipoise \(schema 99"):
+            Study.read(store)
+
+
+def test_failures_are_counted_with_the_commonest_reason(tmp_path) -> None:
+    trained = [
+        evaluation(1, 0, fidelity="recovered", error="Traceback\nTypeError: tuple has no shape", width_conv1=8, leg=leg)
+        for leg in (1, 2)
+    ]
+    broken = [
+        evaluation(1, 0, error=f"Traceback\n{why}", width_conv1=w) for w, why in ((16, "A: a"), (24, "B: b"), (40, "B: b"))
+    ]
+    with Store.open(tmp_path / "study") as store:
+        fill(store, (BASE, HALF, *broken, *trained), "")
+        store.put("table", "bits.fc=8", {"knob": "bits.fc", "choice": 8, "loss": None, "error": "C: c"}, seconds=1)
+        store.put("lut", "onnxruntime:cpu", {"times": {}, "failed": {"32:x": "conv 3x8, 32 bits: D: d"}}, seconds=1)
+        found, summary = Study.read(store), summarize(store)
+    said = found.failed()
+    assert "3 trials failed of 4, most often 2 times: B: b" in said
+    assert "all 2 trainings failed: TypeError: tuple has no shape" in said
+    assert "1 choice could not be probed and was left out: C: c" in said
+    assert any(said in note for note in summary["notes"])
+    assert "bits.fc=8 was left out: its probe failed (C: c)" in summary["notes"]
+    assert any(note.startswith("1 operator could not be timed") and "D: d" in note for note in summary["notes"])
+    assert study(tmp_path / "b", BASE, HALF).failed() == ""
+
+
+def test_a_study_with_nothing_but_failures_answers_in_sentences(tmp_path) -> None:
+    found = study(tmp_path, BASE, BROKEN, budget="drop<=1")
+    assert found.best.key == found.knee.key == BASE.key
+    assert found.failed() == "1 trial failed of 1: ValueError: no"
+    only = study(tmp_path / "b", BASE, BROKEN)
+    assert only.verdict().startswith("no budget given")
+    with Store.open(tmp_path / "c") as store:
+        fill(store, (BROKEN,), "")
+        with pytest.raises(StoreError, match="no usable baseline"):
+            Study.read(store)
+
+
+EXTENT = {"entries": 40, "read": 0, "before_s": 8.2, "enough_s": 61.0}
+
+
+def test_where_nothing_was_searched_that_is_the_answer(tmp_path) -> None:
+    with Store.open(tmp_path / "study") as store:
+        fill(store, (BASE,), "drop<=1", time_s=1.0)
+        store.put("asking", "0", {"header": "1"}, seconds=0)
+        store.put("extent", "1", EXTENT, seconds=0)
+        found = Study.read(store)
+        assert found.verdict() == (
+            "nothing was searched: preparing and the baseline took 8.2 s where 1 s was given; give --time 70s"
+        )
+        assert not found.answered
+        fill(store, (HALF,), "drop<=1", time_s=1.0)  # int8 by hand is part of the baseline: an answer, though none of a search
+        found = Study.read(store)
+    assert found.answered
+    assert found.verdict().startswith("budget met: drop<=1; nothing was searched: ")
+
+
+def test_a_pick_slower_than_the_untouched_model_is_announced(tmp_path) -> None:
+    small = evaluation(3.0, 0.1, size=100, bits_conv1=8)
+    with Store.open(tmp_path / "study") as store:
+        fill(store, (BASE, small), "size<=200B")
+        ratio = {"value": 0.67, "low": 0.6, "high": 0.7, "n": 12, "confidence": 0.95}
+        store.put("final", "x", {"ratios": {small.key: ratio}}, seconds=1)
+        found = Study.read(store)
+    assert found.verdict() == "budget met: size<=200B; this pick is SLOWER than the untouched model"
+    assert "1.49× slower" in found.sentence(found.best)
+
+
+def test_what_was_asked_last_counts(tmp_path) -> None:
+    with Store.open(tmp_path / "study") as store:
+        fill(store, (BASE, HALF), "drop<=1")
+        header = store.get("study", "1")["header"]
+        store.put("study", "2", {"header": {**header, "budget": "size<=1KB"}}, seconds=0)
+        assert Study.read(store).budget.text == "size<=1KB"  # before askings were recorded: the newest header
+        for number, key in enumerate(("1", "2", "1")):
+            store.put("asking", str(number), {"header": key}, seconds=0)
+        assert Study.read(store).budget.text == "drop<=1"
+
+
+def test_tables_that_took_all_the_time_are_named_and_a_model_without_choices_is_told_apart(tmp_path) -> None:
+    with Store.open(tmp_path / "study") as store:
+        fill(store, (BASE,), "drop<=1", time_s=60.0)
+        store.put("asking", "0", {"header": "1"}, seconds=0)
+        store.put("extent", "1", {"entries": 1, "read": 1, "before_s": 59.0, "enough_s": 130.0}, seconds=0)
+        found = Study.read(store)
+        assert found.unsearched() == (
+            "nothing was searched: preparing, the baseline and the tables took 59 s where 1 min was given; give --time 3min"
+        )
+        store.put("table", "bits.fc=8", {"knob": "bits.fc", "choice": 8, "loss": None, "error": "C: c"}, seconds=1)
+        assert "nothing in this model that could be changed" in Study.read(store).unsearched()
