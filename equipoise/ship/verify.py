@@ -1,7 +1,7 @@
 """Hold an exported folder to its promises, in a clean process.
 
 First the files: the manifest's schema, its digest, whether it agrees with itself, every hash, strangers, the card's figures.
-Only files that are those that were exported are loaded; then `examine` rebuilds the source model and measures everything again
+Only files that are those that were exported are loaded; then `recheck` rebuilds the source model and measures everything again
 (numerics, quality on validation and test, latency beside the reference), because hashes alone say nothing about someone who can
 also rewrite hashes.
 """
