@@ -35,7 +35,7 @@ FEWEST, MOST = 8, 24
 """Processes; eight before precision is judged: stopping on a spread that few have told prefers spreads told too small."""
 LOADS = 4
 """Loads of each contender in a process."""
-SITTING = 0.0075
+SITTING = 0.009
 """Relative standard deviation of a ratio between two races of the same programs in the same state of the machine, beyond what
 their processes differ by (benchmarks/drift.py)."""
 ELASTICITY, DOUBT, DOUBT_BUSY = 0.5, 1 / math.sqrt(12), 1 / math.sqrt(3)
@@ -130,7 +130,7 @@ def race(
     baseline: str,
     seconds: float,
     patience: float = 1.0,
-    precision: float = 0.025,
+    precision: float = 0.03,
     seed: int = 0,
 ) -> Race:
     """Race the contenders that `entry` gives, in one fresh process after the other.
