@@ -88,10 +88,6 @@ class Budget:
         """Whether every bound holds."""
         return evaluation.ok and not self.excesses(evaluation)
 
-    def excess_of(self, values: Mapping[str, float]) -> float:
-        """Return the summed relative excess of predicted `values` (axis -> value); axes not predicted are skipped."""
-        return sum(c.excess(values[c.axis]) for c in self.constraints if c.axis in values)
-
     def bound(self, word: str) -> float | None:
         """Return the bound of `word`, or None when the budget does not name it."""
         return next((c.bound for c in self.constraints if c.word == word), None)

@@ -45,12 +45,6 @@ class StoreError(EquipoiseError, OSError):
     """The study on disk cannot be read or written."""
 
 
-class BrokenPromiseError(EquipoiseError):
-    """A verified file does not keep what its manifest promises."""
-
-    exit_code = EXIT_BROKEN_PROMISE
-
-
 def must_be(name: str, constraint: str, value: object, remedy: str) -> InputError:
     """Return (not raise) the standard bad-input error for argument `name`; a long value is shown in part."""
     return InputError(f"{name} must be {constraint}; got {shown(value)}. {remedy}")

@@ -1,8 +1,7 @@
 """Intervals, paired tests and verdicts: what may be said of numbers that were measured.
 
-Pure Python and deterministic: the intervals of medians are exact (binomial order statistics), so they need no distribution
-and no random numbers; where a bootstrap is needed the generator is an argument. Raw samples stay the record; everything
-here is a view of them.
+Pure Python and deterministic, no random numbers: intervals of quantiles are exact (binomial order statistics), those of repeated
+measurements say where the next one falls. Raw samples stay the record; everything here is a view of them.
 
 References:
     Hahn & Meeker, *Statistical Intervals* (1991), section 5.2: distribution-free intervals of a quantile.
@@ -12,8 +11,7 @@ References:
 from __future__ import annotations
 
 import math
-import random
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from statistics import NormalDist, median
 from typing import Literal
@@ -24,9 +22,7 @@ from equipoise.records import Reading, measured
 __all__ = [
     "Interval",
     "Verdict",
-    "bootstrap",
     "carried",
-    "mcnemar_p",
     "median",
     "paired_drop",
     "quantile",
@@ -224,46 +220,6 @@ def paired_drop(base: Sequence[float], new: Sequence[float], *, confidence: floa
     z = NormalDist().inv_cdf(0.5 + _confidence(confidence) / 2)
     margin = 100.0 * z * math.sqrt(max(0.0, squares - total * total / n)) / n
     return Interval(value, value - margin, value + margin, n, confidence)
-
-
-def mcnemar_p(base: Sequence[float], new: Sequence[float]) -> float:
-    """Return McNemar's exact two-sided p that two 0/1 score lists differ only by chance.
-
-    Raises:
-        InputError: Different lengths, no cases, or a score other than 0 and 1.
-    """
-    differences = _differences(base, new)
-    if any(score not in (0, 1) for score in (*base, *new)):
-        raise must_be("stats.mcnemar_p(base, new)", "0 or 1 for every case", "other scores", "Use paired_drop for real scores.")
-    lost, gained = differences.count(1), differences.count(-1)
-    changed = lost + gained
-    return min(1.0, 2 * math.fsum(_binomial(changed, k, 0.5) for k in range(min(lost, gained) + 1)))
-
-
-def bootstrap(
-    samples: Sequence[float],
-    statistic: Callable[[Sequence[float]], float] = median,
-    *,
-    rng: random.Random,
-    rounds: int = 2000,
-    confidence: float = 0.95,
-) -> Interval:
-    """Return a statistic of `samples` with its percentile bootstrap interval.
-
-    Args:
-        statistic: Function of a resample of the same length.
-        rng: Generator that draws the resamples.
-        rounds: Resamples drawn.
-    Limits:
-        Too narrow under some 20 samples, and blind to what the samples never saw; one sample has no interval.
-    """
-    held = _some("stats.bootstrap(samples)", samples)
-    value = statistic(held)
-    if len(held) < 2:
-        return Interval(value, -math.inf, math.inf, len(held), confidence)
-    drawn = [statistic(rng.choices(held, k=len(held))) for _ in range(rounds)]
-    tail = (1.0 - _confidence(confidence)) / 2
-    return Interval(value, quantile(drawn, tail), quantile(drawn, 1.0 - tail), len(held), confidence)
 
 
 def _binomial(n: int, k: int, p: float) -> float:

@@ -17,7 +17,6 @@ from equipoise.errors import (
     EXIT_FAILED,
     EXIT_MISSING_EXTRA,
     EXIT_OK,
-    BrokenPromiseError,
     EquipoiseError,
     InputError,
     missing_extra,
@@ -83,7 +82,6 @@ def test_each_verb_takes_one_name_and_explains_itself(name, capsys):
         (EquipoiseError("the budget was not met"), EXIT_FAILED),
         (InputError("model must be a module; got 3."), EXIT_BAD_INPUT),
         (missing_extra("openvino", "openvino"), EXIT_MISSING_EXTRA),
-        (BrokenPromiseError("weights differ"), EXIT_BROKEN_PROMISE),
     ],
 )
 def test_an_error_is_its_message_and_its_code(verb, capsys, error, code):

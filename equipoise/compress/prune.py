@@ -83,18 +83,6 @@ def prune(
     return smaller
 
 
-def apply_widths(model: nn.Module, example: Tensor, kept: Mapping[str, Sequence[int]]) -> nn.Module:
-    """Return a copy of `model` in which each named group keeps the given channel indices, in their old order.
-
-    Raises:
-        InputError: an unknown or unprunable group, or indices that repeat, are out of range or empty.
-    """
-    found = groups(model, example)
-    for name in kept:
-        member(found, name)
-    return sliced(model, keeping(model, found, kept))
-
-
 def rounded(width: int, size: int, round_to: int) -> int:
     """Return the width to build: the nearest multiple of `round_to` (ties up), at least one multiple, at most `size`.
 

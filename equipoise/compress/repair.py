@@ -28,7 +28,7 @@ from equipoise.compress.statistics import (
     is_own,
     output_rows,
 )
-from equipoise.compress.trace import NORMS, Invocation, copied, watch
+from equipoise.compress.trace import Invocation, copied, watch
 from equipoise.errors import must_be
 
 RIDGE = 1e-3
@@ -74,23 +74,6 @@ def refit(
         names = ", ".join(settlement.unsolved)
         warnings.warn(f"{names} could not be repaired and keeps its weights: no finite least-squares fit", stacklevel=2)
     return repaired
-
-
-def recalibrate(model: nn.Module, inputs: Tensor, *, batch: int = 64) -> nn.Module:
-    """Return a copy of `model` whose BatchNorm statistics are those of `inputs` `(N, ...)`; for nets that are not folded."""
-    fresh = copied(model).eval()
-    norms = [module for module in fresh.modules() if isinstance(module, NORMS) and module.running_mean is not None]
-    momenta = [norm.momentum for norm in norms]
-    for norm in norms:
-        norm.reset_running_stats()
-        norm.momentum = None  # a plain average over the batches
-        norm.train()
-    with torch.no_grad():
-        for start in range(0, len(inputs), batch):
-            fresh(inputs[start : start + batch])
-    for norm, momentum in zip(norms, momenta, strict=True):
-        norm.momentum = momentum
-    return fresh.eval()
 
 
 class _Settlement:

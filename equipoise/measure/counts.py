@@ -114,11 +114,6 @@ def count(model: nn.Module, example: Inputs) -> Counts:
     )
 
 
-def count_params(model: nn.Module) -> int:
-    """Return the number of parameters, each shared one once, without running the model."""
-    return sum(_own_params(model).values())
-
-
 class _Tally(TorchDispatchMode):  # type: ignore[no-untyped-call]  # torch leaves it untyped
     """Sees every operator that runs and books it on the innermost module that is running."""
 

@@ -14,7 +14,6 @@ from torch import Tensor, nn
 from equipoise.compress.cut import sliced
 from equipoise.compress.graph import Cut, Group, groups, keeping
 from equipoise.compress.group_proof import prove
-from equipoise.compress.prune import apply_widths
 from equipoise.errors import InputError
 
 
@@ -137,7 +136,7 @@ def swap(positions: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
 def test_kept_channels_are_checked(kept: list[int]) -> None:
     model, inputs = made("mlp")
     with pytest.raises(InputError, match="distinct channel indices"):
-        apply_widths(model, inputs[:2], {"0": kept})
+        keeping(model, groups(model, inputs[:2]), {"0": kept})
 
 
 def test_two_groups_cut_one_layer_on_both_sides() -> None:
