@@ -1,7 +1,7 @@
 """Intervals, paired tests and verdicts: what may be said of numbers that were measured.
 
-Pure Python and deterministic, no random numbers: intervals of quantiles are exact (binomial order statistics), those of repeated
-measurements say where the next one falls. Raw samples stay the record; everything here is a view of them.
+Pure Python and deterministic, no random numbers: intervals of quantiles are exact (binomial order statistics), those of
+repeated measurements say where the next one falls. Raw samples stay the record; everything here is a view of them.
 
 References:
     Hahn & Meeker, *Statistical Intervals* (1991), section 5.2: distribution-free intervals of a quantile.
