@@ -102,6 +102,8 @@ def parse_budget(text: str | None, *, axes: Mapping[str, tuple[str, str]] = AXES
     Raises:
         InputError: An unknown word, a wrong direction or an unreadable quantity.
     """
+    if not isinstance(text, str | None):
+        raise must_be("budget", "text, or None", text, 'Write for example "latency<=1ms, drop<=1".')
     found: dict[str, Constraint] = {}
     mistakes: list[str] = []
     parts = [part for part in (text or "").split(",") if part.strip()]

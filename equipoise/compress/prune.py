@@ -67,6 +67,9 @@ def prune(
     source = fold(model, example, data=data) if repair and data is not None else copied(model).eval()
     found = groups(source, example)
     chosen = [group for group in found if group.prunable]
+    if ratio and not chosen:
+        whole = "; ".join(f"{group.name}: {group.reason}" for group in found[:3])
+        warnings.warn(f"nothing was cut: {whole or 'there is no group of channels to cut'}", stacklevel=2)
     if widths is None:
         widths = {group.name: round_half_up((1 - (ratio or 0.0)) * group.size) for group in chosen}
     keeps = {name: rounded(width, member(found, name).size, round_to) for name, width in checked(found, widths).items()}

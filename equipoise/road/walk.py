@@ -23,7 +23,7 @@ from torch import nn
 
 from equipoise import runtimes
 from equipoise.budget import MEASURED, Budget, parse_budget
-from equipoise.errors import EquipoiseError, InputError, StoreError, must_be
+from equipoise.errors import EquipoiseError, InputError, MissingExtraError, StoreError, must_be
 from equipoise.events import Event, Listener
 from equipoise.measure import machine
 from equipoise.progress import of_events
@@ -113,9 +113,11 @@ def optimize(
     if not 0 <= limit < float("inf"):
         raise must_be("time", "zero or more, and finite", time, "Write for example 20min.")
     check_seed(seed)
+    if not isinstance(store, str | Path):
+        raise must_be("store", "the path of a folder", store, 'Write for example "runs/a".')
     for wanted in targets:
         if reason := runtimes.get(wanted.runtime).unavailable():
-            raise must_be("target", "a runtime that can be used here", str(wanted), reason)
+            raise MissingExtraError(f"target must be a runtime that can be used here; got {str(wanted)!r}. {reason}")
     spec = spec or (work if isinstance(work, str) else "")
     with staying("checking the workload"):
         work = as_workload(work)

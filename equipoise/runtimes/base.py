@@ -37,6 +37,10 @@ PRECISIONS = ("fp32", "int8", "mixed")
 """What a program computes in: all float, all int8 where the runtime can, or int8 with named layers left float."""
 
 
+MOST_BATCH = 65_536
+"""Samples in one request; a larger one is a mistake, and was refused by the runtime only after the study had begun."""
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where a model must run: ``onnxruntime:cpu?threads=1&batch=1``.
@@ -68,6 +72,8 @@ class Target:
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
                 raise must_be(f"target.{name}", "a whole number of at least 1", value, f"Write for example ?{name}=1.")
+        if self.batch > MOST_BATCH:
+            raise must_be("target.batch", f"at most {MOST_BATCH}", self.batch, "Write for example ?batch=1.")
 
     @classmethod
     def parse(cls, text: str) -> Target:
@@ -76,6 +82,8 @@ class Target:
         Raises:
             InputError: An unknown runtime, device or option, or a count that is not a whole number above 0.
         """
+        if not isinstance(text, str):
+            raise must_be("target", "text", text, "Write onnxruntime:cpu?threads=1&batch=1.")
         head, _, query = text.strip().partition("?")
         runtime, _, device = head.partition(":")
         counts: dict[str, int] = {}
@@ -99,6 +107,8 @@ def parse_targets(wanted: str | Sequence[Target]) -> tuple[Target, ...]:
     Raises:
         InputError: No target, the same target twice, one that `Target.parse` refuses, or more threads than cores.
     """
+    if not isinstance(wanted, str | Sequence):
+        raise must_be("targets", "text, or a list of targets", wanted, "Write for example onnxruntime:cpu,openvino:cpu.")
     parts = [part for part in wanted.split(",") if part.strip()] if isinstance(wanted, str) else wanted
     targets = tuple(part if isinstance(part, Target) else Target.parse(part) for part in parts)
     if not targets or len(set(targets)) < len(targets):
@@ -262,7 +272,7 @@ class Runtime(Protocol):
         Args:
             program: One that this runtime compiled.
             threads: Threads inside one operator.
-            batch: The only batch size that will be run, which lets the runtime plan ahead; None allows any.
+            batch: The only batch size that will be run, for runtimes that plan ahead; the card says how. None allows any.
 
         Raises:
             InputError: The program is not for this runtime, is damaged, or cannot be read.

@@ -364,9 +364,14 @@ def _must_be_free(folder: Path, *, overwrite: bool) -> None:
             "--out", "absent or empty", str(folder), "Name another folder, or add --overwrite to replace an artifact."
         )
     try:
-        Artifact.load(folder)
+        strangers = Artifact.load(folder).unlisted
     except InputError as error:
         raise must_be("--out", "an artifact, to be overwritten", str(folder), "Name another folder.") from error
+    if strangers:
+        others = f"{folder} with {', '.join(strangers[:3])}"
+        raise must_be(
+            "--out", "an artifact and nothing else, to be overwritten", others, "Move away what is not the artifact's."
+        )
 
 
 def _write(folder: Path, contents: Mapping[str, bytes]) -> None:

@@ -28,11 +28,16 @@ _ROWS = (
 _LOAD = {
     "onnxruntime": """\
 import onnxruntime
-session = onnxruntime.InferenceSession("{file}")
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = {threads}  # as it was timed
+session = onnxruntime.InferenceSession("{file}", options)
 outputs = session.run(None, {{session.get_inputs()[0].name: inputs}})[0]""",
     "openvino": """\
 import openvino
-model = openvino.Core().compile_model("{file}", "CPU")
+core = openvino.Core()
+read = core.read_model("{file}")
+read.reshape({{0: [{batch}, *list(read.input(0).partial_shape)[1:]]}})  # one batch size, as it was timed
+model = core.compile_model(read, "CPU", {{"INFERENCE_NUM_THREADS": {threads}}})
 outputs = model(inputs)[0]""",
     "torch": """\
 import torch
@@ -47,7 +52,11 @@ def card(manifest: Mapping[str, Any]) -> str:
     runtime, precision = deployable["runtime"], deployable["precision"]
     tags = ["equipoise", "compressed", runtime, precision]
     main = next((f for f in deployable["files"] if f.endswith((".onnx", ".xml", ".pt2"))), deployable["files"][0])
-    load = _LOAD.get(runtime, 'files: "{file}"').format(file=main)
+    option = dict(pair.split("=") for pair in deployable["target"].partition("?")[2].split("&") if "=" in pair)
+    load = _LOAD.get(runtime, 'files: "{file}"').format(
+        file=main, threads=option.get("threads", 1), batch=option.get("batch", 1)
+    )
+    free = "" if runtime == "openvino" else "; the first axis is free"
     return f"""\
 ---
 library_name: {json.dumps(runtime)}
@@ -72,7 +81,8 @@ The file that was scored and that ships is `{main}` ({precision}, for `{deployab
 {load}
 ```
 
-`inputs` is a float32 batch as the training code makes it; the first axis is free.
+`inputs` is a batch (N, ...) as the training code makes it, as a NumPy array of the type that the file takes
+(floats in float32){free}.
 `equipoise verify .` checks every figure above on the files, in a clean process.
 
 ## Limits

@@ -235,7 +235,7 @@ def _test(scene: Scene, found: dict[str, Reading]) -> Iterator[Check]:
     found["drop"], found["quality"] = drop, quality_reading(metric, answers.numpy(), targets)
     promised, validation = scene.artifact.promise["drop"], scene.artifact.promise["quality"]
     told = f"{quality:.2f} against {metric.score(source, targets):.2f} untouched"
-    note = f"{len(targets)} samples never used before; {validation} on validation"
+    note = f"{len(targets)} samples that the search never saw; {validation} on validation"
     yield judged("quality on test", "", told, math.isfinite(quality), note)
     yield _meets(promised, drop)
 

@@ -146,7 +146,8 @@ def verify(
     recorded = _recorded(artifact)
     result = Verification(str(path), tuple(checks), took, saved, executed, told, found, artifact.digest, recorded)
     if saved:
-        _save(artifact, result)
+        foreign = workload is not None and any(check.name == "source model" for check in result.broken)
+        _save(artifact, result, on_card=not foreign and not trust_nothing)
     return result
 
 
@@ -168,6 +169,11 @@ def executes(artifact: Artifact, workload: Any = None, *, trust_nothing: bool = 
         return "the model and the metric of the workload that was given"
     file, _, _ = spec.rpartition(":")
     if not file.endswith(".py"):
+        if spec.partition(":")[0] not in BUILT_IN:
+            given = f"{spec!r}, which was given as an object in Python"
+            raise must_be(
+                "the workload that the manifest names", "one that can be loaded", given, "Pass --workload FILE.py:FUNCTION."
+            )
         return f"the built-in workload {spec}; no code from the folder"
     if workload is None and artifact.path.resolve() in Path(file).resolve().parents:
         raise must_be("the workload that the manifest names", "outside the artifact", spec, ASK)
@@ -191,16 +197,18 @@ def _forged(folder: Path, reason: str, seconds: float) -> Verification:
     return found
 
 
+BUILT_IN = ("digits", "cifar10", "images")
+"""Workloads that need no file of the user's."""
 RUNS_CODE = ("torch",)
 """Runtimes whose program files are loaded through pickle."""
 ASK = "Get the workload from someone you trust and pass it with --workload SPEC."
 
 
-def _save(artifact: Artifact, found: Verification) -> None:
-    """Write the result beside the manifest and its headline into the card."""
+def _save(artifact: Artifact, found: Verification, *, on_card: bool) -> None:
+    """Write the result beside the manifest and, where it is of the artifact's own workload, its headline into the card."""
     write_atomic(artifact.path / RESULT, (json.dumps(found.as_dict(), indent=2) + "\n").encode())
     file = artifact.path / "README.md"
-    if file.is_file() and not file.is_symlink() and file.stat().st_size <= CARD_BYTES:
+    if on_card and file.is_file() and not file.is_symlink() and file.stat().st_size <= CARD_BYTES:
         text = file.read_text(encoding="utf-8", errors="replace")
         write_atomic(file, with_test(text, verified_block(found.headline, found.broken, found.untold)).encode())
 

@@ -49,7 +49,7 @@ def headline(found: Mapping[str, Reading], metric: Mapping[str, Any]) -> str:
         >>> from equipoise.records import measured
         >>> drop = measured(3.33, "points", low=0.18, high=6.49, n=300)
         >>> headline({"drop": drop}, {"name": "accuracy", "unit": "points"})
-        'on 300 test samples never used before: drop 3.33 [0.18, 6.49] points of accuracy'
+        'on 300 test samples that the search never saw: drop 3.33 [0.18, 6.49] points of accuracy'
     """
     said = []
     drop, speed, smaller = (found.get(axis) for axis in ("drop", "speed_up", "times_smaller"))
@@ -62,7 +62,9 @@ def headline(found: Mapping[str, Reading], metric: Mapping[str, Any]) -> str:
         said.append(f"{factor:.2f}× smaller" if factor >= 1 else f"{1 / factor:.2f}× larger")
     if not said:
         return ""
-    return (f"on {drop.n} test samples never used before: " if drop is not None and drop.known else "") + ", ".join(said)
+    return (f"on {drop.n} test samples that the search never saw: " if drop is not None and drop.known else "") + ", ".join(
+        said
+    )
 
 
 def exports_of(study: Path) -> list[dict[str, str]]:

@@ -160,7 +160,26 @@ def test_the_card_tells_and_cannot_be_broken_out_of(artifact: Artifact) -> None:
     assert "Promised: `latency<=1.5ms`." in text
     assert "Asked for and **not** reached: `drop<=0.5`." in text
     assert "<script>" not in text
-    assert 'InferenceSession("model.onnx")' in text
+    assert 'InferenceSession("model.onnx", options)' in text
+    assert "intra_op_num_threads = 1 " in text
+
+
+def test_the_card_loads_what_was_timed_as_it_was_timed(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = (artifact.path / "README.md").read_text()
+    code = text.partition("```python\n")[2].partition("```")[0]
+    inputs = np.eye(4, dtype=np.float32)
+    monkeypatch.chdir(artifact.path)
+    found = {"inputs": inputs}
+    exec(code, found)
+    np.testing.assert_allclose(found["outputs"], get("onnxruntime").load(artifact.program, batch=1).run(inputs), rtol=1e-6)
+
+
+def test_a_file_of_the_users_own_is_not_lost_to_overwrite(artifact: Artifact, store: Store) -> None:
+    mine = artifact.path / "mine.txt"
+    mine.write_text("precious")
+    with pytest.raises(InputError, match=r"an artifact and nothing else.*mine\.txt"):
+        export(evaluation(store, "small"), store, artifact.path, overwrite=True)
+    assert mine.read_text() == "precious"
 
 
 def change(artifact: Artifact, edit: Callable[[dict], None], *, fix: bool = False) -> None:  # type: ignore[type-arg]

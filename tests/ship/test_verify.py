@@ -145,6 +145,16 @@ def test_the_honest_artifact_passes(originals: dict[str, Artifact], work: Worklo
     assert {"weights", "budget drop"} <= names
 
 
+def test_another_workload_leaves_the_card_as_it_was(originals: dict[str, Artifact], work: Workload, tmp_path: Path) -> None:
+    path = shutil.copytree(originals["int8"].path, tmp_path / "a")
+    before = (path / "README.md").read_bytes()
+    x, y = work.test.tensors()
+    other = Workload(model=work.model, train=(x[:200], y[:200]), validation=(x[200:400], y[200:400]), test=(x[400:], y[400:]))
+    assert "source model" in broken(verify(path, workload=other, seconds=0.1))
+    verify(path, seconds=0.1, trust_nothing=True)
+    assert (path / "README.md").read_bytes() == before
+
+
 def test_a_clean_process_finds_the_workload_by_itself(
     originals: dict[str, Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,7 +163,7 @@ def test_a_clean_process_finds_the_workload_by_itself(
     told = capsys.readouterr()
     assert told.err.startswith("verify executes, in a clean process: the Python file ")
     assert "mymodule.py, which the manifest names" in told.err.splitlines()[0]
-    assert told.out.startswith("on 597 test samples never used before: drop ")
+    assert told.out.startswith("on 597 test samples that the search never saw: drop ")
     assert "broken promise" not in told.out
     written = json.loads((path / "verify.json").read_text())
     assert written["ok"] is True

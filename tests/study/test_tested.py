@@ -30,7 +30,9 @@ def test_the_headline_says_what_the_intervals_allow(speed: Reading, said: str) -
         "speed_up": speed,
         "times_smaller": measured(5.7, "1"),
     }
-    expected = f"on 300 test samples never used before: drop 3.33 [0.18, 6.49] points of accuracy, {said}, 5.70× smaller"
+    expected = (
+        f"on 300 test samples that the search never saw: drop 3.33 [0.18, 6.49] points of accuracy, {said}, 5.70× smaller"
+    )
     assert headline(found, ACCURACY) == expected
     assert headline({}, ACCURACY) == ""
     assert headline({"times_smaller": measured(0.5, "1")}, ACCURACY) == "2.00× larger"
