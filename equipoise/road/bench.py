@@ -19,6 +19,7 @@ import torch
 
 from equipoise import runtimes
 from equipoise.compress.pruner import Pruner
+from equipoise.compress.trace import WEIGHTED
 from equipoise.errors import InputError
 from equipoise.measure.counts import count
 from equipoise.measure.loads import compare_loads
@@ -26,7 +27,7 @@ from equipoise.records import Choice, Evaluation, Fidelity, Plan, Reading, as_da
 from equipoise.road import faithful
 from equipoise.road.racing import Contender
 from equipoise.runtimes import Program, Session, Source, Target
-from equipoise.runtimes.export import Exporter
+from equipoise.runtimes.export import Exporter, layer_nodes
 from equipoise.runtimes.ops import specs
 from equipoise.search import Knob, Space
 from equipoise.study.record import latency_beside
@@ -124,6 +125,12 @@ class Workbench:
         """Names of the layers that carry weights and can be quantized, in execution order."""
         return tuple(specs(self.teacher, self.work.example))
 
+    @cached_property
+    def unset(self) -> frozenset[str]:
+        """Names of the layers with weights that have no precision of their own to choose."""
+        weighted = {name for name, layer in self.teacher.named_modules() if isinstance(layer, WEIGHTED)}
+        return frozenset(weighted - set(self.layers))
+
     def target_of(self, plan: Plan) -> Target:
         """Return the target that a plan runs on."""
         name = plan.choices.get("runtime", self.targets[0].runtime)
@@ -153,13 +160,19 @@ class Workbench:
         return self.exporter.source(model, self.work.example, topology=topology)
 
     def compile(self, plan: Plan, source: Source, *, samples: int | None = None) -> Program:
-        """Return the program that would ship for `plan`; `samples` limits the calibration set."""
+        """Return the program that would ship for `plan`; `samples` limits the calibration set.
+
+        Layers that no knob sets (a Conv1d) are quantized with all the others, or else left in floats: what a plan does not say
+        would cost every mixed plan the same, whatever it chose.
+        """
         bits = plan.of("bits")
         runtime = runtimes.get(self.target_of(plan).runtime)
         if not any(b == 8 for b in bits.values()):
             return runtime.compile(source)
         gone = [n for n, c in plan.of("depth").items() if c == "drop"]
         floats = frozenset(n for n, b in bits.items() if b == 32 and not any(n.startswith(g + ".") for g in gone))
+        if floats:
+            floats |= self.unset & layer_nodes(source.onnx()).keys()
         return runtime.compile(source, calibration=self.calibration[:samples], float_layers=floats)
 
     def outputs(self, program: Program, samples: int) -> Array:
