@@ -82,6 +82,34 @@ def test_a_program_is_timed_with_the_batch_axis_free_as_it_is_loaded_by_its_card
     assert len(session.run(inputs[:3])) == 3
 
 
+class Unlike(nn.Module):
+    """Two outputs, degrees and fractions, scaled after the last layer or in it."""
+
+    def __init__(self, *, after: bool) -> None:
+        super().__init__()
+        self.after = after
+        self.a, self.b, self.out = nn.Conv2d(3, 16, 3), nn.Linear(16, 32), nn.Linear(32, 2)
+        self.register_buffer("scale", torch.tensor([120.0, 0.3]))
+        self.register_buffer("shift", torch.tensor([650.0, 1.0]))
+        if not after:
+            self.out.weight.data *= self.scale[:, None]
+            self.out.bias.data = self.out.bias.data * self.scale + self.shift
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.out(torch.relu(self.b(torch.relu(self.a(x)).mean((2, 3)))))
+        return x * self.scale + self.shift if self.after else x
+
+
+@pytest.mark.parametrize("after", [True, False])
+@pytest.mark.parametrize("name", int8_names())
+def test_outputs_of_unlike_scales_are_not_rounded_on_one(name: str, after: bool) -> None:
+    _, source, inputs, wanted = made(lambda: Unlike(after=after))
+    program = runtimes.get(name).compile(source, calibration=inputs, float_layers=frozenset())
+    found = runtimes.get(name).load(program).run(inputs)
+    noise = np.sqrt(np.square(found - wanted).mean(0)) / wanted.std(0)
+    assert (noise < 0.2).all(), noise  # 10 to 100 where they are
+
+
 class Tokens(nn.Module):
     """A feed-forward block over tokens made of the input."""
 
