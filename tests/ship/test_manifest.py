@@ -98,7 +98,7 @@ def made(work: Workload, folder: Path, target: Target) -> Artifact:
 @pytest.fixture
 def quick(monkeypatch: pytest.MonkeyPatch, original: Artifact) -> None:
     """Take the promised speed for the one found: what is timed is tested elsewhere."""
-    monkeypatch.setattr("equipoise.ship.verify._save", lambda artifact, found: None)  # a thousand times to the disk
+    monkeypatch.setattr("equipoise.ship.verify._save", lambda artifact, found, **_: None)  # a thousand times to the disk
     monkeypatch.setattr("equipoise.ship.verify.write_atomic", lambda path, data: None)
     here = machine.describe()
     monkeypatch.setattr("equipoise.ship.scene.describe", lambda: here)
