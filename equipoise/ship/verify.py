@@ -170,10 +170,8 @@ def executes(artifact: Artifact, workload: Any = None, *, trust_nothing: bool = 
     file, _, _ = spec.rpartition(":")
     if not file.endswith(".py"):
         if spec.partition(":")[0] not in BUILT_IN:
-            given = f"{spec!r}, which was given as an object in Python"
-            raise must_be(
-                "the workload that the manifest names", "one that can be loaded", given, "Pass --workload FILE.py:FUNCTION."
-            )
+            kinds = "built in or FILE.py:FUNCTION (this study was made from an object in Python)"
+            raise must_be("the workload that the manifest names", kinds, spec, "Pass its file with --workload SPEC.")
         return f"the built-in workload {spec}; no code from the folder"
     if workload is None and artifact.path.resolve() in Path(file).resolve().parents:
         raise must_be("the workload that the manifest names", "outside the artifact", spec, ASK)
