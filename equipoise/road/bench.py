@@ -171,7 +171,7 @@ class Workbench:
             return runtime.compile(source)
         gone = [n for n, c in plan.of("depth").items() if c == "drop"]
         floats = frozenset(n for n, b in bits.items() if b == 32 and not any(n.startswith(g + ".") for g in gone))
-        if floats:
+        if floats and self.unset:  # the file is read for nothing else
             floats |= self.unset & layer_nodes(source.onnx()).keys()
         return runtime.compile(source, calibration=self.calibration[:samples], float_layers=floats)
 
