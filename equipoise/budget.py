@@ -6,38 +6,10 @@ import re
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from equipoise.axes import AXES, Axis
 from equipoise.errors import InputError, must_be, unknown
 from equipoise.records import Evaluation
 from equipoise.units import parse, show
-
-AXES: dict[str, tuple[str, str]] = {
-    "latency": ("latency_s", "s"),
-    "size": ("size_bytes", "B"),
-    "drop": ("drop", "points"),
-    "quality": ("quality", "points"),
-    "params": ("params", "1"),
-    "macs": ("macs", "1"),
-    "memory": ("peak_memory_bytes", "B"),
-    "energy": ("energy_j", "J"),
-    "throughput": ("throughput_per_s", "1/s"),
-    "price": ("price_per_million", "$"),
-}
-"""Word in a budget -> (axis of an `Evaluation`, base unit)."""
-
-MEASURED: dict[str, tuple[str, str]] = {k: AXES[k] for k in ("latency", "size", "drop", "quality", "params", "macs")}
-"""Those that every evaluation of `optimize` measures, the only ones that a study can be held to."""
-
-SCALE_AXES: dict[str, tuple[str, str]] = {
-    "train": ("train_s", "s"),
-    "cost": ("train_cost", "$"),
-    "memory": ("train_memory_bytes", "B"),
-    "latency": ("latency_s", "s"),
-    "size": ("size_bytes", "B"),
-    "price": ("price_per_million", "$"),
-    "params": ("params", "1"),
-    "macs": ("macs", "1"),
-}
-"""The same for the limits of a model that is not trained yet."""
 
 _CONSTRAINT = re.compile(r"^\s*([a-z_]+)\s*(<=|>=|==|<|>|=)\s*([^<>=\s].*?)\s*$")
 
@@ -93,7 +65,7 @@ class Budget:
         return next((c.bound for c in self.constraints if c.word == word), None)
 
 
-def parse_budget(text: str | None, *, axes: Mapping[str, tuple[str, str]] = AXES) -> Budget:
+def parse_budget(text: str | None, *, axes: Mapping[str, Axis] = AXES) -> Budget:
     """Read a budget; every mistake in it is reported together.
 
     Args:
@@ -120,28 +92,18 @@ def parse_budget(text: str | None, *, axes: Mapping[str, tuple[str, str]] = AXES
     return Budget(tuple(found.values()), ", ".join(p.strip() for p in parts))
 
 
-def _parse_one(part: str, axes: Mapping[str, tuple[str, str]]) -> Constraint:
+def _parse_one(part: str, axes: Mapping[str, Axis]) -> Constraint:
     match = _CONSTRAINT.match(part)
     if match is None:
         raise must_be("budget", "written as axis<=quantity", part.strip(), 'Write for example "latency<=1ms, drop<=1".')
     word, relation, quantity = match.groups()
     if word not in axes:
-        if word in AXES:
-            raise _unmeasured(word, part, axes)
         raise unknown("budget axis", word, axes)
-    axis, unit = axes[word]
-    upper = word not in ("quality", "throughput")
+    axis = axes[word]
+    upper = relation in ("<=", "<") if axis.smaller is None else axis.smaller
     if relation not in (("<=", "<") if upper else (">=", ">")):
         raise must_be(f"budget {word}", f"a bound with {'<=' if upper else '>='}", part.strip(), "Turn the relation round.")
-    bound = parse(quantity, unit, name=f"budget {word}")
+    bound = parse(quantity, axis.unit, name=f"budget {word}")
     if bound < 0 or (bound == 0 and word not in ("drop", "quality")):
         raise must_be(f"budget {word}", "positive", quantity, "Give the most that you can accept.")
-    return Constraint(word, axis, unit, bound, upper)
-
-
-def _unmeasured(word: str, part: str, axes: Mapping[str, tuple[str, str]]) -> InputError:
-    """What is said of a word that means something, but that is not measured where it is written."""
-    remedy = "`equipoise profile` measures it for one model."
-    if word == "throughput":
-        remedy = "One request at a time is answered, so bound the latency instead: batch / throughput."
-    return must_be("budget", f"a bound on what is measured here ({', '.join(axes)})", part.strip(), remedy)
+    return Constraint(word, axis.key, axis.unit, bound, upper)

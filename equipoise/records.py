@@ -13,13 +13,14 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from itertools import pairwise
 from typing import Any, Literal
 
-from equipoise.errors import InputError, UnavailableError
+from equipoise.errors import InputError, UnavailableError, must_be
 from equipoise.units import show
 
-SCHEMA = 1
-"""Version of every JSON document we write. History: 1 = first."""
+SCHEMA = 2
+"""Version of every JSON document we write. History: 1 = first; 2 = the parts of an evaluation are records."""
 
 LONGEST_REASON = 300
 """Characters of what a failed trial raised that are shown in one line."""
@@ -111,8 +112,8 @@ class Plan:
         return self.choices[knob]
 
     def of(self, kind: str) -> dict[str, Choice]:
-        """Return the choices of one kind, keyed by place: ``plan.of("width")["layer1.0.conv1"]``."""
-        return {k[len(kind) + 1 :]: v for k, v in self.choices.items() if k.startswith(kind + ".")}
+        """Return the choices of one kind, keyed by place, empty for the whole model: ``plan.of("width")["layer1.0.conv1"]``."""
+        return {k[len(kind) + 1 :]: v for k, v in self.choices.items() if k == kind or k.startswith(kind + ".")}
 
     def but(self, changes: Mapping[str, Choice]) -> Plan:
         """Return this plan with some choices changed."""
@@ -129,6 +130,87 @@ class Plan:
 
 
 @dataclass(frozen=True, slots=True)
+class Knob:
+    """One thing that may be changed.
+
+    Args:
+        name: ``kind.place`` (``width.layer1.0.conv1``) or a bare kind (``target``).
+        menu: The choices, the untouched one first; integers in falling order are *nested* (each takes away more).
+    Raises:
+        InputError: An empty name or menu, or a choice that is listed twice.
+    """
+
+    name: str
+    menu: tuple[Choice, ...]
+
+    def __post_init__(self) -> None:
+        if not self.name or not self.menu:
+            raise must_be(
+                f"knob {self.name!r}", "named, with at least one choice", self.menu, "Put the untouched choice first."
+            )
+        if len(set(self.menu)) != len(self.menu):
+            raise must_be(f"{self.name} menu", "free of copies", self.menu, "List each choice once.")
+
+    @property
+    def kind(self) -> str:
+        """What is changed: the text before the first dot."""
+        return self.name.partition(".")[0]
+
+    @property
+    def place(self) -> str:
+        """Where: the text after the first dot; empty for a knob of the whole model."""
+        return self.name.partition(".")[2]
+
+    @property
+    def nested(self) -> bool:
+        """Whether later choices take away strictly more: integers in falling order."""
+        numbers = [c for c in self.menu if isinstance(c, int)]
+        return len(numbers) == len(self.menu) and all(a > b for a, b in pairwise(numbers))
+
+
+@dataclass(frozen=True, slots=True)
+class ProgramRef:
+    """The program that was scored, by its blobs.
+
+    Attributes:
+        runtime, precision: As `runtimes.Program`'s.
+        target: Where it was timed, as `runtimes.Target` writes it.
+        files: File name -> SHA-256 of its content.
+        onnx: SHA-256 of the same plan's ONNX file, where the runtime compiled another form from it; else empty.
+        left: Why a layer was left in floating point although the plan asks for int8, by name.
+    """
+
+    runtime: str
+    precision: str
+    target: str
+    files: Mapping[str, str]
+    onnx: str = ""
+    left: Mapping[str, str] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class LayerRow:
+    """One layer of a plan's model: channels out, params, MACs of one sample, bits that it was asked to compute in."""
+
+    name: str
+    kind: str
+    out: int
+    params: int
+    macs: int
+    bits: int
+
+
+@dataclass(frozen=True, slots=True)
+class Training:
+    """What one training of a plan took: the rung of recovery that it belongs to, wall time, steps, and what went oddly."""
+
+    rung: int
+    seconds: float
+    steps: int
+    notes: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
 class Evaluation:
     """Quality and cost of one plan at one fidelity, with raw samples and what was predicted beforehand.
 
@@ -138,9 +220,14 @@ class Evaluation:
         quality: Metric on the validation split, in points of the metric, read on the target runtime's own file.
         drop: ``baseline - quality`` turned so that larger is worse.
         cost: Axis (``latency_s``, ``size_bytes``, ``params``, ``macs``, ...) -> reading.
-        predicted: What the tables said before: axis -> value in base units (``loss`` is the KL to the teacher, in nats).
+        predicted: What the tables said before: axis -> value in base units, and ``damage``.
         samples: Raw samples by axis, so that statistics stay views.
-        files: Role -> SHA-256 of the blob (``program`` = the deployable file scored, ``weights`` = safetensors).
+        damage: Divergence of its answers from the untouched model's, in the unit of the workload's; None of a failure.
+        speed_up: How many times faster than the untouched model it was, timed side by side; None where nothing bounds it.
+        program: The deployable program that was scored; None of a failure.
+        weights: SHA-256 of the model's weights (safetensors); empty of a failure.
+        layers: Each layer of the model, in the order in which they run.
+        training: What its training took; None of a model that was not trained.
         seconds: Wall time it took, recovery included.
         error: Empty, or why the trial failed (such an evaluation is never on a front).
     """
@@ -152,8 +239,12 @@ class Evaluation:
     cost: Mapping[str, Reading]
     predicted: Mapping[str, float] = field(default_factory=dict)
     samples: Mapping[str, tuple[float, ...]] = field(default_factory=dict)
-    files: Mapping[str, str] = field(default_factory=dict)
-    details: Mapping[str, Any] = field(default_factory=dict)
+    damage: float | None = None
+    speed_up: Reading | None = None
+    program: ProgramRef | None = None
+    weights: str = ""
+    layers: tuple[LayerRow, ...] = ()
+    training: Training | None = None
     seconds: float = 0.0
     error: str = ""
     leg: int = 0
@@ -218,15 +309,30 @@ def reading_from(data: Mapping[str, Any]) -> Reading:
     return Reading(**data)
 
 
+def program_ref(evaluation: Evaluation) -> ProgramRef:
+    """Return the program that an evaluation scored.
+
+    Raises:
+        InputError: It failed, and has none.
+    """
+    if evaluation.program is None:
+        raise InputError(f"the evaluation {evaluation.key} has no program, because it failed: {evaluation.reason}")
+    return evaluation.program
+
+
 def evaluation_from(data: Mapping[str, Any]) -> Evaluation:
-    """Rebuild an `Evaluation` from `as_data`; one written before legs had a field of their own keeps its leg in its details."""
+    """Rebuild an `Evaluation` from `as_data`."""
     rest = dict(data)
-    rest.setdefault("leg", (rest.get("details") or {}).get("leg", 0))
+    speed_up, program, training = (rest.pop(name, None) for name in ("speed_up", "program", "training"))
     return Evaluation(
         plan=Plan(rest.pop("plan")),
         quality=Reading(**rest.pop("quality")),
         drop=Reading(**rest.pop("drop")),
         cost={k: Reading(**v) for k, v in rest.pop("cost").items()},
         samples={k: tuple(v) for k, v in rest.pop("samples").items()},
+        speed_up=None if speed_up is None else Reading(**speed_up),
+        program=None if program is None else ProgramRef(**program),
+        layers=tuple(LayerRow(**row) for row in rest.pop("layers")),
+        training=None if training is None else Training(**{**training, "notes": tuple(training["notes"])}),
         **rest,
     )

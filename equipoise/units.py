@@ -23,6 +23,7 @@ SCALES: dict[str, dict[str, float]] = {
         "GiB": 1024.0**3,
     },
     "J": {"J": 1.0, "mJ": 1e-3, "uJ": 1e-6, "µJ": 1e-6, "kJ": 1e3},
+    "g": {"g": 1.0, "mg": 1e-3, "ug": 1e-6, "µg": 1e-6, "kg": 1e3},
     "$": {"$": 1.0, "USD": 1.0, "c": 0.01},
     "points": {"": 1.0, "points": 1.0, "point": 1.0, "pt": 1.0, "%": 1.0},
     "1": {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9},
@@ -65,7 +66,7 @@ def _some(number: str) -> bool:
 
 
 def _example(unit: str) -> str:
-    examples = {"s": "1.5ms", "B": "300KB", "J": "2mJ", "$": "0.4$", "points": "1", "1": "250k", "1/s": "100/s"}
+    examples = {"s": "1.5ms", "B": "300KB", "J": "2mJ", "g": "5ug", "$": "0.4$", "points": "1", "1": "250k", "1/s": "100/s"}
     return f"Write for example {examples[unit]}."
 
 
@@ -84,6 +85,7 @@ def show(value: float, unit: str) -> str:
         "s": [(3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "µs")],
         "B": [(1e9, "GB"), (1e6, "MB"), (1e3, "KB"), (1.0, "B")],
         "J": [(1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ")],
+        "g": [(1e3, "kg"), (1.0, "g"), (1e-3, "mg"), (1e-6, "µg")],
         "1": [(1e9, "G"), (1e6, "M"), (1e4, "k")],
     }.get(unit, [])
     if unit == "1":  # counts up to 10,000 are read better in full

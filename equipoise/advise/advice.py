@@ -9,7 +9,8 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from equipoise.budget import SCALE_AXES, Budget, parse_budget
+from equipoise.axes import SCALE_AXES
+from equipoise.budget import Budget, parse_budget
 from equipoise.errors import StoreError
 from equipoise.measure import energy, money
 from equipoise.records import Reading, as_data, estimated, measured, reading_from, unavailable

@@ -20,7 +20,8 @@ from equipoise.advise import costs
 from equipoise.advise.advice import Advice, read
 from equipoise.advise.shapes import Shapes
 from equipoise.advise.small_runs import FEWEST_STEPS, Proxies, in_quick_precision, recipe_for, tune
-from equipoise.budget import SCALE_AXES, Budget, parse_budget
+from equipoise.axes import SCALE_AXES
+from equipoise.budget import Budget, parse_budget
 from equipoise.errors import EquipoiseError, InputError, must_be
 from equipoise.events import Event, Listener
 from equipoise.measure import machine
@@ -411,7 +412,7 @@ class Advisor:
             base = study.baseline
             points = [
                 {
-                    "plan": dict(e.plan.choices), "loss": float(e.details["loss"]), "drop": e.drop.get(),
+                    "plan": dict(e.plan.choices), "loss": e.damage, "drop": e.drop.get(),
                     "latency": e.axis("latency_s").get() / base.axis("latency_s").get(),
                     "size": e.axis("size_bytes").get() / base.axis("size_bytes").get(),
                 }

@@ -15,9 +15,10 @@ import numpy as np
 
 from equipoise.advise.advice import CAUTIOUS
 from equipoise.errors import InputError
+from equipoise.records import Knob
 from equipoise.scaling import Available, Fit, Run, predict
 from equipoise.scaling.runs import BACKWARD, Floats
-from equipoise.search import Genomes, Knob, Space, nsga2
+from equipoise.search import Genomes, Space, nsga2
 from equipoise.search.surrogate import GaussianProcess, fit_gp
 from equipoise.workloads.families import Family, Scale
 

@@ -147,9 +147,10 @@ def budget(*, scale: bool = False) -> Reader:
     """Return a reader of bounds, which stay as they were written; with `scale`, those of a model that is not trained yet."""
 
     def read(name: str, text: str) -> str:
-        from equipoise.budget import MEASURED, SCALE_AXES, parse_budget
+        from equipoise.axes import AXES, SCALE_AXES
+        from equipoise.budget import parse_budget
 
-        parse_budget(text, axes=SCALE_AXES if scale else MEASURED)
+        parse_budget(text, axes=SCALE_AXES if scale else AXES)
         return text
 
     return read

@@ -13,10 +13,11 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
+from equipoise.axes import TRADED
 from equipoise.cli.terminal import Pace, console, doing, progress_line, visible
 from equipoise.pareto import non_dominated
 from equipoise.records import Evaluation
-from equipoise.study.record import AXES, describe
+from equipoise.study.record import describe
 from equipoise.units import counted, show
 
 if TYPE_CHECKING:  # it imports torch, which takes seconds; the view is up before
@@ -88,8 +89,8 @@ class Live:
         return Group(self._spinner, line, Text(""), self._front()) if self._rows else Group(self._spinner, line)
 
     def _front(self) -> Table:
-        known = [e for e in self._rows if all(e.axis(a).known for a in AXES)]
-        best = [known[i] for i in non_dominated([[e.axis(a).get() for a in AXES] for e in known])]
+        known = [e for e in self._rows if all(e.axis(a).known for a in TRADED)]
+        best = [known[i] for i in non_dominated([[e.axis(a).get() for a in TRADED] for e in known])]
         best = sorted(best, key=lambda e: e.axis("latency_s").get())
         return table("quality", best[:14], self._rows[0], marked={})
 

@@ -101,8 +101,8 @@ def _state(store: Path) -> Mapping[str, Any] | None:
 
     with Store.open(store, create=False, readonly=True) as opened:
         headers = opened.all("study")
-        sha = headers[-1]["header"].get("source_state") if headers else None
-        return None if sha is None else load(opened.read_blob(sha))
+        sha = headers[-1]["header"]["source_state"] if headers else ""
+        return load(opened.read_blob(sha)) if sha else None
 
 
 def show(study: Study, *, as_json: bool = False) -> None:
@@ -123,10 +123,10 @@ def show(study: Study, *, as_json: bool = False) -> None:
     marked = {study.knee.key: "knee", best.key: "pick"}
     worth = [e for e in study.front if e.drop.get() <= SHOWN_DROP or e.key in marked]
     beside = [] if any(e.key == study.baseline.key for e in worth) else [study.baseline]
-    out.print(table(study.header["metric"]["name"], [*worth, *beside], study.baseline, marked=marked))
+    out.print(table(study.header.metric["name"], [*worth, *beside], study.baseline, marked=marked))
     if more := len(study.front) - len(worth):
         out.print(f"(and {counted(more, 'point')} of the front with a drop of more than {SHOWN_DROP:g})", style="dim")
-    if point := study.header["metric"].get("point"):
+    if point := study.header.metric.get("point"):
         out.print(point, style="dim")
     out.print(study.verdict(), soft_wrap=True)
     if failed := study.failed():

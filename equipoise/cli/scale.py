@@ -87,7 +87,8 @@ def _factors(name: str, text: str) -> list[float]:
 
 
 def _advise(args: argparse.Namespace) -> int:
-    from equipoise.budget import SCALE_AXES, parse_budget
+    from equipoise.axes import SCALE_AXES
+    from equipoise.budget import parse_budget
 
     family, task = args.words
     bounds = parse_budget(args.limits, axes=SCALE_AXES)

@@ -6,32 +6,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from equipoise.budget import AXES
+from equipoise.axes import AXES
 from equipoise.records import Evaluation
 from equipoise.units import SCALES, show
 
-LABELS = {
-    "latency_s": "Latency",
-    "size_bytes": "File size",
-    "params": "Params",
-    "macs": "MACs",
-    "peak_memory_bytes": "Peak memory",
-    "energy_j": "Energy",
-    "throughput_per_s": "Throughput",
-    "price_per_million": "Price per million",
-    "drop": "Drop",
-    "quality": "Quality",
-}
-"""Axis -> what the page calls it; the order is the order of columns and of the chart's menu."""
-
 BETTER = {
-    "latency_s": ("faster", "slower"),
-    "throughput_per_s": ("more", "less"),
+    **{axis.key: axis.better for axis in AXES.values()},
     "train_s": ("shorter", "longer"),
     "train_cost": ("cheaper", "dearer"),
     "loss": ("lower", "higher"),
 }
-"""Axis -> the words for better and worse; smaller and larger where none are given."""
+"""Key of an axis -> the words for better and worse; smaller and larger where none are given."""
 
 MISSING = "–"
 
@@ -103,14 +88,12 @@ def in_unit(key: str, *, word: str, label: str, base: str, value: float, larger:
 def axes_of(study: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> list[Axis]:
     """Return the axes that at least one evaluation has a value on, each with its unit for this page."""
     reference = sorted((e for e in evaluations if e.ok), key=lambda e: e.key != study.get("baseline"))
-    words = {axis: (word, unit) for word, (axis, unit) in AXES.items()}
     maximize = bool((study["header"].get("metric") or {}).get("maximize", True))
     out = []
-    for key, label in LABELS.items():
-        value = next((e.axis(key).value for e in reference if e.axis(key).known), None)
+    for word, axis in AXES.items():
+        value = next((e.axis(axis.key).value for e in reference if e.axis(axis.key).known), None)
         if value is None:
             continue
-        word, base = words[key]
-        larger = key == "throughput_per_s" or (key == "quality" and maximize)
-        out.append(in_unit(key, word=word, label=label, base=base, value=value, larger=larger))
+        larger = maximize if axis.smaller is None else not axis.smaller
+        out.append(in_unit(axis.key, word=word, label=axis.label, base=axis.unit, value=value, larger=larger))
     return out

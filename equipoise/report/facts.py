@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from equipoise.axes import LABELS
 from equipoise.records import Evaluation, Reading, unavailable
-from equipoise.report.axes import LABELS, MISSING
+from equipoise.report.axes import MISSING
 from equipoise.units import show
 
 EXACT = ("size_bytes", "params", "macs", "flops_per_sample", "compute", "samples")
@@ -16,8 +17,7 @@ EXACT = ("size_bytes", "params", "macs", "flops_per_sample", "compute", "samples
 def facts(header: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> list[dict[str, Any]]:
     """Return the titled lists that say where and how the figures were taken."""
     metric = header.get("metric") or {}
-    known = {"workload", "target", "budget", "seed", "machine", "metric", "started", "protocol", "versions"}
-    known |= {"schema", "baseline", "left_whole", "time_s"}
+    told = ("price_per_hour", "grid")
     study = {
         "workload": header.get("workload"),
         "target": header.get("target"),
@@ -26,18 +26,18 @@ def facts(header: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> list[
         + (f"; {metric['point']}" if metric.get("point") else ""),
         **({"time limit": show(header["time_s"], "s")} if header.get("time_s") else {}),
         "seed": header.get("seed"),
-        "started": header.get("started"),
         "evaluations": len(evaluations),
         "time in evaluations": show(sum(e.seconds for e in evaluations), "s"),
-        **{k: v for k, v in header.items() if k not in known},
+        "knobs": len(header.get("space") or ()),
+        **{name: header[name] for name in told if header.get(name) is not None},
     }
-    return titled([("Study", study), *surroundings(header), ("Protocol", header.get("protocol") or {})])
+    return titled([("Study", study), *surroundings(header)])
 
 
 def surroundings(header: Mapping[str, Any]) -> list[tuple[str, Mapping[str, Any]]]:
     """Return the machine and the versions of a header as groups; a machine may bring its versions along."""
     machine = dict(header.get("machine") or {})
-    versions = {**(machine.pop("versions", None) or {}), **(header.get("versions") or {})}
+    versions = machine.pop("versions", None) or {}
     return [("Machine", machine), ("Versions", versions)]
 
 

@@ -13,10 +13,8 @@ from equipoise.records import SCHEMA, Evaluation, Reading, evaluation_from
 from equipoise.report.axes import MISSING, Axis, axes_of, figure, times
 from equipoise.report.document import finite
 from equipoise.report.facts import facts, provenance
+from equipoise.techniques import TECHNIQUES
 from equipoise.units import show
-
-TOLD = ("loss", "saved_s")
-"""What the tables may have predicted for a layer; a column that no layer fills is left out."""
 
 MAX_ERROR = 1500
 """Characters kept of a failure's traceback; the end says what went wrong."""
@@ -35,17 +33,17 @@ def page_data(study: Mapping[str, Any]) -> dict[str, Any]:
     baseline, pick = (_find(evaluations, study.get(role)) for role in ("baseline", "pick"))
     budget = parse_budget(header.get("budget") or None)
     return {
-        "header": {key: str(header.get(key) or "") for key in ("workload", "target", "started")},
+        "header": {key: str(header.get(key) or "") for key in ("workload", "target")},
         **lead(study),
         "notes": list(study.get("notes") or ()),
         "comparison": comparison(axes, baseline, pick, speed_ups(study).get(pick.key if pick else "")),
         "bounds": bounds(budget, pick),
         "choices": [a for a in axes if a.key not in ("drop", "quality")],
         "limits": [a for a in axes if a.key in ("latency_s", "size_bytes", "drop")],
-        "layers": layer_rows(study.get("layers") or (), axes),
-        "told": {key: any(_finite(layer.get(key)) is not None for layer in study.get("layers") or ()) for key in TOLD},
+        "layers": layer_rows(study.get("layers") or ()),
+        "told": any(_finite(layer.get("loss")) is not None for layer in study.get("layers") or ()),
+        "damage_unit": header.get("damage_unit") or "nats",
         "layer_totals": layer_totals(study.get("layers") or ()),
-        "saved_unit": next((a.unit for a in axes if a.key == "latency_s"), "s"),
         "axes": axes,
         "rows": evaluation_rows(study, evaluations, axes),
         "failed": sum(not e.ok for e in evaluations),
@@ -86,6 +84,8 @@ def client_data(study: Mapping[str, Any]) -> dict[str, Any]:
             for a in axes
         ],
         "knobs": knobs,
+        "nouns": {kind: row.noun for kind, row in TECHNIQUES.items()},
+        "damage_unit": study["header"].get("damage_unit") or "nats",
         "points": [_point(e, axes, knobs, pairs.get(e.key)) for e in evaluations],
         **{role: study.get(role) for role in ("baseline", "knee", "pick")},
         "pick_rule": study.get("pick_rule") or "",
@@ -179,15 +179,13 @@ def bounds(budget: Budget, pick: Evaluation | None) -> list[dict[str, Any]]:
     ]
 
 
-def layer_rows(layers: Iterable[Mapping[str, Any]], axes: Iterable[Axis]) -> list[dict[str, Any]]:
+def layer_rows(layers: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the before/after table of the pick, one row per layer."""
-    latency = next((a for a in axes if a.key == "latency_s"), None)
     layers = list(layers)
     widest = max((_number(layer["before"], "out") or 0.0 for layer in layers), default=0.0) or 1.0
     rows = []
     for layer in layers:
         before, after = layer["before"], layer.get("after")
-        saved = _finite(layer.get("saved_s"))
         out = _number(before, "out") or 0.0
         left = _number(after, "out") or 0.0 if after is not None else 0.0
         rows.append(
@@ -200,7 +198,6 @@ def layer_rows(layers: Iterable[Mapping[str, Any]], axes: Iterable[Axis]) -> lis
                 "before_share": f"{100 * out / widest:.1f}%",
                 "after_share": f"{100 * left / widest:.1f}%",
                 "loss": _small(layer.get("loss")),
-                "saved": MISSING if saved is None or latency is None else figure(saved / latency.factor),
                 "why": str(layer.get("why", "")),
             }
         )
@@ -252,18 +249,27 @@ def _cell(axis: Axis, reading: Reading) -> str:
 
 
 def _point(e: Evaluation, axes: Sequence[Axis], knobs: Sequence[str], paired: Mapping[str, Any] | None) -> dict[str, Any]:
-    scalars = {k: v for k, v in e.details.items() if isinstance(v, (str, int, float, bool)) and len(str(v)) <= 80}
     return {
         "key": e.key,
         "plan": [e.plan.choices.get(knob) for knob in knobs],
         "fidelity": e.fidelity,
         "values": [_packed(e.axis(axis.key)) for axis in axes],
         "predicted": {k: _round(_finite(v)) for k, v in e.predicted.items()},
-        "details": {k: _finite(v) if isinstance(v, float) else v for k, v in list(scalars.items())[:8]},
+        "details": _told(e),
         "seconds": _round(e.seconds),
         "speed_up": [_round(_finite(paired[end])) for end in ("value", "low", "high")] if paired else None,
         "error": e.error.strip()[-MAX_ERROR:],
     }
+
+
+def _told(e: Evaluation) -> dict[str, Any]:
+    """What the panel of a point says beside its figures."""
+    told: dict[str, Any] = {} if e.damage is None else {"damage": _round(_finite(e.damage))}
+    if e.program is not None:
+        told |= {"target": e.program.target, "precision": e.program.precision}
+    if e.training is not None:
+        told |= {"trained_s": _round(e.training.seconds), "steps": e.training.steps, "rung": e.training.rung}
+    return told
 
 
 def _packed(reading: Reading) -> list[Any] | None:

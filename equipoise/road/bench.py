@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
 
@@ -18,18 +18,34 @@ import safetensors.torch
 import torch
 
 from equipoise import runtimes
-from equipoise.compress.pruner import Pruner
-from equipoise.compress.trace import WEIGHTED
-from equipoise.errors import InputError
-from equipoise.measure.counts import count
+from equipoise.axes import AXES
+from equipoise.compress.builder import Builder
+from equipoise.compress.subject import Subject
+from equipoise.compress.technique import Draft
+from equipoise.compress.trace import WEIGHTED, copied
+from equipoise.measure import energy
+from equipoise.measure.counts import LayerCount, count
 from equipoise.measure.loads import compare_loads
-from equipoise.records import Choice, Evaluation, Fidelity, Plan, Reading, as_data, measured, unavailable
+from equipoise.measure.meters import Meters
+from equipoise.records import (
+    Evaluation,
+    Fidelity,
+    LayerRow,
+    Plan,
+    ProgramRef,
+    Reading,
+    digest,
+    measured,
+    program_ref,
+    unavailable,
+)
 from equipoise.road import faithful
+from equipoise.road.appetite import program_memory
+from equipoise.road.facts import TARGET, Facts
 from equipoise.road.racing import Contender
+from equipoise.road.survey import survey
 from equipoise.runtimes import Program, Session, Source, Target
 from equipoise.runtimes.export import Exporter, layer_nodes
-from equipoise.runtimes.ops import specs
-from equipoise.search import Knob, Space
 from equipoise.study.record import latency_beside
 from equipoise.training.losses import apart
 from equipoise.workloads import Workload
@@ -40,13 +56,11 @@ from equipoise.workloads.weights import packed
 
 Array = np.ndarray[Any, Any]
 
-WIDTH_LEVELS = (0.75, 0.5, 0.375, 0.25)
-"""Fractions of a group's channels that a width knob offers, rounded to what the target likes (METHODS 2.1)."""
 QUICK_SAMPLES = 2000
 """Validation samples that a one-shot trial is scored on; a recovered one is scored on the whole split."""
 CALIBRATION_SAMPLES = 256
 BATCH = 250
-WHOLE = "Equipoise changes Conv and Linear layers; `equipoise profile` lists those of your model."
+ENERGY_WINDOW_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -54,27 +68,49 @@ class Workbench:
     """All that is prepared once per workload; make one with `Workbench.prepare`.
 
     Attributes:
-        teacher: The user's model, evaluation mode, BatchNorm folded; a copy.
         save: Keeps bytes and returns their SHA-256 (the store's blobs).
+        extra: Words of axes that are measured beside those of every evaluation.
     """
 
     work: Workload
     targets: tuple[Target, ...]
-    pruner: Pruner
+    builder: Builder
     save: Callable[[bytes], str]
+    meters: Meters = field(default_factory=Meters)
+    extra: tuple[str, ...] = ()
     exporter: Exporter = field(default_factory=Exporter)
 
     @classmethod
-    def prepare(cls, work: Workload, targets: tuple[Target, ...], save: Callable[[bytes], str]) -> Workbench:
-        """Fold the model, trace its groups and collect its statistics (seconds)."""
+    def prepare(
+        cls,
+        work: Workload,
+        targets: tuple[Target, ...],
+        save: Callable[[bytes], str],
+        *,
+        meters: Meters | None = None,
+        extra: tuple[str, ...] = (),
+        shapes: bool = False,
+    ) -> Workbench:
+        """Fold the model, trace its groups and collect its statistics (seconds).
+
+        Args:
+            shapes: Whether the shapes of plans will do, so that no statistics are collected.
+        """
         calibration = work.calibration.take(CALIBRATION_SAMPLES).tensors()[0]
         with one_thread():
-            return cls(work, targets, Pruner.prepare(work.model, work.example, calibration), save)
+            make = Subject.of_shapes if shapes else Subject.prepare
+            subject = make(work.model, work.example, calibration)
+        return cls(work, targets, Builder(subject), save, meters or Meters(targets[0].batch), extra)
 
     @property
     def teacher(self) -> torch.nn.Module:
         """The untouched model with its BatchNorm folded."""
-        return self.pruner.teacher
+        return self.builder.subject.model
+
+    @cached_property
+    def facts(self) -> Facts:
+        """What can be changed, on these targets."""
+        return survey(self.builder, {str(t): runtimes.get(t.runtime).precisions for t in self.targets})
 
     @cached_property
     def calibration(self) -> Array:
@@ -87,90 +123,48 @@ class Workbench:
         return self.work.validation.tensors()
 
     @cached_property
-    def space(self) -> Space:
-        """The knobs read off this model and these targets; the untouched choice comes first in each menu."""
-        knobs = []
-        if len(self.targets) > 1:
-            knobs.append(Knob("runtime", tuple(t.runtime for t in self.targets)))
-        for group in self.pruner.groups:
-            if group.prunable and len(menu := widths(group.size, self.multiple)) > 1:
-                knobs.append(Knob(f"width.{group.name}", menu))
-        knobs += [Knob(f"depth.{name}", ("keep", "drop")) for name in self.pruner.blocks]
-        if any(8 in runtimes.get(t.runtime).precisions for t in self.targets):
-            knobs += [Knob(f"bits.{name}", (32, 8)) for name in self.layers]
-        if not knobs:
-            raise InputError(f"model must offer something to change; got nothing that can be cut or quantized. {WHOLE}")
-        return Space(tuple(knobs), self._moot(knobs))
-
-    def _moot(self, knobs: list[Knob]) -> dict[tuple[str, Choice], tuple[str, ...]]:
-        """Choices that do nothing under another one: inside a dropped block, and int8 on a runtime without it."""
-        moot: dict[tuple[str, Choice], tuple[str, ...]] = {}
-        for block in self.pruner.blocks:
-            inside = tuple(k.name for k in knobs if k.kind in ("width", "bits", "depth") and k.place.startswith(block + "."))
-            moot[(f"depth.{block}", "drop")] = inside
-        if len(self.targets) > 1:
-            bits = tuple(k.name for k in knobs if k.kind == "bits")
-            for target in self.targets:
-                if 8 not in runtimes.get(target.runtime).precisions:
-                    moot[("runtime", target.runtime)] = bits
-        return moot
-
-    @property
-    def multiple(self) -> int:
-        """Channel counts are kept to multiples of this: AVX2 kernels slow down off it (METHODS, fact 5)."""
-        return 8
-
-    @cached_property
-    def layers(self) -> tuple[str, ...]:
-        """Names of the layers that carry weights and can be quantized, in execution order."""
-        return tuple(specs(self.teacher, self.work.example))
-
-    @cached_property
     def unset(self) -> frozenset[str]:
         """Names of the layers with weights that have no precision of their own to choose."""
         weighted = {name for name, layer in self.teacher.named_modules() if isinstance(layer, WEIGHTED)}
-        return frozenset(weighted - set(self.layers))
+        return frozenset(weighted - set(self.builder.subject.ops))
 
     def target_of(self, plan: Plan) -> Target:
         """Return the target that a plan runs on."""
-        name = plan.choices.get("runtime", self.targets[0].runtime)
-        return next(t for t in self.targets if t.runtime == name)
+        return Target.parse(str(plan.choices.get(TARGET, self.targets[0])))
 
-    def restore(self, plan: Plan, weights: bytes) -> torch.nn.Module:
-        """Return a plan's model with stored safetensors weights."""
-        model = self.build(plan, repair=False)
+    def build(self, plan: Plan, *, repair: bool = True) -> Draft:
+        """Return the draft of a plan, not trained."""
+        with one_thread():
+            return self.builder.build(plan, repair=repair)
+
+    def restore(self, plan: Plan, weights: bytes) -> Draft:
+        """Return a plan's draft with stored safetensors weights."""
+        draft = self.build(plan, repair=False)
+        model = copied(draft.model)
         model.load_state_dict(safetensors.torch.load(weights))
-        return model
+        return replace(draft, model=model)
 
     @cached_property
     def reference_on_all_cores(self) -> Session:
         """The untouched model's program with a thread for each core, for scoring and teaching."""
         return runtimes.get(self.reference_program.runtime).load(self.reference_program, threads=os.cpu_count() or 1)
 
-    def build(self, plan: Plan, *, repair: bool = True) -> torch.nn.Module:
-        """Return the compressed model of a plan: pruned, blocks dropped, weights repaired; not trained."""
-        cut = {name: int(w) for name, w in plan.of("width").items() if w != self.space.untouched[f"width.{name}"]}
-        drops = [name for name, choice in plan.of("depth").items() if choice == "drop"]
-        with one_thread():
-            return self.pruner.build(cut, drops, repair=repair)
-
-    def source(self, plan: Plan, model: torch.nn.Module) -> Source:
-        """Return the model in the forms that runtimes read; models that drop the same blocks share one export."""
-        topology = ",".join(sorted(n for n, c in plan.of("depth").items() if c == "drop"))
+    def source(self, model: torch.nn.Module) -> Source:
+        """Return the model in the forms that runtimes read; models made of the same modules share one export."""
+        topology = digest([[name, type(part).__name__] for name, part in model.named_modules()])
         return self.exporter.source(model, self.work.example, topology=topology)
 
-    def compile(self, plan: Plan, source: Source, *, samples: int | None = None) -> Program:
-        """Return the program that would ship for `plan`; `samples` limits the calibration set.
+    def compile(self, draft: Draft, source: Source, target: Target, *, samples: int | None = None) -> Program:
+        """Return the program that would ship for a draft; `samples` limits the calibration set.
 
         Layers that no knob sets (a Conv1d) are quantized with all the others, or else left in floats: what a plan does not say
         would cost every mixed plan the same, whatever it chose.
         """
-        bits = plan.of("bits")
-        runtime = runtimes.get(self.target_of(plan).runtime)
-        if not any(b == 8 for b in bits.values()):
+        runtime = runtimes.get(target.runtime)
+        if 8 not in draft.request.values():
             return runtime.compile(source)
-        gone = [n for n, c in plan.of("depth").items() if c == "drop"]
-        floats = frozenset(n for n, b in bits.items() if b == 32 and not any(n.startswith(g + ".") for g in gone))
+        present = {name for name, layer in draft.model.named_modules() if isinstance(layer, WEIGHTED)}
+        floats = frozenset(present - {name for name, bits in draft.request.items() if bits == 8} - self.unset)
         if floats and self.unset:  # the file is read for nothing else
             floats |= self.unset & layer_nodes(source.onnx()).keys()
         return runtime.compile(source, calibration=self.calibration[:samples], float_layers=floats)
@@ -185,36 +179,58 @@ class Workbench:
     @cached_property
     def reference_program(self) -> Program:
         """The untouched model compiled for the first target."""
-        return self.compile(self.space.untouched, self.source(self.space.untouched, self.teacher))
+        return self.compile(Draft(self.teacher), self.source(self.teacher), self.targets[0])
 
     @cached_property
     def reference(self) -> Array:
         """The untouched model's answers to the validation split, from its program on the first target."""
         return self.outputs(self.reference_program, len(self.validation[0]))
 
-    def evaluate(
-        self,
-        plan: Plan,
-        model: torch.nn.Module,
-        *,
-        fidelity: Fidelity,
-        reference_s: float | None,
-        predicted: Mapping[str, float] | None = None,
-        seconds: float = 1.0,
+    def score(
+        self, plan: Plan, draft: Draft, *, fidelity: Fidelity, predicted: Mapping[str, float] | None = None
     ) -> Evaluation:
-        """Score a plan's model on its target: quality on validation, latency beside the reference, exact size.
+        """Compile a draft and score the program: quality on validation, size, counts; all but what must be timed alone."""
+        began = time.perf_counter()
+        target, source = self.target_of(plan), self.source(draft.model)
+        program = self.compile(draft, source, target)
+        samples = len(self.validation[0]) if fidelity != "one-shot" else min(QUICK_SAMPLES, len(self.validation[0]))
+        outputs = self.outputs(program, samples)
+        self._hold(program, draft.model, outputs, untouched=fidelity == "untouched")
+        quality, drop = self._quality(outputs, samples)
+        counts = count(draft.model, self.work.example)
+        files = {name: self.save(content) for name, content in program.files.items()}
+        onnx = self.save(source.onnx()) if program.runtime == "openvino" else ""  # the artifact ships it beside the IR
+        return Evaluation(
+            plan=plan,
+            fidelity=fidelity,
+            quality=quality,
+            drop=drop,
+            cost={
+                "size_bytes": measured(program.size_bytes, "B", note="bytes of the files that ship"),
+                "params": measured(counts.params, "1"),
+                "macs": measured(counts.macs, "1", note="one sample"),
+            },
+            predicted=dict(predicted or {}),
+            damage=self.damage(outputs, samples),
+            program=ProgramRef(program.runtime, program.precision, str(target), files, onnx, program.left),
+            weights=self.save(packed(draft.model)),
+            layers=tuple(_row(layer, draft.request) for layer in counts.by_layer),
+            seconds=time.perf_counter() - began,
+        )
+
+    def time(
+        self, scored: Evaluation, read: Callable[[str], bytes], *, reference_s: float | None, seconds: float
+    ) -> Evaluation:
+        """Return a scored evaluation with what must be measured alone: latency beside the untouched model, and the extras.
 
         Args:
+            read: Returns the bytes of a blob.
             reference_s: Seconds of the untouched model as recorded by the baseline; None while that is being measured.
             seconds: Wall time for the latency comparison.
         """
         began = time.perf_counter()
-        target, source = self.target_of(plan), self.source(plan, model)
-        program = self.compile(plan, source)
-        samples = len(self.validation[0]) if fidelity != "one-shot" else min(QUICK_SAMPLES, len(self.validation[0]))
-        outputs = self.outputs(program, samples)
-        self._hold(program, model, outputs, untouched=fidelity == "untouched")
-        quality, drop = self._quality(outputs, samples)
+        ref = program_ref(scored)
+        program, target = Program.stored(ref, read), Target.parse(ref.target)
         request = self.validation[0][: max(t.batch for t in self.targets)].numpy()
         contenders = {
             "reference": Contender(self.reference_program, self.targets[0]).load(request),
@@ -222,36 +238,29 @@ class Workbench:
         }
         timed = compare_loads(contenders, seconds=seconds)
         speed = timed.speedup("reference", "candidate")
-        counts = count(model, self.work.example)
-        files = {f"program:{name}": self.save(content) for name, content in program.files.items()}
-        files["weights"] = self.save(packed(model))
-        if program.runtime == "openvino":  # the artifact ships the plan's ONNX beside the IR
-            files["onnx"] = self.save(source.onnx())
-        return Evaluation(
-            plan=plan,
-            fidelity=fidelity,
-            quality=quality,
-            drop=drop,
-            cost={
-                "latency_s": timed.latency("reference") if reference_s is None else latency_beside(reference_s, speed),
-                "size_bytes": measured(program.size_bytes, "B", note="bytes of the files that ship"),
-                "params": measured(counts.params, "1"),
-                "macs": measured(counts.macs, "1", note="one sample"),
-            },
-            predicted=dict(predicted or {}),
+        latency = timed.latency("reference") if reference_s is None else latency_beside(reference_s, speed)
+        cost = {"latency_s": latency, **scored.cost}
+        for word in self.extra:
+            cost[AXES[word].key] = self._extra(word, cost, program, target, request)
+        return replace(
+            scored,
+            cost=cost,
             samples={f"latency_s.{k}": timed.times(k) for k in contenders},
-            files=files,
-            details={
-                "runtime": program.runtime,
-                "precision": program.precision,
-                "target": str(target),
-                "loss": self.damage(outputs, samples),
-                **({"speed_up": as_data(speed)} if speed.bounded else {}),
-                "layers": self._layer_rows(plan, counts),
-                **({"left_float": dict(program.left)} if program.left else {}),
-            },
-            seconds=time.perf_counter() - began,
+            speed_up=speed.reading("1") if speed.bounded else None,
+            seconds=scored.seconds + time.perf_counter() - began,
         )
+
+    def _extra(self, word: str, cost: Mapping[str, Reading], program: Program, target: Target, request: Array) -> Reading:
+        """Measure an axis that only this budget names."""
+        if AXES[word].of:
+            return self.meters.follows(word, cost)
+        rows = np.ascontiguousarray(request[np.arange(target.batch) % len(request)])
+        if word == "memory":
+            return program_memory(target, program, rows).added
+        if word == "energy":
+            session = runtimes.get(program.runtime).load(program, threads=target.threads, batch=target.batch)
+            return energy.read(lambda: session.run(rows), energy.rapl(), window_s=ENERGY_WINDOW_S)
+        return unavailable(AXES[word].unit, f"{word} is not measured here")
 
     def _hold(self, program: Program, model: torch.nn.Module, outputs: Array, *, untouched: bool) -> None:
         """Raise where a float program differs from its model; the untouched one is held to the user's own, unfolded model."""
@@ -264,7 +273,7 @@ class Workbench:
                 faithful.hold(outputs, given, inputs[: len(outputs)], targets[: len(outputs)], self.work.metric, what=what)
 
     def damage(self, outputs: Array, samples: int) -> float:
-        """Return the loss of `outputs` to the untouched model's, in nats for labels, else relative squared error."""
+        """Return the loss of `outputs` to the untouched model's, in the unit of the workload's divergence."""
         return damage(self.reference[:samples], outputs, self.work.divergence)
 
     def _quality(self, outputs: Array, samples: int) -> tuple[Reading, Reading]:
@@ -273,42 +282,16 @@ class Workbench:
         quality = quality_reading(metric, outputs, targets, note=f"{metric.name}, validation split")
         return quality, drop_reading(metric, self.reference[:samples], outputs, targets)
 
-    def _layer_rows(self, plan: Plan, counts: Any) -> list[dict[str, Any]]:
-        bits = plan.of("bits")
-        return [
-            {
-                "name": layer.name,
-                "kind": layer.kind,
-                "out": layer.output[1] if len(layer.output) > 1 else 1,
-                "params": layer.params,
-                "macs": layer.macs,
-                "bits": int(bits.get(layer.name, 32)),
-            }
-            for layer in counts.by_layer
-        ]
+
+def _row(layer: LayerCount, request: Mapping[str, int]) -> LayerRow:
+    """A layer as it is reported; its channels lie on dimension 1 of a map, on the last one of tokens."""
+    channels = layer.output[1] if layer.kind.startswith(("Conv", "BatchNorm")) else layer.output[-1]
+    return LayerRow(layer.name, layer.kind, channels, layer.params, layer.macs, request.get(layer.name, 32))
 
 
-def widths(size: int, multiple: int) -> tuple[int, ...]:
-    """Return a width knob's menu: the whole group first, then smaller multiples of `multiple`.
-
-    Example:
-        >>> widths(64, 8), widths(16, 8), widths(6, 8)
-        ((64, 48, 32, 24, 16), (16, 8), (6,))
-    """
-    rounded = {max(multiple, round(size * level / multiple) * multiple) for level in WIDTH_LEVELS}
-    return (size, *sorted((w for w in rounded if w < size), reverse=True))
-
-
-def damage(reference: Array, outputs: Array, divergence: Divergence | None = None, *, classifier: bool | None = None) -> float:
-    """Return how far `outputs` are from `reference`: mean KL in nats for labels, else squared error over the squared spread.
-
-    Args:
-        divergence: What the outputs mean, as `Workload.divergence` says.
-        classifier: In its place for outputs (N, C) that belong to no workload: class scores, or values.
-    """
+def damage(reference: Array, outputs: Array, divergence: Divergence) -> float:
+    """Return how far `outputs` are from `reference`, as `divergence` says: nats for labels, else relative squared error."""
     wanted, found = (torch.from_numpy(np.asarray(a, dtype=np.float64)) for a in (reference, outputs))
-    if divergence is None:
-        divergence = Divergence("softmax" if classifier and wanted.ndim > 1 and wanted.shape[1] > 1 else "values")
     return float(apart(found, wanted, kind=divergence.kind, axis=divergence.axis, probabilities=divergence.probabilities))
 
 

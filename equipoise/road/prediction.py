@@ -8,26 +8,27 @@ from typing import Any
 
 import numpy as np
 
+from equipoise.axes import AXES
 from equipoise.budget import Budget
+from equipoise.measure.meters import Meters
 from equipoise.records import Evaluation, Reading
-from equipoise.road.sensitivity import Features
+from equipoise.road.facts import TARGET
+from equipoise.road.features import PRIORS, Features
 from equipoise.search import CostFit, Genomes, Space, fit_cost
 from equipoise.search.costs import Floats
 
-PRIOR_LATENCY = np.array([0.0, 1.0, 1.0, 0.0, 0.0])
-"""Believed before any whole net is timed: latency is the sum of the isolated operators."""
-PRIOR_SIZE = np.array([0.0, 4.0, 1.0, 0.0])
-"""Four bytes a float parameter, one an int8 parameter."""
+TRADED = ("latency_s", "size_bytes")
+"""Costs that the search trades off against the loss; others that the budget bounds are kept within their bound."""
 
 
 @dataclass(frozen=True)
 class Cost:
-    """One predicted cost; where the runtime is a knob, with features and weights of its own for each runtime.
+    """One predicted cost; where the target is a knob, with features and weights of its own for each target.
 
     Attributes:
-        axis: ``latency_s`` or ``size_bytes``.
-        features: Runtime name -> features of its look-up table.
-        fits: Runtime name -> fitted weights.
+        axis: Key of the axis.
+        features: Target -> features of its look-up table.
+        fits: Target -> fitted weights.
     """
 
     axis: str
@@ -39,39 +40,32 @@ class Cost:
         """Return the predicted costs ``(n,)`` in base units."""
         rows = self.space.canonical(genomes)
         out = np.empty(len(rows))
-        names = self._runtimes(rows)
-        for name in self.fits:
+        names = self._targets(rows)
+        for name, fit in self.fits.items():
             mask = names == name
             if mask.any():
-                out[mask] = self.rows(name, rows[mask]) @ self.fits[name].weights
+                out[mask] = self.features[name].of(self.axis, rows[mask]) @ fit.weights
         return np.maximum(out, 1e-12)
 
-    def rows(self, runtime: str, genomes: Genomes) -> np.ndarray[Any, Any]:
-        """Return the features of genomes that run on `runtime`."""
-        source = self.features[runtime]
-        return source.latency(genomes) if self.axis == "latency_s" else source.size(genomes)
-
-    def _runtimes(self, rows: Genomes) -> np.ndarray[Any, Any]:
-        at = self.space.positions.get("runtime")
+    def _targets(self, rows: Genomes) -> np.ndarray[Any, Any]:
+        at = self.space.positions.get(TARGET)
         if at is None:
             return np.full(len(rows), next(iter(self.features)))
         return np.array([str(c) for c in self.space.knobs[at].menu])[rows[:, at]]
 
 
 def fit(axis: str, space: Space, features: Mapping[str, Features], evaluations: Sequence[Evaluation]) -> Cost:
-    """Fit the cost of `axis` on what was measured; a runtime without measurements keeps the prior."""
-    prior = PRIOR_LATENCY if axis == "latency_s" else PRIOR_SIZE
-    unfitted = Cost(axis, space, features, {})
+    """Fit the cost of `axis` on what was measured; a target without measurements keeps the prior."""
     fits = {}
-    for runtime in features:
-        known = [e for e in evaluations if e.ok and e.details["runtime"] == runtime]
+    for target, source in features.items():
+        known = [e for e in evaluations if e.ok and e.program and e.program.target == target and e.axis(axis).known]
         if known:
-            rows = unfitted.rows(runtime, space.encode_all([e.plan for e in known]))
+            rows = source.of(axis, space.canonical(space.encode_all([e.plan for e in known])))
             values = np.array([e.axis(axis).get() for e in known])
             noise = np.array([_noise(e.axis(axis)) for e in known])
-            fits[runtime] = fit_cost(rows, values, noise=noise, prior=prior)
+            fits[target] = fit_cost(rows, values, noise=noise, prior=PRIORS[axis])
         else:
-            fits[runtime] = CostFit(prior, None, 0)
+            fits[target] = CostFit(PRIORS[axis], None, 0)
     return Cost(axis, space, features, fits)
 
 
@@ -82,14 +76,30 @@ def _noise(reading: Reading) -> float:
     return (reading.high - reading.low) / (2 * 1.96) / reading.get()
 
 
-def excess(budget: Budget) -> Any:
-    """Return the function that tells the search by how much predicted costs break the bounds on latency and size."""
-    bounds = [(i, budget.bound(word)) for i, word in enumerate(("latency", "size"))]
-    active = [(i, b) for i, b in bounds if b is not None]
+def bounds(budget: Budget, meters: Meters) -> dict[str, float]:
+    """Return key -> the most allowed, of every axis that the tables predict; of several bounds on one the tightest.
 
-    def over(costs: Floats, _losses: Floats) -> Floats:
-        if not active:
-            return np.zeros((len(costs), 0))
-        return np.stack([np.maximum(costs[:, i] / b - 1.0, 0.0) for i, b in active], axis=1)
+    A price and a throughput are bounds on the latency that they follow from, carbon one on the energy.
+    """
+    out: dict[str, float] = {}
+    for constraint in budget.constraints:
+        if AXES[constraint.word].predicted:
+            word, most = meters.on_base(constraint.word, constraint.bound)
+            key = AXES[word].key
+            out[key] = min(most, out.get(key, most))
+    return out
 
-    return over
+
+@dataclass(frozen=True)
+class Bounded:
+    """Predicted costs held to their bounds: how far each genome is beyond them."""
+
+    costs: tuple[Cost, ...]
+    most: tuple[float, ...]
+
+    def excess(self, genomes: Genomes) -> Floats:
+        """Return by how much each bound is broken, relative to it, ``(n, bounds)``; 0 where it holds."""
+        if not self.costs:
+            return np.zeros((len(genomes), 0))
+        over = [np.maximum(cost.many(genomes) / most - 1.0, 0.0) for cost, most in zip(self.costs, self.most, strict=True)]
+        return np.stack(over, axis=1)

@@ -11,10 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from equipoise.errors import StoreError
 from equipoise.measure.loads import Load
 from equipoise.measure.race import Race, race
-from equipoise.records import Evaluation, as_data
+from equipoise.records import Evaluation, as_data, program_ref
 from equipoise.runtimes.base import Program, Target, get
 from equipoise.study.store import Store
 
@@ -86,15 +85,13 @@ def race_stored(
     Returns:
         The record of a final race: ``ratios`` by evaluation key, the ``reference``'s own latency, and how it ended.
     Raises:
-        StoreError: The study keeps no inputs to run, or a file is missing.
+        StoreError: A file is missing.
     """
     from safetensors.numpy import load
 
-    probe = next((row["header"]["probe"] for row in store.all("study") if "probe" in row["header"]), None)
-    if probe is None:
-        raise StoreError(f"the study {store.path} keeps no inputs to race on. Run `equipoise optimize` on it again.")
+    probe = store.all("study")[-1]["header"]["probe"]
     contenders = {
-        name: Contender(Program.stored(e, store.read_blob), Target.parse(str(e.details["target"])))
+        name: Contender(Program.stored(ref := program_ref(e), store.read_blob), Target.parse(ref.target))
         for name, e in [("reference", baseline), *((e.key, e) for e in rivals)]
     }
     found = race_programs(

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 from urllib.parse import parse_qsl
 
 from equipoise.errors import InputError, must_be, unknown
-from equipoise.records import Evaluation
+from equipoise.records import ProgramRef
 
 if TYPE_CHECKING:
     import numpy as np
@@ -181,11 +181,9 @@ class Program:
         return self.files[name]
 
     @classmethod
-    def stored(cls, evaluation: Evaluation, read: Callable[[str], bytes]) -> Program:
+    def stored(cls, ref: ProgramRef, read: Callable[[str], bytes]) -> Program:
         """Return the very program that an evaluation scored; `read` returns the bytes of a SHA-256 (the store's blobs)."""
-        names = {role.removeprefix("program:"): sha for role, sha in evaluation.files.items() if role.startswith("program:")}
-        files = {name: read(sha) for name, sha in names.items()}
-        return cls(str(evaluation.details["runtime"]), str(evaluation.details["precision"]), files)
+        return cls(ref.runtime, ref.precision, {name: read(sha) for name, sha in ref.files.items()}, ref.left)
 
     def write(self, folder: Path) -> None:
         """Write the files into an existing `folder`."""

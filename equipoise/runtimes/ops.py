@@ -7,95 +7,23 @@ quantized run are operators of their own (``quantize``, ``dequantize``), so that
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, replace
-from typing import Any, Literal
+from dataclasses import replace
+from typing import Any
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
-from torch.overrides import TorchFunctionMode
 
 from equipoise.errors import must_be
+from equipoise.ops import Op
 from equipoise.runtimes.base import Program, Runtime, Source
 from equipoise.runtimes.cpu import has_exact_int8
 from equipoise.runtimes.export import OPSET
 
-Kind = Literal["conv", "linear", "add", "quantize", "dequantize"]
 
-
-@dataclass(frozen=True, slots=True)
-class OpSpec:
-    """One operator and its shapes; a pruned layer is ``replace(spec, cin=..., cout=...)``.
-
-    Attributes:
-        kind: ``conv``; ``linear``; ``add`` (residual sum); ``quantize`` and ``dequantize`` (borders of an int8 run).
-        cin, cout: Channels or features in and out; equal for the last three kinds.
-        kernel, stride, padding, dilation: (height, width); of ``conv`` only.
-        groups: Of ``conv`` only; a depthwise layer has ``groups == cin == cout``.
-        height, width: Of the input map. A ``linear`` layer has its rows per sample in `height`.
-        relu: A rectifier follows and is fused into the operator.
-    """
-
-    kind: Kind
-    cin: int
-    cout: int
-    kernel: tuple[int, int] = (1, 1)
-    stride: tuple[int, int] = (1, 1)
-    padding: tuple[int, int] = (0, 0)
-    dilation: tuple[int, int] = (1, 1)
-    groups: int = 1
-    height: int = 1
-    width: int = 1
-    relu: bool = False
-
-    def __post_init__(self) -> None:
-        if min(self.cin, self.cout, self.groups, self.height, self.width, *self.kernel, *self.stride, *self.dilation) < 1:
-            raise must_be("op", "one with extents of at least 1", self, "Check the widths.")
-        if self.cin % self.groups or self.cout % self.groups:
-            raise must_be("op.groups", "a divisor of cin and cout", self.groups, "A depthwise layer changes groups with cin.")
-
-
-def specs(model: nn.Module, example: Tensor) -> dict[str, OpSpec]:
-    """Return module name -> operator for every convolution and linear layer that runs.
-
-    Args:
-        model: BatchNorm folded, so that a rectifier is seen to follow its convolution. Not changed.
-        example: (N, ...) inputs.
-
-    Limits:
-        2-D convolutions with zero padding, and linear layers. A layer that runs more than once counts once.
-    """
-    found: dict[str, OpSpec] = {}
-    outputs: dict[int, tuple[str, Tensor]] = {}
-
-    def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        found[name] = _spec(layer, inputs[0])
-        outputs[id(output)] = (name, output)  # the tensor is kept, so that its id is not given away
-
-    class Rectifiers(TorchFunctionMode):
-        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-            if getattr(func, "__name__", "") in ("relu", "relu_") and args and id(args[0]) in outputs:
-                name = outputs[id(args[0])][0]
-                found[name] = replace(found[name], relu=True)
-            return func(*args, **(kwargs or {}))
-
-    hooks = [
-        layer.register_forward_hook(lambda layer, inputs, output, name=name: record(name, layer, inputs, output))
-        for name, layer in model.named_modules()
-        if _counted(layer)
-    ]
-    try:
-        with torch.no_grad(), Rectifiers():
-            model(example)
-    finally:
-        for hook in hooks:
-            hook.remove()
-    return found
-
-
-def op_source(spec: OpSpec, *, bits: int = 32) -> Source:
+def op_source(spec: Op, *, bits: int = 32) -> Source:
     """Return one operator with random weights as a `Source`; int8 ones have only an ONNX form."""
     if bits not in (8, 32):
         raise must_be("bits", "8 or 32", bits, "These are what the runtimes compute in.")
@@ -104,7 +32,7 @@ def op_source(spec: OpSpec, *, bits: int = 32) -> Source:
     return Source(lambda: _onnx(spec, bits), _module(spec), torch.from_numpy(op_inputs(spec, batch=2)))
 
 
-def op_program(spec: OpSpec, runtime: Runtime, *, bits: int = 32) -> Program:
+def op_program(spec: Op, runtime: Runtime, *, bits: int = 32) -> Program:
     """Return the operator compiled for `runtime`; load it with the batch that is timed.
 
     Raises:
@@ -115,7 +43,7 @@ def op_program(spec: OpSpec, runtime: Runtime, *, bits: int = 32) -> Program:
     return replace(runtime.compile(op_source(spec, bits=bits)), precision="fp32" if bits == 32 else "int8")
 
 
-def op_inputs(spec: OpSpec, *, bits: int = 32, batch: int = 1) -> NDArray[Any]:
+def op_inputs(spec: Op, *, bits: int = 32, batch: int = 1) -> NDArray[Any]:
     """Return random inputs (batch, ...) of the shape and type that the operator's program takes."""
     shape = (batch, *_input_shape(spec))
     rng = np.random.default_rng(0)
@@ -124,36 +52,18 @@ def op_inputs(spec: OpSpec, *, bits: int = 32, batch: int = 1) -> NDArray[Any]:
     return rng.standard_normal(shape, dtype=np.float32)
 
 
-def _counted(layer: nn.Module) -> bool:
-    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros")
-
-
-def _spec(layer: nn.Module, inputs: Tensor) -> OpSpec:
-    """The operator of a layer, from its attributes and one input."""
-    if isinstance(layer, nn.Linear):
-        return OpSpec("linear", layer.in_features, layer.out_features, height=max(1, inputs[0].numel() // layer.in_features))
-    if not isinstance(layer, nn.Conv2d):
-        raise TypeError(type(layer).__name__)
-    kernel, stride, dilation = ((pair[0], pair[1]) for pair in (layer.kernel_size, layer.stride, layer.dilation))
-    padding = (0, 0) if isinstance(layer.padding, str) else (layer.padding[0], layer.padding[1])
-    if layer.padding == "same":
-        padding = (dilation[0] * (kernel[0] - 1) // 2, dilation[1] * (kernel[1] - 1) // 2)
-    shape = (layer.groups, inputs.shape[-2], inputs.shape[-1])
-    return OpSpec("conv", layer.in_channels, layer.out_channels, kernel, stride, padding, dilation, *shape)
-
-
-def _input_shape(spec: OpSpec) -> tuple[int, ...]:
+def _input_shape(spec: Op) -> tuple[int, ...]:
     if spec.kind == "linear":
         return (spec.cin,) if spec.height == 1 else (spec.height, spec.cin)
     return (spec.cin, spec.height, spec.width)
 
 
-def _input_type(spec: OpSpec, bits: int) -> int:
+def _input_type(spec: Op, bits: int) -> int:
     narrow = spec.kind == "dequantize" or (bits == 8 and spec.kind != "quantize")
     return TensorProto.UINT8 if narrow else TensorProto.FLOAT
 
 
-def _module(spec: OpSpec) -> nn.Module:
+def _module(spec: Op) -> nn.Module:
     """The operator in torch."""
     layer: nn.Module
     if spec.kind == "conv":
@@ -174,7 +84,7 @@ class _Double(nn.Module):
         return x + x
 
 
-def _onnx(spec: OpSpec, bits: int) -> bytes:
+def _onnx(spec: Op, bits: int) -> bytes:
     """The operator as an ONNX file: input, weights, the operator, a rectifier, and 8-bit types around it where `bits` is 8."""
     graph = _Graph()
     narrow_in = _input_type(spec, bits) == TensorProto.UINT8
@@ -198,7 +108,7 @@ def _onnx(spec: OpSpec, bits: int) -> bytes:
     return content
 
 
-def _weighted(graph: _Graph, spec: OpSpec, value: str, bits: int) -> str:
+def _weighted(graph: _Graph, spec: Op, value: str, bits: int) -> str:
     """Add the convolution or the matrix product, with per-channel 8-bit weights where `bits` is 8."""
     rng = np.random.default_rng(1)
     shape = (spec.cout, spec.cin // spec.groups, *spec.kernel) if spec.kind == "conv" else (spec.cout, spec.cin)

@@ -4,7 +4,7 @@ from equipoise.search.costs import CostFit, fit_cost
 from equipoise.search.evolve import Population, nsga2
 from equipoise.search.front import Cost, Solution, predicted_front, solve
 from equipoise.search.propose import Evaluated, converged, first_points, front_volume, propose
-from equipoise.search.space import Genomes, Knob, Space
+from equipoise.search.space import Genomes, Space
 from equipoise.search.surrogate import LossModel, fit_loss
 from equipoise.search.tables import Calibration, LossTable, calibrate, loss_table, to_measure
 
@@ -14,7 +14,6 @@ __all__ = [
     "CostFit",
     "Evaluated",
     "Genomes",
-    "Knob",
     "LossModel",
     "LossTable",
     "Population",

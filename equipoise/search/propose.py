@@ -21,8 +21,8 @@ from equipoise.search.tables import EPSILON
 
 Floats = NDArray[np.float64]
 
-Excess = Callable[[Floats, Floats], Floats]
-"""Predicted costs `(n, costs)` and losses `(n,)` -> relative excess over each bound `(n, bounds)`, 0 where it holds."""
+Excess = Callable[[Genomes], Floats]
+"""Genomes `(n, knobs)` -> predicted relative excess over each bound `(n, bounds)`, 0 where it holds."""
 
 SOFTNESS = 0.05
 """A relative excess over the budget that divides the worth of a candidate by e."""
@@ -129,7 +129,7 @@ def propose(
         hoped = np.maximum(np.exp(mean - sd) - EPSILON, 0.0)
         beyond = np.maximum(hoped / worst_loss - 1.0, 0.0)
         objectives = np.concatenate([np.log(paid), hoped[:, None]], axis=1)
-        return objectives, np.concatenate([bounds(paid, hoped), beyond[:, None]], axis=1)
+        return objectives, np.concatenate([bounds(genomes), beyond[:, None]], axis=1)
 
     best = front_mask(np.concatenate([evaluated.costs, evaluated.losses[:, None]], axis=1))
     seeds = np.concatenate([_thin(predicted_front(space, model.table, costs), 60), _thin(evaluated.genomes[best], 40)])
@@ -160,7 +160,7 @@ def _greedy(
     mean, sd = model.log(candidates)
     paid = np.stack([c.many(candidates) for c in costs], axis=1)
     middle = np.maximum(np.exp(mean) - EPSILON, 0.0)
-    worth = np.exp(-np.sum(bounds(paid, middle), axis=1) / SOFTNESS)
+    worth = np.exp(-np.sum(bounds(candidates), axis=1) / SOFTNESS)
     logs = np.log(evaluated.costs)
     axes = np.log(paid)
     if focus is not None:
@@ -282,5 +282,5 @@ def _fill(space: Space, rng: np.random.Generator, known: set[bytes], n: int) -> 
     return plans
 
 
-def _no_bounds(costs: Floats, losses: Floats) -> Floats:
-    return np.zeros((len(costs), 0))
+def _no_bounds(genomes: Genomes) -> Floats:
+    return np.zeros((len(genomes), 0))

@@ -1,4 +1,4 @@
-"""What may be changed: knobs with menus, and the space of plans they span.
+"""The space of plans that knobs span.
 
 A *genome* is a row of menu indices, one for each knob in the space's order; a plan is the same thing by name. Genomes are
 what the numeric rooms work on, `(n, knobs)` integer matrices.
@@ -10,55 +10,15 @@ import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
-from itertools import pairwise
 
 import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.errors import InputError, must_be, unknown
-from equipoise.records import Choice, Plan
+from equipoise.records import Choice, Knob, Plan
 
 Genomes = NDArray[np.int64]
 """`(n, knobs)` menu indices; a single genome is `(knobs,)`."""
-
-
-@dataclass(frozen=True, slots=True)
-class Knob:
-    """One thing that may be changed.
-
-    Args:
-        name: ``kind.place`` (``width.layer1.0.conv1``) or a bare kind (``runtime``).
-        menu: The choices, the untouched one first; integers in falling order are *nested* (each takes away more).
-    Raises:
-        InputError: An empty name or menu, or a choice that is listed twice.
-    """
-
-    name: str
-    menu: tuple[Choice, ...]
-
-    def __post_init__(self) -> None:
-        if not self.name or not self.menu:
-            raise must_be(
-                f"knob {self.name!r}", "named, with at least one choice", self.menu, "Put the untouched choice first."
-            )
-        if len(set(self.menu)) != len(self.menu):
-            raise must_be(f"{self.name} menu", "free of copies", self.menu, "List each choice once.")
-
-    @property
-    def kind(self) -> str:
-        """What is changed: the text before the first dot."""
-        return self.name.partition(".")[0]
-
-    @property
-    def place(self) -> str:
-        """Where: the text after the first dot; empty for a knob of the whole model."""
-        return self.name.partition(".")[2]
-
-    @property
-    def nested(self) -> bool:
-        """Whether later choices take away strictly more: integers in falling order."""
-        numbers = [c for c in self.menu if isinstance(c, int)]
-        return len(numbers) == len(self.menu) and all(a > b for a, b in pairwise(numbers))
 
 
 @dataclass(frozen=True)
@@ -116,7 +76,7 @@ class Space:
         mistakes: list[str] = []
         for name in self.positions:
             if name not in plan.choices:
-                mistakes.append(str(must_be(f"plan {name}", "chosen", None, f"One of {list(self._knob(name).menu)}.")))
+                mistakes.append(str(must_be(f"plan {name}", "chosen", None, f"One of {list(self.knob(name).menu)}.")))
         for name, choice in plan.choices.items():
             try:
                 self._index(name, choice)
@@ -203,13 +163,18 @@ class Space:
         menus = {k.name: k.menu for k in knobs}
         return Space(knobs, {key: others for key, others in self.moot.items() if key[1] in menus[key[0]]})
 
-    def _knob(self, name: str) -> Knob:
+    def knob(self, name: str) -> Knob:
+        """Return a knob by its name.
+
+        Raises:
+            InputError: There is none.
+        """
         if name not in self.positions:
             raise unknown("knob", name, self.positions)
         return self.knobs[self.positions[name]]
 
     def _index(self, name: str, choice: Choice) -> int:
-        knob = self._knob(name)
+        knob = self.knob(name)
         if choice not in knob.menu:
             raise must_be(f"plan {name}", f"one of {list(knob.menu)}", choice, "Choose from the menu.")
         return knob.menu.index(choice)

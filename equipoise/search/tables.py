@@ -14,9 +14,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.errors import must_be
-from equipoise.records import Choice, Plan
+from equipoise.records import Choice, Knob, Plan
 from equipoise.search.robust import huber_weights
-from equipoise.search.space import Genomes, Knob, Space
+from equipoise.search.space import Genomes, Space
 
 Floats = NDArray[np.float64]
 

@@ -32,7 +32,7 @@ from typing import TYPE_CHECKING, Any
 from equipoise.budget import Budget, Constraint, parse_budget
 from equipoise.errors import InputError, StoreError, must_be
 from equipoise.measure.machine import describe
-from equipoise.records import Evaluation, Plan, Reading, as_data, dumps
+from equipoise.records import Evaluation, Plan, Reading, as_data, dumps, program_ref
 from equipoise.road.racing import race_stored
 from equipoise.runtimes.base import Program, get
 from equipoise.ship.card import card
@@ -192,19 +192,13 @@ def export(
         raise InputError(f"only a trial that ended well can be exported; this one failed: {evaluation.reason}")
     study = _raced(evaluation, store)
     evaluation = next((e for e in study.evaluations if e.key == evaluation.key), evaluation)
-    program, place = _program_of(evaluation, store), _place(str(evaluation.details["runtime"]))
+    program, place = _program_of(evaluation, store), _place(program_ref(evaluation).runtime)
     reference = _program_of(study.baseline, store)
     contents = {f"reference/{name}": content for name, content in reference.files.items()}
     contents |= {place + name: content for name, content in program.files.items()}
-    extras = {"weights": WEIGHTS, "onnx": "model.onnx"}
-    for role, name in extras.items():
-        if role in evaluation.files and name not in contents:
-            contents[name] = store.read_blob(evaluation.files[role])
-    if "source_state" in study.header:
-        contents[SOURCE_STATE] = store.read_blob(study.header["source_state"])
-    if "probe" not in study.header or WEIGHTS not in contents:
-        raise StoreError(f"the study {store.path} keeps no {'weights' if 'probe' in study.header else 'probe'}. {AGAIN}")
-    contents[PROBE] = _answered(program, store.read_blob(study.header["probe"]))
+    beside = {WEIGHTS: evaluation.weights, "model.onnx": program_ref(evaluation).onnx, SOURCE_STATE: study.header.source_state}
+    contents |= {name: store.read_blob(sha) for name, sha in beside.items() if sha and name not in contents}
+    contents[PROBE] = _answered(program, store.read_blob(study.header.probe))
     fingerprint = (store.get("identity", "study") or {}).get("workload")
     if not isinstance(fingerprint, str):
         raise StoreError(f"the study {store.path} does not say what it is about. {AGAIN}")
@@ -231,7 +225,7 @@ def _raced(evaluation: Evaluation, store: Store) -> Study:
     if evaluation.key in study.finals or evaluation.key == study.baseline.key:
         return study
     began = time.perf_counter()
-    row = race_stored(store, study.baseline, [evaluation], seconds=RACE_S, seed=int(study.header["seed"]), patience=PATIENCE)
+    row = race_stored(store, study.baseline, [evaluation], seconds=RACE_S, seed=study.header.seed, patience=PATIENCE)
     spent = time.perf_counter() - began
     try:
         with contextlib.nullcontext(store) if not store.readonly else Store.open(store.path, create=False) as writable:
@@ -250,26 +244,27 @@ def _manifest(study: Study, evaluation: Evaluation, *, budget: Budget, pick: str
         "schema": SCHEMA,
         "kind": KIND,
         "study": {
-            **{k: header[k] for k in ("name", "target")},
-            "metric": {k: header["metric"][k] for k in ("name", "maximize", "unit")},
+            "name": header.name,
+            "target": header.target,
+            "metric": {k: header.metric[k] for k in ("name", "maximize", "unit")},
             "budget": budget.text,
             "fingerprint": fingerprint,
-            "source_state": "source_state" in header,
+            "source_state": bool(header.source_state),
         },
         "plan": evaluation.plan,
-        "changed": {k: [base.plan.choices[k], v] for k, v in evaluation.plan.choices.items() if base.plan.choices.get(k) != v},
-        "left_float": sorted(evaluation.details.get("left_float") or ()),
+        "changed": header.changed(evaluation.plan),
+        "left_float": sorted(program_ref(evaluation).left),
         "fidelity": evaluation.fidelity,
         "promise": {axis: _figure(reading) for axis, reading in promise.items()},
-        "loss": float(evaluation.details["loss"]),
+        "loss": evaluation.damage,
         "baseline": {axis: _figure(reading) for axis, reading in baseline.items()},
         "bounds": bounds,
         "bounds_missed": missed,
         "recorded": {
-            "workload": str(header["workload"]),
+            "workload": header.workload,
             "pick": pick,
-            "seed": int(header["seed"]),
-            "machine": header.get("machine") or describe(),
+            "seed": header.seed,
+            "machine": dict(header.machine) or describe(),
             "exported": {
                 "at": datetime.now(UTC).isoformat(timespec="seconds"),
                 "equipoise": describe()["versions"].get("equipoise"),
@@ -314,9 +309,7 @@ def _figure(reading: Reading) -> dict[str, Any]:
 
 def _program_of(evaluation: Evaluation, store: Store) -> Program:
     """Put the program together from its blobs, each hashed again."""
-    if not any(role.startswith("program:") for role in evaluation.files):
-        raise StoreError(f"the study {store.path} holds no program of this evaluation. Run `equipoise optimize` on it again.")
-    return Program.stored(evaluation, store.read_blob)
+    return Program.stored(program_ref(evaluation), store.read_blob)
 
 
 def _place(runtime: str) -> str:
@@ -328,7 +321,7 @@ def _entry(evaluation: Evaluation, program: Program, place: str) -> dict[str, An
     return {
         "runtime": program.runtime,
         "precision": program.precision,
-        "target": str(evaluation.details["target"]),
+        "target": program_ref(evaluation).target,
         "files": [place + name for name in program.files],
     }
 

@@ -214,8 +214,8 @@ def contradictions(data: Mapping[str, Any]) -> Iterator[str]:
     targets = [str(t) for t in parse_targets(m.study.target)]
     if m.reference.target != targets[0] or m.deployable.target not in targets:
         yield f"the programs' targets are not those of the study, {m.study.target}"
-    if m.plan.get("runtime", m.deployable.runtime) != m.deployable.runtime:
-        yield "the plan names another runtime than the program"
+    if m.plan.get("target", m.deployable.target) != m.deployable.target:
+        yield "the plan names another target than the program"
     if m.study.source_state != (SOURCE_STATE in m.files):
         yield f"{SOURCE_STATE} is {'listed' if SOURCE_STATE in m.files else 'missing'} against study.source_state"
     if any(len(pair) != 2 or m.plan.get(knob) != pair[1] or pair[0] == pair[1] for knob, pair in m.changed.items()):

@@ -14,7 +14,7 @@ import math
 import random
 from collections.abc import Callable, Sequence
 
-from equipoise.budget import MEASURED, Budget, parse_budget
+from equipoise.budget import Budget, parse_budget
 from equipoise.errors import EquipoiseError, InputError, unknown
 from equipoise.pareto import Knee, knee, non_dominated
 from equipoise.records import Evaluation, Reading
@@ -70,7 +70,7 @@ def parse_pick(text: str) -> Budget | None:
         return None
     if not {"<", ">", "="} & set(text):
         raise unknown("pick", text, [*NAMES, 'a budget like "latency<=1ms"'])
-    return parse_budget(text, axes=MEASURED)
+    return parse_budget(text)
 
 
 def knee_of(evaluations: Sequence[Evaluation]) -> tuple[Evaluation, Knee]:

@@ -8,26 +8,24 @@ from __future__ import annotations
 import math
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, field, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
+from equipoise.axes import TRADED
 from equipoise.budget import Budget, parse_budget
 from equipoise.errors import InputError, StoreError
 from equipoise.markup import table
 from equipoise.pareto import Knee, non_dominated
 from equipoise.records import Evaluation, Reading, evaluation_from, measured, reading_from
 from equipoise.stats import Interval, carried, verdict
+from equipoise.study.header import Header, header_from
 from equipoise.study.picks import knee_of, pick, settled
 from equipoise.study.store import Store
+from equipoise.techniques import TECHNIQUES
 from equipoise.units import counted, show
 
-SCHEMA = 2
-"""Version of the header. History: 1 = first; 2 = what was asked is recorded each time, and trainings are numbered."""
-
-AXES = ("latency_s", "size_bytes", "drop")
-"""What the front trades off; all are minimised."""
 SHOWN = 12
 """Points of the front in a notebook's table; the report has all."""
 
@@ -37,7 +35,7 @@ class Study:
     """All evaluations of one workload on its targets, in the order they were made.
 
     Attributes:
-        header: Workload, targets, budget, seed, metric, machine: what the run was asked and where it ran.
+        header: What the run was asked last, and where it ran.
         evaluations: Every trial, failed ones too.
         finals: Key -> the last, interleaved latency measurement against the untouched model.
         unread: What was left as it is because its probe failed (``width.conv1=16``) -> why.
@@ -46,14 +44,14 @@ class Study:
     """
 
     path: Path
-    header: Mapping[str, Any]
+    header: Header
     evaluations: tuple[Evaluation, ...]
-    finals: Mapping[str, Mapping[str, Any]]
+    finals: Mapping[str, Interval]
     unread: Mapping[str, str] = field(default_factory=dict)
     extent: Mapping[str, Any] = field(default_factory=dict)
 
     def __repr__(self) -> str:
-        budget = self.header.get("budget") or "none"
+        budget = self.header.budget or "none"
         tried = counted(len(self.evaluations), "evaluation")
         return f"Study({self.path}: {tried}, {len(self.front)} on the front, budget {budget})"
 
@@ -86,27 +84,23 @@ class Study:
         headers, finals = store.all("study"), [*store.all("final"), *([race] if race else [])]
         if not headers:
             raise StoreError(f"the study at {store.path} has no baseline yet. Run `equipoise optimize` on it first.")
-        asked = [row["header"] for row in store.all("asking")]  # the last one counts; a study of an earlier version has none
-        header = (store.get("study", asked[-1]) or headers[-1] if asked else headers[-1])["header"]
-        if header.get("schema", 1) > SCHEMA:
-            newer = f"schema {header['schema']}, here {SCHEMA}"
-            raise StoreError(f"the study at {store.path} was written by a newer Equipoise ({newer}). Upgrade equipoise.")
+        asked = [row["header"] for row in store.all("asking")]  # the last one counts
+        header = header_from(((asked and store.get("study", asked[-1])) or headers[-1])["header"])
         rows = tuple(evaluation_from(row["evaluation"]) for row in store.all("evaluation"))
         if not rows or not rows[0].ok:
             raise StoreError(f"the study at {store.path} has no usable baseline. Run `equipoise optimize` on another --store.")
-        last = finals[-1].get("reference") if finals else None  # a race of before the untouched model was read in it has none
-        reference = rows[0].axis("latency_s") if last is None else reading_from(last)
-        ratios = _of_legs({key: _in_state_of(final, key, reference) for final in finals for key in final["ratios"]}, rows)
+        reference = reading_from(finals[-1]["reference"]) if finals else rows[0].axis("latency_s")
+        ratios = {key: _in_state_of(final, key, reference) for final in finals for key in final["ratios"]}
         unread = {f"{r['knob']}={r['choice']}": r["error"] for r in store.all("table") if r.get("error")}
         extent = (store.get("extent", asked[-1]) if asked else None) or {}
         if raced and finals:
-            rows = _raced(rows, reference, {k: Interval(**ratio) for k, ratio in ratios.items()})
+            rows = _raced(rows, reference, ratios)
         return cls(Path(store.path), header, rows, ratios, unread, extent)
 
     @property
     def budget(self) -> Budget:
         """The budget that the study was last run with."""
-        return parse_budget(self.header["budget"])
+        return parse_budget(self.header.budget)
 
     @property
     def baseline(self) -> Evaluation:
@@ -125,8 +119,8 @@ class Study:
     @cached_property
     def front(self) -> tuple[Evaluation, ...]:
         """Non-dominated evaluations over latency, size and drop (a gain counts once it is shown), fastest first."""
-        rows = [e for e in self.usable if all(e.axis(a).known for a in AXES)]
-        points = [[settled(e.drop) if a == "drop" else e.axis(a).get() for a in AXES] for e in rows]
+        rows = [e for e in self.usable if all(e.axis(a).known for a in TRADED)]
+        points = [[settled(e.drop) if a == "drop" else e.axis(a).get() for a in TRADED] for e in rows]
         chosen = [rows[i] for i in non_dominated(points)]
         return tuple(sorted(chosen, key=lambda e: e.axis("latency_s").get()))
 
@@ -187,14 +181,12 @@ class Study:
 
     def _found(self, evaluation: Evaluation) -> Interval:
         """Return the ratio of a race, else of the evaluation's own trial, else of its latency."""
-        final = self.finals.get(evaluation.key)
-        if final is not None:
-            return Interval(**final)
-        data = evaluation.details.get("speed_up")
-        if data is None:
+        if evaluation.key in self.finals:
+            return self.finals[evaluation.key]
+        if evaluation.speed_up is None:
             base, latency = (e.axis("latency_s").get() for e in (self.baseline, evaluation))
             return Interval(base / latency, 0.0, math.inf, 0)
-        return Interval(**data)
+        return interval_of(evaluation.speed_up)
 
     def sentence(self, evaluation: Evaluation) -> str:
         """Say what `evaluation` gains and costs: speed, size and drop with its half-interval."""
@@ -208,7 +200,7 @@ class Study:
             "slower": f"{1 / speed.value:.2f}× slower",
             "cannot tell": f"{speed.value:.2f}× as fast (cannot tell from 1)",
         }[verdict(speed)]
-        metric = self.header["metric"]
+        metric = self.header.metric
         return f"{faster}, {smaller:.2f}× smaller, drop {drop.get():.2f}{spread} {metric['unit']} of {metric['name']}"
 
     @property
@@ -253,7 +245,7 @@ class Study:
         if len(self.unread) >= self.extent["entries"]:
             return "nothing was searched: there is nothing in this model that could be changed and tried"
         need = show(self.extent["before_s"], "s")
-        asked, enough = show(self.header["time_s"], "s"), _rounded(self.extent["enough_s"])
+        asked, enough = show(self.header.time_s, "s"), _rounded(self.extent["enough_s"])
         what = "preparing, the baseline and the tables" if self.extent["read"] else "preparing and the baseline"
         return f"nothing was searched: {what} took {need} where {asked} was given; give --time {enough}"
 
@@ -281,20 +273,18 @@ class Study:
         return f"budget NOT met: {self.budget.text}; nearest point misses {each}; the binding constraint is {binding}"
 
 
-def _in_state_of(final: Mapping[str, Any], key: str, reference: Reading) -> dict[str, Any]:
+def interval_of(speed_up: Reading) -> Interval:
+    """Return a recorded speed-up as the interval that it was."""
+    low, high = (0.0 if speed_up.low is None else speed_up.low), (math.inf if speed_up.high is None else speed_up.high)
+    return Interval(speed_up.get(), low, high, speed_up.n)
+
+
+def _in_state_of(final: Mapping[str, Any], key: str, reference: Reading) -> Interval:
     """Return a race's ratio of one evaluation, as it is in the state of the machine in which `reference` was read."""
-    ratio, then = Interval(**final["ratios"][key]), final.get("reference")
-    slope = final.get("elasticity", {}).get(key)
-    if then is None or slope is None or then["value"] == reference.get():
-        return asdict(ratio)
-    return asdict(carried(ratio, slower=reference.get() / then["value"], elasticity=tuple(slope)))
-
-
-def _of_legs(ratios: Mapping[str, Any], rows: Sequence[Evaluation]) -> dict[str, Any]:
-    """Return `ratios` by the keys of today: before trainings had numbers, that of a plan's last training had none."""
-    keys = {e.key for e in rows}
-    last = {f"{e.plan.digest}:{e.fidelity}": e.key for e in rows if e.ok and e.leg}
-    return {key if key in keys else last.get(key, key): ratio for key, ratio in ratios.items()}
+    ratio, then, slope = Interval(**final["ratios"][key]), final["reference"], final["elasticity"].get(key)
+    if slope is None or then["value"] == reference.get():
+        return ratio
+    return carried(ratio, slower=reference.get() / then["value"], elasticity=tuple(slope))
 
 
 def _commonest(reasons: Sequence[str]) -> str:
@@ -323,32 +313,29 @@ def latency_beside(base_s: float, speed_up: Interval) -> Reading:
 def _raced(rows: tuple[Evaluation, ...], reference: Reading, ratios: Mapping[str, Interval]) -> tuple[Evaluation, ...]:
     """Put every latency beside the untouched model's of the last race: by its ratio there, else by that of its own trial."""
 
-    def latency(e: Evaluation) -> Reading:
+    def latency(e: Evaluation) -> Reading | None:
         if e is rows[0]:
             return reference
-        ratio = ratios.get(e.key) or Interval(**e.details["speed_up"])
-        return latency_beside(reference.get(), ratio)
+        ratio = ratios.get(e.key) or (interval_of(e.speed_up) if e.speed_up else None)
+        return latency_beside(reference.get(), ratio) if ratio else None
 
-    return tuple(
-        replace(e, cost={**e.cost, "latency_s": latency(e)})
-        if e is rows[0] or e.key in ratios or "speed_up" in e.details
-        else e
-        for e in rows
-    )
+    return tuple(replace(e, cost={**e.cost, "latency_s": beside}) if (beside := latency(e)) else e for e in rows)
 
 
 def describe(evaluation: Evaluation, baseline: Evaluation) -> str:
     """Say in a few words how a plan differs from the untouched model."""
-    if evaluation.fidelity == "untouched":
-        said = ("untouched", str(evaluation.plan.choices.get("runtime", "")), str(evaluation.details.get("precision", "fp32")))
-        return ", ".join(w for w in said if w)
-    plan, old = evaluation.plan, baseline.plan
-    words = [str(plan.choices.get("runtime", "")), str(evaluation.details.get("precision", ""))]
-    before = sum(int(v) for v in old.of("width").values())
-    after = sum(int(v) for v in plan.of("width").values())
-    if after < before:
-        words.append(f"{100 * (1 - after / before):.0f}% channels cut")
-    dropped = sum(v == "drop" for v in plan.of("depth").values())
-    if dropped:
-        words.append(f"{counted(dropped, 'block')} dropped")
-    return ", ".join(w for w in words if w)
+    words = ["untouched"] if evaluation.fidelity == "untouched" else []
+    if evaluation.program is not None:
+        words += [_place(evaluation.program.target), evaluation.program.precision]
+    for kind, row in TECHNIQUES.items():
+        old, new = baseline.plan.of(kind), evaluation.plan.of(kind)
+        every = [(choice, new.get(place, choice)) for place, choice in old.items()]
+        words.append(row.says([pair for pair in every if pair[0] != pair[1]], every))
+    return ", ".join(word for word in words if word)
+
+
+def _place(target: str) -> str:
+    """Write a target without what goes without saying: ``onnxruntime``, ``openvino threads=2``."""
+    runtime, _, options = target.partition("?")
+    unusual = [option for option in options.split("&") if option not in ("threads=1", "batch=1", "")]
+    return " ".join([runtime.removesuffix(":cpu"), *unusual])

@@ -27,8 +27,8 @@ from typing import Any
 from equipoise.errors import InputError, StoreError, must_be
 from equipoise.records import dumps
 
-SCHEMA = 1
-"""Version of the tables (SQLite's ``user_version``). History: 1 = first."""
+SCHEMA = 2
+"""Version of what is stored (SQLite's ``user_version``). History: 1 = first; 2 = typed records, the space in the identity."""
 
 RESERVE_BYTES = 32_000_000
 """Free space without which no new step is begun."""
@@ -104,7 +104,7 @@ class Store:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def identity(self, data: Mapping[str, Any]) -> None:
+    def identity(self, data: Mapping[str, Any], *, part: str = "study") -> None:
         """Tie the study to what it is about (workload, target, space, seed): the first call records, later calls compare.
 
         A field may be a mapping of parts (of a workload: its weights, its code, each split); each part is then compared.
@@ -112,10 +112,10 @@ class Store:
         Raises:
             InputError: The study on disk is about something else; the message names every field and part that differs.
         """
-        wanted: dict[str, Any] = json.loads(_canonical("identity", "study", data))
-        found = self.get("identity", "study")
+        wanted: dict[str, Any] = json.loads(_canonical("identity", part, data))
+        found = self.get("identity", part)
         if found is None:
-            self.put("identity", "study", wanted, seconds=0.0)
+            self.put("identity", part, wanted, seconds=0.0)
             return
         lines = "; ".join(_differences(found, wanted))
         if lines:
@@ -295,6 +295,9 @@ def _connect(folder: Path, *, readonly: bool) -> sqlite3.Connection:
         schema = db.execute("PRAGMA user_version").fetchone()[0]
         if schema > SCHEMA:
             raise StoreError(f"{folder} was written by a newer Equipoise (schema {schema}, here {SCHEMA}). Upgrade equipoise.")
+        if schema < SCHEMA:
+            earlier = f"an earlier Equipoise (schema {schema}, here {SCHEMA}), which recorded less"
+            raise StoreError(f"{folder} was written by {earlier}. Run it anew with another --store; this one stays as it is.")
         if readonly:
             db.execute("PRAGMA query_only=ON")
     except BaseException:

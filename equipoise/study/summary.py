@@ -3,14 +3,18 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from equipoise.pareto import hypervolume, non_dominated
-from equipoise.records import SCHEMA, Evaluation, as_data
+from equipoise.records import SCHEMA, Choice, Evaluation, Knob, LayerRow, as_data
+from equipoise.study.header import Header
 from equipoise.study.picks import settled
 from equipoise.study.record import Study
 from equipoise.study.store import Store
 from equipoise.study.tested import verified
+from equipoise.techniques import TECHNIQUES
 from equipoise.units import counted
 
 
@@ -25,13 +29,13 @@ def summarize(store: Store) -> dict[str, Any]:
     tables = {f"{row['knob']}={row['choice']}": row["loss"] for row in store.all("table") if row["loss"] is not None}
     return {
         "schema": SCHEMA,
-        "header": dict(study.header),
+        "header": as_data(study.header),
         "evaluations": [_row(study, e) for e in study.evaluations],
         "baseline": study.baseline.key,
         "knee": study.knee.key,
         "pick": best.key,
         "pick_rule": study.verdict(),
-        "layers": layer_rows(best, study.baseline, tables),
+        "layers": layer_rows(study.header, best, study.baseline, tables),
         "progress": progress(study),
         "sentence": study.sentence(best),
         "verified": [as_data(found) for found in verified(study.path)],
@@ -44,55 +48,51 @@ def _row(study: Study, e: Evaluation) -> dict[str, Any]:
     return {**as_data(e), "key": e.key, **({"speed_up": as_data(study.ratio(e))} if e.ok else {})}
 
 
-def layer_rows(pick: Evaluation, baseline: Evaluation, tables: dict[str, float]) -> list[dict[str, Any]]:
+def layer_rows(header: Header, pick: Evaluation, baseline: Evaluation, tables: Mapping[str, float]) -> list[dict[str, Any]]:
     """Return each layer before and after, with the loss that the tables gave to what was done to it."""
-    after = {row["name"]: row for row in pick.details.get("layers", [])}
+    changed = header.changed(pick.plan)
     rows = []
-    for row in baseline.details["layers"]:
-        name = row["name"]
-        now = after.get(name)
-        causes = _causes(name, pick, baseline)
-        losses = [tables[cause] for cause in causes if cause in tables]
-        keys = ("out", "params", "macs", "bits")
+    for row in baseline.layers:
+        now = _joined([other for other in pick.layers if other.name == row.name or other.name.startswith(row.name + ".")])
+        causes = {knob: changed[knob.name] for knob in header.acting_on(row.name) if knob.name in changed}
+        entries = [f"{knob.name}={new}" for knob, (_, new) in causes.items()]
+        losses = [tables[entry] for entry in entries if entry in tables]
         rows.append(
             {
-                "name": name,
-                "kind": row["kind"],
-                "before": {k: row[k] for k in keys},
-                "after": {k: now[k] for k in keys} if now else None,
+                "name": row.name,
+                "kind": row.kind,
+                "before": _counts(row),
+                "after": _counts(now) if now else None,
                 "loss": sum(losses) if losses else None,
-                "saved_s": None,
-                "why": _why(row, now, causes, losses),
+                "why": _why(row, now, causes, losses, header.damage_unit),
             }
         )
     return rows
 
 
-def _causes(name: str, pick: Evaluation, baseline: Evaluation) -> list[str]:
-    """The choices of the pick that act on one layer, as keys of the loss table."""
-    out = []
-    for knob, choice in pick.plan.choices.items():
-        kind, _, place = knob.partition(".")
-        if choice == baseline.plan.choices.get(knob):
-            continue
-        if place == name or (kind == "depth" and name.startswith(place + ".")):
-            out.append(f"{knob}={choice}")
-    return out
+def _joined(rows: Sequence[LayerRow]) -> LayerRow | None:
+    """What a layer has become: itself, the parts that it was put into, or nothing."""
+    if not rows:
+        return None
+    params, macs = sum(row.params for row in rows), sum(row.macs for row in rows)
+    return replace(rows[-1], params=params, macs=macs, bits=max(row.bits for row in rows))
 
 
-def _why(row: dict[str, Any], now: dict[str, Any] | None, causes: list[str], losses: list[float]) -> str:
-    if now is None:
-        return "its block was dropped"
+def _counts(row: LayerRow) -> dict[str, int]:
+    return {"out": row.out, "params": row.params, "macs": row.macs, "bits": row.bits}
+
+
+def _why(
+    row: LayerRow, now: LayerRow | None, causes: Mapping[Knob, tuple[Choice, Choice]], losses: Sequence[float], unit: str
+) -> str:
     said = []
-    if now["out"] < row["out"]:
-        said.append(f"{row['out'] - now['out']} of {row['out']} channels cut: the least needed by the layers that read them")
-    elif now["params"] < row["params"]:
-        said.append("reads fewer channels")
-    if now["bits"] < row["bits"]:
-        said.append(f"{now['bits']}-bit")
-    if not said:
-        return "left whole"
-    return "; ".join(said) + (f" (alone: {sum(losses):.3g} nats)" if losses else "")
+    for knob, (old, new) in causes.items():
+        words = TECHNIQUES[knob.kind]
+        reads = words.upstream and now is not None and now.out == row.out
+        said.append(words.upstream if reads else words.why(old, new))
+    if now is None or not said:
+        return said[0] if said else "left whole"
+    return "; ".join(said) + (f" (alone: {sum(losses):.3g} {unit})" if losses else "")
 
 
 def progress(study: Study) -> list[dict[str, float]]:
@@ -120,7 +120,7 @@ def untimed(store: Store) -> list[str]:
 
 def notes(study: Study) -> list[str]:
     """Return what a reader must know: groups left whole, failed trials, what is not measured here."""
-    out = [f"{name or 'model'} was left whole: {reason}" for name, reason in study.header.get("left_whole", {}).items()]
+    out = [f"{name or 'model'} was left whole: {reason}" for name, reason in study.header.left_whole.items()]
     out += [f"{what} was left out: its probe failed ({reason})" for what, reason in study.unread.items()]
     if said := study.failed():
         out.append(f"{said} (the table has every reason)")

@@ -7,21 +7,19 @@ memory is measured.
 
 from __future__ import annotations
 
-import contextlib
-import importlib
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from equipoise.errors import EquipoiseError, InputError, must_be
 from equipoise.markup import table
 from equipoise.measure import energy, machine, money
 from equipoise.measure.loads import LatencyProfile, compare_loads, summarize
-from equipoise.measure.memory import PeakMemory, peak_memory
+from equipoise.measure.memory import PeakMemory
 from equipoise.progress import of_words
 from equipoise.records import Reading, measured, unavailable
+from equipoise.road.appetite import program_memory
 from equipoise.road.racing import Contender
 from equipoise.runtimes.base import RUNTIMES, Program, Session, Source, Target, get
 from equipoise.units import show
@@ -177,41 +175,6 @@ def profile(
         joules = _energy(_call(target, programs[target], samples[1]), watts_per_core)
         found.append(_with(target, programs[target], rows, joules, counts.macs, samples[1]))
     return Profile(name, counts, tuple(found), machine.describe(), time.perf_counter() - began)
-
-
-def run_program(folder: Path, options: Mapping[str, Any]) -> Iterator[None]:
-    """Load the program in `folder` and run it a few times: the child's work for `measure.memory`."""
-    import numpy as np
-
-    runtime = get(options["runtime"])
-    with contextlib.suppress(ImportError):  # the library belongs to the baseline, not to the model
-        importlib.import_module(options["runtime"])
-    inputs = np.load(folder / options["inputs"], allow_pickle=False)
-    yield
-    names = tuple(options["names"])
-    program = Program.read(folder, runtime=options["runtime"], precision=options["precision"], names=names)
-    session = runtime.load(program, threads=options["threads"], batch=len(inputs))
-    for _ in range(3):
-        session.run(inputs)
-
-
-def program_memory(target: Target, program: Program, inputs: np.ndarray[Any, Any]) -> PeakMemory:
-    """Return the peak memory of loading `program` and running it on `inputs` (N, ...), in a fresh process."""
-    import io
-
-    import numpy as np
-
-    buffer = io.BytesIO()
-    np.save(buffer, inputs, allow_pickle=False)
-    options = {
-        "runtime": target.runtime,
-        "precision": program.precision,
-        "threads": target.threads,
-        "names": list(program.files),
-        "inputs": "equipoise-inputs.npy",
-    }
-    payload = {**program.files, "equipoise-inputs.npy": buffer.getvalue()}
-    return peak_memory("equipoise.verbs.profile:run_program", payload, options=options)
 
 
 def _subject(model: nn.Module | Workload | str, example: Tensor | None) -> tuple[str, nn.Module, Tensor]:

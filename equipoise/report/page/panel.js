@@ -1,7 +1,6 @@
 // One plan in detail: what it changes, what was predicted, what was measured. Text only, never markup.
 
 const PANEL = document.getElementById("panel");
-const KINDS = { width: "channels", bits: "bits", depth: "depth", rank: "rank", resolution: "resolution", runtime: "runtime" };
 
 /** "[0.47, 0.49]", or "" where the spread is not known. */
 function interval(axis, [, low, high]) {
@@ -24,7 +23,7 @@ function showPanel(point) {
   if (point.error) element("p", PANEL, `failed: ${point.error}`, "reason");
   panelReadings(point);
   panelPlan(point);
-  const details = Object.entries(point.details);
+  const details = Object.entries(point.details).filter(([name]) => name !== "damage");
   if (details.length) {
     element("h4", PANEL, "Noted");
     const list = element("ul", PANEL);
@@ -49,11 +48,12 @@ function panelReadings(point) {
       element("small", told, `${off > 0 ? "+" : off < 0 ? "−" : "±"}${Math.abs(off)}%`);
     }
   }
-  if (point.predicted.loss !== undefined && point.predicted.loss !== null) {
+  const found = point.details.damage, guess = point.predicted.damage;
+  if ((found ?? guess ?? null) !== null) {
     const row = element("tr", body);
-    element("th", row, "Loss, nats").scope = "row";
-    element("td", row, "", "num");
-    element("td", row, figure(point.predicted.loss), "num");
+    element("th", row, `Loss, ${DATA.damage_unit}`).scope = "row";
+    element("td", row, (found ?? null) === null ? "–" : figure(found), "num");
+    element("td", row, (guess ?? null) === null ? "" : figure(guess), "num");
   }
 }
 
@@ -63,7 +63,7 @@ function panelPlan(point) {
   if (!lines.length) element("li", list, "Nothing: this is the model as it came.");
   for (const [kind, sentence] of lines) {
     const item = element("li", list);
-    element("b", item, `${KINDS[kind] ?? kind} `);
+    element("b", item, `${DATA.nouns[kind] ?? kind} `);
     item.append(sentence);
   }
 }

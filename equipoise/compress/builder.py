@@ -1,0 +1,89 @@
+"""From a plan to a model: every technique of the table, applied in the order of its stage, the rest repaired in between."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import cached_property
+
+import torch
+from torch import nn
+
+from equipoise.compress import fakequant
+from equipoise.compress.repair import refit
+from equipoise.compress.subject import Subject
+from equipoise.compress.technique import Draft, Offer, technique
+from equipoise.compress.trace import WEIGHTED
+from equipoise.ops import Op
+from equipoise.records import Choice, Plan
+from equipoise.techniques import TECHNIQUES, Stage
+
+
+@dataclass(frozen=True)
+class Builder:
+    """Builds the models of a subject's plans; the subject is never changed."""
+
+    subject: Subject
+
+    @cached_property
+    def offers(self) -> dict[str, Offer]:
+        """Knob name -> what is offered there, refusals too, in the order of the techniques and of the model."""
+        return {
+            f"{kind}.{offer.place}" if offer.place else kind: offer
+            for kind in TECHNIQUES
+            for offer in technique(kind).offers(self.subject)
+        }
+
+    def build(self, plan: Plan, *, repair: bool = True) -> Draft:
+        """Return the draft of a plan, not trained; deterministic. Knobs that the plan does not name stay untouched.
+
+        Args:
+            repair: Whether to re-solve the weights on the calibration inputs. Without it the model still has the biases that
+                repair gives to layers without one, so that stored weights of a repaired model fit it.
+        Raises:
+            InputError: A choice that cannot be built.
+        """
+        draft = Draft(self.subject.model)
+        for stage in (Stage.CUT, Stage.FACTORIZE):
+            draft = self._applied(draft, plan, stage)
+        if draft.damaged:
+            draft = replace(draft, model=self._repaired(draft) if repair else self._with_biases(draft))
+        return self._applied(draft, plan, Stage.ROUND)
+
+    def imitated(self, draft: Draft) -> nn.Module:
+        """Return the draft's model with what the runtime will do to it imitated in torch, for losses without a runtime."""
+        rounded = {layer for layer, bits in draft.request.items() if bits == 8}
+        if not rounded:
+            return draft.model
+        assert self.subject.calibration is not None, "a subject of shapes alone imitates nothing"
+        return fakequant.simulate(draft.model, self.subject.calibration, layers=rounded, weight_bits=8)
+
+    def touched(self, plan: Plan) -> dict[str, Choice]:
+        """Return the knobs of the techniques that a plan changes."""
+        return {name: c for name, c in plan.choices.items() if name in self.offers and c != self.offers[name].menu[0]}
+
+    def ops(self, name: str, layer: str, choice: Choice) -> tuple[Op, ...]:
+        """Return the operators that `layer` becomes when the knob `name` alone is set to `choice`."""
+        return technique(name.partition(".")[0]).ops(self.subject, self.offers[name], layer, choice)
+
+    def _applied(self, draft: Draft, plan: Plan, stage: Stage) -> Draft:
+        changed = self.touched(plan)
+        for kind in (kind for kind, row in TECHNIQUES.items() if row.stage == stage):
+            chosen = {self.offers[name].place: choice for name, choice in changed.items() if name.partition(".")[0] == kind}
+            if chosen:
+                draft = technique(kind).apply(draft, self.subject, chosen)
+        return draft
+
+    def _repaired(self, draft: Draft) -> nn.Module:
+        statistics, calibration = self.subject.statistics, self.subject.calibration
+        assert statistics is not None, "a subject of shapes alone repairs nothing"
+        assert calibration is not None, "a subject of shapes alone repairs nothing"
+        return refit(draft.model, calibration, targets=statistics.targets, kept=draft.kept)
+
+    def _with_biases(self, draft: Draft) -> nn.Module:
+        """Give each layer that repair would fit a bias of zeros where it has none."""
+        layers = dict(draft.model.named_modules())
+        for name in self.subject.fitted:
+            layer = layers.get(name)
+            if isinstance(layer, WEIGHTED) and layer.bias is None:
+                layer.bias = nn.Parameter(torch.zeros(len(layer.weight), dtype=layer.weight.dtype), layer.weight.requires_grad)
+        return draft.model

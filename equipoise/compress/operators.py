@@ -1,0 +1,68 @@
+"""The layers of a model as operators with shapes, seen in one run of it."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.overrides import TorchFunctionMode
+
+from equipoise.ops import Op
+
+
+def operators(model: nn.Module, example: Tensor) -> dict[str, Op]:
+    """Return module name -> operator for every convolution and linear layer that runs.
+
+    Args:
+        model: BatchNorm folded, so that a rectifier is seen to follow its convolution. Not changed.
+        example: (N, ...) inputs.
+
+    Limits:
+        2-D convolutions with zero padding, and linear layers. A layer that runs more than once counts once.
+    """
+    found: dict[str, Op] = {}
+    outputs: dict[int, tuple[str, Tensor]] = {}
+
+    def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
+        found[name] = _spec(layer, inputs[0])
+        outputs[id(output)] = (name, output)  # the tensor is kept, so that its id is not given away
+
+    class Rectifiers(TorchFunctionMode):
+        def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            if getattr(func, "__name__", "") in ("relu", "relu_") and args and id(args[0]) in outputs:
+                name = outputs[id(args[0])][0]
+                found[name] = replace(found[name], relu=True)
+            return func(*args, **(kwargs or {}))
+
+    hooks = [
+        layer.register_forward_hook(lambda layer, inputs, output, name=name: record(name, layer, inputs, output))
+        for name, layer in model.named_modules()
+        if _counted(layer)
+    ]
+    try:
+        with torch.no_grad(), Rectifiers():
+            model(example)
+    finally:
+        for hook in hooks:
+            hook.remove()
+    return found
+
+
+def _counted(layer: nn.Module) -> bool:
+    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros")
+
+
+def _spec(layer: nn.Module, inputs: Tensor) -> Op:
+    """The operator of a layer, from its attributes and one input."""
+    if isinstance(layer, nn.Linear):
+        return Op("linear", layer.in_features, layer.out_features, height=max(1, inputs[0].numel() // layer.in_features))
+    if not isinstance(layer, nn.Conv2d):
+        raise TypeError(type(layer).__name__)
+    kernel, stride, dilation = ((pair[0], pair[1]) for pair in (layer.kernel_size, layer.stride, layer.dilation))
+    padding = (0, 0) if isinstance(layer.padding, str) else (layer.padding[0], layer.padding[1])
+    if layer.padding == "same":
+        padding = (dilation[0] * (kernel[0] - 1) // 2, dilation[1] * (kernel[1] - 1) // 2)
+    shape = (layer.groups, inputs.shape[-2], inputs.shape[-1])
+    return Op("conv", layer.in_channels, layer.out_channels, kernel, stride, padding, dilation, *shape)

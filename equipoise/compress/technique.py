@@ -1,0 +1,85 @@
+"""What a technique of compression is: it offers choices, applies them to a draft, and says what becomes of each layer.
+
+The search, the tables, the reports and the export work on offers alone and know no technique by name.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Protocol, cast, runtime_checkable
+
+from torch import Tensor, nn
+
+from equipoise.compress.subject import Subject
+from equipoise.ops import Op
+from equipoise.records import Choice
+from equipoise.techniques import TECHNIQUES
+
+
+@dataclass(frozen=True, slots=True)
+class Offer:
+    """What may be chosen at one place.
+
+    Attributes:
+        place: A layer, a group or a block, by its name in the model; empty for the whole model.
+        menu: The choices, the untouched one first.
+        layers: Names of the layers that it acts on.
+        removes: Choice -> the layers that are gone under it; knobs that act on these alone then do nothing.
+        needs: Choice -> bits that the runtime must be able to compute in.
+        refused: Why nothing can be chosen here, where that is so; the menu then holds the untouched choice alone.
+    """
+
+    place: str
+    menu: tuple[Choice, ...]
+    layers: tuple[str, ...]
+    removes: Mapping[Choice, tuple[str, ...]] = field(default_factory=dict)
+    needs: Mapping[Choice, int] = field(default_factory=dict)
+    refused: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Draft:
+    """A model on its way through the techniques.
+
+    Attributes:
+        model: As it is by now.
+        damaged: Whether it computes something else than it did, so that repair has something to mend.
+        kept: Layer -> the output channels that it kept, int64, where it lost some.
+        renamed: Layer -> the one inside it that now gives its answer.
+        request: Layer -> bits that the runtime is asked to compute it in, where not 32.
+    """
+
+    model: nn.Module
+    damaged: bool = False
+    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    renamed: Mapping[str, str] = field(default_factory=dict)
+    request: Mapping[str, int] = field(default_factory=dict)
+
+
+@runtime_checkable
+class Technique(Protocol):
+    """Three members, checked by `equipoise.testing.techniques.check_technique`; a technique holds no state."""
+
+    def offers(self, subject: Subject) -> Iterable[Offer]:
+        """Yield what may be chosen, and what must be left whole and why, in the order of the model."""
+        ...
+
+    def apply(self, draft: Draft, subject: Subject, chosen: Mapping[str, Choice]) -> Draft:
+        """Return the draft with `chosen` (place -> choice, none of them untouched) applied; neither draft nor subject changes.
+
+        Raises:
+            InputError: A place that is not offered, or a choice that cannot be built.
+        """
+        ...
+
+    def ops(self, subject: Subject, offer: Offer, layer: str, choice: Choice) -> tuple[Op, ...]:
+        """Return the operators that `layer` becomes under one choice alone; empty where it is gone."""
+        ...
+
+
+def technique(kind: str) -> Technique:
+    """Return the technique of a kind of knob, importing it now."""
+    module, _, name = TECHNIQUES[kind].maker.partition(":")
+    return cast(Technique, getattr(importlib.import_module(module), name)())

@@ -1,0 +1,421 @@
+"""The road: baseline, space, tables, predicted front, search, recovery, last measurement; it only decides.
+
+Every job is named here and done elsewhere. Each decision depends on what is recorded alone, so walking the road again after a
+crash, or on another machine, decides the same: nothing is lost and nothing is counted twice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+from equipoise.budget import Budget
+from equipoise.errors import EquipoiseError
+from equipoise.events import Event, Listener
+from equipoise.measure.meters import Meters
+from equipoise.records import Evaluation, Fidelity, Plan, as_data, digest, evaluation_from
+from equipoise.road import entries, rungs
+from equipoise.road.facts import TARGET, facts_from
+from equipoise.road.features import Features, completed
+from equipoise.road.jobs import Job, Record, Walk
+from equipoise.road.proposals import FIRST, WORST_LOSS, Known, worst_loss
+from equipoise.search import LossTable, converged, front_volume, loss_table
+from equipoise.stats import median
+from equipoise.study.header import Header
+from equipoise.study.record import Study
+from equipoise.units import show
+
+SEARCH_SHARE = 0.5
+"""Share of the time by which the one-shot search ends when recovery follows."""
+SEARCH_LEAST = 0.4
+"""Share of what the tables left that the search may take in any case."""
+TABLE_SHARE = 0.3
+"""Share of the time left after the baseline that the loss table may take."""
+TIMES_SHARE = 0.1
+"""The same for the layer times, of all targets together."""
+FINAL_SHARE, FINAL_LEAST_S, FINAL_MOST_SHARE = 0.06, 10.0, 0.2
+"""Time kept for the last race, in fresh processes: a share of it all, but some seconds where that is not too much."""
+WORTH_TABLES = 3
+"""Trials that must still fit after the baseline for tables, which alone show nothing, to be worth their time."""
+ROUNDS = 4
+"""Rounds of the search before recovery: what training brings then tells more than further one-shot trials."""
+HEADROOM = 1.25
+"""Times the time that a first search is thought to need, where more is advised."""
+SHORTLIST = 6
+PROBE_SAMPLES, FEWEST_SAMPLES = 1000, 64
+"""Validation samples for one-knob losses, which need far fewer than accuracy does; and where time is short."""
+LEAST_DROP = 0.05
+"""Points below which a drop is not told from none, where its decay is fitted."""
+
+T = TypeVar("T")
+Steps = Generator[Job, dict[str, Any], T]
+"""What yields jobs, is sent their results, and returns `T`."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What the user asked of which workload, as far as decisions depend on it.
+
+    Attributes:
+        targets: Target -> bits that it computes in; the first is the reference.
+        samples: Validation samples there are.
+        about: Fields of the header that only tell: ``workload``, ``name``, ``metric``, ``damage_unit``.
+    """
+
+    targets: Mapping[str, tuple[int, ...]]
+    budget: Budget
+    limit_s: float
+    seed: int
+    recovery: bool
+    samples: int
+    about: Mapping[str, Any]
+    meters: Meters = field(default_factory=Meters)
+
+
+class Road(Walk):
+    """The decisions of one walk; `next` gives the jobs."""
+
+    def __init__(self, asked: Asked, listen: Listener) -> None:
+        super().__init__(self._walk_it)
+        self.asked, self.listen = asked, listen
+        self.budget = asked.budget
+        self.spent_s = 0.0
+        self.header: Header | None = None
+        self.evaluations: list[Evaluation] = []
+        self.volumes: list[float] = []
+        self.worst_loss = WORST_LOSS
+        self.recovered = False
+        self.proposing_s = 0.0
+        self.known: Known | None = None
+        self._walked: set[tuple[str, str]] = set()
+
+    # ---- the road ------------------------------------------------------------------------------------------------------------
+
+    def _walk_it(self, record: Record) -> Steps[None]:
+        self.record = record
+        self.tell("prepare", "fold the model, trace its groups, collect statistics")
+        prepared = yield from self._step(Job("prepare", "0", says="preparing the model"))
+        self.facts = facts_from(prepared["facts"])
+        self.space = self.facts.space
+        yield from self._baseline()
+        if self.left() - self.reserve < WORTH_TABLES * self.expected("one-shot"):
+            yield from self._extent(sum(len(k.menu) - 1 for k in self.space.knobs), read=0, seconds=0.0)
+        else:
+            yield from self._tables()
+            yield from self._search(self.search_s() if self.asked.recovery else self.left() - self.reserve)
+            if self.asked.recovery:
+                yield from self._recover()
+                self.recovered = True
+                yield from self._search(self.left() - self.reserve)  # the time that recovery had no use for
+        yield from self._final()
+
+    def tell(self, stage: str, text: str, evaluation: Evaluation | None = None, *, extra_s: float = 0.0) -> None:
+        """Report progress; `extra_s` is the time of a step that is still going on."""
+        self.listen(Event(stage, text, self.spent_s + extra_s, self.asked.limit_s, evaluation))
+
+    def left(self) -> float:
+        """Seconds of the time that are left; from recorded times only, so that a replay decides the same."""
+        return self.asked.limit_s - self.spent_s
+
+    @property
+    def reserve(self) -> float:
+        """Seconds kept for the last measurement."""
+        limit_s = self.asked.limit_s
+        return min(max(FINAL_LEAST_S, FINAL_SHARE * limit_s), FINAL_MOST_SHARE * limit_s)
+
+    def search_s(self) -> float:
+        """Seconds that the search may take before recovery: the first half of the time, or a fair part of what is left."""
+        return max(SEARCH_SHARE * self.asked.limit_s - self.spent_s, SEARCH_LEAST * (self.left() - self.reserve))
+
+    def expected(self, fidelity: Fidelity) -> float:
+        """Seconds that the next evaluation will take, its training left out, as those before it tell."""
+        seen = [
+            e.seconds - (e.training.seconds if e.training else 0.0) for e in self.evaluations if e.ok and e.fidelity == fidelity
+        ]
+        if seen:
+            return median(seen[-9:])
+        return max((e.seconds for e in self.evaluations if e.ok), default=0.0)
+
+    def _step(self, job: Job) -> Steps[dict[str, Any]]:
+        """Have a job done, and count its recorded time; one that the walk comes by again has cost its time once."""
+        data = yield job
+        if (job.kind, job.key) not in self._walked:
+            self._walked.add((job.kind, job.key))
+            self.spent_s += data["seconds"]
+        return data
+
+    def _evaluate(
+        self,
+        plan: Plan,
+        fidelity: Fidelity,
+        *,
+        leg: int = 0,
+        predicted: Mapping[str, float] | None = None,
+        training_s: float = 0.0,
+        **trained: Any,
+    ) -> Steps[Evaluation]:
+        """Have a plan evaluated, once and for all."""
+        key = f"{plan.digest}:{fidelity}" + (f":{leg}" if leg else "")
+        if ("evaluation", key) in self._walked:
+            return next(e for e in self.evaluations if e.key == key)
+        known = self.evaluations[0].axis("latency_s").get() if self.evaluations else None
+        args = {
+            "plan": as_data(plan), "fidelity": fidelity, "leg": leg, "predicted": dict(predicted or {}), "reference_s": known,
+            "latency_s": self._latency_seconds, **({"training_s": training_s, **trained} if training_s else {}),
+        }  # fmt: skip
+        data = yield from self._step(
+            Job(
+                "evaluation", key, args, "measuring host", self.expected(fidelity) + training_s,
+                f"the {fidelity} evaluation of plan {plan.digest}",
+            )
+        )  # fmt: skip
+        found = evaluation_from(data["evaluation"])
+        self.evaluations.append(found)
+        self.tell("evaluate", fidelity, found)
+        return found
+
+    @property
+    def _latency_seconds(self) -> float:
+        """Wall time for one latency comparison inside the search: a hundredth of the run, between 0.3 and 1.5 s."""
+        return min(1.5, max(0.3, self.asked.limit_s / 100))
+
+    def proposal(self) -> dict[str, Any]:
+        """Return the plans that the road is waiting for; the one job that is worked out from what the road itself knows."""
+        assert self.known is not None, "no proposal is waited for"
+        return self.known.proposal()
+
+    # ---- the untouched model -------------------------------------------------------------------------------------------------
+
+    def _baseline(self) -> Steps[None]:
+        """Measure the untouched model, on every target and in every precision, and write the study's header."""
+        asked = self.asked
+        notes = (yield from self._step(Job("notes", "workload")))["notes"]
+        for note in notes:
+            self.tell("notes", f"WARNING: {note}")
+        self.tell("baseline", f"the untouched model; {asked.about['metric']['point']}")
+        first = yield from self._evaluate(self.space.untouched, "untouched")
+        if not first.ok:
+            raise EquipoiseError(f"the untouched model could not be measured on {next(iter(asked.targets))}: {first.reason}")
+        self.fixed_s = self.spent_s
+        self.header = Header(
+            target=",".join(asked.targets), budget=asked.budget.text, time_s=asked.limit_s, seed=asked.seed, baseline=first.key,
+            space=self.facts.offered, left_whole=self.facts.left_whole, notes=tuple(notes),
+            price_per_hour=asked.meters.price_per_hour, grid=asked.meters.grid, **asked.about,
+        )  # fmt: skip
+        yield from self._step(Job("study", self.header.asked, {"header": as_data(self.header)}))
+        for target, precisions in asked.targets.items():
+            for bits in precisions:
+                if self.left() - self.reserve > self.expected("one-shot"):
+                    yield from self._one_shot(self.uniform(target, bits))
+
+    def uniform(self, target: str, bits: int) -> Plan:
+        """Return the untouched model on one target in one precision: what hand use of one tool would give."""
+        changes: dict[str, Any] = {k.name: bits for k in self.space.knobs if bits in k.menu and k.kind == "bits"}
+        if TARGET in self.space.positions:
+            changes[TARGET] = target
+        return self.space.untouched.but(changes)
+
+    def _one_shot(self, plan: Plan, predicted: Mapping[str, float] | None = None) -> Steps[Evaluation]:
+        """Have a plan evaluated compressed and repaired, not trained (unless it is the untouched one, which is known)."""
+        if plan == self.space.untouched:
+            return self.evaluations[0]
+        return (yield from self._evaluate(plan, "one-shot", predicted=predicted))
+
+    # ---- the tables ----------------------------------------------------------------------------------------------------------
+
+    def _tables(self) -> Steps[None]:
+        """Have the tables measured within their share, leave out what cannot be tried, and record how far they reached."""
+        room = self.left() - self.reserve
+        macs = {row.name: float(row.macs) for row in self.evaluations[0].layers if row.macs}
+        todo = entries.ordered(self.space, self.facts, macs)
+        losses, failed, probes_s = yield from self._probed(todo, self.spent_s + TABLE_SHARE * room)
+        self.space, known = entries.offered(self.space, losses, failed)
+        self.features: dict[str, Features] = {}
+        for target, precisions in self.asked.targets.items():
+            self.tell("tables", f"layer times on {target.partition(':')[0]}")
+            share = max(0.5, TIMES_SHARE * room / len(self.asked.targets))
+            seconds = min(max(2.0, min(20.0, self.asked.limit_s / 60)), share)
+            args = {"target": target, "seconds": seconds, "knobs": [k.name for k in self.space.knobs]}
+            found = yield from self._step(Job("lut", target, args, "measuring host", 2 * seconds))
+            times = completed(found["times"], self.facts.layers, precisions)
+            self.features[target] = Features(self.space, self.facts.layers, times, precisions)
+        yield from self._extent(len(todo), read=len(losses) + len(failed), seconds=probes_s)
+        self.table: LossTable = loss_table(self.space, known, errors=1e-4)
+
+    def _probed(
+        self, todo: Sequence[entries.Entry], until: float
+    ) -> Steps[tuple[entries.Losses, dict[tuple[str, Any], str], float]]:
+        """Have entries read in order while they fit; return the losses, what failed and why, and the seconds of all of them."""
+        samples = yield from self._samples(len(todo), until - self.spent_s)
+        losses: entries.Losses = {}
+        failed: dict[tuple[str, Any], str] = {}
+        took: dict[str, list[float]] = {}
+        for i, (knob, choice) in enumerate(todo):
+            expected = median(took[knob.kind]) if knob.kind in took else self.expected("one-shot")
+            if self.spent_s + expected > until:
+                continue  # another kind may be quicker
+            self.tell("tables", f"loss of {knob.name}={choice} ({i + 1}/{len(todo)})")
+            args = {"knob": knob.name, "choice": choice, "samples": samples}
+            row = yield from self._step(Job("table", f"{knob.name}={choice}", args, expected_s=expected))
+            took.setdefault(knob.kind, []).append(row["seconds"])
+            if row.get("error"):
+                failed[knob.name, choice] = row["error"]
+            else:
+                losses[knob.name, choice] = row["loss"]
+        anyhow = median([s for rows in took.values() for s in rows]) if took else 0.0
+        return losses, failed, sum(median(took[k.kind]) if k.kind in took else anyhow for k, _ in todo)
+
+    def _samples(self, count: int, seconds: float) -> Steps[int]:
+        """Validation samples for one probe, so that at this model's pace all fit into half of `seconds`, within limits."""
+        pace = (yield from self._step(Job("pace", "teacher")))["sample_s"]
+        return int(min(PROBE_SAMPLES, max(FEWEST_SAMPLES, seconds / 2 / max(1, count) / max(pace, 1e-9))))
+
+    def _extent(self, count: int, *, read: int, seconds: float) -> Steps[None]:
+        """Record how far the tables reached under this asking, and the seconds that would be enough for all and a first search.
+
+        Args:
+            count: Entries of the loss table, all together.
+            read: How many were read.
+            seconds: What reading all would take; 0 where none was read.
+        """
+        assert self.header is not None, "the baseline comes first"
+        trial = self.expected("one-shot")
+        probes = min(seconds or count * trial / 2, 2 * FIRST * trial)  # beyond that they are predicted from one another
+        enough = HEADROOM * (self.fixed_s + probes + 2 * FIRST * trial)
+        args = {"entries": count, "read": read, "before_s": self.spent_s, "enough_s": enough}
+        yield from self._step(Job("extent", self.header.asked, args))
+
+    # ---- the search ----------------------------------------------------------------------------------------------------------
+
+    def _search(self, seconds: float) -> Steps[None]:
+        """Evaluate the predicted front, then let the genetic search propose rounds until it converges or `seconds` are over.
+
+        Before recovery it stops after a few rounds too; called again, it goes on.
+        """
+        until = self.spent_s + seconds
+        while self._worth_another_round(until):
+            number = len(self.volumes)
+            self.known = Known.of(
+                self.space, self.table, self.features, self._inside(), budget=self.budget, meters=self.asked.meters,
+                worst_loss=self.worst_loss, seed=self.asked.seed, number=number,
+            )  # fmt: skip
+            self.tell("search", f"round {number}: " + ("propose plans" if number else "solve the predicted front"))
+            found = yield from self._step(Job("proposal", self._turn(number), {"number": number}))
+            self.proposing_s = found["seconds"]
+            if not number:
+                self._tell_reach(found["reach"])
+            if not found["plans"] and number:
+                return
+            for row in found["plans"]:
+                if self.spent_s + self.expected("one-shot") > until:
+                    return
+                plan = Plan(row)
+                yield from self._one_shot(plan, self.known.predicted(plan))
+            if not number:
+                self.worst_loss = worst_loss(self.evaluations, self.budget, mendable=self._mendable)
+            evaluated = Known.evaluated(self.space, self._inside())
+            self.volumes.append(front_volume(evaluated, worst_loss=self.worst_loss))
+
+    @property
+    def _mendable(self) -> float:
+        """Times the allowed drop that a plan may lose at first and still be of interest."""
+        return rungs.MENDABLE if self.asked.recovery else 1.0
+
+    def _worth_another_round(self, until: float) -> bool:
+        """Whether there is a plan to try, time to try it, and hope that it tells something."""
+        if self.space.size < 2 or converged(self.volumes):
+            return False
+        if self.spent_s + self.proposing_s + self.expected("one-shot") > until:
+            return False
+        return len(self.volumes) < ROUNDS or not self.asked.recovery or self.recovered
+
+    def _turn(self, number: int) -> str:
+        """Name of a proposal: what it is made from, so that another budget is proposed for anew and a replay finds its own."""
+        untrained = [e.key for e in self.evaluations if e.fidelity != "recovered"]
+        return digest([number, self.budget.text, self.asked.recovery, untrained])
+
+    def _tell_reach(self, reach: Mapping[str, Sequence[float]]) -> None:
+        """Say what the space is predicted to reach, so that a budget out of reach is known before the search, not after it."""
+        assert self.known is not None, "a proposal was made from what is known"
+        for word, unit, key in (("latency", "s", "latency_s"), ("size", "B", "size_bytes")):
+            low, middle, high = (show(v, unit) for v in reach[key])
+            self.tell("search", f"predicted {word} of the space: least {low}, median {middle}, most {high}")
+        for key, most in self.known.bounds.items():
+            if key in reach and most < reach[key][0]:
+                constraint = next(c for c in self.budget.constraints if self.asked.meters.on_base(c.word, c.bound)[1] == most)
+                self.tell("search", f"WARNING: {constraint} is below the least that this space is predicted to reach")
+
+    def _inside(self) -> list[Evaluation]:
+        """The evaluations whose plan is of the space, from which failed probes may have taken a choice."""
+        menus = {k.name: k.menu for k in self.space.knobs}
+        return [e for e in self.evaluations if all(c in menus[name] for name, c in e.plan.choices.items())]
+
+    # ---- recovery ------------------------------------------------------------------------------------------------------------
+
+    def _recover(self) -> Steps[None]:
+        """Have the candidates trained rung by rung until the reserve is left; each leg is one evaluation.
+
+        A rung too short to be worth its overhead trains fewer candidates, or leaves its time to the next; so does one that
+        ended early. Nothing is trained on after a rung in which every training failed.
+        """
+        alive = rungs.candidates(self.evaluations, self.budget)
+        trained: dict[str, list[tuple[float, float]]] = {e.plan.digest: [] for e in alive}
+        carried = 0.0
+        for rung, (_, share) in enumerate(rungs.RUNGS):
+            if not alive:
+                return
+            carried += share
+            room = self.left() - self.reserve
+            overhead = max(self.expected("recovered"), self.expected("one-shot"))
+            count, time = rungs.trainees(rung, len(alive), room, overhead, carried)
+            if count < 1:
+                continue
+            last = rung == len(rungs.RUNGS) - 1
+            alive = rungs.promote(alive, trained, count, self.budget, horizon=room if last else 0.5 * room)
+            seconds = time / len(alive) - overhead
+            self.tell("recover", f"rung {rung + 1}: distil {len(alive)} for {seconds:.0f} s each")
+            done = []
+            for start in alive:
+                done.append((yield from self._leg(start, rung + 1, seconds)))
+            for before, after in zip(alive, done, strict=True):
+                if after.ok:
+                    history = trained[before.plan.digest]
+                    history.append(((history[-1][0] if history else 0.0) + seconds, max(after.drop.get(), LEAST_DROP)))
+            alive = [e for e in done if e.ok]
+            carried = 0.0
+
+    def _leg(self, start: Evaluation, rung: int, seconds: float) -> Steps[Evaluation]:
+        """Have a plan trained on from where an evaluation of it stands."""
+        args = {"plan": start.plan.digest}
+        leg = int((yield from self._step(Job("leg", digest([start.key, round(seconds, 6)]), args)))["leg"])
+        predicted = {k: v for k, v in start.predicted.items() if k != "damage"}
+        return (
+            yield from self._evaluate(
+                start.plan, "recovered", leg=leg, predicted=predicted, training_s=seconds, weights=start.weights, rung=rung
+            )
+        )
+
+    # ---- the last measurement ------------------------------------------------------------------------------------------------
+
+    def _final(self) -> Steps[None]:
+        """Have the shortlist timed side by side with the untouched model, until the intervals are narrow or the time is up."""
+        assert self.header is not None, "the baseline comes first"
+        every = tuple(evaluation_from(row["evaluation"]) for row in self.record.all("evaluation"))
+        study = Study(
+            Path(), self.header, every, {}
+        )  # not raced: else the race's own result would change its field on a replay
+        chosen = {e.key: e for e in (study.best, study.knee, *self._contenders(), *study.front) if e.fidelity != "untouched"}
+        shortlist = list(chosen)[:SHORTLIST]
+        seconds = max(self.reserve, min(FINAL_LEAST_S, self.left()))
+        if not shortlist or self.left() < seconds / 2:
+            return
+        self.tell("final", f"time the {len(shortlist)} best beside the untouched model")
+        args = {"baseline": study.baseline.key, "keys": shortlist, "seconds": seconds, "seed": self.asked.seed}
+        yield from self._step(Job("final", digest(sorted(shortlist)), args, "measuring host", seconds))
+
+    def _contenders(self) -> list[Evaluation]:
+        """The best that hand use of one tool gives: the untouched model quantized for each target."""
+        plans = {self.uniform(target, bits) for target, some in self.asked.targets.items() for bits in some}
+        return [e for e in self.evaluations if e.ok and e.fidelity == "one-shot" and e.plan in plans]

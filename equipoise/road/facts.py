@@ -1,0 +1,91 @@
+"""What a model offers to a search, as plain data: its knobs, what they act on, and its layers as operators.
+
+All that the road decides by is here, so it decides without the model, and a study can be walked again on a machine without it.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from equipoise.ops import Op, op_from
+from equipoise.records import Choice, Knob
+from equipoise.search import Space
+from equipoise.study.header import Offered
+
+TARGET = "target"
+"""The knob that says where a plan runs."""
+
+
+@dataclass(frozen=True, slots=True)
+class Act:
+    """What one knob makes of one layer: the operators under each choice of `menu`; none where it is gone."""
+
+    knob: str
+    menu: tuple[Choice, ...]
+    ops: tuple[tuple[Op, ...], ...]
+
+    def of(self, choice: Choice) -> tuple[Op, ...]:
+        """Return the operators under one choice."""
+        return self.ops[self.menu.index(choice)]
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer with weights.
+
+    Attributes:
+        op: As it is in the untouched model.
+        params: Its parameters there.
+        acts: Of the knobs that change its shape or take it away.
+        bits: The knob of its precision; empty where it has none.
+    """
+
+    name: str
+    op: Op
+    params: int
+    acts: tuple[Act, ...] = ()
+    bits: str = ""
+
+
+@dataclass(frozen=True)
+class Facts:
+    """Knobs, layers, and what was left whole and why.
+
+    Attributes:
+        offered: Every knob of the space, in its order.
+        moot: (knob, choice, knobs that do nothing under it).
+        left_whole: Place -> reason.
+    """
+
+    offered: tuple[Offered, ...]
+    layers: tuple[Layer, ...]
+    moot: tuple[tuple[str, Choice, tuple[str, ...]], ...] = ()
+    left_whole: Mapping[str, str] = field(default_factory=dict)
+
+    @property
+    def space(self) -> Space:
+        """All plans."""
+        return Space(tuple(row.knob for row in self.offered), {(name, choice): gone for name, choice, gone in self.moot})
+
+    def acted_on(self, knob: str) -> tuple[str, ...]:
+        """Return the layers that a knob acts on."""
+        return next((row.layers for row in self.offered if row.knob.name == knob), ())
+
+
+def facts_from(data: Mapping[str, Any]) -> Facts:
+    """Rebuild `Facts` from `records.as_data`."""
+    offered = tuple(
+        Offered(Knob(row["knob"]["name"], tuple(row["knob"]["menu"])), tuple(row["layers"])) for row in data["offered"]
+    )
+    layers = tuple(
+        Layer(row["name"], op_from(row["op"]), row["params"], tuple(map(_act_from, row["acts"])), row["bits"])
+        for row in data["layers"]
+    )
+    moot = tuple((name, choice, tuple(gone)) for name, choice, gone in data["moot"])
+    return Facts(offered, layers, moot, data["left_whole"])
+
+
+def _act_from(data: Mapping[str, Any]) -> Act:
+    return Act(data["knob"], tuple(data["menu"]), tuple(tuple(map(op_from, ops)) for ops in data["ops"]))

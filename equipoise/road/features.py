@@ -1,0 +1,178 @@
+"""From genomes to what the cost models are affine in: operators timed alone, counted by what each knob makes of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+
+from equipoise.ops import Op
+from equipoise.records import digest
+from equipoise.road.facts import Act, Layer
+from equipoise.search import Genomes, Space
+from equipoise.stats import median
+
+Floats = np.ndarray[Any, Any]
+
+
+def entry(op: Op, bits: int) -> str:
+    """Key of a look-up entry."""
+    return f"{bits}:{digest(op)}"
+
+
+def variants(layers: Sequence[Layer], knobs: Collection[str] | None = None) -> list[Op]:
+    """Every operator that one knob alone (of `knobs`, or of all) can give, without repeats; the whole layers come first."""
+    whole = [layer.op for layer in layers]
+    acts = [act for layer in layers for act in layer.acts if knobs is None or act.knob in knobs]
+    changed = [op for act in acts for under in act.ops for op in under]
+    return list({digest(op): op for op in (*whole, *changed)}.values())
+
+
+def completed(times: Mapping[str, float], layers: Sequence[Layer], precisions: Sequence[int]) -> dict[str, float]:
+    """Return `times` with what was not timed predicted from its MACs, at the pace of its layer or else of what was timed."""
+    every = {entry(op, bits): (op, bits) for op in variants(layers) for bits in precisions}
+    paces = {bits: [times[k] / op.work for k, (op, b) in every.items() if b == bits and k in times] for bits in precisions}
+    anywhere = [pace for some in paces.values() for pace in some] or [1e-9]
+    out = dict(times)
+    for layer in layers:
+        for bits in precisions:
+            whole = entry(layer.op, bits)
+            out.setdefault(whole, layer.op.work * median(paces[bits] or anywhere))
+            for op in (op for act in layer.acts for under in act.ops for op in under):
+                out.setdefault(entry(op, bits), out[whole] * op.work / layer.op.work)
+    return out
+
+
+@dataclass(frozen=True)
+class Features:
+    """Turns genomes into features, for one target.
+
+    What several knobs make of a layer together is taken as the product of what each makes of it alone; what that misses, the
+    fit on whole nets absorbs.
+
+    Attributes:
+        times: Seconds of operators by `entry`, complete.
+        precisions: Bits that the target computes in.
+    """
+
+    space: Space
+    layers: tuple[Layer, ...]
+    times: Mapping[str, float]
+    precisions: tuple[int, ...]
+
+    def of(self, axis: str, genomes: Genomes) -> Floats:
+        """Return the features `(n, ...)` of an axis, by its key."""
+        return FEATURES[axis](self, genomes)
+
+    def latency(self, genomes: Genomes) -> Floats:
+        """Return ``(n, 5)``: one, seconds in fp32 layers, seconds in int8 layers, precision changes, live layers."""
+        live, int8 = self._state(genomes)
+        seconds = {bits: self._product(genomes, self._time_ratios[bits], self._seconds[bits]) for bits in self.precisions}
+        fp32 = (seconds[32] * live * ~int8).sum(axis=1)
+        quantized = (seconds[8] * live * int8).sum(axis=1) if 8 in seconds else np.zeros(len(genomes))
+        return np.stack([np.ones(len(genomes)), fp32, quantized, _changes(live, int8), live.sum(axis=1)], axis=1)
+
+    def size(self, genomes: Genomes) -> Floats:
+        """Return ``(n, 4)``: one, parameters kept in fp32, in int8, live layers."""
+        live, int8 = self._state(genomes)
+        kept = self._product(genomes, self._weight_ratios, np.array([float(layer.params) for layer in self.layers])) * live
+        return np.stack([np.ones(len(genomes)), (kept * ~int8).sum(1), (kept * int8).sum(1), live.sum(1)], axis=1)
+
+    def params(self, genomes: Genomes) -> Floats:
+        """Return ``(n, 2)``: one, parameters kept."""
+        size = self.size(genomes)
+        return np.stack([size[:, 0], size[:, 1] + size[:, 2]], axis=1)
+
+    def macs(self, genomes: Genomes) -> Floats:
+        """Return ``(n, 2)``: one, MACs of the layers."""
+        live, _ = self._state(genomes)
+        work = self._product(genomes, self._work_ratios, np.array([layer.op.work for layer in self.layers])) * live
+        return np.stack([np.ones(len(genomes)), work.sum(axis=1)], axis=1)
+
+    def _state(self, genomes: Genomes) -> tuple[Floats, Floats]:
+        """Whether each layer is there, and whether it is int8: two ``(n, layers)`` masks."""
+        live = np.ones((len(genomes), len(self.layers)), dtype=bool)
+        int8 = np.zeros_like(live)
+        for i, layer in enumerate(self.layers):
+            for column, gone in self._removals[i]:
+                live[:, i] &= ~gone[genomes[:, column]]
+            if 8 in self.precisions and layer.bits in self.space.positions:
+                int8[:, i] = genomes[:, self.space.positions[layer.bits]] > 0
+        return live, int8
+
+    def _product(self, genomes: Genomes, ratios: Sequence[Sequence[tuple[int, Floats]]], whole: Floats) -> Floats:
+        """What is left of `whole` `(layers,)` under each genome, ``(n, layers)``."""
+        out = np.repeat(whole[None], len(genomes), axis=0)
+        for i, acts in enumerate(ratios):
+            for column, shares in acts:
+                out[:, i] *= shares[genomes[:, column]]
+        return out
+
+    @cached_property
+    def _seconds(self) -> dict[int, Floats]:
+        return {bits: np.array([self.times[entry(layer.op, bits)] for layer in self.layers]) for bits in self.precisions}
+
+    @cached_property
+    def _time_ratios(self) -> dict[int, list[list[tuple[int, Floats]]]]:
+        return {bits: self._ratios(lambda op, bits=bits: self.times[entry(op, bits)]) for bits in self.precisions}
+
+    @cached_property
+    def _weight_ratios(self) -> list[list[tuple[int, Floats]]]:
+        return self._ratios(lambda op: float(op.weights))
+
+    @cached_property
+    def _work_ratios(self) -> list[list[tuple[int, Floats]]]:
+        return self._ratios(lambda op: op.work)
+
+    def _ratios(self, value: Any) -> list[list[tuple[int, Floats]]]:
+        """For each layer, for each knob that reshapes it: its column, and what it leaves under each choice of its menu."""
+        return [
+            [
+                (column, np.array([sum(map(value, ops)) / value(layer.op) if ops else 1.0 for ops in under]))
+                for column, under in self._acting(layer)
+            ]
+            for layer in self.layers
+        ]
+
+    @cached_property
+    def _removals(self) -> list[list[tuple[int, Floats]]]:
+        found = [[(column, np.array([not ops for ops in under])) for column, under in self._acting(x)] for x in self.layers]
+        return [[(column, gone) for column, gone in some if gone.any()] for some in found]
+
+    def _acting(self, layer: Layer) -> list[tuple[int, list[tuple[Op, ...]]]]:
+        """The columns that act on a layer, with the operators under each choice that is left on the menu."""
+        acts: list[Act] = [act for act in layer.acts if act.knob in self.space.positions]
+        return [(self.space.positions[act.knob], [act.of(c) for c in self.space.knob(act.knob).menu]) for act in acts]
+
+
+def _changes(live: Floats, int8: Floats) -> Floats:
+    """Number of times the precision changes from one live layer to the next, ``(n,)``."""
+    out = np.zeros(len(live))
+    for row in range(len(live)):
+        states = int8[row][live[row]]
+        out[row] = np.count_nonzero(states[1:] != states[:-1])
+    return out
+
+
+FEATURES = {
+    "latency_s": Features.latency,
+    "energy_j": Features.latency,
+    "size_bytes": Features.size,
+    "peak_memory_bytes": Features.size,
+    "params": Features.params,
+    "macs": Features.macs,
+}
+"""Key of a predicted axis -> what it is affine in."""
+
+PRIORS = {
+    "latency_s": np.array([0.0, 1.0, 1.0, 0.0, 0.0]),
+    "energy_j": np.array([0.0, 10.0, 10.0, 0.0, 0.0]),
+    "size_bytes": np.array([0.0, 4.0, 1.0, 0.0]),
+    "peak_memory_bytes": np.array([0.0, 4.0, 1.0, 0.0]),
+    "params": np.array([0.0, 1.0]),
+    "macs": np.array([0.0, 1.0]),
+}
+"""Believed before any whole net is measured: the sum of the isolated operators, four bytes a float and one an int8 weight."""

@@ -1,0 +1,137 @@
+"""Jobs, what decides on them and what does them: the three protocols of a road.
+
+A road decides: `Decisions.next` looks at the record and names the jobs to do now. An executor does them, and the record keeps
+what they gave. So the same decisions drive a laptop, a child process or many machines, and a test drives a road with an
+executor that answers from a formula.
+"""
+
+from __future__ import annotations
+
+import time as clock
+from collections.abc import Callable, Mapping, Sequence
+from contextlib import AbstractContextManager, nullcontext
+from dataclasses import dataclass, field
+from typing import Any, Literal, Protocol
+
+from equipoise.study.store import Store
+
+Where = Literal["anywhere", "measuring host"]
+
+
+@dataclass(frozen=True)
+class Job:
+    """One step, as plain data.
+
+    Attributes:
+        kind, key: Its name in the record, where its result is kept and found again.
+        args: What it needs, JSON alone.
+        where: ``anywhere``, or only on the machine whose times are compared, and alone there.
+        expected_s: Seconds that it ought to take; 0 where nothing is known.
+        says: The step, as its user knows it.
+    """
+
+    kind: str
+    key: str
+    args: Mapping[str, Any] = field(default_factory=dict)
+    where: Where = "anywhere"
+    expected_s: float = 0.0
+    says: str = ""
+
+    @property
+    def name(self) -> str:
+        """The step in words."""
+        return self.says or f"{self.kind} {self.key}"
+
+
+class Record(Protocol):
+    """What is known: results by kind and key."""
+
+    def get(self, kind: str, key: str) -> dict[str, Any] | None:
+        """Return a result, with the ``seconds`` that it took, or None."""
+        ...
+
+    def all(self, kind: str) -> list[dict[str, Any]]:
+        """Return every result of one kind, oldest first."""
+        ...
+
+
+class Decisions(Protocol):
+    """A road: pure, so that the same record is always answered by the same jobs."""
+
+    def next(self, record: Record) -> list[Job]:
+        """Return the jobs to do now, none of which is recorded; none at all at the end of the road."""
+        ...
+
+
+class Executor(Protocol):
+    """Does jobs."""
+
+    def run(self, job: Job) -> Mapping[str, Any]:
+        """Return a job's result as plain JSON data."""
+        ...
+
+
+def drive(
+    decisions: Decisions,
+    store: Store,
+    executor: Executor,
+    *,
+    mark: float | None = None,
+    around: Callable[[Job], AbstractContextManager[None]] = lambda _: nullcontext(),
+) -> None:
+    """Walk a road to its end: each job that it names is done and recorded, with all the time that passed since the one before.
+
+    Args:
+        decisions: The road.
+        store: Where results are kept; what it holds already is not done again.
+        executor: Does the jobs.
+        mark: ``time.perf_counter()`` from which the first job counts; None for now.
+        around: Gives a context manager in which a job is done, such as one that tells of a job that takes too long.
+    """
+    mark = clock.perf_counter() if mark is None else mark
+    while jobs := decisions.next(store):
+        for job in jobs:
+
+            def compute(job: Job = job, since: float = mark) -> Mapping[str, Any]:
+                with around(job):
+                    data = executor.run(job)
+                return {**data, "seconds": clock.perf_counter() - since}
+
+            store.once(job.kind, job.key, compute)
+            mark = clock.perf_counter()
+
+
+class Walk:
+    """Decisions written as a generator of jobs that is sent their results: the straight line that a road is.
+
+    The generator may depend on nothing but what it was made of and what it is sent, so it can be walked again from any record.
+    """
+
+    def __init__(self, steps: Callable[[Record], Any]) -> None:
+        self._steps = steps
+        self._walk: Any = None
+        self.waiting: Job | None = None
+        self._over = False
+
+    def next(self, record: Record) -> list[Job]:
+        """Return the next job that is not recorded; see `Decisions.next`."""
+        if self._walk is None:
+            self._walk = self._steps(record)
+            self._send(None)
+        while not self._over and self.waiting is not None:
+            found = record.get(self.waiting.kind, self.waiting.key)
+            if found is None:
+                return [self.waiting]
+            self._send(found)
+        return []
+
+    def _send(self, found: dict[str, Any] | None) -> None:
+        try:
+            self.waiting = self._walk.send(found)
+        except StopIteration:
+            self._over = True
+
+
+def names(jobs: Sequence[Job]) -> list[str]:
+    """Return jobs as ``kind key``, for a test or a log."""
+    return [f"{job.kind} {job.key}" for job in jobs]

@@ -1,0 +1,140 @@
+"""Which plans to try next, from what is known: numbers only, and the costliest thing that a road works out itself."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from equipoise.budget import Budget
+from equipoise.measure.meters import Meters
+from equipoise.records import Evaluation, Plan, as_data
+from equipoise.road import prediction
+from equipoise.road.features import Features
+from equipoise.road.rungs import lost
+from equipoise.search import Evaluated, Genomes, LossModel, LossTable, Space, fit_loss
+from equipoise.search.front import predicted_front
+from equipoise.search.propose import first_points, halving, propose
+from equipoise.stats import median
+
+ROUND = 8
+"""Plans proposed together in a round of the genetic search."""
+FIRST = 12
+"""Plans of the predicted front that are evaluated before the search begins."""
+WORST_LOSS = 1.0
+"""Loss beyond which a plan is of no interest, recovered or not; a bound on the drop lowers it once drops are known."""
+LEAST_WORST = 0.05
+TELLING_LOSS = 0.02
+"""Loss from which a drop is more than chance."""
+
+
+def worst_loss(evaluations: Sequence[Evaluation], budget: Budget, *, mendable: float) -> float:
+    """Return the loss beyond which, as these plans tell, a plan drops more than the bound and training could mend.
+
+    Args:
+        mendable: Times the bound that training may mend.
+    """
+    bound = budget.bound("drop")
+    tried = [e for e in evaluations if e.ok and lost(e) > TELLING_LOSS and e.drop.get() > 0]
+    if not bound or not tried:
+        return WORST_LOSS
+    points_per_loss = median([e.drop.get() / lost(e) for e in tried])
+    return float(min(WORST_LOSS, max(LEAST_WORST, mendable * bound / points_per_loss)))
+
+
+@dataclass(frozen=True)
+class Known:
+    """What a round is proposed from.
+
+    Attributes:
+        tried: What the one-shot evaluations say.
+        costs: Predicted costs: those that are traded off, then those that only have a bound.
+        bounds: Key of an axis -> the most allowed.
+        model: Predicts the loss.
+        number: Of the round, from 0.
+    """
+
+    space: Space
+    tried: Evaluated
+    costs: tuple[prediction.Cost, ...]
+    bounds: Mapping[str, float]
+    model: LossModel
+    worst_loss: float
+    seed: int
+    number: int
+
+    @classmethod
+    def of(
+        cls,
+        space: Space,
+        table: LossTable,
+        features: Mapping[str, Features],
+        evaluations: Sequence[Evaluation],
+        *,
+        budget: Budget,
+        meters: Meters,
+        worst_loss: float,
+        seed: int,
+        number: int,
+    ) -> Known:
+        """Fit the costs and the loss on what was evaluated."""
+        bounds = prediction.bounds(budget, meters)
+        axes = dict.fromkeys((*prediction.TRADED, *bounds))
+        tried = cls.evaluated(space, evaluations)
+        costs = tuple(prediction.fit(axis, space, features, evaluations) for axis in axes)
+        return cls(space, tried, costs, bounds, fit_loss(table, tried.genomes, tried.losses), worst_loss, seed, number)
+
+    @staticmethod
+    def evaluated(space: Space, evaluations: Sequence[Evaluation]) -> Evaluated:
+        """Return genomes, traded costs and losses of the evaluations that were not trained."""
+        rows = [e for e in evaluations if e.ok and e.fidelity != "recovered"]
+        costs = np.array([[e.axis(axis).get() for axis in prediction.TRADED] for e in rows])
+        return Evaluated(space.encode_all([e.plan for e in rows]), costs, np.array([lost(e) for e in rows]))
+
+    def predicted(self, plan: Plan) -> dict[str, float]:
+        """Return what the tables say of a plan: axis -> value, and ``damage``."""
+        genome = self.space.encode(plan)[None]
+        return {c.axis: float(c.many(genome)[0]) for c in self.costs} | {"damage": float(self.model.losses(genome)[0])}
+
+    def proposal(self) -> dict[str, Any]:
+        """Return the plans of this round, and with the first what the space is predicted to reach."""
+        return self._first() if self.number == 0 else {"plans": [as_data(plan) for plan in self._next()]}
+
+    @property
+    def _traded(self) -> tuple[prediction.Cost, ...]:
+        return self.costs[: len(prediction.TRADED)]
+
+    @property
+    def _bounded(self) -> prediction.Bounded:
+        costs = [c for c in self.costs if c.axis in self.bounds]
+        return prediction.Bounded(tuple(costs), tuple(self.bounds[c.axis] for c in costs))
+
+    def _first(self) -> dict[str, Any]:
+        """The first plans, spread over the predicted front, and what the space is predicted to reach."""
+        front = predicted_front(self.space, self.model.table, self.costs)
+        reach = self._reach(front)
+        losses = self.model.losses(front)
+        seen = {row.tobytes() for row in self.tried.genomes}
+        rows = zip(front, losses, strict=True)
+        useful = np.array([loss <= self.worst_loss and row.tobytes() not in seen for row, loss in rows])
+        if not useful.any():
+            return {"plans": [], "reach": reach}
+        front, losses = front[useful], losses[useful]
+        costs = self.costs[0].many(front)
+        plans = halving(first_points(self.space, front, costs, losses, n=FIRST, focus=self.bounds.get("latency_s")))
+        return {"plans": [as_data(plan) for plan in plans], "reach": reach}
+
+    def _reach(self, front: Genomes) -> dict[str, list[float]]:
+        """The least, the median and the most that the space is predicted to reach on each cost."""
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(1 << 20,)))
+        genomes = np.concatenate([self.space.sample(rng, n=2000), front])
+        return {cost.axis: [float(v) for v in np.quantile(cost.many(genomes), (0.0, 0.5, 1.0))] for cost in self.costs}
+
+    def _next(self) -> list[Plan]:
+        rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(self.number,)))
+        return propose(
+            self.space, self.model, self._traded, self.tried, rng=rng, q=ROUND, worst_loss=self.worst_loss,
+            excess=self._bounded.excess, focus=self.bounds.get("latency_s"),
+        )  # fmt: skip

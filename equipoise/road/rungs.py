@@ -1,0 +1,122 @@
+"""Which survivors of the one-shot search are trained, for how long, and which of them go on: successive halving, as numbers.
+
+A model that looks ruined after pruning may come back in minutes while another does not, so ranking before recovery is wrong.
+Several candidates get a short training, the promising ones a longer one. What training will bring is forecast from what it has
+brought; its time counts.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from equipoise.axes import AXES
+from equipoise.budget import Budget
+from equipoise.pareto import non_dominated
+from equipoise.records import Evaluation
+
+RUNGS = ((4, 0.12), (2, 0.13), (1, 0.75))
+"""(candidates, share of the recovery time) of each rung."""
+DECAY = 0.4
+"""Believed exponent of ``drop ~ time**-DECAY`` until two rungs of the same plan tell better (ResNet-20: 0.34 and 0.40)."""
+LEAST_S = 2.0
+"""A rung that would give a candidate less than this is not worth its overhead."""
+MARGIN = 0.8
+"""Share of the allowed drop that a forecast must stay within: forecasts err, and validation is a sample."""
+MENDABLE = 10.0
+"""A one-shot drop of more than this many times the allowed one is not worth training."""
+INTACT = 0.02
+"""Loss under which a one-shot model needs no recovery to speak of."""
+
+History = Mapping[str, Sequence[tuple[float, float]]]
+"""Plan digest -> (seconds trained in all, drop then), oldest first."""
+
+
+def trainees(rung: int, count: int, room_s: float, overhead_s: float, carried: float) -> tuple[int, float]:
+    """Return how many of `count` candidates a rung trains, and the seconds that it may take; none where there is too little.
+
+    Args:
+        rung: From 0.
+        room_s: Seconds left for this rung and those after it.
+        overhead_s: Of one training, its evaluation included.
+        carried: Share of the time that is this rung's, with what earlier ones left.
+    """
+    later = sum(share for _, share in RUNGS[rung + 1 :])
+    seconds = room_s * carried / (carried + later)
+    return min(RUNGS[rung][0], count, int(seconds / (LEAST_S + overhead_s))), seconds
+
+
+def candidates(evaluations: Sequence[Evaluation], budget: Budget) -> list[Evaluation]:
+    """Return the one-shot evaluations to train first: within the bounds that training cannot change, spread over the loss."""
+    count = RUNGS[0][0]
+    fixed = [c for c in budget.constraints if not AXES[c.word].trained]
+
+    def within(e: Evaluation) -> bool:
+        return all(e.axis(c.axis).known and c.excess(e.axis(c.axis).get()) == 0 for c in fixed)
+
+    rows = [e for e in evaluations if e.ok and e.fidelity == "one-shot" and within(e)]
+    bound = budget.bound("drop")
+    if bound:
+        kept = any(e.drop.get() <= MARGIN * bound for e in rows)  # then the search has a better use for the time
+        rows = [e for e in rows if bound < e.drop.get() <= MENDABLE * bound] or [e for e in rows if not kept]
+    axes = tuple(dict.fromkeys(("latency_s", *(c.axis for c in fixed if AXES[c.word].smaller))))
+    front = [rows[i] for i in non_dominated([[lost(e), *(e.axis(a).get() for a in axes)] for e in rows])]
+    front = sorted((e for e in front if lost(e) >= INTACT), key=lost)
+    if budget.bound("latency") is not None or len(front) <= count:
+        return front[:count]  # at a given latency the least loss is the best start
+    logs = np.log([lost(e) for e in front])
+    wanted = np.linspace(logs[0], logs[-1], count)
+    return [front[i] for i in sorted({int(np.argmin(np.abs(logs - w))) for w in wanted})]
+
+
+def lost(evaluation: Evaluation) -> float:
+    """Return the loss of an evaluation that ended well to the untouched model."""
+    assert evaluation.damage is not None, "a failed evaluation has no loss"
+    return evaluation.damage
+
+
+def promote(alive: Sequence[Evaluation], trained: History, count: int, budget: Budget, *, horizon: float) -> list[Evaluation]:
+    """Return the `count` candidates to train on: the fastest that are forecast to keep the drop, then those forecast best.
+
+    Args:
+        horizon: Seconds of training that the survivor may still get.
+    """
+    if len(alive) <= count or not all(trained[e.plan.digest] for e in alive):
+        return list(alive)[:count]
+    decay = _decay(trained)
+    forecast = {e.key: _forecast(trained[e.plan.digest], horizon, decay) for e in alive}
+    bound = budget.bound("drop")
+    if bound is None:
+        ranked = sorted(alive, key=lambda e: forecast[e.key])
+        if budget.bound("latency") is None:  # no bound at all: balance, by the distance to the ideal corner
+            ranked = sorted(alive, key=lambda e: _distance(e, alive, forecast))
+        return ranked[:count]
+    keeps = sorted((e for e in alive if forecast[e.key] <= MARGIN * bound), key=lambda e: e.axis("latency_s").get())
+    rest = sorted((e for e in alive if forecast[e.key] > MARGIN * bound), key=lambda e: forecast[e.key])
+    return [*keeps, *rest][:count]
+
+
+def _forecast(history: Sequence[tuple[float, float]], horizon: float, decay: float) -> float:
+    seconds, drop = history[-1]
+    return drop * math.pow((seconds + horizon) / seconds, -decay)
+
+
+def _decay(trained: History) -> float:
+    """Return the exponent that plans with two rungs show, averaged with the prior."""
+    seen = [DECAY]
+    for history in trained.values():
+        for (s0, d0), (s1, d1) in itertools.pairwise(history):
+            seen.append(math.log(d0 / d1) / math.log(s1 / s0))
+    return min(2.0, max(0.2, sum(seen) / len(seen)))
+
+
+def _distance(e: Evaluation, alive: Sequence[Evaluation], forecast: Mapping[str, float]) -> float:
+    """Distance to the corner of least latency and least forecast drop, both scaled to 0..1."""
+    times = [math.log(a.axis("latency_s").get()) for a in alive]
+    drops = [forecast[a.key] for a in alive]
+    x = (math.log(e.axis("latency_s").get()) - min(times)) / ((max(times) - min(times)) or 1.0)
+    y = (forecast[e.key] - min(drops)) / ((max(drops) - min(drops)) or 1.0)
+    return math.hypot(x, y)

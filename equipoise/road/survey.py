@@ -1,0 +1,74 @@
+"""Survey a model: what can be changed in it on these targets, and what becomes of each layer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+
+from equipoise.compress.builder import Builder
+from equipoise.compress.technique import Offer
+from equipoise.errors import InputError
+from equipoise.records import Choice, Knob
+from equipoise.road.facts import TARGET, Act, Facts, Layer
+from equipoise.study.header import Offered
+
+NOTHING = "Equipoise changes Conv and Linear layers; `equipoise profile` lists those of your model."
+
+
+def survey(builder: Builder, precisions: Mapping[str, Sequence[int]]) -> Facts:
+    """Read off a model what can be changed, on these targets.
+
+    Args:
+        builder: Of the model.
+        precisions: Target -> bits that it computes in; more than one target make a knob of it.
+    Raises:
+        InputError: Nothing can be changed.
+    """
+    usable = {bits for some in precisions.values() for bits in some}
+    offers = {name: offer for name, offer in builder.offers.items() if not offer.refused}
+    offers = {name: cut for name, offer in offers.items() if len((cut := _within(offer, usable)).menu) > 1}
+    rows = [Offered(Knob(TARGET, tuple(precisions)))] if len(precisions) > 1 else []
+    rows += [Offered(Knob(name, offer.menu), offer.layers) for name, offer in offers.items()]
+    if not rows:
+        raise InputError(f"model must offer something to change; got nothing that can be cut or quantized. {NOTHING}")
+    refused = {offer.place or "model": offer.refused for offer in builder.offers.values() if offer.refused}
+    return Facts(
+        tuple(rows), tuple(_layers(builder, offers)), tuple(_moot(offers, precisions)), refused | dict(builder.subject.left)
+    )
+
+
+def _within(offer: Offer, usable: set[int]) -> Offer:
+    """An offer without the choices that no target can compute in."""
+    menu = tuple(c for c in offer.menu if offer.needs.get(c, 32) in usable or c == offer.menu[0])
+    return replace(offer, menu=menu)
+
+
+def _moot(offers: Mapping[str, Offer], precisions: Mapping[str, Sequence[int]]) -> list[tuple[str, Choice, tuple[str, ...]]]:
+    """Knobs that do nothing: those that act on removed layers alone, and those whose every choice a target lacks."""
+    rows: list[tuple[str, Choice, tuple[str, ...]]] = []
+    for name, offer in offers.items():
+        for choice, gone in offer.removes.items():
+            inside = tuple(other for other, o in offers.items() if other != name and o.layers and set(o.layers) <= set(gone))
+            rows.append((name, choice, inside))
+    if len(precisions) > 1:
+        for target, bits in precisions.items():
+            lost = tuple(n for n, o in offers.items() if o.needs and not {o.needs.get(c) for c in o.menu[1:]} & set(bits))
+            if lost:
+                rows.append((TARGET, target, lost))
+    return rows
+
+
+def _layers(builder: Builder, offers: Mapping[str, Offer]) -> list[Layer]:
+    modules = dict(builder.subject.model.named_modules())
+    out = []
+    for name, op in builder.subject.ops.items():
+        acting = {knob: offer for knob, offer in offers.items() if name in offer.layers}
+        acts = []
+        for knob, offer in acting.items():
+            ops = tuple(builder.ops(knob, name, choice) for choice in offer.menu)
+            if any(under != (op,) for under in ops):
+                acts.append(Act(knob, offer.menu, ops))
+        precise = next((knob for knob, offer in acting.items() if offer.needs), "")
+        params = sum(p.numel() for p in modules[name].parameters(recurse=False))
+        out.append(Layer(name, op, params, tuple(acts), precise))
+    return out

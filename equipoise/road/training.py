@@ -1,0 +1,70 @@
+"""Recovery of one plan: its model is distilled from the untouched one for some seconds, and can be killed at any of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
+
+from equipoise.records import Plan
+from equipoise.road.bench import Workbench
+from equipoise.training.loop import Trained
+from equipoise.training.normalize import refold, unfold
+from equipoise.training.progress import Progress
+from equipoise.training.recipe import Recipe
+from equipoise.training.recover import distill
+
+WITH_NORM = Recipe(optimizer="sgd", lr=0.05, schedule="cosine", weight_decay=5e-4, temperature=4.0, channels_last=True)
+"""For models with BatchNorm. Chosen after one short single-seed pilot on ResNet-20; no benchmark stands behind it yet."""
+FOLDED = Recipe(optimizer="adamw", lr=1e-3, schedule="linear", temperature=2.0)
+
+
+def train(
+    bench: Workbench,
+    plan: Plan,
+    student: nn.Module,
+    *,
+    seconds: float,
+    checkpoint: Path,
+    leg: int,
+    seed: int,
+    on_step: Callable[[Progress], None] | None = None,
+) -> Trained:
+    """Distil `student` from the untouched model for `seconds`, with a checkpoint that a killed run goes on from.
+
+    Where the user's model had BatchNorm it is put back for the training: a folded net only bears small learning rates.
+    """
+    meaning = bench.work.divergence
+    generator = torch.Generator().manual_seed(int(plan.digest[:8], 16) ^ (seed * 1000 + leg))
+    normed = any(isinstance(m, _BatchNorm) for m in bench.work.model.modules())
+    done = distill(
+        unfold(student, torch.split(torch.from_numpy(bench.calibration), 64)) if normed else student,
+        teacher(bench),
+        bench.work.train,
+        seconds=seconds,
+        recipe=WITH_NORM if normed else FOLDED,
+        kind=meaning.kind,
+        axis=meaning.axis,
+        probabilities=meaning.probabilities,
+        augment=bench.work.augment,
+        generator=generator,
+        checkpoint=checkpoint,
+        every_s=min(20.0, seconds / 5),
+        on_step=on_step,
+    )
+    return replace(done, model=refold(done.model).eval())
+
+
+def teacher(bench: Workbench) -> Callable[[Tensor], Tensor]:
+    """Return the untouched model as its own compiled program on all cores: faster than torch for the same answers."""
+    session = bench.reference_on_all_cores
+
+    def answer(inputs: Tensor) -> Tensor:
+        return torch.from_numpy(np.asarray(session.run(inputs.contiguous().numpy()), dtype=np.float32))
+
+    return answer

@@ -1,0 +1,79 @@
+"""Every technique of compression in one row: where it is, when it is applied, and in which words it is told.
+
+Words only, so that a report, a card and a study read them without torch. A new technique is a row here and a file with a class
+that `testing.check_technique` accepts.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from enum import IntEnum
+
+from equipoise.records import Choice
+from equipoise.units import counted
+
+Changed = Sequence[tuple[Choice, Choice]]
+"""What was untouched and what was chosen instead, for each place that a plan changes."""
+
+
+class Stage(IntEnum):
+    """When a technique is applied: what a later one works on is what the earlier ones left."""
+
+    SCALE = 0
+    """What the model takes in."""
+    CUT = 1
+    """Parts of it are removed."""
+    FACTORIZE = 2
+    """Layers are put in another form. After this the weights that are left are repaired, and trained."""
+    ROUND = 3
+    """What the runtime is asked to compute in."""
+
+
+@dataclass(frozen=True, slots=True)
+class Kind:
+    """One technique.
+
+    Attributes:
+        maker: ``module:class``, imported when it is first used.
+        stage: When it is applied.
+        noun: What a knob of it sets, for a page.
+        says: What it did to a whole model, in a few words; empty where another column says it.
+        why: What it did to one layer, given what was untouched and what was chosen.
+        upstream: The same of a layer that only reads what another one lost; empty where there is none.
+    """
+
+    maker: str
+    stage: Stage
+    noun: str
+    says: Callable[[Changed, Changed], str]
+    why: Callable[[Choice, Choice], str]
+    upstream: str = ""
+
+
+def _channels(changed: Changed, every: Changed) -> str:
+    """Share of the channels of all groups that is gone."""
+    before = sum(int(old) for old, _ in every)
+    after = sum(int(new) for _, new in every)
+    return f"{100 * (1 - after / before):.0f}% channels cut" if after < before else ""
+
+
+TECHNIQUES: dict[str, Kind] = {
+    "width": Kind(
+        "equipoise.compress.width:Width",
+        Stage.CUT,
+        "channels",
+        _channels,
+        lambda old, new: f"{int(old) - int(new)} of {old} channels cut: the least needed by the layers that read them",
+        upstream="reads fewer channels",
+    ),
+    "depth": Kind(
+        "equipoise.compress.depth:Depth",
+        Stage.CUT,
+        "depth",
+        lambda changed, _: f"{counted(len(changed), 'block')} dropped" if changed else "",
+        lambda _old, _new: "its block was dropped",
+    ),
+    "bits": Kind("equipoise.compress.bits:Bits", Stage.ROUND, "bits", lambda _changed, _: "", lambda _old, new: f"{new}-bit"),
+}
+"""Kind of a knob -> its technique; the order is that of the knobs in a space."""
