@@ -77,13 +77,16 @@ class Builder:
         statistics, calibration = self.subject.statistics, self.subject.calibration
         assert statistics is not None, "a subject of shapes alone repairs nothing"
         assert calibration is not None, "a subject of shapes alone repairs nothing"
-        return refit(draft.model, calibration, targets=statistics.targets, kept=draft.kept)
+        kept = {layer: places for (layer, axis), places in draft.keep.items() if axis == "out"}
+        targets = {draft.renamed.get(layer, layer): target for layer, target in statistics.targets.items()}
+        kept = {draft.renamed.get(layer, layer): places for layer, places in kept.items()}
+        return refit(draft.model, calibration, targets=targets, kept=kept)
 
     def _with_biases(self, draft: Draft) -> nn.Module:
         """Give each layer that repair would fit a bias of zeros where it has none."""
         layers = dict(draft.model.named_modules())
         for name in self.subject.fitted:
-            layer = layers.get(name)
+            layer = layers.get(draft.renamed.get(name, name))
             if isinstance(layer, WEIGHTED) and layer.bias is None:
                 layer.bias = nn.Parameter(torch.zeros(len(layer.weight), dtype=layer.weight.dtype), layer.weight.requires_grad)
         return draft.model

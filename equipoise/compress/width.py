@@ -34,9 +34,8 @@ class Width:
         cut = checked(subject.groups, {name: int(width) for name, width in chosen.items()})
         kept = {name: sorted(subject.order(subject.group(name))[:width]) for name, width in cut.items()}
         keep = keeping(subject.model, subject.groups, kept)
-        narrowed = {layer: spots for (layer, axis), spots in keep.items() if axis == "out"}
-        model = sliced(draft.model, keep)
-        return replace(draft, model=model, damaged=draft.damaged or bool(keep), kept={**draft.kept, **narrowed})
+        damaged = draft.damaged or bool(keep)
+        return replace(draft, model=sliced(draft.model, keep), damaged=damaged, keep={**draft.keep, **keep})
 
     def ops(self, subject: Subject, offer: Offer, layer: str, choice: Choice) -> tuple[Op, ...]:
         """Return the layer with its share of the inputs or outputs, or of both."""

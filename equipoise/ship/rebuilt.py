@@ -100,8 +100,9 @@ def in_the_graph(scene: Scene) -> Iterator[Check]:
 def _bits(plan: Mapping[str, int | str], floats: Sequence[str], layers: list[str], real: Mapping[str, int]) -> Check:
     """Compare the plan's bits, layer by layer, with the widths of the integers that reach the operators."""
     wanted = {name: 32 if name in floats else plan[f"bits.{name}"] for name in layers}
-    wrong = [f"{name} has {real[name]}" for name in layers if name in real and real[name] != wanted[name]]
-    lost = [name for name in layers if name not in real]
+    held = {name: [bits for other, bits in real.items() if other == name or other.startswith(name + ".")] for name in layers}
+    wrong = [f"{name} has {some[0]}" for name, some in held.items() if any(bits != wanted[name] for bits in some)]
+    lost = [name for name, some in held.items() if not some]
     told = f"{sum(bits == 8 for bits in real.values())} of {len(layers)} layers in 8 bits"
     stated = f"{sum(bits == 8 for bits in wanted.values())} of {len(layers)}"
     if lost and not wrong:
