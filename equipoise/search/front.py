@@ -2,7 +2,7 @@
 
 When each choice adds its own loss and cost, the best sum for *every* budget at once is a dynamic program over units that
 carries all non-dominated (cost, loss) pairs. Where a choice makes others moot (a dropped block), the space is a tree: what lies
-inside is solved first, and its front competes with "or drop it". So nothing is enumerated but the few knobs that act on the same
+inside is solved first, and its front competes with "or drop it". So nothing is enumerated but the few knobs that act on one
 layer. What does not add (products of widths, precision edges, the target) is met by solving around several base plans and
 checking every solution with the full model.
 """

@@ -27,7 +27,8 @@ class Block(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return maps of the shape of `x`."""
         mixed: Tensor = torch.relu(self.mix(torch.relu(self.up(x))))
-        return x + self.down(mixed)
+        added: Tensor = x + self.down(mixed)
+        return added
 
 
 class Probe(nn.Module):
@@ -95,7 +96,8 @@ def _sound(offer: Offer, subject: Subject) -> None:
     names = dict(subject.model.named_modules())
     assert offer.menu, f"{offer.place}: an empty menu"
     assert len(set(offer.menu)) == len(offer.menu), f"{offer.place}: copies on the menu {offer.menu}"
-    assert offer.layers and set(offer.layers) <= set(names), f"{offer.place}: it acts on layers that are none: {offer.layers}"
+    assert offer.layers, f"{offer.place}: it acts on nothing"
+    assert set(offer.layers) <= set(names), f"{offer.place}: it acts on layers that are none: {offer.layers}"
     for table in (offer.removes, offer.needs):
         assert set(table) <= set(offer.menu), f"{offer.place}: {set(table)} is not on the menu {offer.menu}"
     assert bool(offer.refused) <= (len(offer.menu) == 1), f"{offer.place}: refused, and offered all the same"
