@@ -74,6 +74,13 @@ TECHNIQUES: dict[str, Kind] = {
         lambda changed, _: f"{counted(len(changed), 'block')} dropped" if changed else "",
         lambda _old, _new: "its block was dropped",
     ),
+    "rank": Kind(
+        "equipoise.compress.rank:Rank",
+        Stage.FACTORIZE,
+        "rank",
+        lambda changed, _: f"{counted(len(changed), 'layer')} factorized" if changed else "",
+        lambda old, new: f"two halves of rank {new} in place of {old}",
+    ),
     "bits": Kind("equipoise.compress.bits:Bits", Stage.ROUND, "bits", lambda _changed, _: "", lambda _old, new: f"{new}-bit"),
 }
 """Kind of a knob -> its technique; the order is that of the knobs in a space."""
