@@ -14,7 +14,7 @@ from equipoise.compress.subject import Subject
 from equipoise.compress.technique import Draft, Offer, technique
 from equipoise.compress.trace import WEIGHTED
 from equipoise.ops import Op
-from equipoise.records import Choice, Plan
+from equipoise.records import Choice, Plan, digest
 from equipoise.techniques import TECHNIQUES, Stage
 
 
@@ -42,11 +42,11 @@ class Builder:
         Raises:
             InputError: A choice that cannot be built.
         """
-        draft = Draft(self.subject.model)
+        draft = scaled = self._applied(Draft(self.subject.model), plan, Stage.SCALE)
         for stage in (Stage.CUT, Stage.FACTORIZE):
             draft = self._applied(draft, plan, stage)
         if draft.damaged:
-            draft = replace(draft, model=self._repaired(draft) if repair else self._with_biases(draft))
+            draft = replace(draft, model=self._repaired(draft, plan, scaled.model) if repair else self._with_biases(draft))
         return self._applied(draft, plan, Stage.ROUND)
 
     def imitated(self, draft: Draft) -> nn.Module:
@@ -73,9 +73,10 @@ class Builder:
                 draft = technique(kind).apply(draft, self.subject, chosen)
         return draft
 
-    def _repaired(self, draft: Draft) -> nn.Module:
-        statistics, calibration = self.subject.statistics, self.subject.calibration
-        assert statistics is not None, "a subject of shapes alone repairs nothing"
+    def _repaired(self, draft: Draft, plan: Plan, whole: nn.Module) -> nn.Module:
+        """Fit the draft's layers to what those of `whole`, the model at the draft's scale, answer."""
+        scale = {name: c for name, c in self.touched(plan).items() if TECHNIQUES[name.partition(".")[0]].stage == Stage.SCALE}
+        statistics, calibration = self.subject.answers_of(whole, key=digest(scale)), self.subject.calibration
         assert calibration is not None, "a subject of shapes alone repairs nothing"
         kept = {layer: places for (layer, axis), places in draft.keep.items() if axis == "out"}
         targets = {draft.renamed.get(layer, layer): target for layer, target in statistics.targets.items()}

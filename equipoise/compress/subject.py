@@ -49,6 +49,7 @@ class Subject:
     notes: tuple[str, ...] = ()
     likes: int = 8
     _moments: dict[str, Moments] = field(default_factory=dict, repr=False, compare=False)
+    _answers: dict[str, Statistics] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def prepare(
@@ -118,6 +119,26 @@ class Subject:
             self._moments.update(found)
             known.update(found)
         return {layer: known[layer] for layer in layers if layer in known}
+
+    def answers_of(self, scaled: nn.Module, *, key: str) -> Statistics:
+        """Return what the layers of the model at another scale answer on the calibration inputs.
+
+        Layers whose answers have no places, such as a classifier's, are to answer as at the model's own scale.
+
+        Args:
+            scaled: The model at that scale.
+            key: Which scale it is; the answers are collected once for each.
+        """
+        assert self.statistics is not None, "a subject of shapes alone has no answers"
+        assert self.calibration is not None, "a subject of shapes alone has no answers"
+        if scaled is self.model:
+            return self.statistics
+        if key not in self._answers:
+            found = collect(scaled, self.calibration).targets
+            placeless = [name for name, op in self.ops.items() if op.kind == "linear" and op.height == 1 and name in found]
+            own = {name: self.statistics.targets[name] for name in placeless if name in self.statistics.targets}
+            self._answers[key] = Statistics(self.statistics.moments, {**found, **own})
+        return self._answers[key]
 
     def order(self, group: Group) -> tuple[int, ...]:
         """Return a group's channels by importance, or as they come where only shapes are wanted."""
