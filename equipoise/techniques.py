@@ -59,6 +59,13 @@ def _channels(changed: Changed, every: Changed) -> str:
 
 
 TECHNIQUES: dict[str, Kind] = {
+    "resolution": Kind(
+        "equipoise.compress.resolution:Resolution",
+        Stage.SCALE,
+        "resolution",
+        lambda changed, _: f"{changed[0][1]} rows of {changed[0][0]}" if changed else "",
+        lambda old, new: f"sees images of {new} rows in place of {old}",
+    ),
     "width": Kind(
         "equipoise.compress.width:Width",
         Stage.CUT,
