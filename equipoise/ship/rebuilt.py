@@ -39,7 +39,7 @@ def rebuilt(scene: Scene, found: dict[str, Reading]) -> Iterator[Check]:
     """Apply the plan to the source model again and compare shapes, counts, bits and weights."""
     claims, work = scene.artifact.claims, scene.data
     repaired = claims.fidelity == "one-shot"  # whose weights can be made again; else shapes will do
-    bench = Workbench.prepare(work, parse_targets(claims.study.target), lambda content: "", shapes=not repaired)
+    bench = Workbench(work, parse_targets(claims.study.target), lambda content: "", shapes=not repaired)
     space = bench.facts.space
     plan, untouched = Plan(claims.plan), space.untouched
     space.check(plan)
