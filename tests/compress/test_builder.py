@@ -12,8 +12,8 @@ import torch
 from nets import ResNet20, fingerprint, made
 from torch import Tensor, nn
 
-from equipoise.compress.builder import Builder
 from equipoise.compress.bits import Bits
+from equipoise.compress.builder import Builder
 from equipoise.compress.factorize import factorize
 from equipoise.compress.subject import Subject
 from equipoise.compress.technique import Draft
