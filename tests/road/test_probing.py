@@ -7,7 +7,7 @@ import pytest
 from equipoise.road.sensitivity import Layer, choices, completed, entry, variants, work_of
 from equipoise.road.tables import offered
 from equipoise.runtimes.ops import OpSpec
-from equipoise.search import Knob, Space, loss_table
+from equipoise.search import Space, loss_table
 
 SPACE = Space(
     (

@@ -9,7 +9,8 @@ from equipoise.records import Evaluation, Plan, measured
 from equipoise.road import prediction
 from equipoise.road.sensitivity import Features, Layer, entry
 from equipoise.runtimes.ops import OpSpec
-from equipoise.search import Knob, Space
+from equipoise.records import Knob
+from equipoise.search import Space
 
 SPACE = Space(
     (Knob("width.a", (16, 8)), Knob("depth.block", ("keep", "drop")), Knob("bits.a", (32, 8)), Knob("bits.b", (32, 8)))
