@@ -32,7 +32,7 @@ ABOUT = {
     "metric": {"name": "accuracy", "unit": "points", "maximize": True, "scale": 100, "point": POINT},
 }  # fmt: skip
 
-# ---- what is planted -----------------------------------------------------------------------------------------------------------
+# ---- what is planted ---------------------------------------------------------------------------------------------------------
 
 SIZES = {"a": (64, 40.0), "b.one": (32, 30.0), "b.two": (32, 30.0), "c": (64, 60.0)}
 """Layer -> channels, and microseconds that it takes whole in floats."""
@@ -89,7 +89,7 @@ def loss_of(plan: Plan) -> float:
 
 POINTS_PER_NAT = 30.0
 
-# ---- record and executor -------------------------------------------------------------------------------------------------------
+# ---- record and executor -----------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -174,10 +174,8 @@ class Formula:
         took = self.trial_s + trained_s
         if fidelity in self.fails or (fidelity == "one-shot" and plan.choices["width.a"] in self.fails):
             error = "Traceback (most recent call last)\n  at x\nValueError: planted"
-            return {
-                "evaluation": as_data(replace(failed(plan, fidelity, error, leg=job.args["leg"]), seconds=took)),
-                "seconds": took,
-            }
+            broken = replace(failed(plan, fidelity, error, leg=job.args["leg"]), seconds=took)
+            return {"evaluation": as_data(broken), "seconds": took}
         seconds, size = cost_of(plan)
         loss = 0.0 if fidelity == "untouched" else loss_of(plan)
         drop = POINTS_PER_NAT * loss * (1 + trained_s) ** -0.4
@@ -234,7 +232,7 @@ def whole() -> Formula:
     return walked(asked())
 
 
-# ---- the road ------------------------------------------------------------------------------------------------------------------
+# ---- the road ----------------------------------------------------------------------------------------------------------------
 
 
 def test_the_whole_road_ends_with_a_front_within_its_budget_and_its_time_in_moments() -> None:
@@ -325,7 +323,7 @@ def test_of_several_targets_the_faster_is_found_and_each_is_tried_by_hand() -> N
     assert [job.key for job in formula.done if job.kind == "lut"] == [ONE, TWO]
 
 
-# ---- time ----------------------------------------------------------------------------------------------------------------------
+# ---- time --------------------------------------------------------------------------------------------------------------------
 
 
 @pytest.mark.parametrize("limit", [20.0, 40.0, 75.0, 300.0])
@@ -355,7 +353,7 @@ def test_slow_tables_end_within_their_share_and_the_search_begins() -> None:
     assert spent(formula.record) <= 120
 
 
-# ---- what fails ----------------------------------------------------------------------------------------------------------------
+# ---- what fails --------------------------------------------------------------------------------------------------------------
 
 
 def test_failing_trials_are_survived_and_never_on_the_front() -> None:
@@ -385,7 +383,7 @@ def test_when_every_training_fails_nothing_is_trained_after_the_first_rung_and_t
 
 
 def test_an_untouched_model_that_fails_ends_the_road() -> None:
-    with pytest.raises(EquipoiseError, match="the untouched model could not be measured on onnxruntime.*ValueError: planted"):
+    with pytest.raises(EquipoiseError, match=r"the untouched model could not be measured on onnxruntime.*ValueError: planted"):
         walked(asked(), fails=("untouched",))
 
 
@@ -404,7 +402,7 @@ def test_with_every_probe_failing_there_is_nothing_to_search() -> None:
     assert formula.record.all("extent")[-1]["read"] == 14
 
 
-# ---- a record is all that decisions depend on ----------------------------------------------------------------------------------
+# ---- a record is all that decisions depend on --------------------------------------------------------------------------------
 
 
 def test_a_resumed_walk_asks_for_nothing(whole: Formula) -> None:
