@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import pytest
-
 from equipoise.road.sensitivity import Layer, choices, completed, entry, variants, work_of
 from equipoise.road.tables import offered
+
 from equipoise.runtimes.ops import OpSpec
 from equipoise.search import Space, loss_table
 

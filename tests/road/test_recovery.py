@@ -6,11 +6,11 @@ from dataclasses import dataclass, field, replace
 from types import SimpleNamespace
 
 import pytest
+from equipoise.road.recovery import DECAY, LEAST_S, _decay, _forecast, candidates, promote, recover
 
 from equipoise.budget import Budget, parse_budget
 from equipoise.records import Evaluation, Plan, measured
 from equipoise.road import recovery
-from equipoise.road.recovery import DECAY, LEAST_S, _decay, _forecast, candidates, promote, recover
 from equipoise.study.store import Store
 
 

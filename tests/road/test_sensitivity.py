@@ -4,12 +4,11 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-
-from equipoise.records import Evaluation, Plan, measured
-from equipoise.road import prediction
 from equipoise.road.sensitivity import Features, Layer, entry
+
+from equipoise.records import Evaluation, Knob, Plan, measured
+from equipoise.road import prediction
 from equipoise.runtimes.ops import OpSpec
-from equipoise.records import Knob
 from equipoise.search import Space
 
 SPACE = Space(
