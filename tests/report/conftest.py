@@ -62,6 +62,7 @@ def make_study(count: int = 40, *, seed: int = 0, names: dict[str, str] | None =
             "time_s": 600.0,
             "seed": 0,
             "baseline": first.key,
+            "notes": [],
             "metric": {"name": "accuracy", "maximize": True, "unit": "points"},
             "space": [{"knob": {"name": name, "menu": [choice]}, "layers": []} for name, choice in base.choices.items()],
             "machine": {
