@@ -25,6 +25,7 @@ from safetensors.numpy import load
 
 from equipoise.measure import machine
 from equipoise.measure.race import Race
+from equipoise.records import program_ref
 from equipoise.road.racing import Contender, race_programs
 from equipoise.runtimes.base import Program, Target
 from equipoise.stats import Interval
@@ -44,10 +45,9 @@ def main() -> int:
     before, began = machine.describe(), time.perf_counter()
     with Store.open(args.store, create=False, readonly=True) as store:
         study = Study.read(store)
-        probe = next(row["header"]["probe"] for row in store.all("study") if "probe" in row["header"])
-        inputs = load(store.read_blob(probe))["inputs"]
+        inputs = load(store.read_blob(study.header.probe))["inputs"]
         contenders = {
-            name: Contender(Program.stored(e, store.read_blob), Target.parse(str(e.details["target"])))
+            name: Contender(Program.stored(program_ref(e), store.read_blob), Target.parse(program_ref(e).target))
             for name, e in (("reference", study.baseline), ("pick", study.pick("fastest")))
         }
     races = []

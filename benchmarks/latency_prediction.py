@@ -18,9 +18,10 @@ import numpy as np
 from equipoise import workloads
 from equipoise.measure import machine
 from equipoise.measure.loads import compare_loads
-from equipoise.records import Evaluation, Plan, measured
-from equipoise.road import prediction, sensitivity
+from equipoise.records import Evaluation, Plan, ProgramRef, measured
+from equipoise.road import prediction, probing
 from equipoise.road.bench import Workbench
+from equipoise.road.features import Features, completed
 from equipoise.road.racing import Contender
 from equipoise.runtimes import Target, get
 from equipoise.stats import median, quantile
@@ -38,13 +39,13 @@ def main() -> int:
     args = parser.parse_args()
     target = Target.parse(args.target)
     bench = Workbench.prepare(workloads.load(args.workload), (target,), lambda content: "")
-    runtime = get(target.runtime)
-    layers = tuple(sensitivity.layers(bench, bench.space))
-    times, _ = sensitivity.layer_times(bench, target, layers, seconds=30)
-    features = {target.runtime: sensitivity.Features(layers, times, tuple(runtime.precisions))}
-    genomes = np.unique(bench.space.sample(np.random.default_rng(0), n=args.fit + args.n), axis=0)
+    precisions, facts = tuple(get(target.runtime).precisions), bench.facts
+    space = facts.space
+    times, _ = probing.layer_times(target, facts.layers, frozenset(space.positions), seconds=30)
+    features = {str(target): Features(space, facts.layers, completed(times, facts.layers, precisions), precisions)}
+    genomes = np.unique(space.sample(np.random.default_rng(0), n=args.fit + args.n), axis=0)
     np.random.default_rng(1).shuffle(genomes)
-    plans = [bench.space.decode(row) for row in genomes]
+    plans = [space.decode(row) for row in genomes]
     seconds = _measure(bench, target, plans)
     known = [_evaluation(plan, target, s) for plan, s in zip(plans[: args.fit], seconds[: args.fit], strict=True)]
     rows = genomes[args.fit :]
@@ -52,7 +53,7 @@ def main() -> int:
     result = {"what": __doc__.splitlines()[0], "workload": args.workload.partition("?")[0].rpartition("/")[2],
               "target": str(target), "fit": args.fit, "n": len(rows), "machine": machine.describe()}  # fmt: skip
     for name, fitted in (("tables alone", []), ("tables, calibrated", known)):
-        predicted = prediction.fit("latency_s", bench.space, features, fitted).many(rows)
+        predicted = prediction.fit("latency_s", space, features, fitted).many(rows)
         errors = np.abs(predicted / truth - 1).tolist()
         result[name] = {"median_error": median(errors), "p90_error": quantile(errors, 0.9), "worst": max(errors)}
         print(f"{name:20s} median {median(errors):.1%}, p90 {quantile(errors, 0.9):.1%}, worst {max(errors):.1%}")
@@ -67,7 +68,8 @@ def _measure(bench: Workbench, target: Target, plans: list[Plan]) -> list[float]
     request = bench.validation[0][: target.batch].numpy()
     contenders = {"reference": Contender(bench.reference_program, target).load(request)}
     for plan in plans:
-        program = bench.compile(plan, bench.source(plan, bench.build(plan, repair=False)), samples=32)
+        draft = bench.build(plan, repair=False)
+        program = bench.compile(draft, bench.source(draft.model), target, samples=32)
         contenders[plan.digest] = Contender(program, target).load(request)
     timed = compare_loads(contenders, seconds=120)
     base = timed.latency("reference").get()
@@ -77,7 +79,7 @@ def _measure(bench: Workbench, target: Target, plans: list[Plan]) -> list[float]
 def _evaluation(plan: Plan, target: Target, seconds: float) -> Evaluation:
     nothing = measured(0.0, "points")
     cost = {"latency_s": measured(seconds, "s")}
-    return Evaluation(plan, "one-shot", nothing, nothing, cost, details={"runtime": target.runtime})
+    return Evaluation(plan, "one-shot", nothing, nothing, cost, program=ProgramRef(target.runtime, "", str(target), {}))
 
 
 if __name__ == "__main__":

@@ -28,10 +28,9 @@ from equipoise import workloads
 from equipoise.compress.fold import fold
 from equipoise.compress.prune import prune
 from equipoise.measure import machine
-from equipoise.records import Evaluation, as_data
-from equipoise.road.bench import drop_reading
+from equipoise.records import Evaluation, as_data, program_ref
 from equipoise.road.racing import Contender, race_programs
-from equipoise.road.recovery import WITH_NORM
+from equipoise.road.training import WITH_NORM
 from equipoise.road.walk import optimize
 from equipoise.runtimes import Program, Target, get
 from equipoise.runtimes.export import Exporter
@@ -39,6 +38,7 @@ from equipoise.study.record import Study
 from equipoise.study.store import Store
 from equipoise.training.recover import distill
 from equipoise.workloads import Workload
+from equipoise.workloads.scoring import drop_reading
 
 HOLDOUT = 3000
 TIME = "45min"
@@ -72,7 +72,7 @@ def hand(spec: str, store: Path, steps: int, ratio: float) -> None:
     """Prune uniformly, fine-tune for as many steps as the pick, quantize; keep the program beside the study."""
     work, study, folder = workloads.load(spec), Study.load(store), store.with_name(f"{store.name}-hand-{ratio:g}")
     legs = [e for e in study.evaluations if e.fidelity == "recovered" and e.plan == _pick(study).plan]
-    steps = steps or int(sum(e.details["trained_steps"] for e in legs))
+    steps = steps or int(sum(e.training.steps for e in legs if e.training))
     small = prune(work.model, work.example, ratio=ratio, criterion="l2")
     generator = torch.Generator().manual_seed(0)
     teacher = get("openvino").load(_compiled(work, work.model, "openvino"), threads=os.cpu_count() or 1)
@@ -119,7 +119,7 @@ def race(spec: str, store: Path) -> None:
         "contenders": rows,
         "plan": as_data(_pick(study).plan),
         "validation": {"drop": as_data(_pick(study).drop), "met": study.met},
-        "study": {"evaluations": len(study.evaluations), "time_s": study.header["time_s"], "verdict": study.verdict()},
+        "study": {"evaluations": len(study.evaluations), "time_s": study.header.time_s, "verdict": study.verdict()},
         "overhead": _overhead(store, study),
         "machine": machine.describe(),
     }
@@ -146,7 +146,7 @@ def _pick(study: Study) -> Evaluation:
 
 def _picked(study: Study, store: Path) -> Program:
     with Store.open(store, create=False, readonly=True) as opened:
-        return Program.stored(_pick(study), opened.read_blob)
+        return Program.stored(program_ref(_pick(study)), opened.read_blob)
 
 
 def _scores(work: Workload, programs: Mapping[str, Program]) -> dict[str, dict[str, Any]]:

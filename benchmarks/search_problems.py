@@ -13,8 +13,8 @@ from typing import Protocol
 
 import numpy as np
 
-from equipoise.records import Plan
-from equipoise.search import Knob, Space
+from equipoise.records import Knob, Plan
+from equipoise.search import Space
 
 LEVELS = (1.0, 0.75, 0.5, 0.375, 0.25)
 """Shares of the channels that a width menu offers, rounded to multiples of 4."""
@@ -90,19 +90,21 @@ class Network:
     def __init__(self, name: str, model: object, calibration: object, images: object, *, worst_loss: float = 1.0) -> None:
         import torch
 
-        from equipoise.compress.pruner import Pruner
+        from equipoise.compress.builder import Builder
+        from equipoise.compress.subject import Subject
 
         assert isinstance(model, torch.nn.Module)
         assert isinstance(calibration, torch.Tensor)
         assert isinstance(images, torch.Tensor)
         self.name, self.worst_loss = name, worst_loss
         self._images = images
-        self._pruner = Pruner.prepare(model, calibration[:2], calibration)
-        self._target = self._log_probabilities(self._pruner.teacher)
-        self._groups = {g.name: g for g in self._pruner.groups if g.prunable}
-        self._macs = _macs(self._pruner.teacher, calibration[:1])
+        subject = Subject.prepare(model, calibration[:2], calibration)
+        self._builder = Builder(subject)
+        self._target = self._log_probabilities(subject.model)
+        self._groups = {g.name: g for g in subject.groups if g.prunable}
+        self._macs = _macs(subject.model, calibration[:1])
         widths = [Knob(f"width.{g.name}", _menu(g.size)) for g in self._groups.values() if len(_menu(g.size)) > 1]
-        drops = [Knob(f"depth.{b}", ("keep", "drop")) for b in self._pruner.blocks]
+        drops = [Knob(f"depth.{b}", ("keep", "drop")) for b in subject.blocks]
         moot = {(d.name, "drop"): tuple(w.name for w in widths if w.place.startswith(d.place + ".")) for d in drops}
         self.space = Space((*widths, *drops), moot)
 
@@ -116,9 +118,7 @@ class Network:
         return float(sum(macs * share[layer] for layer, macs in self._macs.items() if not layer.startswith(gone or "\n")))
 
     def evaluate(self, plan: Plan) -> float:
-        widths = {g: int(w) for g, w in plan.of("width").items() if int(w) < self._groups[g].size}
-        drops = [b for b, choice in plan.of("depth").items() if choice == "drop"]
-        return self._divergence(self._log_probabilities(self._pruner.build(widths, drops)))
+        return self._divergence(self._log_probabilities(self._builder.build(plan).model))
 
     def _log_probabilities(self, model: object) -> object:
         import torch

@@ -5,11 +5,15 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
+
+from equipoise.records import Knob
+from equipoise.study.header import Header, Offered
 
 settings.register_profile("steady", deadline=None, suppress_health_check=[HealthCheck.too_slow])  # the machine may be busy
 settings.load_profile("steady")
@@ -33,6 +37,21 @@ def data_folder() -> Path:
     if not folder.is_dir():
         pytest.skip(f"no data folder {folder}; set EQUIPOISE_DATA")
     return folder
+
+
+@pytest.fixture(scope="session")
+def header() -> Callable[..., Header]:
+    """Make the header of a study from its fields, and from the untouched plan as `space`."""
+
+    def make(*, space: Mapping[str, int | str] | None = None, **fields: Any) -> Header:
+        knobs = tuple(Offered(Knob(name, (choice,)), (name.partition(".")[2],)) for name, choice in (space or {}).items())
+        given = {
+            "workload": "digits", "name": "digits", "target": "onnxruntime:cpu?threads=1&batch=1", "budget": "", "time_s": 60.0,
+            "seed": 0, "baseline": "", "metric": {"name": "accuracy", "unit": "points", "maximize": True}, "space": knobs,
+        }  # fmt: skip
+        return Header(**{**given, **fields})
+
+    return make
 
 
 @pytest.fixture

@@ -13,7 +13,7 @@ from equipoise.axes import SCALE_AXES
 from equipoise.budget import Budget, parse_budget
 from equipoise.errors import StoreError
 from equipoise.measure import energy, money
-from equipoise.records import Reading, as_data, estimated, measured, reading_from, unavailable
+from equipoise.records import SCHEMA, Reading, as_data, estimated, measured, reading_from, unavailable
 from equipoise.scaling import Available, Candidate, Decision, Fit, Option, Run, decide, describe, fit, link
 from equipoise.scaling.decide import REACH
 from equipoise.scaling.runs import BACKWARD
@@ -103,7 +103,7 @@ class Advice:
         constants, shown = told["law"]["constants"], self.shown
         more = len(self.decision.options) - len(shown)
         return {
-            "schema": 1,
+            "schema": SCHEMA,
             "header": {k: v for k, v in self.header.items() if k not in ("schema", "compute", "recipe", "requests")},
             "level": LEVEL,
             "law": {

@@ -13,6 +13,7 @@ from equipoise.compress.repair import refit
 from equipoise.compress.subject import Subject
 from equipoise.compress.technique import Draft, Offer, technique
 from equipoise.compress.trace import WEIGHTED
+from equipoise.errors import unknown
 from equipoise.ops import Op
 from equipoise.records import Choice, Plan, digest
 from equipoise.techniques import TECHNIQUES, Stage
@@ -40,8 +41,11 @@ class Builder:
             repair: Whether to re-solve the weights on the calibration inputs. Without it the model still has the biases that
                 repair gives to layers without one, so that stored weights of a repaired model fit it.
         Raises:
-            InputError: A choice that cannot be built.
+            InputError: A knob that is not offered, or a choice that cannot be built.
         """
+        for name in plan.choices:
+            if name.partition(".")[0] in TECHNIQUES and name not in self.offers:
+                raise unknown("plan knob", name, self.offers)
         draft = scaled = self._applied(Draft(self.subject.model), plan, Stage.SCALE)
         for stage in (Stage.CUT, Stage.FACTORIZE):
             draft = self._applied(draft, plan, stage)

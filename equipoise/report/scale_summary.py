@@ -5,7 +5,7 @@ A *reading* is a `Reading`, or what ``records.as_data`` makes of it: value, unit
 estimates and predictions for `level`. A field marked ? may be left out; any may be None where
 there is nothing to say. A field that is not named here is an error.
 
-    schema       1
+    schema       `records.SCHEMA`
     header       family, task; target?, limits? (text), metric? {name, maximize}, seed?, machine?, versions?, started?,
                  seconds?; any further entry is listed among the facts
     statement?   what the answer rests on and does not say, in the words of whoever decided; stands below the headline

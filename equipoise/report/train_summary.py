@@ -3,7 +3,7 @@
 A *reading* is a `Reading`, or what ``records.as_data`` makes of it. A field marked ? may be left out; any may be None where
 there is nothing to say. A field that is not named here is an error.
 
-    schema       1
+    schema       `records.SCHEMA`
     header       model, task; device?, metric? {name, maximize}, seed?, machine?, versions?, started?;
                  any further entry is listed among the facts
     statement?   stands below the headline in place of the diagnosis's reason

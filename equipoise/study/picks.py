@@ -15,7 +15,7 @@ import random
 from collections.abc import Callable, Sequence
 
 from equipoise.budget import Budget, parse_budget
-from equipoise.errors import EquipoiseError, InputError, unknown
+from equipoise.errors import EquipoiseError, InputError, must_be, unknown
 from equipoise.pareto import Knee, knee, non_dominated
 from equipoise.records import Evaluation, Reading
 from equipoise.stats import median
@@ -44,13 +44,18 @@ def pick(evaluations: Sequence[Evaluation], baseline: Evaluation, text: str, bud
         text: A name of `NAMES`, or a budget.
         budget: The study's.
     Raises:
-        InputError: An unknown name, or a budget that cannot be read.
+        InputError: An unknown name, a budget that cannot be read, or a bound on what this study did not measure.
         EquipoiseError: Nothing meets the budget; the message tells the nearest point and the bound that binds.
     """
     wanted = parse_pick(text)
     rivals = [e for e in _with(baseline, evaluations) if e.ok]
     if text == "knee" or (text == "best" and not budget.constraints):
         return knee_of(rivals)[0]
+    for c in wanted.constraints if wanted else ():
+        if not any(e.axis(c.axis).known for e in rivals):
+            raise must_be(
+                f"pick {c.word}", "on what this study measured", str(c), "Name it in --budget of `equipoise optimize`."
+            )
     bounds = budget if wanted is None else wanted
     within = [e for e in rivals if bounds.met_by(e)]
     if not within:

@@ -45,7 +45,7 @@ def summarize(store: Store) -> dict[str, Any]:
 
 def _row(study: Study, e: Evaluation) -> dict[str, Any]:
     """One evaluation, with its identity and, where it ended well, its speed-up over the untouched model."""
-    return {**as_data(e), "key": e.key, **({"speed_up": as_data(study.ratio(e))} if e.ok else {})}
+    return {**as_data(e), "key": e.key, **({"speed_up": as_data(study.ratio(e).reading("1"))} if e.ok else {})}
 
 
 def layer_rows(header: Header, pick: Evaluation, baseline: Evaluation, tables: Mapping[str, float]) -> list[dict[str, Any]]:

@@ -18,7 +18,7 @@ from equipoise.errors import InputError, must_be, unknown
 from equipoise.measure import energy, machine
 from equipoise.measure.counts import count
 from equipoise.progress import of_steps
-from equipoise.records import Reading, as_data, dumps, estimated, measured, unavailable
+from equipoise.records import SCHEMA, Reading, as_data, dumps, estimated, measured, unavailable
 from equipoise.scaling import Curves, Diagnosis, diagnose
 from equipoise.study.store import write_atomic
 from equipoise.training import Recipe, Trained, fit
@@ -68,7 +68,7 @@ class TrainedModel:
     def summary(self) -> dict[str, Any]:
         """Return what `report.render_train` shows, as JSON data."""
         return {
-            "schema": 1,
+            "schema": SCHEMA,
             "header": dict(self.header),
             "curve": [as_data(point) for point in self.run.curve],
             "best": None if self.run.best is None else as_data(self.run.best),

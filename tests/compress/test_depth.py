@@ -7,7 +7,7 @@ import torch
 from nets import TextEncoder, fingerprint, made
 from torch import Tensor, nn
 
-from equipoise.compress.depth import drop, droppable
+from equipoise.compress.blocks import drop, droppable
 from equipoise.errors import InputError
 
 

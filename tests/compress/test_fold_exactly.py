@@ -16,7 +16,7 @@ from torch.nn.utils import parametrizations
 
 from equipoise.compress.fold import fold, folded
 from equipoise.compress.proof import difference
-from equipoise.compress.pruner import Pruner
+from equipoise.compress.subject import Subject
 
 INPUTS = torch.randn(40, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
@@ -275,7 +275,7 @@ def test_tuples_and_dictionaries_are_compared_through() -> None:
 
 def test_the_prepared_model_carries_the_reasons() -> None:
     model = net(StandardisedConv, nn.BatchNorm2d)
-    prepared = Pruner.prepare(model, INPUTS[:2], INPUTS)
+    prepared = Subject.prepare(model, INPUTS[:2], INPUTS)
     assert list(prepared.left) == ["1", "4"]
 
 

@@ -8,8 +8,8 @@ import torch
 from nets import EASY, TextEncoder, fingerprint, made
 from torch import Tensor, nn
 
+from equipoise.compress.blocks import drop
 from equipoise.compress.cut import sliced
-from equipoise.compress.depth import drop
 from equipoise.compress.fold import fold
 from equipoise.compress.graph import groups, keeping
 from equipoise.compress.repair import repair, solve

@@ -8,7 +8,20 @@ from typing import Any
 
 import pytest
 
-from equipoise.records import Evaluation, Plan, Reading, as_data, estimated, measured, unavailable
+from equipoise.records import (
+    SCHEMA,
+    Evaluation,
+    Plan,
+    ProgramRef,
+    Reading,
+    Training,
+    as_data,
+    estimated,
+    measured,
+    unavailable,
+)
+
+TARGET = "onnxruntime:cpu?threads=1&batch=1"
 
 LAYERS = [("stem", 16, 0.9)] + [
     (f"layer{s}.{b}.conv{c}", 16 * 2 ** (s - 1), 1.0) for s in (1, 2, 3) for b in (0, 1, 2) for c in (1, 2)
@@ -28,7 +41,7 @@ def make_study(count: int = 40, *, seed: int = 0, names: dict[str, str] | None =
         for fidelity in ("one-shot", "recovered")[: rng.choice([1, 1, 2])]:
             evaluations.append(_evaluation(plan, fidelity, rng, called))
     for number in range(count - len(evaluations)):
-        evaluations.append(_failed(Plan({**_choices(0.25, 8, called), "runtime": f"broken{number}"})))
+        evaluations.append(_failed(Plan({**_choices(0.25, 8, called), "target": f"broken{number}"})))
     ok = {e.key: e for e in evaluations if e.ok}
     within = [e for e in ok.values() if e.drop.get() <= 1.0]
     pick = min(within, key=lambda e: e.cost["latency_s"].get())
@@ -40,27 +53,24 @@ def make_study(count: int = 40, *, seed: int = 0, names: dict[str, str] | None =
         f"drop {pick.drop.get():.2f} ± {(pick.drop.high or 0) - pick.drop.get():.2f}"
     )
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "header": {
             "workload": "cifar10:resnet20",
-            "target": "onnxruntime:cpu?threads=1&batch=1",
+            "name": "resnet20",
+            "target": TARGET,
             "budget": "latency<=700us, drop<=1",
+            "time_s": 600.0,
             "seed": 0,
+            "baseline": first.key,
+            "notes": [],
             "metric": {"name": "accuracy", "maximize": True, "unit": "points"},
-            "started": "2026-11-22 21:50 UTC",
+            "space": [{"knob": {"name": name, "menu": [choice]}, "layers": []} for name, choice in base.choices.items()],
             "machine": {
                 "cpu": "Example 8-core at 2.6 GHz",
                 "flags": ["avx2", "avx512f", "avx512_vnni"],
                 "cores": 2,
                 "load": 0.31,
                 "versions": {"equipoise": "0.1.0", "torch": "2.13.0", "onnxruntime": "1.32.0", "numpy": "2.4.6"},
-            },
-            "protocol": {
-                "rounds": 12,
-                "calls": 40,
-                "discard": 10,
-                "order": "blocks shuffled in every round",
-                "interval": "95 %",
             },
             **header,
         },
@@ -117,9 +127,13 @@ def _evaluation(plan: Plan, fidelity: str, rng: random.Random, called: dict[str,
             "peak_memory_bytes": estimated(4.1e6 * (0.5 + 0.5 * kept), "B", note="sum of live activations"),
             "energy_j": unavailable("J", "no RAPL counter is readable on this machine"),
         },
-        predicted={"latency_s": latency * rng.uniform(0.92, 1.08), "size_bytes": size, "loss": 0.02 + 0.4 * (1 - kept)},
+        predicted={"latency_s": latency * rng.uniform(0.92, 1.08), "size_bytes": size, "damage": 0.02 + 0.4 * (1 - kept)},
         seconds=2.5 + (rng.uniform(12, 40) if fidelity == "recovered" else rng.uniform(0, 2)),
-        details={"epochs": 2} if fidelity == "recovered" else {},
+        damage=0.0 if fidelity == "untouched" else 0.025 + 0.38 * (1 - kept),
+        program=ProgramRef("onnxruntime", "mixed" if 0 < eight < 1 else "fp32", TARGET, {"model.onnx": "0" * 64}),
+        weights="1" * 64,
+        training=Training(1, 31.5, 412) if fidelity == "recovered" else None,
+        leg=int(fidelity == "recovered"),
     )
 
 
@@ -148,7 +162,6 @@ def _layers(plan: Plan, called: dict[str, str]) -> list[dict[str, Any]]:
                 "before": {"out": width, "params": params, "macs": macs, "bits": 32},
                 "after": {"out": kept, "params": params * kept // width, "macs": macs * kept // width, "bits": bits[place]},
                 "loss": 0.0031 * (1 - kept / width) + 0.0002 * eight,
-                "saved_s": 4.1e-5 * (1 - kept / width) + 1.9e-5 * eight,
                 "why": "cheapest channels by the loss table"
                 if cut
                 else "8 bits cost nothing here"
@@ -163,7 +176,6 @@ def _layers(plan: Plan, called: dict[str, str]) -> list[dict[str, Any]]:
             "before": {"out": 64, "params": 4096, "macs": 262144, "bits": 32},
             "after": None,
             "loss": None,
-            "saved_s": None,
             "why": "the block it fed was dropped",
         }
     )
@@ -226,7 +238,7 @@ def make_scale(*, refused: bool = False, **fields: Any) -> dict[str, Any]:
             ],
         }  # fmt: skip
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "header": {
             "family": "resnet",
             "task": "cifar10",
@@ -362,7 +374,7 @@ def make_train(**fields: Any) -> dict[str, Any]:
     ]
     ahead = [1500 + 100 * i for i in range(7)]
     return {
-        "schema": 1,
+        "schema": SCHEMA,
         "header": {
             "model": "resnet width 16, depth 3",
             "task": "cifar10",

@@ -10,6 +10,7 @@ import re
 import pytest
 
 from equipoise.errors import InputError
+from equipoise.records import SCHEMA
 from equipoise.report import render, render_scale, render_train
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
@@ -91,8 +92,8 @@ def test_survives_json_and_stays_small(summary):
 @pytest.mark.parametrize("summary", PAGES, indirect=True)
 def test_refuses_another_schema(summary):
     draw, data = summary
-    with pytest.raises(InputError, match="schema must be 1; got 2"):
-        draw({**data, "schema": 2})
+    with pytest.raises(InputError, match=f"schema must be {SCHEMA}; got {SCHEMA + 1}"):
+        draw({**data, "schema": SCHEMA + 1})
 
 
 @pytest.mark.parametrize("summary", PAGES, indirect=True)
@@ -109,7 +110,7 @@ def test_every_table_has_as_many_cells_in_a_row_as_heads(summary):
 @pytest.mark.parametrize("wrong", [None, "a", []])
 def test_what_is_no_summary_is_refused(summary, wrong):
     draw, _ = summary
-    with pytest.raises(InputError, match="schema must be 1"):
+    with pytest.raises(InputError, match=f"schema must be {SCHEMA}"):
         draw(wrong)
 
 

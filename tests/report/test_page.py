@@ -9,6 +9,7 @@ import pytest
 
 from equipoise.budget import parse_budget
 from equipoise.pareto import non_dominated
+from equipoise.records import SCHEMA
 from equipoise.report import render
 from equipoise.report.view import evaluations_of
 from equipoise.study.picks import pick
@@ -84,4 +85,4 @@ def test_a_study_without_roles_still_runs(visit, study):
 
 
 def test_an_empty_study_still_runs(visit):
-    visit(render({"schema": 1, "header": {"workload": "digits", "target": "onnxruntime:cpu"}, "evaluations": []}))
+    visit(render({"schema": SCHEMA, "header": {"workload": "digits", "target": "onnxruntime:cpu"}, "evaluations": []}))

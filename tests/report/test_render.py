@@ -10,7 +10,7 @@ import re
 import pytest
 
 from equipoise.errors import InputError
-from equipoise.records import as_data, measured, unavailable
+from equipoise.records import SCHEMA, as_data, measured, unavailable
 from equipoise.report import embed, render
 from equipoise.report.axes import axes_of, figure
 from equipoise.report.view import comparison, evaluations_of, layer_totals, page_data
@@ -59,7 +59,7 @@ def test_a_name_that_is_no_text_is_written_out(study):
 
 
 def test_names_of_the_model_are_text_everywhere(study):
-    data = study(names={"stem": HOSTILE, "layer1.0.conv1": "\u2028'\"&<b>"}, workload=HOSTILE, started=HOSTILE)
+    data = study(names={"stem": HOSTILE, "layer1.0.conv1": "\u2028'\"&<b>"}, workload=HOSTILE, damage_unit=HOSTILE)
     page = render({**data, "sentence": HOSTILE, "notes": [HOSTILE], "pick_rule": HOSTILE})
     assert "<img" not in page
     assert "\u2028" not in embed(data)
@@ -78,7 +78,7 @@ def test_embedding_is_what_protects():
 
 
 def test_a_study_killed_at_once_still_has_a_page(study):
-    empty = {"schema": 1, "header": {"workload": "digits", "target": "onnxruntime:cpu"}, "evaluations": []}
+    empty = {"schema": SCHEMA, "header": {"workload": "digits", "target": "onnxruntime:cpu"}, "evaluations": []}
     assert "No pick yet" in render(empty).replace("\u00a0", " ")
     first = {**study(), "knee": None, "pick": None, "layers": [], "progress": []}
     first["evaluations"] = first["evaluations"][:1]
@@ -98,14 +98,14 @@ def test_unread_axes_are_never_shown_as_numbers(study):
 
 def test_numbers_that_are_not_finite_stay_out_of_the_page(study):
     data = study()
-    data["evaluations"][1]["predicted"]["loss"] = float("inf")
+    data["evaluations"][1]["predicted"]["damage"] = float("inf")
     data["layers"][0]["loss"] = float("nan")
     assert "Infinity" not in re.search(r'id="study">(.*?)</script>', render(data)).group(1)
 
 
 def test_refuses_another_schema(study):
-    with pytest.raises(InputError, match="schema must be 1; got 2"):
-        render({**study(), "schema": 2})
+    with pytest.raises(InputError, match=f"schema must be {SCHEMA}; got {SCHEMA + 1}"):
+        render({**study(), "schema": SCHEMA + 1})
 
 
 def test_summary_survives_its_json(study):
@@ -147,7 +147,7 @@ def _keys(data):
 def test_a_ratio_timed_side_by_side_replaces_the_quotient(study):
     data = study()
     for entry, key in zip(data["evaluations"], _keys(data), strict=True):
-        entry |= {"key": key, "speed_up": {"value": 3.25, "low": 3.1, "high": 3.4, "n": 12, "confidence": 0.95}}
+        entry |= {"key": key, "speed_up": as_data(measured(3.25, "1", low=3.1, high=3.4, n=12))}
     page = render(data)
     assert "3.25× faster" in page
     assert "[3.10, 3.40]" in page
@@ -157,12 +157,12 @@ def test_a_ratio_timed_side_by_side_replaces_the_quotient(study):
 
 
 def test_columns_that_no_layer_fills_are_left_out(study):
-    data = study()
-    assert "Saved, ms" in render(data)
+    data = study(damage_unit="squared spreads")
+    assert "Loss, squared spreads" in render(data)
     for layer in data["layers"]:
-        layer["saved_s"] = None
-    assert "Saved, ms" not in render(data)
-    assert "Loss, nats" in render(data)
+        layer["loss"] = None
+    assert '<th scope="col" class="num">Loss' not in render(data)
+    assert "nats" not in render(data)
 
 
 def test_a_traceback_is_one_line_in_the_table(study):

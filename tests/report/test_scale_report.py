@@ -10,7 +10,7 @@ import re
 import pytest
 
 from equipoise.errors import InputError
-from equipoise.records import as_data, measured, unavailable
+from equipoise.records import SCHEMA, as_data, measured, unavailable
 from equipoise.report import render_scale
 from equipoise.report.scale import bill, expectation, headline, page_data, span
 from equipoise.report.scale_charts import compute_chart, size_chart
@@ -140,7 +140,7 @@ def test_a_wrong_field_is_named(scale_summary, change, message):
 
 def test_the_least_that_can_be_told_is_still_a_page():
     answer = {"status": "refused", "reason": "Too few runs: 2 of at least 8."}
-    empty = {"schema": 1, "header": {"family": "mlp", "task": "digits"}, "law": None, "frontier": None, "answer": answer}
+    empty = {"schema": SCHEMA, "header": {"family": "mlp", "task": "digits"}, "law": None, "frontier": None, "answer": answer}
     text = words(render_scale({**empty, "runs": [], "curves": [], "candidates": []}))
     assert "Too few runs" in text
     assert "No law was fitted" in text

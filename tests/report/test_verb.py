@@ -5,13 +5,15 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from dataclasses import replace
 
 import pytest
 
 from equipoise.cli import main
 from equipoise.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK
-from equipoise.records import as_data
+from equipoise.records import SCHEMA, LayerRow, as_data
 from equipoise.report.view import evaluations_of
+from equipoise.study.header import header_from
 from equipoise.study.store import Store
 
 
@@ -20,12 +22,11 @@ def folder(study, tmp_path):
     """A study on disk with the fixture's evaluations in it, as `optimize` records them."""
     data = study(12)
     evaluations = evaluations_of(data)
-    layers = [{"name": "stem", "kind": "Conv2d", "out": 16, "params": 432, "macs": 442_368, "bits": 32}]
+    layers = (LayerRow("stem", "Conv2d", 16, 432, 442_368, 32),)
     with Store.open(tmp_path / "runs") as store:
-        store.put("study", "header", {"header": {**data["header"], "baseline": evaluations[0].key}}, seconds=0.1)
+        store.put("study", "header", {"header": as_data(header_from(data["header"]))}, seconds=0.1)
         for e in evaluations:
-            row = {**as_data(e), "details": {**e.details, "layers": layers}}
-            store.put("evaluation", e.key, {"evaluation": row}, seconds=e.seconds)
+            store.put("evaluation", e.key, {"evaluation": as_data(replace(e, layers=layers))}, seconds=e.seconds)
     return tmp_path / "runs"
 
 
@@ -55,7 +56,7 @@ def test_json_is_one_strict_document_and_writes_nothing(folder, capsys):
 
     assert main(["report", str(folder), "--json"]) == EXIT_OK
     data = json.loads(capsys.readouterr().out, parse_constant=refuse)
-    assert data["schema"] == 1
+    assert data["schema"] == SCHEMA
     assert len(data["evaluations"]) == 12
     assert not (folder / "report.html").exists()
 

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from equipoise.compress.technique import Draft
 from equipoise.errors import EquipoiseError
 from equipoise.road.bench import Workbench
 from equipoise.road.faithful import answers, gap, hold
@@ -40,9 +41,9 @@ def bench() -> Workbench:
 
 
 def test_the_baseline_is_the_users_own_model(bench: Workbench) -> None:
-    found = bench.evaluate(bench.space.untouched, bench.teacher, fidelity="untouched", reference_s=None, seconds=0.1)
+    found = bench.score(bench.facts.space.untouched, Draft(bench.teacher), fidelity="untouched")
     assert found.quality.get() == pytest.approx(100.0)
-    assert bench.pruner.left == {"1": "a NormAct that does more than normalise"}
+    assert bench.builder.subject.left == {"1": "a NormAct that does more than normalise"}
     assert isinstance(bench.teacher[3], nn.Identity)
 
 
@@ -51,19 +52,19 @@ def test_a_wrong_program_ends_the_run_before_any_work(bench: Workbench) -> None:
     with torch.no_grad():
         wrong.teacher[5].bias += torch.tensor([30.0, 0.0, 0.0])
     with pytest.raises(EquipoiseError, match=r"untouched model's program must answer as the model does in torch.*accuracy \d"):
-        wrong.evaluate(wrong.space.untouched, wrong.teacher, fidelity="untouched", reference_s=None, seconds=0.1)
+        wrong.score(wrong.facts.space.untouched, Draft(wrong.teacher), fidelity="untouched")
 
 
 def test_a_candidates_program_is_held_to_the_candidate(bench: Workbench) -> None:
-    knob = next(k for k in bench.space.knobs if k.kind == "width")
-    plan = bench.space.untouched.but({knob.name: knob.menu[-1]})
-    model = bench.build(plan)
-    found = bench.evaluate(plan, model, fidelity="one-shot", reference_s=1e-4, seconds=0.1)
-    assert found.ok
-    other = bench.build(plan)
+    space = bench.facts.space
+    knob = next(k for k in space.knobs if k.kind == "width")
+    plan = space.untouched.but({knob.name: knob.menu[-1]})
+    model = bench.build(plan).model
+    assert bench.score(plan, Draft(model), fidelity="one-shot").ok
+    other = bench.build(plan).model
     with torch.no_grad():
         other[5].bias += 30.0
-    program = bench.compile(plan, bench.source(plan, other))
+    program = bench.compile(Draft(other), bench.source(other), bench.targets[0])
     outputs = bench.outputs(program, 16)
     bench._hold(program, other, outputs, untouched=False)
     with pytest.raises(EquipoiseError, match="the program must answer as the model does"):

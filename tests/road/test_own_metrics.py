@@ -17,8 +17,7 @@ from torch import Tensor, nn
 
 from equipoise.budget import parse_budget
 from equipoise.records import Plan
-from equipoise.road import recovery
-from equipoise.road import walk as roads
+from equipoise.road import decisions, proposals, training
 from equipoise.road.walk import optimize
 from equipoise.workloads import Metric, Workload
 from equipoise.workloads.meaning import Divergence
@@ -29,8 +28,9 @@ from equipoise.workloads.scoring import drop_reading
 def few() -> Iterator[None]:
     """Let a round try one or two plans, so that a search converges in seconds."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(roads, "FIRST", 2)
-        patch.setattr(roads, "ROUND", 1)
+        patch.setattr(proposals, "FIRST", 2)
+        patch.setattr(decisions, "FIRST", 2)
+        patch.setattr(proposals, "ROUND", 1)
         yield
 
 
@@ -64,8 +64,8 @@ def test_one_point_of_a_fraction_is_one_in_a_hundred(tmp_path: Path) -> None:
     study = optimize(work(net, y, top1), budget="drop<=1", time=20, store=tmp_path / "own", recovery=False)
     base = study.baseline.quality
     assert base.get() > 60  # points of 100, not a fraction
-    assert study.header["metric"]["point"] == "one point is 0.01 of top1"
-    assert study.header["metric"]["scale"] == 100
+    assert study.header.metric["point"] == "one point is 0.01 of top1"
+    assert study.header.metric["scale"] == 100
     for found in study.evaluations:
         if not found.ok or found.fidelity == "untouched":
             continue
@@ -94,7 +94,7 @@ def test_r_squared_and_several_values(tmp_path: Path) -> None:
     net = trained(lambda o, t: ((o - t) / t.std(0)).square().mean(), 3, X, y)
     metric = Metric("r2", True, lambda o, t: r2_score(t, o))
     study = optimize(work(net, y, metric), time=20, store=tmp_path / "r2", recovery=False)
-    assert study.header["metric"]["scale"] == 100
+    assert study.header.metric["scale"] == 100
     assert study.baseline.quality.get() == pytest.approx(100 * r2_score(y[400:550], net(X[400:550]).detach()), abs=0.1)
     assert all(found.drop.low is not None for found in study.evaluations if found.ok and found.fidelity != "untouched")
 
@@ -108,15 +108,14 @@ def test_several_labels_are_won_back_as_such() -> None:
     torch.manual_seed(1)
     student = nn.Sequential(nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 6))
     session = SimpleNamespace(run=lambda inputs: net(torch.from_numpy(inputs)).detach().numpy())
-    bench = SimpleNamespace(calibration=X[:64].numpy(), reference_on_all_cores=session)
-    road: Any = SimpleNamespace(work=several, bench=bench, seed=0, tell=lambda *args, **more: None)
+    bench: Any = SimpleNamespace(work=several, calibration=X[:64].numpy(), reference_on_all_cores=session)
 
     def recovered(path: Path) -> float:
-        done = recovery.train(road, Plan({}), student, seconds=4.0, checkpoint=path, leg=1)
+        done = training.train(bench, Plan({}), student, seconds=4.0, checkpoint=path, leg=1, seed=0)
         return several.quality(done.model, split=several.test)
 
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
-        patch.setattr(recovery, "FOLDED", replace(recovery.FOLDED, lr=1e-2))
+        patch.setattr(training, "FOLDED", replace(training.FOLDED, lr=1e-2))
         right = recovered(Path(folder) / "right")
         several.__dict__["divergence"] = Divergence("softmax")  # control: the wrong thing
         wrong = recovered(Path(folder) / "wrong")

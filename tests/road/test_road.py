@@ -9,15 +9,11 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
-from typing import cast
 
 import pytest
 
-from equipoise.budget import parse_budget
 from equipoise.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK
-from equipoise.records import evaluation_from, measured
-from equipoise.road.walk import Road
+from equipoise.records import evaluation_from
 from equipoise.study.store import Store
 
 COMMAND = [sys.executable, "-m", "equipoise", "optimize"]
@@ -58,7 +54,7 @@ def test_every_evaluation_was_predicted_measured_and_kept(finished) -> None:
         for row in rows:
             assert not row["error"]
             assert row["samples"]["latency_s.candidate"]
-            for sha in row["files"].values():
+            for sha in (*row["program"]["files"].values(), row["weights"]):
                 assert opened.read_blob(sha)
         searched = [row for row in rows if row["predicted"]]
         assert searched or before_s > 30
@@ -164,16 +160,3 @@ def test_a_workload_that_cannot_be_used_is_told_before_any_work(tmp_path) -> Non
         assert said in done.stderr
         assert "Traceback" not in done.stderr
         assert not (tmp_path / "study").exists()
-
-
-def test_a_bound_on_the_drop_says_how_much_loss_is_of_interest() -> None:
-    def worst(text: str, pairs: list[tuple[float, float]], *, recovery: bool = True) -> float:
-        rows = [SimpleNamespace(ok=True, details={"loss": nats}, drop=measured(drop, "points")) for nats, drop in pairs]
-        road = SimpleNamespace(budget=parse_budget(text), evaluations=rows, recovery=recovery)
-        return Road._worst_loss(cast(Road, road))
-
-    planted = [(0.1, 3.0), (0.2, 6.0), (0.4, 12.0), (0.001, 9.0)]  # 30 points a nat; the last is chance
-    assert worst("drop<=1", planted) == pytest.approx(10 / 30)
-    assert worst("drop<=1", planted, recovery=False) == pytest.approx(0.05)  # never below what is worth looking at
-    assert worst("drop<=2", planted, recovery=False) == pytest.approx(2 / 30)
-    assert worst("latency<=1ms", planted) == worst("drop<=1", []) == 1.0

@@ -14,9 +14,10 @@ from torch import nn
 
 from equipoise.errors import EquipoiseError, InputError
 from equipoise.events import Event
+from equipoise.measure import energy
 from equipoise.records import Evaluation, as_data
-from equipoise.road import sensitivity
-from equipoise.road import walk as roads
+from equipoise.road import decisions, here, probing, proposals
+from equipoise.road.bench import Workbench
 from equipoise.road.walk import optimize
 from equipoise.study.record import Study
 from equipoise.study.store import Store
@@ -35,11 +36,12 @@ def few() -> Iterator[None]:
         return {"ratios": {}, "reference": as_data(baseline.axis("latency_s"))}
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(roads, "FIRST", 2)
-        patch.setattr(roads, "ROUND", 1)
-        patch.setattr(roads, "race_stored", race)
-        patch.setattr(roads.Road, "latency_seconds", 0.2)
-        patch.setattr(sensitivity, "layer_times", lambda *_, **__: ({}, {}))  # predicted from MACs, as where no time is left
+        patch.setattr(proposals, "FIRST", 2)
+        patch.setattr(decisions, "FIRST", 2)
+        patch.setattr(proposals, "ROUND", 1)
+        patch.setattr(here, "race_stored", race)
+        patch.setattr(decisions.Road, "_latency_seconds", 0.2)
+        patch.setattr(probing, "layer_times", lambda *_, **__: ({}, {}))  # predicted from MACs, as where no time is left
         yield
 
 
@@ -92,7 +94,7 @@ def test_more_time_goes_on_and_every_training_is_an_evaluation_of_its_own(tmp_pa
         study = optimize(make(), budget="drop<=1", time=seconds, store=store)
         seen.append({e.key for e in study.evaluations})
         assert len(seen[-1]) == len(study.evaluations)
-        assert study.header["time_s"] == seconds
+        assert study.header.time_s == seconds
     assert seen[0] < seen[2]
     assert seen[1] <= seen[2]
     assert all((e.leg > 0) == (e.fidelity == "recovered") for e in study.evaluations)
@@ -125,16 +127,16 @@ def test_too_little_time_ends_at_once_and_tells_how_much_is_enough(tmp_path) -> 
 
 
 def test_a_probe_that_fails_drops_its_choice_and_is_told(tmp_path, monkeypatch) -> None:
-    probe = sensitivity.loss_of
+    probe = probing.loss_of
 
     def fragile(bench, knob, choice, **rest):
-        if knob.name == "bits.2":
+        if knob == "bits.2":
             raise AttributeError("'FakeQuantized' object has no attribute 'weight'")
-        if knob.name == "bits.0":
+        if knob == "bits.0":
             raise SystemExit(3)
         return probe(bench, knob, choice, **rest)
 
-    monkeypatch.setattr(sensitivity, "loss_of", fragile)
+    monkeypatch.setattr(probing, "loss_of", fragile)
     study = optimize(make(), budget="drop<=50", time=AMPLE_S, store=tmp_path / "study", recovery=False)
     assert set(study.unread) == {"bits.0=8", "bits.2=8"}
     assert "no attribute 'weight'" in study.unread["bits.2=8"]
@@ -150,7 +152,7 @@ def test_when_every_probe_fails_there_is_one_plan_and_a_sentence(tmp_path, monke
     def broken(*_, **__):
         raise RuntimeError("no probe works")
 
-    monkeypatch.setattr(sensitivity, "loss_of", broken)
+    monkeypatch.setattr(probing, "loss_of", broken)
     study = optimize(make(), budget="drop<=50", time=AMPLE_S, store=tmp_path / "study", recovery=False)
     assert not study.searched
     assert "no probe works" in study.failed()
@@ -158,14 +160,14 @@ def test_when_every_probe_fails_there_is_one_plan_and_a_sentence(tmp_path, monke
 
 @pytest.mark.parametrize("raised", [SystemExit(2), ValueError("mine"), MemoryError()])
 def test_whatever_the_users_code_raises_is_a_failed_trial(tmp_path, monkeypatch, raised) -> None:
-    evaluate = roads.Workbench.evaluate
+    score = Workbench.score
 
-    def fails(self, plan, model, **rest):
+    def fails(self, plan, draft, **rest):
         if rest["fidelity"] != "untouched":
             raise raised
-        return evaluate(self, plan, model, **rest)
+        return score(self, plan, draft, **rest)
 
-    monkeypatch.setattr(roads.Workbench, "evaluate", fails)
+    monkeypatch.setattr(Workbench, "score", fails)
     study = optimize(make(), budget="drop<=50", time=AMPLE_S, store=tmp_path / "study", recovery=False)
     assert study.failures
     assert study.best.key == study.baseline.key
@@ -176,22 +178,31 @@ def test_an_interrupt_is_no_failed_trial(tmp_path, monkeypatch) -> None:
     def stop(*_, **__):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(roads.Workbench, "evaluate", stop)
+    monkeypatch.setattr(Workbench, "score", stop)
     with pytest.raises(KeyboardInterrupt):
         optimize(make(), time=AMPLE_S, store=tmp_path / "study")
 
 
 def test_a_baseline_that_fails_is_one_sentence_and_is_tried_again(tmp_path, monkeypatch) -> None:
     with monkeypatch.context() as patch:
-        patch.setattr(roads.Workbench, "evaluate", lambda *_, **__: 1 / 0)
+        patch.setattr(Workbench, "score", lambda *_, **__: 1 / 0)
         with pytest.raises(EquipoiseError, match=r"untouched model could not be measured.*ZeroDivisionError"):
             optimize(make(), time=1, store=tmp_path / "study")
     assert optimize(make(), time=1, store=tmp_path / "study").baseline.ok
 
 
-@pytest.mark.parametrize("budget", ["memory<=10MB", "energy<=1mJ", "throughput>=1000", "price<=1$"])
-def test_a_bound_on_what_is_not_measured_is_refused_before_any_work(tmp_path, budget) -> None:
-    with pytest.raises(InputError, match="latency, size, drop, quality, params, macs"):
+@pytest.mark.parametrize(
+    ("budget", "why"),
+    [
+        ("energy<=1mJ", "no counter here"),
+        ("carbon<=1g, drop<=1", "no counter here"),
+        ("price<=1$", "--price-per-hour"),
+        ("quality<=90%, drop<=1", "Turn the relation round"),
+    ],
+)
+def test_a_bound_on_what_cannot_be_measured_here_is_refused_before_any_work(tmp_path, monkeypatch, budget, why) -> None:
+    monkeypatch.setattr(energy, "rapl", lambda: energy.Access(None, "no counter here"))
+    with pytest.raises(InputError, match=why):
         optimize(make(), budget=budget, time=1, store=tmp_path / "study")
     assert not (tmp_path / "study").exists()
 
@@ -232,7 +243,7 @@ def test_a_last_race_that_fails_loses_nothing(tmp_path, monkeypatch) -> None:
     def fails(*_: object, **__: object) -> None:
         raise EquipoiseError("the race could not be run: a child died")
 
-    monkeypatch.setattr(roads, "race_stored", fails)
+    monkeypatch.setattr(here, "race_stored", fails)
     said: list[Event] = []
     study = optimize(make(), budget="drop<=50", time=AMPLE_S, store=tmp_path / "study", recovery=False, listen=said.append)
     assert study.searched

@@ -9,28 +9,31 @@ import numpy as np
 import pytest
 import torch
 
-from equipoise.road.bench import Workbench, damage, one_thread, widths
+from equipoise.compress.width import widths
+from equipoise.measure.counts import LayerCount
+from equipoise.records import Plan
+from equipoise.road.bench import Workbench, _row, damage, one_thread
 from equipoise.runtimes import Target
 from equipoise.runtimes.structure import layer_bits
 from equipoise.study.store import Store
 from equipoise.workloads import Workload
 from equipoise.workloads.meaning import Divergence
 
+LABELS, VALUES = Divergence("softmax"), Divergence("values")
+
 
 def test_damage_of_classifiers_is_the_divergence() -> None:
     reference, outputs = np.log([[0.5, 0.5]]), np.log([[0.25, 0.75]])
     expected = 0.5 * math.log(0.5 / 0.25) + 0.5 * math.log(0.5 / 0.75)
-    assert damage(reference, outputs + 3.0, classifier=True) == pytest.approx(expected)  # logits may be shifted
-    assert damage(reference, reference, classifier=True) == pytest.approx(0.0)
-    assert damage(outputs, reference, classifier=True) != pytest.approx(expected)  # the direction matters
+    assert damage(reference, outputs + 3.0, LABELS) == pytest.approx(expected)  # logits may be shifted
+    assert damage(reference, reference, LABELS) == pytest.approx(0.0)
+    assert damage(outputs, reference, LABELS) != pytest.approx(expected)  # the direction matters
 
 
 def test_damage_of_regressors_is_relative() -> None:
     reference = np.array([[0.0], [2.0], [4.0]])
-    assert damage(reference, reference + 1.0, classifier=False) == pytest.approx(1 / torch.tensor(reference).var().item())
-    assert damage(10 * reference, 10 * (reference + 1.0), classifier=False) == pytest.approx(
-        damage(reference, reference + 1.0, classifier=False)
-    )
+    assert damage(reference, reference + 1.0, VALUES) == pytest.approx(1 / torch.tensor(reference).var().item())
+    assert damage(10 * reference, 10 * (reference + 1.0), VALUES) == pytest.approx(damage(reference, reference + 1.0, VALUES))
 
 
 def test_damage_of_yes_or_no_outputs_counts_each_on_its_own() -> None:
@@ -59,10 +62,9 @@ def test_damage_of_probabilities_is_not_squashed_twice() -> None:
 
 def test_damage_of_values_counts_each_output_in_its_own_spread() -> None:
     reference = np.array([[0.0, 0.0, 7.0], [1.0, 1000.0, 7.0], [2.0, 2000.0, 7.0]])  # the last never moves
-    values = Divergence("values")
-    small, large = (damage(reference, reference + np.array(by), values) for by in ([1.0, 0, 0], [0, 1000.0, 0]))
+    small, large = (damage(reference, reference + np.array(by), VALUES) for by in ([1.0, 0, 0], [0, 1000.0, 0]))
     assert small == pytest.approx(large) == pytest.approx(1 / 3)
-    assert damage(reference, reference + np.array([0, 0, 1.0]), values) < 1e-6
+    assert damage(reference, reference + np.array([0, 0, 1.0]), VALUES) < 1e-6
 
 
 def test_damage_finds_the_classes_where_they_lie() -> None:
@@ -76,6 +78,16 @@ def test_damage_finds_the_classes_where_they_lie() -> None:
 @pytest.mark.parametrize(("size", "menu"), [(64, (64, 48, 32, 24, 16)), (16, (16, 8)), (8, (8,)), (6, (6,)), (20, (20, 16, 8))])
 def test_width_menus_start_whole_and_keep_to_the_multiple(size, menu) -> None:
     assert widths(size, 8) == menu
+
+
+@pytest.mark.parametrize(
+    ("kind", "shape", "channels"),
+    [("Conv2d", (1, 24, 9, 7), 24), ("Conv1d", (1, 24, 9), 24), ("Linear", (1, 50, 96), 96), ("Linear", (1, 10), 10)],
+)
+def test_channels_lie_on_the_second_dimension_of_a_map_and_on_the_last_one_of_tokens(kind, shape, channels) -> None:
+    row = _row(LayerCount("x", kind, 5, 7, shape), {"x": 8})
+    assert (row.out, row.params, row.macs, row.bits) == (channels, 5, 7, 8)
+    assert _row(LayerCount("y", kind, 5, 7, shape), {"x": 8}).bits == 32
 
 
 def test_one_thread_gives_the_threads_back() -> None:
@@ -101,11 +113,11 @@ def test_what_no_knob_sets_stays_float_in_a_mixed_plan(tmp_path: Path) -> None:
     with Store.open(tmp_path / "study") as store:
         bench = Workbench.prepare(work, (Target("onnxruntime"),), store.blob)
         assert bench.unset == {"0"}
-        space, source = bench.space, bench.source(bench.space.untouched, bench.teacher)
+        source = bench.source(bench.teacher)
 
         def weights(*int8: str) -> dict[str, int]:
-            plan = space.untouched.but({f"bits.{name}": 8 for name in int8})
-            return layer_bits(bench.compile(plan, source).file("model.onnx"))
+            draft = bench.build(Plan({f"bits.{name}": 8 for name in int8}))
+            return layer_bits(bench.compile(draft, source, bench.targets[0]).file("model.onnx"))
 
         assert weights("3") == {"0": 32, "3": 8, "5": 32}
         assert weights("3", "5") == {"0": 8, "3": 8, "5": 8}

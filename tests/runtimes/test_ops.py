@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 
 import numpy as np
@@ -7,28 +8,31 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from equipoise.compress.operators import operators
 from equipoise.errors import InputError
+from equipoise.ops import Op, op_from
+from equipoise.records import as_data
 from equipoise.runtimes.base import get
-from equipoise.runtimes.ops import OpSpec, op_inputs, op_program, op_source, specs
+from equipoise.runtimes.ops import op_inputs, op_program, op_source
 from equipoise.testing.runtimes import Probe, error_of
 
-CONV = OpSpec("conv", 8, 16, (3, 3), (2, 2), (1, 1), height=12, width=10, relu=True)
+CONV = Op("conv", 8, 16, (3, 3), (2, 2), (1, 1), height=12, width=10, relu=True)
 OPS = [
     CONV,
     replace(CONV, cin=16, groups=16, stride=(1, 1), relu=False),
-    OpSpec("linear", 16, 5),
-    OpSpec("linear", 16, 8, height=7, relu=True),
-    OpSpec("add", 8, 8, height=4, width=4, relu=True),
+    Op("linear", 16, 5),
+    Op("linear", 16, 8, height=7, relu=True),
+    Op("add", 8, 8, height=4, width=4, relu=True),
 ]
 
 
-def test_specs_are_read_off_a_model() -> None:
-    found = specs(Probe().eval(), torch.zeros(2, 3, 12, 12))
+def test_operators_are_read_off_a_model() -> None:
+    found = operators(Probe().eval(), torch.zeros(2, 3, 12, 12))
     assert found == {
-        "stem": OpSpec("conv", 3, 8, (3, 3), (1, 1), (1, 1), height=12, width=12, relu=True),
-        "inner": OpSpec("conv", 8, 16, (3, 3), (2, 2), (1, 1), height=12, width=12, relu=True),
-        "outer": OpSpec("conv", 16, 16, (3, 3), (1, 1), (1, 1), height=6, width=6),
-        "head": OpSpec("linear", 16, 5),
+        "stem": Op("conv", 3, 8, (3, 3), (1, 1), (1, 1), height=12, width=12, relu=True),
+        "inner": Op("conv", 8, 16, (3, 3), (2, 2), (1, 1), height=12, width=12, relu=True),
+        "outer": Op("conv", 16, 16, (3, 3), (1, 1), (1, 1), height=6, width=6),
+        "head": Op("linear", 16, 5),
     }
 
 
@@ -42,24 +46,24 @@ def test_modules_and_tokens_are_seen() -> None:
             out: Tensor = self.body(x)
             return out
 
-    found = specs(Tokens(), torch.zeros(2, 9, 4))
-    assert found == {"body.0": OpSpec("linear", 4, 6, height=9, relu=True), "body.2": OpSpec("linear", 6, 2, height=9)}
+    found = operators(Tokens(), torch.zeros(2, 9, 4))
+    assert found == {"body.0": Op("linear", 4, 6, height=9, relu=True), "body.2": Op("linear", 6, 2, height=9)}
 
 
 @pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
 @pytest.mark.parametrize("bits", [32, 8])
-@pytest.mark.parametrize("spec", OPS, ids=lambda s: f"{s.kind}{s.groups}")
-def test_programs_load_and_give_the_right_shape(name: str, bits: int, spec: OpSpec) -> None:
+@pytest.mark.parametrize("op", OPS, ids=lambda s: f"{s.kind}{s.groups}")
+def test_programs_load_and_give_the_right_shape(name: str, bits: int, op: Op) -> None:
     runtime = get(name)
     if runtime.unavailable():
         pytest.skip(runtime.unavailable())
-    program = op_program(spec, runtime, bits=bits)
+    program = op_program(op, runtime, bits=bits)
     assert program.precision == ("fp32" if bits == 32 else "int8")
-    got = runtime.load(program, batch=2).run(op_inputs(spec, bits=bits, batch=2))
-    model = op_source(spec).model
+    got = runtime.load(program, batch=2).run(op_inputs(op, bits=bits, batch=2))
+    model = op_source(op).model
     assert model is not None
     with torch.inference_mode():
-        assert got.shape == model(torch.from_numpy(op_inputs(spec, batch=2))).shape
+        assert got.shape == model(torch.from_numpy(op_inputs(op, batch=2))).shape
     assert got.dtype == (np.float32 if bits == 32 else np.uint8)
 
 
@@ -76,10 +80,18 @@ def test_two_runtimes_agree_on_an_operator() -> None:
 
 def test_borders_convert() -> None:
     runtime = get("onnxruntime")
-    edge = OpSpec("quantize", 8, 8, height=4, width=4)
+    edge = Op("quantize", 8, 8, height=4, width=4)
     assert runtime.load(op_program(edge, runtime, bits=8)).run(op_inputs(edge)).dtype == np.uint8
     edge = replace(edge, kind="dequantize")
     assert runtime.load(op_program(edge, runtime, bits=8)).run(op_inputs(edge, bits=8)).dtype == np.float32
+
+
+def test_an_operator_survives_its_record_and_knows_its_weights_and_work() -> None:
+    for op in OPS:
+        assert op_from(json.loads(json.dumps(as_data(op)))) == op
+    assert (CONV.weights, CONV.work) == (8 * 16 * 9, 8 * 16 * 9 * 12 * 10 / 4)
+    assert [op.depthwise for op in OPS] == [False, True, False, False, False]
+    assert (OPS[1].weights, OPS[4].weights) == (16 * 9, 0)
 
 
 def test_wrong_operators_are_refused() -> None:

@@ -5,9 +5,10 @@ import pytest
 
 from equipoise.errors import InputError
 from equipoise.pareto import hypervolume
+from equipoise.records import Knob
 from equipoise.search.evolve import nsga2
 from equipoise.search.front import solve
-from equipoise.search.space import Knob, Space
+from equipoise.search.space import Space
 
 SPACE = Space(tuple(Knob(f"width.layer{i // 4}.{i}", (64, 48, 32, 24, 16)) for i in range(12)))
 _RNG = np.random.default_rng(0)

@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 
 from equipoise.errors import InputError
+from equipoise.records import Knob
 from equipoise.search.front import predicted_front, solve
 from equipoise.search.rank import front_mask
-from equipoise.search.space import Knob, Space
+from equipoise.search.space import Space
 from equipoise.search.tables import LossTable
 
 

@@ -5,9 +5,10 @@ import pytest
 
 from equipoise.errors import InputError
 from equipoise.pareto import hypervolume
+from equipoise.records import Knob
 from equipoise.search.front import predicted_front
 from equipoise.search.propose import Evaluated, converged, expected_improvement, first_points, front_volume, halving, propose
-from equipoise.search.space import Knob, Space
+from equipoise.search.space import Space
 from equipoise.search.surrogate import fit_loss
 from equipoise.search.tables import EPSILON, LossTable
 
@@ -126,8 +127,8 @@ def test_a_budget_draws_the_proposals_to_it():
     known = evaluated(start())
     bound = 0.6
 
-    def excess(costs, losses):
-        return np.maximum(costs[:, :1] / bound - 1, 0)
+    def excess(genomes):
+        return np.maximum(MACS.many(genomes)[:, None] / bound - 1, 0)
 
     costs = MACS.many(SPACE.encode_all(ask(known, excess=excess, focus=bound)))
     free = MACS.many(SPACE.encode_all(ask(known)))

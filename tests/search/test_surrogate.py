@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 
 from equipoise.errors import InputError
-from equipoise.search.space import Knob, Space
+from equipoise.records import Knob
+from equipoise.search.space import Space
 from equipoise.search.surrogate import FEWEST, fit_gp, fit_loss, summary
 from equipoise.search.tables import EPSILON, LossTable
 

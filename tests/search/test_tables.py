@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from equipoise.errors import InputError
-from equipoise.records import Plan
-from equipoise.search.space import Knob, Space
+from equipoise.records import Knob, Plan
+from equipoise.search.space import Space
 from equipoise.search.tables import EPSILON, PRIOR_INTERCEPT, calibrate, isotonic, loss_table, to_measure
 
 SPACE = Space(

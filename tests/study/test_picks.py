@@ -140,6 +140,14 @@ def test_the_knee_takes_the_smaller_of_two_that_cannot_be_told_apart() -> None:
 
 
 @pytest.mark.parametrize("text", ["memory<=1MB", "energy<=1mJ", "throughput>=100", "price<=1$"])
-def test_a_pick_by_what_no_study_measures_is_refused(text: str) -> None:
-    with pytest.raises(InputError, match="what is measured here"):
+def test_a_pick_by_what_this_study_did_not_measure_is_refused(text: str) -> None:
+    word = text.partition("<")[0].partition(">")[0]
+    with pytest.raises(InputError, match=rf"pick {word} must be on what this study measured.*Name it in --budget"):
         pick(ALL, BASE, text, NONE)
+
+
+def test_a_pick_by_what_the_budget_had_measured_is_found() -> None:
+    light, heavy = (
+        replace(e, cost={**e.cost, "peak_memory_bytes": measured(mb * 1e6, "B")}) for e, mb in ((SMALL, 1.0), (FAST, 9.0))
+    )
+    assert pick([light, heavy], BASE, "memory<=2MB", NONE) is light

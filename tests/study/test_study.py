@@ -8,22 +8,24 @@ from dataclasses import replace
 import pytest
 
 from equipoise.errors import EXIT_FAILED, EquipoiseError, InputError, StoreError
-from equipoise.records import Evaluation, Plan, as_data, measured, unavailable
+from equipoise.records import Evaluation, Knob, LayerRow, Plan, ProgramRef, as_data, measured, unavailable
 from equipoise.report.view import client_data, page_data
-from equipoise.study.record import Study
+from equipoise.study.header import Header, Offered
+from equipoise.study.record import Study, describe
 from equipoise.study.store import Store
-from equipoise.study.summary import summarize
+from equipoise.study.summary import layer_rows, summarize
 
 UNTOUCHED = {"width.conv1": 64, "bits.conv1": 32, "depth.block1": "keep"}
-LAYERS = [{"name": "conv1", "kind": "Conv2d", "out": 64, "params": 640, "macs": 6400, "bits": 32}]
+LAYERS = (LayerRow("conv1", "Conv2d", 64, 640, 6400, 32),)
+PROGRAM = ProgramRef("onnxruntime", "fp32", "onnxruntime:cpu?threads=1&batch=1", {"model.onnx": "0" * 64})
 
 
 def evaluation(latency_ms, drop, *, size=1000, fidelity="one-shot", error="", leg=0, **choices) -> Evaluation:
     plan = Plan({**UNTOUCHED, **{k.replace("_", ".", 1): v for k, v in choices.items()}})
     cost = {"latency_s": measured(latency_ms / 1e3, "s"), "size_bytes": measured(size, "B")}
     reading = measured(drop, "points", low=drop - 0.5, high=drop + 0.5, n=400)
-    details = {"runtime": "onnxruntime", "precision": "fp32", "loss": drop / 10, "layers": LAYERS}
-    return Evaluation(plan, fidelity, measured(90 - drop, "points"), reading, cost, details=details, error=error, leg=leg)
+    made = {"damage": drop / 10, "program": PROGRAM, "layers": LAYERS}
+    return Evaluation(plan, fidelity, measured(90 - drop, "points"), reading, cost, error=error, leg=leg, **made)
 
 
 BASE = evaluation(2.0, 0.0, fidelity="untouched")
@@ -40,16 +42,31 @@ def study(tmp_path, *rows, budget="") -> Study:
         return Study.read(store)
 
 
+SPACE = tuple(
+    Offered(Knob(name, menu), (layer,))
+    for name, menu, layer in (
+        ("width.conv1", (64, 40, 32, 24, 16, 8), "conv1"),
+        ("bits.conv1", (32, 8), "conv1"),
+        ("depth.block1", ("keep", "drop"), "block1.a"),
+    )
+)
+
+
+def asked(budget, **more) -> Header:
+    given = {"workload": "digits", "name": "digits", "target": PROGRAM.target, "time_s": 60.0, "seed": 0, "baseline": BASE.key}
+    metric, left = {"name": "accuracy", "unit": "points", "maximize": True}, {"fc": "it feeds the model's output"}
+    return Header(**{**given, "budget": budget, "metric": metric, "space": SPACE, "left_whole": left, **more})
+
+
 def fill(store, rows, budget, **more) -> None:
-    header = {
-        "budget": budget,
-        "metric": {"name": "accuracy", "unit": "points"},
-        "left_whole": {"fc": "it feeds the model's output"},
-        **more,
-    }
-    store.put("study", "1", {"header": header}, seconds=0)
+    store.put("study", "1", {"header": as_data(asked(budget, **more))}, seconds=0)
     for row in rows:
         store.put("evaluation", row.key, {"evaluation": as_data(row)}, seconds=1)
+
+
+def raced(key, ratio) -> dict:
+    """A last race: one ratio, and the untouched model as fast as it was before."""
+    return {"ratios": {key: ratio}, "reference": as_data(BASE.axis("latency_s")), "elasticity": {}}
 
 
 def test_the_front_holds_what_nothing_beats_and_no_failure(tmp_path) -> None:
@@ -101,7 +118,7 @@ def test_the_sentence_uses_the_final_race(tmp_path) -> None:
     with Store.open(tmp_path / "study") as store:
         fill(store, (BASE, HALF), "")
         ratio = {"value": 0.8, "low": 0.7, "high": 0.9, "n": 12, "confidence": 0.95}
-        store.put("final", "x", {"ratios": {HALF.key: ratio}}, seconds=1)
+        store.put("final", "x", raced(HALF.key, ratio), seconds=1)
         assert Study.read(store).sentence(HALF).startswith("1.25× slower")
 
 
@@ -125,7 +142,7 @@ def test_the_untouched_model_is_as_fast_as_itself_give_or_take_what_its_race_spr
     with Store.open(tmp_path / "study") as store:
         fill(store, (BASE, HALF), "")
         ratio = {"value": 1.04, "low": 0.936, "high": 1.144, "n": 12, "confidence": 0.95}
-        store.put("final", "x", {"ratios": {BASE.key: ratio}}, seconds=1)
+        store.put("final", "x", raced(BASE.key, ratio), seconds=1)
         found = Study.read(store)
     told = found.ratio(found.baseline)
     assert (told.value, told.low, told.high, told.n) == pytest.approx((1.0, 0.9, 1.1, 12))
@@ -136,7 +153,7 @@ def test_a_raced_latency_is_the_one_that_is_told_and_held_to_the_budget(tmp_path
     with Store.open(tmp_path / "study") as store:
         fill(store, (BASE, HALF), "latency<=0.9ms")
         ratio = {"value": 2.5, "low": 2.0, "high": 4.0, "n": 12, "confidence": 0.95}
-        store.put("final", "x", {"ratios": {HALF.key: ratio}}, seconds=1)
+        store.put("final", "x", raced(HALF.key, ratio), seconds=1)
         found, searched = Study.read(store), Study.read(store, raced=False)
     latency = found.best.axis("latency_s")
     assert (latency.value, latency.low, latency.high) == pytest.approx((0.8e-3, 0.5e-3, 1.0e-3))  # 2 ms over each ratio
@@ -163,6 +180,47 @@ def test_the_summary_tells_each_layer_what_happened_to_it(tmp_path) -> None:
     assert any(note.startswith("fc was left whole") for note in found["notes"])
 
 
+def test_what_became_of_each_layer_is_told_from_the_space() -> None:
+    rows = {
+        "conv1": LayerRow("conv1", "Conv2d", 64, 640, 6400, 32), "conv2": LayerRow("conv2", "Conv2d", 8, 50, 500, 32),
+        "block1.a": LayerRow("block1.a", "Linear", 8, 64, 64, 32), "fc": LayerRow("fc", "Linear", 10, 90, 90, 32),
+    }  # fmt: skip
+    knobs = (
+        ("width.conv1", (64, 32), ("conv1", "conv2")),
+        ("bits.fc", (32, 8), ("fc",)),
+        ("depth.block1", ("keep", "drop"), ("block1.a",)),
+    )
+    header = asked(
+        "", space=tuple(Offered(Knob(name, menu), layers) for name, menu, layers in knobs), damage_unit="squared spreads"
+    )
+    base = replace(BASE, plan=header.untouched, layers=tuple(rows.values()))
+    half = replace(rows["conv1"], out=32, params=320, macs=3200)
+    parts = [LayerRow(f"fc.{i}", "Linear", out, 20, 20, 8) for i, out in enumerate((3, 10))]  # put into two thin ones
+    plan = header.untouched.but({"width.conv1": 32, "bits.fc": 8, "depth.block1": "drop"})
+    pick = replace(base, plan=plan, layers=(half, replace(rows["conv2"], params=25), *parts))
+    found = {row["name"]: row for row in layer_rows(header, pick, base, {"width.conv1=32": 0.25, "bits.fc=8": 0.5})}
+    assert found["conv1"]["why"].startswith("32 of 64 channels cut")
+    assert found["conv1"]["why"].endswith("(alone: 0.25 squared spreads)")
+    assert found["conv2"]["why"] == "reads fewer channels (alone: 0.25 squared spreads)"
+    assert (found["block1.a"]["after"], found["block1.a"]["why"], found["block1.a"]["loss"]) == (
+        None,
+        "its block was dropped",
+        None,
+    )
+    assert found["fc"]["after"] == {"out": 10, "params": 40, "macs": 40, "bits": 8}
+    assert found["fc"]["why"] == "8-bit (alone: 0.5 squared spreads)"
+    assert [row["why"] for row in layer_rows(header, base, base, {})] == ["left whole"] * 4
+
+
+def test_a_plan_is_described_in_a_few_words() -> None:
+    two = replace(PROGRAM, runtime="openvino", precision="mixed", target="openvino:cpu?threads=2&batch=1")
+    dropped = replace(evaluation(1.0, 0.5, width_conv1=32, depth_block1="drop"), program=two)
+    assert describe(BASE, BASE) == "untouched, onnxruntime, fp32"
+    assert describe(HALF, BASE) == "onnxruntime, fp32, 50% channels cut"
+    assert describe(dropped, BASE) == "openvino threads=2, mixed, 50% channels cut, 1 block dropped"
+    assert describe(replace(BROKEN, program=None), BASE) == "75% channels cut"
+
+
 def test_progress_never_falls(tmp_path) -> None:
     with Store.open(tmp_path / "study") as store:
         fill(store, (BASE, TINY, HALF, SLOWER, TRAINED), "")
@@ -179,7 +237,7 @@ def test_an_unknown_pick_lists_the_names(tmp_path) -> None:
 def test_unavailable_never_enters_the_front(tmp_path) -> None:
     blind = evaluation(0.01, 0.0, width_conv1=24)
     cost = {"latency_s": unavailable("s", "no clock"), "size_bytes": measured(1, "B")}
-    blind = Evaluation(blind.plan, "one-shot", blind.quality, blind.drop, cost, details=blind.details)
+    blind = replace(blind, cost=cost)
     assert blind.key not in {e.key for e in study(tmp_path, BASE, blind).front}
 
 
@@ -190,7 +248,7 @@ def test_every_number_of_a_pick_trained_in_rungs_is_of_one_training(tmp_path) ->
     with Store.open(tmp_path / "study") as store:
         fill(store, (BASE, HALF, TINY, *LEGS), "drop<=1")
         ratio = {"value": 4.2, "low": 4.0, "high": 4.4, "n": 12, "confidence": 0.95}
-        store.put("final", "x", {"ratios": {LEGS[1].key: ratio}}, seconds=1)
+        store.put("final", "x", raced(LEGS[1].key, ratio), seconds=1)
         summary = summarize(store)
     page, client = page_data(summary), client_data(summary)
     assert summary["pick"] == LEGS[1].key
@@ -201,28 +259,6 @@ def test_every_number_of_a_pick_trained_in_rungs_is_of_one_training(tmp_path) ->
     assert page["bounds"][0]["reads"].startswith("-0.25")
     assert any("drop -0.25" in row["change"] for row in page["comparison"])
     assert len({point["key"] for point in client["points"]}) == len(client["points"])
-
-
-def test_a_study_of_before_legs_had_keys_is_read_right(tmp_path) -> None:
-    with Store.open(tmp_path / "study") as store:
-        fill(store, (BASE,), "drop<=1")
-        for e in LEGS:
-            data = as_data(replace(e, details={**e.details, "leg": e.leg}))
-            del data["leg"]
-            store.put("evaluation", e.key, {"evaluation": data}, seconds=1)
-        ratio = {"value": 4.2, "low": 4.0, "high": 4.4, "n": 12, "confidence": 0.95}
-        store.put("final", "x", {"ratios": {LEGS[0].key.rpartition(":")[0]: ratio}}, seconds=1)
-        found = Study.read(store)
-    assert found.best.key == LEGS[1].key
-    assert found.sentence(found.best).startswith("4.20× faster")
-    assert [e.key for e in found.evaluations] == [BASE.key, *(e.key for e in LEGS)]
-
-
-def test_a_study_of_a_newer_version_is_refused_in_one_sentence(tmp_path) -> None:
-    with Store.open(tmp_path / "study") as store:
-        fill(store, (BASE,), "", schema=99)
-        with pytest.raises(StoreError, match=r"newer Equipoise \(schema 99"):
-            Study.read(store)
 
 
 def test_failures_are_counted_with_the_commonest_reason(tmp_path) -> None:
@@ -284,7 +320,7 @@ def test_a_pick_slower_than_the_untouched_model_is_announced(tmp_path) -> None:
     with Store.open(tmp_path / "study") as store:
         fill(store, (BASE, small), "size<=200B")
         ratio = {"value": 0.67, "low": 0.6, "high": 0.7, "n": 12, "confidence": 0.95}
-        store.put("final", "x", {"ratios": {small.key: ratio}}, seconds=1)
+        store.put("final", "x", raced(small.key, ratio), seconds=1)
         found = Study.read(store)
     assert found.verdict() == "budget met: size<=200B; this pick is SLOWER than the untouched model"
     assert "1.49× slower" in found.sentence(found.best)

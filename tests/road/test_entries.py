@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import pytest
 
-from equipoise.road.sensitivity import Layer, choices, completed, entry, variants, work_of
-from equipoise.road.tables import offered
-from equipoise.runtimes.ops import OpSpec
-from equipoise.search import Knob, Space, loss_table
+from equipoise.records import Knob
+from equipoise.road.entries import offered, ordered
+from equipoise.road.facts import TARGET, Facts
+from equipoise.search import Space, loss_table
+from equipoise.study.header import Offered
 
 SPACE = Space(
     (
-        Knob("runtime", ("onnxruntime", "openvino")),
+        Knob(TARGET, ("onnxruntime", "openvino")),
         Knob("width.a", (64, 48, 32, 24, 16)),
         Knob("width.b", (16, 8)),
         Knob("depth.block", ("keep", "drop")),
@@ -23,7 +24,9 @@ SPACE = Space(
 
 
 def test_the_most_telling_entries_come_first() -> None:
-    order = choices(SPACE, {"a": 10.0, "b": 500.0, "block.c": 90.0}, {"a": ("a",), "b": ("b", "a")})
+    acts = {"width.a": ("a",), "width.b": ("b", "a"), "depth.block": ("block.c",), "bits.a": ("a",), "bits.b": ("b",)}
+    facts = Facts(tuple(Offered(knob, acts.get(knob.name, ())) for knob in SPACE.knobs), ())
+    order = ordered(SPACE, facts, {"a": 10.0, "b": 500.0, "block.c": 90.0})
     names = [(k.name, c) for k, c in order]
     assert names == [
         ("bits.b", 8), ("depth.block", "drop"), ("width.b", 8),  # the heaviest of each kind
@@ -31,7 +34,7 @@ def test_the_most_telling_entries_come_first() -> None:
         ("width.a", 16),  # ends
         ("width.a", 48), ("width.a", 24),  # between
     ]  # fmt: skip
-    assert len(set(names)) == sum(len(k.menu) - 1 for k in SPACE.knobs if k.kind != "runtime")
+    assert len(set(names)) == sum(len(k.menu) - 1 for k in SPACE.knobs if k.kind != TARGET)
 
 
 def test_a_failed_choice_leaves_its_menu_and_the_rest_stays() -> None:
@@ -41,7 +44,7 @@ def test_a_failed_choice_leaves_its_menu_and_the_rest_stays() -> None:
     assert menus["width.a"] == (64, 48, 32, 24)
     assert menus["bits.a"] == (32,)
     assert menus["bits.b"] == (32, 8)
-    assert menus["runtime"] == ("onnxruntime", "openvino")
+    assert menus[TARGET] == ("onnxruntime", "openvino")
     table = loss_table(space, known)
     assert table.predict(space.untouched) == 0.0
     assert table.predict(space.untouched.but({"width.a": 32})) == pytest.approx(0.1)
@@ -55,31 +58,7 @@ def test_what_found_no_time_is_predicted_from_its_kind() -> None:
     loss_table(space, known)
 
 
-def test_with_nothing_read_there_is_one_plan_of_each_runtime() -> None:
+def test_with_nothing_read_there_is_one_plan_of_each_target() -> None:
     space, known = offered(SPACE, {}, {})
     assert space.size == 2
     loss_table(space, known)
-
-
-A, B = OpSpec("conv", 3, 16, height=8, width=8), OpSpec("conv", 16, 4, height=8, width=8)
-LAYERS = (
-    Layer(A, "a", 48, -1, 0, 2, (), (1.0,), (1.0, 0.5)),
-    Layer(B, "b", 64, 0, -1, 3, (), (1.0, 0.5), (1.0,)),
-)
-
-
-def test_operators_that_were_not_timed_are_predicted_from_their_work() -> None:
-    timed = {entry(A, 32): 48.0}
-    found = completed(timed, LAYERS, (32, 8))
-    assert set(found) == {entry(spec, bits) for spec in variants(LAYERS) for bits in (32, 8)}
-    assert found[entry(A, 32)] == 48.0
-    assert found[entry(OpSpec("conv", 3, 8, height=8, width=8), 32)] == pytest.approx(24.0)
-    assert found[entry(B, 32)] == pytest.approx(48.0 * work_of(B) / work_of(A))
-    assert all(seconds > 0 for seconds in completed({}, LAYERS, (32, 8)).values())
-
-
-def test_a_depthwise_layer_is_narrowed_on_both_sides_and_a_grouped_one_by_whole_groups() -> None:
-    deep = Layer(OpSpec("conv", 16, 16, groups=16), "d", 1, 0, -1, -1, (), (1.0, 0.5), (1.0,))
-    assert [(s.cin, s.cout, s.groups) for s in deep.narrower_in] == [(8, 8, 8)]
-    grouped = Layer(OpSpec("conv", 24, 16, groups=4), "g", 1, 0, -1, -1, (), (1.0, 0.4), (1.0,))
-    assert [(s.cin, s.cout, s.groups) for s in grouped.narrower_in] == [(8, 16, 4)]

@@ -1,0 +1,476 @@
+"""The whole road of a planted problem, in moments: a formula answers every job, and the record is a dictionary."""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from equipoise.budget import parse_budget
+from equipoise.errors import EquipoiseError
+from equipoise.events import Event
+from equipoise.measure.meters import Meters
+from equipoise.ops import Op
+from equipoise.records import Evaluation, Knob, LayerRow, Plan, ProgramRef, Training, as_data, evaluation_from, measured
+from equipoise.road.bench import failed
+from equipoise.road.decisions import Asked, Road
+from equipoise.road.facts import TARGET, Act, Facts, Layer, facts_from
+from equipoise.road.jobs import Job, names
+from equipoise.study.header import Offered, header_from
+from equipoise.study.record import Study
+
+ONE = "onnxruntime:cpu?threads=1&batch=1"
+TWO = "onnxruntime:cpu?threads=2&batch=1"
+POINT = "one point is 0.01 of accuracy"
+ABOUT = {
+    "workload": "planted.py:make", "name": "planted", "damage_unit": "nats",
+    "metric": {"name": "accuracy", "unit": "points", "maximize": True, "scale": 100, "point": POINT},
+}  # fmt: skip
+
+# ---- what is planted ---------------------------------------------------------------------------------------------------------
+
+SIZES = {"a": (64, 40.0), "b.one": (32, 30.0), "b.two": (32, 30.0), "c": (64, 60.0)}
+"""Layer -> channels, and microseconds that it takes whole in floats."""
+WIDTHS = {"width.a": ("a", (64, 48, 32, 16)), "width.b.one": ("b.one", (32, 24, 16, 8)), "width.c": ("c", (64, 48, 32, 16))}
+STEEP = {"width.a": 0.8, "width.b.one": 0.15, "width.c": 0.4}
+"""Loss where a whole group is gone; it grows with the square of the share."""
+
+
+def facts(*targets: str) -> Facts:
+    """Four layers: three widths, one block that can be dropped, a precision each."""
+    rows = [Offered(Knob(TARGET, targets))] if len(targets) > 1 else []
+    rows += [Offered(Knob(name, menu), (layer,)) for name, (layer, menu) in WIDTHS.items()]
+    rows += [Offered(Knob("depth.b", ("keep", "drop")), ("b.one", "b.two"))]
+    rows += [Offered(Knob(f"bits.{layer}", (32, 8)), (layer,)) for layer in SIZES]
+    layers = []
+    for name, (channels, _) in SIZES.items():
+        op, acts = Op("conv", 16, channels, height=8, width=8), []
+        for knob, (layer, menu) in WIDTHS.items():
+            if layer == name:
+                acts.append(Act(knob, menu, tuple((replace(op, cout=int(width)),) for width in menu)))
+        if name.startswith("b."):
+            acts.append(Act("depth.b", ("keep", "drop"), ((op,), ())))
+        layers.append(Layer(name, op, op.weights, tuple(acts), f"bits.{name}"))
+    moot = (("depth.b", "drop", ("width.b.one", "bits.b.one", "bits.b.two")),)
+    return Facts(tuple(rows), tuple(layers), moot, {"head": "it feeds the model's output"})
+
+
+def kept(plan: Plan, layer: str) -> float:
+    """Share of a layer that a plan keeps."""
+    if layer.startswith("b.") and plan.choices.get("depth.b") == "drop":
+        return 0.0
+    shares = [int(plan.choices.get(k, menu[0])) / int(menu[0]) for k, (name, menu) in WIDTHS.items() if name == layer]
+    return shares[0] if shares else 1.0
+
+
+def cost_of(plan: Plan) -> tuple[float, float]:
+    """Seconds and bytes of a plan."""
+    seconds, size = 5e-6, 500.0
+    for layer, (channels, us) in SIZES.items():
+        eight = plan.choices.get(f"bits.{layer}") == 8
+        seconds += us * 1e-6 * kept(plan, layer) * (0.45 if eight else 1.0)
+        size += 16 * channels * kept(plan, layer) * (1 if eight else 4)
+    return seconds * (0.6 if plan.choices.get(TARGET) == TWO else 1.0), size
+
+
+def loss_of(plan: Plan) -> float:
+    """Nats that a plan loses to the untouched model, before any training."""
+    total = 0.06 if plan.choices.get("depth.b") == "drop" else 0.0
+    for knob, (layer, menu) in WIDTHS.items():
+        total += STEEP[knob] * (1 - int(plan.choices.get(knob, menu[0])) / int(menu[0])) ** 2 * (kept(plan, layer) > 0)
+    total += sum(0.004 for layer in SIZES if plan.choices.get(f"bits.{layer}") == 8 and kept(plan, layer))
+    return total**1.05  # what several changes cost together is not quite their sum
+
+
+POINTS_PER_NAT = 30.0
+
+# ---- record and executor -----------------------------------------------------------------------------------------------------
+
+
+@dataclass
+class Memory:
+    """A record that is a list: what a store is, without a disk."""
+
+    rows: list[tuple[str, str, str]] = field(default_factory=list)
+
+    def get(self, kind: str, key: str) -> dict[str, Any] | None:
+        return next((json.loads(text) for k, name, text in self.rows if (k, name) == (kind, key)), None)
+
+    def all(self, kind: str) -> list[dict[str, Any]]:
+        return [json.loads(text) for k, _, text in self.rows if k == kind]
+
+    def put(self, job: Job, data: Mapping[str, Any]) -> None:
+        assert self.get(job.kind, job.key) is None, f"{job.kind} {job.key} was done twice"
+        self.rows.append((job.kind, job.key, json.dumps(data)))
+
+
+@dataclass
+class Formula:
+    """Answers each job from the planted problem; its seconds are what it says they are."""
+
+    record: Memory
+    road: Road | None = None
+    facts: Facts = field(default_factory=lambda: facts(ONE))
+    fails: tuple[str, ...] = ()
+    trial_s: float = 1.0
+    probe_s: float = 0.4
+    done: list[Job] = field(default_factory=list)
+
+    def run(self, job: Job) -> dict[str, Any]:
+        self.done.append(job)
+        json.dumps(job.args)  # a job is plain data
+        return {**getattr(self, job.kind)(job)}
+
+    def prepare(self, _: Job) -> dict[str, Any]:
+        return {"facts": as_data(self.facts), "seconds": 3.0}
+
+    def notes(self, _: Job) -> dict[str, Any]:
+        return {"notes": ["few samples"], "seconds": 0.1}
+
+    def study(self, job: Job) -> dict[str, Any]:
+        return {"header": {**job.args["header"], "probe": "0" * 64, "machine": {"cpu": "planted"}}, "seconds": 0.2}
+
+    def pace(self, _: Job) -> dict[str, Any]:
+        return {"sample_s": 1e-4, "seconds": 0.1}
+
+    def table(self, job: Job) -> dict[str, Any]:
+        knob, choice = job.args["knob"], job.args["choice"]
+        row = {"knob": knob, "choice": choice, "samples": job.args["samples"], "loss": None, "seconds": self.probe_s}
+        if job.key in self.fails:
+            return {**row, "error": "RuntimeError: planted"}
+        return {**row, "loss": loss_of(Plan({knob: choice}))}
+
+    def lut(self, job: Job) -> dict[str, Any]:
+        return {"times": {}, "failed": {}, "seconds": job.args["seconds"]}
+
+    def proposal(self, _: Job) -> dict[str, Any]:
+        assert self.road is not None
+        return {**self.road.proposal(), "seconds": 0.05}
+
+    def leg(self, job: Job) -> dict[str, Any]:
+        legs = [row["leg"] for row in self.record.all("leg") if row["plan"] == job.args["plan"]]
+        return {"plan": job.args["plan"], "leg": 1 + max(legs, default=0), "seconds": 0.0}
+
+    def extent(self, job: Job) -> dict[str, Any]:
+        return {**job.args, "seconds": 0.0}
+
+    def final(self, job: Job) -> dict[str, Any]:
+        rows = {e.key: e for e in evaluations(self.record)}
+        base = rows[job.args["baseline"]].axis("latency_s").get()
+        ratios = {}
+        for key in job.args["keys"]:
+            ratio = base / rows[key].axis("latency_s").get()
+            ratios[key] = {"value": ratio, "low": 0.98 * ratio, "high": 1.02 * ratio, "n": 12, "confidence": 0.95}
+        reference = as_data(rows[job.args["baseline"]].axis("latency_s"))
+        return {"ratios": ratios, "reference": reference, "elasticity": {}, "seconds": job.args["seconds"]}
+
+    def evaluation(self, job: Job) -> dict[str, Any]:
+        plan, fidelity, trained_s = Plan(job.args["plan"]), job.args["fidelity"], job.args.get("training_s", 0.0)
+        took = self.trial_s + trained_s
+        if fidelity in self.fails or (fidelity == "one-shot" and plan.choices["width.a"] in self.fails):
+            error = "Traceback (most recent call last)\n  at x\nValueError: planted"
+            broken = replace(failed(plan, fidelity, error, leg=job.args["leg"]), seconds=took)
+            return {"evaluation": as_data(broken), "seconds": took}
+        seconds, size = cost_of(plan)
+        loss = 0.0 if fidelity == "untouched" else loss_of(plan)
+        drop = POINTS_PER_NAT * loss * (1 + trained_s) ** -0.4
+        found = Evaluation(
+            plan, fidelity, measured(95 - drop, "points"), measured(drop, "points", low=drop - 0.1, high=drop + 0.1),
+            {
+                "latency_s": measured(seconds, "s", low=0.98 * seconds, high=1.02 * seconds),
+                "size_bytes": measured(size, "B"), "params": measured(size / 4, "1"), "macs": measured(size * 64, "1"),
+            },
+            predicted=job.args["predicted"], damage=loss, weights="w" * 64,
+            program=ProgramRef("onnxruntime", "fp32", str(plan.choices.get(TARGET, ONE)), {"model.onnx": "p" * 64}),
+            layers=tuple(LayerRow(n, "Conv2d", c, 16 * c, 1024 * c, 32) for n, (c, _) in SIZES.items()),
+            training=Training(job.args["rung"], trained_s, 100) if trained_s else None, seconds=took, leg=job.args["leg"],
+        )  # fmt: skip
+        return {"evaluation": as_data(found), "seconds": took}
+
+
+def evaluations(record: Memory) -> list[Evaluation]:
+    return [evaluation_from(row["evaluation"]) for row in record.all("evaluation")]
+
+
+def asked(budget: str = "drop<=1", limit_s: float = 120.0, *, targets: tuple[str, ...] = (ONE,), **more: Any) -> Asked:
+    given = {"seed": 0, "recovery": True, "samples": 1000, "about": ABOUT, **more}
+    return Asked(dict.fromkeys(targets, (32, 8)), parse_budget(budget), limit_s, **given)
+
+
+def road(what: Asked, said: list[Event] | None = None) -> Road:
+    return Road(what, [].append if said is None else said.append)
+
+
+def walked(what: Asked, record: Memory | None = None, said: list[Event] | None = None, **changes: Any) -> Formula:
+    """Walk to the end of the road."""
+    record = Memory() if record is None else record
+    here = road(what, said)
+    formula = Formula(record, here, facts(*what.targets), **changes)
+    while jobs := here.next(record):
+        for job in jobs:
+            record.put(job, formula.run(job))
+    return formula
+
+
+def study_of(record: Memory) -> Study:
+    header = header_from(record.all("study")[-1]["header"])
+    return Study(Path(), header, tuple(evaluations(record)), {})
+
+
+def spent(record: Memory) -> float:
+    return sum(json.loads(text)["seconds"] for _, _, text in record.rows)
+
+
+@pytest.fixture(scope="module")
+def whole() -> Formula:
+    """A walk with recovery, in which nothing fails."""
+    return walked(asked())
+
+
+# ---- the road ----------------------------------------------------------------------------------------------------------------
+
+
+def test_the_whole_road_ends_with_a_front_within_its_budget_and_its_time_in_moments() -> None:
+    began, said = time.process_time(), list[Event]()
+    formula = walked(asked(), said=said)
+    took = time.process_time() - began
+    study = study_of(formula.record)
+    assert took < 2
+    assert study.met
+    assert study.best.drop.get() <= 1
+    assert study.best.axis("latency_s").get() < 0.5 * study.baseline.axis("latency_s").get()
+    assert len(study.front) >= 8
+    assert study.searched
+    assert 100 < spent(formula.record) <= 120
+    assert said[-1].spent_s == pytest.approx(spent(formula.record), abs=15)  # the last race is told before it is run
+    assert [event.text for event in said if event.stage == "notes"] == ["WARNING: few samples"]
+
+
+def test_every_kind_of_step_is_taken_in_its_turn(whole: Formula) -> None:
+    kinds = list(dict.fromkeys(job.kind for job in whole.done))
+    assert kinds == ["prepare", "notes", "evaluation", "study", "pace", "table", "lut", "extent", "proposal", "leg", "final"]
+    fidelities = [job.args["fidelity"] for job in whole.done if job.kind == "evaluation"]
+    assert fidelities[0] == "untouched"
+    assert fidelities.count("untouched") == 1
+    rungs = [job.args["rung"] for job in whole.done if job.args.get("training_s")]
+    assert rungs == sorted(rungs)
+    assert set(rungs) == {1, 2, 3}
+
+
+def test_what_is_timed_is_done_where_times_are_compared_and_only_that(whole: Formula) -> None:
+    assert {job.kind for job in whole.done if job.where == "measuring host"} == {"evaluation", "lut", "final"}
+
+
+def test_every_proposed_plan_was_predicted_and_the_predictions_are_close(whole: Formula) -> None:
+    rows = [e for e in evaluations(whole.record) if e.predicted and e.fidelity == "one-shot"]
+    assert len(rows) > 20
+    for axis, off in (("latency_s", 0.25), ("size_bytes", 0.2)):
+        errors = sorted(abs(e.predicted[axis] / e.axis(axis).get() - 1) for e in rows[len(rows) // 2 :])
+        assert errors[len(errors) // 2] < off
+    assert all(e.predicted["damage"] >= 0 for e in rows)
+
+
+def test_a_training_starts_from_the_weights_of_its_plan_and_none_is_made_twice(whole: Formula) -> None:
+    trained = [job for job in whole.done if job.args.get("training_s")]
+    assert trained
+    assert all(job.args["weights"] == "w" * 64 for job in trained)
+    assert len({job.key for job in trained}) == len(trained)
+    assert all("damage" not in job.args["predicted"] for job in trained)  # it was predicted of the untrained model
+
+
+@pytest.mark.parametrize("budget", ["", "drop<=1", "latency<=60us, drop<=3", "size<=3KB, drop<=2", "params<=1000, drop<=2"])
+@pytest.mark.parametrize("recovery", [True, False])
+def test_budgets_that_can_be_met_are_met_on_either_road(budget: str, recovery: bool) -> None:
+    formula = walked(asked(budget, 60.0, recovery=recovery))
+    study = study_of(formula.record)
+    assert study.met or not budget
+    assert spent(formula.record) <= 60
+    assert any(e.training for e in study.evaluations) <= recovery
+
+
+def test_a_bound_out_of_reach_is_told_before_the_search() -> None:
+    said: list[Event] = []
+    walked(asked("latency<=1us, drop<=1", 60.0), said=said)
+    told = [event.text for event in said if "below the least" in event.text]
+    assert told == ["WARNING: latency<=1 µs is below the least that this space is predicted to reach"]
+    first = next(i for i, e in enumerate(said) if e.evaluation is not None and e.evaluation.predicted)
+    assert said.index(next(e for e in said if e.text == told[0])) < first
+
+
+def test_a_price_is_a_bound_on_the_latency_that_it_follows_from() -> None:
+    meters = Meters(1, price_per_hour=0.36)  # a hundredth of a cent a second: 60 us are 0.6 $ for a hundred million
+    formula = walked(replace(asked("price<=0.006$, drop<=3"), meters=meters))
+    rows = [e for e in evaluations(formula.record) if e.predicted and e.fidelity == "one-shot"]
+    free = [e for e in evaluations(walked(asked("drop<=3")).record) if e.predicted and e.fidelity == "one-shot"]
+
+    def within(some: list[Evaluation]) -> float:
+        return sum(e.axis("latency_s").get() <= 66e-6 for e in some) / len(some)
+
+    assert within(rows) > within(free) + 0.1  # the search is drawn to it
+
+
+def test_of_several_targets_the_faster_is_found_and_each_is_tried_by_hand() -> None:
+    formula = walked(asked(targets=(ONE, TWO)))
+    study = study_of(formula.record)
+    assert study.best.plan[TARGET] == TWO
+    by_hand = [e.plan for e in study.evaluations[1:4]]
+    assert [(plan[TARGET], plan["bits.a"]) for plan in by_hand] == [(ONE, 8), (TWO, 32), (TWO, 8)]
+    assert [job.key for job in formula.done if job.kind == "lut"] == [ONE, TWO]
+
+
+# ---- time --------------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("limit", [20.0, 40.0, 75.0, 300.0])
+def test_the_recorded_seconds_stay_within_the_time(limit: float) -> None:
+    formula = walked(asked(limit_s=limit))
+    assert spent(formula.record) <= limit
+    assert study_of(formula.record).searched
+
+
+@pytest.mark.parametrize("limit", [0.0, 3.0, 6.0])
+def test_too_little_time_measures_the_untouched_model_and_tells_how_much_is_enough(limit: float) -> None:
+    formula = walked(asked(limit_s=limit))
+    assert not any(job.kind in ("table", "proposal") for job in formula.done)
+    extent = formula.record.all("extent")[-1]
+    assert extent["read"] == 0
+    assert extent["entries"] == 14
+    study = walked(asked(limit_s=extent["enough_s"]))
+    assert study_of(study.record).searched  # what was advised is enough
+
+
+def test_slow_tables_end_within_their_share_and_the_search_begins() -> None:
+    formula = walked(asked(limit_s=120.0), probe_s=6.0)
+    extent = formula.record.all("extent")[-1]
+    assert 0 < extent["read"] < extent["entries"]
+    assert extent["before_s"] < 0.5 * 120
+    assert study_of(formula.record).searched
+    assert spent(formula.record) <= 120
+
+
+# ---- what fails --------------------------------------------------------------------------------------------------------------
+
+
+def test_failing_trials_are_survived_and_never_on_the_front() -> None:
+    formula = walked(asked(), fails=(32, 16))  # type: ignore[arg-type]
+    study = study_of(formula.record)
+    assert study.failures
+    assert all(e.ok for e in study.front)
+    assert study.met
+    assert all(e.plan["width.a"] not in (16, 32) for e in study.front)
+
+
+def test_when_every_trial_fails_the_untouched_model_is_the_answer() -> None:
+    formula = walked(asked(), fails=("one-shot",))
+    study = study_of(formula.record)
+    assert study.best.key == study.baseline.key
+    assert not any(job.kind == "final" for job in formula.done)
+    assert len(study.failures) == sum(e.fidelity == "one-shot" for e in study.evaluations) > 0
+
+
+def test_when_every_training_fails_nothing_is_trained_after_the_first_rung_and_the_search_goes_on() -> None:
+    formula = walked(asked(), fails=("recovered",))
+    trained = [job.args["rung"] for job in formula.done if job.args.get("training_s")]
+    assert set(trained) == {1}
+    last = max(i for i, job in enumerate(formula.done) if job.args.get("training_s"))
+    assert any(job.kind == "proposal" for job in formula.done[last:])
+    assert study_of(formula.record).met
+
+
+def test_an_untouched_model_that_fails_ends_the_road() -> None:
+    with pytest.raises(EquipoiseError, match=r"the untouched model could not be measured on onnxruntime.*ValueError: planted"):
+        walked(asked(), fails=("untouched",))
+
+
+def test_a_choice_whose_probe_fails_is_never_tried() -> None:
+    formula = walked(asked(), fails=("bits.a=8", "width.c=16"))
+    tried = [e for e in evaluations(formula.record) if e.predicted]
+    assert tried
+    assert all(e.plan["bits.a"] == 32 and e.plan["width.c"] != 16 for e in tried)
+    assert any(e.plan["bits.c"] == 8 for e in tried)
+
+
+def test_with_every_probe_failing_there_is_nothing_to_search() -> None:
+    every = tuple(f"{k.name}={c}" for k in facts(ONE).space.knobs for c in k.menu[1:])
+    formula = walked(asked(), fails=every)
+    assert not study_of(formula.record).searched
+    assert formula.record.all("extent")[-1]["read"] == 14
+
+
+# ---- a record is all that decisions depend on --------------------------------------------------------------------------------
+
+
+def test_a_resumed_walk_asks_for_nothing(whole: Formula) -> None:
+    before = list(whole.record.rows)
+    again = road(asked())
+    assert again.next(whole.record) == []
+    assert again.next(whole.record) == []
+    assert whole.road is not None
+    assert again.header == whole.road.header
+    assert whole.record.rows == before
+
+
+def test_from_every_prefix_of_a_record_the_very_next_job_is_asked_for() -> None:
+    formula = walked(asked("drop<=2", 60.0), trial_s=1.5, probe_s=1.0)
+    rows = formula.record.rows
+    assert len(rows) > 30
+    for end in range(len(rows)):
+        (job,) = road(asked("drop<=2", 60.0)).next(Memory(rows[:end]))
+        assert (job.kind, job.key) == rows[end][:2]
+        assert job == formula.done[end]
+
+
+def test_asking_twice_gives_the_same_job_and_touches_nothing(whole: Formula) -> None:
+    for end in (0, 1, 5, 20, len(whole.record.rows) - 1):
+        part = Memory(whole.record.rows[:end])
+        again = road(asked())
+        first, second = again.next(part), again.next(part)
+        assert first == second
+        assert names(first) == [f"{kind} {key}" for kind, key, _ in whole.record.rows[end : end + 1]]
+        assert part.rows == whole.record.rows[:end]
+
+
+def test_a_proposal_is_worked_out_again_as_it_was_recorded(whole: Formula) -> None:
+    for end, (kind, _, text) in enumerate(whole.record.rows):
+        if kind == "proposal":
+            again = road(asked())
+            (job,) = again.next(Memory(whole.record.rows[:end]))
+            assert job.kind == "proposal"
+            found, recorded = json.loads(json.dumps(again.proposal())), json.loads(text)
+            assert found["plans"] == recorded["plans"]
+
+
+def test_more_time_goes_on_from_what_is_recorded() -> None:
+    record = Memory()
+    walked(asked(limit_s=0.0), record)
+    few = len(record.rows)
+    first = walked(asked(limit_s=120.0), record)
+    assert len(record.rows) > few
+    assert not {"prepare", "pace"} & {job.kind for job in first.done} - {"pace"}
+    fresh = walked(asked(limit_s=120.0))
+    tried = [{e.key for e in evaluations(r)} for r in (record, fresh.record)]
+    assert tried[0] == tried[1]  # what the shorter asking recorded is found, and nothing of it changes what follows
+
+
+def test_another_budget_is_proposed_for_anew_and_measures_no_table_twice() -> None:
+    record = Memory()
+    walked(asked("drop<=1", 60.0), record)
+    tables = len(record.all("table"))
+    other = walked(asked("latency<=60us, drop<=3", 60.0), record)
+    assert len(record.all("table")) == tables  # what is measured is measured
+    assert any(job.kind == "proposal" for job in other.done)
+    assert [row["header"]["budget"] for row in record.all("study")] == ["drop<=1", "latency<=60us, drop<=3"]
+
+
+def test_facts_survive_their_record() -> None:
+    given = facts(ONE, TWO)
+    assert facts_from(json.loads(json.dumps(as_data(given)))) == given
+    assert given.acted_on("depth.b") == ("b.one", "b.two")
+    assert given.acted_on("nothing") == ()
+    plan = given.space.decode(given.space.encode(given.space.untouched.but({"depth.b": "drop", "bits.b.one": 8})))
+    assert plan["bits.b.one"] == 32

@@ -1,0 +1,130 @@
+"""Which candidates are trained on and for how long: forecasts and promotions, without any training."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+
+from equipoise.budget import parse_budget
+from equipoise.records import Evaluation, Plan, digest, measured
+from equipoise.road.here import Here
+from equipoise.road.jobs import Job
+from equipoise.road.proposals import worst_loss
+from equipoise.road.rungs import DECAY, LEAST_S, MENDABLE, RUNGS, _decay, _forecast, candidates, promote, trainees
+from equipoise.study.store import Store
+
+
+def trial(name: str, latency_ms: float, loss: float, drop: float = 1.0, **extra) -> Evaluation:
+    cost = {"latency_s": measured(latency_ms / 1e3, "s"), "size_bytes": measured(extra.get("size", 100), "B")}
+    points = measured(drop, "points")
+    return Evaluation(Plan({"width.a": name}), "one-shot", points, points, cost, damage=loss)
+
+
+DROP = parse_budget("drop<=1")
+
+
+def test_a_forecast_follows_the_power_law_it_was_given() -> None:
+    assert _forecast([(10.0, 4.0)], 30.0, 1.0) == pytest.approx(1.0)  # four times the time, a quarter of the drop
+    assert _forecast([(10.0, 4.0)], 0.0, 1.0) == pytest.approx(4.0)
+
+
+def test_the_decay_is_learned_from_two_rungs() -> None:
+    planted = {"a": [(10.0, 8.0), (20.0, 8.0 * 2**-0.4)]}
+    assert _decay(planted) == pytest.approx((DECAY + 0.4) / 2)
+    assert _decay({"a": [(10.0, 8.0)]}) == pytest.approx(DECAY)
+    assert _decay({"a": [(10.0, 1.0), (20.0, 9.0)]}) == pytest.approx(0.2)  # training that hurts never gives growth
+
+
+def test_with_a_drop_bound_the_fastest_that_will_keep_it_goes_on() -> None:
+    rows = [trial("slow", 3, 0.1), trial("mid", 2, 0.2), trial("fast", 1, 0.4)]
+    trained = {rows[0].plan.digest: [(10.0, 1.0)], rows[1].plan.digest: [(10.0, 2.0)], rows[2].plan.digest: [(10.0, 50.0)]}
+    assert promote(rows, trained, 1, DROP, horizon=90.0) == [rows[1]]
+    assert promote(rows, trained, 2, DROP, horizon=90.0) == rows[1::-1]
+
+
+def test_when_none_will_keep_it_the_best_forecast_goes_on() -> None:
+    rows = [trial("slow", 3, 0.1), trial("fast", 1, 0.4)]
+    trained = {rows[0].plan.digest: [(10.0, 90.0)], rows[1].plan.digest: [(10.0, 50.0)]}
+    assert promote(rows, trained, 1, DROP, horizon=10.0) == [rows[1]]
+
+
+def test_candidates_meet_the_bounds_that_training_cannot_change() -> None:
+    rows = [trial("a", 0.9, 0.5), trial("b", 2.0, 0.1), trial("c", 0.5, 0.9)]
+    found = candidates(rows, parse_budget("latency<=1ms, drop<=1"))
+    assert {e.key for e in found} == {rows[0].key, rows[2].key}
+
+
+def test_candidates_are_spread_over_the_loss_and_never_dominated() -> None:
+    rows = [trial(str(i), 3 - i / 10, 0.03 * 1.15**i) for i in range(25)]
+    beaten = trial("beaten", 3.0, 0.9)
+    found = candidates([*rows, beaten], DROP)
+    assert len(found) == RUNGS[0][0]
+    assert beaten not in found
+    assert (found[0], found[-1]) == (rows[0], rows[-1])
+
+
+def test_what_lost_nothing_is_not_trained() -> None:
+    assert candidates([trial("whole", 1.0, 1e-4)], DROP) == []
+
+
+def test_what_is_beyond_hope_or_already_good_is_not_trained() -> None:
+    rows = [trial("good", 3, 0.03, 0.5), trial("worth", 2, 0.2, 4.0), trial("lost", 1, 0.9, 30.0)]
+    assert candidates(rows, DROP) == [rows[1]]
+    assert candidates(rows[2:], DROP) == [rows[2]]  # better than nothing
+    assert candidates([rows[0], rows[2]], DROP) == []  # something keeps the budget: the search may use the time
+
+
+ROWS = [trial(str(i), 3 - i / 10, 0.03 * 1.6**i, 2.0 + i) for i in range(6)]
+
+
+def trained_in(limit: float, *, overhead: float = 1.0, reserve: float = 5.0, alive: int = 4) -> tuple[list[int], float]:
+    """Take every rung that is worth it; return (candidates of each, seconds spent)."""
+    spent, carried, counts = 0.0, 0.0, []
+    for rung, (_, share) in enumerate(RUNGS):
+        carried += share
+        count, seconds = trainees(rung, alive, limit - spent - reserve, overhead, carried)
+        counts.append(max(0, count))
+        if count > 0:
+            assert seconds / count - overhead >= LEAST_S - 1e-9
+            spent, carried, alive = spent + seconds, 0.0, count
+    return counts, spent
+
+
+def test_the_rungs_use_the_time_and_no_more() -> None:
+    assert trained_in(200.0) == ([4, 2, 1], pytest.approx(195.0))
+
+
+@pytest.mark.parametrize(("limit", "counts"), [(10.0, [0, 0, 1]), (20.0, [0, 1, 1]), (40.0, [1, 1, 1])])
+def test_a_short_time_trains_fewer_candidates_rather_than_none(limit, counts) -> None:
+    assert trained_in(limit) == (counts, pytest.approx(limit - 5))
+
+
+def test_without_time_for_one_training_nothing_is_trained() -> None:
+    assert trained_in(5.0 + LEAST_S) == ([0, 0, 0], 0.0)
+    assert trained_in(0.0) == ([0, 0, 0], 0.0)
+
+
+def test_the_same_start_and_time_find_their_training_again_and_others_make_a_new_one(tmp_path) -> None:
+    with Store.open(tmp_path / "study") as store:
+        here = Here(store, lambda: pytest.fail("no bench is needed"), dict)
+
+        def number(start: Evaluation, seconds: float) -> int:
+            job = Job("leg", digest([start.key, seconds]), {"plan": start.plan.digest})
+            return store.once(job.kind, job.key, lambda: here.run(job))["leg"]
+
+        assert [number(ROWS[0], s) for s in (10.0, 10.0, 20.0, 10.0)] == [1, 1, 2, 1]
+        assert number(ROWS[1], 10.0) == 1  # of another plan
+        assert number(replace(ROWS[0], fidelity="recovered", leg=1), 10.0) == 3
+
+
+def test_a_bound_on_the_drop_says_how_much_loss_is_of_interest() -> None:
+    def worst(text: str, pairs: list[tuple[float, float]], *, mendable: float = MENDABLE) -> float:
+        rows = [trial(str(i), 1.0, nats, drop) for i, (nats, drop) in enumerate(pairs)]
+        return worst_loss(rows, parse_budget(text), mendable=mendable)
+
+    planted = [(0.1, 3.0), (0.2, 6.0), (0.4, 12.0), (0.001, 9.0)]  # 30 points a nat; the last is chance
+    assert worst("drop<=1", planted) == pytest.approx(10 / 30)
+    assert worst("drop<=1", planted, mendable=1.0) == pytest.approx(0.05)  # never below what is worth looking at
+    assert worst("drop<=2", planted, mendable=1.0) == pytest.approx(2 / 30)
+    assert worst("latency<=1ms", planted) == worst("drop<=1", []) == 1.0
