@@ -128,7 +128,9 @@ def test_control_another_seed_gives_another_curve(data: Toy) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"recipe": Recipe(batch=32, lr=0.5)}, {"steps": 30}, {"student": net(9)}, {"generator": generator(8)}], ids=str
+    "change",
+    [{"recipe": Recipe(batch=32, lr=0.5)}, {"steps": 30}, {"student": net(9)}, {"generator": generator(8)}],
+    ids=lambda change: next(iter(change)),
 )
 def test_checkpoint_of_another_run_is_refused(data: Toy, change: dict[str, object], tmp_path: Path) -> None:
     path = tmp_path / "leg"
