@@ -20,11 +20,11 @@ PACKAGE = ROOT / "equipoise"
 
 L0 = {"errors", "events", "markup", "units", "records", "budget", "stats", "pareto"}
 L1 = {"workloads", "runtimes", "measure", "compress", "training", "search", "scaling", "study"}
-L3 = {"ship", "report", "serve"}
+L3 = {"ship", "pages", "serve"}
 L4 = {"cli", "__init__", "__main__"}
 """What is in none of these is L2, where the rooms meet: the roads, the verbs without a study."""
 
-ONLY_L0 = L1 | {"report"}
+ONLY_L0 = L1 | {"pages"}
 FOUNDATION_FREE_OF = {"torch", "numpy"}
 LATE = {"openvino", "nncf", "sklearn", "PIL", "optuna", "executorch", "torchao"}
 """Imported only inside the function that needs them."""
@@ -126,10 +126,10 @@ def broken_weights(files: Sources) -> list[str]:
         foreign = every - set(sys.stdlib_module_names) - {"equipoise"}
         if room in L0 and foreign:
             out.append(f"{path} imports {sorted(foreign)}: L0 is pure Python")
-        if room in ("search", "scaling", "study", "report") and "torch" in every:
+        if room in ("search", "scaling", "study", "pages") and "torch" in every:
             out.append(f"{path} imports torch: numbers only")
-        if room == "report" and foreign - {"jinja2", "markupsafe"}:
-            out.append(f"{path} imports {sorted(foreign)}: the report needs jinja2 alone")
+        if room == "pages" and foreign - {"jinja2", "markupsafe"}:
+            out.append(f"{path} imports {sorted(foreign)}: a page needs jinja2 alone")
         if early & LATE:
             out.append(f"{path} imports {sorted(early & LATE)} at the top: import it in the function that needs it")
         instant = room == "__init__" or path == "cli/__init__.py" or (room == "cli" and "def add_parser" in text)
@@ -257,7 +257,7 @@ PLANTED = [
     (broken_layers, "study/record.py", "from equipoise.road.bench import Workbench"),
     (broken_layers, "road/walk.py", "from equipoise.ship.artifact import Artifact"),
     (broken_layers, "road/walk.py", "from equipoise.cli import main"),
-    (broken_layers, "report/view.py", "from equipoise.study.record import Study"),
+    (broken_layers, "pages/view.py", "from equipoise.study.record import Study"),
     (broken_layers, "road/walk.py", "from equipoise.testing import contract"),
     (broken_weights, "stats.py", "import numpy as np"),
     (broken_weights, "search/space.py", "def f():\n    import torch"),
@@ -265,7 +265,7 @@ PLANTED = [
     (broken_weights, "runtimes/ov.py", "try:\n    import openvino\nexcept ImportError:\n    pass"),
     (broken_weights, "cli/demo.py", "import rich\n\n\ndef add_parser(verbs): ..."),
     (broken_weights, "cli/demo.py", "from equipoise.study.store import Store\n\n\ndef add_parser(verbs): ..."),
-    (broken_weights, "report/view.py", "def f():\n    import numpy"),
+    (broken_weights, "pages/view.py", "def f():\n    import numpy"),
     (bad_rooms, "search/utils.py", ""),
     (bad_rooms, "road/walk.py", "x = 1\n" * (MAX_LINES + 1)),
     (undocumented, "road/walk.py", '"""M."""\n\n\ndef run():\n    pass'),

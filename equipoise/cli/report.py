@@ -24,8 +24,8 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the study, write the page, print its path."""
+    from equipoise.pages import finite, render, render_scale
     from equipoise.records import dumps
-    from equipoise.report import finite, render, render_scale
     from equipoise.study.store import Store, write_atomic
     from equipoise.study.summary import summarize
 

@@ -98,7 +98,7 @@ def _advise(args: argparse.Namespace) -> int:
     doing("loading torch", quiet=args.quiet)
     from equipoise.advise.road import scale
     from equipoise.advise.small_runs import recipe_for
-    from equipoise.report import render_scale
+    from equipoise.pages import render_scale
     from equipoise.study.store import write_atomic
     from equipoise.verbs.train import recipe_of
     from equipoise.workloads import load_family, load_task
@@ -114,8 +114,8 @@ def _advise(args: argparse.Namespace) -> int:
     page = store / "report.html"
     write_atomic(page, render_scale(found.summary()).encode())
     if args.json:
+        from equipoise.pages import finite
         from equipoise.records import dumps
-        from equipoise.report import finite
 
         print(dumps(finite({"schema_version": 1, "sentence": found.sentence(), "report": str(page), **found.summary()})))
     else:
@@ -228,8 +228,8 @@ def _fit(args: argparse.Namespace) -> int:
     told = describe(fitted, seed=args.seed)
     best = None if args.flops is None else fitted.optimum(args.flops)
     if args.json:
+        from equipoise.pages import finite
         from equipoise.records import as_data, dumps
-        from equipoise.report import finite
 
         print(dumps(finite({"schema_version": 1, **told, "optimum": as_data(best)})))
         return EXIT_OK

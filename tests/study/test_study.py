@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from equipoise.errors import EXIT_FAILED, EquipoiseError, InputError, StoreError
+from equipoise.pages.view import client_data, page_data
 from equipoise.records import Evaluation, Plan, as_data, measured, unavailable
-from equipoise.report.view import client_data, page_data
 from equipoise.study.record import Study
 from equipoise.study.store import Store
 from equipoise.study.summary import summarize

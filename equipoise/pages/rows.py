@@ -6,10 +6,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from equipoise.pages.axes import LABELS, Axis, in_unit, power
+from equipoise.pages.facts import how
+from equipoise.pages.schema import demand, reading
 from equipoise.records import Reading
-from equipoise.report.axes import LABELS, Axis, in_unit, power
-from equipoise.report.facts import how
-from equipoise.report.schema import demand, reading
 from equipoise.units import show
 
 FIGURES = {

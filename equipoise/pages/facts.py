@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
+from equipoise.pages.axes import LABELS, MISSING
 from equipoise.records import Evaluation, Reading, unavailable
-from equipoise.report.axes import LABELS, MISSING
 from equipoise.units import show
 
 EXACT = ("size_bytes", "params", "macs", "flops_per_sample", "compute", "samples")

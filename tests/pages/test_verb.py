@@ -10,8 +10,8 @@ import pytest
 
 from equipoise.cli import main
 from equipoise.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK
+from equipoise.pages.view import evaluations_of
 from equipoise.records import as_data
-from equipoise.report.view import evaluations_of
 from equipoise.study.store import Store
 
 

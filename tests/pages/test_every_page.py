@@ -10,7 +10,7 @@ import re
 import pytest
 
 from equipoise.errors import InputError
-from equipoise.report import render, render_scale, render_train
+from equipoise.pages import render, render_scale, render_train
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 PAGES = ["study", "scale", "refused", "train"]
