@@ -31,7 +31,7 @@ from typing import Any
 
 from equipoise.measure import machine
 from equipoise.road.racing import race_stored
-from equipoise.ship.artifact import Artifact, export
+from equipoise.ship.artifact import Artifact, pack
 from equipoise.ship.card import card
 from equipoise.stats import median
 from equipoise.study.record import Study
@@ -104,7 +104,7 @@ def one(args: argparse.Namespace, number: int, *, factor: float) -> dict[str, An
             pick = study.pick(args.pick)
             row = race_stored(store, study.baseline, [pick], seconds=args.seconds, seed=number)
             store.put("final", f"promise:{time.time_ns()}", row, seconds=0.0)
-            export(pick, store, folder, pick=args.pick)
+            pack(pick, store, folder, pick=args.pick)
         if factor != 1.0:
             plant(folder, factor)
         promised = Artifact.load(folder).promise["speed_up"]

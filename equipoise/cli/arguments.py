@@ -33,6 +33,14 @@ class Parser(argparse.ArgumentParser):
             raise InputError(re.sub(r"^argument \S+: ", "", message))
         raise InputError(f"{message}. usage: {self.prog} --help")
 
+    def spelled(self, error: InputError) -> InputError:
+        """Return an error about an argument of a Python verb, as in ``out must be``, with the name that it has here."""
+        name, _, rest = str(error).partition(" must ")
+        option = f"--{name.replace('_', '-')}"
+        if rest and option in self._option_string_actions:
+            error.args = (f"{option} must {rest}",)
+        return error
+
     def refuse(self, words: Sequence[str]) -> NoReturn:
         """Raise for arguments that this verb does not have."""
         near = difflib.get_close_matches(words[0].partition("=")[0], self._option_string_actions, n=1)

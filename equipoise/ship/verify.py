@@ -99,16 +99,17 @@ class Verification:
 
 
 def verify(
-    path: str | Path,
+    artifact: Artifact | str | Path,
     *,
     workload: Any = None,
     seconds: float = 10.0,
     trust_nothing: bool = False,
     announce: Callable[[str], None] = lambda executed: None,
 ) -> Verification:
-    """Check the artifact in folder `path`, write ``verify.json`` into it and the test figures into its card.
+    """Check every promise of an artifact on its files, write ``verify.json`` beside them and the test figures into its card.
 
     Args:
+        artifact: The folder, or what `export` returned of it; what is checked is what lies there now.
         workload: Where the source model and the data come from: a spec such as ``digits``; None takes what the manifest
             records, and then the Python file that it names is executed. A `Workload` object is used in this process, since it
             cannot be handed to a clean one.
@@ -126,11 +127,11 @@ def verify(
         raise must_be("seconds", "positive and finite", seconds, "10 is enough for most models.")
     if trust_nothing and workload is not None:
         raise must_be("workload", "left out with trust_nothing", workload, "Its code would be executed.")
-    began = time.perf_counter()
+    began, path = time.perf_counter(), artifact.path if isinstance(artifact, Artifact) else Path(artifact)
     try:
         artifact = Artifact.load(path)
     except ManifestError as error:
-        return _forged(Path(path), str(error), time.perf_counter() - began)
+        return _forged(path, str(error), time.perf_counter() - began)
     executed = executes(artifact, workload, trust_nothing=trust_nothing)
     announce(executed)
     checks, found = list(integrity(artifact)), dict[str, Reading]()

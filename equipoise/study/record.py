@@ -17,6 +17,7 @@ from equipoise.budget import Budget, parse_budget
 from equipoise.errors import InputError, StoreError
 from equipoise.markup import table
 from equipoise.pareto import Knee, non_dominated
+from equipoise.public import public
 from equipoise.records import Evaluation, Reading, evaluation_from, measured, reading_from
 from equipoise.stats import Interval, carried, verdict
 from equipoise.study.picks import knee_of, pick, settled
@@ -174,6 +175,10 @@ class Study:
         if text == "best" and not self.budget.constraints:
             return self.knee
         return pick(self.usable, self.baseline, text, self.budget)
+
+    def export(self, pick: str = "best", *, out: str | Path | None = None, overwrite: bool = False) -> Any:
+        """Write one point as a folder that can ship, and return the artifact: `equipoise.export` of this study."""
+        return public("export")(self, pick, out=out, overwrite=overwrite)
 
     def ratio(self, evaluation: Evaluation) -> Interval:
         """Return how many times faster than the untouched model `evaluation` is, from the last interleaved run.

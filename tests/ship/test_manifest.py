@@ -22,7 +22,7 @@ from equipoise.measure import machine
 from equipoise.records import as_data
 from equipoise.road.bench import Workbench
 from equipoise.runtimes import Target
-from equipoise.ship.artifact import Artifact, export
+from equipoise.ship.artifact import Artifact, pack
 from equipoise.ship.card import card
 from equipoise.ship.manifest import ManifestError, checked, contradictions, parse
 from equipoise.ship.promises import Check
@@ -92,7 +92,7 @@ def made(work: Workload, folder: Path, target: Target) -> Artifact:
         store.put("evaluation", small.key, {"evaluation": as_data(small)}, seconds=0.0)
         race = {"ratios": {small.key: small.details["speed_up"]}, "reference": as_data(base.cost["latency_s"])}
         store.put("final", "race", race, seconds=0.0)
-        return export(Study.read(store).evaluations[1], store, folder / "artifact")
+        return pack(Study.read(store).evaluations[1], store, folder / "artifact")
 
 
 @pytest.fixture

@@ -25,7 +25,7 @@ from equipoise.measure import machine
 from equipoise.records import Evaluation, Reading, as_data, measured, unavailable
 from equipoise.road.bench import Workbench
 from equipoise.runtimes import Target, get
-from equipoise.ship.artifact import Artifact, export
+from equipoise.ship.artifact import Artifact, pack
 from equipoise.ship.card import card
 from equipoise.ship.promises import Check, State
 from equipoise.ship.recheck import examine, held
@@ -112,7 +112,7 @@ def exported(study: Path, number: int, out: Path) -> Artifact:
         from equipoise.study.record import Study
 
         found: Evaluation = Study.read(store).evaluations[number]
-        return export(found, store, out)
+        return pack(found, store, out)
 
 
 @pytest.fixture(scope="module")
