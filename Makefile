@@ -44,6 +44,6 @@ $(VENV)/.core: $(RECIPE) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: $(RECIPE) | $(BIN)/python
-	$(PIP) --editable ".[dev,openvino,images,tensorboard]"
+	$(PIP) --editable ".[dev,openvino,images,tensorboard,pandas,plot]"
 	$(PIP) --no-deps timm torchvision  # architectures to sweep; what they depend on would bring another torch
 	@touch $@ $(VENV)/.core
