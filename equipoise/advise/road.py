@@ -35,7 +35,7 @@ from equipoise.scaling.design import TooLittleTimeError
 from equipoise.scaling.runs import BACKWARD
 from equipoise.study.store import Store
 from equipoise.training import Recipe
-from equipoise.units import parse, show
+from equipoise.units import check_seed, duration, show
 from equipoise.workloads import Task, Workload, as_family, as_task
 from equipoise.workloads.families import Family, Scale
 
@@ -91,9 +91,8 @@ def scale(
         StoreError: The store cannot be written, or belongs to another family, task or seed.
     """
     bounds = parse_budget(limits, axes=SCALE_AXES)
-    seconds = parse(time, "s", name="time") if isinstance(time, str) else float(time)
-    if not 0 < seconds < math.inf:
-        raise must_be("time", "positive", time, "Write for example 30min.")
+    seconds = duration(time)
+    check_seed(seed)
     for name, value in (("requests", requests), ("price_per_hour", price_per_hour)):
         if value is not None and not 0 < value < math.inf:
             raise must_be(name, "a finite number above 0", value, "Leave it out where it is not known.")
@@ -306,7 +305,7 @@ class Advisor:
     def _too_little(self) -> InputError:
         """Return the error that names a time which is enough: tried on all that would be measured in it, so that it holds."""
         for _ in range(8):
-            enough = parse(show(max(self._least_s, 1.05 * self.limit_s), "s"), "s", name="time")
+            enough = duration(show(max(self._least_s, 1.05 * self.limit_s), "s"))
             if self._laid_out(self.rates(enough), enough):
                 what = f"{RUNS_SHARE:.0%} of it is for a dozen runs of {FEWEST_STEPS} steps or more"
                 wanted = f"at least {show(enough, 's')}: {what}"

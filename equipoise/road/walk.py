@@ -41,7 +41,7 @@ from equipoise.search.propose import Evaluated, converged, first_points, front_v
 from equipoise.search.surrogate import fit_loss
 from equipoise.study.record import SCHEMA, Study
 from equipoise.study.store import Store
-from equipoise.units import check_seed, parse, show
+from equipoise.units import check_seed, duration, show
 from equipoise.workloads import Workload, advice, as_workload, check
 from equipoise.workloads.spec import located
 from equipoise.workloads.weights import packed
@@ -109,9 +109,7 @@ def optimize(
     started = clock.perf_counter() if began is None else began
     bounds = parse_budget(budget, axes=MEASURED)
     targets = parse_targets(target)
-    limit = parse(time, "s", name="time") if isinstance(time, str) else float(time)
-    if not 0 <= limit < float("inf"):
-        raise must_be("time", "zero or more, and finite", time, "Write for example 20min.")
+    limit = duration(time, zero=True)
     check_seed(seed)
     if not isinstance(store, str | Path):
         raise must_be("store", "the path of a folder", store, 'Write for example "runs/a".')

@@ -25,7 +25,7 @@ from equipoise.training import Recipe, Trained, fit
 from equipoise.training.distribution import Distribution, OneProcess
 from equipoise.training.logs import CsvLog, Log, TensorBoardLog
 from equipoise.training.progress import Progress
-from equipoise.units import show
+from equipoise.units import check_seed, show
 from equipoise.workloads import Task, as_family, as_task, predict
 from equipoise.workloads.families import Family, Scale
 from equipoise.workloads.weights import packed
@@ -120,6 +120,7 @@ def train(
     """
     folder, where = Path(store), distribution or OneProcess()
     _check(epochs=epochs, steps=steps, seconds=seconds, price_per_hour=price_per_hour)
+    check_seed(seed)
     family, task = as_family(family), as_task(task)
     full = family.scale(**(scale or {}))
     chosen = recipe or usual_recipe(task)

@@ -199,8 +199,11 @@ def test_a_bound_on_what_is_not_measured_is_refused_before_any_work(tmp_path, bu
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"time": math.inf}, "time must be zero or more, and finite; got inf"),
-        ({"time": math.nan}, "time must be zero or more, and finite; got nan"),
+        ({"time": math.inf}, "time must be finite and zero or more, in seconds or as text with its unit (s, min, h); got inf"),
+        ({"time": math.nan}, "time must be finite and zero or more"),
+        ({"time": "-5s"}, "time must be finite and zero or more"),
+        ({"time": None}, "time must be finite and zero or more"),
+        ({"seed": 10**30}, "seed must be a whole number of at least 0 and at most 9223372036854775807; got 1"),
         ({"seed": "a"}, "seed must be a whole number of at least 0; got 'a'"),
         ({"seed": 1.5}, "seed must be a whole number of at least 0; got 1.5"),
         ({"target": []}, "targets must be one or more different targets"),
