@@ -41,7 +41,7 @@ from equipoise.workloads.weights import packed
 Array = np.ndarray[Any, Any]
 
 WIDTH_LEVELS = (0.75, 0.5, 0.375, 0.25)
-"""Fractions of a group's channels that a width knob offers, rounded to what the target likes (METHODS 2.1)."""
+"""Fractions of a group's channels that a width knob offers, rounded to what the target likes (docs/search.md, widths)."""
 QUICK_SAMPLES = 2000
 """Validation samples that a one-shot trial is scored on; a recovered one is scored on the whole split."""
 CALIBRATION_SAMPLES = 256
@@ -117,7 +117,7 @@ class Workbench:
 
     @property
     def multiple(self) -> int:
-        """Channel counts are kept to multiples of this: AVX2 kernels slow down off it (METHODS, fact 5)."""
+        """Channel counts are kept to multiples of this: AVX2 kernels slow down off it (docs/search.md, widths)."""
         return 8
 
     @cached_property

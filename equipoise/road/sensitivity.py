@@ -27,7 +27,7 @@ from equipoise.stats import median
 from equipoise.workloads.running import at_once, one_thread
 
 PROBE_SAMPLES = 1000
-"""Validation samples for one-knob losses: KL needs far fewer than accuracy (METHODS 2.4)."""
+"""Validation samples for one-knob losses: KL needs far fewer than accuracy (docs/search.md, loss)."""
 FEWEST_SAMPLES = 64
 """Where time is short, entries are read on as few as this many samples rather than left unread."""
 

@@ -1,4 +1,4 @@
-"""The prepared pruner: deterministic, nested, and on the real ResNet-20 as good as METHODS promises."""
+"""The prepared pruner: deterministic, nested, and on the real ResNet-20 as good as docs/search.md tells."""
 
 from __future__ import annotations
 
