@@ -26,7 +26,7 @@ from equipoise.records import Reading, as_data, reading_from
 from equipoise.ship.artifact import Artifact
 from equipoise.ship.card import BEGIN, END, figures, verified_block, with_test
 from equipoise.ship.manifest import ManifestError, contradictions
-from equipoise.ship.promises import Check, judged
+from equipoise.ship.promises import SAMPLES, Check, judged
 from equipoise.study.store import write_atomic
 from equipoise.study.tested import RESULT, headline
 
@@ -120,8 +120,8 @@ def verify(
     Returns:
         The checks; `Verification.ok` tells whether no promise is broken.
     Raises:
-        InputError: No artifact there, or a workload that cannot be loaded. (A manifest that claims what cannot be is a check
-            that is broken.)
+        InputError: No artifact there, a workload that cannot be loaded, or one whose samples are of another shape. (A manifest
+            that claims what cannot be is a check that is broken.)
     """
     if not 0 < seconds < math.inf:
         raise must_be("seconds", "positive and finite", seconds, "10 is enough for most models.")
@@ -137,6 +137,9 @@ def verify(
     checks, found = list(integrity(artifact)), dict[str, Reading]()
     if all(check.ok for check in checks):
         measured, found = _measured(artifact, workload, seconds, trust_nothing=trust_nothing)
+        if workload is not None and measured[0].name == SAMPLES and not measured[0].ok:
+            wanted = f"what the artifact was made of, with samples that are {measured[0].promised}"
+            raise must_be("workload", wanted, measured[0].found, "Pass the source model with its own data.")
         checks += measured
     else:
         checks.append(
@@ -262,10 +265,10 @@ def _measured(
     """Measure in a clean process, or here where the workload is an object."""
     spec = artifact.claims.recorded.workload if workload is None else workload
     if not isinstance(spec, str):
-        from equipoise.ship.recheck import examine
+        from equipoise.ship.recheck import recheck
 
         found: dict[str, Reading] = {}
-        return list(examine(artifact, spec, seconds=seconds, found=found)), found
+        return list(recheck(artifact, spec, seconds=seconds, found=found)), found
     file = "" if trust_nothing else spec.rpartition(":")[0]
     if file.endswith(".py") and not Path(file).is_file():
         missing = must_be("workload file", "an existing Python file", file, "Paths are relative to the current folder.")

@@ -28,7 +28,7 @@ from equipoise.runtimes import Target, get
 from equipoise.ship.artifact import Artifact, pack
 from equipoise.ship.card import card
 from equipoise.ship.promises import Check, State
-from equipoise.ship.recheck import examine, held
+from equipoise.ship.recheck import held, recheck
 from equipoise.ship.scene import Scene
 from equipoise.ship.verify import Verification, _died, verify
 from equipoise.study.store import Store
@@ -463,6 +463,23 @@ def test_another_model_is_not_the_source(originals: dict[str, Artifact], work: W
     assert {"source model", "reference numerics"} <= broken(verify(originals["fp32"].path, workload=other, seconds=0.1)).keys()
 
 
+def test_a_workload_of_other_samples_is_bad_input_and_no_broken_promise(
+    originals: dict[str, Artifact], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = shutil.copytree(originals["fp32"].path, tmp_path / "a")
+    file = tmp_path / "other.py"
+    file.write_text(
+        SOURCE.replace("from_numpy(images)", "from_numpy(images[:, :60])").replace("Linear(64, 64)", "Linear(60, 64)")
+    )
+    assert main(["verify", str(path), "--workload", f"{file}:make_workload", "--seconds", "0.1"]) == 2
+    told = capsys.readouterr().err
+    assert (
+        "--workload must be what the artifact was made of, with samples that are float32 of (64,); got 'float32 of (60,)'"
+        in told
+    )
+    assert not (path / "verify.json").exists()
+
+
 DROP = Constraint("drop", "drop", "points", 2.0, upper=True)
 QUALITY = Constraint("quality", "quality", "points", 95.0, upper=False)
 
@@ -544,7 +561,7 @@ UNTRUSTED: dict[str, Callable[[Artifact], None]] = {
 def test_forgeries_are_caught_without_trust(originals: dict[str, Artifact], as_fast: None, name: str, tmp_path: Path) -> None:
     artifact = Artifact.load(shutil.copytree(originals["int8"].path, tmp_path / "a"))
     UNTRUSTED[name](artifact)
-    checks = examine(Artifact.load(artifact.path), None, seconds=0.1)
+    checks = recheck(Artifact.load(artifact.path), None, seconds=0.1)
     assert [check.name for check in checks if check.state == "broken"]
 
 
