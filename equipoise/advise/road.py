@@ -19,7 +19,7 @@ from equipoise import runtimes
 from equipoise.advise import costs
 from equipoise.advise.advice import Advice, read
 from equipoise.advise.shapes import Shapes
-from equipoise.advise.small_runs import FEWEST_STEPS, Proxies, in_quick_precision, recipe_for, tune
+from equipoise.advise.small_runs import FEWEST_STEPS, SmallRuns, in_quick_precision, recipe_for, tune
 from equipoise.budget import SCALE_AXES, Budget, parse_budget
 from equipoise.errors import EquipoiseError, InputError, must_be
 from equipoise.events import Event, Listener
@@ -144,7 +144,7 @@ class Advisor:
         self.tell("prepare", "count the family's sizes")
         if self.finds:
             self.recipe = in_quick_precision(self.recipe, self.family, self.task, partial(self.step, "precision"))
-        self.proxies = Proxies(self.family, self.task, self.recipe, self.seed, self.store)
+        self.small_runs = SmallRuns(self.family, self.task, self.recipe, self.seed, self.store)
         rates = self.rates()
         planned = self.planned(rates)
         self.runs(planned)
@@ -156,9 +156,9 @@ class Advisor:
         header = {
             "schema": 1, "family": self.family.name, "task": self.task.name, "spec": self.spec, "target": str(self.target),
             "limits": self.limits.text, "seed": self.seed, "time_s": self.limit_s, "requests": self.requests,
-            "price_per_hour": self.price_per_hour, "unique": self.proxies.unique, "compute": compute,
+            "price_per_hour": self.price_per_hour, "unique": self.small_runs.unique, "compute": compute,
             "metric": self.task.metric.about(),
-            "recipe": as_data(self.proxies.recipe),
+            "recipe": as_data(self.small_runs.recipe),
         }  # fmt: skip
         key, asked = digest(header), self.store.all("asked")
         self.step("advice", key, lambda: {
@@ -186,7 +186,7 @@ class Advisor:
         """Count a scale once."""
         key = tuple(scale.items())
         if key not in self._counted:
-            self._counted[key] = self.proxies.available(scale)
+            self._counted[key] = self.small_runs.available(scale)
         return self._counted[key]
 
     @cached_property
@@ -218,7 +218,7 @@ class Advisor:
         return out
 
     def _sample_s(self, size: Available) -> float:
-        return costs.sample_time(self.proxies.model(size.scale), self.task, self.recipe).get()
+        return costs.sample_time(self.small_runs.model(size.scale), self.task, self.recipe).get()
 
     def _grown(self, factor: float) -> Available | None:
         try:
@@ -264,7 +264,7 @@ class Advisor:
 
     @property
     def _per_step(self) -> int:
-        return self.recipe.batch * self.proxies.positions
+        return self.recipe.batch * self.small_runs.positions
 
     def planned(self, rates: Mapping[str, list[float]]) -> tuple[PlannedRun, ...]:
         """Find the learning rate and lay out the runs within their share of the time."""
@@ -274,7 +274,7 @@ class Advisor:
         runs = first
         if self.finds:
             self.tell("tune", "find the learning rate on the quickest run")
-            self.proxies = tune(self.proxies, first, partial(self._rate, rates), partial(self.step, "learning"))
+            self.small_runs = tune(self.small_runs, first, partial(self._rate, rates), partial(self.step, "learning"))
             # the search may have taken longer than a tenth of the share: what was found to fit is then kept
             runs = self._laid_out(rates, self.limit_s, tuned=True) or first
         row = self.step("plan", "0", lambda: {"runs": [as_data(run) for run in runs]})
@@ -290,7 +290,7 @@ class Advisor:
         if len(menu) < 3:
             return None
         options = {
-            "flops_per_s": [self._rate(rates, size) for size in menu], "unique": self.proxies.unique,
+            "flops_per_s": [self._rate(rates, size) for size in menu], "unique": self.small_runs.unique,
             "cooldown": self.recipe.decay_share, "fewest_samples": float(FEWEST_STEPS * self._per_step),
         }  # fmt: skip
         seconds = max(self.left(RUNS_SHARE, limit_s) * share, 1e-9)
@@ -328,7 +328,7 @@ class Advisor:
 
         def make() -> Mapping[str, Any]:
             return {
-                **self.proxies.run(run, same, on_step=lambda p: self.tell("train", f"{told}, {p}", extra_s=p.seconds)),
+                **self.small_runs.run(run, same, on_step=lambda p: self.tell("train", f"{told}, {p}", extra_s=p.seconds)),
                 "label": label,
             }
 
@@ -393,7 +393,7 @@ class Advisor:
                 return {"reason": "no time was left for it"}
             try:
                 work = Workload(
-                    model=self.proxies.trained(self._row(largest)), train=self.task.train, validation=self.task.validation,
+                    model=self.small_runs.trained(self._row(largest)), train=self.task.train, validation=self.task.validation,
                     test=self.task.test, metric=self.task.metric, loss=self.task.loss, name=self.task.name,
                 )  # fmt: skip
                 study = optimize(
@@ -428,7 +428,7 @@ class Advisor:
 
         def loss(size: Available) -> float:
             samples = flops / (BACKWARD * size.flops_per_sample)
-            return float(fitted.law.loss(size.size(fitted.law.size), samples, min(samples, self.proxies.unique)))
+            return float(fitted.law.loss(size.size(fitted.law.size), samples, min(samples, self.small_runs.unique)))
 
         ray = sorted(menu, key=loss)[: COSTED - 2]
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(99,)))

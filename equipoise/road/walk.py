@@ -42,7 +42,7 @@ from equipoise.search.surrogate import fit_loss
 from equipoise.study.record import SCHEMA, Study
 from equipoise.study.store import Store
 from equipoise.units import check_seed, duration, show
-from equipoise.workloads import Workload, advice, as_workload, check
+from equipoise.workloads import Workload, as_workload, cautions, check
 from equipoise.workloads.spec import located
 from equipoise.workloads.weights import packed
 
@@ -289,7 +289,7 @@ class Road:
 
     def baseline(self) -> None:
         """Measure the untouched model, on every target, and write the study's header."""
-        notes = self.step("notes", "workload", lambda: {"notes": list(advice(self.work))})["notes"]
+        notes = self.step("notes", "workload", lambda: {"notes": list(cautions(self.work))})["notes"]
         for note in notes:
             self.tell("notes", f"WARNING: {note}")
         self.tell("baseline", f"the untouched model; {self.work.metric.point}")
