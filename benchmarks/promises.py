@@ -117,11 +117,20 @@ def one(args: argparse.Namespace, number: int, *, factor: float) -> dict[str, An
     check = next(c for c in told["checks"] if c["name"] == "times faster")
     found = told["test"]["speed_up"]
     result = {
-        "promised": promised.get(), "low": promised.low, "high": promised.high, "found": found["value"],
-        "found_low": found["low"], "found_high": found["high"], "state": check["state"], "note": check["note"], "busy": busy,
-        "exit": done.returncode, "broken": told["broken"], "latency_s": told["test"]["latency_s"]["value"],
+        "promised": promised.get(),
+        "low": promised.low,
+        "high": promised.high,
+        "found": found["value"],
+        "found_low": found["low"],
+        "found_high": found["high"],
+        "state": check["state"],
+        "note": check["note"],
+        "busy": busy,
+        "exit": done.returncode,
+        "broken": told["broken"],
+        "latency_s": told["test"]["latency_s"]["value"],
         "load_sd": median([stdev(map(log, loads)) for loads in row["times"][pick.key] if len(loads) > 1]),
-    }  # fmt: skip
+    }
     words = f"{promised.get():.3f} [{promised.low:.3f}, {promised.high:.3f}] found {found['value']:.3f} {check['state']}"
     print(f"{number} {'busy' if busy else 'idle'} × {factor:g}: {words} {told['broken'] or ''}", file=sys.stderr)
     return result

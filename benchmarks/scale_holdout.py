@@ -92,9 +92,11 @@ def runs(name: str, data: Path, store: Store, minutes: float) -> None:
     """Make the runs that are fitted."""
     small_runs, menu, rates = prepared(name, data, store)
     options: dict[str, Any] = {
-        "flops_per_s": rates, "unique": small_runs.unique, "cooldown": small_runs.recipe.decay_share,
+        "flops_per_s": rates,
+        "unique": small_runs.unique,
+        "cooldown": small_runs.recipe.decay_share,
         "fewest_samples": float(FEWEST_STEPS) * small_runs.recipe.batch * small_runs.positions,
-    }  # fmt: skip
+    }
     first = plan(menu, seconds=minutes * 60 * 0.85, **options)
     speed = {size.flops_per_sample: rate for size, rate in zip(menu, rates, strict=True)}
     small_runs = tune(small_runs, first.runs, lambda a: speed[a.flops_per_sample], partial(store.once, "tune"))
@@ -166,12 +168,21 @@ def scored(known: list[Run], unseen: list[Run]) -> dict[str, Any]:
     foretold = []
     for run in unseen:
         said = predict(fitted, run.size(fitted.law.size), run.samples, run.unique)
-        foretold.append({
-            "params": run.params, "samples": run.samples, "loss": run.loss, "said": as_data(said), "largest": run is largest,
-            "error": said.value / run.loss - 1, "excess_error": (said.value - run.loss) / (run.loss - float(fitted.law.E)),
-            "covered": said.low <= run.loss <= said.high,
-            "rules": {k: None if v is None else v / run.loss - 1 for k, v in rules(known, run, size=fitted.law.size).items()},
-        })  # fmt: skip
+        foretold.append(
+            {
+                "params": run.params,
+                "samples": run.samples,
+                "loss": run.loss,
+                "said": as_data(said),
+                "largest": run is largest,
+                "error": said.value / run.loss - 1,
+                "excess_error": (said.value - run.loss) / (run.loss - float(fitted.law.E)),
+                "covered": said.low <= run.loss <= said.high,
+                "rules": {
+                    k: None if v is None else v / run.loss - 1 for k, v in rules(known, run, size=fitted.law.size).items()
+                },
+            }
+        )
     inner = hold_out(known, seed=0, size=fitted.law.size)
     rng = np.random.default_rng(0)
     covered = []
@@ -182,11 +193,17 @@ def scored(known: list[Run], unseen: list[Run]) -> dict[str, Any]:
             said = predict(again, run.size(again.law.size), run.samples, run.unique)
             covered.append(said.low <= run.loss <= said.high)
     return {
-        "n": len(known), "seconds": sum(r.seconds for r in known), "size": fitted.law.size, "noise": fitted.noise,
-        "foretold": foretold, "inner_hold_out": [{"error": f.error, "covered": f.covered} for f in inner],
-        "coverage": float(np.mean(covered)), "coverage_n": len(covered), "decision": decisions(known, unseen),
+        "n": len(known),
+        "seconds": sum(r.seconds for r in known),
+        "size": fitted.law.size,
+        "noise": fitted.noise,
+        "foretold": foretold,
+        "inner_hold_out": [{"error": f.error, "covered": f.covered} for f in inner],
+        "coverage": float(np.mean(covered)),
+        "coverage_n": len(covered),
+        "decision": decisions(known, unseen),
         "runs": [as_data(r) for r in (*known, *unseen)],
-    }  # fmt: skip
+    }
 
 
 def _subset(known: list[Run], rng: np.random.Generator, count: int) -> list[Run]:

@@ -109,8 +109,23 @@ def scale(
         raise must_be("recipe.schedule", "wsd, whose runs can share a trunk", chosen.schedule, 'Use schedule="wsd".')
     with Store.open(store) as opened:
         opened.identity({"family": kind.name, "task": learned.fingerprint, "target": str(where), "seed": seed})
-        advisor = Advisor(opened, kind, learned, bounds, seconds, where, requests, price_per_hour, seed, chosen, recipe is None,
-                          shape, compress, spec, listen or of_events())  # fmt: skip
+        advisor = Advisor(
+            opened,
+            kind,
+            learned,
+            bounds,
+            seconds,
+            where,
+            requests,
+            price_per_hour,
+            seed,
+            chosen,
+            recipe is None,
+            shape,
+            compress,
+            spec,
+            listen or of_events(),
+        )
         return advisor.walk()
 
 
@@ -154,16 +169,27 @@ class Advisor:
         branch = self.branch(planned) if self.compress else {"reason": "it was not asked for"}
         costed = self.costs(fitted, shapes, compute)
         header = {
-            "schema": 1, "family": self.family.name, "task": self.task.name, "spec": self.spec, "target": str(self.target),
-            "limits": self.limits.text, "seed": self.seed, "time_s": self.limit_s, "requests": self.requests,
-            "price_per_hour": self.price_per_hour, "unique": self.small_runs.unique, "compute": compute,
+            "schema": 1,
+            "family": self.family.name,
+            "task": self.task.name,
+            "spec": self.spec,
+            "target": str(self.target),
+            "limits": self.limits.text,
+            "seed": self.seed,
+            "time_s": self.limit_s,
+            "requests": self.requests,
+            "price_per_hour": self.price_per_hour,
+            "unique": self.small_runs.unique,
+            "compute": compute,
             "metric": self.task.metric.about(),
             "recipe": as_data(self.small_runs.recipe),
-        }  # fmt: skip
+        }
         key, asked = digest(header), self.store.all("asked")
-        self.step("advice", key, lambda: {
-            "header": {**header, "machine": machine.describe()}, "costs": costed, "branch": branch,
-        })  # fmt: skip
+
+        def answer() -> dict[str, Any]:
+            return {"header": {**header, "machine": machine.describe()}, "costs": costed, "branch": branch}
+
+        self.step("advice", key, answer)
         if not asked or asked[-1]["advice"] != key:  # `read` gives the answer to what was asked last
             self.store.put("asked", str(len(asked)), {"advice": key}, seconds=0.0)
         return read(self.store)
@@ -290,9 +316,11 @@ class Advisor:
         if len(menu) < 3:
             return None
         options = {
-            "flops_per_s": [self._rate(rates, size) for size in menu], "unique": self.small_runs.unique,
-            "cooldown": self.recipe.decay_share, "fewest_samples": float(FEWEST_STEPS * self._per_step),
-        }  # fmt: skip
+            "flops_per_s": [self._rate(rates, size) for size in menu],
+            "unique": self.small_runs.unique,
+            "cooldown": self.recipe.decay_share,
+            "fewest_samples": float(FEWEST_STEPS * self._per_step),
+        }
         seconds = max(self.left(RUNS_SHARE, limit_s) * share, 1e-9)
         try:
             return plan(menu, seconds=seconds, **options).runs  # type: ignore[arg-type]
@@ -393,9 +421,14 @@ class Advisor:
                 return {"reason": "no time was left for it"}
             try:
                 work = Workload(
-                    model=self.small_runs.trained(self._row(largest)), train=self.task.train, validation=self.task.validation,
-                    test=self.task.test, metric=self.task.metric, loss=self.task.loss, name=self.task.name,
-                )  # fmt: skip
+                    model=self.small_runs.trained(self._row(largest)),
+                    train=self.task.train,
+                    validation=self.task.validation,
+                    test=self.task.test,
+                    metric=self.task.metric,
+                    loss=self.task.loss,
+                    name=self.task.name,
+                )
                 study = optimize(
                     work,
                     target=str(self.target),
@@ -410,12 +443,15 @@ class Advisor:
             base = study.baseline
             points = [
                 {
-                    "plan": dict(e.plan.choices), "loss": float(e.details["loss"]), "drop": e.drop.get(),
+                    "plan": dict(e.plan.choices),
+                    "loss": float(e.details["loss"]),
+                    "drop": e.drop.get(),
                     "latency": e.axis("latency_s").get() / base.axis("latency_s").get(),
                     "size": e.axis("size_bytes").get() / base.axis("size_bytes").get(),
                 }
-                for e in study.front if e.fidelity != "untouched"
-            ]  # fmt: skip
+                for e in study.front
+                if e.fidelity != "untouched"
+            ]
             return {"reason": "", "scale": dict(largest.available.scale), "points": points}
 
         return self.step("compressed", "0", make)
@@ -438,14 +474,22 @@ class Advisor:
 
         def make() -> dict[str, Any]:
             rows = costs.costs(
-                self.family, self.task, [a.scale for a in chosen], target=self.target, recipe=self.recipe,
-                seconds=max(3.0, self.limit_s / 60), seed=self.seed, on_step=lambda text: self.tell("costs", text),
-            )  # fmt: skip
+                self.family,
+                self.task,
+                [a.scale for a in chosen],
+                target=self.target,
+                recipe=self.recipe,
+                seconds=max(3.0, self.limit_s / 60),
+                seed=self.seed,
+                on_step=lambda text: self.tell("costs", text),
+            )
             shifts = (np.zeros(len(chosen)), np.zeros(len(chosen))) if shapes is None else shapes.shift(chosen)
-            return {"rows": [
-                {**as_data(row), "available": as_data(a), "shift": float(m), "shift_sd": float(s)}
-                for row, a, m, s in zip(rows, chosen, *shifts, strict=True)
-            ]}  # fmt: skip
+            return {
+                "rows": [
+                    {**as_data(row), "available": as_data(a), "shift": float(m), "shift_sd": float(s)}
+                    for row, a, m, s in zip(rows, chosen, *shifts, strict=True)
+                ]
+            }
 
         found: list[dict[str, Any]] = self.step("costs", digest([dict(a.scale) for a in chosen]), make)["rows"]
         return found

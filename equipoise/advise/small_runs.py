@@ -37,9 +37,15 @@ FEWEST_STEPS = 200
 """Steps below which a run says little of longer ones: while the first features form the loss falls by no power of the data."""
 
 SMALL = Recipe(
-    optimizer="muon", lr=0.02, schedule="wsd", weight_decay=0.1, second_beta=0.99, clip=1.0, channels_last=True,
+    optimizer="muon",
+    lr=0.02,
+    schedule="wsd",
+    weight_decay=0.1,
+    second_beta=0.99,
+    clip=1.0,
+    channels_last=True,
     decay_share=COOLDOWN,
-)  # fmt: skip
+)
 """Where the search for a learning rate starts. Muon learns more from a few hundred steps than SGD and AdamW do;
 `benchmarks/small_runs.py` sets them side by side."""
 STEPS_AN_EPOCH = 40
@@ -198,11 +204,20 @@ class SmallRuns:
     ) -> Trained:
         recipe = replace(self.recipe, decay_share=decay, lr=self._rate(model, scale))
         return fit(
-            model, data, loss=self.task.loss, steps=steps, recipe=recipe, augment=self.task.augment,
-            validation=self.task.validation if look else None, metric=self.task.metric if look else None, evaluate_steps=steps,
-            generator=torch.Generator().manual_seed(self.seed), start=start,
-            checkpoint=self._path(scale, steps, decay, len(data)), on_step=on_step,
-        )  # fmt: skip
+            model,
+            data,
+            loss=self.task.loss,
+            steps=steps,
+            recipe=recipe,
+            augment=self.task.augment,
+            validation=self.task.validation if look else None,
+            metric=self.task.metric if look else None,
+            evaluate_steps=steps,
+            generator=torch.Generator().manual_seed(self.seed),
+            start=start,
+            checkpoint=self._path(scale, steps, decay, len(data)),
+            on_step=on_step,
+        )
 
     def _rate(self, model: torch.nn.Module, scale: Scale) -> float:
         """Learning rate of a scale.

@@ -106,11 +106,21 @@ def _advise(args: argparse.Namespace) -> int:
     doing(f"loading {task}", quiet=args.quiet)
     kind, data = load_family(family), load_task(task)
     found = scale(
-        kind, data, limits=args.limits, time=args.time, target=args.target, requests=args.requests,
-        price_per_hour=args.price_per_hour, store=store, seed=args.seed, shape=not args.no_shape, compress=not args.no_compress,
-        recipe=recipe_of(args.recipe, recipe_for(data)) if args.recipe else None, spec=f"{family} {task}",
+        kind,
+        data,
+        limits=args.limits,
+        time=args.time,
+        target=args.target,
+        requests=args.requests,
+        price_per_hour=args.price_per_hour,
+        store=store,
+        seed=args.seed,
+        shape=not args.no_shape,
+        compress=not args.no_compress,
+        recipe=recipe_of(args.recipe, recipe_for(data)) if args.recipe else None,
+        spec=f"{family} {task}",
         listen=(lambda event: None) if args.quiet else partial(_told, pace=Pace()),
-    )  # fmt: skip
+    )
     page = store / "report.html"
     write_atomic(page, render_scale(found.summary()).encode())
     if args.json:
@@ -147,10 +157,16 @@ def _show(found: Advice) -> None:
         )
         words = ", ".join(f"{k} {v:g}" for k, v in c.available.scale.items()) + (f" ({c.label})" if c.label else "")
         table.add_row(
-            words, show(c.available.params, "1"), f"{option.loss.value:.4g} [{option.loss.low:.4g}, {option.loss.high:.4g}]",
-            f"{option.regret:.2%}", show(costs["train_s"].get(), "s"), show(costs["latency_s"].get(), "s"),
-            show(costs["size_bytes"].get(), "B"), mark, style="bold" if option is decision.recommended else None,
-        )  # fmt: skip
+            words,
+            show(c.available.params, "1"),
+            f"{option.loss.value:.4g} [{option.loss.low:.4g}, {option.loss.high:.4g}]",
+            f"{option.regret:.2%}",
+            show(costs["train_s"].get(), "s"),
+            show(costs["latency_s"].get(), "s"),
+            show(costs["size_bytes"].get(), "B"),
+            mark,
+            style="bold" if option is decision.recommended else None,
+        )
     out = console()
     out.print(table)
     out.print(found.sentence(), style="bold", soft_wrap=True)
@@ -207,9 +223,15 @@ def _table(args: argparse.Namespace) -> int:
         seconds = r.train_s(epoch)
         price = [show(args.price_per_hour * seconds / 3600, "$")] if args.price_per_hour else []
         table.add_row(
-            named(r.scale), show(r.params, "1"), show(r.macs, "1"), show(r.size_bytes.get(), "B"), show(r.latency_s.get(), "s"),
-            show(r.train_memory_bytes.get(), "B"), show(seconds, "s"), *price,
-        )  # fmt: skip
+            named(r.scale),
+            show(r.params, "1"),
+            show(r.macs, "1"),
+            show(r.size_bytes.get(), "B"),
+            show(r.latency_s.get(), "s"),
+            show(r.train_memory_bytes.get(), "B"),
+            show(seconds, "s"),
+            *price,
+        )
     out = console()
     out.print(table)
     out.print(

@@ -133,9 +133,14 @@ def _steady(name: str, program: Program, target: Target, samples: Tensor) -> Che
     wanted = first[torch.arange(target.batch) % len(first)]
     wide = FP32_SLACK if program.precision == "fp32" else 0.1
     return near(
-        f"{name} repeats", f"≤ {REPEATS:g}", f"{max(off, apart(wanted, shown)):.2g}", apart(wanted, shown), tight=FP32_SLACK,
-        wide=wide, note="two runs, a second session, and the batch that is timed",
-    )  # fmt: skip
+        f"{name} repeats",
+        f"≤ {REPEATS:g}",
+        f"{max(off, apart(wanted, shown)):.2g}",
+        apart(wanted, shown),
+        tight=FP32_SLACK,
+        wide=wide,
+        note="two runs, a second session, and the batch that is timed",
+    )
 
 
 def _probe(scene: Scene) -> Iterator[Check]:
@@ -145,9 +150,14 @@ def _probe(scene: Scene) -> Iterator[Check]:
     answers = torch.from_numpy(runtimes.get(scene.program.runtime).load(scene.program).run(inputs))
     alike = scene.at_home or scene.program.precision == "fp32"
     yield near(
-        "probe", f"≤ {FP32_SLACK:g}", f"{apart(outputs, answers):.2g}", apart(outputs, answers), tight=FP32_SLACK,
-        wide=FP32_SLACK if alike else 0.5, note=f"{len(inputs)} recorded answers" + ("" if alike else f"; {ELSEWHERE}"),
-    )  # fmt: skip
+        "probe",
+        f"≤ {FP32_SLACK:g}",
+        f"{apart(outputs, answers):.2g}",
+        apart(outputs, answers),
+        tight=FP32_SLACK,
+        wide=FP32_SLACK if alike else 0.5,
+        note=f"{len(inputs)} recorded answers" + ("" if alike else f"; {ELSEWHERE}"),
+    )
     if scene.work is not None:
         real = scene.work.validation.take(len(inputs)).tensors()[0].numpy()
         same = real.shape == inputs.shape and bool((real == inputs).all())
@@ -184,10 +194,14 @@ def _numerics(scene: Scene, kept: Split, answers: Tensor, before: Tensor) -> Ite
     loss = damage(before.numpy(), answers.numpy(), meaning)
     home, size = scene.at_home, abs(claims.loss)
     yield near(
-        "distance to source", f"{claims.loss:.5f}", f"{loss:.5f}", abs(loss - claims.loss), tight=1e-3 * size + 1e-5,
+        "distance to source",
+        f"{claims.loss:.5f}",
+        f"{loss:.5f}",
+        abs(loss - claims.loss),
+        tight=1e-3 * size + 1e-5,
         wide=0.02 * size + 1e-5 if home else 0.5 * size + 1e-2,
         note="distance to the reference's answers" + (f"; top-1 agreement {agree:.2%}" if labels else "") + _where(scene),
-    )  # fmt: skip
+    )
 
 
 def _validation(scene: Scene, kept: Split, answers: Tensor, before: Tensor) -> Iterator[Check]:

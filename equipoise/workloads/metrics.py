@@ -89,8 +89,12 @@ class Metric:
     def about(self) -> dict[str, Any]:
         """Return what a study records of the metric, as plain JSON data."""
         return {
-            "name": self.name, "maximize": self.maximize, "unit": self.unit, "scale": self.scale or 1.0, "point": self.point
-        }  # fmt: skip
+            "name": self.name,
+            "maximize": self.maximize,
+            "unit": self.unit,
+            "scale": self.scale or 1.0,
+            "point": self.point,
+        }
 
 
 def printable(what: str, name: str | None) -> str | None:

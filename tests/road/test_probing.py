@@ -26,11 +26,15 @@ def test_the_most_telling_entries_come_first() -> None:
     order = choices(SPACE, {"a": 10.0, "b": 500.0, "block.c": 90.0}, {"a": ("a",), "b": ("b", "a")})
     names = [(k.name, c) for k, c in order]
     assert names == [
-        ("bits.b", 8), ("depth.block", "drop"), ("width.b", 8),  # the heaviest of each kind
-        ("width.a", 32), ("bits.a", 8),  # the other middles, by what they weigh
+        ("bits.b", 8),
+        ("depth.block", "drop"),
+        ("width.b", 8),  # the heaviest of each kind
+        ("width.a", 32),
+        ("bits.a", 8),  # the other middles, by what they weigh
         ("width.a", 16),  # ends
-        ("width.a", 48), ("width.a", 24),  # between
-    ]  # fmt: skip
+        ("width.a", 48),
+        ("width.a", 24),  # between
+    ]
     assert len(set(names)) == sum(len(k.menu) - 1 for k in SPACE.knobs if k.kind != "runtime")
 
 

@@ -20,9 +20,15 @@ LAYERS = (
     Layer(B, "block.b", 64, 0, -1, 3, (1,), (1.0, 0.5), (1.0,)),
 )
 TIMES = {
-    entry(A, 32): 10.0, entry(OpSpec("conv", 3, 8), 32): 6.0, entry(B, 32): 20.0, entry(OpSpec("conv", 8, 4), 32): 11.0,
-    entry(A, 8): 5.0, entry(OpSpec("conv", 3, 8), 8): 4.0, entry(B, 8): 8.0, entry(OpSpec("conv", 8, 4), 8): 6.0,
-}  # fmt: skip
+    entry(A, 32): 10.0,
+    entry(OpSpec("conv", 3, 8), 32): 6.0,
+    entry(B, 32): 20.0,
+    entry(OpSpec("conv", 8, 4), 32): 11.0,
+    entry(A, 8): 5.0,
+    entry(OpSpec("conv", 3, 8), 8): 4.0,
+    entry(B, 8): 8.0,
+    entry(OpSpec("conv", 8, 4), 8): 6.0,
+}
 FEATURES = Features(LAYERS, TIMES, (32, 8))
 
 

@@ -71,8 +71,10 @@ def test_what_was_asked_last_is_answered(asked) -> None:
     assert Study.load(asked).budget.text == "drop<=50"
     with Store.open(asked, create=False, readonly=True) as store:
         assert [store.get("study", row["header"])["header"]["budget"] for row in store.all("asking")] == [
-            "drop<=50", "size<=1KB", "drop<=50",
-        ]  # fmt: skip
+            "drop<=50",
+            "size<=1KB",
+            "drop<=50",
+        ]
 
 
 def test_asking_the_same_again_measures_nothing(asked) -> None:

@@ -71,9 +71,13 @@ def test_fingerprint_tells_what_changed() -> None:
         other = mlp(4, 8, 3)
     gelu = nn.Sequential(*[nn.GELU() if isinstance(m, nn.ReLU) else m for m in work().model])
     for changed in (
-        work(other), work(gelu), work(train=(X[1:201], Y[1:201])), work(train=(X[:200], 2 - Y[:200])),
-        work(test=(X[201:], Y[201:])), work(metric="f1"),
-    ):  # fmt: skip
+        work(other),
+        work(gelu),
+        work(train=(X[1:201], Y[1:201])),
+        work(train=(X[:200], 2 - Y[:200])),
+        work(test=(X[201:], Y[201:])),
+        work(metric="f1"),
+    ):
         assert changed.fingerprint != base
 
 
