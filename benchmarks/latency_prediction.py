@@ -50,8 +50,14 @@ def main() -> int:
     known = [_evaluation(plan, target, s) for plan, s in zip(plans[: args.fit], seconds[: args.fit], strict=True)]
     rows = genomes[args.fit :]
     truth = np.array(seconds[args.fit :])
-    result = {"what": __doc__.splitlines()[0], "workload": args.workload.partition("?")[0].rpartition("/")[2],
-              "target": str(target), "fit": args.fit, "n": len(rows), "machine": machine.describe()}  # fmt: skip
+    result = {
+        "what": __doc__.splitlines()[0],
+        "workload": args.workload.partition("?")[0].rpartition("/")[2],
+        "target": str(target),
+        "fit": args.fit,
+        "n": len(rows),
+        "machine": machine.describe(),
+    }
     for name, fitted in (("tables alone", []), ("tables, calibrated", known)):
         predicted = prediction.fit("latency_s", space, features, fitted).many(rows)
         errors = np.abs(predicted / truth - 1).tolist()

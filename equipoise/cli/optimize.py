@@ -112,9 +112,18 @@ def show(study: Study, *, as_json: bool = False) -> None:
         from equipoise.records import as_data, dumps
 
         front = [{**as_data(e), "key": e.key} for e in study.front]
-        print(dumps({"schema_version": 1, "met": study.met, "verdict": study.verdict(), "pick": best.key,
-                     "sentence": study.sentence(best), "knee": study.knee.key, "front": front,
-                     "searched": study.searched, "failed": study.failed()}))  # fmt: skip
+        told = {
+            "schema_version": 1,
+            "met": study.met,
+            "verdict": study.verdict(),
+            "pick": best.key,
+            "sentence": study.sentence(best),
+            "knee": study.knee.key,
+            "front": front,
+            "searched": study.searched,
+            "failed": study.failed(),
+        }
+        print(dumps(told))
         return
     from equipoise.cli.live import table
     from equipoise.cli.terminal import console

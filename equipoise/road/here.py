@@ -20,7 +20,7 @@ from equipoise.road.racing import race_stored
 from equipoise.road.trials import TRAINED_ON_LOADING
 from equipoise.runtimes import Target
 from equipoise.study.store import Store
-from equipoise.workloads import advice
+from equipoise.workloads import cautions
 from equipoise.workloads.weights import packed
 
 PROBE = 32
@@ -61,7 +61,7 @@ class Here:
         self._maker, self._propose = maker, propose
         self._does: dict[str, Callable[[Job], Mapping[str, Any]]] = {
             "prepare": lambda _: {"facts": as_data(self.maker.facts())},
-            "notes": lambda _: {"notes": list(advice(self.bench.work))},
+            "notes": lambda _: {"notes": list(cautions(self.bench.work))},
             "study": self._header,
             "evaluation": self._evaluation,
             "pace": lambda _: {"sample_s": probing.pace(self.bench)},

@@ -23,7 +23,7 @@ from equipoise.road.watchdog import watched
 from equipoise.runtimes import Target, parse_targets
 from equipoise.study.record import Study
 from equipoise.study.store import Store
-from equipoise.units import check_seed, parse
+from equipoise.units import check_seed
 from equipoise.workloads import Workload, as_workload, check
 from equipoise.workloads.spec import located
 
@@ -70,9 +70,7 @@ def optimize(
     started = clock.perf_counter() if began is None else began
     bounds = parse_budget(budget)
     targets = parse_targets(target)
-    limit = parse(time, "s", name="time") if isinstance(time, str) else float(time)
-    if not 0 <= limit < float("inf"):
-        raise must_be("time", "zero or more, and finite", time, "Write for example 20min.")
+    limit = duration(time, zero=True)
     check_seed(seed)
     if not isinstance(store, str | Path):
         raise must_be("store", "the path of a folder", store, 'Write for example "runs/a".')

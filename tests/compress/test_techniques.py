@@ -74,7 +74,7 @@ class TakesAnything(Bits):
     """Does not look at what it is asked for."""
 
     def apply(self, draft, subject, chosen):
-        return replace(draft, request={name: 8 for name in chosen})
+        return replace(draft, request=dict.fromkeys(chosen, 8))
 
 
 @pytest.mark.parametrize(

@@ -103,9 +103,13 @@ def test_what_no_knob_sets_stays_float_in_a_mixed_plan(tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = torch.nn.Sequential(
-            torch.nn.Conv1d(3, 24, 5), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(24 * 12, 32), torch.nn.ReLU(),
+            torch.nn.Conv1d(3, 24, 5),
+            torch.nn.ReLU(),
+            torch.nn.Flatten(),
+            torch.nn.Linear(24 * 12, 32),
+            torch.nn.ReLU(),
             torch.nn.Linear(32, 3),
-        ).eval()  # fmt: skip
+        ).eval()
         x = torch.randn(300, 3, 16)
     with torch.no_grad():
         y = net(x).argmax(1)

@@ -9,10 +9,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
-from equipoise.report.document import document, embed, finite
-from equipoise.report.scale import render_scale
-from equipoise.report.train import render_train
-from equipoise.report.view import client_data, page_data
+from equipoise.pages.document import document, embed, finite
+from equipoise.pages.scale import render_scale
+from equipoise.pages.train import render_train
+from equipoise.pages.view import client_data, page_data
 
 __all__ = ["embed", "finite", "render", "render_scale", "render_train"]
 

@@ -10,10 +10,10 @@ import re
 import pytest
 
 from equipoise.errors import InputError
+from equipoise.pages import embed, render
+from equipoise.pages.axes import axes_of, figure
+from equipoise.pages.view import comparison, evaluations_of, layer_totals, page_data
 from equipoise.records import SCHEMA, as_data, measured, unavailable
-from equipoise.report import embed, render
-from equipoise.report.axes import axes_of, figure
-from equipoise.report.view import comparison, evaluations_of, layer_totals, page_data
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from torch.utils.data import Dataset
 
 from equipoise.errors import InputError
-from equipoise.workloads import Workload, advice, check
+from equipoise.workloads import Workload, cautions, check
 from equipoise.workloads.models import mlp
 
 SOURCE = torch.Generator().manual_seed(0)
@@ -40,18 +40,18 @@ def memorised(**changes: Any) -> Workload:
 def test_memorised_validation_is_told() -> None:
     carved = memorised()
     assert carved.validation_from == "train"
-    (note,) = advice(carved)
+    (note,) = cautions(carved)
     assert "validation was carved from the training data (untouched model: accuracy 100.00 on it, 100.00 on the rest)" in note
     assert "validation=0.3" in note
     by_hand = memorised(train=(X[:400], Y[:400]), validation=(X[400:600], Y[400:600]))
     assert by_hand.validation_from == "given"
-    (note,) = advice(by_hand)
+    (note,) = cautions(by_hand)
     assert "the untouched model has accuracy 100.00 on validation, as on its training data" in note
 
 
 def test_honest_validation_is_not() -> None:
-    assert advice(memorised(validation=(X[1000:1400], Y[1000:1400]))) == ()
-    assert advice(memorised(validation=0.5)) == ()
+    assert cautions(memorised(validation=(X[1000:1400], Y[1000:1400]))) == ()
+    assert cautions(memorised(validation=0.5)) == ()
 
 
 @pytest.mark.parametrize("share", [0.3, "test:0.3"])

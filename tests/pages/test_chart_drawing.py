@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from equipoise.report.axes import power
-from equipoise.report.chart import GRID, Chart, Point, Ruler, Series, Zone, drawing, ruler
+from equipoise.pages.axes import power
+from equipoise.pages.chart import GRID, Chart, Point, Ruler, Series, Zone, drawing, ruler
 
 positive = st.floats(1e-6, 1e18)
 

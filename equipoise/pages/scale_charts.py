@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from equipoise.report.axes import power
-from equipoise.report.chart import TONES, Chart, Point, Ruler, Series, Zone, ruler
-from equipoise.report.rows import FIGURES, written
-from equipoise.report.scale_summary import Curve, Figures, ScaleSummary, Trained
+from equipoise.pages.axes import power
+from equipoise.pages.chart import TONES, Chart, Point, Ruler, Series, Zone, ruler
+from equipoise.pages.rows import FIGURES, written
+from equipoise.pages.scale_summary import Curve, Figures, ScaleSummary, Trained
 from equipoise.units import show
 
 SAME = 1.6

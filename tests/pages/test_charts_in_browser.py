@@ -7,7 +7,7 @@ import re
 
 import pytest
 
-from equipoise.report import render_scale, render_train
+from equipoise.pages import render_scale, render_train
 
 HOSTILE = "</script><img src=x onerror=\"document.title='hacked'\">"
 

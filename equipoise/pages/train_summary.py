@@ -26,9 +26,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from equipoise.errors import unknown
+from equipoise.pages.rows import FIGURES
+from equipoise.pages.schema import columns, demand, number, reading, versioned
 from equipoise.records import Reading
-from equipoise.report.rows import FIGURES
-from equipoise.report.schema import columns, demand, number, reading, versioned
 
 WHERE = "train summary"
 

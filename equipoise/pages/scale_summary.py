@@ -39,9 +39,9 @@ from dataclasses import dataclass
 from typing import Any
 
 from equipoise.errors import InputError, must_be, unknown
+from equipoise.pages.rows import Row, called, row_of
+from equipoise.pages.schema import columns, demand, number, reading, versioned
 from equipoise.records import Reading, measured
-from equipoise.report.rows import Row, called, row_of
-from equipoise.report.schema import columns, demand, number, reading, versioned
 
 WHERE = "scale summary"
 

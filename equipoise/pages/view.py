@@ -9,10 +9,10 @@ from typing import Any
 
 from equipoise.budget import Budget, parse_budget
 from equipoise.errors import must_be
+from equipoise.pages.axes import MISSING, Axis, axes_of, figure, times
+from equipoise.pages.document import finite
+from equipoise.pages.facts import facts, provenance
 from equipoise.records import SCHEMA, Evaluation, Reading, evaluation_from
-from equipoise.report.axes import MISSING, Axis, axes_of, figure, times
-from equipoise.report.document import finite
-from equipoise.report.facts import facts, provenance
 from equipoise.techniques import TECHNIQUES
 from equipoise.units import show
 

@@ -10,11 +10,11 @@ import re
 import pytest
 
 from equipoise.errors import InputError
+from equipoise.pages import render_scale
+from equipoise.pages.scale import bill, expectation, headline, page_data, span
+from equipoise.pages.scale_charts import compute_chart, size_chart
+from equipoise.pages.scale_summary import read_scale
 from equipoise.records import SCHEMA, as_data, measured, unavailable
-from equipoise.report import render_scale
-from equipoise.report.scale import bill, expectation, headline, page_data, span
-from equipoise.report.scale_charts import compute_chart, size_chart
-from equipoise.report.scale_summary import read_scale
 
 
 def words(page):

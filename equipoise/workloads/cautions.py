@@ -24,13 +24,13 @@ SAMPLE, BATCH = 512, 64
 SECONDS = 1.5
 """Time for one such reading."""
 
-PERFECT, TELLING = 99.9, 200
+PERFECT_SCORE, PERFECT_SAMPLES = 99.9, 200
 """Points of accuracy, on at least so many samples, that a model hardly reaches on data which it has not seen."""
 
 OTHER = "Pass validation=... that the model never saw, or validation=0.3, which takes that share of the test split"
 
 
-def advice(work: Workload) -> tuple[str, ...]:
+def cautions(work: Workload) -> tuple[str, ...]:
     """Return what to tell about `work`, a sentence each: what was converted or chosen, doubtful splits, memorised validation.
 
     Takes seconds at most; only validation and training data go through the model. In-memory test inputs are compared with
@@ -81,7 +81,12 @@ def _memorised(work: Workload) -> Iterator[str]:
             f"validation was carved from the training data (untouched model: {name} {held[0]:.2f} on it, {trained[0]:.2f} on "
             f"the rest). If the model was trained on them, drops measured there are worth little. {_other(work)}"
         )
-    elif asked_by_metric(work.metric) and min(held[0], trained[0]) >= PERFECT and held[1] >= TELLING and work.metric.maximize:
+    elif (
+        asked_by_metric(work.metric)
+        and min(held[0], trained[0]) >= PERFECT_SCORE
+        and held[1] >= PERFECT_SAMPLES
+        and work.metric.maximize
+    ):
         yield (
             f"the untouched model has {name} {held[0]:.2f} on validation, as on its training data. If it was trained on the "
             f"validation data, drops measured there are worth little. {_other(work)}"

@@ -232,11 +232,17 @@ def make_scale(*, refused: bool = False, **fields: Any) -> dict[str, Any]:
             "status": "refused",
             "reason": "The 90 % interval of the best size spans a factor of 11; at most 8 can be trusted.",
             "add_runs": [
-                {"scale": {"width": w, "depth": 3}, "params": n, "samples": 2e6, "compute": 6 * n * 2e6,
-                 "seconds": as_data(estimated(95.0, "s", note="from the runs made")), "why": why}
+                {
+                    "scale": {"width": w, "depth": 3},
+                    "params": n,
+                    "samples": 2e6,
+                    "compute": 6 * n * 2e6,
+                    "seconds": as_data(estimated(95.0, "s", note="from the runs made")),
+                    "why": why,
+                }
                 for w, n, why in ((48, 4e5, "pins the bend"), (64, 8e5, "pins the bend"), (96, 1.7e6, "reaches nearer"))
             ],
-        }  # fmt: skip
+        }
     return {
         "schema": SCHEMA,
         "header": {

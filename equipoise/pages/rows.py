@@ -7,10 +7,10 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from equipoise.axes import LABELS
+from equipoise.pages.axes import Axis, in_unit, power
+from equipoise.pages.facts import how
+from equipoise.pages.schema import demand, reading
 from equipoise.records import Reading
-from equipoise.report.axes import Axis, in_unit, power
-from equipoise.report.facts import how
-from equipoise.report.schema import demand, reading
 from equipoise.units import show
 
 FIGURES = {

@@ -8,13 +8,13 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from equipoise.pages.axes import held
+from equipoise.pages.chart import Chart, Point, Series, Zone, drawing, ruler
+from equipoise.pages.document import document, finite
+from equipoise.pages.facts import surroundings, titled
+from equipoise.pages.rows import line, written
+from equipoise.pages.train_summary import REACHED, Said, TrainSummary, read_train
 from equipoise.records import as_data
-from equipoise.report.axes import held
-from equipoise.report.chart import Chart, Point, Series, Zone, drawing, ruler
-from equipoise.report.document import document, finite
-from equipoise.report.facts import surroundings, titled
-from equipoise.report.rows import line, written
-from equipoise.report.train_summary import REACHED, Said, TrainSummary, read_train
 from equipoise.units import show
 
 SCRIPTS = ("element.js", "tip.js", "readout.js", "train.js")

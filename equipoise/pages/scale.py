@@ -8,14 +8,14 @@ from __future__ import annotations
 from collections.abc import Mapping
 from typing import Any
 
+from equipoise.pages.axes import MISSING, held, times
+from equipoise.pages.chart import drawing
+from equipoise.pages.document import document, finite
+from equipoise.pages.facts import surroundings, titled
+from equipoise.pages.rows import FIGURES, interval, lines, table, written
+from equipoise.pages.scale_charts import compute_chart, progress_charts, size_chart
+from equipoise.pages.scale_summary import Law, ScaleSummary, read_scale
 from equipoise.records import Reading, as_data
-from equipoise.report.axes import MISSING, held, times
-from equipoise.report.chart import drawing
-from equipoise.report.document import document, finite
-from equipoise.report.facts import surroundings, titled
-from equipoise.report.rows import FIGURES, interval, lines, table, written
-from equipoise.report.scale_charts import compute_chart, progress_charts, size_chart
-from equipoise.report.scale_summary import Law, ScaleSummary, read_scale
 from equipoise.units import show
 
 SCRIPTS = ("element.js", "table.js", "tip.js", "readout.js", "scale.js")

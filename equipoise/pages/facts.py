@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 from equipoise.axes import LABELS
+from equipoise.pages.axes import MISSING
 from equipoise.records import Evaluation, Reading, unavailable
-from equipoise.report.axes import MISSING
 from equipoise.units import show
 
 EXACT = ("size_bytes", "params", "macs", "flops_per_sample", "compute", "samples")

@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 import torch
 
-from equipoise.advise.small_runs import Proxies, in_quick_precision, recipe_for, tune
+from equipoise.advise.small_runs import SmallRuns, in_quick_precision, recipe_for, tune
 from equipoise.scaling import Available, PlannedRun
 from equipoise.study.store import Store
 from equipoise.workloads import load_task
@@ -23,16 +23,16 @@ def test_a_run_of_a_net_with_tied_weights_is_recorded_and_loads_again(tmp_path: 
     task, kind = load_task(f"text:{words}?context=16"), family("gpt")
     scale = kind.scale(width=16, depth=1, heads=2)
     with Store.open(tmp_path / "store") as store:
-        proxies = Proxies(kind, task, recipe_for(task), 0, store)
-        size = proxies.available(scale)
-        samples = 12.0 * proxies.recipe.batch * proxies.positions
+        runs = SmallRuns(kind, task, recipe_for(task), 0, store)
+        size = runs.available(scale)
+        samples = 12.0 * runs.recipe.batch * runs.positions
         planned = PlannedRun(size, samples, samples, 6.0 * size.flops_per_sample * samples, 0)
-        found = proxies.run(planned)
-        model = proxies.trained(found)
+        found = runs.run(planned)
+        model = runs.trained(found)
         assert found["run"]["loss"] > 0
         inputs, targets = task.validation.tensors()
         with torch.no_grad():
-            assert float(task.loss(model(inputs), targets)) < float(task.loss(proxies.model(scale).eval()(inputs), targets))
+            assert float(task.loss(model(inputs), targets)) < float(task.loss(runs.model(scale).eval()(inputs), targets))
         assert model.head.logits.weight is model.embed.token.weight
 
 
@@ -93,18 +93,18 @@ def test_a_rate_tuned_on_one_width_moves_by_the_rule_of_its_optimizer(
     task, kind = load_task("digits"), family(name)
     recipe = replace(recipe_for(task), optimizer=optimizer)
     with Store.open(tmp_path / "store") as store:
-        proxies = Proxies(kind, task, recipe, 0, store, tuned_at=kind.scale(width=8))
+        runs = SmallRuns(kind, task, recipe, 0, store, tuned_at=kind.scale(width=8))
         wide = kind.scale(width=32)
-        assert proxies._rate(proxies.model(wide), wide) == pytest.approx(times * recipe.lr)
-        assert replace(proxies, tuned_at=None)._rate(proxies.model(wide), wide) == recipe.lr
+        assert runs._rate(runs.model(wide), wide) == pytest.approx(times * recipe.lr)
+        assert replace(runs, tuned_at=None)._rate(runs.model(wide), wide) == recipe.lr
 
 
 def test_half_the_depth_allows_muon_a_larger_rate(tmp_path: Path) -> None:
     task, kind = load_task("digits"), family("mlp")
     with Store.open(tmp_path / "store") as store:
-        proxies = Proxies(kind, task, recipe_for(task), 0, store, tuned_at=kind.scale(width=8, depth=4))
+        runs = SmallRuns(kind, task, recipe_for(task), 0, store, tuned_at=kind.scale(width=8, depth=4))
         shallow = kind.scale(width=8, depth=1)
-        assert proxies._rate(proxies.model(shallow), shallow) == pytest.approx(2 * proxies.recipe.lr)
+        assert runs._rate(runs.model(shallow), shallow) == pytest.approx(2 * runs.recipe.lr)
 
 
 @pytest.mark.parametrize(
@@ -119,11 +119,14 @@ def test_another_rate_is_taken_where_it_is_clearly_better(tmp_path: Path, losses
     task, kind = load_task("digits"), family("mlp")
     usual = recipe_for(task)
     with Store.open(tmp_path / "store") as store:
-        proxies = Proxies(kind, task, usual, 0, store)
+        runs = SmallRuns(kind, task, usual, 0, store)
         size = Available(1000.0, 2000.0, kind.scale(width=16))
         told = {f"lr={factor * usual.lr:.3g}": loss for factor, loss in losses.items()}
         found = tune(
-            proxies, [PlannedRun(size, 100.0, 80.0, 1.0, 0)], lambda a: 1e9, lambda key, compute: {"loss": told.get(key, 3.0)}
+            runs,
+            [PlannedRun(size, 100.0, 80.0, 1.0, 0)],
+            lambda a: 1e9,
+            lambda key, compute: {"loss": told.get(key, 3.0)},
         )
     assert found.recipe.lr == pytest.approx(taken * usual.lr)
     assert found.tuned_at == size.scale

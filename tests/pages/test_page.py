@@ -8,10 +8,10 @@ import re
 import pytest
 
 from equipoise.budget import parse_budget
+from equipoise.pages import render
+from equipoise.pages.view import evaluations_of
 from equipoise.pareto import non_dominated
 from equipoise.records import SCHEMA
-from equipoise.report import render
-from equipoise.report.view import evaluations_of
 from equipoise.study.picks import pick
 
 HOSTILE = "</script><img src=x onerror=\"document.title='hacked'\">"

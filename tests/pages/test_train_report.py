@@ -8,10 +8,10 @@ import re
 import pytest
 
 from equipoise.errors import InputError
+from equipoise.pages import render_train
+from equipoise.pages.train import MOST, headline, loss_chart, metric_chart, rate_chart
+from equipoise.pages.train_summary import read_train
 from equipoise.records import as_data, unavailable
-from equipoise.report import render_train
-from equipoise.report.train import MOST, headline, loss_chart, metric_chart, rate_chart
-from equipoise.report.train_summary import read_train
 
 
 def words(page):

@@ -9,10 +9,11 @@ from dataclasses import replace
 
 import pytest
 
+import equipoise as eq
 from equipoise.cli import main
-from equipoise.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK
+from equipoise.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError
+from equipoise.pages.view import evaluations_of
 from equipoise.records import SCHEMA, LayerRow, as_data
-from equipoise.report.view import evaluations_of
 from equipoise.study.header import header_from
 from equipoise.study.store import Store
 
@@ -48,6 +49,16 @@ def test_writes_where_it_is_told_and_writes_the_same_again(folder, tmp_path, cap
     assert out.read_bytes() == first
     assert not (folder / "report.html").exists()
     assert [p.name for p in tmp_path.iterdir() if "page" in p.name] == ["page.html"]
+
+
+def test_the_python_verb_takes_a_study_or_its_folder_and_writes_the_same_page(folder, tmp_path):
+    assert main(["report", str(folder), "--out", str(tmp_path / "verb.html")]) == EXIT_OK
+    page = (tmp_path / "verb.html").read_bytes()
+    assert eq.report(folder) == folder / "report.html"
+    assert eq.report(eq.Study.load(folder), out=tmp_path / "own.html") == tmp_path / "own.html"
+    assert (folder / "report.html").read_bytes() == (tmp_path / "own.html").read_bytes() == page
+    with pytest.raises(InputError, match=r"^out must be a file in a folder that exists"):
+        eq.report(folder, out=tmp_path)
 
 
 def test_json_is_one_strict_document_and_writes_nothing(folder, capsys):

@@ -10,8 +10,8 @@ import re
 import pytest
 
 from equipoise.errors import InputError
+from equipoise.pages import render, render_scale, render_train
 from equipoise.records import SCHEMA
-from equipoise.report import render, render_scale, render_train
 
 HOSTILE = "</script><img src=x onerror=alert(1)>"
 PAGES = ["study", "scale", "refused", "train"]

@@ -26,7 +26,7 @@ def document(name: str, variables: Mapping[str, Any], *, data: Any, scripts: Seq
     script = '(() => {\n"use strict";\n' + "".join(_asset(file) for file in scripts) + "})();\n"
     style = _asset("style.css")
     page = Environment(
-        loader=PackageLoader("equipoise.report", "page"),
+        loader=PackageLoader("equipoise.pages", "page"),
         autoescape=True,
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -67,7 +67,7 @@ def finite(data: Any) -> Any:
 
 def _asset(name: str) -> str:
     """Read one of the page's own files."""
-    return (files("equipoise.report") / "page" / name).read_text(encoding="utf-8")
+    return (files("equipoise.pages") / "page" / name).read_text(encoding="utf-8")
 
 
 def _hash(text: str) -> str:
