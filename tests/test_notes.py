@@ -23,7 +23,7 @@ def test_notes_are_recorded_and_told(tmp_path: Path) -> None:
     work = eq.Workload(model=mlp(4, 8, 2), train=(X[:80], Y[:80]), test=(X[80:], Y[80:]))
     for _ in range(2):
         study = eq.optimize(work, time="1s", store=tmp_path / "s", listen=lambda event: told.append(event.text))
-        assert [note for note in study.header["notes"] if "carved from the training data" in note]
+        assert [note for note in study.header.notes if "carved from the training data" in note]
     assert sum("WARNING: validation was carved from the training data" in text for text in told) == 2
     changed = X[:80].clone()
     changed[int(work.train.order[-1])] += 1

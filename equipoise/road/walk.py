@@ -23,7 +23,7 @@ from equipoise.road.watchdog import watched
 from equipoise.runtimes import Target, parse_targets
 from equipoise.study.record import Study
 from equipoise.study.store import Store
-from equipoise.units import check_seed
+from equipoise.units import check_seed, duration
 from equipoise.workloads import Workload, as_workload, check
 from equipoise.workloads.spec import located
 
