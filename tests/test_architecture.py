@@ -119,7 +119,17 @@ def circles(files: Sources) -> list[str]:
 
 BY_NAME = {"study/record.py": {"export"}}
 """Files below the verbs that call one by its public name -> the names: ``study.export`` is what a user writes."""
-BY_PATH = {"public", "cli/__init__", "runtimes/base", "measure/race", "measure/child", "measure/memory", "compress/technique", "road/appetite"}
+BY_PATH = {"public", "cli/__init__", "runtimes/base", "measure/race", "measure/child", "measure/memory"}
+BY_PATH |= {"compress/technique", "road/appetite"}
+    "public",
+    "cli/__init__",
+    "runtimes/base",
+    "measure/race",
+    "measure/child",
+    "measure/memory",
+    "compress/technique",
+    "road/appetite",
+}
 """Files that import a module by a path that they read from a table, or that a parent process sent."""
 
 

@@ -60,9 +60,14 @@ def narrowed(op: Op, into: float, out_of: float) -> Op:
 def widths(size: int, multiple: int) -> tuple[int, ...]:
     """Return a menu of widths: the whole group first, then smaller multiples of `multiple`.
 
+    A group of less than four such multiples is cut in multiples of 8: what is lost in a register is less than the menu.
+
     Example:
         >>> widths(64, 8), widths(16, 8), widths(6, 8)
         ((64, 48, 32, 24, 16), (16, 8), (6,))
+        >>> widths(64, 16), widths(32, 16)
+        ((64, 48, 32, 16), (32, 24, 16, 8))
     """
+    multiple = multiple if size >= 4 * multiple else min(multiple, 8)
     rounded = {max(multiple, round(size * level / multiple) * multiple) for level in LEVELS}
     return (size, *sorted((w for w in rounded if w < size), reverse=True))

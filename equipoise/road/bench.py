@@ -46,6 +46,7 @@ from equipoise.road.facts import TARGET, Facts
 from equipoise.road.racing import Contender
 from equipoise.road.survey import survey
 from equipoise.runtimes import Program, Session, Source, Target
+from equipoise.runtimes.cpu import liked_channels
 from equipoise.runtimes.export import Exporter, layer_nodes
 from equipoise.study.record import latency_beside
 from equipoise.training.losses import apart
@@ -93,7 +94,7 @@ class Workbench:
         """What makes of plans models: groups traced and proven, statistics collected (seconds)."""
         with one_thread():
             make = Subject.of_shapes if self.shapes else Subject.prepare
-            return Builder(make(self.teacher, self.work.example, self._calibration))
+            return Builder(make(self.teacher, self.work.example, self._calibration, likes=liked_channels()))
 
     @cached_property
     def _calibration(self) -> torch.Tensor:
