@@ -1,4 +1,4 @@
-"""Which widths are quick: one operator at many widths on each runtime and precision, timed in shuffled blocks beside one another.
+"""Which widths are quick: one operator at many widths, on each runtime and in each precision, timed side by side.
 
     python benchmarks/widths.py          # 1 minute; writes results/widths.json
 

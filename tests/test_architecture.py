@@ -119,8 +119,7 @@ def circles(files: Sources) -> list[str]:
 
 BY_NAME = {"study/record.py": {"export"}}
 """Files below the verbs that call one by its public name -> the names: ``study.export`` is what a user writes."""
-BY_PATH = {"public", "cli/__init__", "runtimes/base", "measure/race", "measure/child", "measure/memory"}
-BY_PATH |= {"compress/technique", "road/appetite"}
+BY_PATH = {
     "public",
     "cli/__init__",
     "runtimes/base",
