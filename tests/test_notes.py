@@ -23,7 +23,7 @@ def test_notes_are_recorded_and_told(tmp_path: Path) -> None:
     work = eq.Workload(model=mlp(4, 8, 2), train=(X[:80], Y[:80]), test=(X[80:], Y[80:]))
     for _ in range(2):
         study = eq.optimize(work, time="1s", store=tmp_path / "s", listen=lambda event: told.append(event.text))
-        assert [note for note in study.header["notes"] if "carved from the training data" in note]
+        assert [note for note in study.header.notes if "carved from the training data" in note]
     assert sum("WARNING: validation was carved from the training data" in text for text in told) == 2
     changed = X[:80].clone()
     changed[int(work.train.order[-1])] += 1
@@ -52,4 +52,4 @@ def test_the_chosen_output_is_what_ships(tmp_path: Path) -> None:
     inputs, targets = work.validation.tensors()
     assert study.baseline.quality.get() == pytest.approx(100 * float((net(inputs)[1].argmax(1) == targets).double().mean()))
     bench = Workbench.prepare(work, (Target.parse("onnxruntime:cpu"),), lambda data: "")
-    assert [group.name for group in bench.pruner.groups if group.prunable]
+    assert [group.name for group in bench.builder.subject.groups if group.prunable]
