@@ -178,5 +178,5 @@ def _short(reading: Reading) -> str:
 
     if reading.value is None:
         return "–"
-    text = show(reading.value, reading.unit).removesuffix(" 1/s")
+    text = show(reading.value, reading.unit).removesuffix("/s")
     return f"~{text}" if reading.provenance == "estimated" else text
