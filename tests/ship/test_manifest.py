@@ -17,9 +17,10 @@ import pytest
 import torch
 from safetensors.numpy import load, save
 
+from equipoise.compress.technique import Draft
 from equipoise.errors import EquipoiseError, InputError
 from equipoise.measure import machine
-from equipoise.records import as_data
+from equipoise.records import Evaluation, Plan, as_data
 from equipoise.road.bench import Workbench
 from equipoise.runtimes import Target
 from equipoise.ship.artifact import Artifact, export
@@ -27,7 +28,8 @@ from equipoise.ship.card import card
 from equipoise.ship.manifest import ManifestError, checked, contradictions, parse
 from equipoise.ship.promises import Check
 from equipoise.ship.verify import Verification, verify
-from equipoise.study.record import Study
+from equipoise.study.header import Header
+from equipoise.study.record import Study, interval_of
 from equipoise.study.store import Store
 from equipoise.workloads import Workload
 
@@ -66,31 +68,45 @@ def original(work: Workload, tmp_path_factory: pytest.TempPathFactory) -> Artifa
     return made(work, tmp_path_factory.mktemp("manifests"), Target("onnxruntime"))
 
 
+def measured_of(bench: Workbench, store: Store, plan: Plan, *, reference_s: float | None = None, seconds: float) -> Evaluation:
+    """Make, score and time a plan; the untouched model where there is no reference yet."""
+    untouched = reference_s is None
+    draft = Draft(bench.teacher) if untouched else bench.build(plan)
+    scored = bench.score(plan, draft, fidelity="untouched" if untouched else "one-shot")
+    return bench.time(scored, store.read_blob, reference_s=reference_s, seconds=seconds)
+
+
 def made(work: Workload, folder: Path, target: Target) -> Artifact:
     """Measure the untouched model and a narrower one in int8, and export the second."""
     with Store.open(folder / "study") as store:
         store.identity({"workload": work.fingerprint})
         bench = Workbench.prepare(work, (target,), store.blob)
-        space = bench.space
+        space = bench.facts.space
         plan = space.untouched.but({k.name: k.menu[-1] for k in space.knobs if k.kind in ("width", "bits")})
-        base = bench.evaluate(space.untouched, bench.teacher, fidelity="untouched", reference_s=None, seconds=0.2)
-        header = {
-            "workload": "nowhere.py:make_workload",
-            "name": work.name,
-            "target": str(target),
-            "budget": "drop<=60, size<=1B",
-            "seed": 0,
-            "probe": store.blob(save({"inputs": bench.validation[0][:32].numpy()})),
-            "baseline": base.key,
-            "metric": {"name": "accuracy", "maximize": True, "unit": "points"},
-            "machine": machine.describe(),
-        }
-        store.put("study", "header", {"header": header}, seconds=0.0)
+        base = measured_of(bench, store, space.untouched, seconds=0.2)
+        asked = Header(
+            workload="nowhere.py:make_workload",
+            name=work.name,
+            target=str(target),
+            budget="drop<=60, size<=1B",
+            time_s=60.0,
+            seed=0,
+            baseline=base.key,
+            metric={"name": "accuracy", "maximize": True, "unit": "points"},
+            space=bench.facts.offered,
+            probe=store.blob(save({"inputs": bench.validation[0][:32].numpy()})),
+            machine=machine.describe(),
+        )
+        store.put("study", "header", {"header": as_data(asked)}, seconds=0.0)
         store.put("evaluation", base.key, {"evaluation": as_data(base)}, seconds=0.0)
         reference_s = base.axis("latency_s").get()
-        small = bench.evaluate(plan, bench.build(plan), fidelity="one-shot", reference_s=reference_s, seconds=0.2)
+        small = measured_of(bench, store, plan, reference_s=reference_s, seconds=0.2)
         store.put("evaluation", small.key, {"evaluation": as_data(small)}, seconds=0.0)
-        race = {"ratios": {small.key: small.details["speed_up"]}, "reference": as_data(base.cost["latency_s"])}
+        race = {
+            "ratios": {small.key: as_data(interval_of(small.speed_up))},
+            "reference": as_data(base.cost["latency_s"]),
+            "elasticity": {},
+        }
         store.put("final", "race", race, seconds=0.0)
         return export(Study.read(store).evaluations[1], store, folder / "artifact")
 
@@ -105,8 +121,8 @@ def quick(monkeypatch: pytest.MonkeyPatch, original: Artifact) -> None:
     monkeypatch.setattr("equipoise.ship.recheck._costs", lambda scene, found, seconds: iter(()))
     prepared: dict[str, Workbench] = {}
 
-    def prepare(work: Workload, targets: tuple[Target, ...], save: Callable[[bytes], str]) -> Workbench:
-        return prepared.setdefault(str(targets), _prepare(work, targets, save))
+    def prepare(work: Workload, targets: tuple[Target, ...], save: Callable[[bytes], str], **shapes: bool) -> Workbench:
+        return prepared.setdefault(f"{targets} {shapes}", _prepare(work, targets, save, **shapes))
 
     monkeypatch.setattr("equipoise.ship.rebuilt.Workbench.prepare", prepare)
 

@@ -20,9 +20,10 @@ from safetensors.numpy import load, save
 from equipoise import workloads
 from equipoise.budget import Constraint
 from equipoise.cli import main
+from equipoise.compress.technique import Draft
 from equipoise.errors import EquipoiseError, InputError
 from equipoise.measure import machine
-from equipoise.records import Evaluation, Reading, as_data, measured, unavailable
+from equipoise.records import Evaluation, Plan, Reading, as_data, measured, unavailable
 from equipoise.road.bench import Workbench
 from equipoise.runtimes import Target, get
 from equipoise.ship.artifact import Artifact, export
@@ -31,6 +32,8 @@ from equipoise.ship.promises import Check, State
 from equipoise.ship.recheck import examine, held
 from equipoise.ship.scene import Scene
 from equipoise.ship.verify import Verification, _died, verify
+from equipoise.study.header import Header
+from equipoise.study.record import interval_of
 from equipoise.study.store import Store
 from equipoise.workloads import Workload
 
@@ -72,6 +75,14 @@ def work(spec: str) -> Workload:
     return workloads.load(spec)
 
 
+def measured_of(bench: Workbench, store: Store, plan: Plan, *, reference_s: float | None = None, seconds: float) -> Evaluation:
+    """Make, score and time a plan; the untouched model where there is no reference yet."""
+    untouched = reference_s is None
+    draft = Draft(bench.teacher) if untouched else bench.build(plan)
+    scored = bench.score(plan, draft, fidelity="untouched" if untouched else "one-shot")
+    return bench.time(scored, store.read_blob, reference_s=reference_s, seconds=seconds)
+
+
 @pytest.fixture(scope="module")
 def study(spec: str, work: Workload, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A study of three evaluations: untouched, narrower in fp32, narrower in int8."""
@@ -80,29 +91,33 @@ def study(spec: str, work: Workload, tmp_path_factory: pytest.TempPathFactory) -
     with Store.open(path) as store:
         store.identity({"workload": work.fingerprint})
         bench = Workbench.prepare(work, (target,), store.blob)
-        space = bench.space
+        space = bench.facts.space
         narrow = space.untouched.but({k.name: k.menu[-1] for k in space.knobs if k.kind == "width"})
         int8 = narrow.but({k.name: 8 for k in space.knobs if k.kind == "bits"})
-        base = bench.evaluate(space.untouched, bench.teacher, fidelity="untouched", reference_s=None, seconds=0.1)
-        header = {
-            "workload": spec,
-            "name": work.name,
-            "target": str(target),
-            "budget": "drop<=60",
-            "seed": 0,
-            "probe": store.blob(save({"inputs": bench.validation[0][:32].numpy()})),
-            "baseline": base.key,
-            "metric": {"name": "accuracy", "maximize": True, "unit": "points"},
-            "machine": machine.describe(),
-        }
-        store.put("study", "header", {"header": header}, seconds=0.0)
+        base = measured_of(bench, store, space.untouched, seconds=0.1)
+        asked = Header(
+            workload=spec,
+            name=work.name,
+            target=str(target),
+            budget="drop<=60",
+            time_s=60.0,
+            seed=0,
+            baseline=base.key,
+            metric={"name": "accuracy", "maximize": True, "unit": "points"},
+            space=bench.facts.offered,
+            probe=store.blob(save({"inputs": bench.validation[0][:32].numpy()})),
+            machine=machine.describe(),
+        )
+        store.put("study", "header", {"header": as_data(asked)}, seconds=0.0)
         store.put("evaluation", base.key, {"evaluation": as_data(base)}, seconds=0.0)
         for plan in (narrow, int8):
-            made = bench.evaluate(
-                plan, bench.build(plan), fidelity="one-shot", reference_s=base.axis("latency_s").get(), seconds=0.5
-            )
+            made = measured_of(bench, store, plan, reference_s=base.axis("latency_s").get(), seconds=0.5)
             store.put("evaluation", made.key, {"evaluation": as_data(made)}, seconds=0.0)
-            race = {"ratios": {made.key: made.details["speed_up"]}, "reference": as_data(base.cost["latency_s"])}
+            race = {
+                "ratios": {made.key: as_data(interval_of(made.speed_up))},
+                "reference": as_data(base.cost["latency_s"]),
+                "elasticity": {},
+            }
             store.put("final", made.key, race, seconds=0.0)
     return path
 
