@@ -110,6 +110,8 @@ def show(value: float, unit: str) -> str:
         return f"{value:.2f}"
     if unit == "$":
         return f"${value:.3g}"
+    if unit == "1/s":
+        return f"{_three(value)}/s"
     steps = {
         "s": [(3600.0, "h"), (60.0, "min"), (1.0, "s"), (1e-3, "ms"), (1e-6, "µs")],
         "B": [(1e9, "GB"), (1e6, "MB"), (1e3, "KB"), (1.0, "B")],

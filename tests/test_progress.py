@@ -113,19 +113,19 @@ def test_optimize_and_scale_take_it_where_no_listener_is_given():
 
 def evaluation(latency_s: float, **more) -> Evaluation:
     widths = {f"width.layer{i}": 64 for i in range(300)}
-    plan = Plan({**widths, "bits.fc": 8, "runtime": "torch", "width.x": int(latency_s * 1e6)})
+    plan = Plan({**widths, "bits.fc": 8, "target": "torch:cpu?threads=1&batch=1", "width.x": int(latency_s * 1e6)})
     cost = {"latency_s": measured(latency_s, "s"), "size_bytes": measured(1000, "B")}
     drop = measured(0.5, "points", low=0.0, high=1.0, n=400)
     return Evaluation(plan, "one-shot", measured(90, "points"), drop, cost, samples={"x": (0.1,) * 9000}, **more)
 
 
 @pytest.fixture
-def study(tmp_path) -> Study:
+def study(tmp_path, header) -> Study:
     from equipoise.records import as_data
 
     with Store.open(tmp_path / "s") as store:
         metric = {"name": "<script>alert(1)</script>", "unit": "points", "maximize": True}
-        store.put("study", "1", {"header": {"budget": "drop<=1", "metric": metric}}, seconds=0)
+        store.put("study", "1", {"header": as_data(header(budget="drop<=1", metric=metric))}, seconds=0)
         for row in (evaluation(2e-3), evaluation(1e-3), evaluation(3e-3, error="Traceback\nValueError: <b>no</b>")):
             store.put("evaluation", row.key, {"evaluation": as_data(row)}, seconds=1)
         return Study.read(store)
@@ -144,7 +144,7 @@ def test_every_record_is_a_short_line(study):
     work = eq.Workload(model=nn.Linear(4, 3), train=(x[:60], y[:60]), test=(x[60:], y[60:]), name="toy")
     assert repr(work) == "Workload(toy: Linear of 15 params; 48 train, 12 validation, 30 test samples; accuracy)"
     assert repr(work.train) == "Split(train: 48 samples)"
-    assert repr(study.evaluations[0].plan).endswith(": 1 bits, 1 runtime, 301 width)")
+    assert repr(study.evaluations[0].plan).endswith(": 1 bits, 1 target, 301 width)")
     assert repr(study.evaluations[0]).endswith("quality 90.00, drop 0.50 [0.00, 1.00], latency_s 2 ms, size_bytes 1 KB)")
     assert repr(study.evaluations[2]).endswith("failed: ValueError: <b>no</b>)")
     assert repr(Program("torch", "fp32", {"a": b"x" * 10**6})) == "Program(torch, fp32: a; 1,000,000 bytes)"

@@ -42,14 +42,13 @@ def examine() -> dict[str, Any]:
     from pathlib import Path
 
     from equipoise.measure import energy, machine
-    from equipoise.records import SCHEMA
     from equipoise.runtimes.cpu import has_exact_int8
 
     held = machine.describe()
     meters = {"RAPL": energy.rapl(), "NVML": energy.nvml()}
     here = Path.cwd()
     return {
-        "schema_version": SCHEMA,
+        "schema_version": 1,
         "machine": held,
         "int8": int8_schemes(has_exact_int8()),
         "runtimes": _runtimes(),

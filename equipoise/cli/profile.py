@@ -68,9 +68,9 @@ def run(args: argparse.Namespace) -> int:
 def _print_json(found: Profile) -> None:
     import json
 
-    from equipoise.records import SCHEMA, as_data
+    from equipoise.records import as_data
 
-    document = {"schema_version": SCHEMA, **as_data(found), "complete": found.counts.complete}
+    document = {"schema_version": 1, **as_data(found), "complete": found.counts.complete}
     print(json.dumps(document, indent=2, allow_nan=False))
 
 
@@ -178,5 +178,5 @@ def _short(reading: Reading) -> str:
 
     if reading.value is None:
         return "–"
-    text = show(reading.value, reading.unit).removesuffix(" 1/s")
+    text = show(reading.value, reading.unit).removesuffix("/s")
     return f"~{text}" if reading.provenance == "estimated" else text

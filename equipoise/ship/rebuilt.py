@@ -29,6 +29,8 @@ from equipoise.workloads import predict
 
 REPAIRED = 1e-3
 """Relative difference of weights within which a model is what repair alone gives."""
+TRAINED = 1e-6
+"""Distance of a filter from every one of the source's, relative to them all, from which it was trained."""
 ROUNDING = 1e-3
 """Share of half a step by which a rounded weight may be further off, since scales are rounded too."""
 ALIKE = 1e-4
@@ -67,8 +69,7 @@ def rebuilt(scene: Scene, found: dict[str, Reading]) -> Iterator[Check]:
     yield _answers(scene, model)
     if scene.program.runtime == "openvino" and ONNX in claims.files:
         yield _compiled_again(scene, bench, plan, draft)
-    if claims.fidelity != "recovered":
-        yield _fidelity(scene, bench, plan, weights)
+    yield from _trained(bench, weights) if claims.fidelity == "recovered" else [_fidelity(scene, bench, plan, weights)]
 
 
 def _taking(space: Space, plan: Plan) -> Space:
@@ -167,6 +168,21 @@ def _fidelity(scene: Scene, bench: Workbench, plan: Plan, weights: Mapping[str, 
     told = f"weights {off:.2g} from {'the source' if stated == 'untouched' else 'repair alone'}"
     wide = REPAIRED if scene.at_home else math.inf
     return near("fidelity", stated, told, off, tight=REPAIRED, wide=wide, note="" if scene.at_home else ELSEWHERE)
+
+
+def _trained(bench: Workbench, weights: Mapping[str, Tensor]) -> Iterator[Check]:
+    """Tell whether weights were trained: what repair alone gives has the source's own filters in the first layer.
+
+    Nothing before that layer was changed, so that repair leaves its filters as they are; training moves them all.
+    """
+    name = f"{next(iter(bench.builder.subject.ops), '')}.weight"
+    source, found = bench.teacher.state_dict().get(name), weights.get(name)
+    if source is None or found is None or source.shape[1:] != found.shape[1:]:
+        return  # it was put in another form: nothing tells
+    filters, own = found.double().flatten(1), source.double().flatten(1)
+    apart_ = torch.cdist(filters, own, compute_mode="donot_use_mm_for_euclid_dist")  # (filters, the source's)
+    off = float(apart_.amin(1).max() / own.norm())
+    yield judged("fidelity", "recovered", f"filters {off:.2g} from the source's", off > TRAINED, "training moves them all")
 
 
 def _within(held: Stored, value: Array) -> bool:

@@ -13,7 +13,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from equipoise.axes import TRADED
+from equipoise.axes import AXES, TRADED
 from equipoise.budget import Budget, parse_budget
 from equipoise.errors import InputError, StoreError
 from equipoise.markup import table
@@ -348,7 +348,25 @@ def _raced(rows: tuple[Evaluation, ...], reference: Reading, ratios: Mapping[str
         ratio = ratios.get(e.key) or (interval_of(e.speed_up) if e.speed_up else None)
         return latency_beside(reference.get(), ratio) if ratio else None
 
-    return tuple(replace(e, cost={**e.cost, "latency_s": beside}) if (beside := latency(e)) else e for e in rows)
+    return tuple(replace(e, cost={**e.cost, **_at(beside, e)}) if (beside := latency(e)) else e for e in rows)
+
+
+def _at(latency: Reading, e: Evaluation) -> dict[str, Reading]:
+    """The costs of an evaluation that are what they are by its latency, at this one."""
+    out, before = {"latency_s": latency}, e.axis("latency_s")
+    for axis in AXES.values():
+        found = e.axis(axis.key)
+        if axis.of != "latency" or found.value is None:
+            continue
+        if axis.smaller:
+            share = found.value / before.get()
+            low, high = (None if end is None else share * end for end in (latency.low, latency.high))
+            out[axis.key] = replace(found, value=share * latency.get(), low=low, high=high, n=latency.n)
+        else:
+            amount = found.value * before.get()
+            low, high = (None if end is None else amount / end for end in (latency.high, latency.low))
+            out[axis.key] = replace(found, value=amount / latency.get(), low=low, high=high, n=latency.n)
+    return out
 
 
 def describe(evaluation: Evaluation, baseline: Evaluation) -> str:

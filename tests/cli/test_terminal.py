@@ -18,7 +18,7 @@ from equipoise.cli import doctor, optimize, profile, scale, verify
 from equipoise.cli.live import Live, table
 from equipoise.cli.terminal import console, doing, visible
 from equipoise.events import Event
-from equipoise.records import Evaluation, Plan, measured
+from equipoise.records import Evaluation, Plan, ProgramRef, measured
 from equipoise.study.record import describe
 
 HOSTILE = [
@@ -64,8 +64,9 @@ def seen(text: str) -> str:
 def evaluation(latency_s=1e-3, *, runtime="", fidelity="untouched") -> Evaluation:
     cost = {"latency_s": measured(latency_s, "s"), "size_bytes": measured(1000, "B")}
     drop = measured(0.0, "points", low=-0.5, high=0.5, n=400)
-    plan = Plan({"width.a": 4, **({"runtime": runtime} if runtime else {})})
-    return Evaluation(plan, fidelity, measured(90, "points"), drop, cost, details={"precision": "fp32"})
+    plan = Plan({"width.a": 4, **({"target": f"{runtime}:cpu?threads=1&batch=1"} if runtime else {})})
+    program = ProgramRef(runtime or "onnxruntime", "fp32", f"{runtime or 'onnxruntime'}:cpu?threads=1&batch=1", {})
+    return Evaluation(plan, fidelity, measured(90, "points"), drop, cost, program=program)
 
 
 @pytest.mark.parametrize("name", HOSTILE)
@@ -174,5 +175,5 @@ def test_quiet_is_quiet(capsys):
 
 def test_the_untouched_model_is_described_by_its_runtime_and_precision():
     one, several = evaluation(), evaluation(runtime="openvino")
-    assert describe(one, one) == "untouched, fp32"
+    assert describe(one, one) == "untouched, onnxruntime, fp32"
     assert describe(several, several) == "untouched, openvino, fp32"

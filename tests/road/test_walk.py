@@ -209,6 +209,18 @@ def test_a_bound_on_what_cannot_be_measured_here_is_refused_before_any_work(tmp_
     assert not (tmp_path / "study").exists()
 
 
+def test_what_a_budget_names_is_measured_and_what_follows_follows(tmp_path) -> None:
+    budget = "memory<=1GB, throughput>=1/s, price<=1000$"
+    study = optimize(make(), budget=budget, time=0, store=tmp_path / "study", price_per_hour=3.6)
+    cost = study.baseline.cost
+    assert 0 < cost["peak_memory_bytes"].get() < 1e9
+    assert cost["throughput_per_s"].get() == pytest.approx(1 / cost["latency_s"].get())
+    assert cost["price_per_million"].get() == pytest.approx(1000 * cost["latency_s"].get())
+    assert study.met
+    assert (study.header.price_per_hour, study.header.grid) == (3.6, None)
+    assert "energy_j" not in cost
+
+
 @pytest.mark.parametrize(
     ("asked", "said"),
     [

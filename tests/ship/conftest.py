@@ -12,6 +12,8 @@ from equipoise.measure import machine
 from equipoise.records import as_data
 from equipoise.road.bench import Workbench
 from equipoise.runtimes import Target
+from equipoise.study.header import Header
+from equipoise.study.record import interval_of
 from equipoise.study.store import Store
 from equipoise.workloads import Workload
 
@@ -74,29 +76,36 @@ def study_in_openvino(spec: str, work: Workload, tmp_path_factory: pytest.TempPa
 def measured(work: Workload, spec: str, path: Path, target: Target) -> Path:
     with Store.open(path) as store:
         store.identity({"workload": work.fingerprint})
-        bench = Workbench.prepare(work, (target,), store.blob)
-        space = bench.space
+        bench = Workbench(work, (target,), store.blob)
+        space = bench.facts.space
         narrow = space.untouched.but({k.name: k.menu[-1] for k in space.knobs if k.kind == "width"})
         int8 = narrow.but({k.name: 8 for k in space.knobs if k.kind == "bits"})
-        base = bench.evaluate(space.untouched, bench.teacher, fidelity="untouched", reference_s=None, seconds=0.1)
-        header = {
-            "workload": spec,
-            "name": work.name,
-            "target": str(target),
-            "budget": "drop<=60",
-            "seed": 0,
-            "probe": store.blob(save({"inputs": bench.validation[0][:32].numpy()})),
-            "baseline": base.key,
-            "metric": {"name": "accuracy", "maximize": True, "unit": "points"},
-            "machine": machine.describe(),
-        }
-        store.put("study", "header", {"header": header}, seconds=0.0)
+        scored = bench.score(space.untouched, bench.untouched, fidelity="untouched")
+        base = bench.time(scored, store.read_blob, reference_s=None, seconds=0.1)
+        header = Header(
+            workload=spec,
+            name=work.name,
+            target=str(target),
+            budget="drop<=60",
+            time_s=60.0,
+            seed=0,
+            baseline=base.key,
+            metric={"name": "accuracy", "maximize": True, "unit": "points"},
+            space=bench.facts.offered,
+            probe=store.blob(save({"inputs": bench.validation[0][:32].numpy()})),
+            machine=machine.describe(),
+        )
+        store.put("study", "header", {"header": as_data(header)}, seconds=0.0)
         store.put("evaluation", base.key, {"evaluation": as_data(base)}, seconds=0.0)
         for plan in (narrow, int8):
-            made = bench.evaluate(
-                plan, bench.build(plan), fidelity="one-shot", reference_s=base.axis("latency_s").get(), seconds=0.5
-            )
+            scored = bench.score(plan, bench.build(plan), fidelity="one-shot")
+            made = bench.time(scored, store.read_blob, reference_s=base.axis("latency_s").get(), seconds=0.5)
             store.put("evaluation", made.key, {"evaluation": as_data(made)}, seconds=0.0)
-            race = {"ratios": {made.key: made.details["speed_up"]}, "reference": as_data(base.cost["latency_s"])}
+            assert made.speed_up is not None
+            race = {
+                "ratios": {made.key: as_data(interval_of(made.speed_up))},
+                "reference": as_data(base.cost["latency_s"]),
+                "elasticity": {},
+            }
             store.put("final", made.key, race, seconds=0.0)
     return path

@@ -17,11 +17,12 @@ from safetensors.numpy import save
 from equipoise.budget import parse_budget
 from equipoise.cli import main
 from equipoise.errors import InputError, StoreError
-from equipoise.records import Evaluation, Plan, as_data, measured
+from equipoise.records import Evaluation, Plan, ProgramRef, as_data, measured, program_ref
 from equipoise.runtimes import Source, get
 from equipoise.ship.artifact import Artifact, pack
 from equipoise.ship.card import BEGIN
 from equipoise.ship.verify import integrity, verify
+from equipoise.study.header import Header
 from equipoise.study.store import Store
 
 
@@ -37,6 +38,8 @@ def program(seed: int, hidden: int) -> bytes:
 
 
 BIG, SMALL = program(0, 64), program(1, 16)
+TARGET = "onnxruntime:cpu?threads=1&batch=1"
+RATIO = {"value": 2.0, "low": 1.9, "high": 2.1, "n": 12, "confidence": 0.95}
 PROBE = save({"inputs": np.eye(4, dtype=np.float32)})
 
 
@@ -54,38 +57,30 @@ def evaluation(store: Store, name: str, **changes: object) -> Evaluation:
             "params": measured(1000 if untouched else 500, "1"),
             "macs": measured(2000 if untouched else 900, "1"),
         },
-        "files": {"program:model.onnx": store.blob(content), "weights": store.blob(b"weights")},
-        "details": {
-            "runtime": "onnxruntime",
-            "precision": "fp32",
-            "target": "onnxruntime:cpu?threads=1&batch=1",
-            "loss": 0.01,
-            "speed_up": {"value": 2.0, "low": 1.9, "high": 2.1, "n": 12, "confidence": 0.95},
-        },
+        "program": ProgramRef("onnxruntime", "fp32", TARGET, {"model.onnx": store.blob(content)}),
+        "weights": store.blob(b"weights"),
+        "damage": 0.01,
+        "speed_up": measured(2.0, "1", low=1.9, high=2.1, n=12),
     }
     return Evaluation(**(fields | changes))  # type: ignore[arg-type]
 
 
 @pytest.fixture
-def store(tmp_path: Path) -> Iterator[Store]:
+def store(tmp_path: Path, header: Callable[..., Header]) -> Iterator[Store]:
     with Store.open(tmp_path / "study") as store:
         base, small = evaluation(store, "base"), evaluation(store, "small")
-        header = {
-            "workload": "digits",
-            "name": "digits",
-            "target": "onnxruntime:cpu?threads=1&batch=1",
-            "budget": "latency<=1.5ms, drop<=0.5",
-            "seed": 0,
-            "metric": {"name": "accuracy", "maximize": True, "unit": "points"},
-            "probe": store.blob(PROBE),
-            "baseline": base.key,
-            "machine": {"cpu": "a <script>|`cpu`", "flags": ["avx2"], "versions": {"onnxruntime": "1.32.0"}},
-        }
+        asked = header(
+            space=base.plan.choices,
+            budget="latency<=1.5ms, drop<=0.5",
+            probe=store.blob(PROBE),
+            baseline=base.key,
+            machine={"cpu": "a <script>|`cpu`", "flags": ["avx2"], "versions": {"onnxruntime": "1.32.0"}},
+        )
         store.identity({"workload": "0123456789abcdef"})
-        store.put("study", "header", {"header": header}, seconds=0.0)
+        store.put("study", "header", {"header": as_data(asked)}, seconds=0.0)
         for e in (base, small):
             store.put("evaluation", e.key, {"evaluation": as_data(e)}, seconds=1.0)
-        race = {"ratios": {small.key: small.details["speed_up"]}, "reference": as_data(base.cost["latency_s"])}
+        race = {"ratios": {small.key: RATIO}, "reference": as_data(base.cost["latency_s"]), "elasticity": {}}
         store.put("final", "race", race, seconds=1.0)
         yield store
 
@@ -99,7 +94,7 @@ def recorded(store: Store, found: Evaluation) -> Evaluation:
     """Put one more evaluation into the study, and into a last race."""
     store.put("evaluation", found.key, {"evaluation": as_data(found)}, seconds=1.0)
     reference = as_data(evaluation(store, "base").cost["latency_s"])
-    race = {"ratios": {found.key: found.details["speed_up"]}, "reference": reference}
+    race = {"ratios": {found.key: RATIO}, "reference": reference, "elasticity": {}}
     store.put("final", found.key, race, seconds=1.0)
     return found
 
@@ -122,13 +117,11 @@ def test_the_scored_bytes_ship(artifact: Artifact) -> None:
 def test_openvino_goes_into_its_own_folder_beside_onnx(store: Store, tmp_path: Path) -> None:
     pytest.importorskip("openvino")
     compiled = get("openvino").compile(Source.of_onnx(SMALL))
-    parts = {f"program:{name}": content for name, content in compiled.files.items()} | {"onnx": SMALL, "weights": b"weights"}
-    base = evaluation(store, "small")
-    details = {**base.details, "runtime": "openvino", "target": "openvino:cpu?threads=1&batch=1"}
+    base, kept = evaluation(store, "small"), {name: store.blob(content) for name, content in compiled.files.items()}
+    ref = ProgramRef("openvino", "fp32", "openvino:cpu?threads=1&batch=1", kept, onnx=store.blob(SMALL))
     cost = {**base.cost, "size_bytes": measured(compiled.size_bytes, "B")}
-    kept = {role: store.blob(content) for role, content in parts.items()}
     plan = Plan({"width.conv1": 32, "bits.fc": 8})
-    made = recorded(store, evaluation(store, "small", files=kept, details=details, cost=cost, plan=plan))
+    made = recorded(store, evaluation(store, "small", program=ref, cost=cost, plan=plan))
     found = pack(made, store, tmp_path / "out")
     assert {"openvino/model.xml", "openvino/model.bin", "model.onnx"} <= files(found.path).keys()
     assert found.program == compiled
@@ -319,10 +312,8 @@ def test_a_failed_export_leaves_nothing(store: Store, tmp_path: Path, monkeypatc
 def test_what_cannot_be_exported(store: Store, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="this one failed: boom"):
         pack(evaluation(store, "small", error="Traceback\nboom"), store, tmp_path / "out")
-    with pytest.raises(StoreError, match="holds no program"):
-        pack(recorded(store, evaluation(store, "small", files={}, plan=Plan({"bits.fc": 8}))), store, tmp_path / "out")
     small = evaluation(store, "small")
-    (store.path / "blobs" / small.files["program:model.onnx"]).write_bytes(b"other")
+    (store.path / "blobs" / program_ref(small).files["model.onnx"]).write_bytes(b"other")
     with pytest.raises(StoreError, match="changed on the disk"):
         pack(small, store, tmp_path / "out")
     assert not (tmp_path / "out").exists()

@@ -65,13 +65,10 @@ def quick(monkeypatch: pytest.MonkeyPatch, original: Artifact) -> None:
     monkeypatch.setattr("equipoise.ship.recheck._costs", lambda scene, found, seconds: iter(()))
     prepared: dict[str, Workbench] = {}
 
-    def prepare(work: Workload, targets: tuple[Target, ...], save: Callable[[bytes], str]) -> Workbench:
-        return prepared.setdefault(str(targets), _prepare(work, targets, save))
+    def prepare(work: Workload, targets: tuple[Target, ...], save: Callable[[bytes], str], **shapes: bool) -> Workbench:
+        return prepared.setdefault(f"{targets} {shapes}", Workbench(work, targets, save, **shapes))
 
-    monkeypatch.setattr("equipoise.ship.rebuilt.Workbench.prepare", prepare)
-
-
-_prepare = Workbench.prepare
+    monkeypatch.setattr("equipoise.ship.rebuilt.Workbench", prepare)
 
 
 # ---- every leaf of the manifest ----------------------------------------------------------------------------------------------

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from equipoise.errors import InputError, StoreError
-from equipoise.study.store import Store, write_atomic
+from equipoise.study.store import SCHEMA, Store, write_atomic
 
 WALK = """
     import sys
@@ -393,6 +393,19 @@ def test_a_newer_schema_is_refused(path: Path) -> None:
         store._db.execute("PRAGMA user_version=99")
     with pytest.raises(StoreError, match=r"newer Equipoise.*Upgrade"):
         Store.open(path)
+
+
+def test_an_older_schema_is_refused_in_a_sentence_that_says_how_to_go_on_and_left_as_it_is(path: Path) -> None:
+    with Store.open(path) as store:
+        store.put("eval", "a", {"x": 1}, seconds=1.0)
+        store._db.execute("PRAGMA user_version=1")
+    before = (path / "study.db").read_bytes()
+    for readonly in (False, True):
+        with pytest.raises(StoreError) as refused:
+            Store.open(path, readonly=readonly)
+        assert f"written by an earlier Equipoise (schema 1, here {SCHEMA})" in str(refused.value)
+        assert "Run it anew with another --store; this one stays as it is." in str(refused.value)
+    assert (path / "study.db").read_bytes() == before
 
 
 def test_a_lost_database_is_not_taken_for_a_new_study(path: Path) -> None:
