@@ -144,6 +144,11 @@ def _explained(error: Exception, recipe: Recipe, where: Distribution) -> InputEr
     text = str(error).splitlines()[0] if str(error) else ""
     if recipe.precision != "fp32" and "not implemented for" in text:
         return must_be("recipe.precision", f"one that every layer has on {where.device.type}", recipe.precision, f"{text}.")
+    if recipe.deterministic and "CUBLAS_WORKSPACE_CONFIG" in text:
+        remedy = "Set CUBLAS_WORKSPACE_CONFIG=:4096:8 before the program starts: cuBLAS was used here without it."
+        return must_be("recipe.deterministic", "false in this process", True, remedy)
+    if recipe.deterministic and "deterministic implementation" in text:
+        return must_be("recipe.deterministic", f"false for this model and loss on {where.device.type}", True, f"{text}.")
     if text.startswith(("Target ", "Class values must be")):
         return must_be("targets", "labels from 0 to the number of outputs - 1", text, "Check the labels or the last layer.")
     return None
@@ -216,11 +221,12 @@ class _Run:
     seeds: list[int]
     noise: torch.Generator = field(default_factory=torch.Generator)
     unread: list[tuple[int, Tensor, float, float]] = field(default_factory=list)
+    began: float = 0.0
 
     def go(self) -> None:
         """Make steps until the plan ends, looking, telling and saving on the way."""
         state, plan, where = self.state, self.plan, self.state.where
-        before, began, saved_at = state.seconds, time.monotonic(), state.seconds
+        self.began, saved_at = time.monotonic() - state.seconds, state.seconds
         keeps = 1 if where.device.type == "cpu" else UNREAD
         batches = self.batches()
         while state.stopped is None:
@@ -228,9 +234,7 @@ class _Run:
             loss, lr = self.step(inputs, targets)
             state.step, state.in_epoch = state.step + 1, state.in_epoch + 1
             read = len(self.unread) + 1 >= keeps
-            state.seconds = before + time.monotonic() - began
-            if plan.seconds is not None or (plan.path is not None and read):  # all processes go by one clock
-                state.seconds = where.agree(state.seconds)
+            self.tick(together=plan.seconds is not None or (plan.path is not None and read))
             self.unread.append((state.step, loss, lr, state.seconds))
             state.stopped = self.end()
             look = plan.validation is not None and (state.stopped is not None or state.step % plan.validation.every == 0)
@@ -239,6 +243,11 @@ class _Run:
             if plan.path is not None and (state.stopped is not None or (read and state.seconds - saved_at >= plan.every_s)):
                 state.save(plan.path, {**self.identity, "cooled": _cooled(self.recipe, self.fraction())})
                 saved_at = state.seconds
+
+    def tick(self, *, together: bool) -> None:
+        """Read the clock; `together` makes all processes go by that of the first."""
+        seconds = time.monotonic() - self.began
+        self.state.seconds = self.state.where.agree(seconds) if together else seconds
 
     def step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, float]:
         """Make one step and return its loss, still on the device, and its learning rate."""
@@ -279,6 +288,9 @@ class _Run:
         for (step, _, lr, _), value in zip(self.unread, values, strict=True):
             if not math.isfinite(value):
                 raise EquipoiseError(self.diverged(step, value, lr))
+        if state.where.device.type != "cpu":  # only now are the steps made that were asked for before
+            self.tick(together=plan.seconds is not None or plan.path is not None)
+            self.unread[-1] = (*self.unread[-1][:3], state.seconds)
         state.losses += values
         point = self.look() if look else None
         told = [plan.on_step] if plan.on_step is not None else []

@@ -165,9 +165,9 @@ def _moments(model: nn.Module, names: Sequence[str], inputs: Iterable[Tensor]) -
 def _normed(conv: _ConvNd, mean: Tensor, variance: Tensor) -> Normed:
     """Split `conv` so that (k conv x - k mean) / (k std) * std + mean, bias counted in the mean, gives its output back."""
     bare = copy.deepcopy(conv)
-    bias = torch.zeros(len(mean)) if bare.bias is None else bare.bias.detach()
+    bias = torch.zeros_like(mean) if bare.bias is None else bare.bias.detach()
     bare.bias = None
-    norm = _NORMS[type(conv)](len(mean)).eval().to(bare.weight.dtype)
+    norm = _NORMS[type(conv)](len(mean)).eval().to(bare.weight.device, bare.weight.dtype)
     with torch.no_grad():
         k = math.sqrt(2 / bare.weight[0].numel()) / bare.weight.square().mean().sqrt().clamp_min(1e-12)
         bare.weight.mul_(k)

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.errors import must_be
+from equipoise.training.randomness import private
 
 Mode = Literal["train", "layers", "eval"]
 Path = tuple[Any, ...]
@@ -68,7 +69,7 @@ def answer_of(model: nn.Module, inputs: Tensor) -> Answer:
     trial = copy.deepcopy(model)
     device = next((p.device for p in trial.parameters()), inputs.device)
     inputs = inputs.to(device)
-    with torch.random.fork_rng(devices=[]), torch.no_grad():
+    with private(device), torch.no_grad():
         returned = trial.eval()(inputs)
         tensors = list(leaves(returned))
         if not tensors:

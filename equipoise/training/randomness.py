@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,6 +10,9 @@ import torch
 
 GOLDEN = 0x9E3779B97F4A7C15
 """Odd 64-bit constant that spreads counters over all seeds (splitmix64)."""
+
+CUBLAS = "CUBLAS_WORKSPACE_CONFIG"
+"""Without it set, cuBLAS gives other bits each time, and torch refuses it to a deterministic run."""
 
 
 def mixed(seed: int, count: int) -> int:
@@ -33,12 +37,16 @@ def private(device: torch.device) -> Iterator[None]:
 
 @contextmanager
 def deterministic(wanted: bool) -> Iterator[None]:
-    """Ask torch for algorithms that give the same bits twice if `wanted`, and put the global switches back."""
+    """Ask torch for algorithms that give the same bits twice if `wanted`, and put the global switches back.
+
+    cuBLAS is asked through the environment, and looks there once in a process: at its first product.
+    """
     if not wanted:
         yield
         return
     kept = (torch.are_deterministic_algorithms_enabled(), torch.is_deterministic_algorithms_warn_only_enabled())
-    benchmark = torch.backends.cudnn.benchmark
+    benchmark, workspace = torch.backends.cudnn.benchmark, os.environ.get(CUBLAS)
+    os.environ.setdefault(CUBLAS, ":4096:8")
     torch.use_deterministic_algorithms(True)
     torch.backends.cudnn.benchmark = False
     try:
@@ -46,3 +54,5 @@ def deterministic(wanted: bool) -> Iterator[None]:
     finally:
         torch.use_deterministic_algorithms(kept[0], warn_only=kept[1])
         torch.backends.cudnn.benchmark = benchmark
+        if workspace is None:
+            del os.environ[CUBLAS]

@@ -6,7 +6,6 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from equipoise.errors import must_be, unknown
+from equipoise.training.distribution.base import Distribution, beside
 from equipoise.training.loop import Augment, Plan, Trained, run
 from equipoise.training.losses import KINDS, Kind, apart, cross_entropy, mse, spreads
 from equipoise.training.outputs import Answer, answer_of, first_of
@@ -44,6 +44,7 @@ def distill(
     hard_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
     checkpoint: Path | None = None,
     every_s: float = 20.0,
+    distribution: Distribution | None = None,
     before_step: Callable[[nn.Module, float], None] | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> Trained:
@@ -74,6 +75,7 @@ def distill(
         generator: Source of all randomness; None is seeded with 0.
         hard_loss: Loss on the labels; None takes the one of `kind`.
         checkpoint, every_s: File to go on from, and seconds between writes.
+        distribution: Where to compute; None is this process, on the device of the student.
         before_step: Called with (student, fraction of the run done) before each step, to switch a fake quantizer on late.
         on_step: Called with the `Progress` after each step.
     Raises:
@@ -91,17 +93,20 @@ def distill(
     if kind is not None and kind not in KINDS:
         raise unknown("kind", kind, KINDS)
     pairs = [(name, name) if isinstance(name, str) else name for name in features]
-    guide = teacher
+    guide, where = teacher, distribution or beside(student)
     _known("student feature", [pair[0] for pair in pairs], student)
     if isinstance(teacher, nn.Module):
-        guide = copy.deepcopy(teacher).eval()
+        guide = copy.deepcopy(teacher).eval().to(where.device)
         _known("teacher feature", [pair[1] for pair in pairs], guide)
 
-    found = _understood(student, partial(_ask, guide, names=[pair[1] for pair in pairs]), data, recipe.batch, kind, axis)
+    def ask(inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
+        return _ask(guide, inputs.to(where.device), [pair[1] for pair in pairs])
+
+    found = _understood(student, ask, data, recipe.batch, kind, axis)
     criterion = hard_loss or (mse if found.kind == "values" else _bce if found.kind == "bernoulli" else cross_entropy)
 
     def objective(learner: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
-        wanted, wanted_features = _ask(guide, inputs, [pair[1] for pair in pairs])
+        wanted, wanted_features = ask(inputs)
         with _watched(learner, [pair[0] for pair in pairs]) as seen:
             outputs = found.answer.of(learner, inputs)
         _same_shape("output", outputs, wanted)
@@ -123,7 +128,7 @@ def distill(
         return loss
 
     identity = {"kind": kind, "axis": axis, "probabilities": probabilities, "features": pairs, "student": fingerprint(student)}
-    plan = Plan(steps, seconds, augment, before_step, on_step, checkpoint, every_s, identity)
+    plan = Plan(steps, seconds, augment, before_step, on_step, checkpoint, every_s, identity, distribution=where)
     trained = run(student, data, objective, recipe, generator, plan)
     return replace(trained, notes=(found.answer.note,)) if found.answer.note else trained
 
@@ -196,7 +201,7 @@ def _ask(guide: Teacher, inputs: Tensor, names: list[str]) -> tuple[Tensor, list
         answer, found = answer
     if len(found) != len(names):
         raise must_be("teacher features", f"{len(names)}, one for each name", len(found), "Return (outputs, features).")
-    return torch.as_tensor(answer), [torch.as_tensor(value) for value in found]
+    return torch.as_tensor(answer, device=inputs.device), [torch.as_tensor(value, device=inputs.device) for value in found]
 
 
 @contextmanager

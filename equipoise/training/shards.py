@@ -38,4 +38,5 @@ def shared_as(tensor: Tensor, like: Tensor) -> Tensor:
     from torch.distributed.tensor import distribute_tensor
 
     shared: Any = like
-    return distribute_tensor(tensor.to(like.device), shared.device_mesh, shared.placements, src_data_rank=None)
+    made: Tensor = distribute_tensor(tensor.to(like.device), shared.device_mesh, shared.placements, src_data_rank=None)
+    return made.to(like.device)  # it lies on the mesh's device, also where `like` is kept in host memory

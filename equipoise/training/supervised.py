@@ -12,7 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.errors import must_be
-from equipoise.training.distribution.base import Distribution, Objective, OneProcess
+from equipoise.training.distribution.base import Distribution, Objective, beside
 from equipoise.training.logs import Log
 from equipoise.training.loop import Augment, Plan, Trained, per_epoch, run
 from equipoise.training.losses import Loss, smoothed
@@ -76,7 +76,7 @@ def fit(
             from there to its own end. One trunk trained with ``decay_share=0`` serves cool-downs of several lengths: a
             branch of N steps is, step for step, the ``wsd`` run of N steps.
         logs: Where the steps are written down.
-        distribution: Where to compute; None is this process.
+        distribution: Where to compute; None is this process, on the device of the model.
         before_step: Called with (model, fraction of the run done) before each step, to freeze or unfreeze.
         on_step: Called with the `Progress` of each step; on a GPU a few steps late.
     Raises:
@@ -116,7 +116,7 @@ def fit(
         rates,
         shown,
         logs,
-        distribution or OneProcess(),
+        distribution or beside(model),
     )
     trained = run(model, data, objective or reader.loss, recipe, generator, plan)
     return replace(trained, notes=(reader.answer.note,)) if reader.answer and reader.answer.note else trained

@@ -37,12 +37,13 @@ def with_head(model: nn.Module, outputs: int, *, name: str | None = None, genera
     if key not in layers:
         raise unknown("head", key, layers)
     head = layers[key]
-    fresh = torch.empty(outputs, *head.weight.shape[1:], device=head.weight.device)
+    fresh = torch.empty(outputs, *head.weight.shape[1:], device=generator.device)
     nn.init.kaiming_uniform_(fresh, a=math.sqrt(5), generator=generator)
-    head.weight = nn.Parameter(fresh)
+    head.weight = nn.Parameter(fresh.to(head.weight.device))
     if head.bias is not None:
         bound = 1 / math.sqrt(fresh[0].numel())
-        head.bias = nn.Parameter(fresh.new_empty(outputs).uniform_(-bound, bound, generator=generator))
+        drawn = fresh.new_empty(outputs).uniform_(-bound, bound, generator=generator)
+        head.bias = nn.Parameter(drawn.to(head.bias.device))
     setattr(head, "out_features" if isinstance(head, nn.Linear) else "out_channels", outputs)
     return found
 

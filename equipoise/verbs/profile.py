@@ -183,7 +183,7 @@ def _subject(model: nn.Module | Workload | str, example: Tensor | None) -> tuple
     from torch import Tensor, nn
 
     from equipoise.workloads import as_workload
-    from equipoise.workloads.wrapped import bare, single
+    from equipoise.workloads.wrapped import bare, hosted, single
 
     if not isinstance(model, nn.Module):
         model = as_workload(model)
@@ -196,7 +196,7 @@ def _subject(model: nn.Module | Workload | str, example: Tensor | None) -> tuple
     plain, said = single(bare(model))
     if said or example.dtype in (torch.float64, torch.float16, torch.bfloat16):
         example = example.float()
-    return f"{name} ({said})" if said else name, plain, example
+    return f"{name} ({said})" if said else name, hosted(plain), example.cpu()
 
 
 def _check(

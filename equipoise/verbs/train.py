@@ -15,14 +15,14 @@ from torch import nn
 from equipoise.advise.costs import check_size
 from equipoise.advise.small_runs import recipe_for
 from equipoise.errors import InputError, must_be, unknown
-from equipoise.measure import energy, machine
+from equipoise.measure import device, energy, machine
 from equipoise.measure.counts import count
 from equipoise.progress import of_steps
 from equipoise.records import SCHEMA, Reading, as_data, dumps, estimated, measured, unavailable
 from equipoise.scaling import Curves, Diagnosis, diagnose
 from equipoise.study.store import write_atomic
 from equipoise.training import Recipe, Trained, fit
-from equipoise.training.distribution import Distribution, OneProcess
+from equipoise.training.distribution import PRECISIONS, Distribution, OneProcess
 from equipoise.training.logs import CsvLog, Log, TensorBoardLog
 from equipoise.training.progress import Progress
 from equipoise.units import check_seed, show
@@ -147,6 +147,7 @@ def train(
         n for n in (steps, None if epochs is None else math.ceil(epochs * per_epoch), per_epoch * 10) if n is not None
     )
     logs: Sequence[Log] = [CsvLog(folder / "curve.csv"), *([TensorBoardLog(folder / "tensorboard")] if tensorboard else [])]
+    device.forget_peak(where.device)
     done = fit(
         model,
         task.train,
@@ -165,7 +166,7 @@ def train(
         distribution=where,
         on_step=on_step or of_steps(),
     )
-    reached = _reached(done, model, task, chosen, price_per_hour, watts_per_core, where.world)
+    reached = _reached(done, model, task, chosen, price_per_hour, watts_per_core, where)
     if test and where.rank == 0:
         reached |= _tested(done.model, task)
     found = TrainedModel(
@@ -285,13 +286,14 @@ def _reached(
     recipe: Recipe,
     price: float | None,
     watts: float | tuple[float, float] | None,
-    world: int,
+    where: Distribution,
 ) -> dict[str, Reading]:
     last = done.best if recipe.patience is not None and done.best is not None else done.curve[-1]
     counts = count(model, task.example)
     samples = float(done.steps * recipe.batch)
-    access = energy.rapl()
-    cpu = measured(done.seconds * (torch.get_num_threads() * world), "s", note="all threads busy")
+    flops, access = 6.0 * counts.macs * samples, energy.rapl()
+    peak = device.peak_flops(where.device, PRECISIONS.get(recipe.precision, torch.float32))
+    cpu = measured(done.seconds * (torch.get_num_threads() * where.world), "s", note="all threads busy")
     return {
         "quality": unavailable("points", "no metric was looked at")
         if last.validation_metric is None
@@ -303,8 +305,10 @@ def _reached(
         "params": measured(counts.params, "1", note="counted"),
         "flops_per_sample": measured(2 * counts.macs, "1", note="counted, forward"),
         "samples": measured(samples, "1", note="seen, repeats counted"),
-        "compute": estimated(6.0 * counts.macs * samples, "1", note="3 times the forward FLOPs"),
+        "compute": estimated(flops, "1", note="3 times the forward FLOPs"),
         "train_s": measured(done.seconds, "s", note="training and looks at the validation split"),
+        "train_memory_bytes": device.peak_memory(where.device),
+        "utilization": device.utilization(flops / where.world, max(done.seconds, 1e-9), peak),
         "throughput_per_s": measured(samples / max(done.seconds, 1e-9), "1/s"),
         "train_cost": unavailable("$", "no price of the machine was given (--price-per-hour)")
         if price is None

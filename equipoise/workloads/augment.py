@@ -47,6 +47,7 @@ def shifted(pixels: int, *, flip: bool = False, outside: Literal["zero", "reflec
         columns = columns + right
         source = rows[:, :, None] * (width + 2 * pixels) + columns[:, None, :]  # (N, H, W) into the padded plane
         planes = F.pad(images, (pixels,) * 4, mode=OUTSIDE[outside]).flatten(2)  # (N, C, H' W')
+        source = source.to(images.device)
         return planes.gather(2, source.reshape(n, 1, -1).expand(-1, channels, -1)).reshape(images.shape)
 
     return augment

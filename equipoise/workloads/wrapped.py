@@ -117,6 +117,12 @@ def single(model: nn.Module) -> tuple[nn.Module, str]:
     return copied(model).float(), f"converted from {' and '.join(others)} to float32"
 
 
+def hosted(model: nn.Module) -> nn.Module:
+    """Return `model` where all of it lies on the CPU, else a copy that does: where runtimes read it, and torch exports it."""
+    away = any(value.device.type != "cpu" for value in (*model.parameters(), *model.buffers()))
+    return copied(model).cpu() if away else model
+
+
 def _computed(part: nn.Module) -> list[Tensor]:
     """Return the tensors that a module keeps beside its parameters and that come from a computation."""
     return [value for value in vars(part).values() if isinstance(value, Tensor) and not value.is_leaf]

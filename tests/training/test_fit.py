@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import copy
 import math
+import os
+import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
@@ -19,6 +21,7 @@ from equipoise.errors import EquipoiseError, InputError
 from equipoise.training import Progress, Recipe, Samples, Trained, fit
 from equipoise.training import checkpoint as saved
 from equipoise.training.distribution import OneProcess
+from equipoise.training.randomness import deterministic
 
 DATA = classes()
 PLAIN = Recipe(batch=256, warmup=0, schedule="constant", clip=None, weight_decay=0.0, lr=0.01)
@@ -385,3 +388,73 @@ def test_losses_read_late_are_the_same_and_none_is_forgotten(tmp_path: Path) -> 
     with pytest.raises(EquipoiseError, match="got nan at step 7"):
         go(Far(), seen, objective=broken_from(7))
     assert seen == []  # the ten steps read together are given up together
+
+
+class Queued(Tensor):
+    """The loss of a step that a device is still busy with: who reads it waits."""
+
+    @classmethod
+    def __torch_function__(cls, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if func in (Tensor.tolist, Tensor.__float__):
+            time.sleep(0.2)
+        return super().__torch_function__(func, types, args, kwargs or {})
+
+
+class Behind(Far):
+    """A device that makes its steps long after they were asked for."""
+
+    def gradients(self, *rest: Any, **named: Any) -> Tensor:
+        return super().gradients(*rest, **named).as_subclass(Queued)
+
+
+@pytest.mark.parametrize("steps", [1, 12])
+def test_seconds_count_the_steps_that_a_device_still_owes(steps: int) -> None:
+    seen: list[Progress] = []
+    done = fit(
+        mlp(), DATA, loss=F.cross_entropy, steps=steps, recipe=PLAIN, distribution=Behind(), on_step=seen.append,
+        validation=DATA, evaluate_steps=steps,
+    )  # fmt: skip
+    waited = 0.2 * math.ceil(steps / 10)
+    assert done.seconds >= waited
+    assert done.curve[-1].seconds >= waited
+    assert seen[-1].seconds >= waited
+    assert seen[0].seconds < 0.2 or steps == 1  # control: a step is told with the time at which it was asked for
+
+
+def test_a_model_is_trained_where_it_lies_unless_told_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[torch.device] = []
+
+    def stop(model: nn.Module, *rest: Any) -> Trained:
+        asked.append(rest[-1].distribution.device)
+        return Trained(model, (), 0.0, 0)
+
+    monkeypatch.setattr("equipoise.training.supervised.run", stop)
+    fit(mlp().to("meta"), DATA, loss=F.cross_entropy, steps=1)
+    fit(mlp().to("meta"), DATA, loss=F.cross_entropy, steps=1, distribution=OneProcess())
+    fit(mlp(), DATA, loss=F.cross_entropy, steps=1)
+    assert [device.type for device in asked] == ["meta", "cpu", "cpu"]
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        "Deterministic behavior was enabled, but this operation uses CuBLAS. To enable it, set CUBLAS_WORKSPACE_CONFIG",
+        "nll_loss2d_forward_out_cuda_template does not have a deterministic implementation, but you set ...",
+    ],
+)
+def test_what_cannot_be_deterministic_is_told(said: str) -> None:
+    def objective(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+        raise RuntimeError(said)
+
+    with pytest.raises(InputError, match=r"recipe\.deterministic must be false"):
+        fit(mlp(), DATA, loss=F.cross_entropy, objective=objective, steps=1, recipe=replace(PLAIN, deterministic=True))
+
+
+def test_deterministic_asks_cublas_too_and_leaves_the_environment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("CUBLAS_WORKSPACE_CONFIG", raising=False)
+    with deterministic(True):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":4096:8"
+    assert "CUBLAS_WORKSPACE_CONFIG" not in os.environ
+    monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
+    with deterministic(True):
+        assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from equipoise.errors import InputError
 from equipoise.training import refold, unfold
-from equipoise.training.normalize import Normed
+from equipoise.training.normalize import Normed, _normed
 
 
 class Net(nn.Module):
@@ -60,6 +60,13 @@ def test_weights_have_the_scale_of_a_fresh_network_whatever_folding_made_of_them
         assert weight.square().mean().sqrt().item() == pytest.approx((2 / weight[0].numel()) ** 0.5, rel=1e-4)
     x = batches()[0]
     assert torch.allclose(normed(x), net(x), rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_norms_lie_where_the_convolution_lies(bias: bool) -> None:
+    conv, moments = nn.Conv2d(2, 8, 3, bias=bias), torch.ones(2, 8)
+    found = _normed(conv.to("meta"), *moments.to("meta"))
+    assert {value.device.type for value in found.state_dict().values()} == {"meta"}
 
 
 def test_statistics_are_those_of_the_outputs(net: Net) -> None:

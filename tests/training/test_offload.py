@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 
 import pytest
 import torch
 from rank_program import VARIANTS, Case, go, net
 
+from equipoise.training import Recipe
 from equipoise.training.distribution import OneProcess
 from equipoise.training.distribution.launch import connect
 from equipoise.training.distribution.offload import Offloaded
@@ -37,6 +39,19 @@ def test_one_process_can_shard_with_itself(tmp_path: Path, monkeypatch: pytest.M
         where.close()
     torch.testing.assert_close(sharded.log, plain.log, rtol=1e-6, atol=0)
     torch.testing.assert_close(sharded.model.state_dict(), plain.model.state_dict())
+
+
+def test_shards_sent_in_bf16_leave_batch_norm_in_float32(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its running statistics are float32, and no kernel takes them beside weights in bf16."""
+    monkeypatch.delenv("RANK", raising=False)
+    where = connect("fsdp", offload=["parameters"], precision="bf16")
+    how = {"recipe": Recipe(batch=33, lr=1e-2, precision="bf16"), "net": partial(net, batch_norm=True)}
+    try:
+        sharded, plain = (go(Case(lambda made=made: made, **how), tmp_path) for made in (where, OneProcess()))
+    finally:
+        where.close()
+    torch.testing.assert_close(sharded.log, plain.log, rtol=1e-2, atol=0)
+    assert all(value.dtype == torch.float32 for value in sharded.model.state_dict().values() if value.is_floating_point())
 
 
 def test_a_run_goes_on_without(tmp_path: Path) -> None:

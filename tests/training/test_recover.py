@@ -7,6 +7,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -14,8 +15,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from equipoise.errors import EquipoiseError, InputError, StoreError
-from equipoise.training import Progress, Recipe, distill, fit, kl
+from equipoise.training import Progress, Recipe, Trained, distill, fit, kl
 from equipoise.training import checkpoint as saved
+from equipoise.training.outputs import Answer
 
 
 @dataclass(frozen=True)
@@ -274,3 +276,21 @@ def test_schedules_by_hand() -> None:
     assert [wave.lr_at(9, f) for f in (0.0, 0.5, 1.0)] == pytest.approx([1.0, 0.5, 0.0])
     assert Recipe(lr=1.0, warmup=3, schedule="constant").lr_at(0, 0.0) == 0.25
     assert Recipe(lr=1.0, warmup=3, schedule="constant").lr_at(3, 0.0) == 1.0
+
+
+def test_student_and_teacher_meet_where_the_student_lies(data: Toy, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device that computes shapes alone: nothing of the loss is left on the host."""
+    seen: list[tuple[str, str]] = []
+
+    def one_loss(model: nn.Module, batches: Any, objective: Any, recipe: Recipe, source: Any, plan: Any) -> Trained:
+        inputs, targets = (part.to("meta") for part in next(batches.batches(8)))
+        seen.append((plan.distribution.device.type, objective(model, inputs, targets).device.type))
+        return Trained(model, (), 0.0, 0)
+
+    monkeypatch.setattr("equipoise.training.recover.run", one_loss)
+    monkeypatch.setattr("equipoise.training.recover.fingerprint", lambda model: "")
+    monkeypatch.setattr("equipoise.training.recover.answer_of", lambda model, inputs: Answer())
+    for kind in ("softmax", "values"):
+        distill(net(0).to("meta"), net(1), data, steps=1, kind=kind, features=["0"])
+        distill(net(0).to("meta"), lambda inputs: torch.zeros(len(inputs), 3), data, steps=1, kind=kind)
+    assert seen == [("meta", "meta")] * 4

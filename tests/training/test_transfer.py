@@ -91,6 +91,15 @@ def test_new_head_alone_is_new() -> None:
         with_head(nn.ReLU(), 7, generator=seeded())
 
 
+def test_a_new_head_has_the_same_weights_wherever_the_model_lies() -> None:
+    here, there = seeded(), seeded()
+    with_head(mlp(), 7, generator=here)
+    found = with_head(mlp().to("meta"), 7, generator=there)
+    assert found[2].weight.device.type == "meta"
+    assert found[2].bias.device.type == "meta"
+    assert torch.equal(here.get_state(), there.get_state())  # as many numbers were drawn
+
+
 def test_transfer_learns_faster_than_a_fresh_start() -> None:
     """The same problem with its classes renamed: the trunk is of use."""
     renamed = replace(DATA, targets=(DATA.targets + 1) % 3)

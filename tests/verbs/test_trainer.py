@@ -36,6 +36,8 @@ def test_digits_are_learned_and_everything_is_written_down(folder) -> None:
     assert found["reached"]["test_quality"]["value"] > 85
     assert found["reached"]["train_cost"]["provenance"] == "estimated"
     assert found["reached"]["train_energy_j"]["provenance"] == "unavailable"
+    assert found["reached"]["train_memory_bytes"]["provenance"] == "unavailable"  # on a CPU
+    assert 0 < found["reached"]["utilization"]["value"] < 1
     assert found["diagnosis"]["verdict"]
     weights = {
         k: v for k, v in load_file(folder / "model.safetensors").items() if "running_" not in k and "num_batches" not in k

@@ -7,6 +7,7 @@ from itertools import islice, pairwise
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 
 from equipoise.errors import InputError
 from equipoise.workloads import Split, shifted
@@ -79,3 +80,12 @@ def test_what_comes_in_from_outside() -> None:
     assert bool((zeros == 0).any())
     with pytest.raises(InputError, match="outside"):
         shifted(1, outside="wrap")  # type: ignore[arg-type]
+
+
+def test_images_are_shifted_where_they_lie() -> None:
+    """On a GPU that is made up: torch knows shapes and devices alone, and refuses to mix two devices."""
+    made_up = FakeTensorMode(allow_non_fake_inputs=True)
+    images = FakeTensor(made_up, torch.empty(4, 3, 8, 8, device="meta"), torch.device("cuda:0"))
+    with made_up:
+        found = shifted(2, flip=True)(images, torch.Generator().manual_seed(0))
+    assert (found.device, found.shape) == (images.device, images.shape)

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils import parametrizations, parametrize, prune
 
 from equipoise.errors import InputError
-from equipoise.workloads.wrapped import bare, copied, single
+from equipoise.workloads.wrapped import bare, copied, hosted, single
 
 INPUTS = torch.randn(4, 3, 6, 6, generator=torch.Generator().manual_seed(0))
 
@@ -167,3 +167,17 @@ def test_a_tensor_kept_from_a_computation_is_copied_as_numbers() -> None:
     assert plain is not model
     copy.deepcopy(plain)
     assert torch.equal(plain[0].cache, model[0].cache.detach())
+
+
+class Elsewhere(nn.Linear):
+    """A layer on a device that has no numbers: brought back, it is given some."""
+
+    def cpu(self) -> nn.Module:
+        return self.to_empty(device="cpu")
+
+
+def test_a_copy_is_brought_to_the_host_where_the_model_lies_elsewhere() -> None:
+    here, there = nn.Linear(2, 3), Elsewhere(2, 3, device="meta")
+    assert hosted(here) is here
+    assert hosted(there).weight.device.type == "cpu"
+    assert there.weight.device.type == "meta"

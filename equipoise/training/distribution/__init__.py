@@ -1,5 +1,5 @@
 """Where a run computes: one process, or many that give the same curve."""
 
-from equipoise.training.distribution.base import Distribution, Objective, OneProcess, autocast, micro_batches
+from equipoise.training.distribution.base import PRECISIONS, Distribution, Objective, OneProcess, autocast, micro_batches
 
-__all__ = ["Distribution", "Objective", "OneProcess", "autocast", "micro_batches"]
+__all__ = ["PRECISIONS", "Distribution", "Objective", "OneProcess", "autocast", "micro_batches"]

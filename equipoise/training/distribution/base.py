@@ -181,6 +181,11 @@ class OneProcess:
         """Do nothing: nothing is held."""
 
 
+def beside(model: nn.Module) -> OneProcess:
+    """Return this process, computing where `model` lies."""
+    return OneProcess(next((parameter.device for parameter in model.parameters()), torch.device("cpu")))
+
+
 def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[object]:
     """Return the context in which a forward pass has the recipe's precision on `device`."""
     if recipe.precision == "fp32":

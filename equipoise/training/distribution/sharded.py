@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
+from torch.nn.modules.batchnorm import _BatchNorm
 
 from equipoise.errors import must_be
 from equipoise.training import checkpoint as saved
@@ -29,7 +30,8 @@ class Sharded:
     dropout).
 
     Attributes:
-        precision: ``bf16`` or ``fp16`` gather weights and compute blocks in it; gradients are summed in float32.
+        precision: ``bf16`` or ``fp16`` gather weights and compute blocks in it, but for BatchNorm; gradients are summed in
+            float32.
         offload: Keep the shares in host memory, and bring a block to the device when it is needed. With one rank this runs a
             model larger than the device, layer by layer.
     Limits:
@@ -49,8 +51,12 @@ class Sharded:
         lies = CPUOffloadPolicy(pin_memory=self.device.type == "cuda") if self.offload else OffloadPolicy()
         for tensor in (*model.parameters(), *model.buffers()):
             dist.broadcast(tensor.detach(), 0)
+        if self.precision != "fp32":  # running statistics are float32, and want weights of their kind beside them
+            for norm in (module for module in model.modules() if isinstance(module, _BatchNorm)):
+                fully_shard(norm, mesh=mesh, mp_policy=MixedPrecisionPolicy(), offload_policy=lies)
         for part in parts(model):
-            fully_shard(part, mesh=mesh, mp_policy=travels, offload_policy=lies)
+            if not isinstance(part, FSDPModule):
+                fully_shard(part, mesh=mesh, mp_policy=travels, offload_policy=lies)
         fully_shard(model, mesh=mesh, mp_policy=travels, offload_policy=lies)
         for module in _sharded(model):  # sum, as losses are weighted; averaging is wrong on gloo in some versions of torch
             module.set_gradient_divide_factor(1.0)
