@@ -4,6 +4,9 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 PIP := $(BIN)/python -m pip install --quiet --constraint constraints.txt
 RECIPE := pyproject.toml constraints.txt
+# Files go whole to one of two processes (a file's tests share what it made), those with slow tests first: tests/conftest.py.
+WORKERS ?= 2
+PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
 .PHONY: help demo test quick lint format clean
@@ -15,10 +18,10 @@ demo: $(VENV)/.core            ## the whole road on handwritten digits, offline,
 	$(BIN)/equipoise demo
 
 test: $(VENV)/.dev            ## the whole suite, slow tests too
-	$(BIN)/python -m pytest
+	$(PYTEST)
 
 quick: $(VENV)/.dev            ## the suite without its slow tests
-	$(BIN)/python -m pytest -m "not slow" -q
+	$(PYTEST) -m "not slow" -q
 
 lint: $(VENV)/.dev            ## ruff and strict mypy
 	$(BIN)/ruff check .
@@ -41,6 +44,6 @@ $(VENV)/.core: $(RECIPE) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: $(RECIPE) | $(BIN)/python
-	$(PIP) --editable ".[dev,openvino,images,tensorboard]"
+	$(PIP) --editable ".[dev,openvino,images,tensorboard,pandas,plot,isolate]"
 	$(PIP) --no-deps timm torchvision  # architectures to sweep; what they depend on would bring another torch
 	@touch $@ $(VENV)/.core

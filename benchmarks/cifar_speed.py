@@ -83,11 +83,20 @@ PLAIN = Way(recipe=ONE_CYCLE, alternating=False, shift=4, outside="zero")
 OURS = Way(
     widths=(32, 128, 128),
     recipe=Recipe(
-        optimizer="muon", lr=0.03, schedule="linear", warmup=30, momentum=0.6, second_beta=0.98, weight_decay=0.1, batch=125,
-        clip=None, channels_last=True, label_smoothing=0.1,
+        optimizer="muon",
+        lr=0.03,
+        schedule="linear",
+        warmup=30,
+        momentum=0.6,
+        second_beta=0.98,
+        weight_decay=0.1,
+        batch=125,
+        clip=None,
+        channels_last=True,
+        label_smoothing=0.1,
     ),
     sides=((0.0, 16), (0.3, 20), (0.55, 26), (0.75, 32)),
-)  # fmt: skip
+)
 WIDER = replace(OURS, widths=(48, 192, 192))
 PROXY = (8, 32, 32)
 RACE = {"speed": OURS, "resnet20": PLAIN}
@@ -247,9 +256,13 @@ def trained(way: Way, data: Data, seed: int, *, epochs: float | None = None, sec
     generator = torch.Generator().manual_seed(seed)
     augment = shifted(way.shift, flip=not way.alternating, outside=way.outside)
     done = run(
-        model, batches, objective, way.recipe, generator,
+        model,
+        batches,
+        objective,
+        way.recipe,
+        generator,
         Plan(steps=steps, seconds=seconds, augment=augment, before_step=before_step, on_step=on_step),
-    )  # fmt: skip
+    )
     if steps is None:
         curve.append({"fraction": 1.0, "seconds": done.seconds + prepared, **scored(done.model, data)})
     print(file=sys.stderr)

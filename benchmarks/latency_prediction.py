@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     target = Target.parse(args.target)
-    bench = Workbench.prepare(workloads.load(args.workload), (target,), lambda content: "")
+    bench = Workbench(workloads.load(args.workload), (target,), lambda content: "")
     precisions, facts = tuple(get(target.runtime).precisions), bench.facts
     space = facts.space
     times, _ = probing.layer_times(target, facts.layers, frozenset(space.positions), seconds=30)
@@ -50,8 +50,14 @@ def main() -> int:
     known = [_evaluation(plan, target, s) for plan, s in zip(plans[: args.fit], seconds[: args.fit], strict=True)]
     rows = genomes[args.fit :]
     truth = np.array(seconds[args.fit :])
-    result = {"what": __doc__.splitlines()[0], "workload": args.workload.partition("?")[0].rpartition("/")[2],
-              "target": str(target), "fit": args.fit, "n": len(rows), "machine": machine.describe()}  # fmt: skip
+    result = {
+        "what": __doc__.splitlines()[0],
+        "workload": args.workload.partition("?")[0].rpartition("/")[2],
+        "target": str(target),
+        "fit": args.fit,
+        "n": len(rows),
+        "machine": machine.describe(),
+    }
     for name, fitted in (("tables alone", []), ("tables, calibrated", known)):
         predicted = prediction.fit("latency_s", space, features, fitted).many(rows)
         errors = np.abs(predicted / truth - 1).tolist()

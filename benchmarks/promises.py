@@ -31,7 +31,7 @@ from typing import Any
 
 from equipoise.measure import machine
 from equipoise.road.racing import race_stored
-from equipoise.ship.artifact import Artifact, export
+from equipoise.ship.artifact import Artifact, pack
 from equipoise.ship.card import card
 from equipoise.stats import median
 from equipoise.study.record import Study
@@ -104,7 +104,7 @@ def one(args: argparse.Namespace, number: int, *, factor: float) -> dict[str, An
             pick = study.pick(args.pick)
             row = race_stored(store, study.baseline, [pick], seconds=args.seconds, seed=number)
             store.put("final", f"promise:{time.time_ns()}", row, seconds=0.0)
-            export(pick, store, folder, pick=args.pick)
+            pack(pick, store, folder, pick=args.pick)
         if factor != 1.0:
             plant(folder, factor)
         promised = Artifact.load(folder).promise["speed_up"]
@@ -117,11 +117,20 @@ def one(args: argparse.Namespace, number: int, *, factor: float) -> dict[str, An
     check = next(c for c in told["checks"] if c["name"] == "times faster")
     found = told["test"]["speed_up"]
     result = {
-        "promised": promised.get(), "low": promised.low, "high": promised.high, "found": found["value"],
-        "found_low": found["low"], "found_high": found["high"], "state": check["state"], "note": check["note"], "busy": busy,
-        "exit": done.returncode, "broken": told["broken"], "latency_s": told["test"]["latency_s"]["value"],
+        "promised": promised.get(),
+        "low": promised.low,
+        "high": promised.high,
+        "found": found["value"],
+        "found_low": found["low"],
+        "found_high": found["high"],
+        "state": check["state"],
+        "note": check["note"],
+        "busy": busy,
+        "exit": done.returncode,
+        "broken": told["broken"],
+        "latency_s": told["test"]["latency_s"]["value"],
         "load_sd": median([stdev(map(log, loads)) for loads in row["times"][pick.key] if len(loads) > 1]),
-    }  # fmt: skip
+    }
     words = f"{promised.get():.3f} [{promised.low:.3f}, {promised.high:.3f}] found {found['value']:.3f} {check['state']}"
     print(f"{number} {'busy' if busy else 'idle'} × {factor:g}: {words} {told['broken'] or ''}", file=sys.stderr)
     return result

@@ -25,7 +25,7 @@ from typing import Any
 import numpy as np
 
 from equipoise.advise.costs import sample_time
-from equipoise.advise.small_runs import FEWEST_STEPS, Proxies, in_quick_precision, recipe_for, tune
+from equipoise.advise.small_runs import FEWEST_STEPS, SmallRuns, in_quick_precision, recipe_for, tune
 from equipoise.measure import machine
 from equipoise.records import as_data, digest
 from equipoise.scaling import Available, PlannedRun, Run, fit, for_compute, hold_out, plan, predict, rules
@@ -63,16 +63,16 @@ def main() -> None:
         (runs if args.stage == "runs" else held)(args.set, args.data, store, args.minutes)
 
 
-def prepared(name: str, data: Path, store: Store) -> tuple[Proxies, tuple[Available, ...], list[float]]:
-    """The proxies, the ladder of sizes and the training FLOP/s of each."""
+def prepared(name: str, data: Path, store: Store) -> tuple[SmallRuns, tuple[Available, ...], list[float]]:
+    """The small_runs, the ladder of sizes and the training FLOP/s of each."""
     kind, spec, base = SETS[name]
     task, grown = load_task(spec.format(data)), replace(family(kind), growth={"width": 1.0})
     recipe = in_quick_precision(recipe_for(task), grown, task, partial(store.once, "precision"))
-    proxies = Proxies(grown, task, recipe, 0, store)
+    small_runs = SmallRuns(grown, task, recipe, 0, store)
     sizes: dict[float, Available] = {}
     for number in range(-10, 5):
         try:
-            size = proxies.available(proxies.family.grow(2.0**number, **base))
+            size = small_runs.available(small_runs.family.grow(2.0**number, **base))
         except ValueError:
             continue
         sizes[size.flops_per_sample] = size
@@ -82,40 +82,44 @@ def prepared(name: str, data: Path, store: Store) -> tuple[Proxies, tuple[Availa
         row = store.once(
             "rate",
             str(size.scale),
-            lambda s=size: {"sample_s": sample_time(proxies.model(s.scale), task, proxies.recipe).get()},
+            lambda s=size: {"sample_s": sample_time(small_runs.model(s.scale), task, small_runs.recipe).get()},
         )
         rates.append(BACKWARD * size.flops_per_sample / row["sample_s"])
-    return proxies, menu, rates
+    return small_runs, menu, rates
 
 
 def runs(name: str, data: Path, store: Store, minutes: float) -> None:
     """Make the runs that are fitted."""
-    proxies, menu, rates = prepared(name, data, store)
+    small_runs, menu, rates = prepared(name, data, store)
     options: dict[str, Any] = {
-        "flops_per_s": rates, "unique": proxies.unique, "cooldown": proxies.recipe.decay_share,
-        "fewest_samples": float(FEWEST_STEPS) * proxies.recipe.batch * proxies.positions,
-    }  # fmt: skip
+        "flops_per_s": rates,
+        "unique": small_runs.unique,
+        "cooldown": small_runs.recipe.decay_share,
+        "fewest_samples": float(FEWEST_STEPS) * small_runs.recipe.batch * small_runs.positions,
+    }
     first = plan(menu, seconds=minutes * 60 * 0.85, **options)
     speed = {size.flops_per_sample: rate for size, rate in zip(menu, rates, strict=True)}
-    proxies = tune(proxies, first.runs, lambda a: speed[a.flops_per_sample], partial(store.once, "tune"))
-    row = store.once("plan", "0", lambda: {"lr": proxies.recipe.lr, "tuned_at": proxies.tuned_at, "runs": as_data(first.runs)})
+    small_runs = tune(small_runs, first.runs, lambda a: speed[a.flops_per_sample], partial(store.once, "tune"))
+    row = store.once(
+        "plan", "0", lambda: {"lr": small_runs.recipe.lr, "tuned_at": small_runs.tuned_at, "runs": as_data(first.runs)}
+    )
     planned = [PlannedRun(**{**r, "available": Available(**r["available"])}) for r in row["runs"]]
     for number, run in enumerate(sorted(planned, key=lambda r: r.flops), start=1):
         same = [r for r in planned if r.available == run.available and r.unique is None and r.samples < run.samples]
-        _make(store, proxies, run, same, "fitted", f"{number}/{len(planned)}")
+        _make(store, small_runs, run, same, "fitted", f"{number}/{len(planned)}")
 
 
-def tuned(proxies: Proxies, row: dict[str, Any]) -> Proxies:
-    return replace(proxies, recipe=replace(proxies.recipe, lr=row["lr"]), tuned_at=row["tuned_at"])
+def tuned(small_runs: SmallRuns, row: dict[str, Any]) -> SmallRuns:
+    return replace(small_runs, recipe=replace(small_runs.recipe, lr=row["lr"]), tuned_at=row["tuned_at"])
 
 
 def held(name: str, data: Path, store: Store, minutes: float) -> None:
     """Make the runs that the fit never sees."""
-    proxies, menu, _ = prepared(name, data, store)
+    small_runs, menu, _ = prepared(name, data, store)
     row = store.get("plan", "0")
     if row is None:
         raise SystemExit("make the fitted runs first")
-    proxies = tuned(proxies, row)
+    small_runs = tuned(small_runs, row)
     made = [Run(**r["run"]) for r in store.all("run") if r["label"] == "fitted"]
     flops = BEYOND * max(r.flops for r in made)
     largest = max(r.flops_per_sample for r in made)
@@ -125,13 +129,13 @@ def held(name: str, data: Path, store: Store, minutes: float) -> None:
     biggest = min(menu, key=lambda a: abs(np.log(a.flops_per_sample / (BEYOND * largest))))
     for number, size in enumerate({a.flops_per_sample: a for a in (*near, biggest)}.values(), start=1):
         samples = flops / (BACKWARD * size.flops_per_sample)
-        run = PlannedRun(size, samples, samples * (1 - proxies.recipe.decay_share), flops, 9)
-        _make(store, proxies, run, [], "held", str(number))
+        run = PlannedRun(size, samples, samples * (1 - small_runs.recipe.decay_share), flops, 9)
+        _make(store, small_runs, run, [], "held", str(number))
 
 
-def _make(store: Store, proxies: Proxies, run: PlannedRun, same: list[PlannedRun], label: str, told: str) -> None:
+def _make(store: Store, small_runs: SmallRuns, run: PlannedRun, same: list[PlannedRun], label: str, told: str) -> None:
     key = digest({"scale": dict(run.available.scale), "samples": run.samples, "unique": run.unique})
-    row = store.once("run", key, lambda: {**proxies.run(run, same), "label": label})
+    row = store.once("run", key, lambda: {**small_runs.run(run, same), "label": label})
     found = Run(**row["run"])
     print(
         f"{label} {told}: {dict(found.scale)} {found.samples:.3g} samples, {found.seconds:.0f} s, loss {found.loss:.4f}",
@@ -164,12 +168,21 @@ def scored(known: list[Run], unseen: list[Run]) -> dict[str, Any]:
     foretold = []
     for run in unseen:
         said = predict(fitted, run.size(fitted.law.size), run.samples, run.unique)
-        foretold.append({
-            "params": run.params, "samples": run.samples, "loss": run.loss, "said": as_data(said), "largest": run is largest,
-            "error": said.value / run.loss - 1, "excess_error": (said.value - run.loss) / (run.loss - float(fitted.law.E)),
-            "covered": said.low <= run.loss <= said.high,
-            "rules": {k: None if v is None else v / run.loss - 1 for k, v in rules(known, run, size=fitted.law.size).items()},
-        })  # fmt: skip
+        foretold.append(
+            {
+                "params": run.params,
+                "samples": run.samples,
+                "loss": run.loss,
+                "said": as_data(said),
+                "largest": run is largest,
+                "error": said.value / run.loss - 1,
+                "excess_error": (said.value - run.loss) / (run.loss - float(fitted.law.E)),
+                "covered": said.low <= run.loss <= said.high,
+                "rules": {
+                    k: None if v is None else v / run.loss - 1 for k, v in rules(known, run, size=fitted.law.size).items()
+                },
+            }
+        )
     inner = hold_out(known, seed=0, size=fitted.law.size)
     rng = np.random.default_rng(0)
     covered = []
@@ -180,11 +193,17 @@ def scored(known: list[Run], unseen: list[Run]) -> dict[str, Any]:
             said = predict(again, run.size(again.law.size), run.samples, run.unique)
             covered.append(said.low <= run.loss <= said.high)
     return {
-        "n": len(known), "seconds": sum(r.seconds for r in known), "size": fitted.law.size, "noise": fitted.noise,
-        "foretold": foretold, "inner_hold_out": [{"error": f.error, "covered": f.covered} for f in inner],
-        "coverage": float(np.mean(covered)), "coverage_n": len(covered), "decision": decisions(known, unseen),
+        "n": len(known),
+        "seconds": sum(r.seconds for r in known),
+        "size": fitted.law.size,
+        "noise": fitted.noise,
+        "foretold": foretold,
+        "inner_hold_out": [{"error": f.error, "covered": f.covered} for f in inner],
+        "coverage": float(np.mean(covered)),
+        "coverage_n": len(covered),
+        "decision": decisions(known, unseen),
         "runs": [as_data(r) for r in (*known, *unseen)],
-    }  # fmt: skip
+    }
 
 
 def _subset(known: list[Run], rng: np.random.Generator, count: int) -> list[Run]:

@@ -58,9 +58,14 @@ def main() -> None:
             )
     found = {
         "what": "validation loss after equally many samples, each optimizer at its best rate",
-        "set": args.set, "samples": samples, "batch": usual.batch, "precision": usual.precision, "rows": rows,
-        "threads": torch.get_num_threads(), "machine": machine.describe(),
-    }  # fmt: skip
+        "set": args.set,
+        "samples": samples,
+        "batch": usual.batch,
+        "precision": usual.precision,
+        "rows": rows,
+        "threads": torch.get_num_threads(),
+        "machine": machine.describe(),
+    }
     (RESULT / f"small_runs_{args.set}.json").write_text(json.dumps(found, indent=1, sort_keys=True) + "\n")
 
 
@@ -86,9 +91,17 @@ def once(kind: Family, task: Task, scale: Scale, recipe: Recipe, samples: int, s
     model = kind.model(scale, task, generator=torch.Generator().manual_seed(seed))
     steps = round(samples / (recipe.batch * positions(task)))
     done = fit(
-        model, task.train, loss=task.loss, steps=steps, recipe=recipe, augment=task.augment, validation=task.validation,
-        metric=task.metric, evaluate_steps=steps, generator=torch.Generator().manual_seed(seed),
-    )  # fmt: skip
+        model,
+        task.train,
+        loss=task.loss,
+        steps=steps,
+        recipe=recipe,
+        augment=task.augment,
+        validation=task.validation,
+        metric=task.metric,
+        evaluate_steps=steps,
+        generator=torch.Generator().manual_seed(seed),
+    )
     return done.curve[-1].validation_loss, done.seconds / steps
 
 

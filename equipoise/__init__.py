@@ -5,14 +5,18 @@ The verbs below are loaded when first used; importing the package costs nothing 
 
 from __future__ import annotations
 
-import importlib
 import sys
 from types import ModuleType
 from typing import TYPE_CHECKING, Any
 
+from equipoise.public import PUBLIC, public
+
 if TYPE_CHECKING:
     from equipoise.advise.road import scale as scale
     from equipoise.road.walk import optimize as optimize
+    from equipoise.ship.export import export as export
+    from equipoise.ship.report import report as report
+    from equipoise.ship.verify import verify as verify
     from equipoise.study.record import Study as Study
     from equipoise.verbs.compress import distill as distill
     from equipoise.verbs.compress import prune as prune
@@ -26,26 +30,24 @@ if TYPE_CHECKING:
 
 __version__ = "0.1.0"
 
-_VERBS = {
-    "Metric": "equipoise.workloads",
-    "Study": "equipoise.study.record",
-    "Task": "equipoise.workloads",
-    "Workload": "equipoise.workloads",
-    "distill": "equipoise.verbs.compress",
-    "family": "equipoise.workloads",
-    "optimize": "equipoise.road.walk",
-    "profile": "equipoise.verbs.profile",
-    "prune": "equipoise.verbs.compress",
-    "quantize": "equipoise.verbs.compress",
-    "scale": "equipoise.advise.road",
-    "train": "equipoise.verbs.train",
-}
-"""Public name -> the module that holds it."""
-
 __all__ = [
-    "Metric", "Study", "Task", "Workload", "__version__", "distill", "family", "optimize", "profile", "prune",
-    "quantize", "scale", "train",
-]  # fmt: skip
+    "Metric",
+    "Study",
+    "Task",
+    "Workload",
+    "__version__",
+    "distill",
+    "export",
+    "family",
+    "optimize",
+    "profile",
+    "prune",
+    "quantize",
+    "report",
+    "scale",
+    "train",
+    "verify",
+]
 
 
 class _Moved(ModuleType):
@@ -54,16 +56,16 @@ class _Moved(ModuleType):
     def __getattr__(self, name: str) -> Any:
         if name.startswith("__"):
             raise AttributeError(name)
-        return getattr(importlib.import_module(_VERBS["optimize"]), name)
+        return getattr(sys.modules[public("optimize").__module__], name)
 
 
 sys.modules[f"{__name__}.optimize"] = _Moved(f"{__name__}.optimize")
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _VERBS:
+    if name not in PUBLIC:
         raise AttributeError(f"module 'equipoise' has no attribute {name!r}; it offers {', '.join(__all__)}")
-    return getattr(importlib.import_module(_VERBS[name]), name)
+    return public(name)
 
 
 def __dir__() -> list[str]:

@@ -59,6 +59,13 @@ def _channels(changed: Changed, every: Changed) -> str:
 
 
 TECHNIQUES: dict[str, Kind] = {
+    "resolution": Kind(
+        "equipoise.compress.resolution:Resolution",
+        Stage.SCALE,
+        "resolution",
+        lambda changed, _: f"{changed[0][1]} rows of {changed[0][0]}" if changed else "",
+        lambda old, new: f"sees images of {new} rows in place of {old}",
+    ),
     "width": Kind(
         "equipoise.compress.width:Width",
         Stage.CUT,
@@ -73,6 +80,13 @@ TECHNIQUES: dict[str, Kind] = {
         "depth",
         lambda changed, _: f"{counted(len(changed), 'block')} dropped" if changed else "",
         lambda _old, _new: "its block was dropped",
+    ),
+    "rank": Kind(
+        "equipoise.compress.rank:Rank",
+        Stage.FACTORIZE,
+        "rank",
+        lambda changed, _: f"{counted(len(changed), 'layer')} factorized" if changed else "",
+        lambda old, new: f"two halves of rank {new} in place of {old}",
     ),
     "bits": Kind("equipoise.compress.bits:Bits", Stage.ROUND, "bits", lambda _changed, _: "", lambda _old, new: f"{new}-bit"),
 }

@@ -7,8 +7,9 @@ from __future__ import annotations
 
 import math
 import re
+from typing import SupportsFloat, cast
 
-from equipoise.errors import must_be
+from equipoise.errors import InputError, must_be
 
 SCALES: dict[str, dict[str, float]] = {
     "s": {"s": 1.0, "ms": 1e-3, "us": 1e-6, "µs": 1e-6, "ns": 1e-9, "min": 60.0, "h": 3600.0, "d": 86400.0},
@@ -54,10 +55,38 @@ def parse(text: str, unit: str, *, name: str) -> float:
     return value
 
 
+LARGEST = 2**63 - 1
+"""Counts and seeds beyond this fit no random generator and no machine."""
+
+
 def check_seed(seed: object) -> None:
     """Raise `InputError` unless `seed` can start every generator of random numbers."""
-    if type(seed) is not int or seed < 0:
-        raise must_be("seed", "a whole number of at least 0", seed, "Write for example 0.")
+    if type(seed) is not int or not 0 <= seed <= LARGEST:
+        most = f" and at most {LARGEST}" if type(seed) is int and seed > LARGEST else ""
+        raise must_be("seed", f"a whole number of at least 0{most}", seed, "Write for example 0.")
+
+
+def duration(value: object, *, name: str = "time", zero: bool = False) -> float:
+    """Return a wall time in seconds.
+
+    Args:
+        value: A number of seconds, or text with its unit such as ``20min``.
+        name: Of the argument, for the error.
+        zero: Whether 0 is one.
+    Raises:
+        InputError: No time, negative, or not finite.
+    Example:
+        >>> duration("20min"), duration(90)
+        (1200.0, 90.0)
+    """
+    try:
+        seconds = parse(value, "s", name=name) if isinstance(value, str) else float(cast(SupportsFloat, value))
+    except (InputError, TypeError, ValueError):
+        seconds = math.nan
+    if not 0 <= seconds < math.inf or (seconds == 0 and not zero):
+        wanted = f"finite and {'zero or more' if zero else 'above 0'}, in seconds or as text with its unit (s, min, h)"
+        raise must_be(name, wanted, value, "Write for example 20min.")
+    return seconds
 
 
 def _some(number: str) -> bool:

@@ -29,9 +29,7 @@ def make_workload(hidden: int = 128, epochs: float = 30) -> eq.Workload:
 
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Linear(30, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2)
-        )  # fmt: skip
+        model = nn.Sequential(nn.Linear(30, hidden), nn.ReLU(), nn.Linear(hidden, hidden), nn.ReLU(), nn.Linear(hidden, 2))
     recipe = Recipe(batch=32, lr=3e-3, weight_decay=1e-2)
     model = fit(model, Split.of(loader(train)), loss=F.cross_entropy, epochs=epochs, recipe=recipe).model
     return eq.Workload(

@@ -21,7 +21,18 @@ settings.load_profile("steady")
 for _pool in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # before anything imports them
     os.environ.setdefault(_pool, "1")
 
+SLOW_EXAMPLES = ("equipoise.verbs.profile.profile", "equipoise.runtimes.export.Exporter")
+"""Docstrings whose example exports or times a model."""
 CHECKOUT = Path(__file__).resolve().parent.parent
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark the slow examples; put files with slow tests first, so that no process is left with a long one at the end."""
+    for item in items:
+        if item.name in SLOW_EXAMPLES:
+            item.add_marker(pytest.mark.slow)
+    slow = {item.path for item in items if item.get_closest_marker("slow")}
+    items.sort(key=lambda item: item.path not in slow)
 
 
 @pytest.fixture(scope="session")

@@ -14,19 +14,20 @@ from pathlib import Path
 import pytest
 
 from equipoise.cli import VERBS
+from equipoise.public import PUBLIC
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "equipoise"
 
-L0 = {"errors", "events", "markup", "units", "records", "axes", "budget", "ops", "techniques", "stats", "pareto"}
+L0 = {"errors", "events", "markup", "public", "units", "records", "axes", "budget", "ops", "techniques", "stats", "pareto"}
 L1 = {"workloads", "runtimes", "measure", "compress", "training", "search", "scaling", "study"}
-L3 = {"ship", "report", "serve"}
+L3 = {"ship", "pages", "serve"}
 L4 = {"cli", "__init__", "__main__"}
 """What is in none of these is L2, where the rooms meet: the roads, the verbs without a study."""
 
-ONLY_L0 = L1 | {"report"}
+ONLY_L0 = L1 | {"pages"}
 FOUNDATION_FREE_OF = {"torch", "numpy"}
-LATE = {"openvino", "nncf", "sklearn", "PIL", "optuna", "executorch", "torchao"}
+LATE = {"openvino", "nncf", "sklearn", "PIL", "optuna", "executorch", "torchao", "pandas", "matplotlib"}
 """Imported only inside the function that needs them."""
 
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}
@@ -116,6 +117,41 @@ def circles(files: Sources) -> list[str]:
     return [f"{' and '.join(sorted(left))} import one another"] if left else []
 
 
+BY_NAME = {"study/record.py": {"export"}}
+"""Files below the verbs that call one by its public name -> the names: ``study.export`` is what a user writes."""
+BY_PATH = {
+    "public",
+    "cli/__init__",
+    "runtimes/base",
+    "measure/race",
+    "measure/child",
+    "measure/memory",
+    "compress/technique",
+    "road/appetite",
+}
+"""Files that import a module by a path that they read from a table, or that a parent process sent."""
+
+
+def hidden_arrows(files: Sources) -> list[str]:
+    """Ways up that no import shows: the package's own public names, and modules imported by a text."""
+    out = []
+    for path, text in files.items():
+        if room_of(path) in L4:
+            continue
+        found = set(imports(text, path))
+        bare = any(isinstance(n, ast.Import) and "equipoise" in {a.name for a in n.names} for n in ast.walk(ast.parse(text)))
+        if bare or found & {f"equipoise.{name}" for name in PUBLIC}:
+            out.append(f"{path} imports a public name from the package: that is above it")
+        calls = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call)]
+        names = {ast.unparse(n.args[0]).strip("'") for n in calls if ast.unparse(n.func) == "public" and n.args}
+        if names - BY_NAME.get(path, set()):
+            out.append(f"{path} calls {sorted(names)} by name: only {BY_NAME} may")
+        by_path = any(ast.unparse(n.func).endswith("import_module") for n in calls)
+        if by_path and path.removesuffix(".py") not in BY_PATH:
+            out.append(f"{path} imports a module by a text: only {sorted(BY_PATH)} may")
+    return out
+
+
 def broken_weights(files: Sources) -> list[str]:
     """Third parties where they may not be."""
     out = []
@@ -126,10 +162,10 @@ def broken_weights(files: Sources) -> list[str]:
         foreign = every - set(sys.stdlib_module_names) - {"equipoise"}
         if room in L0 and foreign:
             out.append(f"{path} imports {sorted(foreign)}: L0 is pure Python")
-        if room in ("search", "scaling", "study", "report") and "torch" in every:
+        if room in ("search", "scaling", "study", "pages") and "torch" in every:
             out.append(f"{path} imports torch: numbers only")
-        if room == "report" and foreign - {"jinja2", "markupsafe"}:
-            out.append(f"{path} imports {sorted(foreign)}: the report needs jinja2 alone")
+        if room == "pages" and foreign - {"jinja2", "markupsafe"}:
+            out.append(f"{path} imports {sorted(foreign)}: a page needs jinja2 alone")
         if early & LATE:
             out.append(f"{path} imports {sorted(early & LATE)} at the top: import it in the function that needs it")
         instant = room == "__init__" or path == "cli/__init__.py" or (room == "cli" and "def add_parser" in text)
@@ -222,7 +258,7 @@ def sources() -> Sources:
     return {p.relative_to(PACKAGE).as_posix(): p.read_text(encoding="utf-8") for p in sorted(PACKAGE.rglob("*.py"))}
 
 
-RULES = [broken_layers, circles, broken_weights, bad_rooms, undocumented, bad_exports]
+RULES = [broken_layers, hidden_arrows, circles, broken_weights, bad_rooms, undocumented, bad_exports]
 
 
 @pytest.mark.parametrize("rule", RULES, ids=lambda r: r.__name__)
@@ -257,15 +293,19 @@ PLANTED = [
     (broken_layers, "study/record.py", "from equipoise.road.bench import Workbench"),
     (broken_layers, "road/walk.py", "from equipoise.ship.artifact import Artifact"),
     (broken_layers, "road/walk.py", "from equipoise.cli import main"),
-    (broken_layers, "report/view.py", "from equipoise.study.record import Study"),
+    (broken_layers, "pages/view.py", "from equipoise.study.record import Study"),
     (broken_layers, "road/walk.py", "from equipoise.testing import contract"),
+    (hidden_arrows, "study/record.py", "def f():\n    import equipoise\n    equipoise.export(1)"),
+    (hidden_arrows, "study/record.py", "def f():\n    from equipoise import export"),
+    (hidden_arrows, "study/record.py", "from equipoise.public import public\npublic('verify')"),
+    (hidden_arrows, "ship/artifact.py", "import importlib\nimportlib.import_module('equipoise.ship.verify')"),
     (broken_weights, "stats.py", "import numpy as np"),
     (broken_weights, "search/space.py", "def f():\n    import torch"),
     (broken_weights, "runtimes/ov.py", "import openvino"),
     (broken_weights, "runtimes/ov.py", "try:\n    import openvino\nexcept ImportError:\n    pass"),
     (broken_weights, "cli/demo.py", "import rich\n\n\ndef add_parser(verbs): ..."),
     (broken_weights, "cli/demo.py", "from equipoise.study.store import Store\n\n\ndef add_parser(verbs): ..."),
-    (broken_weights, "report/view.py", "def f():\n    import numpy"),
+    (broken_weights, "pages/view.py", "def f():\n    import numpy"),
     (bad_rooms, "search/utils.py", ""),
     (bad_rooms, "road/walk.py", "x = 1\n" * (MAX_LINES + 1)),
     (undocumented, "road/walk.py", '"""M."""\n\n\ndef run():\n    pass'),
@@ -304,12 +344,13 @@ ALLOWED = [
         "ship/artifact.py",
         "from typing import TYPE_CHECKING\nif TYPE_CHECKING:\n    from equipoise.ship.verify import Verification",
     ),
+    ("study/record.py", "from equipoise.public import public\n\n\ndef f():\n    public('export')"),
 ]
 
 
 @pytest.mark.parametrize(("path", "text"), ALLOWED)
 def test_what_is_allowed_is_not_reported(path, text):
-    assert broken_layers({path: text}) + broken_weights({path: text}) == []
+    assert broken_layers({path: text}) + hidden_arrows({path: text}) + broken_weights({path: text}) == []
 
 
 def test_import_is_light_and_without_side_effects():
@@ -328,6 +369,12 @@ def test_import_is_light_and_without_side_effects():
 def shadowed(names: set[str], rooms: set[str]) -> list[str]:
     """Public names that a submodule of the same name replaces once it is imported."""
     return sorted(names & rooms)
+
+
+def test_what_is_public_is_one_table() -> None:
+    import equipoise
+
+    assert set(equipoise.__all__) == {*PUBLIC, "__version__"}
 
 
 def test_no_public_name_is_also_a_submodule() -> None:

@@ -161,10 +161,16 @@ class Advice:
             "binding": found.binding[0] if found.binding else "",
             "requests": self.header["requests"],
             "add_runs": [
-                {"scale": dict(a.available.scale), "params": a.available.params, "samples": a.samples, "compute": a.flops,
-                 "why": f"leaves {a.left:.0%} of the decision's variance"} for a in found.add
+                {
+                    "scale": dict(a.available.scale),
+                    "params": a.available.params,
+                    "samples": a.samples,
+                    "compute": a.flops,
+                    "why": f"leaves {a.left:.0%} of the decision's variance",
+                }
+                for a in found.add
             ],
-        }  # fmt: skip
+        }
 
     def _option(self, index: int) -> dict[str, Any]:
         """One candidate as a row of the report."""
@@ -183,7 +189,7 @@ class Advice:
             "quality": as_data(_foretold(option.quality, "points", "too few runs with a quality")),
             "regret": as_data(estimated(option.regret, "1", high=option.regret_high, low=0.0, note="of the law")),
             **{name: as_data(reading) for name, reading in self.rows[index].items()},
-        }  # fmt: skip
+        }
 
     def _branch(self) -> dict[str, Any] | None:
         """The best that is trained as it is beside the best that is trained larger and compressed."""
@@ -278,7 +284,7 @@ def _readings(row: Mapping[str, Any], header: Mapping[str, Any], train_s: float)
         "latency_s": latency,
         "size_bytes": reading_from(row["size_bytes"]),
         **_priced(latency, header),
-    }  # fmt: skip
+    }
 
 
 def _priced(latency: Reading, header: Mapping[str, Any]) -> dict[str, Reading]:
@@ -312,12 +318,18 @@ def _price(option: Option, decision: Decision) -> tuple[bool, float]:
 def _run(row: Mapping[str, Any]) -> dict[str, Any]:
     quality = row["quality"]
     return {
-        "scale": row["scale"], "params": row["params"], "flops_per_sample": row["flops_per_sample"], "samples": row["samples"],
-        "compute": row["flops"], "unique": row["unique"], "seed": row["seed"], "annealed": row["annealed"],
+        "scale": row["scale"],
+        "params": row["params"],
+        "flops_per_sample": row["flops_per_sample"],
+        "samples": row["samples"],
+        "compute": row["flops"],
+        "unique": row["unique"],
+        "seed": row["seed"],
+        "annealed": row["annealed"],
         "loss": as_data(measured(row["loss"], "1", note="validation split")),
         "quality": None if quality is None else as_data(measured(quality, "points", note="validation split")),
         "seconds": as_data(measured(row["seconds"], "s", note="training")),
-    }  # fmt: skip
+    }
 
 
 def _curve(entry: Mapping[str, Any]) -> dict[str, Any]:

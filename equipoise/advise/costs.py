@@ -159,8 +159,15 @@ def sample_time(model: nn.Module, task: Task, recipe: Recipe) -> Reading:
     A sample of a task with an answer for each position counts as many as it has positions.
     """
     ends: list[float] = []
-    fit(model, task.train, loss=task.loss, steps=STEPS + 1, recipe=recipe, augment=task.augment,
-        on_step=lambda p: ends.append(p.seconds))  # fmt: skip
+    fit(
+        model,
+        task.train,
+        loss=task.loss,
+        steps=STEPS + 1,
+        recipe=recipe,
+        augment=task.augment,
+        on_step=lambda p: ends.append(p.seconds),
+    )
     per_step = min(recipe.batch, len(task.train)) * positions(task)
     each = [(after - before) / per_step for before, after in itertools.pairwise(ends)]
     return measured(statistics.median(each), "s", low=min(each), high=max(each), n=STEPS, note="a training step, by sample")

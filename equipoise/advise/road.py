@@ -19,7 +19,7 @@ from equipoise import runtimes
 from equipoise.advise import costs
 from equipoise.advise.advice import Advice, read
 from equipoise.advise.shapes import Shapes
-from equipoise.advise.small_runs import FEWEST_STEPS, Proxies, in_quick_precision, recipe_for, tune
+from equipoise.advise.small_runs import FEWEST_STEPS, SmallRuns, in_quick_precision, recipe_for, tune
 from equipoise.axes import SCALE_AXES
 from equipoise.budget import Budget, parse_budget
 from equipoise.errors import EquipoiseError, InputError, must_be
@@ -36,7 +36,7 @@ from equipoise.scaling.design import TooLittleTimeError
 from equipoise.scaling.runs import BACKWARD
 from equipoise.study.store import Store
 from equipoise.training import Recipe
-from equipoise.units import parse, show
+from equipoise.units import check_seed, duration, show
 from equipoise.workloads import Task, Workload, as_family, as_task
 from equipoise.workloads.families import Family, Scale
 
@@ -92,9 +92,8 @@ def scale(
         StoreError: The store cannot be written, or belongs to another family, task or seed.
     """
     bounds = parse_budget(limits, axes=SCALE_AXES)
-    seconds = parse(time, "s", name="time") if isinstance(time, str) else float(time)
-    if not 0 < seconds < math.inf:
-        raise must_be("time", "positive", time, "Write for example 30min.")
+    seconds = duration(time)
+    check_seed(seed)
     for name, value in (("requests", requests), ("price_per_hour", price_per_hour)):
         if value is not None and not 0 < value < math.inf:
             raise must_be(name, "a finite number above 0", value, "Leave it out where it is not known.")
@@ -111,8 +110,23 @@ def scale(
         raise must_be("recipe.schedule", "wsd, whose runs can share a trunk", chosen.schedule, 'Use schedule="wsd".')
     with Store.open(store) as opened:
         opened.identity({"family": kind.name, "task": learned.fingerprint, "target": str(where), "seed": seed})
-        advisor = Advisor(opened, kind, learned, bounds, seconds, where, requests, price_per_hour, seed, chosen, recipe is None,
-                          shape, compress, spec, listen or of_events())  # fmt: skip
+        advisor = Advisor(
+            opened,
+            kind,
+            learned,
+            bounds,
+            seconds,
+            where,
+            requests,
+            price_per_hour,
+            seed,
+            chosen,
+            recipe is None,
+            shape,
+            compress,
+            spec,
+            listen or of_events(),
+        )
         return advisor.walk()
 
 
@@ -146,7 +160,7 @@ class Advisor:
         self.tell("prepare", "count the family's sizes")
         if self.finds:
             self.recipe = in_quick_precision(self.recipe, self.family, self.task, partial(self.step, "precision"))
-        self.proxies = Proxies(self.family, self.task, self.recipe, self.seed, self.store)
+        self.small_runs = SmallRuns(self.family, self.task, self.recipe, self.seed, self.store)
         rates = self.rates()
         planned = self.planned(rates)
         self.runs(planned)
@@ -156,16 +170,27 @@ class Advisor:
         branch = self.branch(planned) if self.compress else {"reason": "it was not asked for"}
         costed = self.costs(fitted, shapes, compute)
         header = {
-            "schema": 1, "family": self.family.name, "task": self.task.name, "spec": self.spec, "target": str(self.target),
-            "limits": self.limits.text, "seed": self.seed, "time_s": self.limit_s, "requests": self.requests,
-            "price_per_hour": self.price_per_hour, "unique": self.proxies.unique, "compute": compute,
+            "schema": 1,
+            "family": self.family.name,
+            "task": self.task.name,
+            "spec": self.spec,
+            "target": str(self.target),
+            "limits": self.limits.text,
+            "seed": self.seed,
+            "time_s": self.limit_s,
+            "requests": self.requests,
+            "price_per_hour": self.price_per_hour,
+            "unique": self.small_runs.unique,
+            "compute": compute,
             "metric": self.task.metric.about(),
-            "recipe": as_data(self.proxies.recipe),
-        }  # fmt: skip
+            "recipe": as_data(self.small_runs.recipe),
+        }
         key, asked = digest(header), self.store.all("asked")
-        self.step("advice", key, lambda: {
-            "header": {**header, "machine": machine.describe()}, "costs": costed, "branch": branch,
-        })  # fmt: skip
+
+        def answer() -> dict[str, Any]:
+            return {"header": {**header, "machine": machine.describe()}, "costs": costed, "branch": branch}
+
+        self.step("advice", key, answer)
         if not asked or asked[-1]["advice"] != key:  # `read` gives the answer to what was asked last
             self.store.put("asked", str(len(asked)), {"advice": key}, seconds=0.0)
         return read(self.store)
@@ -188,7 +213,7 @@ class Advisor:
         """Count a scale once."""
         key = tuple(scale.items())
         if key not in self._counted:
-            self._counted[key] = self.proxies.available(scale)
+            self._counted[key] = self.small_runs.available(scale)
         return self._counted[key]
 
     @cached_property
@@ -220,7 +245,7 @@ class Advisor:
         return out
 
     def _sample_s(self, size: Available) -> float:
-        return costs.sample_time(self.proxies.model(size.scale), self.task, self.recipe).get()
+        return costs.sample_time(self.small_runs.model(size.scale), self.task, self.recipe).get()
 
     def _grown(self, factor: float) -> Available | None:
         try:
@@ -266,7 +291,7 @@ class Advisor:
 
     @property
     def _per_step(self) -> int:
-        return self.recipe.batch * self.proxies.positions
+        return self.recipe.batch * self.small_runs.positions
 
     def planned(self, rates: Mapping[str, list[float]]) -> tuple[PlannedRun, ...]:
         """Find the learning rate and lay out the runs within their share of the time."""
@@ -276,7 +301,7 @@ class Advisor:
         runs = first
         if self.finds:
             self.tell("tune", "find the learning rate on the quickest run")
-            self.proxies = tune(self.proxies, first, partial(self._rate, rates), partial(self.step, "learning"))
+            self.small_runs = tune(self.small_runs, first, partial(self._rate, rates), partial(self.step, "learning"))
             # the search may have taken longer than a tenth of the share: what was found to fit is then kept
             runs = self._laid_out(rates, self.limit_s, tuned=True) or first
         row = self.step("plan", "0", lambda: {"runs": [as_data(run) for run in runs]})
@@ -292,9 +317,11 @@ class Advisor:
         if len(menu) < 3:
             return None
         options = {
-            "flops_per_s": [self._rate(rates, size) for size in menu], "unique": self.proxies.unique,
-            "cooldown": self.recipe.decay_share, "fewest_samples": float(FEWEST_STEPS * self._per_step),
-        }  # fmt: skip
+            "flops_per_s": [self._rate(rates, size) for size in menu],
+            "unique": self.small_runs.unique,
+            "cooldown": self.recipe.decay_share,
+            "fewest_samples": float(FEWEST_STEPS * self._per_step),
+        }
         seconds = max(self.left(RUNS_SHARE, limit_s) * share, 1e-9)
         try:
             return plan(menu, seconds=seconds, **options).runs  # type: ignore[arg-type]
@@ -307,7 +334,7 @@ class Advisor:
     def _too_little(self) -> InputError:
         """Return the error that names a time which is enough: tried on all that would be measured in it, so that it holds."""
         for _ in range(8):
-            enough = parse(show(max(self._least_s, 1.05 * self.limit_s), "s"), "s", name="time")
+            enough = duration(show(max(self._least_s, 1.05 * self.limit_s), "s"))
             if self._laid_out(self.rates(enough), enough):
                 what = f"{RUNS_SHARE:.0%} of it is for a dozen runs of {FEWEST_STEPS} steps or more"
                 wanted = f"at least {show(enough, 's')}: {what}"
@@ -330,7 +357,7 @@ class Advisor:
 
         def make() -> Mapping[str, Any]:
             return {
-                **self.proxies.run(run, same, on_step=lambda p: self.tell("train", f"{told}, {p}", extra_s=p.seconds)),
+                **self.small_runs.run(run, same, on_step=lambda p: self.tell("train", f"{told}, {p}", extra_s=p.seconds)),
                 "label": label,
             }
 
@@ -395,9 +422,14 @@ class Advisor:
                 return {"reason": "no time was left for it"}
             try:
                 work = Workload(
-                    model=self.proxies.trained(self._row(largest)), train=self.task.train, validation=self.task.validation,
-                    test=self.task.test, metric=self.task.metric, loss=self.task.loss, name=self.task.name,
-                )  # fmt: skip
+                    model=self.small_runs.trained(self._row(largest)),
+                    train=self.task.train,
+                    validation=self.task.validation,
+                    test=self.task.test,
+                    metric=self.task.metric,
+                    loss=self.task.loss,
+                    name=self.task.name,
+                )
                 study = optimize(
                     work,
                     target=str(self.target),
@@ -412,12 +444,15 @@ class Advisor:
             base = study.baseline
             points = [
                 {
-                    "plan": dict(e.plan.choices), "loss": e.damage, "drop": e.drop.get(),
+                    "plan": dict(e.plan.choices),
+                    "loss": e.damage,
+                    "drop": e.drop.get(),
                     "latency": e.axis("latency_s").get() / base.axis("latency_s").get(),
                     "size": e.axis("size_bytes").get() / base.axis("size_bytes").get(),
                 }
-                for e in study.front if e.fidelity != "untouched"
-            ]  # fmt: skip
+                for e in study.front
+                if e.fidelity != "untouched"
+            ]
             return {"reason": "", "scale": dict(largest.available.scale), "points": points}
 
         return self.step("compressed", "0", make)
@@ -430,7 +465,7 @@ class Advisor:
 
         def loss(size: Available) -> float:
             samples = flops / (BACKWARD * size.flops_per_sample)
-            return float(fitted.law.loss(size.size(fitted.law.size), samples, min(samples, self.proxies.unique)))
+            return float(fitted.law.loss(size.size(fitted.law.size), samples, min(samples, self.small_runs.unique)))
 
         ray = sorted(menu, key=loss)[: COSTED - 2]
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(99,)))
@@ -440,14 +475,22 @@ class Advisor:
 
         def make() -> dict[str, Any]:
             rows = costs.costs(
-                self.family, self.task, [a.scale for a in chosen], target=self.target, recipe=self.recipe,
-                seconds=max(3.0, self.limit_s / 60), seed=self.seed, on_step=lambda text: self.tell("costs", text),
-            )  # fmt: skip
+                self.family,
+                self.task,
+                [a.scale for a in chosen],
+                target=self.target,
+                recipe=self.recipe,
+                seconds=max(3.0, self.limit_s / 60),
+                seed=self.seed,
+                on_step=lambda text: self.tell("costs", text),
+            )
             shifts = (np.zeros(len(chosen)), np.zeros(len(chosen))) if shapes is None else shapes.shift(chosen)
-            return {"rows": [
-                {**as_data(row), "available": as_data(a), "shift": float(m), "shift_sd": float(s)}
-                for row, a, m, s in zip(rows, chosen, *shifts, strict=True)
-            ]}  # fmt: skip
+            return {
+                "rows": [
+                    {**as_data(row), "available": as_data(a), "shift": float(m), "shift_sd": float(s)}
+                    for row, a, m, s in zip(rows, chosen, *shifts, strict=True)
+                ]
+            }
 
         found: list[dict[str, Any]] = self.step("costs", digest([dict(a.scale) for a in chosen]), make)["rows"]
         return found

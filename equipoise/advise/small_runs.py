@@ -37,9 +37,15 @@ FEWEST_STEPS = 200
 """Steps below which a run says little of longer ones: while the first features form the loss falls by no power of the data."""
 
 SMALL = Recipe(
-    optimizer="muon", lr=0.02, schedule="wsd", weight_decay=0.1, second_beta=0.99, clip=1.0, channels_last=True,
+    optimizer="muon",
+    lr=0.02,
+    schedule="wsd",
+    weight_decay=0.1,
+    second_beta=0.99,
+    clip=1.0,
+    channels_last=True,
     decay_share=COOLDOWN,
-)  # fmt: skip
+)
 """Where the search for a learning rate starts. Muon learns more from a few hundred steps than SGD and AdamW do;
 `benchmarks/small_runs.py` sets them side by side."""
 STEPS_AN_EPOCH = 40
@@ -86,7 +92,7 @@ def _seconds(model: torch.nn.Module, task: Task, recipe: Recipe) -> float | None
 
 
 @dataclass(frozen=True)
-class Proxies:
+class SmallRuns:
     """Makes runs of one family on one task.
 
     Attributes:
@@ -198,11 +204,20 @@ class Proxies:
     ) -> Trained:
         recipe = replace(self.recipe, decay_share=decay, lr=self._rate(model, scale))
         return fit(
-            model, data, loss=self.task.loss, steps=steps, recipe=recipe, augment=self.task.augment,
-            validation=self.task.validation if look else None, metric=self.task.metric if look else None, evaluate_steps=steps,
-            generator=torch.Generator().manual_seed(self.seed), start=start,
-            checkpoint=self._path(scale, steps, decay, len(data)), on_step=on_step,
-        )  # fmt: skip
+            model,
+            data,
+            loss=self.task.loss,
+            steps=steps,
+            recipe=recipe,
+            augment=self.task.augment,
+            validation=self.task.validation if look else None,
+            metric=self.task.metric if look else None,
+            evaluate_steps=steps,
+            generator=torch.Generator().manual_seed(self.seed),
+            start=start,
+            checkpoint=self._path(scale, steps, decay, len(data)),
+            on_step=on_step,
+        )
 
     def _rate(self, model: torch.nn.Module, scale: Scale) -> float:
         """Learning rate of a scale.
@@ -232,12 +247,12 @@ def _ratio(one: Scale, other: Scale, name: str) -> float:
 
 
 def tune(
-    proxies: Proxies,
+    small_runs: SmallRuns,
     planned: Iterable[PlannedRun],
     flops_per_s: Callable[[Available], float],
     step: Step,
-) -> Proxies:
-    """Return `proxies` with the learning rate of least loss, a factor of 2 apart, going on while another is clearly better.
+) -> SmallRuns:
+    """Return `small_runs` with the learning rate of least loss, a factor of 2 apart, going on while another is clearly better.
 
     Args:
         planned: The one that is quickest in seconds is made at each rate: tiny nets are slow for their FLOPs.
@@ -249,23 +264,23 @@ def tune(
 
     def loss(lr: float) -> float:
         if lr not in losses:
-            at = replace(proxies, recipe=replace(proxies.recipe, lr=lr), tuned_at=None)
+            at = replace(small_runs, recipe=replace(small_runs.recipe, lr=lr), tuned_at=None)
             losses[lr] = float(step(f"lr={lr:.3g}", lambda: _short(at, quickest))["loss"])
         return losses[lr]
 
-    best = proxies.recipe.lr
+    best = small_runs.recipe.lr
     for _ in range(4):
         around = {lr: loss(lr) for lr in (best / 2, best, best * 2)}
         found = min(around, key=lambda lr: around[lr])
         if around[found] > (1 - CLEARLY) * around[best]:
             break
         best = found
-    return replace(proxies, recipe=replace(proxies.recipe, lr=best), tuned_at=dict(quickest.available.scale))
+    return replace(small_runs, recipe=replace(small_runs.recipe, lr=best), tuned_at=dict(quickest.available.scale))
 
 
-def _short(proxies: Proxies, planned: PlannedRun) -> dict[str, Any]:
+def _short(small_runs: SmallRuns, planned: PlannedRun) -> dict[str, Any]:
     """Loss of a short run; one that diverges has the worst there is."""
     try:
-        return {"loss": proxies.run(replace(planned, unique=proxies.unique))["run"]["loss"]}
+        return {"loss": small_runs.run(replace(planned, unique=small_runs.unique))["run"]["loss"]}
     except EquipoiseError as error:
         return {"loss": 1e9, "error": str(error)}

@@ -17,7 +17,7 @@ from typing import Any
 
 from equipoise.cli.arguments import Parser
 from equipoise.cli.terminal import visible
-from equipoise.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EquipoiseError, unknown
+from equipoise.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EquipoiseError, InputError, unknown
 
 __all__ = ["EXIT_INTERRUPTED", "VERBS", "main"]
 
@@ -118,7 +118,10 @@ def _run(words: list[str]) -> int:
     if module is None:
         parser.print_help(sys.stderr)
         return EXIT_BAD_INPUT
-    code: int = module.run(args)
+    try:
+        code: int = module.run(args)
+    except InputError as error:
+        raise own.spelled(error) from error.__cause__
     sys.stdout.flush()
     return code
 

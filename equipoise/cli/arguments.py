@@ -18,20 +18,29 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from equipoise.errors import InputError, must_be, unknown
-from equipoise.units import parse
-
-LARGEST = 2**63 - 1
-"""Counts and seeds beyond this fit no random generator and no machine."""
+from equipoise.units import LARGEST, parse
 
 
 class Parser(argparse.ArgumentParser):
-    """Says in one line what is wrong, and where the usage is told."""
+    """Says in one line what is wrong, and where the usage is told; a value such as ``-5s`` is one, and no option."""
+
+    def __init__(self, *args: Any, **details: Any) -> None:
+        super().__init__(*args, **details)
+        self._negative_number_matcher = re.compile(r"-\.?[0-9]")
 
     def error(self, message: str) -> NoReturn:
         """Raise the complaint as the error that every other bad input is."""
         if " must be " in message:  # one of our own readers: argparse puts the argument's name in front
             raise InputError(re.sub(r"^argument \S+: ", "", message))
         raise InputError(f"{message}. usage: {self.prog} --help")
+
+    def spelled(self, error: InputError) -> InputError:
+        """Return an error about an argument of a Python verb, as in ``out must be``, with the name that it has here."""
+        name, _, rest = str(error).partition(" must ")
+        option = f"--{name.replace('_', '-')}"
+        if rest and option in self._option_string_actions:
+            error.args = (f"{option} must {rest}",)
+        return error
 
     def refuse(self, words: Sequence[str]) -> NoReturn:
         """Raise for arguments that this verb does not have."""
@@ -63,7 +72,8 @@ def whole(*, least: int = 0, most: int = LARGEST) -> Reader:
     def read(name: str, text: str) -> int:
         value = int(text) if re.fullmatch(r"\s*[+-]?[0-9]{1,4000}\s*", text, re.ASCII) else None
         if value is None or not least <= value <= most:
-            bounds = f"a whole number of at least {least}" + ("" if most == LARGEST else f" and at most {most}")
+            told = most < LARGEST or (value is not None and value > most)
+            bounds = f"a whole number of at least {least}" + (f" and at most {most}" if told else "")
             raise must_be(name, bounds, text, f"Write for example {name} {max(least, min(most, 2))}.")
         return value
 

@@ -34,16 +34,12 @@ def run(args: argparse.Namespace) -> int:
     import json
     import sys
 
-    from equipoise.ship.artifact import export
-    from equipoise.study.picks import parse_pick
+    from equipoise.ship.export import export
     from equipoise.study.record import Study
-    from equipoise.study.store import Store
 
-    bounds = parse_pick(args.pick)
-    with Store.open(args.study, create=False, readonly=True) as store:
-        evaluation = Study.read(store).pick(args.pick)
-        artifact = export(evaluation, store, args.out, pick=args.pick, budget=bounds, overwrite=args.overwrite)
-        study = Study.read(store)
-    print(study.sentence(next(e for e in study.evaluations if e.key == evaluation.key)), file=sys.stderr)
+    artifact = export(args.study, args.pick, out=args.out, overwrite=args.overwrite)
+    study = Study.load(args.study)
+    shipped = next(e for e in study.usable if e.plan == artifact.plan)
+    print(study.sentence(shipped), file=sys.stderr)
     print(json.dumps(artifact.manifest, indent=2, sort_keys=True) if args.json else artifact.path)
     return EXIT_OK

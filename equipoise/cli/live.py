@@ -105,10 +105,16 @@ def table(metric: str, front: Sequence[Evaluation], baseline: Evaluation, *, mar
         latency = e.axis("latency_s").get()
         mark = marked.get(e.key, "")
         out.add_row(
-            describe(e, baseline), show(latency, "s"), f"{base / latency:.2f}×", show(e.axis("size_bytes").get(), "B"),
-            f"{e.quality.get():.2f}", str(e.drop), "distilled" if e.fidelity == "recovered" else "no", mark,
+            describe(e, baseline),
+            show(latency, "s"),
+            f"{base / latency:.2f}×",
+            show(e.axis("size_bytes").get(), "B"),
+            f"{e.quality.get():.2f}",
+            str(e.drop),
+            "distilled" if e.fidelity == "recovered" else "no",
+            mark,
             style="bold" if e.key in marked else None,
-        )  # fmt: skip
+        )
     return out
 
 

@@ -8,7 +8,18 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from equipoise.cli.arguments import IMAGES, WORKLOADS, budget, check_named, check_store, duration, option, targets, whole
+from equipoise.cli.arguments import (
+    IMAGES,
+    WORKLOADS,
+    budget,
+    check_named,
+    check_store,
+    duration,
+    option,
+    positive,
+    targets,
+    whole,
+)
 from equipoise.errors import EXIT_FAILED, EXIT_OK
 from equipoise.units import counted
 
@@ -24,7 +35,7 @@ def add_parser(subparsers: Any) -> None:
     parser = subparsers.add_parser(
         "optimize",
         help="search the best balance of quality and cost within a budget",
-        description="Search widths, depth, precision and runtime of a trained model together, on measured cost. The same "
+        description="Search widths, depth, rank, resolution, precision and target together, on measured cost. The same "
         "command again goes on where the last one stopped. Exit code 1 when the budget cannot be met.",
     )
     forms = "digits | cifar10:DATA?weights=FILE | images:DATA?weights=FILE (both our ResNet) | module.py:make_workload"
@@ -36,6 +47,10 @@ def add_parser(subparsers: Any) -> None:
     option(parser, "--time", duration(zero=True), default="10min", help="wall time for the whole run (default: %(default)s)")
     parser.add_argument("--store", type=Path, default=None, help="folder of the study (default: runs/NAME)")
     option(parser, "--seed", whole(), default=0, help="of every random choice (default: %(default)s)")
+    option(parser, "--price-per-hour", positive("0.10"), metavar="USD", help="price of this machine, for a bound on the price")
+    option(parser, "--grid", positive("250"), metavar="GRAMS", help="CO2e of a kilowatt-hour, for a bound on carbon")
+    apart = "make and score each candidate in a process of its own: one that crashes or hangs is a failed trial"
+    parser.add_argument("--isolate", action="store_true", help=apart)
     parser.add_argument("--no-recovery", action="store_true", help="do not distil the survivors")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -47,6 +62,7 @@ def run(args: argparse.Namespace) -> int:
 
     began = time.perf_counter()
     check_named("workload", args.workload, WORKLOADS, kinds=IMAGES)  # bad input is told before torch is imported
+    _check_meters(args)
     store = args.store or Path("runs") / _name(args.workload)
     check_store(store)
     _announce(store)
@@ -67,12 +83,25 @@ def run(args: argparse.Namespace) -> int:
             store=store,
             seed=args.seed,
             recovery=not args.no_recovery,
+            price_per_hour=args.price_per_hour,
+            grid=args.grid,
+            isolate=args.isolate,
             spec=args.workload,
             listen=live,
             began=began,
         )
     show(study, as_json=args.json)
     return EXIT_OK if study.answered else EXIT_FAILED
+
+
+def _check_meters(args: argparse.Namespace) -> None:
+    """Refuse a bound on what cannot be measured here, before anything slow is imported."""
+    from equipoise.budget import parse_budget
+    from equipoise.measure.meters import Meters
+
+    Meters(args.target[0].batch if isinstance(args.target, tuple) else 1, args.price_per_hour, args.grid).check(
+        parse_budget(args.budget)
+    )
 
 
 def _name(workload: str) -> str:
@@ -112,9 +141,18 @@ def show(study: Study, *, as_json: bool = False) -> None:
         from equipoise.records import as_data, dumps
 
         front = [{**as_data(e), "key": e.key} for e in study.front]
-        print(dumps({"schema_version": 1, "met": study.met, "verdict": study.verdict(), "pick": best.key,
-                     "sentence": study.sentence(best), "knee": study.knee.key, "front": front,
-                     "searched": study.searched, "failed": study.failed()}))  # fmt: skip
+        told = {
+            "schema_version": 1,
+            "met": study.met,
+            "verdict": study.verdict(),
+            "pick": best.key,
+            "sentence": study.sentence(best),
+            "knee": study.knee.key,
+            "front": front,
+            "searched": study.searched,
+            "failed": study.failed(),
+        }
+        print(dumps(told))
         return
     from equipoise.cli.live import table
     from equipoise.cli.terminal import console

@@ -6,7 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from equipoise.errors import EXIT_OK, must_be
+from equipoise.errors import EXIT_OK
 
 
 def add_parser(subparsers: Any) -> None:
@@ -24,25 +24,14 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Read the study, write the page, print its path."""
-    from equipoise.records import dumps
-    from equipoise.report import finite, render, render_scale
-    from equipoise.study.store import Store, write_atomic
-    from equipoise.study.summary import summarize
-
-    out = args.out or args.study / "report.html"
-    if args.study.is_dir() and (not out.parent.is_dir() or out.is_dir()):
-        raise must_be("--out", "a file in a folder that exists", str(out), "Create the folder first, or name a file.")
-    with Store.open(args.study, create=False, readonly=True) as store:
-        advised = bool(store.all("asked"))
-        if advised:
-            from equipoise.advise.advice import read
-
-            summary = read(store).summary()
-        else:
-            summary = summarize(store)
     if args.json:
-        print(dumps(finite(summary)))
+        from equipoise.pages import finite
+        from equipoise.records import dumps
+        from equipoise.ship.report import told
+
+        print(dumps(finite(told(args.study)[0])))
         return EXIT_OK
-    write_atomic(out, (render_scale if advised else render)(summary).encode())
-    print(out)
+    from equipoise.ship.report import report
+
+    print(report(args.study, out=args.out))
     return EXIT_OK

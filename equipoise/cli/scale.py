@@ -99,7 +99,7 @@ def _advise(args: argparse.Namespace) -> int:
     doing("loading torch", quiet=args.quiet)
     from equipoise.advise.road import scale
     from equipoise.advise.small_runs import recipe_for
-    from equipoise.report import render_scale
+    from equipoise.pages import render_scale
     from equipoise.study.store import write_atomic
     from equipoise.verbs.train import recipe_of
     from equipoise.workloads import load_family, load_task
@@ -107,16 +107,26 @@ def _advise(args: argparse.Namespace) -> int:
     doing(f"loading {task}", quiet=args.quiet)
     kind, data = load_family(family), load_task(task)
     found = scale(
-        kind, data, limits=args.limits, time=args.time, target=args.target, requests=args.requests,
-        price_per_hour=args.price_per_hour, store=store, seed=args.seed, shape=not args.no_shape, compress=not args.no_compress,
-        recipe=recipe_of(args.recipe, recipe_for(data)) if args.recipe else None, spec=f"{family} {task}",
+        kind,
+        data,
+        limits=args.limits,
+        time=args.time,
+        target=args.target,
+        requests=args.requests,
+        price_per_hour=args.price_per_hour,
+        store=store,
+        seed=args.seed,
+        shape=not args.no_shape,
+        compress=not args.no_compress,
+        recipe=recipe_of(args.recipe, recipe_for(data)) if args.recipe else None,
+        spec=f"{family} {task}",
         listen=(lambda event: None) if args.quiet else partial(_told, pace=Pace()),
-    )  # fmt: skip
+    )
     page = store / "report.html"
     write_atomic(page, render_scale(found.summary()).encode())
     if args.json:
+        from equipoise.pages import finite
         from equipoise.records import dumps
-        from equipoise.report import finite
 
         print(dumps(finite({"schema_version": 1, "sentence": found.sentence(), "report": str(page), **found.summary()})))
     else:
@@ -148,10 +158,16 @@ def _show(found: Advice) -> None:
         )
         words = ", ".join(f"{k} {v:g}" for k, v in c.available.scale.items()) + (f" ({c.label})" if c.label else "")
         table.add_row(
-            words, show(c.available.params, "1"), f"{option.loss.value:.4g} [{option.loss.low:.4g}, {option.loss.high:.4g}]",
-            f"{option.regret:.2%}", show(costs["train_s"].get(), "s"), show(costs["latency_s"].get(), "s"),
-            show(costs["size_bytes"].get(), "B"), mark, style="bold" if option is decision.recommended else None,
-        )  # fmt: skip
+            words,
+            show(c.available.params, "1"),
+            f"{option.loss.value:.4g} [{option.loss.low:.4g}, {option.loss.high:.4g}]",
+            f"{option.regret:.2%}",
+            show(costs["train_s"].get(), "s"),
+            show(costs["latency_s"].get(), "s"),
+            show(costs["size_bytes"].get(), "B"),
+            mark,
+            style="bold" if option is decision.recommended else None,
+        )
     out = console()
     out.print(table)
     out.print(found.sentence(), style="bold", soft_wrap=True)
@@ -208,9 +224,15 @@ def _table(args: argparse.Namespace) -> int:
         seconds = r.train_s(epoch)
         price = [show(args.price_per_hour * seconds / 3600, "$")] if args.price_per_hour else []
         table.add_row(
-            named(r.scale), show(r.params, "1"), show(r.macs, "1"), show(r.size_bytes.get(), "B"), show(r.latency_s.get(), "s"),
-            show(r.train_memory_bytes.get(), "B"), show(seconds, "s"), *price,
-        )  # fmt: skip
+            named(r.scale),
+            show(r.params, "1"),
+            show(r.macs, "1"),
+            show(r.size_bytes.get(), "B"),
+            show(r.latency_s.get(), "s"),
+            show(r.train_memory_bytes.get(), "B"),
+            show(seconds, "s"),
+            *price,
+        )
     out = console()
     out.print(table)
     out.print(
@@ -229,8 +251,8 @@ def _fit(args: argparse.Namespace) -> int:
     told = describe(fitted, seed=args.seed)
     best = None if args.flops is None else fitted.optimum(args.flops)
     if args.json:
+        from equipoise.pages import finite
         from equipoise.records import as_data, dumps
-        from equipoise.report import finite
 
         print(dumps(finite({"schema_version": 1, **told, "optimum": as_data(best)})))
         return EXIT_OK

@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
         from equipoise.training.distribution.launch import launch
 
         return launch([sys.executable, "-m", "equipoise", *sys.argv[1:]], args.ranks)
-    from equipoise.report import render_train
+    from equipoise.pages import render_train
     from equipoise.study.store import write_atomic
     from equipoise.training.distribution.launch import connect
     from equipoise.verbs.train import recipe_of, train, usual_recipe
@@ -101,11 +101,22 @@ def run(args: argparse.Namespace) -> int:
     where = connect(kind, offload=tuple(filter(None, args.offload.split(","))), precision=recipe.precision)
     try:
         found = train(
-            family, task, args.scale, store=store, epochs=args.epochs, steps=args.steps, seconds=seconds, recipe=recipe,
-            seed=args.seed, distribution=where, price_per_hour=args.price_per_hour, watts_per_core=args.watts_per_core,
-            tensorboard=args.tensorboard, test=args.test,
+            family,
+            task,
+            args.scale,
+            store=store,
+            epochs=args.epochs,
+            steps=args.steps,
+            seconds=seconds,
+            recipe=recipe,
+            seed=args.seed,
+            distribution=where,
+            price_per_hour=args.price_per_hour,
+            watts_per_core=args.watts_per_core,
+            tensorboard=args.tensorboard,
+            test=args.test,
             on_step=None if args.quiet or where.rank else partial(_told, pace=Pace()),
-        )  # fmt: skip
+        )
     finally:
         where.close()
     if where.rank:

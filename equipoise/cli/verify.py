@@ -61,6 +61,8 @@ def run(args: argparse.Namespace) -> int:
         _show(found)
     if not found.saved:
         print(f"verify.json was not written: {args.artifact} is read-only", file=sys.stderr)
+    elif found.headline:
+        print("a report of the study shows these figures once it is written again: equipoise report STUDY", file=sys.stderr)
     passed = found.ok and not (args.strict and found.untold)
     return EXIT_OK if passed else EXIT_BROKEN_PROMISE
 

@@ -8,6 +8,7 @@ from dataclasses import replace
 from equipoise.compress.subject import Subject
 from equipoise.compress.technique import Draft, Offer
 from equipoise.compress.trace import WEIGHTED
+from equipoise.errors import unknown
 from equipoise.ops import Op
 from equipoise.records import Choice
 
@@ -24,6 +25,9 @@ class Bits:
         """Ask for the bits; the weights themselves are rounded by the runtime."""
         weighted = [name for name, part in draft.model.named_modules() if isinstance(part, WEIGHTED)]
         asked = dict(draft.request)
+        for layer in chosen:
+            if layer not in subject.ops:
+                raise unknown("layer", layer, subject.ops)
         for layer, bits in chosen.items():  # one that was put in another form is asked for in all of its parts
             asked.update({name: int(bits) for name in weighted if name == layer or name.startswith(layer + ".")})
         return replace(draft, request=asked)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 import torch
@@ -46,14 +46,20 @@ def drop(model: nn.Module, names: Iterable[str]) -> nn.Module:
     Raises:
         InputError: a name is not a module of the model.
     """
-    shorter = copy.deepcopy(model)
     valid = dict(model.named_modules())
     for name in names:
         if not name or name not in valid:
             raise unknown("block", name, [other for other in valid if other])
+    return replaced(model, {name: Skip() for name in names})
+
+
+def replaced(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
+    """Return a copy of `model` with other modules under the given names."""
+    changed = copy.deepcopy(model)
+    for name, part in parts.items():
         parent, _, leaf = name.rpartition(".")
-        setattr(shorter.get_submodule(parent), leaf, Skip())
-    return shorter
+        setattr(changed.get_submodule(parent), leaf, part)
+    return changed
 
 
 def _is_residual(name: str, tape: Tape) -> bool:

@@ -15,7 +15,7 @@ from equipoise.compress.technique import Draft, Offer, technique
 from equipoise.compress.trace import WEIGHTED
 from equipoise.errors import unknown
 from equipoise.ops import Op
-from equipoise.records import Choice, Plan
+from equipoise.records import Choice, Plan, digest
 from equipoise.techniques import TECHNIQUES, Stage
 
 
@@ -46,11 +46,11 @@ class Builder:
         for name in plan.choices:
             if name.partition(".")[0] in TECHNIQUES and name not in self.offers:
                 raise unknown("plan knob", name, self.offers)
-        draft = Draft(self.subject.model)
+        draft = scaled = self._applied(Draft(self.subject.model), plan, Stage.SCALE)
         for stage in (Stage.CUT, Stage.FACTORIZE):
             draft = self._applied(draft, plan, stage)
         if draft.damaged:
-            draft = replace(draft, model=self._repaired(draft) if repair else self._with_biases(draft))
+            draft = replace(draft, model=self._repaired(draft, plan, scaled.model) if repair else self._with_biases(draft))
         return self._applied(draft, plan, Stage.ROUND)
 
     def imitated(self, draft: Draft) -> nn.Module:
@@ -77,17 +77,21 @@ class Builder:
                 draft = technique(kind).apply(draft, self.subject, chosen)
         return draft
 
-    def _repaired(self, draft: Draft) -> nn.Module:
-        statistics, calibration = self.subject.statistics, self.subject.calibration
-        assert statistics is not None, "a subject of shapes alone repairs nothing"
+    def _repaired(self, draft: Draft, plan: Plan, whole: nn.Module) -> nn.Module:
+        """Fit the draft's layers to what those of `whole`, the model at the draft's scale, answer."""
+        scale = {name: c for name, c in self.touched(plan).items() if TECHNIQUES[name.partition(".")[0]].stage == Stage.SCALE}
+        statistics, calibration = self.subject.answers_of(whole, key=digest(scale)), self.subject.calibration
         assert calibration is not None, "a subject of shapes alone repairs nothing"
-        return refit(draft.model, calibration, targets=statistics.targets, kept=draft.kept)
+        kept = {layer: places for (layer, axis), places in draft.keep.items() if axis == "out"}
+        targets = {draft.renamed.get(layer, layer): target for layer, target in statistics.targets.items()}
+        kept = {draft.renamed.get(layer, layer): places for layer, places in kept.items()}
+        return refit(draft.model, calibration, targets=targets, kept=kept)
 
     def _with_biases(self, draft: Draft) -> nn.Module:
         """Give each layer that repair would fit a bias of zeros where it has none."""
         layers = dict(draft.model.named_modules())
         for name in self.subject.fitted:
-            layer = layers.get(name)
+            layer = layers.get(draft.renamed.get(name, name))
             if isinstance(layer, WEIGHTED) and layer.bias is None:
                 layer.bias = nn.Parameter(torch.zeros(len(layer.weight), dtype=layer.weight.dtype), layer.weight.requires_grad)
         return draft.model

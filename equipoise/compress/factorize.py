@@ -71,7 +71,7 @@ def factorize(model: nn.Module, example: Tensor, *, ranks: Mapping[str, int], da
         if name not in moments:
             raise must_be("ranks", "named by layers that run", name, "The layer was not called on the given inputs.")
         parent, _, leaf = name.rpartition(".")
-        setattr(smaller.get_submodule(parent), leaf, _halves(layers[name], rank, moments[name].gram))
+        setattr(smaller.get_submodule(parent), leaf, halves(layers[name], rank, moments[name].gram))
     return smaller
 
 
@@ -86,8 +86,11 @@ def full_rank(layer: Any) -> int:
 
 
 @torch.no_grad()
-def _halves(layer: Any, rank: int, second_moment: Tensor) -> Factorized:
-    """Return the two thin layers; every factorization below is a product left·right of a matrix whose columns are inputs."""
+def halves(layer: Any, rank: int, second_moment: Tensor) -> Factorized:
+    """Return two thin layers in place of one that `full_rank` knows, nearest to it on inputs of this second moment `(d, d)`.
+
+    Every factorization below is a product left·right of a matrix whose columns are inputs.
+    """
     dtype, weight = layer.weight.dtype, layer.weight.detach().double()
     if isinstance(layer, nn.Linear):
         left, right = _truncated(weight, second_moment, rank)

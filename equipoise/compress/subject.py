@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import Tensor, nn
@@ -12,7 +12,7 @@ from equipoise.compress.criteria import Evidence, compromise, gather, ranking
 from equipoise.compress.fold import folded
 from equipoise.compress.graph import Group, groups
 from equipoise.compress.operators import operators
-from equipoise.compress.statistics import Statistics, collect
+from equipoise.compress.statistics import Moments, Statistics, collect
 from equipoise.errors import unknown
 from equipoise.ops import Op
 
@@ -48,6 +48,8 @@ class Subject:
     left: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     likes: int = 8
+    _moments: dict[str, Moments] = field(default_factory=dict, repr=False, compare=False)
+    _answers: dict[str, Statistics] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
     def prepare(
@@ -108,6 +110,35 @@ class Subject:
             if group.name == name:
                 return group
         raise unknown("group", name, [group.name for group in self.groups if group.prunable])
+
+    def moments(self, layers: Collection[str]) -> dict[str, Moments]:
+        """Return what these layers read on the calibration inputs, where it was asked for or can be collected; once each."""
+        known = {**(self.statistics.moments if self.statistics else {}), **self._moments}
+        if self.calibration is not None and (missing := frozenset(layers) - known.keys()):
+            found = collect(self.model, self.calibration, moments_of=missing, targets=False).moments
+            self._moments.update(found)
+            known.update(found)
+        return {layer: known[layer] for layer in layers if layer in known}
+
+    def answers_of(self, scaled: nn.Module, *, key: str) -> Statistics:
+        """Return what the layers of the model at another scale answer on the calibration inputs.
+
+        Layers whose answers have no places, such as a classifier's, are to answer as at the model's own scale.
+
+        Args:
+            scaled: The model at that scale.
+            key: Which scale it is; the answers are collected once for each.
+        """
+        assert self.statistics is not None, "a subject of shapes alone has no answers"
+        assert self.calibration is not None, "a subject of shapes alone has no answers"
+        if scaled is self.model:
+            return self.statistics
+        if key not in self._answers:
+            found = collect(scaled, self.calibration).targets
+            placeless = [name for name, op in self.ops.items() if op.kind == "linear" and op.height == 1 and name in found]
+            own = {name: self.statistics.targets[name] for name in placeless if name in self.statistics.targets}
+            self._answers[key] = Statistics(self.statistics.moments, {**found, **own})
+        return self._answers[key]
 
     def order(self, group: Group) -> tuple[int, ...]:
         """Return a group's channels by importance, or as they come where only shapes are wanted."""

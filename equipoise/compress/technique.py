@@ -10,8 +10,9 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, cast, runtime_checkable
 
-from torch import Tensor, nn
+from torch import nn
 
+from equipoise.compress.cut import Keep
 from equipoise.compress.subject import Subject
 from equipoise.ops import Op
 from equipoise.records import Choice
@@ -46,14 +47,14 @@ class Draft:
     Attributes:
         model: As it is by now.
         damaged: Whether it computes something else than it did, so that repair has something to mend.
-        kept: Layer -> the output channels that it kept, int64, where it lost some.
+        keep: (layer, axis) -> the places that it kept, int64, where it lost some.
         renamed: Layer -> the one inside it that now gives its answer.
         request: Layer -> bits that the runtime is asked to compute it in, where not 32.
     """
 
     model: nn.Module
     damaged: bool = False
-    kept: Mapping[str, Tensor] = field(default_factory=dict)
+    keep: Keep = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     request: Mapping[str, int] = field(default_factory=dict)
 

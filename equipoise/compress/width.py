@@ -34,9 +34,8 @@ class Width:
         cut = checked(subject.groups, {name: int(width) for name, width in chosen.items()})
         kept = {name: sorted(subject.order(subject.group(name))[:width]) for name, width in cut.items()}
         keep = keeping(subject.model, subject.groups, kept)
-        narrowed = {layer: spots for (layer, axis), spots in keep.items() if axis == "out"}
-        model = sliced(draft.model, keep)
-        return replace(draft, model=model, damaged=draft.damaged or bool(keep), kept={**draft.kept, **narrowed})
+        damaged = draft.damaged or bool(keep)
+        return replace(draft, model=sliced(draft.model, keep), damaged=damaged, keep={**draft.keep, **keep})
 
     def ops(self, subject: Subject, offer: Offer, layer: str, choice: Choice) -> tuple[Op, ...]:
         """Return the layer with its share of the inputs or outputs, or of both."""
@@ -61,9 +60,14 @@ def narrowed(op: Op, into: float, out_of: float) -> Op:
 def widths(size: int, multiple: int) -> tuple[int, ...]:
     """Return a menu of widths: the whole group first, then smaller multiples of `multiple`.
 
+    A group of less than four such multiples is cut in multiples of 8: what is lost in a register is less than the menu.
+
     Example:
         >>> widths(64, 8), widths(16, 8), widths(6, 8)
         ((64, 48, 32, 24, 16), (16, 8), (6,))
+        >>> widths(64, 16), widths(32, 16)
+        ((64, 48, 32, 16), (32, 24, 16, 8))
     """
+    multiple = multiple if size >= 4 * multiple else min(multiple, 8)
     rounded = {max(multiple, round(size * level / multiple) * multiple) for level in LEVELS}
     return (size, *sorted((w for w in rounded if w < size), reverse=True))

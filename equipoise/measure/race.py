@@ -42,7 +42,7 @@ ELASTICITY, DOUBT, DOUBT_BUSY = 0.5, 1 / math.sqrt(12), 1 / math.sqrt(3)
 """What is taken for an elasticity, and its standard error, before it is measured: anything from 0 (a slower machine slows both
 alike) to 1 (only the baseline). The last is added where processes had to wait for the CPU: a small program that is put aside
 loses its caches, and was seen to be slowed more than the baseline."""
-TELLING = 4
+ELASTICITY_PROCESSES = 4
 """Processes from which an elasticity can be told."""
 MOST_EXPLAINED = 1.25
 """A ratio is not carried to a state further off than this: beyond it nothing was measured."""
@@ -108,7 +108,7 @@ class Race:
         looks = [_looks(a, b) for a, b in zip(self.rounds[baseline], self.rounds[new], strict=True)]
         whole = _slope(looks)
         parts = [part for i in range(len(looks)) if (part := _slope(looks[:i] + looks[i + 1 :])) is not None]
-        if whole is None or len(parts) < TELLING:
+        if whole is None or len(parts) < ELASTICITY_PROCESSES:
             return ELASTICITY, math.hypot(DOUBT, more)
         center, n = math.fsum(parts) / len(parts), len(parts)
         error = math.sqrt((n - 1) / n * math.fsum((part - center) ** 2 for part in parts))

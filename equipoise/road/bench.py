@@ -20,6 +20,7 @@ import torch
 from equipoise import runtimes
 from equipoise.axes import AXES
 from equipoise.compress.builder import Builder
+from equipoise.compress.fold import folded
 from equipoise.compress.subject import Subject
 from equipoise.compress.technique import Draft
 from equipoise.compress.trace import WEIGHTED, copied
@@ -45,6 +46,7 @@ from equipoise.road.facts import TARGET, Facts
 from equipoise.road.racing import Contender
 from equipoise.road.survey import survey
 from equipoise.runtimes import Program, Session, Source, Target
+from equipoise.runtimes.cpu import liked_channels
 from equipoise.runtimes.export import Exporter, layer_nodes
 from equipoise.study.record import latency_beside
 from equipoise.training.losses import apart
@@ -65,47 +67,38 @@ ENERGY_WINDOW_S = 0.5
 
 @dataclass(frozen=True)
 class Workbench:
-    """All that is prepared once per workload; make one with `Workbench.prepare`.
+    """All that is prepared once per workload, each part when it is first needed.
 
     Attributes:
         save: Keeps bytes and returns their SHA-256 (the store's blobs).
         extra: Words of axes that are measured beside those of every evaluation.
+        shapes: Whether the shapes of plans will do, so that no statistics are collected.
     """
 
     work: Workload
     targets: tuple[Target, ...]
-    builder: Builder
     save: Callable[[bytes], str]
     meters: Meters = field(default_factory=Meters)
     extra: tuple[str, ...] = ()
+    shapes: bool = False
     exporter: Exporter = field(default_factory=Exporter)
 
-    @classmethod
-    def prepare(
-        cls,
-        work: Workload,
-        targets: tuple[Target, ...],
-        save: Callable[[bytes], str],
-        *,
-        meters: Meters | None = None,
-        extra: tuple[str, ...] = (),
-        shapes: bool = False,
-    ) -> Workbench:
-        """Fold the model, trace its groups and collect its statistics (seconds).
-
-        Args:
-            shapes: Whether the shapes of plans will do, so that no statistics are collected.
-        """
-        calibration = work.calibration.take(CALIBRATION_SAMPLES).tensors()[0]
-        with one_thread():
-            make = Subject.of_shapes if shapes else Subject.prepare
-            subject = make(work.model, work.example, calibration)
-        return cls(work, targets, Builder(subject), save, meters or Meters(targets[0].batch), extra)
-
-    @property
+    @cached_property
     def teacher(self) -> torch.nn.Module:
         """The untouched model with its BatchNorm folded."""
-        return self.builder.subject.model
+        with one_thread():
+            return folded(self.work.model, self.work.example, data=self._calibration).model
+
+    @cached_property
+    def builder(self) -> Builder:
+        """What makes of plans models: groups traced and proven, statistics collected (seconds)."""
+        with one_thread():
+            make = Subject.of_shapes if self.shapes else Subject.prepare
+            return Builder(make(self.teacher, self.work.example, self._calibration, likes=liked_channels()))
+
+    @cached_property
+    def _calibration(self) -> torch.Tensor:
+        return self.work.calibration.take(CALIBRATION_SAMPLES).tensors()[0]
 
     @cached_property
     def facts(self) -> Facts:
@@ -115,7 +108,7 @@ class Workbench:
     @cached_property
     def calibration(self) -> Array:
         """Inputs that int8 ranges are read from, (N, ...)."""
-        return np.asarray(self.work.calibration.take(CALIBRATION_SAMPLES).tensors()[0].numpy())
+        return np.asarray(self._calibration.numpy())
 
     @cached_property
     def validation(self) -> tuple[torch.Tensor, torch.Tensor]:
@@ -136,6 +129,11 @@ class Workbench:
         """Return the draft of a plan, not trained."""
         with one_thread():
             return self.builder.build(plan, repair=repair)
+
+    @property
+    def untouched(self) -> Draft:
+        """The draft of the plan that changes nothing."""
+        return Draft(self.teacher)
 
     def restore(self, plan: Plan, weights: bytes) -> Draft:
         """Return a plan's draft with stored safetensors weights."""
@@ -179,7 +177,7 @@ class Workbench:
     @cached_property
     def reference_program(self) -> Program:
         """The untouched model compiled for the first target."""
-        return self.compile(Draft(self.teacher), self.source(self.teacher), self.targets[0])
+        return self.compile(self.untouched, self.source(self.teacher), self.targets[0])
 
     @cached_property
     def reference(self) -> Array:

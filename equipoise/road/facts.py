@@ -14,6 +14,8 @@ from equipoise.records import Choice, Knob
 from equipoise.search import Space
 from equipoise.study.header import Offered
 
+FEW = 8
+"""Knobs that act on more layers than this (a block, the whole model) are not chosen together with each of them."""
 TARGET = "target"
 """The knob that says where a plan runs."""
 
@@ -67,7 +69,8 @@ class Facts:
     @property
     def space(self) -> Space:
         """All plans."""
-        return Space(tuple(row.knob for row in self.offered), {(name, choice): gone for name, choice, gone in self.moot})
+        knobs, moot = tuple(row.knob for row in self.offered), {(name, choice): gone for name, choice, gone in self.moot}
+        return Space(knobs, moot, {row.knob.name: row.layers for row in self.offered if len(row.layers) <= FEW})
 
     def acted_on(self, knob: str) -> tuple[str, ...]:
         """Return the layers that a knob acts on."""

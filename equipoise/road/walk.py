@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time as clock
 from collections.abc import Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
 
 from equipoise import runtimes
@@ -15,13 +15,15 @@ from equipoise.measure.meters import Meters
 from equipoise.progress import of_events
 from equipoise.road.bench import Workbench
 from equipoise.road.decisions import Asked, Road
-from equipoise.road.here import Here
+from equipoise.road.here import Here, Maker
+from equipoise.road.isolated import isolated
 from equipoise.road.jobs import Job, drive
+from equipoise.road.trials import Trials
 from equipoise.road.watchdog import watched
 from equipoise.runtimes import Target, parse_targets
 from equipoise.study.record import Study
 from equipoise.study.store import Store
-from equipoise.units import check_seed, parse
+from equipoise.units import check_seed, duration
 from equipoise.workloads import Workload, as_workload, check
 from equipoise.workloads.spec import located
 
@@ -37,6 +39,7 @@ def optimize(
     recovery: bool = True,
     price_per_hour: float | None = None,
     grid: float | None = None,
+    isolate: bool = False,
     spec: str = "",
     listen: Listener | None = None,
     began: float | None = None,
@@ -55,6 +58,8 @@ def optimize(
         recovery: Whether survivors are distilled from the untouched model (their training time counts).
         price_per_hour: Dollars an hour of this machine; a bound on the price needs it.
         grid: Grams of CO2 equivalent for a kilowatt-hour; a bound on carbon needs it.
+        isolate: Whether each candidate is made, trained and scored in a process of its own, so that one that crashes, hangs, or
+            eats the memory ends as a failed trial. Costs the memory of a second copy of the workload and the time to load it.
         spec: How the command line names the workload, recorded so that `verify` can load it again.
         listen: Told about every step; None shows a line of progress in a notebook or an interactive session.
         began: ``time.perf_counter()`` when the run began, where loading the workload is to count as well; None for now.
@@ -65,9 +70,7 @@ def optimize(
     started = clock.perf_counter() if began is None else began
     bounds = parse_budget(budget)
     targets = parse_targets(target)
-    limit = parse(time, "s", name="time") if isinstance(time, str) else float(time)
-    if not 0 <= limit < float("inf"):
-        raise must_be("time", "zero or more, and finite", time, "Write for example 20min.")
+    limit = duration(time, zero=True)
     check_seed(seed)
     if not isinstance(store, str | Path):
         raise must_be("store", "the path of a folder", store, 'Write for example "runs/a".')
@@ -97,42 +100,55 @@ def optimize(
                 "damage_unit": "squared spreads" if work.divergence.kind == "values" else "nats",
             },
         )  # fmt: skip
-        _walk(opened, asked, work, targets, located(spec), told, started)
+        _walk(opened, asked, work, targets, spec=located(spec), isolate=isolate, listen=told, started=started)
         return Study.read(opened)
 
 
 def _walk(
-    store: Store, asked: Asked, work: Workload, targets: tuple[Target, ...], spec: str, listen: Listener, started: float
+    store: Store,
+    asked: Asked,
+    work: Workload,
+    targets: tuple[Target, ...],
+    *,
+    spec: str,
+    isolate: bool,
+    listen: Listener,
+    started: float,
 ) -> None:
     """Drive the road to its end."""
     road = Road(asked, listen)
 
-    def prepare() -> Workbench:
-        with staying("preparing the model"):
-            return Workbench.prepare(work, targets, store.blob, meters=asked.meters, extra=asked.meters.extra(asked.budget))
-
-    def around(job: Job) -> AbstractContextManager[None]:
+    @contextmanager
+    def around(job: Job) -> Iterator[None]:
         _ask(store, road)
-        return watched(job.name, lambda text: road.tell("stuck", text), expected_s=job.expected_s)
+        watching = watched(job.name, lambda text: road.tell("stuck", text), expected_s=job.expected_s)
+        with watching, staying("preparing the model") if job.kind == "prepare" else nullcontext():
+            yield
 
-    here = Here(
-        store, prepare, lambda: road.proposal(), spec=spec, seed=asked.seed,
-        tell=lambda stage, text, seconds: road.tell(stage, text, extra_s=seconds),
-    )  # fmt: skip
-    if store.get("prepare", "0"):  # a run that goes on: loading and preparing anew are no part of its next job
-        road.tell("prepare", "prepare the model again", extra_s=clock.perf_counter() - started)
-        _ = here.bench
-        started = clock.perf_counter()
-    try:
-        drive(road, store, here, mark=started, around=around)
-    except StoreError:
-        raise
-    except EquipoiseError as error:
-        if road.waiting is None or road.waiting.kind != "final":
+    def tell(stage: str, text: str, seconds: float) -> None:
+        road.tell(stage, text, extra_s=seconds)
+
+    bench = Workbench(work, targets, store.blob, asked.meters, asked.meters.extra(asked.budget))
+    with ExitStack() as open_:
+        maker: Maker = Trials(bench, store, asked.seed, tell)
+        if isolate:
+            maker = open_.enter_context(isolated(bench, store, spec=spec, seed=asked.seed, tell=tell))
+        here = Here(store, bench, maker, lambda: road.proposal(), spec=spec)
+        if store.get("prepare", "0"):  # a run that goes on: loading and preparing anew are no part of its next job
+            road.tell("prepare", "prepare the model again", extra_s=clock.perf_counter() - started)
+            _ = here.maker
+            started = clock.perf_counter()
+        try:
+            drive(road, store, here, mark=started, around=around)
+        except StoreError:
             raise
-        # nothing that was found is lost for it; `export` races again
-        road.tell("final", f"WARNING: the last race failed, so latencies are those of the search: {error}")
+        except EquipoiseError as error:
+            if road.waiting is None or road.waiting.kind != "final":
+                raise
+            # nothing that was found is lost for it; `export` races again
+            road.tell("final", f"WARNING: the last race failed, so latencies are those of the search: {error}")
     _ask(store, road)
+    store.tidy()
 
 
 def _ask(store: Store, road: Road) -> None:

@@ -1,9 +1,11 @@
-"""What this CPU makes of 8-bit products, which decides the range of quantized weights."""
+"""What this CPU likes: whether its 8-bit products are exact, and the multiples of channels at which it is quick."""
 
 from __future__ import annotations
 
 import platform
 from pathlib import Path
+
+X86 = ("x86_64", "amd64")
 
 
 def has_exact_int8() -> bool:
@@ -12,11 +14,24 @@ def has_exact_int8() -> bool:
     Without them the usual kernels add two products in 16 bits, which overflow unless weights keep to 7 bits. Where the CPU
     cannot be asked (x86 outside Linux), the careful answer is False.
     """
-    if platform.machine().lower() not in ("x86_64", "amd64"):
-        return True
+    return platform.machine().lower() not in X86 or bool({"avx512_vnni", "avx_vnni", "amx_int8"} & _flags())
+
+
+def liked_channels() -> int:
+    """Return the multiple of channels at which kernels waste nothing: the floats in a register, 16, 8 or 4.
+
+    With AVX-512 a 3 x 3 convolution of ONNX Runtime takes the same 48 us at 36 to 48 channels and 77 us at 52 to 64
+    (docs/search.md, widths). Where the CPU cannot be asked, 8.
+    """
+    if platform.machine().lower() not in X86:
+        return 4
+    return 16 if "avx512f" in _flags() else 8
+
+
+def _flags() -> set[str]:
+    """What an x86 CPU says that it can do; nothing where it cannot be asked."""
     try:
         text = Path("/proc/cpuinfo").read_text()
     except OSError:
-        return False
-    flags = next((line for line in text.splitlines() if line.startswith("flags")), "").split()
-    return bool({"avx512_vnni", "avx_vnni", "amx_int8"} & set(flags))
+        return set()
+    return set(next((line for line in text.splitlines() if line.startswith("flags")), "").split())

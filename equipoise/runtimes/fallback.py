@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-WHOLE = "the whole model"
+WHOLE_MODEL = "the whole model"
 """Stands for a layer's name where no layer can be named."""
 
 

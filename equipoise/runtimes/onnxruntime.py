@@ -28,7 +28,7 @@ from equipoise.errors import InputError, must_be
 from equipoise.runtimes.base import Program, Session, Source, check_program, check_quantizable
 from equipoise.runtimes.cpu import has_exact_int8
 from equipoise.runtimes.failures import failures
-from equipoise.runtimes.fallback import WHOLE, culprits, told
+from equipoise.runtimes.fallback import WHOLE_MODEL, culprits, told
 
 FILE = "model.onnx"
 """The one file of a program."""
@@ -158,7 +158,7 @@ def _quantized(content: bytes, calibration: NDArray[Any], excluded: set[str]) ->
     made = attempt(calibration, excluded | set(bad))
     why = reasons[""]
     if made is None:
-        return content, dict.fromkeys(nodes or [WHOLE], why)
+        return content, dict.fromkeys(nodes or [WHOLE_MODEL], why)
     return made, {name: left.get(name, why) for name in bad}
 
 

@@ -23,7 +23,7 @@ from numpy.typing import NDArray
 from equipoise.errors import InputError, missing_extra
 from equipoise.runtimes.base import Program, Session, Source, check_program, check_quantizable
 from equipoise.runtimes.cpu import has_exact_int8
-from equipoise.runtimes.fallback import WHOLE, culprits, told
+from equipoise.runtimes.fallback import WHOLE_MODEL, culprits, told
 
 SMALL_BYTES = 4096
 """Constants up to this size are merged where they are equal."""
@@ -218,7 +218,7 @@ def _quantized(content: bytes, calibration: NDArray[Any], excluded: set[str]) ->
     why = reasons[""]
     files = attempt(calibration, excluded | set(bad))
     if files is None:
-        return _save(_read(content)), dict.fromkeys(nodes or [WHOLE], why)
+        return _save(_read(content)), dict.fromkeys(nodes or [WHOLE_MODEL], why)
     return files, dict.fromkeys(bad, why)
 
 

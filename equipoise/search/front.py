@@ -1,8 +1,10 @@
 """The predicted front, solved exactly from the tables instead of searched.
 
-When each unit's choices add their own loss and cost, the best sum for *every* budget at once is a dynamic program over units
-that carries all non-dominated (cost, loss) pairs. What does not add (products of widths, precision edges, the runtime) is met
-by solving around several base plans and checking every solution with the full model.
+When each choice adds its own loss and cost, the best sum for *every* budget at once is a dynamic program over units that
+carries all non-dominated (cost, loss) pairs. Where a choice makes others moot (a dropped block), the space is a tree: what lies
+inside is solved first, and its front competes with "or drop it". So nothing is enumerated but the few knobs that act on one
+layer. What does not add (products of widths, precision edges, the target) is met by solving around several base plans and
+checking every solution with the full model.
 """
 
 from __future__ import annotations
@@ -23,8 +25,8 @@ from equipoise.search.tables import LossTable
 
 Floats = NDArray[np.float64]
 
-UNIT_LIMIT = 4096
-"""Joint choices that knobs tied by mootness may span before they are treated apart."""
+JOINT_LIMIT = 4096
+"""Joint choices that knobs of one layer may span before they are treated apart."""
 
 
 class Cost(Protocol):
@@ -71,23 +73,52 @@ def solve(losses: Sequence[Floats], costs: Sequence[Floats], *, labels: int = 20
         )
     if labels < 2:
         raise must_be("labels", "2 or more", labels, "2000 is plenty.")
-    cost, loss, slack = np.zeros(1), np.zeros(1), 0.0
-    trail: list[NDArray[np.int64]] = []
-    for unit_loss, unit_cost in zip(losses, costs, strict=True):
-        all_costs = np.add.outer(cost, np.asarray(unit_cost, dtype=float)).ravel()
-        all_losses = np.add.outer(loss, np.asarray(unit_loss, dtype=float)).ravel()
-        kept = _staircase(all_costs, all_losses)
-        if len(kept) > labels:
-            width = float(all_costs[kept[-1]] - all_costs[kept[0]]) / (labels - 1)
-            kept = _thinned(kept, all_costs[kept], labels - 1)
-            slack += width
-        cost, loss = all_costs[kept], all_losses[kept]
-        trail.append(kept)
-    choices = np.empty((len(cost), len(losses)), dtype=np.int64)
-    at = np.arange(len(cost))
-    for unit in range(len(losses) - 1, -1, -1):
-        at, choices[:, unit] = np.divmod(trail[unit][at], len(losses[unit]))
-    return Solution(choices, cost, loss, slack)
+    found = _none(len(losses))
+    for unit, (unit_loss, unit_cost) in enumerate(zip(losses, costs, strict=True)):
+        rows = np.zeros((len(unit_loss), len(losses)), dtype=np.int64)
+        rows[:, unit] = np.arange(len(unit_loss))
+        found = _sum(found, _Labels(np.asarray(unit_cost, dtype=float), np.asarray(unit_loss, dtype=float), rows), labels)
+    return Solution(found.rows, found.costs, found.losses, found.slack)
+
+
+@dataclass(frozen=True)
+class _Labels:
+    """Non-dominated (cost, loss) sums with the genomes behind them; columns that are not decided yet are 0."""
+
+    costs: Floats
+    losses: Floats
+    rows: NDArray[np.int64]
+    slack: float = 0.0
+
+
+def _none(columns: int) -> _Labels:
+    """Nothing chosen yet: one sum, of nothing."""
+    return _Labels(np.zeros(1), np.zeros(1), np.zeros((1, columns), dtype=np.int64))
+
+
+def _sum(a: _Labels, b: _Labels, most: int) -> _Labels:
+    """Every sum of one of `a` and one of `b` that no other dominates, at most `most` of them."""
+    costs, losses = np.add.outer(a.costs, b.costs).ravel(), np.add.outer(a.losses, b.losses).ravel()
+    kept, slack = _kept(costs, losses, most)
+    left, right = np.divmod(kept, len(b.costs))
+    return _Labels(costs[kept], losses[kept], a.rows[left] + b.rows[right], a.slack + b.slack + slack)
+
+
+def _either(options: Sequence[_Labels], most: int) -> _Labels:
+    """Every one of the options that no other dominates, at most `most` of them."""
+    costs, losses = (np.concatenate([getattr(o, name) for o in options]) for name in ("costs", "losses"))
+    kept, slack = _kept(costs, losses, most)
+    rows = np.concatenate([o.rows for o in options])[kept]
+    return _Labels(costs[kept], losses[kept], rows, max(o.slack for o in options) + slack)
+
+
+def _kept(costs: Floats, losses: Floats, most: int) -> tuple[NDArray[np.int64], float]:
+    """Indices of the non-dominated pairs, thinned to `most`, and what the thinning gives up of the cost."""
+    kept = _staircase(costs, losses)
+    if len(kept) <= most:
+        return kept, 0.0
+    width = float(costs[kept[-1]] - costs[kept[0]]) / (most - 1)
+    return _thinned(kept, costs[kept], most - 1), width
 
 
 def _staircase(costs: Floats, losses: Floats) -> NDArray[np.int64]:
@@ -132,24 +163,62 @@ def predicted_front(
     if not costs:
         raise must_be("costs", "one or more", costs, "Give the cost models to trade against the loss.")
     found = [np.zeros((1, len(space.knobs)), dtype=np.int64)]
-    units = _units(space)
-    loss_columns = [sum_columns(table, columns, combos) for columns, combos in units]
+    tree = _tree(space)
     for start in _globals(space):
         base_costs = [float(c.many(start[None])[0]) for c in costs]
         for mix in _mixes(len(costs), directions):
-            base = start
+            weights, base = [m / b for m, b in zip(mix, base_costs, strict=True)], start
             for _ in range(passes):
-                deltas = [
-                    _deltas(columns, combos, base, costs, [m / b for m, b in zip(mix, base_costs, strict=True)])
-                    for columns, combos in units
-                ]
-                rows = _assemble(solve(loss_columns, deltas, labels=labels).choices, units, start)
+                rows = _solved(tree, base, table, costs, weights, labels).rows + start
                 found.append(rows)
                 base = rows[len(rows) // 2]
     genomes = np.unique(space.canonical(np.concatenate(found)), axis=0)
     values = np.stack([*(c.many(genomes) for c in costs), table.sums(genomes)], axis=1)
     best = np.flatnonzero(front_mask(values))
     return np.asarray(genomes[best[np.argsort(values[best, 0], kind="stable")]])
+
+
+@dataclass(frozen=True)
+class _Unit:
+    """Knobs that are chosen together, and what depends on them.
+
+    Attributes:
+        columns: Of the knobs.
+        combos: `(combos, columns)`, every joint choice; the first leaves all untouched.
+        inside: For each joint choice the units that are not moot under it, of those that some choice makes moot.
+    """
+
+    columns: tuple[int, ...]
+    combos: Genomes
+    inside: tuple[tuple[_Unit, ...], ...]
+
+    @property
+    def below(self) -> tuple[int, ...]:
+        """Columns of everything inside."""
+        units = {u.columns: u for some in self.inside for u in some}.values()
+        return tuple(column for u in units for column in (*u.columns, *u.below))
+
+
+def _solved(
+    units: Sequence[_Unit], base: Genomes, table: LossTable, costs: Sequence[Cost], mix: Sequence[float], most: int
+) -> _Labels:
+    """The front of some units together, the others as in `base`; costs are differences from these units untouched."""
+    found = _none(len(base))
+    for unit in units:
+        around = base.copy()
+        around[list(unit.below)] = 0  # what lies inside is counted from untouched, whether it is kept or goes
+        deltas = _deltas(unit.columns, unit.combos, around, costs, mix)
+        losses = sum_columns(table, unit.columns, unit.combos)
+        options = []
+        for i, inside in enumerate(unit.inside):
+            around = base.copy()
+            around[list(unit.columns)] = unit.combos[i]
+            within = _solved(inside, around, table, costs, mix, most)
+            rows = within.rows.copy()
+            rows[:, unit.columns] = unit.combos[i]
+            options.append(_Labels(within.costs + deltas[i], within.losses + losses[i], rows, within.slack))
+        found = _sum(found, _either(options, most), most)
+    return found
 
 
 def sum_columns(table: LossTable, columns: Sequence[int], combos: Genomes) -> Floats:
@@ -165,31 +234,54 @@ def _deltas(columns: Sequence[int], combos: Genomes, base: Genomes, costs: Seque
     return np.asarray(total - total[0])
 
 
-def _assemble(choices: NDArray[np.int64], units: Sequence[tuple[list[int], Genomes]], start: Genomes) -> Genomes:
-    """Turn choices of units into genomes; knobs of the whole model as in `start`."""
-    rows = np.repeat(start[None], len(choices), axis=0)
-    for unit, (columns, combos) in enumerate(units):
-        rows[:, columns] = combos[choices[:, unit]]
-    return rows
+def _tree(space: Space) -> tuple[_Unit, ...]:
+    """The local knobs as a tree: what a choice makes moot lies inside the knob that has it.
 
+    Raises:
+        InputError: A knob that two others make moot of which neither lies inside the other.
+    """
+    outer: dict[int, set[int]] = {i: set() for i, knob in enumerate(space.knobs) if knob.place}
+    moot: dict[tuple[int, int], set[int]] = {}
+    for (name, choice), others in space.moot.items():
+        parent, gone = space.positions[name], {space.positions[n] for n in others} & outer.keys()
+        if parent in outer:
+            moot[parent, space.knob(name).menu.index(choice)] = gone
+            for i in gone:
+                outer[i].add(parent)
+    for i, parents in outer.items():
+        if any(a != b and a not in outer[b] and b not in outer[a] for a in parents for b in parents):
+            names = [space.knobs[p].name for p in sorted(parents)]
+            raise must_be(f"moot of {space.knobs[i].name}", "under knobs one inside the other", names, "Nest them.")
+    innermost = {i: max(parents, key=lambda p: len(outer[p]), default=-1) for i, parents in outer.items()}
 
-def _units(space: Space) -> list[tuple[list[int], Genomes]]:
-    """Group local knobs that mootness ties together: (columns, distinct joint choices), untouched first."""
-    local = [i for i, k in enumerate(space.knobs) if k.place]
-    group = {i: {i} for i in local}
-    for (name, _), others in space.moot.items():
-        tied = {space.positions[n] for n in (name, *others)} & set(local)
-        merged = set().union(*(group[i] for i in tied)) if tied else set()
-        if math.prod(int(space.sizes[i]) for i in merged) <= UNIT_LIMIT:
-            for i in merged:
-                group[i] = merged
-    units = []
-    for columns in sorted({tuple(sorted(g)) for g in group.values()}):
+    def below(parent: int) -> list[_Unit]:
+        return [unit(columns) for columns in _joined(space, [i for i, up in innermost.items() if up == parent])]
+
+    def unit(columns: tuple[int, ...]) -> _Unit:
         combos = np.array(list(itertools.product(*[range(int(space.sizes[i])) for i in columns])), dtype=np.int64)
-        rows = np.zeros((len(combos), len(space.knobs)), dtype=np.int64)
-        rows[:, columns] = combos
-        units.append((list(columns), np.unique(space.canonical(rows), axis=0)[:, columns]))
-    return units
+        children = {column: below(column) for column in columns}
+        inside = []
+        for combo in combos:
+            gone = set().union(*(moot.get((c, int(index)), set()) for c, index in zip(columns, combo, strict=True)))
+            inside.append(tuple(u for some in children.values() for u in some if not set(u.columns) <= gone))
+        return _Unit(columns, combos, tuple(inside))
+
+    return tuple(below(-1))
+
+
+def _joined(space: Space, columns: Sequence[int]) -> list[tuple[int, ...]]:
+    """Put knobs that act on the same layers together, as far as their joint choices stay few: their costs do not add."""
+    groups: list[list[int]] = []
+    for column in columns:
+        acts = set(space.acts.get(space.knobs[column].name, ()))
+        near = [g for g in groups if any(acts & set(space.acts.get(space.knobs[i].name, ())) for i in g)]
+        merged = [column]
+        for group in near:
+            if math.prod(int(space.sizes[i]) for i in (*group, *merged)) <= JOINT_LIMIT:
+                merged = [*group, *merged]
+                groups.remove(group)
+        groups.append(merged)
+    return [tuple(sorted(group)) for group in groups]
 
 
 def _globals(space: Space) -> Iterator[Genomes]:

@@ -29,12 +29,14 @@ class Space:
         knobs: In any order, each name once.
         moot: ``(knob, choice)`` -> knobs that have no effect under that choice (the width inside a dropped block). Such knobs
             are held at their untouched choice, so that one network is never two plans.
+        acts: Knob -> names of what it acts on; what knobs of the same thing cost together is not the sum of what each costs.
     Raises:
         InputError: No knobs, a name used twice, or `moot` naming what does not exist.
     """
 
     knobs: tuple[Knob, ...]
     moot: Mapping[tuple[str, Choice], tuple[str, ...]] = field(default_factory=dict)
+    acts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.knobs:
@@ -161,7 +163,8 @@ class Space:
             Knob(k.name, tuple(c for c in k.menu if k.name not in allowed or c in allowed[k.name])) for k in self.knobs
         )
         menus = {k.name: k.menu for k in knobs}
-        return Space(knobs, {key: others for key, others in self.moot.items() if key[1] in menus[key[0]]})
+        moot = {key: others for key, others in self.moot.items() if key[1] in menus[key[0]]}
+        return Space(knobs, moot, self.acts)
 
     def knob(self, name: str) -> Knob:
         """Return a knob by its name.

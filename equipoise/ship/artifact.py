@@ -27,7 +27,7 @@ from datetime import UTC, datetime
 from functools import cached_property
 from hashlib import sha256
 from pathlib import Path, PurePosixPath
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from equipoise.budget import Budget, Constraint, parse_budget
 from equipoise.errors import InputError, StoreError, must_be
@@ -41,9 +41,6 @@ from equipoise.study.record import Study, latency_beside
 from equipoise.study.store import Store, write_atomic
 from equipoise.study.tested import EXPORTS, exports_of
 
-if TYPE_CHECKING:
-    from equipoise.ship.verify import Verification
-
 OWN_FILES = ("manifest.json", "README.md", "verify.json")
 """Files of a folder that the manifest does not list: itself, the card, and what `verify` wrote."""
 AGAIN = "Run `equipoise optimize` on it again."
@@ -53,7 +50,7 @@ MANIFEST_BYTES, FILE_BYTES = 4_000_000, 4_000_000_000
 
 @dataclass(frozen=True)
 class Artifact:
-    """An exported folder; make one with `export`, open one with `Artifact.load`.
+    """An exported folder; make one with `equipoise.export`, open one with `Artifact.load`.
 
     Attributes:
         path: The folder.
@@ -148,12 +145,6 @@ class Artifact:
             raise must_be(f"{name} of the artifact", f"under {FILE_BYTES} bytes", file.stat().st_size, "Export it again.")
         return file.read_bytes()
 
-    def verify(self, *, workload: Any = None, seconds: float = 10.0, trust_nothing: bool = False) -> Verification:
-        """Check every promise on the files, in a clean process; see `equipoise.ship.verify.verify`."""
-        from equipoise.ship.verify import verify
-
-        return verify(self.path, workload=workload, seconds=seconds, trust_nothing=trust_nothing)
-
     def _program(self, which: str) -> Program:
         entry = self.manifest[which]
         files = {PurePosixPath(name).name: self.read(name) for name in entry["files"]}
@@ -164,7 +155,7 @@ RACE_S, PATIENCE = 20.0, 3.0
 """Seconds for the race of a pick that the study's own last race left out; so many times that until eight processes have run."""
 
 
-def export(
+def pack(
     evaluation: Evaluation,
     store: Store,
     out: str | Path,
@@ -349,22 +340,20 @@ def _remember(store: Store, folder: Path, evaluation: Evaluation, digest: str) -
 def _must_be_free(folder: Path, *, overwrite: bool) -> None:
     """Refuse to write over anything but, with `overwrite`, an artifact."""
     if folder.is_symlink() or (folder.exists() and not folder.is_dir()):
-        raise must_be("--out", "a folder", str(folder), "Name another folder.")
+        raise must_be("out", "a folder", str(folder), "Name another folder.")
     if not folder.is_dir() or not any(folder.iterdir()):
         return
     if not overwrite:
         raise must_be(
-            "--out", "absent or empty", str(folder), "Name another folder, or add --overwrite to replace an artifact."
+            "out", "absent or empty", str(folder), "Name another folder, or replace an artifact there: overwrite (--overwrite)."
         )
     try:
         strangers = Artifact.load(folder).unlisted
     except InputError as error:
-        raise must_be("--out", "an artifact, to be overwritten", str(folder), "Name another folder.") from error
+        raise must_be("out", "an artifact, to be overwritten", str(folder), "Name another folder.") from error
     if strangers:
         others = f"{folder} with {', '.join(strangers[:3])}"
-        raise must_be(
-            "--out", "an artifact and nothing else, to be overwritten", others, "Move away what is not the artifact's."
-        )
+        raise must_be("out", "an artifact and nothing else, to be overwritten", others, "Move away what is not the artifact's.")
 
 
 def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
@@ -382,7 +371,7 @@ def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
     except StoreError:
         raise
     except OSError as error:
-        raise StoreError(f"cannot write {folder}: {error}. Free space there, or name another --out.") from error
+        raise StoreError(f"cannot write {folder}: {error}. Free space there, or name another folder.") from error
     finally:
         if old.exists() and not folder.exists():
             old.rename(folder)

@@ -90,9 +90,13 @@ def latency(base: float, ratio: Interval, now: Reading, *, as_exported: bool) ->
     machine may mislead; the interval then spans both, and what only one of them keeps within a bound cannot be told.
     """
     then = measured(
-        base / ratio.value, "s", low=base / ratio.high, high=base / ratio.low, n=ratio.n,
+        base / ratio.value,
+        "s",
+        low=base / ratio.high,
+        high=base / ratio.low,
+        n=ratio.n,
         note=f"the baseline's over the speed-up found; now {now}",
-    )  # fmt: skip
+    )
     if as_exported:
         return then
     ends = [end for reading in (then, now) for end in (reading.low, reading.high, reading.value) if end is not None]

@@ -8,6 +8,9 @@ from typing import Literal
 State = Literal["kept", "broken", "cannot tell"]
 """What may be said of a promise: the third where this machine or this many samples cannot decide."""
 
+SAMPLES = "samples of the workload"
+"""The check that a workload fails which is of something else altogether."""
+
 
 @dataclass(frozen=True, slots=True)
 class Check:

@@ -16,10 +16,11 @@ from torch import Tensor
 from equipoise.compress.technique import Draft
 from equipoise.compress.trace import copied
 from equipoise.measure.counts import count
-from equipoise.records import Plan, Reading, measured
+from equipoise.records import Knob, Plan, Reading, measured
 from equipoise.road.bench import BATCH, Array, Workbench
 from equipoise.runtimes import Source, parse_targets
 from equipoise.runtimes.structure import Stored, layer_bits, parameters
+from equipoise.search import Space
 from equipoise.ship.manifest import WEIGHTS
 from equipoise.ship.promises import Check, judged
 from equipoise.ship.scene import ELSEWHERE, FP32_SLACK, Scene, apart, near
@@ -39,9 +40,10 @@ def rebuilt(scene: Scene, found: dict[str, Reading]) -> Iterator[Check]:
     """Apply the plan to the source model again and compare shapes, counts, bits and weights."""
     claims, work = scene.artifact.claims, scene.data
     repaired = claims.fidelity == "one-shot"  # whose weights can be made again; else shapes will do
-    bench = Workbench.prepare(work, parse_targets(claims.study.target), lambda content: "", shapes=not repaired)
-    space = bench.facts.space
-    plan, untouched = Plan(claims.plan), space.untouched
+    bench = Workbench(work, parse_targets(claims.study.target), lambda content: "", shapes=not repaired)
+    plan = Plan(claims.plan)
+    space = _taking(bench.facts.space, plan)
+    untouched = space.untouched
     space.check(plan)
     canonical = space.decode(space.encode(plan))
     changed = {k: (untouched[k], v) for k, v in plan.choices.items() if untouched[k] != v}
@@ -67,6 +69,17 @@ def rebuilt(scene: Scene, found: dict[str, Reading]) -> Iterator[Check]:
         yield _compiled_again(scene, bench, plan, draft)
     if claims.fidelity != "recovered":
         yield _fidelity(scene, bench, plan, weights)
+
+
+def _taking(space: Space, plan: Plan) -> Space:
+    """The space with the plan's own numbers on its menus: another CPU likes other widths, and any smaller one can be built."""
+
+    def menu(knob: Knob) -> Knob:
+        choice = plan.choices.get(knob.name)
+        fits = knob.nested and isinstance(choice, int) and isinstance(knob.menu[0], int) and 0 < choice < knob.menu[0]
+        return Knob(knob.name, tuple(dict.fromkeys((*knob.menu, choice)))) if fits and choice is not None else knob
+
+    return Space(tuple(map(menu, space.knobs)), space.moot, space.acts)
 
 
 def in_the_graph(scene: Scene) -> Iterator[Check]:
@@ -100,8 +113,9 @@ def in_the_graph(scene: Scene) -> Iterator[Check]:
 def _bits(plan: Mapping[str, int | str], floats: Sequence[str], layers: list[str], real: Mapping[str, int]) -> Check:
     """Compare the plan's bits, layer by layer, with the widths of the integers that reach the operators."""
     wanted = {name: 32 if name in floats else plan[f"bits.{name}"] for name in layers}
-    wrong = [f"{name} has {real[name]}" for name in layers if name in real and real[name] != wanted[name]]
-    lost = [name for name in layers if name not in real]
+    held = {name: [bits for other, bits in real.items() if other == name or other.startswith(name + ".")] for name in layers}
+    wrong = [f"{name} has {some[0]}" for name, some in held.items() if any(bits != wanted[name] for bits in some)]
+    lost = [name for name, some in held.items() if not some]
     told = f"{sum(bits == 8 for bits in real.values())} of {len(layers)} layers in 8 bits"
     stated = f"{sum(bits == 8 for bits in wanted.values())} of {len(layers)}"
     if lost and not wrong:

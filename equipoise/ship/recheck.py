@@ -26,7 +26,7 @@ from equipoise.runtimes import Program, Target
 from equipoise.ship.artifact import Artifact
 from equipoise.ship.manifest import SOURCE_STATE
 from equipoise.ship.pace import raced
-from equipoise.ship.promises import Check, judged
+from equipoise.ship.promises import SAMPLES, Check, judged
 from equipoise.ship.rebuilt import in_the_graph, rebuilt
 from equipoise.ship.scene import ELSEWHERE, FP32_SLACK, Scene, apart, guarded, near, probe, request
 from equipoise.study.store import write_atomic
@@ -44,7 +44,7 @@ REPEATS = 1e-6
 UNTRUSTED = "no code that the artifact names was executed"
 
 
-def examine(
+def recheck(
     artifact: Artifact, work: Workload | None, *, seconds: float, found: dict[str, Reading] | None = None
 ) -> Iterator[Check]:
     """Yield every check that loads a file; fill `found` with the figures of the test split and of the costs.
@@ -53,12 +53,11 @@ def examine(
         work: The source model and its data; None leaves out what needs them, and says so.
     """
     figures: dict[str, Reading] = {} if found is None else found
-    stopped = False
-    for check in guarded("loads and runs", _opened(artifact, work)):
-        stopped = stopped or not check.ok
-        yield check
-    if stopped:
-        return
+    for first in (guarded("probe", _samples(artifact, work)), guarded("loads and runs", _opened(artifact, work))):
+        checks = list(first)
+        yield from checks
+        if not all(check.ok for check in checks):
+            return
     scene = Scene.of(artifact, work)
     yield from guarded("probe", _probe(scene))
     if work is not None:
@@ -74,6 +73,15 @@ def examine(
     if work is None:
         unread = "source model, its numerics and speed, metric, quality, drop, distance, counts"
         yield Check("everything else", unread, "not read", "cannot tell", UNTRUSTED)
+
+
+def _samples(artifact: Artifact, work: Workload | None) -> Iterator[Check]:
+    """Whether the workload's samples are of the shape of the recorded ones: where they are not, it is another's."""
+    if work is None:
+        return
+    recorded, own = probe(artifact)["inputs"], work.validation.take(1).tensors()[0].numpy()
+    told, found = (f"{x.dtype} of {tuple(x.shape[1:])}" for x in (recorded, own))
+    yield judged(SAMPLES, told, found, told == found, "as recorded beside the program")
 
 
 def _opened(artifact: Artifact, work: Workload | None) -> Iterator[Check]:
@@ -125,9 +133,14 @@ def _steady(name: str, program: Program, target: Target, samples: Tensor) -> Che
     wanted = first[torch.arange(target.batch) % len(first)]
     wide = FP32_SLACK if program.precision == "fp32" else 0.1
     return near(
-        f"{name} repeats", f"≤ {REPEATS:g}", f"{max(off, apart(wanted, shown)):.2g}", apart(wanted, shown), tight=FP32_SLACK,
-        wide=wide, note="two runs, a second session, and the batch that is timed",
-    )  # fmt: skip
+        f"{name} repeats",
+        f"≤ {REPEATS:g}",
+        f"{max(off, apart(wanted, shown)):.2g}",
+        apart(wanted, shown),
+        tight=FP32_SLACK,
+        wide=wide,
+        note="two runs, a second session, and the batch that is timed",
+    )
 
 
 def _probe(scene: Scene) -> Iterator[Check]:
@@ -137,9 +150,14 @@ def _probe(scene: Scene) -> Iterator[Check]:
     answers = torch.from_numpy(runtimes.get(scene.program.runtime).load(scene.program).run(inputs))
     alike = scene.at_home or scene.program.precision == "fp32"
     yield near(
-        "probe", f"≤ {FP32_SLACK:g}", f"{apart(outputs, answers):.2g}", apart(outputs, answers), tight=FP32_SLACK,
-        wide=FP32_SLACK if alike else 0.5, note=f"{len(inputs)} recorded answers" + ("" if alike else f"; {ELSEWHERE}"),
-    )  # fmt: skip
+        "probe",
+        f"≤ {FP32_SLACK:g}",
+        f"{apart(outputs, answers):.2g}",
+        apart(outputs, answers),
+        tight=FP32_SLACK,
+        wide=FP32_SLACK if alike else 0.5,
+        note=f"{len(inputs)} recorded answers" + ("" if alike else f"; {ELSEWHERE}"),
+    )
     if scene.work is not None:
         real = scene.work.validation.take(len(inputs)).tensors()[0].numpy()
         same = real.shape == inputs.shape and bool((real == inputs).all())
@@ -176,10 +194,14 @@ def _numerics(scene: Scene, kept: Split, answers: Tensor, before: Tensor) -> Ite
     loss = damage(before.numpy(), answers.numpy(), meaning)
     home, size = scene.at_home, abs(claims.loss)
     yield near(
-        "distance to source", f"{claims.loss:.5f}", f"{loss:.5f}", abs(loss - claims.loss), tight=1e-3 * size + 1e-5,
+        "distance to source",
+        f"{claims.loss:.5f}",
+        f"{loss:.5f}",
+        abs(loss - claims.loss),
+        tight=1e-3 * size + 1e-5,
         wide=0.02 * size + 1e-5 if home else 0.5 * size + 1e-2,
         note="distance to the reference's answers" + (f"; top-1 agreement {agree:.2%}" if labels else "") + _where(scene),
-    )  # fmt: skip
+    )
 
 
 def _validation(scene: Scene, kept: Split, answers: Tensor, before: Tensor) -> Iterator[Check]:
@@ -300,7 +322,7 @@ def main(words: list[str]) -> int:
         artifact = Artifact.load(path)
         work = workloads.load(spec, state=_source_state(artifact)) if spec else None
         write_atomic(Path(out).with_suffix(".loaded"), b"")
-        checks = list(examine(artifact, work, seconds=float(seconds), found=found))
+        checks = list(recheck(artifact, work, seconds=float(seconds), found=found))
         result = {"checks": as_data(checks), "found": as_data(found)}
     except EquipoiseError as error:
         result = {"error": str(error), "exit_code": error.exit_code}

@@ -26,7 +26,7 @@ from equipoise.records import Reading, as_data, reading_from
 from equipoise.ship.artifact import Artifact
 from equipoise.ship.card import BEGIN, END, figures, verified_block, with_test
 from equipoise.ship.manifest import ManifestError, contradictions
-from equipoise.ship.promises import Check, judged
+from equipoise.ship.promises import SAMPLES, Check, judged
 from equipoise.study.store import write_atomic
 from equipoise.study.tested import RESULT, headline
 
@@ -99,16 +99,17 @@ class Verification:
 
 
 def verify(
-    path: str | Path,
+    artifact: Artifact | str | Path,
     *,
     workload: Any = None,
     seconds: float = 10.0,
     trust_nothing: bool = False,
     announce: Callable[[str], None] = lambda executed: None,
 ) -> Verification:
-    """Check the artifact in folder `path`, write ``verify.json`` into it and the test figures into its card.
+    """Check every promise of an artifact on its files, write ``verify.json`` beside them and the test figures into its card.
 
     Args:
+        artifact: The folder, or what `export` returned of it; what is checked is what lies there now.
         workload: Where the source model and the data come from: a spec such as ``digits``; None takes what the manifest
             records, and then the Python file that it names is executed. A `Workload` object is used in this process, since it
             cannot be handed to a clean one.
@@ -119,23 +120,26 @@ def verify(
     Returns:
         The checks; `Verification.ok` tells whether no promise is broken.
     Raises:
-        InputError: No artifact there, or a workload that cannot be loaded. (A manifest that claims what cannot be is a check
-            that is broken.)
+        InputError: No artifact there, a workload that cannot be loaded, or one whose samples are of another shape. (A manifest
+            that claims what cannot be is a check that is broken.)
     """
     if not 0 < seconds < math.inf:
         raise must_be("seconds", "positive and finite", seconds, "10 is enough for most models.")
     if trust_nothing and workload is not None:
         raise must_be("workload", "left out with trust_nothing", workload, "Its code would be executed.")
-    began = time.perf_counter()
+    began, path = time.perf_counter(), artifact.path if isinstance(artifact, Artifact) else Path(artifact)
     try:
         artifact = Artifact.load(path)
     except ManifestError as error:
-        return _forged(Path(path), str(error), time.perf_counter() - began)
+        return _forged(path, str(error), time.perf_counter() - began)
     executed = executes(artifact, workload, trust_nothing=trust_nothing)
     announce(executed)
     checks, found = list(integrity(artifact)), dict[str, Reading]()
     if all(check.ok for check in checks):
         measured, found = _measured(artifact, workload, seconds, trust_nothing=trust_nothing)
+        if workload is not None and measured[0].name == SAMPLES and not measured[0].ok:
+            wanted = f"what the artifact was made of, with samples that are {measured[0].promised}"
+            raise must_be("workload", wanted, measured[0].found, "Pass the source model with its own data.")
         checks += measured
     else:
         checks.append(
@@ -261,10 +265,10 @@ def _measured(
     """Measure in a clean process, or here where the workload is an object."""
     spec = artifact.claims.recorded.workload if workload is None else workload
     if not isinstance(spec, str):
-        from equipoise.ship.recheck import examine
+        from equipoise.ship.recheck import recheck
 
         found: dict[str, Reading] = {}
-        return list(examine(artifact, spec, seconds=seconds, found=found)), found
+        return list(recheck(artifact, spec, seconds=seconds, found=found)), found
     file = "" if trust_nothing else spec.rpartition(":")[0]
     if file.endswith(".py") and not Path(file).is_file():
         missing = must_be("workload file", "an existing Python file", file, "Paths are relative to the current folder.")

@@ -18,10 +18,12 @@ from equipoise.budget import Budget, parse_budget
 from equipoise.errors import InputError, StoreError
 from equipoise.markup import table
 from equipoise.pareto import Knee, non_dominated
+from equipoise.public import public
 from equipoise.records import Evaluation, Reading, evaluation_from, measured, reading_from
 from equipoise.stats import Interval, carried, verdict
 from equipoise.study.header import Header, header_from
 from equipoise.study.picks import knee_of, pick, settled
+from equipoise.study.shown import frame, plot
 from equipoise.study.store import Store
 from equipoise.techniques import TECHNIQUES
 from equipoise.units import counted, show
@@ -168,6 +170,33 @@ class Study:
         if text == "best" and not self.budget.constraints:
             return self.knee
         return pick(self.usable, self.baseline, text, self.budget)
+
+    def export(self, pick: str = "best", *, out: str | Path | None = None, overwrite: bool = False) -> Any:
+        """Write one point as a folder that can ship, and return the artifact: `equipoise.export` of this study."""
+        return public("export")(self, pick, out=out, overwrite=overwrite)
+
+    def frame(self, rows: Sequence[Evaluation] | None = None) -> Any:
+        """Return evaluations (None: the front) as a `pandas.DataFrame`: values in SI units, with the ends of their intervals.
+
+        Raises:
+            MissingExtraError: pandas is not installed.
+        """
+        chosen = self.front if rows is None else rows
+        return frame(chosen, [describe(e, self.baseline) for e in chosen], self._marks)
+
+    def plot(self, axes: Any = None) -> Any:
+        """Draw drop against latency with matplotlib, into `axes` where they are given; return the axes.
+
+        Raises:
+            MissingExtraError: matplotlib is not installed.
+        """
+        known = [e for e in self.usable if e.axis("latency_s").known and e.drop.known]
+        return plot(self.front, known, self._marks, unit=self.header.metric["unit"], axes=axes)
+
+    @property
+    def _marks(self) -> dict[str, str]:
+        """Key -> the word for a point that is asked for by name."""
+        return {self.baseline.key: "untouched", self.knee.key: "knee", self.best.key: "best"}
 
     def ratio(self, evaluation: Evaluation) -> Interval:
         """Return how many times faster than the untouched model `evaluation` is, from the last interleaved run.

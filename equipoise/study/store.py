@@ -44,7 +44,45 @@ _INSERT = """
 INSERT INTO records SELECT COALESCE(MAX(seq), 0) + 1, ?, ?, ?, ?, ?, ? FROM records"""
 
 
-class Store:
+class Files:
+    """The files of a study, blobs by hash and checkpoints: they need no lock, for what is written is whole or not there."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def blob(self, data: bytes) -> str:
+        """Store bytes under their SHA-256 and return it; storing the same bytes again changes nothing."""
+        sha = hashlib.sha256(data).hexdigest()
+        path = self.path / "blobs" / sha
+        with _told(self.path, "read"):
+            kept = path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha
+        if not kept:
+            write_atomic(path, data)
+        return sha
+
+    def read_blob(self, sha: str) -> bytes:
+        """Return the bytes stored under `sha`, hashed again.
+
+        Raises:
+            StoreError: Absent, or its bytes changed on the disk.
+        """
+        if not re.fullmatch(r"[0-9a-f]{64}", sha):
+            raise StoreError(f"a blob's name must be 64 hex digits; got {sha!r}. The record that names it is damaged.")
+        path = self.path / "blobs" / sha
+        with _told(self.path, "read"):
+            data = path.read_bytes()
+        if hashlib.sha256(data).hexdigest() != sha:
+            raise StoreError(f"the file {path} changed on the disk (its hash differs). Restore it, or use another --store.")
+        return data
+
+    def scratch(self, name: str) -> Path:
+        """Return the path of a checkpoint that may vanish between runs; write it with `write_atomic`."""
+        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}", name):
+            raise must_be("scratch name", "letters, digits, dot, dash or underscore", name, "Use the evaluation's digest.")
+        return self.path / "scratch" / name
+
+
+class Store(Files):
     """The durable record of one study; make one with `Store.open`, close it or use it in a ``with`` block.
 
     Limits:
@@ -52,7 +90,7 @@ class Store:
     """
 
     def __init__(self, path: Path, db: sqlite3.Connection, lock: int | None) -> None:
-        self.path = path
+        super().__init__(path)
         self.readonly = lock is None
         self._db = db
         self._inner_s = 0.0  # time of the steps nested in the one that is being computed
@@ -188,36 +226,10 @@ class Store:
         with _told(self.path, "read"):
             return float(self._db.execute("SELECT COALESCE(SUM(seconds), 0.0) FROM records").fetchone()[0])
 
-    def blob(self, data: bytes) -> str:
-        """Store bytes under their SHA-256 and return it; storing the same bytes again changes nothing."""
-        sha = hashlib.sha256(data).hexdigest()
-        path = self.path / "blobs" / sha
-        with _told(self.path, "read"):
-            kept = path.is_file() and hashlib.sha256(path.read_bytes()).hexdigest() == sha
-        if not kept:
-            write_atomic(path, data)
-        return sha
-
-    def read_blob(self, sha: str) -> bytes:
-        """Return the bytes stored under `sha`, hashed again.
-
-        Raises:
-            StoreError: Absent, or its bytes changed on the disk.
-        """
-        if not re.fullmatch(r"[0-9a-f]{64}", sha):
-            raise StoreError(f"a blob's name must be 64 hex digits; got {sha!r}. The record that names it is damaged.")
-        path = self.path / "blobs" / sha
-        with _told(self.path, "read"):
-            data = path.read_bytes()
-        if hashlib.sha256(data).hexdigest() != sha:
-            raise StoreError(f"the file {path} changed on the disk (its hash differs). Restore it, or use another --store.")
-        return data
-
-    def scratch(self, name: str) -> Path:
-        """Return the path of a checkpoint that may vanish between runs; write it with `write_atomic`."""
-        if not re.fullmatch(r"[A-Za-z0-9_-][A-Za-z0-9._-]{0,127}", name):
-            raise must_be("scratch name", "letters, digits, dot, dash or underscore", name, "Use the evaluation's digest.")
-        return self.path / "scratch" / name
+    def tidy(self) -> None:
+        """Remove what is left of checkpoints: what they were for is recorded."""
+        for file in (self.path / "scratch").glob("*"):
+            file.unlink(missing_ok=True)
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:

@@ -10,5 +10,15 @@ from equipoise.training.supervised import fit
 from equipoise.training.validation import CurvePoint
 
 __all__ = [
-    "Batches", "CurvePoint", "Progress", "Recipe", "Samples", "Trained", "distill", "fit", "kl", "refold", "unfold",
-]  # fmt: skip
+    "Batches",
+    "CurvePoint",
+    "Progress",
+    "Recipe",
+    "Samples",
+    "Trained",
+    "distill",
+    "fit",
+    "kl",
+    "refold",
+    "unfold",
+]

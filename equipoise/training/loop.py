@@ -193,9 +193,14 @@ def _result(model: nn.Module, student: nn.Module, state: State, recipe: Recipe) 
         student.load_state_dict(tensors)
     first = next(model.parameters())
     return Trained(
-        student.to(first.device).eval(), tuple(state.losses), state.seconds, state.step, tuple(state.curve), state.best,
+        student.to(first.device).eval(),
+        tuple(state.losses),
+        state.seconds,
+        state.step,
+        tuple(state.curve),
+        state.best,
         state.stopped or "steps",
-    )  # fmt: skip
+    )
 
 
 @dataclass
@@ -281,9 +286,14 @@ class _Run:
         for (step, _, lr, seconds), value in zip(self.unread, values, strict=True) if told else ():
             last = step == state.step
             done = Progress(
-                step, self.fraction(step, seconds), value, lr, seconds, step / per_epoch(self.data, self.recipe),
+                step,
+                self.fraction(step, seconds),
+                value,
+                lr,
+                seconds,
+                step / per_epoch(self.data, self.recipe),
                 point if last else None,
-            )  # fmt: skip
+            )
             for tell in told:
                 tell(done)
         self.unread.clear()

@@ -154,10 +154,21 @@ class Muon(torch.optim.Optimizer):
                 self.state[p].update(step=torch.tensor(0.0), **zeros)
         slots = [[self.state[p][slot] for p in parameters] for slot in ("exp_avg", "exp_avg_sq", "step")]
         adamw(
-            parameters, [p.grad for p in parameters if p.grad is not None], slots[0], slots[1], [], slots[2], foreach=True,
-            amsgrad=False, beta1=0.9, beta2=group["second_beta"], lr=group["lr"], weight_decay=group["weight_decay"],
-            eps=1e-8, maximize=False,
-        )  # fmt: skip
+            parameters,
+            [p.grad for p in parameters if p.grad is not None],
+            slots[0],
+            slots[1],
+            [],
+            slots[2],
+            foreach=True,
+            amsgrad=False,
+            beta1=0.9,
+            beta2=group["second_beta"],
+            lr=group["lr"],
+            weight_decay=group["weight_decay"],
+            eps=1e-8,
+            maximize=False,
+        )
 
 
 def orthogonalize(matrices: Tensor, *, steps: int = 5) -> Tensor:

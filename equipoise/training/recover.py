@@ -106,9 +106,14 @@ def distill(
             outputs = found.answer.of(learner, inputs)
         _same_shape("output", outputs, wanted)
         soft = apart(
-            outputs, wanted, kind=found.kind, axis=axis, probabilities=probabilities, temperature=recipe.temperature,
+            outputs,
+            wanted,
+            kind=found.kind,
+            axis=axis,
+            probabilities=probabilities,
+            temperature=recipe.temperature,
             spread=found.spread,
-        )  # fmt: skip
+        )
         loss = recipe.soft_weight * soft
         if recipe.hard_weight:
             loss = loss + recipe.hard_weight * criterion(outputs, targets)
@@ -117,9 +122,7 @@ def distill(
             loss = loss + recipe.feature_weight * F.mse_loss(seen[name], feature) / feature.square().mean().clamp_min(1e-12)
         return loss
 
-    identity = {
-        "kind": kind, "axis": axis, "probabilities": probabilities, "features": pairs, "student": fingerprint(student)
-    }  # fmt: skip
+    identity = {"kind": kind, "axis": axis, "probabilities": probabilities, "features": pairs, "student": fingerprint(student)}
     plan = Plan(steps, seconds, augment, before_step, on_step, checkpoint, every_s, identity)
     trained = run(student, data, objective, recipe, generator, plan)
     return replace(trained, notes=(found.answer.note,)) if found.answer.note else trained

@@ -104,9 +104,20 @@ def fit(
     reader = _Reader(model, criterion)
     identity = {"model": fingerprint(model)} if checkpoint or start else {}
     plan = Plan(
-        steps, seconds, augment, before_step, on_step, checkpoint, every_s, identity, start, rates, shown, logs,
+        steps,
+        seconds,
+        augment,
+        before_step,
+        on_step,
+        checkpoint,
+        every_s,
+        identity,
+        start,
+        rates,
+        shown,
+        logs,
         distribution or OneProcess(),
-    )  # fmt: skip
+    )
     trained = run(model, data, objective or reader.loss, recipe, generator, plan)
     return replace(trained, notes=(reader.answer.note,)) if reader.answer and reader.answer.note else trained
 

@@ -165,9 +165,16 @@ def distill(
     )
     generator = torch.Generator().manual_seed(seed)
     trained = _distill(
-        learner, guide, split, seconds=seconds, kind=meaning.kind, axis=meaning.axis, probabilities=meaning.probabilities,
-        generator=generator, **options,
-    ).model  # fmt: skip
+        learner,
+        guide,
+        split,
+        seconds=seconds,
+        kind=meaning.kind,
+        axis=meaning.axis,
+        probabilities=meaning.probabilities,
+        generator=generator,
+        **options,
+    ).model
     return _in_precision_of(bare(student), trained)
 
 

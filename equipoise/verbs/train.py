@@ -25,7 +25,7 @@ from equipoise.training import Recipe, Trained, fit
 from equipoise.training.distribution import Distribution, OneProcess
 from equipoise.training.logs import CsvLog, Log, TensorBoardLog
 from equipoise.training.progress import Progress
-from equipoise.units import show
+from equipoise.units import check_seed, show
 from equipoise.workloads import Task, as_family, as_task, predict
 from equipoise.workloads.families import Family, Scale
 from equipoise.workloads.weights import packed
@@ -120,6 +120,7 @@ def train(
     """
     folder, where = Path(store), distribution or OneProcess()
     _check(epochs=epochs, steps=steps, seconds=seconds, price_per_hour=price_per_hour)
+    check_seed(seed)
     family, task = as_family(family), as_task(task)
     full = family.scale(**(scale or {}))
     chosen = recipe or usual_recipe(task)
@@ -130,10 +131,15 @@ def train(
     except OSError as error:
         raise must_be("store", "a folder that can be made", str(folder), f"{error.strerror}: name another.") from error
     header = {
-        "model": family.name, "task": task.name, "scale": {k: float(v) for k, v in full.items()}, "seed": seed,
-        "device": str(where.device), "ranks": where.world, "length": {"epochs": epochs, "steps": steps, "seconds": seconds},
+        "model": family.name,
+        "task": task.name,
+        "scale": {k: float(v) for k, v in full.items()},
+        "seed": seed,
+        "device": str(where.device),
+        "ranks": where.world,
+        "length": {"epochs": epochs, "steps": steps, "seconds": seconds},
         "metric": {"name": task.metric.name, "maximize": task.metric.maximize},
-    }  # fmt: skip
+    }
     _claim(folder, {**header, "recipe": as_data(chosen), "task": task.fingerprint}, first=where.rank == 0)
     model = _built(family, full, task, seed)
     per_epoch = max(1, math.ceil(len(task.train) / chosen.batch))
@@ -142,11 +148,23 @@ def train(
     )
     logs: Sequence[Log] = [CsvLog(folder / "curve.csv"), *([TensorBoardLog(folder / "tensorboard")] if tensorboard else [])]
     done = fit(
-        model, task.train, loss=task.loss, steps=steps, epochs=epochs, seconds=seconds, recipe=chosen, augment=task.augment,
-        validation=task.validation, metric=task.metric, evaluate_steps=max(1, expected // LOOKS),
-        generator=torch.Generator().manual_seed(seed), checkpoint=folder / "checkpoint.safetensors", logs=logs,
-        distribution=where, on_step=on_step or of_steps(),
-    )  # fmt: skip
+        model,
+        task.train,
+        loss=task.loss,
+        steps=steps,
+        epochs=epochs,
+        seconds=seconds,
+        recipe=chosen,
+        augment=task.augment,
+        validation=task.validation,
+        metric=task.metric,
+        evaluate_steps=max(1, expected // LOOKS),
+        generator=torch.Generator().manual_seed(seed),
+        checkpoint=folder / "checkpoint.safetensors",
+        logs=logs,
+        distribution=where,
+        on_step=on_step or of_steps(),
+    )
     reached = _reached(done, model, task, chosen, price_per_hour, watts_per_core, where.world)
     if test and where.rank == 0:
         reached |= _tested(done.model, task)
@@ -275,8 +293,11 @@ def _reached(
     access = energy.rapl()
     cpu = measured(done.seconds * (torch.get_num_threads() * world), "s", note="all threads busy")
     return {
-        "quality": unavailable("points", "no metric was looked at") if last.validation_metric is None else measured(
-            last.validation_metric, task.metric.unit, n=len(task.validation), note=f"{task.metric.name}, validation split"),
+        "quality": unavailable("points", "no metric was looked at")
+        if last.validation_metric is None
+        else measured(
+            last.validation_metric, task.metric.unit, n=len(task.validation), note=f"{task.metric.name}, validation split"
+        ),
         "train_loss": measured(last.train_loss, "1", note="mean since the look before"),
         "validation_loss": measured(last.validation_loss, "1", n=len(task.validation)),
         "params": measured(counts.params, "1", note="counted"),
@@ -285,11 +306,13 @@ def _reached(
         "compute": estimated(6.0 * counts.macs * samples, "1", note="3 times the forward FLOPs"),
         "train_s": measured(done.seconds, "s", note="training and looks at the validation split"),
         "throughput_per_s": measured(samples / max(done.seconds, 1e-9), "1/s"),
-        "train_cost": unavailable("$", "no price of the machine was given (--price-per-hour)") if price is None else estimated(
-            price * done.seconds / 3600, "$", note="price of the machine times the training time"),
-        "train_energy_j": energy.estimate(cpu, watts) if watts is not None else unavailable(
-            "J", access.reason or "the meter was not read; give --watts-per-core for an estimate"),
-    }  # fmt: skip
+        "train_cost": unavailable("$", "no price of the machine was given (--price-per-hour)")
+        if price is None
+        else estimated(price * done.seconds / 3600, "$", note="price of the machine times the training time"),
+        "train_energy_j": energy.estimate(cpu, watts)
+        if watts is not None
+        else unavailable("J", access.reason or "the meter was not read; give --watts-per-core for an estimate"),
+    }
 
 
 def _tested(model: nn.Module, task: Task) -> dict[str, Reading]:

@@ -1,8 +1,8 @@
 """What must be kept or learned: a model, its data splits, its metric; tasks and families before there is a model."""
 
-from equipoise.workloads.advice import advice
 from equipoise.workloads.augment import Augment, shifted
 from equipoise.workloads.base import Workload
+from equipoise.workloads.cautions import cautions
 from equipoise.workloads.check import check
 from equipoise.workloads.data import Split, predict
 from equipoise.workloads.families import FAMILIES, Dimension, Family, Scale, family
@@ -24,10 +24,10 @@ __all__ = [
     "Split",
     "Task",
     "Workload",
-    "advice",
     "as_family",
     "as_task",
     "as_workload",
+    "cautions",
     "check",
     "classes",
     "family",

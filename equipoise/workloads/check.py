@@ -91,9 +91,11 @@ def contents(train: Split, validation: Split, metric: Metric, *, ignore: int | N
     first, second = again.tensors()[0], again.reread().tensors()[0]
     if first.shape != second.shape or not torch.equal(first.nan_to_num(), second.nan_to_num()):
         yield must_be(
-            "validation data", "the same at every read", "different inputs for the same sample",
+            "validation data",
+            "the same at every read",
+            "different inputs for the same sample",
             "Random augmentation belongs to training alone: pass validation=... without it.",
-        )  # fmt: skip
+        )
 
 
 def not_finite(split: Split) -> InputError | None:
@@ -270,6 +272,8 @@ def _claim(work: Workload, claimed: float) -> Iterator[InputError]:
     apart = 2 / 1.96 * (found.get() - found.low if work.metric.maximize else found.high - found.get())
     if work.metric.drop(points, found.get()) > apart:
         yield must_be(
-            "claimed_quality", f"within two sigma ({apart:.2g}) of what is found on validation ({found.get():.4g})", claimed,
+            "claimed_quality",
+            f"within two sigma ({apart:.2g}) of what is found on validation ({found.get():.4g})",
+            claimed,
             "Look at the weights, the preprocessing and the order of the classes.",
-        )  # fmt: skip
+        )

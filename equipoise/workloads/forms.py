@@ -173,9 +173,11 @@ def _read_once(sampler: Iterable[Any], loader: DataLoader[Any], name: str) -> tu
         return None
     rows = torch.tensor(sorted(set(drawn)), dtype=torch.int64)
     kind = type(sampler).__name__
-    notes = () if isinstance(sampler, (list, tuple, range)) else (
-        f"{name}: {kind} was read once; the {len(rows)} of {count} samples that it drew are the split",
-    )  # fmt: skip
+    notes = (
+        ()
+        if isinstance(sampler, (list, tuple, range))
+        else (f"{name}: {kind} was read once; the {len(rows)} of {count} samples that it drew are the split",)
+    )
     return rows, notes
 
 

@@ -255,9 +255,18 @@ def _decode(read: Callable[[str], bytes], name: str) -> Pixels | str:
         with Image.open(io.BytesIO(read(name))) as image:
             return np.asarray(image.convert("RGB"))
     except (
-        OSError, SyntaxError, ValueError, RuntimeError, LookupError, TypeError, MemoryError, struct.error, zlib.error,
-        zipfile.BadZipFile, Image.DecompressionBombError,
-    ) as error:  # fmt: skip
+        OSError,
+        SyntaxError,
+        ValueError,
+        RuntimeError,
+        LookupError,
+        TypeError,
+        MemoryError,
+        struct.error,
+        zlib.error,
+        zipfile.BadZipFile,
+        Image.DecompressionBombError,
+    ) as error:
         lines = re.sub(r"<_io\.\S+ object at \w+>", "it", str(error)).strip().splitlines()
         return f"{name} ({lines[0] if lines else type(error).__name__})"
 

@@ -22,10 +22,21 @@ OF_VALUES = frozenset({"mse", "mae", "rmse", "r2"})
 
 LABEL_LOSSES: tuple[Any, ...] = (F.cross_entropy, F.nll_loss, nn.CrossEntropyLoss, nn.NLLLoss)
 VALUE_LOSSES: tuple[Any, ...] = (
-    F.mse_loss, F.l1_loss, F.smooth_l1_loss, F.huber_loss, F.poisson_nll_loss, F.binary_cross_entropy,
-    F.binary_cross_entropy_with_logits, nn.MSELoss, nn.L1Loss, nn.SmoothL1Loss, nn.HuberLoss, nn.PoissonNLLLoss, nn.BCELoss,
+    F.mse_loss,
+    F.l1_loss,
+    F.smooth_l1_loss,
+    F.huber_loss,
+    F.poisson_nll_loss,
+    F.binary_cross_entropy,
+    F.binary_cross_entropy_with_logits,
+    nn.MSELoss,
+    nn.L1Loss,
+    nn.SmoothL1Loss,
+    nn.HuberLoss,
+    nn.PoissonNLLLoss,
+    nn.BCELoss,
     nn.BCEWithLogitsLoss,
-)  # fmt: skip
+)
 """Losses of torch that compare numbers with numbers; the binary ones take 0 and 1 as floats too."""
 
 NAMED_LOSSES = {"cross_entropy": True, "mse": False, "mae": False, "l1": False, "huber": False, "bce": False}

@@ -49,8 +49,28 @@ SURE = 1e-3
 
 _SQUASHING = ("Sigmoid", "Softmax", "Hardsigmoid", "SpecialExpit")
 _LINEAR = ("Addmm", "Mm", "Bmm", "Convolution", "LogSoftmax", "NativeLayerNorm", "NativeBatchNorm")
-_MOVING = ("View", "Reshape", "Unsafe", "Squeeze", "Unsqueeze", "Transpose", "Permute", "TBackward", "Slice", "Select", "Clone",
-           "Expand", "ToCopy", "Alias", "Clamp", "Cat", "Stack", "Index", "Split", "Unbind")  # fmt: skip
+_MOVING = (
+    "View",
+    "Reshape",
+    "Unsafe",
+    "Squeeze",
+    "Unsqueeze",
+    "Transpose",
+    "Permute",
+    "TBackward",
+    "Slice",
+    "Select",
+    "Clone",
+    "Expand",
+    "ToCopy",
+    "Alias",
+    "Clamp",
+    "Cat",
+    "Stack",
+    "Index",
+    "Split",
+    "Unbind",
+)
 
 
 @dataclass(frozen=True)

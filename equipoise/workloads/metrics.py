@@ -52,6 +52,11 @@ class Metric:
     def __post_init__(self) -> None:
         """Hold the scale to a positive number, and the name to what a table and a manifest can show."""
         printable("metric.name", self.name)
+        for name, value, gives in (("function", self.function, "one number"), ("each", self.each, "one value per sample")):
+            if not callable(value) and (name == "function" or value is not None):
+                raise must_be(f"metric.{name}", "a function of (outputs, targets)", value, f"It returns {gives}.")
+        if not isinstance(self.maximize, bool):
+            raise must_be("metric.maximize", "True or False", self.maximize, "Say whether more is better.")
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
             raise must_be("metric.scale", "a positive number, or None", self.scale, "Write 100 for fractions, 1 for points.")
 
@@ -84,8 +89,12 @@ class Metric:
     def about(self) -> dict[str, Any]:
         """Return what a study records of the metric, as plain JSON data."""
         return {
-            "name": self.name, "maximize": self.maximize, "unit": self.unit, "scale": self.scale or 1.0, "point": self.point
-        }  # fmt: skip
+            "name": self.name,
+            "maximize": self.maximize,
+            "unit": self.unit,
+            "scale": self.scale or 1.0,
+            "point": self.point,
+        }
 
 
 def printable(what: str, name: str | None) -> str | None:
@@ -287,7 +296,7 @@ def metric_of(metric: str | Metric | Score, *, maximize: bool = True) -> Metric:
         if metric not in METRICS:
             raise unknown("metric", metric, METRICS)
         return METRICS[metric]
-    if not callable(metric):
+    if not callable(metric) or isinstance(metric, type):  # a class is called to be made, not to score
         raise must_be("metric", "a name or a function of (outputs, targets)", metric, f"Names: {', '.join(METRICS)}.")
     name = getattr(metric, "__name__", type(metric).__name__)
     return Metric(name, maximize, metric)

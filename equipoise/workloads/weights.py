@@ -19,9 +19,20 @@ from equipoise.errors import InputError, must_be
 BUILDER = "Write a function make_workload() that builds the model and loads its state dict, and pass FILE.py:make_workload."
 
 UNREADABLE = (
-    SafetensorError, RuntimeError, OSError, EOFError, ValueError, LookupError, TypeError, AttributeError, AssertionError,
-    ArithmeticError, MemoryError, ImportError, struct.error,
-)  # fmt: skip
+    SafetensorError,
+    RuntimeError,
+    OSError,
+    EOFError,
+    ValueError,
+    LookupError,
+    TypeError,
+    AttributeError,
+    AssertionError,
+    ArithmeticError,
+    MemoryError,
+    ImportError,
+    struct.error,
+)
 """What reading a file of other bytes as weights has been seen to raise, and its kin."""
 
 

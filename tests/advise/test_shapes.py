@@ -27,9 +27,12 @@ def made(size: Available, samples: float, *, kernel: float = BEST) -> Run:
     """A run of the planted truth; of `kernel` other than the best costs loss, smaller resolution too."""
     off = 0.15 * math.log(size.scale["kernel"] / kernel) ** 2 + 0.1 * math.log(size.scale["resolution"]) ** 2
     return Run(
-        params=size.params, samples=samples, flops_per_sample=size.flops_per_sample, scale=size.scale,
+        params=size.params,
+        samples=samples,
+        flops_per_sample=size.flops_per_sample,
+        scale=size.scale,
         loss=float(LAW.loss(size.params, samples)) * math.exp(off),
-    )  # fmt: skip
+    )
 
 
 @pytest.fixture(scope="module")

@@ -29,8 +29,11 @@ def test_the_most_telling_entries_come_first() -> None:
     order = ordered(SPACE, facts, {"a": 10.0, "b": 500.0, "block.c": 90.0})
     names = [(k.name, c) for k, c in order]
     assert names == [
-        ("bits.b", 8), ("depth.block", "drop"), ("width.b", 8),  # the heaviest of each kind
-        ("width.a", 32), ("bits.a", 8),  # the other middles, by what they weigh
+        ("bits.b", 8),
+        ("depth.block", "drop"),
+        ("width.b", 8),  # the heaviest of each kind
+        ("width.a", 32),
+        ("bits.a", 8),  # the other middles, by what they weigh
         ("width.a", 16),  # ends
         ("width.a", 48), ("width.a", 24),  # between
     ]  # fmt: skip

@@ -96,9 +96,13 @@ def test_kill_9_loses_nothing_and_doubles_nothing(tmp_path) -> None:
     seen: set[tuple[str, str]] = set()
     for _ in range(3):
         process = subprocess.Popen(
-            [*COMMAND, *words, "--store", str(store)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True,
-            env={**os.environ, "PYTHONUNBUFFERED": "1"}, start_new_session=True,
-        )  # fmt: skip
+            [*COMMAND, *words, "--store", str(store)],
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+            env={**os.environ, "PYTHONUNBUFFERED": "1"},
+            start_new_session=True,
+        )
         assert process.stderr is not None
         for line in process.stderr:
             if "tables" in line or "evaluate" in line:

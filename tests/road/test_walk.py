@@ -73,8 +73,10 @@ def test_what_was_asked_last_is_answered(asked) -> None:
     assert Study.load(asked).budget.text == "drop<=50"
     with Store.open(asked, create=False, readonly=True) as store:
         assert [store.get("study", row["header"])["header"]["budget"] for row in store.all("asking")] == [
-            "drop<=50", "size<=1KB", "drop<=50",
-        ]  # fmt: skip
+            "drop<=50",
+            "size<=1KB",
+            "drop<=50",
+        ]
 
 
 def test_asking_the_same_again_measures_nothing(asked) -> None:
@@ -222,8 +224,11 @@ def test_what_a_budget_names_is_measured_and_what_follows_follows(tmp_path) -> N
 @pytest.mark.parametrize(
     ("asked", "said"),
     [
-        ({"time": math.inf}, "time must be zero or more, and finite; got inf"),
-        ({"time": math.nan}, "time must be zero or more, and finite; got nan"),
+        ({"time": math.inf}, "time must be finite and zero or more, in seconds or as text with its unit (s, min, h); got inf"),
+        ({"time": math.nan}, "time must be finite and zero or more"),
+        ({"time": "-5s"}, "time must be finite and zero or more"),
+        ({"time": None}, "time must be finite and zero or more"),
+        ({"seed": 10**30}, "seed must be a whole number of at least 0 and at most 9223372036854775807; got 1"),
         ({"seed": "a"}, "seed must be a whole number of at least 0; got 'a'"),
         ({"seed": 1.5}, "seed must be a whole number of at least 0; got 1.5"),
         ({"target": []}, "targets must be one or more different targets"),

@@ -103,15 +103,19 @@ def test_what_no_knob_sets_stays_float_in_a_mixed_plan(tmp_path: Path) -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = torch.nn.Sequential(
-            torch.nn.Conv1d(3, 24, 5), torch.nn.ReLU(), torch.nn.Flatten(), torch.nn.Linear(24 * 12, 32), torch.nn.ReLU(),
+            torch.nn.Conv1d(3, 24, 5),
+            torch.nn.ReLU(),
+            torch.nn.Flatten(),
+            torch.nn.Linear(24 * 12, 32),
+            torch.nn.ReLU(),
             torch.nn.Linear(32, 3),
-        ).eval()  # fmt: skip
+        ).eval()
         x = torch.randn(300, 3, 16)
     with torch.no_grad():
         y = net(x).argmax(1)
     work = Workload(model=net, train=(x[:100], y[:100]), validation=(x[100:200], y[100:200]), test=(x[200:], y[200:]))
     with Store.open(tmp_path / "study") as store:
-        bench = Workbench.prepare(work, (Target("onnxruntime"),), store.blob)
+        bench = Workbench(work, (Target("onnxruntime"),), store.blob)
         assert bench.unset == {"0"}
         source = bench.source(bench.teacher)
 

@@ -59,16 +59,20 @@ def test_a_file_that_cannot_be_loaded_is_told(name: str) -> None:
 
 SEQUENCE = helper.make_tensor_sequence_value_info("output", TensorProto.FLOAT, None)
 UNRUNNABLE = {
-    "a reshape that does not fit": program([
-        helper.make_node("Constant", [], ["to"], value=helper.make_tensor("t", TensorProto.INT64, [1], [7])),
-        node("Reshape", "input", "to"),
-    ]),
-    "an index out of range": program([
-        helper.make_node("Constant", [], ["at"], value=helper.make_tensor("t", TensorProto.INT64, [1], [99])),
-        node("Gather", "input", "at"),
-    ]),
+    "a reshape that does not fit": program(
+        [
+            helper.make_node("Constant", [], ["to"], value=helper.make_tensor("t", TensorProto.INT64, [1], [7])),
+            node("Reshape", "input", "to"),
+        ]
+    ),
+    "an index out of range": program(
+        [
+            helper.make_node("Constant", [], ["at"], value=helper.make_tensor("t", TensorProto.INT64, [1], [99])),
+            node("Gather", "input", "at"),
+        ]
+    ),
     "a result that is no tensor": program([node("SequenceConstruct", "input")], output=SEQUENCE),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("name", UNRUNNABLE)

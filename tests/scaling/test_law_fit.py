@@ -84,9 +84,13 @@ def test_descend_solves_a_linear_problem_exactly() -> None:
     prior = Prior(np.array([1.0, -1.0, 0.5]), np.array([0.5, 1.0, 2.0]), np.full(3, -99.0), np.full(3, 99.0))
     target = rng.standard_normal((4, 9))
     found, _ = descend(
-        lambda theta: (theta @ design.T, np.broadcast_to(design, (len(theta), 9, 3))), np.zeros((4, 3)), target, prior,
-        noise=sd, delta=1e6,
-    )  # fmt: skip
+        lambda theta: (theta @ design.T, np.broadcast_to(design, (len(theta), 9, 3))),
+        np.zeros((4, 3)),
+        target,
+        prior,
+        noise=sd,
+        delta=1e6,
+    )
     left = design.T @ design / sd**2 + np.diag(1 / prior.sd**2)
     right = target @ design / sd**2 + prior.center / prior.sd**2
     np.testing.assert_allclose(found, np.linalg.solve(left, right.T).T, rtol=1e-6)

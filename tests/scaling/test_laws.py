@@ -95,7 +95,7 @@ def test_samples_for_inverts_the_loss(law: Law, log_size: float, log_samples: fl
 
 
 def test_chinchilla_as_printed_is_biased_against_the_refit() -> None:
-    """The rounded constants lie above the refit by about 0.045 nats in the range of the runs, as METHODS and the refit say."""
+    """The rounded constants lie above the refit by about 0.045 nats in the range of the runs, as docs/search.md says."""
     size = np.geomspace(1e8, 5e9, 20)
     gap = np.asarray(PUBLISHED["chinchilla-printed"].law.loss(size, 20 * size)) - np.asarray(EPOCH.loss(size, 20 * size))
     assert 0.02 < gap.mean() < 0.07

@@ -27,9 +27,17 @@ def test_a_plain_table(tmp_path: Path) -> None:
     )
     first, second = read_csv(path)
     assert first == Run(
-        params=1e6, samples=2e7, loss=2.5, unique=1e7, flops_per_sample=3e6, quality=71.5, seed=3, annealed=False, label="a",
+        params=1e6,
+        samples=2e7,
+        loss=2.5,
+        unique=1e7,
+        flops_per_sample=3e6,
+        quality=71.5,
+        seed=3,
+        annealed=False,
+        label="a",
         scale={"width": 32.0},
-    )  # fmt: skip
+    )
     assert second.flops_per_sample == 4e6  # 2 per parameter where nothing is said
     assert (second.unique, second.quality, second.annealed, second.scale) == (None, None, True, {"width": 64.0})
     assert first.flops == 3 * 3e6 * 2e7

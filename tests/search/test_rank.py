@@ -6,9 +6,11 @@ from hypothesis import strategies as st
 from equipoise import pareto
 from equipoise.search.rank import crowding, domination, front_mask, ranks
 
-matrices = st.integers(1, 3).flatmap(
-    lambda axes: st.lists(st.tuples(*[st.integers(0, 4)] * axes), min_size=1, max_size=12)
-).map(lambda rows: np.array(rows, dtype=float))  # fmt: skip
+matrices = (
+    st.integers(1, 3)
+    .flatmap(lambda axes: st.lists(st.tuples(*[st.integers(0, 4)] * axes), min_size=1, max_size=12))
+    .map(lambda rows: np.array(rows, dtype=float))
+)
 
 
 @given(matrices)

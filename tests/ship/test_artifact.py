@@ -19,7 +19,7 @@ from equipoise.cli import main
 from equipoise.errors import InputError, StoreError
 from equipoise.records import Evaluation, Plan, ProgramRef, as_data, measured, program_ref
 from equipoise.runtimes import Source, get
-from equipoise.ship.artifact import Artifact, export
+from equipoise.ship.artifact import Artifact, pack
 from equipoise.ship.card import BEGIN
 from equipoise.ship.verify import integrity, verify
 from equipoise.study.header import Header
@@ -87,7 +87,7 @@ def store(tmp_path: Path, header: Callable[..., Header]) -> Iterator[Store]:
 
 @pytest.fixture
 def artifact(store: Store, tmp_path: Path) -> Artifact:
-    return export(evaluation(store, "small"), store, tmp_path / "out", pick="fastest")
+    return pack(evaluation(store, "small"), store, tmp_path / "out", pick="fastest")
 
 
 def recorded(store: Store, found: Evaluation) -> Evaluation:
@@ -122,7 +122,7 @@ def test_openvino_goes_into_its_own_folder_beside_onnx(store: Store, tmp_path: P
     cost = {**base.cost, "size_bytes": measured(compiled.size_bytes, "B")}
     plan = Plan({"width.conv1": 32, "bits.fc": 8})
     made = recorded(store, evaluation(store, "small", program=ref, cost=cost, plan=plan))
-    found = export(made, store, tmp_path / "out")
+    found = pack(made, store, tmp_path / "out")
     assert {"openvino/model.xml", "openvino/model.bin", "model.onnx"} <= files(found.path).keys()
     assert found.program == compiled
     assert "openvino" in (found.path / "README.md").read_text()
@@ -142,7 +142,7 @@ def test_the_manifest_promises_what_was_measured_and_only_bounds_that_hold(artif
 
 
 def test_a_picked_budget_is_the_one_promised(store: Store, tmp_path: Path) -> None:
-    found = export(evaluation(store, "small"), store, tmp_path / "out", budget=parse_budget("latency<=1.1ms, drop<=1"))
+    found = pack(evaluation(store, "small"), store, tmp_path / "out", budget=parse_budget("latency<=1.1ms, drop<=1"))
     assert found.manifest["bounds"] == "latency<=1.1ms, drop<=1"
 
 
@@ -171,7 +171,7 @@ def test_a_file_of_the_users_own_is_not_lost_to_overwrite(artifact: Artifact, st
     mine = artifact.path / "mine.txt"
     mine.write_text("precious")
     with pytest.raises(InputError, match=r"an artifact and nothing else.*mine\.txt"):
-        export(evaluation(store, "small"), store, artifact.path, overwrite=True)
+        pack(evaluation(store, "small"), store, artifact.path, overwrite=True)
     assert mine.read_text() == "precious"
 
 
@@ -272,26 +272,26 @@ def test_a_folder_without_a_manifest_is_refused(tmp_path: Path) -> None:
 def test_nothing_is_written_over(store: Store, tmp_path: Path) -> None:
     small, out = evaluation(store, "small"), tmp_path / "out"
     out.mkdir()
-    export(small, store, out)  # an empty folder is free
+    pack(small, store, out)  # an empty folder is free
     before = files(out)
     with pytest.raises(InputError, match="absent or empty"):
-        export(small, store, out)
-    base = export(evaluation(store, "base"), store, out, overwrite=True)
+        pack(small, store, out)
+    base = pack(evaluation(store, "base"), store, out, overwrite=True)
     assert base.program.files == {"model.onnx": BIG}
     assert files(out) != before
     mine = tmp_path / "mine"
     mine.mkdir()
     (mine / "thesis.tex").write_text("x")
     with pytest.raises(InputError, match="an artifact, to be overwritten"):
-        export(small, store, mine, overwrite=True)
+        pack(small, store, mine, overwrite=True)
     with pytest.raises(InputError, match="must be a folder"):
-        export(small, store, mine / "thesis.tex")
+        pack(small, store, mine / "thesis.tex")
     assert files(mine) == {"thesis.tex": b"x"}
 
 
 def test_a_failed_export_leaves_nothing(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     small, out = evaluation(store, "small"), tmp_path / "out"
-    export(evaluation(store, "base"), store, out)
+    pack(evaluation(store, "base"), store, out)
     before, written = files(out), list[Path]()
 
     def full(path: Path, data: bytes) -> None:
@@ -304,18 +304,18 @@ def test_a_failed_export_leaves_nothing(store: Store, tmp_path: Path, monkeypatc
     for target in (out, tmp_path / "new"):
         written.clear()
         with pytest.raises(StoreError, match="no space"):
-            export(small, store, target, overwrite=True)
+            pack(small, store, target, overwrite=True)
     assert files(out) == before
     assert sorted(p.name for p in tmp_path.iterdir()) == ["out", "study"]
 
 
 def test_what_cannot_be_exported(store: Store, tmp_path: Path) -> None:
     with pytest.raises(InputError, match="this one failed: boom"):
-        export(evaluation(store, "small", error="Traceback\nboom"), store, tmp_path / "out")
+        pack(evaluation(store, "small", error="Traceback\nboom"), store, tmp_path / "out")
     small = evaluation(store, "small")
     (store.path / "blobs" / program_ref(small).files["model.onnx"]).write_bytes(b"other")
     with pytest.raises(StoreError, match="changed on the disk"):
-        export(small, store, tmp_path / "out")
+        pack(small, store, tmp_path / "out")
     assert not (tmp_path / "out").exists()
 
 

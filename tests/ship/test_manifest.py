@@ -14,22 +14,19 @@ from typing import Any
 import numpy as np
 import onnx
 import pytest
-import torch
 from safetensors.numpy import load, save
 
-from equipoise.compress.technique import Draft
+from equipoise.budget import parse_budget
 from equipoise.errors import EquipoiseError, InputError
 from equipoise.measure import machine
-from equipoise.records import Evaluation, Plan, as_data
 from equipoise.road.bench import Workbench
 from equipoise.runtimes import Target
-from equipoise.ship.artifact import Artifact, export
+from equipoise.ship.artifact import Artifact, pack
 from equipoise.ship.card import card
 from equipoise.ship.manifest import ManifestError, checked, contradictions, parse
 from equipoise.ship.promises import Check
 from equipoise.ship.verify import Verification, verify
-from equipoise.study.header import Header
-from equipoise.study.record import Study, interval_of
+from equipoise.study.record import Study
 from equipoise.study.store import Store
 from equipoise.workloads import Workload
 
@@ -46,69 +43,16 @@ Json = dict[str, Any]
 Place = tuple[str | int, ...]
 
 
-def workload() -> Workload:
-    generator = torch.Generator().manual_seed(0)
-    x = torch.randn(300, 6, generator=generator)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = torch.nn.Sequential(torch.nn.Linear(6, 16), torch.nn.ReLU(), torch.nn.Linear(16, 3))
-    with torch.no_grad():
-        y = (net(x) + 0.3 * torch.randn(300, 3, generator=generator)).argmax(1)
-    return Workload(model=net, train=(x[:100], y[:100]), validation=(x[100:200], y[100:200]), test=(x[200:], y[200:]))
-
-
 @pytest.fixture(scope="module")
-def work() -> Workload:
-    return workload()
-
-
-@pytest.fixture(scope="module")
-def original(work: Workload, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def original(study: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """An honest artifact: half the width, repaired, in int8."""
-    return made(work, tmp_path_factory.mktemp("manifests"), Target("onnxruntime"))
+    return exported(study, tmp_path_factory.mktemp("manifests") / "a")
 
 
-def measured_of(bench: Workbench, store: Store, plan: Plan, *, reference_s: float | None = None, seconds: float) -> Evaluation:
-    """Make, score and time a plan; the untouched model where there is no reference yet."""
-    untouched = reference_s is None
-    draft = Draft(bench.teacher) if untouched else bench.build(plan)
-    scored = bench.score(plan, draft, fidelity="untouched" if untouched else "one-shot")
-    return bench.time(scored, store.read_blob, reference_s=reference_s, seconds=seconds)
-
-
-def made(work: Workload, folder: Path, target: Target) -> Artifact:
-    """Measure the untouched model and a narrower one in int8, and export the second."""
-    with Store.open(folder / "study") as store:
-        store.identity({"workload": work.fingerprint})
-        bench = Workbench.prepare(work, (target,), store.blob)
-        space = bench.facts.space
-        plan = space.untouched.but({k.name: k.menu[-1] for k in space.knobs if k.kind in ("width", "bits")})
-        base = measured_of(bench, store, space.untouched, seconds=0.2)
-        asked = Header(
-            workload="nowhere.py:make_workload",
-            name=work.name,
-            target=str(target),
-            budget="drop<=60, size<=1B",
-            time_s=60.0,
-            seed=0,
-            baseline=base.key,
-            metric={"name": "accuracy", "maximize": True, "unit": "points"},
-            space=bench.facts.offered,
-            probe=store.blob(save({"inputs": bench.validation[0][:32].numpy()})),
-            machine=machine.describe(),
-        )
-        store.put("study", "header", {"header": as_data(asked)}, seconds=0.0)
-        store.put("evaluation", base.key, {"evaluation": as_data(base)}, seconds=0.0)
-        reference_s = base.axis("latency_s").get()
-        small = measured_of(bench, store, plan, reference_s=reference_s, seconds=0.2)
-        store.put("evaluation", small.key, {"evaluation": as_data(small)}, seconds=0.0)
-        race = {
-            "ratios": {small.key: as_data(interval_of(small.speed_up))},
-            "reference": as_data(base.cost["latency_s"]),
-            "elasticity": {},
-        }
-        store.put("final", "race", race, seconds=0.0)
-        return export(Study.read(store).evaluations[1], store, folder / "artifact")
+def exported(study: Path, out: Path) -> Artifact:
+    """Export the study's model in int8, with one bound that it misses."""
+    with Store.open(study, readonly=True) as store:
+        return pack(Study.read(store).evaluations[2], store, out, budget=parse_budget("drop<=60, size<=1B"))
 
 
 @pytest.fixture
@@ -122,12 +66,9 @@ def quick(monkeypatch: pytest.MonkeyPatch, original: Artifact) -> None:
     prepared: dict[str, Workbench] = {}
 
     def prepare(work: Workload, targets: tuple[Target, ...], save: Callable[[bytes], str], **shapes: bool) -> Workbench:
-        return prepared.setdefault(f"{targets} {shapes}", _prepare(work, targets, save, **shapes))
+        return prepared.setdefault(f"{targets} {shapes}", Workbench(work, targets, save, **shapes))
 
-    monkeypatch.setattr("equipoise.ship.rebuilt.Workbench.prepare", prepare)
-
-
-_prepare = Workbench.prepare
+    monkeypatch.setattr("equipoise.ship.rebuilt.Workbench", prepare)
 
 
 # ---- every leaf of the manifest ----------------------------------------------------------------------------------------------
@@ -465,11 +406,9 @@ def test_scaled_weights_beside_an_int8_program_are_found(copied: Artifact, work:
 
 
 @pytest.fixture(scope="module")
-def in_openvino(work: Workload, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
+def in_openvino(study_in_openvino: Path, tmp_path_factory: pytest.TempPathFactory) -> Artifact:
     """The same in OpenVINO's int8, where the ONNX file beside it is in fp32."""
-    pytest.importorskip("openvino")
-    pytest.importorskip("nncf")
-    return made(work, tmp_path_factory.mktemp("openvino"), Target("openvino"))
+    return exported(study_in_openvino, tmp_path_factory.mktemp("openvino") / "a")
 
 
 def test_an_honest_openvino_artifact_is_kept(in_openvino: Artifact, work: Workload, quick: None, tmp_path: Path) -> None:

@@ -17,109 +17,21 @@ import torch
 from onnx import numpy_helper
 from safetensors.numpy import load, save
 
-from equipoise import workloads
 from equipoise.budget import Constraint
 from equipoise.cli import main
-from equipoise.compress.technique import Draft
 from equipoise.errors import EquipoiseError, InputError
-from equipoise.measure import machine
-from equipoise.records import Evaluation, Plan, Reading, as_data, measured, unavailable
-from equipoise.road.bench import Workbench
-from equipoise.runtimes import Target, get
-from equipoise.ship.artifact import Artifact, export
+from equipoise.records import Evaluation, Reading, measured, unavailable
+from equipoise.runtimes import get
+from equipoise.ship.artifact import Artifact, pack
 from equipoise.ship.card import card
 from equipoise.ship.promises import Check, State
-from equipoise.ship.recheck import examine, held
+from equipoise.ship.recheck import held, recheck
 from equipoise.ship.scene import Scene
 from equipoise.ship.verify import Verification, _died, verify
-from equipoise.study.header import Header
-from equipoise.study.record import interval_of
 from equipoise.study.store import Store
 from equipoise.workloads import Workload
 
 pytestmark = pytest.mark.slow  # the ONNX exporter alone takes some ten CPU seconds
-
-SOURCE = """
-import torch
-from sklearn.datasets import load_digits
-from equipoise.workloads import Workload
-
-def make_workload():
-    images, labels = load_digits(return_X_y=True)
-    x, y = torch.from_numpy(images).float() / 16, torch.from_numpy(labels)
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        net = torch.nn.Sequential(torch.nn.Linear(64, 64), torch.nn.ReLU(), torch.nn.Linear(64, 32), torch.nn.ReLU(),
-                                  torch.nn.Linear(32, 10))
-    optimizer = torch.optim.Adam(net.parameters(), lr=1e-2)
-    for _ in range(60):
-        optimizer.zero_grad()
-        torch.nn.functional.cross_entropy(net(x[:1000]), y[:1000]).backward()
-        optimizer.step()
-    torch.set_num_threads(threads)
-    return Workload(model=net, train=(x[:800], y[:800]), validation=(x[800:1200], y[800:1200]), test=(x[1200:], y[1200:]))
-"""
-
-
-@pytest.fixture(scope="module")
-def spec(tmp_path_factory: pytest.TempPathFactory) -> str:
-    file = tmp_path_factory.mktemp("user") / "mymodule.py"
-    file.write_text(SOURCE)
-    return f"{file}:make_workload"
-
-
-@pytest.fixture(scope="module")
-def work(spec: str) -> Workload:
-    return workloads.load(spec)
-
-
-def measured_of(bench: Workbench, store: Store, plan: Plan, *, reference_s: float | None = None, seconds: float) -> Evaluation:
-    """Make, score and time a plan; the untouched model where there is no reference yet."""
-    untouched = reference_s is None
-    draft = Draft(bench.teacher) if untouched else bench.build(plan)
-    scored = bench.score(plan, draft, fidelity="untouched" if untouched else "one-shot")
-    return bench.time(scored, store.read_blob, reference_s=reference_s, seconds=seconds)
-
-
-@pytest.fixture(scope="module")
-def study(spec: str, work: Workload, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A study of three evaluations: untouched, narrower in fp32, narrower in int8."""
-    path = tmp_path_factory.mktemp("runs") / "a"
-    target = Target("onnxruntime")
-    with Store.open(path) as store:
-        store.identity({"workload": work.fingerprint})
-        bench = Workbench.prepare(work, (target,), store.blob)
-        space = bench.facts.space
-        narrow = space.untouched.but({k.name: k.menu[-1] for k in space.knobs if k.kind == "width"})
-        int8 = narrow.but({k.name: 8 for k in space.knobs if k.kind == "bits"})
-        base = measured_of(bench, store, space.untouched, seconds=0.1)
-        asked = Header(
-            workload=spec,
-            name=work.name,
-            target=str(target),
-            budget="drop<=60",
-            time_s=60.0,
-            seed=0,
-            baseline=base.key,
-            metric={"name": "accuracy", "maximize": True, "unit": "points"},
-            space=bench.facts.offered,
-            probe=store.blob(save({"inputs": bench.validation[0][:32].numpy()})),
-            machine=machine.describe(),
-        )
-        store.put("study", "header", {"header": as_data(asked)}, seconds=0.0)
-        store.put("evaluation", base.key, {"evaluation": as_data(base)}, seconds=0.0)
-        for plan in (narrow, int8):
-            made = measured_of(bench, store, plan, reference_s=base.axis("latency_s").get(), seconds=0.5)
-            store.put("evaluation", made.key, {"evaluation": as_data(made)}, seconds=0.0)
-            race = {
-                "ratios": {made.key: as_data(interval_of(made.speed_up))},
-                "reference": as_data(base.cost["latency_s"]),
-                "elasticity": {},
-            }
-            store.put("final", made.key, race, seconds=0.0)
-    return path
 
 
 def exported(study: Path, number: int, out: Path) -> Artifact:
@@ -127,7 +39,7 @@ def exported(study: Path, number: int, out: Path) -> Artifact:
         from equipoise.study.record import Study
 
         found: Evaluation = Study.read(store).evaluations[number]
-        return export(found, store, out)
+        return pack(found, store, out)
 
 
 @pytest.fixture(scope="module")
@@ -477,6 +389,23 @@ def test_another_model_is_not_the_source(originals: dict[str, Artifact], work: W
     assert {"source model", "reference numerics"} <= broken(verify(originals["fp32"].path, workload=other, seconds=0.1)).keys()
 
 
+def test_a_workload_of_other_samples_is_bad_input_and_no_broken_promise(
+    originals: dict[str, Artifact], source: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = shutil.copytree(originals["fp32"].path, tmp_path / "a", ignore=shutil.ignore_patterns("verify.json"))
+    file = tmp_path / "other.py"
+    file.write_text(
+        source.replace("from_numpy(images)", "from_numpy(images[:, :60])").replace("Linear(64, 64)", "Linear(60, 64)")
+    )
+    assert main(["verify", str(path), "--workload", f"{file}:make_workload", "--seconds", "0.1"]) == 2
+    told = capsys.readouterr().err
+    assert (
+        "--workload must be what the artifact was made of, with samples that are float32 of (64,); got 'float32 of (60,)'"
+        in told
+    )
+    assert not (path / "verify.json").exists()
+
+
 DROP = Constraint("drop", "drop", "points", 2.0, upper=True)
 QUALITY = Constraint("quality", "quality", "points", 95.0, upper=False)
 
@@ -558,7 +487,7 @@ UNTRUSTED: dict[str, Callable[[Artifact], None]] = {
 def test_forgeries_are_caught_without_trust(originals: dict[str, Artifact], as_fast: None, name: str, tmp_path: Path) -> None:
     artifact = Artifact.load(shutil.copytree(originals["int8"].path, tmp_path / "a"))
     UNTRUSTED[name](artifact)
-    checks = examine(Artifact.load(artifact.path), None, seconds=0.1)
+    checks = recheck(Artifact.load(artifact.path), None, seconds=0.1)
     assert [check.name for check in checks if check.state == "broken"]
 
 

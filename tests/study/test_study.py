@@ -8,8 +8,8 @@ from dataclasses import replace
 import pytest
 
 from equipoise.errors import EXIT_FAILED, EquipoiseError, InputError, StoreError
+from equipoise.pages.view import client_data, page_data
 from equipoise.records import Evaluation, Knob, LayerRow, Plan, ProgramRef, as_data, measured, unavailable
-from equipoise.report.view import client_data, page_data
 from equipoise.study.header import Header, Offered
 from equipoise.study.record import Study, describe
 from equipoise.study.store import Store

@@ -8,8 +8,8 @@ from typing import Any
 
 import pytest
 
+from equipoise.pages.view import lead
 from equipoise.records import Reading, as_data, measured
-from equipoise.report.view import lead
 from equipoise.study.tested import exports_of, headline, verified
 
 ACCURACY = {"name": "accuracy", "unit": "points"}

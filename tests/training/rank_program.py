@@ -115,13 +115,21 @@ def go(case: Case, folder: Path) -> Trained:
 
     model = case.net()
     return run(
-        model, case.data(150, 1), objective, case.recipe, torch.Generator().manual_seed(3),
+        model,
+        case.data(150, 1),
+        objective,
+        case.recipe,
+        torch.Generator().manual_seed(3),
         Plan(
-            steps=STEPS, path=None if case.path is None else folder / case.path, every_s=0.0, on_step=break_off,
-            validation=Validation(case.data(31, 2), F.cross_entropy, every=5, batch=11), distribution=case.where(),
+            steps=STEPS,
+            path=None if case.path is None else folder / case.path,
+            every_s=0.0,
+            on_step=break_off,
+            validation=Validation(case.data(31, 2), F.cross_entropy, every=5, batch=11),
+            distribution=case.where(),
             before_step=unfreezing(model, until=0.7) if case.unfrozen else None,
         ),
-    )  # fmt: skip
+    )
 
 
 VARIANTS: dict[str, dict[str, Any]] = {
@@ -179,8 +187,10 @@ MATRIX = {
     for variant, how in VARIANTS.items()
     if not (variant == "muon" and kind in STAGED) and (kind, variant) != ("cut", "gpt")
 }
-RELAY = {f"relay: {kind}": Case(KINDS[kind], **VARIANTS["averaged"], path="relay", stop_after=3 + 2 * i)
-         for i, kind in enumerate(("ddp", "fsdp", "pipeline"), 1)}  # fmt: skip
+RELAY = {
+    f"relay: {kind}": Case(KINDS[kind], **VARIANTS["averaged"], path="relay", stop_after=3 + 2 * i)
+    for i, kind in enumerate(("ddp", "fsdp", "pipeline"), 1)
+}
 PLANTED = {"alone": Case(lambda: Alone(_ranks())), "unweighted": Case(lambda: Unweighted(_ranks()))}
 DROPOUT = partial(net, dropout=0.2)
 OTHERS = {

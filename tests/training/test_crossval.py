@@ -57,9 +57,16 @@ def test_labels_that_say_nothing_score_at_chance() -> None:
 
     def learn(part: Samples, held: Samples, generator: torch.Generator) -> float:
         done = fit(
-            mlp(), part, loss=F.cross_entropy, steps=40, recipe=Recipe(batch=30, lr=0.02), validation=held,
-            metric=Accuracy(), evaluate_steps=40, generator=generator,
-        )  # fmt: skip
+            mlp(),
+            part,
+            loss=F.cross_entropy,
+            steps=40,
+            recipe=Recipe(batch=30, lr=0.02),
+            validation=held,
+            metric=Accuracy(),
+            evaluate_steps=40,
+            generator=generator,
+        )
         return done.curve[-1].validation_metric or 0.0
 
     assert cross_validate(learn, noise, k=3, generator=seeded()).mean == pytest.approx(1 / 3, abs=0.17)

@@ -254,10 +254,16 @@ def test_lost_loss_names_step_and_remedy_and_keeps_the_checkpoint(tmp_path: Path
     def go(objective: Callable[[nn.Module, Tensor, Tensor], Tensor]) -> list[float]:
         return list(
             fit(
-                mlp(), DATA, loss=F.cross_entropy, objective=objective, steps=12, recipe=replace(PLAIN, batch=64),
-                checkpoint=path, every_s=0.0,
+                mlp(),
+                DATA,
+                loss=F.cross_entropy,
+                objective=objective,
+                steps=12,
+                recipe=replace(PLAIN, batch=64),
+                checkpoint=path,
+                every_s=0.0,
             ).log
-        )  # fmt: skip
+        )
 
     with pytest.raises(EquipoiseError, match=r"got nan at step 7\. Lower the learning rate .* clip .*is from before") as caught:
         go(broken_from(7))
@@ -356,9 +362,17 @@ def test_losses_read_late_are_the_same_and_none_is_forgotten(tmp_path: Path) -> 
 
     def go(where: Any, seen: list[Progress], **more: Any) -> Trained:
         return fit(
-            mlp(dropout=0.2), DATA, loss=F.cross_entropy, steps=27, recipe=recipe, distribution=where, on_step=seen.append,
-            validation=DATA, evaluate_steps=12, **more,
-        )  # fmt: skip
+            mlp(dropout=0.2),
+            DATA,
+            loss=F.cross_entropy,
+            steps=27,
+            recipe=recipe,
+            distribution=where,
+            on_step=seen.append,
+            validation=DATA,
+            evaluate_steps=12,
+            **more,
+        )
 
     here: list[Progress] = []
     there: list[Progress] = []

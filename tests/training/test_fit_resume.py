@@ -29,10 +29,20 @@ RECIPES = {
 
 def leg(recipe: Recipe, path: Path | None = None, *, at: int = 0, noise: bool = False, **more: object) -> Trained:
     return fit(
-        mlp(dropout=0.2, norm=True), NOISE if noise else DATA, **({"steps": STEPS} | more), loss=F.cross_entropy,
-        recipe=recipe, augment=jitter, validation=HELD, metric=Accuracy(), evaluate_steps=5, generator=seeded(7),
-        checkpoint=path, every_s=0.0, on_step=kill_at(at) if at else None,
-    )  # type: ignore[arg-type]  # fmt: skip
+        mlp(dropout=0.2, norm=True),
+        NOISE if noise else DATA,
+        **({"steps": STEPS} | more),
+        loss=F.cross_entropy,
+        recipe=recipe,
+        augment=jitter,
+        validation=HELD,
+        metric=Accuracy(),
+        evaluate_steps=5,
+        generator=seeded(7),
+        checkpoint=path,
+        every_s=0.0,
+        on_step=kill_at(at) if at else None,
+    )  # type: ignore[arg-type]
 
 
 def same(one: Trained, other: Trained) -> bool:

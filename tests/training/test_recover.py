@@ -42,9 +42,7 @@ def generator(seed: int = 0) -> torch.Generator:
 def net(seed: int, *, dropout: float = 0.0, outputs: int = 3) -> nn.Sequential:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return nn.Sequential(
-            nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, outputs)
-        )  # fmt: skip
+        return nn.Sequential(nn.Linear(4, 16), nn.BatchNorm1d(16), nn.ReLU(), nn.Dropout(dropout), nn.Linear(16, outputs))
 
 
 @pytest.fixture
@@ -106,9 +104,17 @@ def kill_at(step: int):
 def test_resumed_run_gives_the_same_curve(data: Toy, recipe: Recipe, at: int, tmp_path: Path) -> None:
     def leg(checkpoint: Path | None, on_step=None):
         return distill(
-            net(3, dropout=0.2), net(4), data, steps=24, recipe=recipe, augment=noise, generator=generator(7),
-            checkpoint=checkpoint, every_s=0.0, on_step=on_step,
-        )  # fmt: skip
+            net(3, dropout=0.2),
+            net(4),
+            data,
+            steps=24,
+            recipe=recipe,
+            augment=noise,
+            generator=generator(7),
+            checkpoint=checkpoint,
+            every_s=0.0,
+            on_step=on_step,
+        )
 
     whole, path = leg(None), tmp_path / "leg.safetensors"
     with pytest.raises(Killed):
@@ -128,14 +134,21 @@ def test_control_another_seed_gives_another_curve(data: Toy) -> None:
 
 
 @pytest.mark.parametrize(
-    "change", [{"recipe": Recipe(batch=32, lr=0.5)}, {"steps": 30}, {"student": net(9)}, {"generator": generator(8)}], ids=str
+    "change",
+    [{"recipe": Recipe(batch=32, lr=0.5)}, {"steps": 30}, {"student": net(9)}, {"generator": generator(8)}],
+    ids=lambda change: next(iter(change)),
 )
 def test_checkpoint_of_another_run_is_refused(data: Toy, change: dict[str, object], tmp_path: Path) -> None:
     path = tmp_path / "leg"
     first: dict[str, object] = {
-        "student": net(3), "teacher": net(4), "data": data, "steps": 4, "recipe": Recipe(batch=32), "generator": generator(),
+        "student": net(3),
+        "teacher": net(4),
+        "data": data,
+        "steps": 4,
+        "recipe": Recipe(batch=32),
+        "generator": generator(),
         "checkpoint": path,
-    }  # fmt: skip
+    }
     distill(**first)  # type: ignore[arg-type]
     with pytest.raises(InputError, match="one of this same run"):
         distill(**{**first, "generator": generator(), **change})  # type: ignore[arg-type]

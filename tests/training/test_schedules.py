@@ -53,9 +53,16 @@ def test_wsd_by_hand() -> None:
 def test_settings_out_of_range_are_told_together() -> None:
     with pytest.raises(InputError) as caught:
         Recipe(
-            optimizer="muom", schedule="one-cycle", precision="fp8", ema=1.0, accumulate=0, patience=0, rise_share=1.5,  # type: ignore[arg-type]
-            label_smoothing=1.0, l1=-1,
-        )  # fmt: skip
+            optimizer="muom",
+            schedule="one-cycle",
+            precision="fp8",
+            ema=1.0,
+            accumulate=0,
+            patience=0,
+            rise_share=1.5,  # type: ignore[arg-type]
+            label_smoothing=1.0,
+            l1=-1,
+        )
     text = str(caught.value)
     for name in ("optimizer", "schedule", "precision", "ema", "accumulate", "patience", "rise_share", "label_smoothing", "l1"):
         assert f"recipe.{name} must be" in text

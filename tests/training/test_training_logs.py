@@ -19,9 +19,19 @@ DATA = classes()
 
 def leg(log: object, path: Path | None = None, *, at: int = 0, every_s: float = 0.0, steps: int = 20) -> Trained:
     return fit(
-        mlp(), DATA, loss=F.cross_entropy, steps=steps, recipe=Recipe(batch=32), validation=DATA, evaluate_steps=6,
-        generator=seeded(), checkpoint=path, every_s=every_s, logs=[log], on_step=kill_at(at) if at else None,
-    )  # type: ignore[list-item]  # fmt: skip
+        mlp(),
+        DATA,
+        loss=F.cross_entropy,
+        steps=steps,
+        recipe=Recipe(batch=32),
+        validation=DATA,
+        evaluate_steps=6,
+        generator=seeded(),
+        checkpoint=path,
+        every_s=every_s,
+        logs=[log],
+        on_step=kill_at(at) if at else None,
+    )  # type: ignore[list-item]
 
 
 def rows(path: Path) -> list[dict[str, str]]:

@@ -36,9 +36,13 @@ class Residual(nn.Module):
 def resnet() -> nn.Sequential:
     layers = {f"layer{i}": nn.Sequential(Residual(4), Residual(4)) for i in (1, 2)}
     return nn.Sequential(
-        nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4), nn.Sequential(*layers.values()), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        nn.Conv2d(3, 4, 3),
+        nn.BatchNorm2d(4),
+        nn.Sequential(*layers.values()),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
         nn.Linear(4, 2),
-    )  # fmt: skip
+    )
 
 
 def test_blocks_are_the_residual_ones() -> None:
@@ -103,8 +107,9 @@ def test_rates_fall_with_the_depth() -> None:
     assert rates == {
         **dict.fromkeys(("0.0.weight", "0.0.bias", "0.1.weight", "0.1.bias"), 0.25),
         **dict.fromkeys(("1.0.weight", "1.0.bias", "1.1.weight", "1.1.bias"), 0.5),
-        "2.weight": 1.0, "2.bias": 1.0,
-    }  # fmt: skip
+        "2.weight": 1.0,
+        "2.bias": 1.0,
+    }
     with pytest.raises(InputError, match="factor must be"):
         discriminative(mlp(), 2.6)
 

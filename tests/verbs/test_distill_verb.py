@@ -74,7 +74,7 @@ YES = (TEACHER(X) > 0).long()
         (net(1, 1), YES[:, 0], ("bernoulli", False)),
         (net(1, 1), (50 + 9 * X[:, 0]).long(), ("values", False)),
     ],
-)  # fmt: skip
+)
 def test_targets_tell_what_outputs_mean(teacher: nn.Module, targets: Tensor, expected: tuple[str, bool]) -> None:
     found = _meaning(teacher, Split.of((X, targets), name="train"), None, None)
     assert (found.kind, found.probabilities) == expected

@@ -51,12 +51,18 @@ PUBLISHED: dict[str, tuple[str, Shape, dict[str, float], int]] = {
     "MobileNetV2": ("mobilenet", IMAGENET, {"width": 32}, 3_504_872),
     "EfficientNet-B0": ("efficientnet", IMAGENET, {}, 5_288_548),
     "ConvNeXt-T without layer scale": (
-        "convnext", IMAGENET, {"width": 96, "depth": 18}, 28_589_128 - (3 * 96 + 3 * 192 + 9 * 384 + 3 * 768),
+        "convnext",
+        IMAGENET,
+        {"width": 96, "depth": 18},
+        28_589_128 - (3 * 96 + 3 * 192 + 9 * 384 + 3 * 768),
     ),
     "ViT-Ti without class token": (
-        "encoder", IMAGENET, {"width": 192, "depth": 12, "heads": 3, "kernel": 16}, 5_717_416 - 2 * 192,
+        "encoder",
+        IMAGENET,
+        {"width": 192, "depth": 12, "heads": 3, "kernel": 16},
+        5_717_416 - 2 * 192,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", PUBLISHED)

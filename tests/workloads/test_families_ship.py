@@ -17,10 +17,17 @@ from equipoise.workloads import FAMILIES, Shape, family
 
 IMAGES, TEXT, SENTENCES = Shape((3, 16, 16), 5), Shape((12,), 20, 20, dense=True), Shape((12,), 2, 30)
 SMALLEST: dict[str, dict[str, float]] = {
-    "mlp": {}, "cnn": {"width": 16}, "resnet": {"depth": 8}, "mobilenet": {"depth": 7}, "shufflenet": {"depth": 6},
-    "convnext": {"depth": 4, "width": 16}, "efficientnet": {"depth": 7, "width": 16}, "gpt": {"width": 32, "depth": 1},
-    "speed": {"width": 8}, "encoder": {"width": 32, "depth": 1},
-}  # fmt: skip
+    "mlp": {},
+    "cnn": {"width": 16},
+    "resnet": {"depth": 8},
+    "mobilenet": {"depth": 7},
+    "shufflenet": {"depth": 6},
+    "convnext": {"depth": 4, "width": 16},
+    "efficientnet": {"depth": 7, "width": 16},
+    "gpt": {"width": 32, "depth": 1},
+    "speed": {"width": 8},
+    "encoder": {"width": 32, "depth": 1},
+}
 
 
 def ready(name: str, **more: float) -> tuple[nn.Module, Tensor]:

@@ -81,7 +81,9 @@ SAMPLED: dict[str, tuple[DataLoader[Any], list[int], str]] = {
     "subset of items": (loader(data=Items(), batch_size=8, sampler=SubsetRandomSampler(PERM[:80])), sorted(PERM[:80]), ""),
     "subset with repeats": (loader(sampler=SubsetRandomSampler([3, 3, 5])), [3, 5], ""),
     "subset in a batch sampler": (
-        loader(batch_sampler=BatchSampler(SubsetRandomSampler(PERM[80:]), 7, False)), sorted(PERM[80:]), "",
+        loader(batch_sampler=BatchSampler(SubsetRandomSampler(PERM[80:]), 7, False)),
+        sorted(PERM[80:]),
+        "",
     ),
     "list of indices": (loader(batch_size=4, sampler=[5, 1, 9]), [1, 5, 9], ""),
     "negative indices": (loader(batch_size=4, sampler=[-1, -2]), [98, 99], ""),
@@ -98,18 +100,22 @@ SAMPLED: dict[str, tuple[DataLoader[Any], list[int], str]] = {
     "one's own, in batches": (loader(batch_sampler=BatchSampler(Every3rd(), 8, True)), list(range(0, N, 3)), "34 of 100"),
     "no batches": (loader(batch_size=None, sampler=SubsetRandomSampler(PERM[:9])), sorted(PERM[:9]), ""),
     "fetched in batches": (
-        loader(batch_size=None, sampler=BatchSampler(SequentialSampler(range(20)), 8, False)), list(range(20)), "",
+        loader(batch_size=None, sampler=BatchSampler(SequentialSampler(range(20)), 8, False)),
+        list(range(20)),
+        "",
     ),
     "subset of subset": (
         loader(data=Subset(Subset(DATA, PERM[:50]), list(range(40))), batch_size=4, sampler=SubsetRandomSampler(range(20))),
-        sorted(PERM[:20]), "",
+        sorted(PERM[:20]),
+        "",
     ),
     "concatenated": (
         loader(data=ConcatDataset([Subset(Items(), range(5)), Items()]), sampler=SubsetRandomSampler([0, 4, 5, 104])),
-        [0, 0, 4, 99], "",
+        [0, 0, 4, 99],
+        "",
     ),
     "workers kept": (loader(data=Items(), batch_size=8, num_workers=1, persistent_workers=True), list(range(N)), ""),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", SAMPLED)
@@ -202,7 +208,7 @@ USUAL: dict[str, Any] = {
     "dict": {"pixel_values": X, "labels": Y},
     "dicts from a dataset": [{"pixel_values": X[i], "label": int(Y[i])} for i in range(N)],
     "dict batches": iter([{"input": X, "label": Y}]),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", USUAL)

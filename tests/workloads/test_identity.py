@@ -85,7 +85,7 @@ SAME = [
     ("def f(o, t):\n    return (o - t).mean()", "def f(o, t):\n    # a comment\n\n    return ((o - t).mean())"),
     ("def f(o, t):\n    return 1", 'def f(o, t):\n    """Says what it is."""\n    return 1'),
     ("f = lambda o, t: o + 1", "f = lambda o, t: (o + 1)"),
-]  # fmt: skip
+]
 
 OTHER = [
     ("def f(o, t):\n    return (o - t).mean()", "def f(o, t):\n    return (o + t).mean()"),
@@ -95,23 +95,33 @@ OTHER = [
     ("def g():\n    return 1\ndef f(o, t):\n    return g()", "def g():\n    return 2\ndef f(o, t):\n    return g()"),
     ("K = 1\ndef f(o, t):\n    return K", "K = 2\ndef f(o, t):\n    return K"),
     ("def make(k):\n    return lambda o: o * k\nf = make(1)", "def make(k):\n    return lambda o: o * k\nf = make(2)"),
-    ("import functools\ndef g(o, k):\n    return k\nf = functools.partial(g, k=1)",
-     "import functools\ndef g(o, k):\n    return k\nf = functools.partial(g, k=2)"),
-    ("class F:\n    def __init__(s, k): s.k = k\n    def __call__(s, o): return s.k\nf = F(1)",
-     "class F:\n    def __init__(s, k): s.k = k\n    def __call__(s, o): return s.k\nf = F(2)"),
-    ("class F:\n    __slots__ = ('k',)\n    def __init__(s, k): s.k = k\n    def __call__(s, o): return s.k\nf = F(1)",
-     "class F:\n    __slots__ = ('k',)\n    def __init__(s, k): s.k = k\n    def __call__(s, o): return s.k\nf = F(2)"),
+    (
+        "import functools\ndef g(o, k):\n    return k\nf = functools.partial(g, k=1)",
+        "import functools\ndef g(o, k):\n    return k\nf = functools.partial(g, k=2)",
+    ),
+    (
+        "class F:\n    def __init__(s, k): s.k = k\n    def __call__(s, o): return s.k\nf = F(1)",
+        "class F:\n    def __init__(s, k): s.k = k\n    def __call__(s, o): return s.k\nf = F(2)",
+    ),
+    (
+        "class F:\n    __slots__ = ('k',)\n    def __init__(s, k): s.k = k\n    def __call__(s, o): return s.k\nf = F(1)",
+        "class F:\n    __slots__ = ('k',)\n    def __init__(s, k): s.k = k\n    def __call__(s, o): return s.k\nf = F(2)",
+    ),
     ("class F:\n    def __call__(s, o): return 1\nf = F()", "class F:\n    def __call__(s, o): return 2\nf = F()"),
-    ("class B:\n    def g(s): return 1\nclass F(B):\n    def h(s): return s.g()\nf = F().h",
-     "class B:\n    def g(s): return 2\nclass F(B):\n    def h(s): return s.g()\nf = F().h"),
+    (
+        "class B:\n    def g(s): return 1\nclass F(B):\n    def h(s): return s.g()\nf = F().h",
+        "class B:\n    def g(s): return 2\nclass F(B):\n    def h(s): return s.g()\nf = F().h",
+    ),
     ("C = {'k': 1}\ndef f(o, t):\n    return C['k']", "C = {'k': 2}\ndef f(o, t):\n    return C['k']"),
     ("C = {1, 2}\ndef f(o, t):\n    return o in C", "C = {1, 3}\ndef f(o, t):\n    return o in C"),
     ("C = slice(0, 2)\ndef f(o, t):\n    return o[C]", "C = slice(0, 3)\ndef f(o, t):\n    return o[C]"),
-    ("class G:\n    def __init__(s, k): s.k = k\n    def g(s): return s.k\nC = G(1)\ndef f(o, t):\n    return C.g()",
-     "class G:\n    def __init__(s, k): s.k = k\n    def g(s): return s.k\nC = G(2)\ndef f(o, t):\n    return C.g()"),
+    (
+        "class G:\n    def __init__(s, k): s.k = k\n    def g(s): return s.k\nC = G(1)\ndef f(o, t):\n    return C.g()",
+        "class G:\n    def __init__(s, k): s.k = k\n    def g(s): return s.k\nC = G(2)\ndef f(o, t):\n    return C.g()",
+    ),
     ("f = nn.CrossEntropyLoss(label_smoothing=0.1)", "f = nn.CrossEntropyLoss(label_smoothing=0.2)"),
     ("f = nn.CrossEntropyLoss(weight=torch.ones(2))", "f = nn.CrossEntropyLoss(weight=torch.zeros(2))"),
-]  # fmt: skip
+]
 
 
 @pytest.mark.parametrize("pair", SAME)
@@ -248,14 +258,16 @@ def of(make: Callable[[Tensor], Any]) -> tuple[str, str, str]:
 @pytest.mark.parametrize(
     "make",
     [
-        lambda x: TensorDataset(x, Y), lambda x: InMemory(x, Y), lambda x: Noisy(x, Y),
+        lambda x: TensorDataset(x, Y),
+        lambda x: InMemory(x, Y),
+        lambda x: Noisy(x, Y),
         lambda x: torch.utils.data.Subset(InMemory(x, Y), range(len(x))),
         lambda x: torch.utils.data.ConcatDataset([InMemory(x, Y)]),
         lambda x: Texts([" ".join(map(str, row)) for row in x.tolist()]),
         lambda x: [(row, int(y)) for row, y in zip(x, Y, strict=True)],
         lambda x: torch.utils.data.DataLoader(InMemory(x, Y), batch_size=9, shuffle=True),
     ],
-)  # fmt: skip
+)
 def test_all_that_is_in_memory_counts(make: Callable[[Tensor], Any]) -> None:
     first, again, other = of(make)
     assert first == again

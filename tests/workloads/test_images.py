@@ -189,10 +189,13 @@ def test_another_models_weights_are_told_what_is_built(tmp_path: Path) -> None:
 
 
 DAMAGED = {
-    "text": b"hello", "nothing": b"", "a number": b"\x80\x02K\x01.", "cut zip": b"PK\x03\x04junk",
+    "text": b"hello",
+    "nothing": b"",
+    "a number": b"\x80\x02K\x01.",
+    "cut zip": b"PK\x03\x04junk",
     "old": b"\x80\x02}q\x00(U\x01aq",
     "random": bytes(range(1, 200)),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", DAMAGED)

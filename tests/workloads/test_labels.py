@@ -49,11 +49,15 @@ CASES: dict[str, tuple[int, Tensor, dict[str, Any], bool, torch.dtype]] = {
     "two classes as bools": (2, TWO.bool(), {}, True, torch.int64),
     "two classes by one's own": (2, TWO, {"metric": lambda o, t: float((o.argmax(1) == t).float().mean())}, True, torch.int64),
     "several labels": (
-        3, SEVERAL, {"metric": own_score, "loss": F.binary_cross_entropy_with_logits}, False, torch.float32,
+        3,
+        SEVERAL,
+        {"metric": own_score, "loss": F.binary_cross_entropy_with_logits},
+        False,
+        torch.float32,
     ),
     "several labels, own loss": (3, SEVERAL, {"metric": own_score, "loss": own_loss}, False, torch.int64),
     "numbers": (1, X[:, :1], {"metric": "mae"}, False, torch.float32),
-}  # fmt: skip
+}
 
 
 @pytest.mark.parametrize("case", CASES)

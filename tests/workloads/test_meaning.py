@@ -226,7 +226,7 @@ YEARS = (40 + 0.5 * draw(N, 1), torch.full((N,), 40.0) + 0.3 * draw(N))
         ("how many are right", lambda o, t: (o.argmax(1) == t).sum(), True, FIVE, 1),
         ("signal to noise", lambda o, t: 10 * ((o[:, 0] - t).square().mean().log10()).neg(), True, GOOD, 1),
     ],
-)  # fmt: skip
+)
 def test_fractions_are_told_from_units(
     name: str, function: Any, maximize: bool, data: tuple[Tensor, Tensor], scale: float
 ) -> None:

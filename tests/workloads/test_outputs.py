@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.errors import InputError
-from equipoise.workloads import Workload, advice, check
+from equipoise.workloads import Workload, cautions, check
 from equipoise.workloads.models import mlp
 
 SOURCE = torch.Generator().manual_seed(0)
@@ -130,7 +130,7 @@ def test_another_precision_is_converted_and_said(dtype: torch.dtype) -> None:
     assert next(made.model.parameters()).dtype == torch.float32
     assert next(net.parameters()).dtype == dtype
     assert f"converted from {kind} to float32" in made.notes[0]
-    found = advice(made)[1]
+    found = cautions(made)[1]
     assert found.startswith("model: quality on 50 validation samples ")
     before, after = (float(word) for word in found.replace(",", "").split() if word.replace(".", "").isdigit() and "." in word)
     assert before == pytest.approx(after, abs=4.1)  # two samples on the edge

@@ -11,7 +11,7 @@ from torch import Tensor
 from torch.utils.data import ConcatDataset, DataLoader, Dataset, Subset, SubsetRandomSampler, TensorDataset
 
 from equipoise.errors import InputError
-from equipoise.workloads import Split, Task, Workload, advice, check
+from equipoise.workloads import Split, Task, Workload, cautions, check
 from equipoise.workloads.models import mlp
 from equipoise.workloads.overlap import shared_content, shared_places
 
@@ -93,7 +93,7 @@ def test_content_is_compared_bit_by_bit() -> None:
 def test_equal_content_is_told() -> None:
     def notes(test: Any) -> str:
         return "\n".join(
-            advice(Workload(model=mlp(4, 8, 2), train=(X[:200], Y[:200]), test=test, validation=(X[200:250], Y[200:250])))
+            cautions(Workload(model=mlp(4, 8, 2), train=(X[:200], Y[:200]), test=test, validation=(X[200:250], Y[200:250])))
         )
 
     assert notes((X[250:], Y[250:])) == ""
@@ -108,5 +108,5 @@ def test_nothing_of_the_test_split_is_read(tmp_path: Path) -> None:
 
     work = Workload(model=mlp(4, 8, 2), train=(X[:200], Y[:200]), test=Untouchable())
     check(work)
-    advice(work)
+    cautions(work)
     assert work.identity["test"]

@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from equipoise.workloads import Workload, advice, check, predict
+from equipoise.workloads import Workload, cautions, check, predict
 from equipoise.workloads.running import at_once, one_thread
 
 
@@ -47,7 +47,7 @@ def test_the_check_and_the_advice_run_large_samples_few_at_a_time_on_one_thread(
     try:
         seen.clear()
         check(photographs)
-        advice(photographs)
+        cautions(photographs)
         assert torch.get_num_threads() == 2
     finally:
         torch.set_num_threads(before)

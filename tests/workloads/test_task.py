@@ -36,8 +36,11 @@ def test_shape_is_read_off_the_data() -> None:
     dense = make(train=(tokens, tokens), test=(tokens, tokens), metric="cross_entropy")
     assert dense.shape == Shape((4,), 11, 11, dense=True)
     assert [Shape((4,), 3).kind, Shape((3, 8, 8), 3).kind, Shape((4,), 3, 5).kind, Shape((2, 9), 3).kind] == [
-        "vectors", "images", "tokens", "arrays",
-    ]  # fmt: skip
+        "vectors",
+        "images",
+        "tokens",
+        "arrays",
+    ]
 
 
 def test_splits_are_those_of_a_workload() -> None:
@@ -62,8 +65,12 @@ def test_fingerprint_tells_what_changed() -> None:
     base = make().fingerprint
     assert make().fingerprint == base
     changes: tuple[dict[str, Any], ...] = (
-        {"train": (X[1:201], Y[1:201])}, {"test": (X[201:], Y[201:])}, {"metric": "f1"}, {"outputs": 4}, {"name": "other"},
-    )  # fmt: skip
+        {"train": (X[1:201], Y[1:201])},
+        {"test": (X[201:], Y[201:])},
+        {"metric": "f1"},
+        {"outputs": 4},
+        {"name": "other"},
+    )
     for change in changes:
         assert make(**change).fingerprint != base
 
@@ -129,8 +136,11 @@ def test_items_are_read_once_for_the_classes_and_the_test_split_never() -> None:
 
 def test_bad_shapes() -> None:
     bad: tuple[Callable[[], Shape], ...] = (
-        lambda: Shape((), 3), lambda: Shape((3, 0, 2), 3), lambda: Shape((3,), 0), lambda: Shape((3.0,), 3),  # type: ignore[arg-type]
-    )  # fmt: skip
+        lambda: Shape((), 3),
+        lambda: Shape((3, 0, 2), 3),
+        lambda: Shape((3,), 0),
+        lambda: Shape((3.0,), 3),  # type: ignore[arg-type]
+    )
     for make_bad in bad:
         with pytest.raises(InputError, match="whole numbers of at least 1"):
             make_bad()

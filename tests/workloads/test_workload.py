@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import math
+import re
 import sys
 from typing import Any
 
@@ -15,6 +16,7 @@ from torch.utils.data import DataLoader, Dataset, TensorDataset
 
 from equipoise.errors import InputError
 from equipoise.workloads import Metric, Workload, check
+from equipoise.workloads.metrics import metric_of
 from equipoise.workloads.models import mlp
 
 SOURCE = torch.Generator().manual_seed(0)
@@ -69,9 +71,13 @@ def test_fingerprint_tells_what_changed() -> None:
         other = mlp(4, 8, 3)
     gelu = nn.Sequential(*[nn.GELU() if isinstance(m, nn.ReLU) else m for m in work().model])
     for changed in (
-        work(other), work(gelu), work(train=(X[1:201], Y[1:201])), work(train=(X[:200], 2 - Y[:200])),
-        work(test=(X[201:], Y[201:])), work(metric="f1"),
-    ):  # fmt: skip
+        work(other),
+        work(gelu),
+        work(train=(X[1:201], Y[1:201])),
+        work(train=(X[:200], 2 - Y[:200])),
+        work(test=(X[201:], Y[201:])),
+        work(metric="f1"),
+    ):
         assert changed.fingerprint != base
 
 
@@ -244,6 +250,21 @@ def test_what_ends_the_program_in_the_users_code_is_told(changes: dict[str, Any]
     with pytest.raises(InputError) as told:
         check(work(**changes))
     assert named in str(told.value)
+
+
+@pytest.mark.parametrize(
+    ("made", "told"),
+    [
+        (lambda: Metric("x", True, 3), "metric.function must be a function of (outputs, targets); got 3"),
+        (lambda: Metric("x", True, max, each=3), "metric.each must be a function"),
+        (lambda: Metric("x", None, max), "metric.maximize must be True or False; got None"),
+        (lambda: metric_of(Metric), "metric must be a name or a function of (outputs, targets)"),
+        (lambda: metric_of(None), "metric must be a name or a function of (outputs, targets); got None"),
+    ],
+)
+def test_a_metric_that_could_not_be_called_is_refused_where_it_is_made(made, told) -> None:
+    with pytest.raises(InputError, match=re.escape(told)):
+        made()
 
 
 @pytest.mark.parametrize("name", ["two\nlines", "", "x" * 201, "bell\a", 3])

@@ -97,9 +97,12 @@ class Distribution(Protocol):
         ...
 
     def restore(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, model_tensors: Mapping[str, Tensor],
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        model_tensors: Mapping[str, Tensor],
         optimizer_tensors: Mapping[str, Tensor],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Give model and optimizer what `state` took, in a run of this or another number of processes."""
         ...
 
@@ -160,9 +163,12 @@ class OneProcess:
         return dict(model.state_dict()), saved.pack_optimizer(model, optimizer)
 
     def restore(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, model_tensors: Mapping[str, Tensor],
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        model_tensors: Mapping[str, Tensor],
         optimizer_tensors: Mapping[str, Tensor],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Copy the tensors into both."""
         model.load_state_dict(dict(model_tensors))
         saved.unpack_optimizer(model, optimizer, optimizer_tensors)

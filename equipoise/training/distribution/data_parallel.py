@@ -82,9 +82,12 @@ class DataParallel:
         return self._replica.state(model, optimizer)
 
     def restore(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, model_tensors: Mapping[str, Tensor],
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        model_tensors: Mapping[str, Tensor],
         optimizer_tensors: Mapping[str, Tensor],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Copy the tensors into both."""
         self._replica.restore(model, optimizer, model_tensors, optimizer_tensors)
 

@@ -74,9 +74,12 @@ class Offloaded:
         return self._holder.state(model, optimizer)
 
     def restore(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, model_tensors: Mapping[str, Tensor],
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        model_tensors: Mapping[str, Tensor],
         optimizer_tensors: Mapping[str, Tensor],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Copy the tensors into both."""
         self._holder.restore(model, optimizer, model_tensors, optimizer_tensors)
 

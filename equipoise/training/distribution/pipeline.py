@@ -122,9 +122,12 @@ class Pipeline:
         return self._collect(model.state_dict()) | self._unused, self._collect(slots)
 
     def restore(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, model_tensors: Mapping[str, Tensor],
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        model_tensors: Mapping[str, Tensor],
         optimizer_tensors: Mapping[str, Tensor],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Take this stage's tensors."""
         model.load_state_dict({name: model_tensors[name] for name in model.state_dict()})
         own = {whole: name for name, whole in self._names.items()}

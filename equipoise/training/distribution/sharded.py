@@ -95,9 +95,12 @@ class Sharded:
 
     @in_touch()
     def restore(
-        self, model: nn.Module, optimizer: torch.optim.Optimizer, model_tensors: Mapping[str, Tensor],
+        self,
+        model: nn.Module,
+        optimizer: torch.optim.Optimizer,
+        model_tensors: Mapping[str, Tensor],
         optimizer_tensors: Mapping[str, Tensor],
-    ) -> None:  # fmt: skip
+    ) -> None:
         """Keep this rank's share of each tensor."""
         live = model.state_dict()
         model.load_state_dict({name: shared_as(tensor, live[name]) for name, tensor in model_tensors.items()})

@@ -37,14 +37,25 @@ class Stage:
 
 
 MOBILENET_STAGES = (
-    Stage(16, 1, 1), Stage(24, 2, 2), Stage(32, 3, 2), Stage(64, 4, 2), Stage(96, 3, 1), Stage(160, 3, 2), Stage(320, 1, 1),
-)  # fmt: skip
+    Stage(16, 1, 1),
+    Stage(24, 2, 2),
+    Stage(32, 3, 2),
+    Stage(64, 4, 2),
+    Stage(96, 3, 1),
+    Stage(160, 3, 2),
+    Stage(320, 1, 1),
+)
 """Sandler et al. 2018, table 2; the first stage has no expansion."""
 
 EFFICIENTNET_STAGES = (
-    Stage(16, 1, 1), Stage(24, 2, 2), Stage(40, 2, 2, 5), Stage(80, 3, 2), Stage(112, 3, 1, 5), Stage(192, 4, 2, 5),
+    Stage(16, 1, 1),
+    Stage(24, 2, 2),
+    Stage(40, 2, 2, 5),
+    Stage(80, 3, 2),
+    Stage(112, 3, 1, 5),
+    Stage(192, 4, 2, 5),
     Stage(320, 1, 1),
-)  # fmt: skip
+)
 """Tan and Le 2019, table 1."""
 
 
@@ -124,10 +135,15 @@ def _network(scale: Scale, shape: Shape, stages: tuple[Stage, ...], act: type[nn
         squeezed = max(1, block.inputs // 4) if excite else 0
         parts[block.stage].append(
             InvertedResidual(
-                block.inputs, block.outputs, stride=stride, kernel=block.kernel, expansion=block.expansion, act=act,
+                block.inputs,
+                block.outputs,
+                stride=stride,
+                kernel=block.kernel,
+                expansion=block.expansion,
+                act=act,
                 squeezed=squeezed,
             )
-        )  # fmt: skip
+        )
     layers |= {f"stage{number + 1}": nn.Sequential(*part) for number, part in enumerate(parts)}
     last = to_eight(LAST * scale["width"])
     layers["last"] = conv(plan[-1].outputs, last, 1, act=act)

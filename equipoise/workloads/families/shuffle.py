@@ -102,10 +102,8 @@ def _shufflenet(scale: Scale, shape: Shape) -> nn.Sequential:
     first, last = to_eight(widths[0] / 2), LAST * widths[0]
     return named(
         **layers,
-        **shufflenet(
-            shape, side=min(sides), first=first, widths=widths, units=units, last=last, kernel=int(scale["kernel"])
-        ),
-    )  # fmt: skip
+        **shufflenet(shape, side=min(sides), first=first, widths=widths, units=units, last=last, kernel=int(scale["kernel"])),
+    )
 
 
 def _weights(scale: Scale) -> float:

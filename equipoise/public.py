@@ -1,0 +1,33 @@
+"""The public names, and the module that holds each: words only, so that naming one imports nothing.
+
+The one way by which a lower room reaches a verb of a higher one: a `Study` knows the word ``export``, not the room behind it.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
+
+PUBLIC = {
+    "Metric": "equipoise.workloads",
+    "Study": "equipoise.study.record",
+    "Task": "equipoise.workloads",
+    "Workload": "equipoise.workloads",
+    "distill": "equipoise.verbs.compress",
+    "export": "equipoise.ship.export",
+    "family": "equipoise.workloads",
+    "optimize": "equipoise.road.walk",
+    "profile": "equipoise.verbs.profile",
+    "prune": "equipoise.verbs.compress",
+    "quantize": "equipoise.verbs.compress",
+    "report": "equipoise.ship.report",
+    "scale": "equipoise.advise.road",
+    "train": "equipoise.verbs.train",
+    "verify": "equipoise.ship.verify",
+}
+"""Public name -> the module that holds it."""
+
+
+def public(name: str) -> Any:
+    """Return what `name` of `PUBLIC` stands for, importing its module now."""
+    return getattr(importlib.import_module(PUBLIC[name]), name)

@@ -1,0 +1,320 @@
+"""The executor of child processes: a candidate is made, trained and scored in a process of its own.
+
+One that segfaults, hangs, eats the memory or calls ``os._exit`` takes that process down and nothing else: it ends as a failed
+trial with its reason, the next one gets a fresh process, and the search goes on. What is timed is timed by the parent, alone.
+
+Parent and child speak JSON, a line each, over the child's standard streams; what else the child prints goes to its stderr. The
+child loads the workload by its name, or from a file that the parent wrote for it into a folder of this user's alone.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import queue
+import select
+import signal
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import IO, Any
+
+from equipoise import workloads
+from equipoise.errors import EquipoiseError, InputError, StoreError, missing_extra
+from equipoise.records import Evaluation, as_data, evaluation_from
+from equipoise.road.bench import Workbench
+from equipoise.road.facts import Facts, facts_from
+from equipoise.road.jobs import Job
+from equipoise.road.trials import TRAINED_ON_LOADING, Tell, Trials
+from equipoise.runtimes import parse_targets
+from equipoise.study.store import Files
+from equipoise.units import show
+from equipoise.workloads import Workload
+from equipoise.workloads.weights import packed
+
+PATIENCE_S, GENEROUS = 60.0, 10.0
+"""A job is given at least so long, and so many times what was expected of it; then its process is stopped."""
+PREPARE_S = 1800.0
+"""The same for loading and preparing the workload."""
+MEMORY_SHARE = 0.8
+"""Share of the memory that is free at the start which a child may take."""
+LOOK_S = 0.2
+"""Seconds between looks at the child's memory."""
+WORDS = 400
+"""Characters of a dead child's last words that are told."""
+
+
+class Died(EquipoiseError):
+    """A process that a candidate took down, and how."""
+
+
+@dataclass
+class Child:
+    """A process that does jobs, started when it is first needed and again after each death.
+
+    Attributes:
+        recipe: What the process is told of the workload, as JSON data.
+        limit_bytes: Resident memory beyond which it is stopped.
+    """
+
+    recipe: Mapping[str, Any]
+    limit_bytes: float
+    tell: Tell
+    _process: subprocess.Popen[bytes] | None = None
+    _errors: IO[bytes] | None = None
+    _facts: Facts | None = None
+    _held: bytearray = field(default_factory=bytearray)
+
+    def facts(self) -> Facts:
+        """Return what can be changed in the model, as the child found it."""
+        if self._facts is None:
+            self._ready()
+        assert self._facts is not None, "a child that is ready has said what it found"
+        return self._facts
+
+    def scored(self, job: Job) -> Evaluation:
+        """Return a plan made, trained and scored by the child.
+
+        Raises:
+            Died: The child did not live to answer.
+            EquipoiseError: What the trial raised, with its traceback.
+        """
+        answer = self._ask(job)
+        if "failed" in answer:
+            raise EquipoiseError(answer["failed"])
+        return evaluation_from(answer["evaluation"])
+
+    def entry(self, job: Job) -> Mapping[str, Any]:
+        """Return an entry of the loss table as the child read it, or how the child ended."""
+        try:
+            found: Mapping[str, Any] = self._ask(job)["entry"]
+        except Died as error:
+            return {**{k: job.args[k] for k in ("knob", "choice", "samples")}, "loss": None, "error": str(error)}
+        return found
+
+    def close(self) -> None:
+        """Stop the process."""
+        if self._process is not None:
+            self._process.kill()
+            self._process.wait()
+        if self._errors is not None:
+            self._errors.close()
+        self._process = self._errors = None
+        self._held.clear()
+
+    def _ask(self, job: Job) -> dict[str, Any]:
+        process = self._ready()
+        order = {"kind": job.kind, "key": job.key, "args": dict(job.args)}
+        self._write(process, order)
+        return self._answer(process, max(PATIENCE_S, GENEROUS * job.expected_s))
+
+    def _ready(self) -> subprocess.Popen[bytes]:
+        """Return a process that has prepared the workload."""
+        if self._process is not None and self._process.poll() is None:
+            return self._process
+        self.close()
+        package = str(Path(__file__).resolve().parents[2])
+        paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
+        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
+        self._process = subprocess.Popen(
+            [sys.executable, "-P", "-m", "equipoise.road.isolated"],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=self._errors,
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+        )
+        self._write(self._process, self.recipe)
+        answer = self._answer(self._process, PREPARE_S)
+        if "failed" in answer:
+            raise InputError(f"the workload must load in a process of its own; there it failed: {answer['failed']}")
+        self._facts = facts_from(answer["facts"])
+        return self._process
+
+    def _write(self, process: subprocess.Popen[bytes], data: Mapping[str, Any]) -> None:
+        assert process.stdin is not None, "it was started with a pipe"
+        try:
+            process.stdin.write(json.dumps(data).encode() + b"\n")
+            process.stdin.flush()
+        except BrokenPipeError:
+            raise self._dead(process) from None
+
+    def _answer(self, process: subprocess.Popen[bytes], patience_s: float) -> dict[str, Any]:
+        """Return the child's answer; pass on what it tells meanwhile, and stop it where it oversteps its limits."""
+        assert process.stdout is not None, "it was started with a pipe"
+        began = time.monotonic()
+        while True:
+            line = self._line(process.stdout)
+            if line is not None:
+                said: dict[str, Any] = json.loads(line)
+                if "tell" not in said:
+                    return said
+                self.tell(*said["tell"])
+                continue
+            if line is None and process.poll() is not None and not _waiting(process.stdout, 0.0):
+                raise self._dead(process)
+            if _resident(process.pid) > self.limit_bytes:
+                self.close()
+                raise Died(f"its process took more than {show(self.limit_bytes, 'B')} of memory and was stopped")
+            if time.monotonic() - began > patience_s:
+                self.close()
+                raise Died(f"its process did not end within {show(patience_s, 's')} and was stopped")
+
+    def _line(self, stream: IO[bytes]) -> bytes | None:
+        """Return the next whole line that arrives within a moment, or None."""
+        if b"\n" not in self._held and _waiting(stream, LOOK_S):
+            self._held += os.read(stream.fileno(), 1 << 20)
+        line, found, rest = bytes(self._held).partition(b"\n")
+        if not found:
+            return None
+        self._held[:] = rest
+        return line
+
+    def _dead(self, process: subprocess.Popen[bytes]) -> Died:
+        """Say how the child ended."""
+        code = process.wait()
+        how = f"was killed by {_signal(-code)}" if code < 0 else f"ended itself with exit code {code}"
+        last = ""
+        if self._errors is not None:
+            self._errors.seek(0)
+            lines = self._errors.read().decode(errors="replace").strip().splitlines()
+            last = f": {lines[-1][:WORDS]}" if lines and code >= 0 else ""
+        self.close()
+        return Died(f"its process {how}{last}")
+
+
+@contextmanager
+def isolated(bench: Workbench, files: Files, *, spec: str, seed: int, tell: Tell) -> Iterator[Child]:
+    """Give a child that makes and scores the plans of `bench`.
+
+    Args:
+        spec: How the command line names the workload; empty for an object, which is then written to a file.
+    Raises:
+        InputError: The workload has no name, and cannot be written to a file either.
+    """
+    import psutil  # type: ignore[import-untyped,unused-ignore]
+
+    with tempfile.TemporaryDirectory(prefix="equipoise-isolated-") as folder:
+        held = Path(folder) / "held"
+        held.write_bytes(packed(bench.work.model) if spec else _pickled(bench))
+        recipe = {
+            "store": str(files.path.absolute()),
+            "spec": spec,
+            "held": str(held),
+            "fingerprint": bench.work.fingerprint,
+            "targets": ",".join(map(str, bench.targets)),
+            "seed": seed,
+            "path": sys.path,
+        }
+        child = Child(recipe, MEMORY_SHARE * psutil.virtual_memory().available, tell)
+        try:
+            yield child
+        finally:
+            child.close()
+
+
+def _pickled(bench: Workbench) -> bytes:
+    """The workload as bytes; functions and classes of the user's own travel with it."""
+    try:
+        import cloudpickle  # type: ignore[import-untyped,unused-ignore]
+    except ImportError as error:
+        raise missing_extra("cloudpickle", "isolate") from error
+    try:
+        found: bytes = cloudpickle.dumps(bench.work)
+    except Exception as error:
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+        raise InputError(
+            f"work must be something that can be handed to another process (isolate); got {bench.work.name}: {reason}. "
+            "Leave isolate out, or keep open files, locks and streams out of the model, its data and its metric."
+        ) from error
+    return found
+
+
+def _waiting(stream: IO[bytes], seconds: float) -> bool:
+    return bool(select.select([stream], [], [], seconds)[0])
+
+
+def _resident(pid: int) -> int:
+    import psutil
+
+    try:
+        return int(psutil.Process(pid).memory_info().rss)
+    except psutil.Error:
+        return 0
+
+
+def _signal(number: int) -> str:
+    try:
+        return signal.Signals(number).name
+    except ValueError:
+        return f"signal {number}"
+
+
+def serve(orders: IO[bytes], answers: IO[bytes]) -> None:
+    """Prepare the workload, then do one job for each line of `orders`: the child's side; it ends with its parent."""
+    lines: queue.Queue[bytes] = queue.Queue()
+
+    def read() -> None:
+        for line in orders:
+            lines.put(line)
+        os._exit(0)  # the parent is gone: nobody waits for what is being done
+
+    def say(data: Mapping[str, Any]) -> None:
+        answers.write(json.dumps(data).encode() + b"\n")
+        answers.flush()
+
+    threading.Thread(target=read, daemon=True).start()
+    recipe = json.loads(lines.get())
+    try:
+        trials = _trials(recipe, lambda *told: say({"tell": told}))
+        say({"facts": as_data(trials.facts())})
+    except Exception as error:  # noqa: BLE001 - whatever keeps the workload from being prepared is told to the parent
+        say({"failed": f"{type(error).__name__}: {error}"})
+        return
+    while True:
+        order = json.loads(lines.get())
+        job = Job(order["kind"], order["key"], order["args"])
+        if job.kind == "table":
+            say({"entry": trials.entry(job)})
+        else:
+            say(_scored(trials, job))
+
+
+def _scored(trials: Trials, job: Job) -> dict[str, Any]:
+    import traceback
+
+    try:
+        return {"evaluation": as_data(trials.scored(job))}
+    except (KeyboardInterrupt, StoreError):
+        raise
+    except BaseException:  # noqa: BLE001 - a failed trial, whatever the user's code raised; the parent records it
+        return {"failed": traceback.format_exc(limit=-6)}
+
+
+def _trials(recipe: Mapping[str, Any], tell: Tell) -> Trials:
+    sys.path[:] = recipe["path"]
+    held, spec = Path(recipe["held"]).read_bytes(), recipe["spec"]
+    work = _by_name(spec, held) if spec else pickle.loads(held)
+    if work.fingerprint != recipe["fingerprint"]:
+        raise InputError(f"workload {spec or work.name} must be the same each time that it is loaded; it has changed since")
+    files = Files(Path(recipe["store"]))
+    return Trials(Workbench(work, parse_targets(recipe["targets"]), files.blob), files, int(recipe["seed"]), tell)
+
+
+def _by_name(spec: str, weights: bytes) -> Workload:
+    """Load a workload by its name; one that is trained on loading gets the weights that the parent has."""
+    from safetensors.torch import load as tensors
+
+    return workloads.load(spec, state=tensors(weights) if spec in TRAINED_ON_LOADING else None)
+
+
+if __name__ == "__main__":
+    channel = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what the model or a library prints is no answer
+    serve(sys.stdin.buffer, channel)

@@ -1,0 +1,82 @@
+"""What of a road can be done anywhere: a plan made, trained and scored, and an entry of the loss table read."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, replace
+from typing import Any
+
+from equipoise.errors import StoreError
+from equipoise.records import Evaluation, Plan, Training
+from equipoise.road import probing
+from equipoise.road.bench import Workbench
+from equipoise.road.facts import Facts
+from equipoise.road.jobs import Job
+from equipoise.road.training import train
+from equipoise.study.store import Files
+
+TRAINED_ON_LOADING = ("digits",)
+"""Workloads whose weights are made when they are loaded; the study keeps them, so that every later load finds the same."""
+
+Tell = Callable[[str, str, float], None]
+"""Told about progress inside a job: stage, text, seconds since it began."""
+
+
+@dataclass(frozen=True)
+class Trials:
+    """Makes and scores plans.
+
+    Attributes:
+        files: Where weights are read from and checkpoints lie.
+        seed: Of the trainings.
+    """
+
+    bench: Workbench
+    files: Files
+    seed: int
+    tell: Tell
+
+    def facts(self) -> Facts:
+        """Return what can be changed in the model."""
+        return self.bench.facts
+
+    def scored(self, job: Job) -> Evaluation:
+        """Make a plan's model, train it where the job says so, and score it; what fails is raised."""
+        args, bench = job.args, self.bench
+        plan, fidelity, leg = Plan(args["plan"]), args["fidelity"], int(args["leg"])
+        training = None
+        if fidelity == "untouched":
+            draft = bench.untouched
+        elif fidelity == "recovered":
+            draft = bench.restore(plan, self.files.read_blob(args["weights"]))
+            done = train(
+                bench,
+                plan,
+                draft.model,
+                seconds=args["training_s"],
+                checkpoint=self.files.scratch(f"{plan.digest}-{leg}"),
+                leg=leg,
+                seed=self.seed,
+                on_step=lambda p: self.tell("recover", f"rung {args['rung']}, step {p.step}, loss {p.loss:.3g}", p.seconds),
+            )
+            for note in done.notes:
+                self.tell("recover", note, 0.0)
+            draft = replace(draft, model=done.model)
+            training = Training(args["rung"], done.seconds, done.steps, tuple(done.notes))
+        else:
+            draft = bench.build(plan)
+        found = bench.score(plan, draft, fidelity=fidelity, predicted=args["predicted"])
+        return replace(found, leg=leg, training=training)
+
+    def entry(self, job: Job) -> Mapping[str, Any]:
+        """Read one entry of the loss table; what goes wrong in it is its result."""
+        knob, choice, samples = job.args["knob"], job.args["choice"], int(job.args["samples"])
+        found: dict[str, Any] = {"knob": knob, "choice": choice, "samples": samples, "loss": None}
+        try:
+            loss = probing.loss_of(self.bench, knob, choice, samples=samples)
+        except (KeyboardInterrupt, StoreError):
+            raise
+        except BaseException as error:  # noqa: BLE001 - a probe runs the user's model: what fails is told, and left as it is
+            return {**found, "error": probing.one_line(error)}
+        return {**found, "loss": loss} if math.isfinite(loss) else {**found, "error": f"its loss is {loss}"}

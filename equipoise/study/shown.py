@@ -1,0 +1,84 @@
+"""A study as others show it: a pandas frame, a matplotlib picture of the front. Neither is needed by anything else here."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from equipoise.errors import missing_extra
+from equipoise.records import Evaluation, Reading
+
+
+def frame(rows: Sequence[Evaluation], words: Sequence[str], marked: Mapping[str, str]) -> Any:
+    """Return evaluations as a `pandas.DataFrame`: a row each, SI units in the names, what was not measured left missing.
+
+    Args:
+        rows: The evaluations.
+        words: What each is, in a few words.
+        marked: Key -> mark, such as ``knee``.
+    Raises:
+        MissingExtraError: pandas is not installed.
+    """
+    try:
+        import pandas
+    except ImportError as error:
+        raise missing_extra("pandas", "pandas") from error
+    columns: dict[str, list[Any]] = {"plan": list(words), "mark": [marked.get(e.key, "") for e in rows]}
+    columns["fidelity"] = [e.fidelity for e in rows]
+    axes = list(dict.fromkeys(axis for e in rows for axis in e.cost))
+    for axis, readings in [
+        ("quality", [e.quality for e in rows]),
+        ("drop", [e.drop for e in rows]),
+        *((axis, [e.axis(axis) for e in rows]) for axis in axes),
+    ]:
+        columns |= _columns(axis, readings)
+    return pandas.DataFrame(columns, index=pandas.Index([e.key for e in rows], name="key"))
+
+
+def _columns(axis: str, readings: Sequence[Reading]) -> dict[str, list[Any]]:
+    """A column of values and, where any of them has an interval, two of its ends."""
+    out = {axis: [r.value for r in readings]}
+    if any(r.low is not None for r in readings):
+        out |= {f"{axis}_low": [r.low for r in readings], f"{axis}_high": [r.high for r in readings]}
+    return {name: [float("nan") if value is None else float(value) for value in values] for name, values in out.items()}
+
+
+def plot(
+    front: Sequence[Evaluation], others: Sequence[Evaluation], marked: Mapping[str, str], *, unit: str, axes: Any = None
+) -> Any:
+    """Draw drop against latency, with intervals, the front joined and the marked points named; return the axes.
+
+    Args:
+        front, others: Evaluations whose latency and drop are known.
+        marked: Key -> mark.
+        unit: What the drop is counted in.
+        axes: Matplotlib axes to draw into; None makes a figure.
+    Raises:
+        MissingExtraError: matplotlib is not installed.
+    """
+    try:
+        from matplotlib import pyplot
+    except ImportError as error:
+        raise missing_extra("matplotlib", "plot") from error
+    axes = pyplot.subplots(layout="constrained")[1] if axes is None else axes
+    axes.scatter(*_points(others), s=12, color="0.7", label="tried")
+    reach = [
+        [e.drop.get() - _end(e.drop, e.drop.low) for e in front],
+        [_end(e.drop, e.drop.high) - e.drop.get() for e in front],
+    ]
+    axes.errorbar(*_points(front), yerr=reach, marker="o", capsize=2, label="front")
+    for e in front:
+        if e.key in marked:
+            axes.annotate(marked[e.key], (1e3 * e.axis("latency_s").get(), e.drop.get()), (6, 6), textcoords="offset points")
+    axes.set(xscale="log", xlabel="latency, ms", ylabel=f"drop, {unit}")
+    axes.legend()
+    return axes
+
+
+def _end(drop: Reading, end: float | None) -> float:
+    """An end of an interval; the value itself where there is none."""
+    return drop.get() if end is None else end
+
+
+def _points(rows: Sequence[Evaluation]) -> tuple[list[float], list[float]]:
+    return [1e3 * e.axis("latency_s").get() for e in rows], [e.drop.get() for e in rows]
