@@ -38,7 +38,7 @@ def main() -> int:
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     target = Target.parse(args.target)
-    bench = Workbench.prepare(workloads.load(args.workload), (target,), lambda content: "")
+    bench = Workbench(workloads.load(args.workload), (target,), lambda content: "")
     precisions, facts = tuple(get(target.runtime).precisions), bench.facts
     space = facts.space
     times, _ = probing.layer_times(target, facts.layers, frozenset(space.positions), seconds=30)

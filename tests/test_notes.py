@@ -51,5 +51,5 @@ def test_the_chosen_output_is_what_ships(tmp_path: Path) -> None:
     assert all(e.ok for e in study.evaluations), [e.error for e in study.evaluations]
     inputs, targets = work.validation.tensors()
     assert study.baseline.quality.get() == pytest.approx(100 * float((net(inputs)[1].argmax(1) == targets).double().mean()))
-    bench = Workbench.prepare(work, (Target.parse("onnxruntime:cpu"),), lambda data: "")
+    bench = Workbench(work, (Target.parse("onnxruntime:cpu"),), lambda data: "")
     assert [group.name for group in bench.builder.subject.groups if group.prunable]

@@ -21,6 +21,7 @@ from equipoise.road.bench import failed
 from equipoise.road.decisions import Asked, Road
 from equipoise.road.facts import TARGET, Act, Facts, Layer, facts_from
 from equipoise.road.jobs import Job, names
+from equipoise.search import converged
 from equipoise.study.header import Offered, header_from
 from equipoise.study.record import Study
 
@@ -378,7 +379,8 @@ def test_when_every_training_fails_nothing_is_trained_after_the_first_rung_and_t
     trained = [job.args["rung"] for job in formula.done if job.args.get("training_s")]
     assert set(trained) == {1}
     last = max(i for i, job in enumerate(formula.done) if job.args.get("training_s"))
-    assert any(job.kind == "proposal" for job in formula.done[last:])
+    assert formula.road is not None
+    assert any(job.kind == "proposal" for job in formula.done[last:]) or converged(formula.road.volumes)
     assert study_of(formula.record).met
 
 

@@ -37,7 +37,7 @@ def bench() -> Workbench:
     with torch.no_grad():
         y = net(x).argmax(1)
     work = Workload(model=net, train=(x[:80], y[:80]), test=(x[80:], y[80:]), metric="accuracy")
-    return Workbench.prepare(work, (Target("onnxruntime"),), lambda content: str(len(content)))
+    return Workbench(work, (Target("onnxruntime"),), lambda content: str(len(content)))
 
 
 def test_the_baseline_is_the_users_own_model(bench: Workbench) -> None:
@@ -48,7 +48,7 @@ def test_the_baseline_is_the_users_own_model(bench: Workbench) -> None:
 
 
 def test_a_wrong_program_ends_the_run_before_any_work(bench: Workbench) -> None:
-    wrong = Workbench.prepare(bench.work, bench.targets, bench.save)
+    wrong = Workbench(bench.work, bench.targets, bench.save)
     with torch.no_grad():
         wrong.teacher[5].bias += torch.tensor([30.0, 0.0, 0.0])
     with pytest.raises(EquipoiseError, match=r"untouched model's program must answer as the model does in torch.*accuracy \d"):

@@ -115,7 +115,7 @@ def test_what_no_knob_sets_stays_float_in_a_mixed_plan(tmp_path: Path) -> None:
         y = net(x).argmax(1)
     work = Workload(model=net, train=(x[:100], y[:100]), validation=(x[100:200], y[100:200]), test=(x[200:], y[200:]))
     with Store.open(tmp_path / "study") as store:
-        bench = Workbench.prepare(work, (Target("onnxruntime"),), store.blob)
+        bench = Workbench(work, (Target("onnxruntime"),), store.blob)
         assert bench.unset == {"0"}
         source = bench.source(bench.teacher)
 

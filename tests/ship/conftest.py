@@ -8,8 +8,9 @@ import pytest
 from safetensors.numpy import save
 
 from equipoise import workloads
+from equipoise.compress.technique import Draft
 from equipoise.measure import machine
-from equipoise.records import as_data
+from equipoise.records import Evaluation, as_data
 from equipoise.road.bench import Workbench
 from equipoise.runtimes import Target
 from equipoise.study.header import Header
@@ -80,9 +81,8 @@ def measured(work: Workload, spec: str, path: Path, target: Target) -> Path:
         space = bench.facts.space
         narrow = space.untouched.but({k.name: k.menu[-1] for k in space.knobs if k.kind == "width"})
         int8 = narrow.but({k.name: 8 for k in space.knobs if k.kind == "bits"})
-        scored = bench.score(space.untouched, bench.untouched, fidelity="untouched")
-        base = bench.time(scored, store.read_blob, reference_s=None, seconds=0.1)
-        header = Header(
+        base = timed(bench, store, bench.score(space.untouched, Draft(bench.teacher), fidelity="untouched"), seconds=0.1)
+        asked = Header(
             workload=spec,
             name=work.name,
             target=str(target),
@@ -95,17 +95,20 @@ def measured(work: Workload, spec: str, path: Path, target: Target) -> Path:
             probe=store.blob(save({"inputs": bench.validation[0][:32].numpy()})),
             machine=machine.describe(),
         )
-        store.put("study", "header", {"header": as_data(header)}, seconds=0.0)
+        store.put("study", "header", {"header": as_data(asked)}, seconds=0.0)
         store.put("evaluation", base.key, {"evaluation": as_data(base)}, seconds=0.0)
         for plan in (narrow, int8):
             scored = bench.score(plan, bench.build(plan), fidelity="one-shot")
-            made = bench.time(scored, store.read_blob, reference_s=base.axis("latency_s").get(), seconds=0.5)
+            made = timed(bench, store, scored, seconds=0.5, reference_s=base.axis("latency_s").get())
             store.put("evaluation", made.key, {"evaluation": as_data(made)}, seconds=0.0)
             assert made.speed_up is not None
-            race = {
-                "ratios": {made.key: as_data(interval_of(made.speed_up))},
-                "reference": as_data(base.cost["latency_s"]),
-                "elasticity": {},
-            }
+            ratios = {made.key: as_data(interval_of(made.speed_up))}
+            race = {"ratios": ratios, "reference": as_data(base.cost["latency_s"]), "elasticity": {}}
             store.put("final", made.key, race, seconds=0.0)
     return path
+
+
+def timed(
+    bench: Workbench, store: Store, scored: Evaluation, *, seconds: float, reference_s: float | None = None
+) -> Evaluation:
+    return bench.time(scored, store.read_blob, reference_s=reference_s, seconds=seconds)

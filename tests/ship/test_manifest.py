@@ -305,7 +305,7 @@ def test_what_cannot_be_is_refused_in_one_line(original: Artifact, edit: Callabl
         (lambda m: m.update(bounds="drop<=60, size<=1B", bounds_missed=""), "the figures hold"),
         (lambda m: m["study"].update(budget="drop<=50"), "the figures hold"),
         (lambda m: m["study"].update(target="openvino:cpu?threads=1&batch=1"), "targets"),
-        (lambda m: m["plan"].update(runtime="openvino"), "another runtime"),
+        (lambda m: m["plan"].update(target="openvino:cpu?threads=1&batch=1"), "another target"),
         (lambda m: m["study"].update(source_state=True), "source_state"),
         (lambda m: m["plan"].update({k: 32 for k in m["plan"] if k.startswith("bits.")}), "what was changed"),
         (lambda m: m.update(changed={}), "called one-shot"),

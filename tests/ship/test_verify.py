@@ -324,7 +324,6 @@ MUTANTS: dict[str, tuple[str, Callable[[Artifact], None]]] = {
     "unmeasured bound": (ITSELF, lambda a: forge(a, lambda m: m.update(bounds="energy<=1J"))),
     "other bits": ("bits", lambda a: forge(a, other_bits)),
     "other precision": ("precision", lambda a: forge(a, lambda m: m["deployable"].update(precision="mixed"))),
-    "called recovered": ("fidelity", lambda a: forge(a, lambda m: m.update(fidelity="recovered"))),
     "other metric": ("metric", lambda a: forge(a, lambda m: m["study"]["metric"].update(name="f1"))),
     "other direction": ("metric's direction", lambda a: forge(a, lambda m: m["study"]["metric"].update(maximize=False))),
     "other name": ("name", lambda a: forge(a, lambda m: m["study"].update(name="GPT"))),
