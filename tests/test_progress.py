@@ -13,7 +13,7 @@ import equipoise as eq
 from equipoise import progress
 from equipoise.events import Event
 from equipoise.markup import table
-from equipoise.progress import Line, of_events, of_steps, of_words
+from equipoise.progress import Line, of_events, of_words
 from equipoise.records import Evaluation, Plan, measured
 from equipoise.runtimes import Program
 from equipoise.study.record import Study
@@ -95,6 +95,7 @@ def test_a_display_that_fails_ends_the_showing_and_not_the_run(monkeypatch):
     assert shown == []
 
 
+@pytest.mark.slow
 def test_train_and_profile_show_their_progress(notebook, tmp_path):
     eq.train("mlp", "digits", {"width": 8, "depth": 1}, store=tmp_path, steps=20)
     assert notebook[-1]["text/plain"].startswith("100 % train  step 20")
@@ -108,7 +109,6 @@ def test_optimize_and_scale_take_it_where_no_listener_is_given():
 
     for verb in (eq.optimize, eq.scale):
         assert inspect.signature(verb).parameters["listen"].default is None
-    assert of_steps() is not None
 
 
 def evaluation(latency_s: float, **more) -> Evaluation:
@@ -152,6 +152,7 @@ def test_every_record_is_a_short_line(study):
     assert repr(Split.of((x, y), name="more")) == "Split(more: 90 samples)"
 
 
+@pytest.mark.slow
 def test_a_profile_is_one_line_and_a_small_table():
     found = eq.profile(nn.Linear(10, 3), torch.zeros(2, 10), targets=["torch"], batch=1, seconds=0.1)
     assert repr(found).startswith("Profile(Linear: 33 params, 30 MACs, torch:cpu ")

@@ -137,9 +137,10 @@ def verify(
     checks, found = list(integrity(artifact)), dict[str, Reading]()
     if all(check.ok for check in checks):
         measured, found = _measured(artifact, workload, seconds, trust_nothing=trust_nothing)
-        if workload is not None and measured and measured[0].name == SAMPLES and not measured[0].ok:
-            wanted = f"what the artifact was made of, with samples that are {measured[0].promised}"
-            raise must_be("workload", wanted, measured[0].found, "Pass the source model with its own data.")
+        other = next((check for check in measured if check.name == SAMPLES and not check.ok), None)
+        if other is not None and workload is not None:
+            wanted = f"what the artifact was made of, with samples that are {other.promised}"
+            raise must_be("workload", wanted, other.found, "Pass the source model with its own data.")
         checks += measured
     else:
         checks.append(

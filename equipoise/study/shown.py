@@ -7,6 +7,7 @@ from typing import Any
 
 from equipoise.errors import missing_extra
 from equipoise.records import Evaluation, Reading
+from equipoise.units import show
 
 
 def frame(rows: Sequence[Evaluation], words: Sequence[str], marked: Mapping[str, str]) -> Any:
@@ -67,10 +68,12 @@ def plot(
         [_end(e.drop, e.drop.high) - e.drop.get() for e in front],
     ]
     axes.errorbar(*_points(front), yerr=reach, marker="o", capsize=2, label="front")
-    for e in front:
+    for e in {e.key: e for e in (*others, *front)}.values():
         if e.key in marked:
-            axes.annotate(marked[e.key], (1e3 * e.axis("latency_s").get(), e.drop.get()), (6, 6), textcoords="offset points")
-    axes.set(xscale="log", xlabel="latency, ms", ylabel=f"drop, {unit}")
+            axes.annotate(marked[e.key], (e.axis("latency_s").get(), e.drop.get()), (6, 6), textcoords="offset points")
+    axes.set(xscale="log", xlabel="latency", ylabel=f"drop, {unit}")
+    for ticks in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        ticks(lambda seconds, _: show(seconds, "s"))
     axes.legend()
     return axes
 
@@ -81,4 +84,4 @@ def _end(drop: Reading, end: float | None) -> float:
 
 
 def _points(rows: Sequence[Evaluation]) -> tuple[list[float], list[float]]:
-    return [1e3 * e.axis("latency_s").get() for e in rows], [e.drop.get() for e in rows]
+    return [e.axis("latency_s").get() for e in rows], [e.drop.get() for e in rows]

@@ -9,6 +9,8 @@ import pytest
 
 from equipoise.pages import render_scale, render_train
 
+pytestmark = pytest.mark.slow  # a browser is started for each
+
 HOSTILE = "</script><img src=x onerror=\"document.title='hacked'\">"
 
 

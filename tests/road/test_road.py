@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -40,8 +41,10 @@ def test_digits_within_a_drop_of_one_point_gets_faster_and_smaller(finished) -> 
     pick = next(row for row in found["front"] if row["key"] == found["pick"])
     untouched = 126e3 * 4
     assert pick["drop"]["value"] <= 1.0
-    assert pick["cost"]["size_bytes"]["value"] < untouched / 2
-    assert "faster" in found["sentence"]
+    assert pick["cost"]["size_bytes"]["value"] < untouched / 4
+    faster = re.match(r"([\d.]+)× faster", found["sentence"])
+    assert faster, found["sentence"]
+    assert float(faster[1]) >= 1.5  # 28 such studies, most of them on a busy machine: 1.96 to 3.01
 
 
 @pytest.mark.slow
@@ -59,7 +62,7 @@ def test_every_evaluation_was_predicted_measured_and_kept(finished) -> None:
         searched = [row for row in rows if row["predicted"]]
         assert searched or before_s > 30
         errors = sorted(abs(r["predicted"]["size_bytes"] / r["cost"]["size_bytes"]["value"] - 1) for r in searched)
-        assert not errors or errors[len(errors) // 2] < 0.3
+        assert not errors or errors[len(errors) // 2] < 0.1  # 28 such studies: 0.9 to 5.3 % in the median
 
 
 @pytest.mark.slow
@@ -144,6 +147,7 @@ def test_bad_input_is_one_clear_error_and_nothing_is_written(tmp_path, words, sa
     assert not (tmp_path / "study").exists()
 
 
+@pytest.mark.slow
 def test_a_workload_that_cannot_be_used_is_told_before_any_work(tmp_path) -> None:
     (tmp_path / "mine.py").write_text(
         "import torch, equipoise as eq\n"

@@ -90,6 +90,7 @@ def test_a_clean_process_finds_the_workload_by_itself(
     told = capsys.readouterr()
     assert told.err.startswith("verify executes, in a clean process: the Python file ")
     assert "mymodule.py, which the manifest names" in told.err.splitlines()[0]
+    assert told.err.splitlines()[-1].endswith("once it is written again: equipoise report STUDY")
     assert told.out.startswith("on 597 test samples that the search never saw: drop ")
     assert "broken promise" not in told.out
     written = json.loads((path / "verify.json").read_text())
@@ -324,6 +325,7 @@ MUTANTS: dict[str, tuple[str, Callable[[Artifact], None]]] = {
     "unmeasured bound": (ITSELF, lambda a: forge(a, lambda m: m.update(bounds="energy<=1J"))),
     "other bits": ("bits", lambda a: forge(a, other_bits)),
     "other precision": ("precision", lambda a: forge(a, lambda m: m["deployable"].update(precision="mixed"))),
+    "called recovered": ("fidelity", lambda a: forge(a, lambda m: m.update(fidelity="recovered"))),
     "other metric": ("metric", lambda a: forge(a, lambda m: m["study"]["metric"].update(name="f1"))),
     "other direction": ("metric's direction", lambda a: forge(a, lambda m: m["study"]["metric"].update(maximize=False))),
     "other name": ("name", lambda a: forge(a, lambda m: m["study"].update(name="GPT"))),

@@ -46,11 +46,13 @@ def test_the_picture_shows_every_point_and_names_the_pick(found: Study) -> None:
     pytest.importorskip("matplotlib").use("Agg")
     axes = found.plot()
     (line, *_) = axes.get_lines()
-    assert list(line.get_xdata()) == pytest.approx([0.5, 1.0, 2.0])
+    assert list(line.get_xdata()) == pytest.approx([0.5e-3, 1e-3, 2e-3])
     assert list(line.get_ydata()) == [1.5, 0.5, 0.0]
     assert {text.get_text() for text in axes.texts} >= {"best", "untouched"}
     assert len(axes.collections[0].get_offsets()) == 3
     assert "points" in axes.get_ylabel()
+    axes.figure.canvas.draw()
+    assert "1 ms" in {text.get_text() for text in (*axes.get_xticklabels(), *axes.get_xticklabels(minor=True))}
     assert found.plot(axes) is axes
 
 

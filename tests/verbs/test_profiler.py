@@ -136,6 +136,7 @@ def test_a_meter_is_read_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> 
     assert "W a core" not in note, "a meter goes before an estimate"
 
 
+@pytest.mark.slow
 def test_a_target_that_cannot_run_says_why_and_the_others_go_on() -> None:
     absent, planted = _profile(targets=["absent", Target("planted", batch=2)]).targets
     assert absent.reason == "absent is not installed"

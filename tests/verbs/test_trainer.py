@@ -31,6 +31,7 @@ def folder(tmp_path_factory) -> Path:
     return store
 
 
+@pytest.mark.slow
 def test_digits_are_learned_and_everything_is_written_down(folder) -> None:
     found = json.loads((folder / "stdout.json").read_text())
     assert found["reached"]["test_quality"]["value"] > 85
@@ -48,6 +49,7 @@ def test_digits_are_learned_and_everything_is_written_down(folder) -> None:
     assert json.loads((folder / "run.json").read_text())["curve"] == found["curve"]
 
 
+@pytest.mark.slow
 def test_the_same_command_again_trains_nothing(folder) -> None:
     before = (folder / "curve.csv").read_bytes()
     again = train(*WORDS, "--store", str(folder), "--json")
@@ -56,6 +58,7 @@ def test_the_same_command_again_trains_nothing(folder) -> None:
     assert (folder / "curve.csv").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_a_folder_of_another_run_is_left_alone(folder) -> None:
     before = (folder / "model.safetensors").read_bytes()
     done = train("cnn", "digits", "--scale", "width=8,depth=3", "--epochs", "6", "--store", str(folder))

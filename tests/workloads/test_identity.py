@@ -329,6 +329,7 @@ def make():
 """
 
 
+@pytest.mark.slow
 def test_every_process_finds_the_same(tmp_path: Path) -> None:
     found = set()
     for seed in ("1", "2"):
