@@ -46,6 +46,11 @@ class Step:
     makes: tuple[int, ...]
     changes: frozenset[int]
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the modules that it runs in, and of those whose weights it reads."""
+        return (*self.scope, *(owner for held in self.held for owner in _owners(held)))
+
 
 @dataclass(frozen=True)
 class Script:
@@ -73,11 +78,19 @@ class Script:
         """Return the first step that runs inside one of the layers or reads what it holds; 0 where one of them never does."""
         return min((self._firsts.get(name, _WHOLE) for name in layers), default=_WHOLE)
 
+    def last(self, layers: Collection[str]) -> int:
+        """Return the last step that runs inside one of the layers or reads what it holds; the very last where one never does."""
+        return max((self._lasts.get(name, len(self.steps) - 1) for name in layers), default=len(self.steps) - 1)
+
+    @cached_property
+    def _lasts(self) -> dict[str, int]:
+        return {name: place for place, step in enumerate(self.steps) for name in step.parts}
+
     @cached_property
     def _firsts(self) -> dict[str, int]:
         found: dict[str, int] = {}
         for place, step in enumerate(self.steps):
-            for name in (*step.scope, *(owner for held in step.held for owner in _owners(held))):
+            for name in step.parts:
                 found.setdefault(name, place)
         return found
 
