@@ -79,7 +79,7 @@ class Script:
         return min((self._firsts.get(name, _WHOLE) for name in layers), default=_WHOLE)
 
     def last(self, layers: Collection[str]) -> int:
-        """Return the last step that runs inside one of the layers or reads what it holds; the very last where one never does."""
+        """Return the last step that runs inside one of the layers or reads what it holds; the last where one never does."""
         return max((self._lasts.get(name, len(self.steps) - 1) for name in layers), default=len(self.steps) - 1)
 
     @cached_property

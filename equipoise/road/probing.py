@@ -7,9 +7,10 @@ changes cannot be told apart.
 
 from __future__ import annotations
 
+import contextlib
 import itertools
 import math
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any, NamedTuple
@@ -31,8 +32,16 @@ MOST_SAMPLES = 256
 """Samples beyond which a reading does not grow: ranks settle long before (benchmarks/table_cost.py)."""
 CALIBRATION = 128
 """Calibration inputs that a change is mended on."""
+GUESSING = 32
+"""Samples, and calibration inputs, that an estimate is made of."""
+DRAWS = 2
+"""Labels drawn for each of these samples: a backward pass each."""
 MENDING = 2
 """Layers re-solved after the last one touched: as far as the next block's sum, which mends most of what is left."""
+
+
+class _EnoughSeen(BaseException):
+    """All that was wanted of a run has been seen."""
 
 
 @dataclass(frozen=True)
@@ -99,8 +108,104 @@ class Prober:
                 found = self._scoring.run(student, change.layers, batch=len(read))
             read.append(self._each(found, self.reference[rows]))
         each = torch.cat(read)
-        spread = float(each.std(correction=1)) if len(each) > 1 else math.inf
-        return Loss(float(each.mean()), spread / math.sqrt(len(each)), len(each))
+        return Loss(float(each.mean()), _error(each), len(each))
+
+    def estimate(self, changes: Mapping[Any, Change]) -> dict[Any, Loss]:
+        """Return the loss of every change to second order, for the price of its own layers and `DRAWS` backward passes.
+
+        With u drawn so that E[u uᵀ] is the Hessian of the divergence at the untouched model's outputs (Fisher's: u = a drawn
+        label's one-hot minus the probabilities), and g = Jᵀ u its gradient at what a changed layer hands on, the loss is near
+        E[(g · dy)²] / 2, dy being the difference that the layer makes there, after it alone was mended. Larger changes leave
+        the range of it, and layers that would mend more are not run: a scale for each kind of change is read off those that
+        were measured, see `calibrated`. Left out: changes whose layers are not known, or do not run, or change every shape.
+        """
+        sketches = {key: self._student(change, mending=0) for key, change in changes.items() if change.layers is not None}
+        sums: dict[Any, list[Tensor]] = {key: [] for key in sketches}
+        sites = {name for key in sketches for name in changes[key].layers or ()}
+        batches = self._scoring.batches
+        for batch in range(min(len(batches), max(1, GUESSING // len(self.inputs[batches[0]])))):
+            given, slopes = self._slopes(self.inputs[batches[batch]], sites, seed=batch)
+            for key, student in sketches.items():
+                moved = self._moved(student, changes[key].layers or frozenset(), batch, given)
+                for draw in slopes:
+                    along = [(draw[name] * moved[name]).flatten(1).sum(1) for name in moved if name in draw]
+                    if along:
+                        sums[key].append(torch.stack(along).sum(0).square() / 2)
+        return {key: Loss(float(torch.cat(found).mean()), _error(torch.cat(found)), 0) for key, found in sums.items() if found}
+
+    def _slopes(
+        self, inputs: Tensor, sites: Collection[str], *, seed: int
+    ) -> tuple[dict[str, Tensor], tuple[dict[str, Tensor], ...]]:
+        """Return what each of these modules hands on, (N, ...), and the gradient of each draw of u in it."""
+        found: dict[str, Tensor] = {}
+
+        def note(name: str, output: Any) -> Any:
+            if not isinstance(output, Tensor) or not output.is_floating_point() or name in found:
+                return output
+            found[name] = output if output.requires_grad else output.requires_grad_()
+            return output.clone()  # what is done to it in place is not done to the one kept
+
+        parts = dict(self.teacher.named_modules())
+        handles = [
+            parts[name].register_forward_hook(lambda _m, _x, output, name=name: note(name, output))
+            for name in sites
+            if name in parts
+        ]
+        try:
+            with one_thread(), torch.inference_mode(False), torch.enable_grad():
+                scores = self._scores(self.teacher(inputs.clone()))
+                random = torch.Generator().manual_seed(seed)
+                draws = [torch.autograd.grad(scores, list(found.values()), self._drawn(scores.detach(), random),
+                         retain_graph=True, allow_unused=True) for _ in range(DRAWS)]  # fmt: skip
+        finally:
+            for handle in handles:
+                handle.remove()
+        slopes = [{name: g for name, g in zip(found, draw, strict=True) if g is not None} for draw in draws]
+        return {name: output.detach() for name, output in found.items()}, tuple(slopes)
+
+    def _scores(self, outputs: Tensor) -> Tensor:
+        """Return the outputs as what the divergence is taken of: logits where they mean labels."""
+        if not self.divergence.probabilities:
+            return outputs
+        kept = outputs.clamp(1e-7, 1 - 1e-7)
+        return kept.log() if self.divergence.kind == "softmax" else kept.logit()
+
+    def _drawn(self, scores: Tensor, random: torch.Generator) -> Tensor:
+        """Draw u, in the shape of the scores: E[u uᵀ] is the Hessian of each sample's divergence."""
+        each = scores[0].numel()
+        if self.divergence.kind == "softmax":
+            last = scores.movedim(self.divergence.axis, -1)
+            chances = last.softmax(-1)
+            labels = torch.multinomial(chances.flatten(0, -2), 1, generator=random).view(last.shape[:-1])
+            drawn = nn.functional.one_hot(labels, last.shape[-1]).to(last.dtype) - chances
+            return drawn.movedim(-1, self.divergence.axis) / math.sqrt(each / last.shape[-1])
+        chances = scores.sigmoid() if self.divergence.kind == "bernoulli" else torch.full_like(scores, 0.5)
+        drawn = (torch.rand(scores.shape, generator=random) < chances).to(scores.dtype) - chances
+        if self.divergence.kind == "bernoulli":
+            return drawn / math.sqrt(each)
+        return 2 * drawn * math.sqrt(2 / each) / self._spread.to(scores.dtype)
+
+    def _moved(self, student: nn.Module, layers: Collection[str], batch: int, given: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """Return how far off the changed modules are in what they hand on, where it still has the shape of the teacher's."""
+        parts = dict(student.named_modules())
+        left = {name for name in layers if name in parts and name in given}
+        found: dict[str, Tensor] = {}
+
+        def note(name: str, output: Any) -> None:
+            left.discard(name)
+            if isinstance(output, Tensor) and output.shape == given[name].shape and name not in found:
+                found[name] = output.detach().clone() - given[name]
+            if not left:
+                raise _EnoughSeen
+
+        handles = [parts[name].register_forward_hook(lambda _m, _x, output, name=name: note(name, output)) for name in left]
+        try:
+            with one_thread(), contextlib.suppress(_EnoughSeen):
+                self._scoring.run(student, layers, batch=batch)
+        finally:
+            for handle in handles:
+                handle.remove()
+        return found
 
     @cached_property
     def _scoring(self) -> Suffixes:
@@ -121,7 +226,7 @@ class Prober:
             found = collect(self.teacher, self.calibration[:CALIBRATION]).targets
         return {name: found[name] for name in sorted(found, key=lambda name: self._fitting.script.first([name]))}
 
-    def _mending(self, layers: Collection[str] | None) -> dict[str, Target]:
+    def _mending(self, layers: Collection[str] | None, further: int) -> dict[str, Target]:
         """Return the targets of the layers between the first and the last touched, and of the next ones."""
         if layers is None:
             return self._targets
@@ -130,15 +235,15 @@ class Prober:
         places = {name: script.first([name]) for name in self._targets}
         inside = [name for name, place in places.items() if begin <= place <= end]
         after = [name for name, place in places.items() if place > end]
-        return {name: self._targets[name] for name in (*inside, *after[:MENDING])}
+        return {name: self._targets[name] for name in (*inside, *after[:further])}
 
-    def _student(self, change: Change) -> nn.Module:
+    def _student(self, change: Change, *, mending: int = MENDING) -> nn.Module:
         """Return the changed model, mended, its untouched weights shared with the teacher."""
         student = change.make().eval()
         if not change.mended:
             return _lean(student, self.teacher)
         weighted = {name for name, part in student.named_modules() if isinstance(part, WEIGHTED)}
-        targets = {name: target for name, target in self._mending(change.layers).items() if name in weighted}
+        targets = {name: target for name, target in self._mending(change.layers, mending).items() if name in weighted}
 
         def through(model: nn.Module, _inputs: Tensor, answer: Callable[[Invocation], Any]) -> Any:
             return self._fitting.run(model, change.layers, answer=answer)
@@ -173,6 +278,38 @@ def unsure(read: Mapping[Any, Loss], *, most: int = MOST_SAMPLES) -> list[Any]:
             if gap < error and 0 < read[key].samples < most:
                 doubt[key] = max(doubt.get(key, 0.0), error / max(gap, 1e-12))
     return sorted(doubt, key=lambda key: -doubt[key])
+
+
+def calibrated(guesses: Mapping[Any, Loss], read: Mapping[Any, Loss], kinds: Mapping[Any, str]) -> dict[Any, Loss]:
+    """Return the estimates of what was not read, put on the scale of what was: a line in log space for each kind of change.
+
+    The slope is held near 1, the more so the fewer were read; a kind of which nothing was read takes the line of them all.
+    """
+    both = [key for key in guesses if key in read and guesses[key].mean > 0 and read[key].mean > 0]
+    lines = {kind: _line([k for k in both if kinds[k] == kind] or both, guesses, read) for kind in set(kinds.values())}
+    out = {}
+    for key, guess in guesses.items():
+        if key not in read:
+            level, slope = lines[kinds[key]]
+            mean = math.exp(level + slope * math.log(max(guess.mean, 1e-12)))
+            out[key] = Loss(mean, mean * guess.error / max(guess.mean, 1e-12), 0)
+    return out
+
+
+def _line(keys: Sequence[Any], guesses: Mapping[Any, Loss], read: Mapping[Any, Loss]) -> tuple[float, float]:
+    """Fit log(read) = a + b log(guess), b near 1."""
+    if not keys:
+        return 0.0, 1.0
+    x, y = ([math.log(rows[key].mean) for key in keys] for rows in (guesses, read))
+    mx, my = sum(x) / len(x), sum(y) / len(y)
+    across, along = sum((a - mx) ** 2 for a in x), sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True))
+    slope = (along + 1.0) / (across + 1.0)
+    return my - slope * mx, slope
+
+
+def _error(each: Tensor) -> float:
+    """Return the standard error of the mean of `each` (N,)."""
+    return float(each.std(correction=1)) / math.sqrt(len(each)) if len(each) > 1 else math.inf
 
 
 def _lean(student: nn.Module, teacher: nn.Module) -> nn.Module:
