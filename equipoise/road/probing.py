@@ -18,6 +18,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor, nn
 
+from equipoise.compress.fakequant import input_ranges
 from equipoise.compress.repair import refit
 from equipoise.compress.statistics import Target, collect
 from equipoise.compress.suffix import MOST_BYTES, Suffixes
@@ -80,7 +81,8 @@ class Prober:
         inputs: Validation inputs `(N, ...)`.
         reference: What the untouched model answers to them, (N, ...); of the program that would ship, where there is one.
         divergence: What the outputs mean.
-        most_bytes: Bound on the activations kept, half of it for the calibration inputs.
+        most_bytes: Bound on the activations kept, half of it for the calibration inputs; half as much again may go into the
+            layers of changed models.
 
     Example:
         >>> prober = Prober(teacher, calibration, inputs, reference, divergence)  # doctest: +SKIP
@@ -94,19 +96,34 @@ class Prober:
     reference: Tensor
     divergence: Divergence
     most_bytes: int = MOST_BYTES
-    _students: dict[int, tuple[Change, nn.Module, list[Tensor]]] = field(default_factory=dict)
+    _students: dict[int, nn.Module] = field(default_factory=dict)
+    _read: dict[int, tuple[Change, list[Tensor]]] = field(default_factory=dict)
+
+    def prepare(self) -> None:
+        """Prepare now what the first readings would: the runs that are kept, what layers answer, the ranges of their inputs."""
+        self._scoring, self._fitting, self._targets, self.ranges  # noqa: B018
+
+    @property
+    def kept_bytes(self) -> int:
+        """Bytes of the activations that are kept now."""
+        return self._scoring.held_bytes + self._fitting.held_bytes
+
+    @cached_property
+    def ranges(self) -> dict[str, tuple[float, float]]:
+        """Layer -> range of its input, from which int8 is simulated."""
+        with one_thread():
+            return input_ranges(self.teacher, self.calibration)
 
     def loss(self, change: Change, samples: int = FIRST_SAMPLES) -> Loss:
         """Return the loss of `change` on the first `samples`, rounded up to whole batches; calls add to one another."""
-        if id(change) not in self._students:
-            self._students[id(change)] = (change, self._student(change), [])
-        _, student, read = self._students[id(change)]
+        _, read = self._read.setdefault(id(change), (change, []))
         batches = self._scoring.batches
         while sum(map(len, read)) < min(samples, len(self.inputs)):
-            rows = batches[len(read)]
+            student = self._students.pop(id(change), None) or self._student(change)
             with one_thread():
                 found = self._scoring.run(student, change.layers, batch=len(read))
-            read.append(self._each(found, self.reference[rows]))
+            read.append(self._each(found, self.reference[batches[len(read)]]))
+            self._hold(id(change), student)
         each = torch.cat(read)
         return Loss(float(each.mean()), _error(each), len(each))
 
@@ -251,6 +268,15 @@ class Prober:
         with one_thread():
             mended = refit(student, self.calibration, targets=targets, kept=change.kept, through=through)
         return _lean(mended, self.teacher)
+
+    def _hold(self, key: int, student: nn.Module) -> None:
+        """Keep a student for its next reading; forget those of long ago that are too many bytes."""
+        self._students[key] = student
+        own = {id(value) for value in self.teacher.parameters()}
+        sizes = {key: sum(v.nbytes for v in kept.parameters() if id(v) not in own) for key, kept in self._students.items()}
+        for old in list(self._students):
+            if sum(sizes[k] for k in self._students) > self.most_bytes // 2:
+                del self._students[old]
 
     def _each(self, found: Tensor, wanted: Tensor) -> Tensor:
         """Return the divergence of each sample, (N,)."""

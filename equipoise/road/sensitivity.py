@@ -1,7 +1,7 @@
 """One knob at a time: what each choice costs in loss, what each layer costs in time, measured once and kept.
 
 The tables are what the predicted front is solved from. Loss is the divergence from the untouched model when one choice alone
-is changed (repaired, not trained). Time is each layer's own look-up entry, as a single operator on the target.
+is changed (repaired near it, not trained). Time is each layer's own look-up entry, as a single operator on the target.
 """
 
 from __future__ import annotations
@@ -17,19 +17,20 @@ import torch
 
 from equipoise import runtimes
 from equipoise.compress import fakequant
+from equipoise.compress.cut import sliced
+from equipoise.compress.depth import drop
+from equipoise.compress.graph import keeping
 from equipoise.measure import latency
 from equipoise.records import digest
-from equipoise.road.bench import BATCH, Workbench, damage
+from equipoise.road.bench import Workbench
+from equipoise.road.probing import FIRST_SAMPLES, Change, Loss, Prober
 from equipoise.runtimes import Target
 from equipoise.runtimes.ops import OpSpec, op_inputs, op_program, specs
 from equipoise.search import Genomes, Knob, Space
 from equipoise.stats import median
-from equipoise.workloads.running import at_once, one_thread
 
 PROBE_SAMPLES = 1000
-"""Validation samples for one-knob losses: KL needs far fewer than accuracy (METHODS 2.4)."""
-FEWEST_SAMPLES = 64
-"""Where time is short, entries are read on as few as this many samples rather than left unread."""
+"""Validation samples that one-knob losses may be read on: KL needs far fewer than accuracy (METHODS 2.4)."""
 
 
 def choices(space: Space, macs: Mapping[str, float], places: Mapping[str, Sequence[str]]) -> list[tuple[Knob, Any]]:
@@ -68,18 +69,31 @@ def _pass(last: int, turn: int) -> list[int]:
     return [i for i in range(1, last) if i != middle]
 
 
-def loss_of(bench: Workbench, knob: Knob, choice: Any, *, samples: int = PROBE_SAMPLES) -> float:
-    """Return the loss in nats when `knob` alone is set to `choice`, on the first `samples` of validation."""
+def prober(bench: Workbench) -> Prober:
+    """Return what reads single changes on this bench; nothing is prepared before the first is read."""
+    inputs, reference = bench.validation[0][:PROBE_SAMPLES], torch.from_numpy(bench.reference[:PROBE_SAMPLES])
+    return Prober(bench.teacher, bench.pruner.calibration, inputs, reference, bench.work.divergence)
+
+
+def change_of(bench: Workbench, prober: Prober, knob: Knob, choice: Any) -> Change:
+    """Return what `knob` alone set to `choice` does to the untouched model."""
+    pruner = bench.pruner
     if knob.kind == "bits":
-        calibration = torch.from_numpy(bench.calibration)
-        model = fakequant.simulate(bench.teacher, calibration, layers={knob.place}, weight_bits=8)
-    else:
-        model = bench.build(bench.space.untouched.but({knob.name: choice}))
-    inputs = bench.validation[0][:samples]
-    with one_thread(), torch.inference_mode():
-        step = at_once(inputs, BATCH)
-        found = torch.cat([model(inputs[i : i + step]) for i in range(0, len(inputs), step)])
-    return damage(bench.reference[:samples], found.numpy(), bench.work.divergence)
+        return Change(
+            lambda: fakequant.rounded(pruner.teacher, {knob.place: prober.ranges[knob.place]}),
+            frozenset({knob.place}),
+            mended=False,
+        )
+    if knob.kind == "depth":
+        return Change(lambda: drop(pruner.teacher, [knob.place]), frozenset({knob.place}))
+    keep = keeping(pruner.teacher, pruner.groups, {knob.place: sorted(pruner.orders[knob.place][:choice])})
+    narrowed = {layer: spots for (layer, axis), spots in keep.items() if axis == "out"}
+    return Change(lambda: sliced(pruner.teacher, keep, borrow=True), frozenset(layer for layer, _ in keep), narrowed)
+
+
+def loss_of(prober: Prober, change: Change, *, samples: int = FIRST_SAMPLES) -> Loss:
+    """Return the loss in nats of one change alone, on the first `samples` of validation."""
+    return prober.loss(change, samples)
 
 
 def layer_times(

@@ -7,19 +7,16 @@ them found time depends on recorded durations alone, so that a replay decides th
 from __future__ import annotations
 
 import math
-import time as clock
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-import torch
-
 from equipoise import runtimes
 from equipoise.errors import StoreError
 from equipoise.road import sensitivity
+from equipoise.road.probing import FIRST_SAMPLES, Change, Loss, Prober, calibrated, unsure
 from equipoise.search import Knob, LossTable, Space, loss_table
 from equipoise.stats import median
-from equipoise.workloads.running import one_thread
 
 if TYPE_CHECKING:
     from equipoise.records import Choice
@@ -29,8 +26,8 @@ TABLE_SHARE = 0.3
 """Share of the time left after the baseline that the loss table may take."""
 TIMES_SHARE = 0.1
 """The same for the layer times, of all targets together."""
-PASS_SAMPLES = 32
-"""Samples of the forward pass from which the pace of the model is read."""
+GUESS_SHARE = 0.2
+"""Share of the loss table's time that is kept for estimating what there is no time to read."""
 
 Losses = dict[tuple[str, "Choice"], float]
 
@@ -77,57 +74,88 @@ def tables(road: Road) -> Tables:
 def _probe(
     road: Road, todo: Sequence[tuple[Knob, Choice]], until: float
 ) -> tuple[Losses, dict[tuple[str, Choice], str], float]:
-    """Read the entries in order while they fit; return the losses, what failed and why, and the seconds that all would take."""
-    samples = _samples(road, len(todo), until - road.spent_s)
-    losses: Losses = {}
+    """Read the entries in order while they fit; return the losses, what failed and why, and the seconds that all would take.
+
+    Where all fit, those that cannot be told apart are read on more samples while there is time; else the rest is estimated.
+    """
+    prober = sensitivity.prober(road.bench)
+    changes = {(knob.name, choice): sensitivity.change_of(road.bench, prober, knob, choice) for knob, choice in todo}
+    kinds = {(knob.name, choice): knob.kind for knob, choice in todo}
+    read: dict[tuple[str, Choice], Loss] = {}
     failed: dict[tuple[str, Choice], str] = {}
     took: dict[str, list[float]] = {}
-    for i, (knob, choice) in enumerate(todo):
-        expected = median(took[knob.kind]) if knob.kind in took else road.expected("one-shot")
+    kept_s = GUESS_SHARE * (until - road.spent_s)
+
+    def one(key: tuple[str, Choice], samples: int, until: float) -> bool:
+        kind = kinds[key]
+        expected = median(took[kind]) if kind in took else road.expected("one-shot")
         if road.spent_s + expected > until:
-            continue  # another kind may be quicker
-        road.tell("tables", f"loss of {knob.name}={choice} ({i + 1}/{len(todo)})")
-        read = _reading(road, knob, choice, samples)
-        row = road.step("table", f"{knob.name}={choice}", read, expected_s=expected)
-        took.setdefault(knob.kind, []).append(row["seconds"])
+            return False
+        more = f"@{samples}" if key in read else ""
+        row = road.step("table", f"{key[0]}={key[1]}{more}", _reading(prober, key, changes[key], samples), expected_s=expected)
+        if not more:
+            took.setdefault(kind, []).append(row["seconds"])
         if row.get("error"):
-            failed[knob.name, choice] = row["error"]
+            failed[key] = row["error"]
         else:
-            losses[knob.name, choice] = row["loss"]
+            read[key] = Loss(row["loss"], row["se"], row["samples"])
+        return True
+
+    for i, key in enumerate(changes):
+        road.tell("tables", f"loss of {key[0]}={key[1]} ({i + 1}/{len(todo)})")
+        one(key, FIRST_SAMPLES, until - kept_s)  # one that does not fit is passed over: another kind may be quicker
+    left = [key for key in changes if key not in read and key not in failed]
+    guessed = _guessed(road, prober, {key: changes[key] for key in (*read, *left)}, read, kinds) if left and read else {}
+    growing = True
+    while growing and (keys := [] if left else unsure(read)):
+        for key in keys:
+            growing = one(key, 2 * read[key].samples, until)
+            if not growing or key in failed:
+                growing = False
+                break
     anyhow = median([s for rows in took.values() for s in rows]) if took else 0.0
-    return losses, failed, sum(median(took[k.kind]) if k.kind in took else anyhow for k, _ in todo)
+    seconds = sum(median(took[k.kind]) if k.kind in took else anyhow for k, _ in todo)
+    return {key: loss.mean for key, loss in (read | guessed).items() if key not in failed}, failed, seconds
 
 
-def _reading(road: Road, knob: Knob, choice: Choice, samples: int) -> Callable[[], Mapping[str, Any]]:
+def _reading(prober: Prober, key: tuple[str, Choice], change: Change, samples: int) -> Callable[[], Mapping[str, Any]]:
     """Return the step that reads one entry; what goes wrong in it is its result."""
 
     def read() -> Mapping[str, Any]:
-        found: dict[str, Any] = {"knob": knob.name, "choice": choice, "samples": samples}
+        found: dict[str, Any] = {"knob": key[0], "choice": key[1], "samples": samples}
         try:
-            loss = sensitivity.loss_of(road.bench, knob, choice, samples=samples)
+            loss = sensitivity.loss_of(prober, change, samples=samples)
         except (KeyboardInterrupt, StoreError):
             raise
         except BaseException as error:  # noqa: BLE001 - a probe runs the user's model: what fails is told, and left as it is
             return {**found, "loss": None, "error": sensitivity.one_line(error)}
-        return {**found, "loss": loss} if math.isfinite(loss) else {**found, "loss": None, "error": f"its loss is {loss}"}
+        if not math.isfinite(loss.mean):
+            return {**found, "loss": None, "error": f"its loss is {loss.mean}"}
+        return {**found, "loss": loss.mean, "se": loss.error, "samples": loss.samples}
 
     return read
 
 
-def _samples(road: Road, entries: int, seconds: float) -> int:
-    """Validation samples for one probe, so that at this model's pace all entries fit into half of `seconds`, within limits."""
+def _guessed(
+    road: Road,
+    prober: Prober,
+    changes: Mapping[tuple[str, Choice], Change],
+    read: Mapping[tuple[str, Choice], Loss],
+    kinds: Mapping[tuple[str, Choice], str],
+) -> dict[tuple[str, Choice], Loss]:
+    """Estimate what was not read, on the scale of what was; nothing where the model cannot be estimated."""
+    road.tell("tables", f"estimate of {len(changes) - len(read)} losses that there was no time to read")
 
-    def time_it() -> dict[str, float]:
-        inputs = road.bench.validation[0][:PASS_SAMPLES]
-        with one_thread(), torch.inference_mode():
-            road.bench.teacher(inputs)
-            began = clock.perf_counter()
-            road.bench.teacher(inputs)
-        return {"sample_s": (clock.perf_counter() - began) / len(inputs)}
+    def guess() -> Mapping[str, Any]:
+        try:
+            found = calibrated(prober.estimate(changes), read, kinds)
+        except Exception as error:  # noqa: BLE001 - a backward pass through the user's model: without it they are predicted
+            return {"estimated": [], "error": sensitivity.one_line(error)}
+        return {"estimated": [[*key, loss.mean, loss.error] for key, loss in found.items() if math.isfinite(loss.mean)]}
 
-    pace = road.step("pace", "teacher", time_it)["sample_s"]
-    most = seconds / 2 / max(1, entries) / max(pace, 1e-9)
-    return int(min(sensitivity.PROBE_SAMPLES, max(sensitivity.FEWEST_SAMPLES, most)))
+    rows = road.step("guess", str(len(read)), guess)["estimated"]
+    by_text = {(name, str(choice)): (name, choice) for name, choice in changes}
+    return {by_text[name, str(choice)]: Loss(mean, error, 0) for name, choice, mean, error in rows}
 
 
 def offered(space: Space, losses: Losses, failed: Mapping[tuple[str, Choice], str]) -> tuple[Space, Losses]:

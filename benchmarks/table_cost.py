@@ -1,0 +1,169 @@
+"""What the one-knob loss tables cost, today's way and by suffixes, in one run: seconds of both and how alike they rank.
+
+    python benchmarks/table_cost.py resnet20 --data CIFAR.zip --weights W.safetensors     # 4 min on 2 cores
+    PHOTOGRAPHS=... WEIGHTS=... python benchmarks/table_cost.py efficientnet --entries 40   # 20 min, see efficientnet.py
+
+*whole* builds each changed model anew, re-solves every layer downstream of the change on 256 calibration inputs and runs it on
+up to 1,000 validation samples: what the road did before. *local* is `road.probing`: what comes before the change is kept, the
+layers near it are re-solved, 64 samples first, more where two changes cannot be told apart. Both take turns, entry by entry, on
+one thread, in random order. What `local` prepares once is shared out over all entries of the model's table. The interval is
+that of 2,000 draws of the entries. Ranks are Spearman's; those above the floor leave out what both call free (`FLOOR`).
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import time
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from scipy.stats import spearmanr
+
+from equipoise import workloads
+from equipoise.compress import fakequant
+from equipoise.measure import machine
+from equipoise.road import probing, sensitivity
+from equipoise.road.bench import Workbench, damage
+from equipoise.runtimes import parse_targets
+from equipoise.workloads import Workload
+from equipoise.workloads.running import at_once, one_thread
+
+SAMPLES = 1000
+FLOOR = 2e-4
+"""Nats below which the table raises every entry to one floor (two of its standard errors)."""
+LEAST_TIMES, LEAST_RANK = 5.0, 0.95
+Entry = tuple[str, Any]
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("model", choices=("resnet20", "efficientnet"))
+    parser.add_argument("--data", help="of resnet20: zip or folder of CIFAR-10 images")
+    parser.add_argument("--weights", help="of resnet20: safetensors")
+    parser.add_argument("--entries", type=int, default=0, help="how many of the table's entries, drawn at random; 0 for all")
+    parser.add_argument("--out", type=Path, default=None)
+    args = parser.parse_args()
+    bench = Workbench.prepare(workload(args), parse_targets("openvino:cpu"), lambda content: "")
+    bench.reference  # noqa: B018 - the road has it before its tables
+    every = [(knob, choice) for knob in bench.space.knobs for choice in knob.menu[1:]]
+    drawn = random.Random(0).sample(every, len(every))[: args.entries or None]
+    prober, setup = timed(lambda: prepared(bench))
+    changes = {(k.name, c): sensitivity.change_of(bench, prober, k, c) for k, c in drawn}
+    whole: dict[Entry, float] = {}
+    local: dict[Entry, probing.Loss] = {}
+    seconds: dict[str, dict[Entry, tuple[float, float]]] = {"whole": {}, "local": {}}
+    for turn, (knob, choice) in enumerate(drawn):
+        key = (knob.name, choice)
+        for way in ("whole", "local") if turn % 2 else ("local", "whole"):
+            if way == "whole":
+                whole[key], seconds[way][key] = timed(lambda k=knob, c=choice: whole_loss(bench, k, c))
+            else:
+                local[key], seconds[way][key] = timed(lambda key=key: prober.loss(changes[key]))
+        print(f"{turn + 1}/{len(drawn)} {key[0]}={choice}: {whole[key]:.5f}, {local[key].mean:.5f} nats; "
+              f"{seconds['whole'][key][0]:.2f}, {seconds['local'][key][0]:.2f} s", flush=True)  # fmt: skip
+    first = dict(local)
+    while unsure := probing.unsure(local):
+        for key in unsure:
+            local[key], more = timed(lambda key=key: prober.loss(changes[key], 2 * local[key].samples))
+            seconds["local"][key] = tuple(a + b for a, b in zip(seconds["local"][key], more, strict=True))
+    guesses, guessing = timed(lambda: prober.estimate(changes))
+    part = dict(list(local.items())[::3])
+    mixed = part | probing.calibrated(guesses, part, {key: key[0].partition(".")[0] for key in guesses})
+    result = {
+        "what": __doc__.splitlines()[0],
+        "model": args.model,
+        "n": len(drawn),
+        "of": len(every),
+        "setup_s": {"wall": setup[0], "cpu": setup[1]},
+        "wall": compared(seconds, 0, setup, len(every)),
+        "cpu": compared(seconds, 1, setup, len(every)),
+        "ranks": ranks(whole, {key: loss.mean for key, loss in local.items()}),
+        "ranks_at_first_samples": ranks(whole, {key: loss.mean for key, loss in first.items()}),
+        "estimates": {
+            "s": {"wall": guessing[0], "cpu": guessing[1]},
+            "ranks": ranks(whole, {key: loss.mean for key, loss in guesses.items()}),
+            "ranks_with_a_third_measured": ranks(whole, {key: loss.mean for key, loss in mixed.items()}),
+        },
+        "kept_bytes": prober.kept_bytes,
+        "entries": {f"{n}={c}": [whole[n, c], *local[n, c]] for n, c in whole},
+        "machine": machine.describe(),
+    }
+    out = args.out or Path(__file__).parent / "results" / f"table_cost_{args.model}.json"
+    out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
+    print(json.dumps({key: result[key] for key in ("n", "of", "setup_s", "wall", "cpu", "ranks", "estimates")}, indent=1))
+    return 0 if result["cpu"]["times"] >= LEAST_TIMES and result["ranks"]["all"]["rank"] >= LEAST_RANK else 1
+
+
+def workload(args: argparse.Namespace) -> Workload:
+    """Load the model and its data."""
+    if args.model == "resnet20":
+        return workloads.load(f"cifar10:{args.data}?weights={args.weights}&holdout=3000&shift=2")
+    from efficientnet import make_workload
+
+    return make_workload()
+
+
+def prepared(bench: Workbench) -> probing.Prober:
+    """Make the prober with all that it prepares once."""
+    prober = sensitivity.prober(bench)
+    prober.prepare()
+    return prober
+
+
+def whole_loss(bench: Workbench, knob: Any, choice: Any) -> float:
+    """Read one entry the way the road did before `road.probing`; kept as it was."""
+    if knob.kind == "bits":
+        calibration = torch.from_numpy(bench.calibration)
+        model = fakequant.simulate(bench.teacher, calibration, layers={knob.place}, weight_bits=8)
+    else:
+        model = bench.build(bench.space.untouched.but({knob.name: choice}))
+    inputs = bench.validation[0][:SAMPLES]
+    with one_thread(), torch.inference_mode():
+        step = at_once(inputs, 250)
+        found = torch.cat([model(inputs[i : i + step]) for i in range(0, len(inputs), step)])
+    return damage(bench.reference[:SAMPLES], found.numpy(), bench.work.divergence)
+
+
+def timed(call: Callable[[], Any]) -> tuple[Any, tuple[float, float]]:
+    """Return what `call` returns, and its wall and processor seconds."""
+    wall, cpu = time.perf_counter(), time.process_time()
+    found = call()
+    return found, (time.perf_counter() - wall, time.process_time() - cpu)
+
+
+def compared(
+    seconds: Mapping[str, Mapping[Entry, tuple[float, float]]], clock: int, setup: tuple[float, float], entries: int
+) -> dict[str, Any]:
+    """Seconds of a whole table each way, and how many times cheaper the local one is, with its interval."""
+    whole, local = (np.array([took[clock] for took in seconds[way].values()]) for way in ("whole", "local"))
+    draws = np.random.default_rng(0).integers(0, len(whole), (2000, len(whole)))
+    times = whole[draws].mean(1) * entries / (local[draws].mean(1) * entries + setup[clock])
+    low, high = np.quantile(times, (0.025, 0.975))
+    tables = {"whole": float(whole.mean() * entries), "local": float(local.mean() * entries + setup[clock])}
+    return {"table_s": tables, "times": tables["whole"] / tables["local"], "low": float(low), "high": float(high)}
+
+
+def ranks(whole: Mapping[Entry, float], other: Mapping[Entry, float]) -> dict[str, Any]:
+    """Rank correlation over all entries and over each kind; and of those that the table does not call free."""
+    kinds = {"all": list(other)} | {k: [e for e in other if e[0].startswith(f"{k}.")] for k in ("width", "depth", "bits")}
+    out = {}
+    for kind, keys in kinds.items():
+        above = [key for key in keys if whole[key] > FLOOR or other[key] > FLOOR]
+        out[kind] = {"n": len(keys), "rank": _rank(whole, other, keys), "above_floor": len(above),
+                     "rank_above_floor": _rank(whole, other, above)}  # fmt: skip
+    return out
+
+
+def _rank(whole: Mapping[Entry, float], other: Mapping[Entry, float], keys: list[Entry]) -> float | None:
+    if len(keys) < 3:
+        return None
+    return float(spearmanr([whole[key] for key in keys], [other[key] for key in keys]).statistic)
+
+
+if __name__ == "__main__":
+    raise SystemExit(main())
