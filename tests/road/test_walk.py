@@ -105,7 +105,7 @@ def test_the_time_is_kept_and_all_of_it_is_counted(tmp_path) -> None:
     study = optimize(make(), budget="drop<=1", time=limit, store=tmp_path / "study")
     took = time.perf_counter() - began
     with Store.open(tmp_path / "study", create=False, readonly=True) as store:
-        kinds = ("prepare", "evaluation", "study", "pace", "table", "lut", "proposal", "final")
+        kinds = ("prepare", "evaluation", "study", "table", "guess", "lut", "proposal", "final")
         counted = sum(row["seconds"] for kind in kinds for row in store.all(kind))
     assert took <= 1.3 * max(limit, study.extent["before_s"])  # what was begun is ended, and the machine may be busy
     assert counted == pytest.approx(took, abs=0.15 * took)
