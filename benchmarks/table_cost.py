@@ -5,9 +5,9 @@
 
 *whole* builds each changed model anew, re-solves every layer downstream of the change on 256 calibration inputs and runs it on
 up to 1,000 validation samples: what the road did before. *local* is `road.probing`: what comes before the change is kept, the
-layers near it are re-solved, 64 samples first, more where two changes cannot be told apart. Both take turns, entry by entry, on
-one thread, in random order. What `local` prepares once is shared out over all entries of the model's table. The interval is
-that of 2,000 draws of the entries. Ranks are Spearman's; those above the floor leave out what both call free (`FLOOR`).
+layers near it are re-solved, 64 samples first, more where two changes cannot be told apart. *downstream* is the same on 256 samples,
+but every layer downstream is re-solved, as in *whole*. All take turns, entry by entry, on one thread, in random order. What is
+prepared once is shared out over all entries of the table. The interval is that of 2,000 draws of the entries. Ranks are Spearman's; those above the floor leave out what both call free (`probing.LEAST`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ import json
 import random
 import time
 from collections.abc import Callable, Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -34,8 +35,6 @@ from equipoise.workloads import Workload
 from equipoise.workloads.running import at_once, one_thread
 
 SAMPLES = 1000
-FLOOR = 2e-4
-"""Nats below which the table raises every entry to one floor (two of its standard errors)."""
 LEAST_TIMES, LEAST_RANK = 5.0, 0.95
 Entry = tuple[str, Any]
 
@@ -46,6 +45,7 @@ def main() -> int:
     parser.add_argument("--data", help="of resnet20: zip or folder of CIFAR-10 images")
     parser.add_argument("--weights", help="of resnet20: safetensors")
     parser.add_argument("--entries", type=int, default=0, help="how many of the table's entries, drawn at random; 0 for all")
+    parser.add_argument("--seconds", type=float, default=0, help="after which no further entry is begun; 0 for no limit")
     parser.add_argument("--out", type=Path, default=None)
     args = parser.parse_args()
     bench = Workbench.prepare(workload(args), parse_targets("openvino:cpu"), lambda content: "")
@@ -54,18 +54,27 @@ def main() -> int:
     drawn = random.Random(0).sample(every, len(every))[: args.entries or None]
     prober, setup = timed(lambda: prepared(bench))
     changes = {(k.name, c): sensitivity.change_of(bench, prober, k, c) for k, c in drawn}
-    whole: dict[Entry, float] = {}
-    local: dict[Entry, probing.Loss] = {}
-    seconds: dict[str, dict[Entry, tuple[float, float]]] = {"whole": {}, "local": {}}
+    further = {key: replace(change, mending=None) for key, change in changes.items()}
+    ways = ("whole", "local", "downstream")
+    losses: dict[str, dict[Entry, Any]] = {way: {} for way in ways}
+    seconds: dict[str, dict[Entry, tuple[float, float]]] = {way: {} for way in ways}
+    began = time.perf_counter()
     for turn, (knob, choice) in enumerate(drawn):
+        if args.seconds and time.perf_counter() - began > args.seconds:
+            break
         key = (knob.name, choice)
-        for way in ("whole", "local") if turn % 2 else ("local", "whole"):
-            if way == "whole":
-                whole[key], seconds[way][key] = timed(lambda k=knob, c=choice: whole_loss(bench, k, c))
-            else:
-                local[key], seconds[way][key] = timed(lambda key=key: prober.loss(changes[key]))
-        print(f"{turn + 1}/{len(drawn)} {key[0]}={choice}: {whole[key]:.5f}, {local[key].mean:.5f} nats; "
-              f"{seconds['whole'][key][0]:.2f}, {seconds['local'][key][0]:.2f} s", flush=True)  # fmt: skip
+        read = {
+            "whole": lambda k=knob, c=choice: whole_loss(bench, k, c),
+            "local": lambda key=key: prober.loss(changes[key]),
+            "downstream": lambda key=key: prober.loss(further[key], probing.MOST_SAMPLES),
+        }
+        for way in ways[turn % 3 :] + ways[: turn % 3]:
+            losses[way][key], seconds[way][key] = timed(read[way])
+        took = [round(seconds[way][key][0], 2) for way in ways]
+        found = [losses["whole"][key], losses["local"][key].mean, losses["downstream"][key].mean]
+        print(f"{turn + 1}/{len(drawn)} {key[0]}={choice}: {found} nats; {took} s", flush=True)
+    whole, local = losses["whole"], losses["local"]
+    changes = {key: changes[key] for key in whole}
     first = dict(local)
     while unsure := probing.unsure(local):
         for key in unsure:
@@ -77,26 +86,34 @@ def main() -> int:
     result = {
         "what": __doc__.splitlines()[0],
         "model": args.model,
-        "n": len(drawn),
+        "n": len(whole),
         "of": len(every),
         "setup_s": {"wall": setup[0], "cpu": setup[1]},
-        "wall": compared(seconds, 0, setup, len(every)),
-        "cpu": compared(seconds, 1, setup, len(every)),
-        "ranks": ranks(whole, {key: loss.mean for key, loss in local.items()}),
-        "ranks_at_first_samples": ranks(whole, {key: loss.mean for key, loss in first.items()}),
+        **{
+            way: {
+                "wall": compared(seconds, way, 0, setup, len(every)),
+                "cpu": compared(seconds, way, 1, setup, len(every)),
+                "ranks": ranks(whole, means(losses[way])),
+                "median_loss_of_whole": float(np.median([losses[way][key].mean / whole[key] for key in whole])),
+            }
+            for way in ("local", "downstream")
+        },
+        "ranks_local_at_first_samples": ranks(whole, means(first)),
+        "ranks_local_of_downstream": ranks(means(losses["downstream"]), means(local)),
         "estimates": {
             "s": {"wall": guessing[0], "cpu": guessing[1]},
-            "ranks": ranks(whole, {key: loss.mean for key, loss in guesses.items()}),
-            "ranks_with_a_third_measured": ranks(whole, {key: loss.mean for key, loss in mixed.items()}),
+            "ranks": ranks(whole, means(guesses)),
+            "ranks_with_a_third_measured": ranks(whole, means(mixed)),
         },
         "kept_bytes": prober.kept_bytes,
-        "entries": {f"{n}={c}": [whole[n, c], *local[n, c]] for n, c in whole},
+        "entries": {f"{n}={c}": [whole[n, c], *local[n, c], *losses["downstream"][n, c]] for n, c in whole},
         "machine": machine.describe(),
     }
     out = args.out or Path(__file__).parent / "results" / f"table_cost_{args.model}.json"
     out.write_text(json.dumps(result, indent=1, sort_keys=True) + "\n")
-    print(json.dumps({key: result[key] for key in ("n", "of", "setup_s", "wall", "cpu", "ranks", "estimates")}, indent=1))
-    return 0 if result["cpu"]["times"] >= LEAST_TIMES and result["ranks"]["all"]["rank"] >= LEAST_RANK else 1
+    print(json.dumps({key: result[key] for key in ("n", "of", "setup_s", "local", "downstream", "estimates")}, indent=1))
+    held = result["local"]["wall"]["times"] >= LEAST_TIMES and result["local"]["ranks"]["all"]["rank"] >= LEAST_RANK
+    return 0 if held else 1
 
 
 def workload(args: argparse.Namespace) -> Workload:
@@ -129,6 +146,11 @@ def whole_loss(bench: Workbench, knob: Any, choice: Any) -> float:
     return damage(bench.reference[:SAMPLES], found.numpy(), bench.work.divergence)
 
 
+def means(losses: Mapping[Entry, probing.Loss]) -> dict[Entry, float]:
+    """Return the mean of every loss."""
+    return {key: loss.mean for key, loss in losses.items()}
+
+
 def timed(call: Callable[[], Any]) -> tuple[Any, tuple[float, float]]:
     """Return what `call` returns, and its wall and processor seconds."""
     wall, cpu = time.perf_counter(), time.process_time()
@@ -137,15 +159,15 @@ def timed(call: Callable[[], Any]) -> tuple[Any, tuple[float, float]]:
 
 
 def compared(
-    seconds: Mapping[str, Mapping[Entry, tuple[float, float]]], clock: int, setup: tuple[float, float], entries: int
+    seconds: Mapping[str, Mapping[Entry, tuple[float, float]]], way: str, clock: int, setup: tuple[float, float], entries: int
 ) -> dict[str, Any]:
-    """Seconds of a whole table each way, and how many times cheaper the local one is, with its interval."""
-    whole, local = (np.array([took[clock] for took in seconds[way].values()]) for way in ("whole", "local"))
+    """Seconds of a whole table this way and the old one, and how many times cheaper it is, with its interval."""
+    whole, local = (np.array([took[clock] for took in seconds[w].values()]) for w in ("whole", way))
     draws = np.random.default_rng(0).integers(0, len(whole), (2000, len(whole)))
     times = whole[draws].mean(1) * entries / (local[draws].mean(1) * entries + setup[clock])
     low, high = np.quantile(times, (0.025, 0.975))
-    tables = {"whole": float(whole.mean() * entries), "local": float(local.mean() * entries + setup[clock])}
-    return {"table_s": tables, "times": tables["whole"] / tables["local"], "low": float(low), "high": float(high)}
+    tables = {"whole": float(whole.mean() * entries), way: float(local.mean() * entries + setup[clock])}
+    return {"table_s": tables, "times": tables["whole"] / tables[way], "low": float(low), "high": float(high)}
 
 
 def ranks(whole: Mapping[Entry, float], other: Mapping[Entry, float]) -> dict[str, Any]:
@@ -153,7 +175,7 @@ def ranks(whole: Mapping[Entry, float], other: Mapping[Entry, float]) -> dict[st
     kinds = {"all": list(other)} | {k: [e for e in other if e[0].startswith(f"{k}.")] for k in ("width", "depth", "bits")}
     out = {}
     for kind, keys in kinds.items():
-        above = [key for key in keys if whole[key] > FLOOR or other[key] > FLOOR]
+        above = [key for key in keys if whole[key] > probing.LEAST or other[key] > probing.LEAST]
         out[kind] = {"n": len(keys), "rank": _rank(whole, other, keys), "above_floor": len(above),
                      "rank_above_floor": _rank(whole, other, above)}  # fmt: skip
     return out

@@ -11,7 +11,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Collection, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, NamedTuple
 
@@ -31,6 +31,8 @@ FIRST_SAMPLES = 64
 """Samples that every change is read on first, and by which a reading grows."""
 MOST_SAMPLES = 256
 """Samples beyond which a reading does not grow: ranks settle long before (benchmarks/table_cost.py)."""
+LEAST = 2e-4
+"""Nats below which losses are not told apart: a loss table calls none of them smaller."""
 CALIBRATION = 128
 """Calibration inputs that a change is mended on."""
 GUESSING = 32
@@ -55,12 +57,14 @@ class Change:
             not known, or everything differs. Naming too many costs time, naming too few gives a wrong loss.
         kept: Output channels that each narrowed layer kept, by layer.
         mended: Whether layers are re-solved after it.
+        mending: How many layers beyond the last one touched; None for all that follow, as a whole build does.
     """
 
     make: Callable[[], nn.Module]
     layers: frozenset[str] | None = None
     kept: Mapping[str, Tensor] = field(default_factory=dict)
     mended: bool = True
+    mending: int | None = MENDING
 
 
 class Loss(NamedTuple):
@@ -136,7 +140,9 @@ class Prober:
         the range of it, and layers that would mend more are not run: a scale for each kind of change is read off those that
         were measured, see `calibrated`. Left out: changes whose layers are not known, or do not run, or change every shape.
         """
-        sketches = {key: self._student(change, mending=0) for key, change in changes.items() if change.layers is not None}
+        sketches = {
+            key: self._student(replace(change, mending=0)) for key, change in changes.items() if change.layers is not None
+        }
         sums: dict[Any, list[Tensor]] = {key: [] for key in sketches}
         sites = {name for key in sketches for name in changes[key].layers or ()}
         batches = self._scoring.batches
@@ -243,7 +249,7 @@ class Prober:
             found = collect(self.teacher, self.calibration[:CALIBRATION]).targets
         return {name: found[name] for name in sorted(found, key=lambda name: self._fitting.script.first([name]))}
 
-    def _mending(self, layers: Collection[str] | None, further: int) -> dict[str, Target]:
+    def _mending(self, layers: Collection[str] | None, further: int | None) -> dict[str, Target]:
         """Return the targets of the layers between the first and the last touched, and of the next ones."""
         if layers is None:
             return self._targets
@@ -254,13 +260,13 @@ class Prober:
         after = [name for name, place in places.items() if place > end]
         return {name: self._targets[name] for name in (*inside, *after[:further])}
 
-    def _student(self, change: Change, *, mending: int = MENDING) -> nn.Module:
+    def _student(self, change: Change) -> nn.Module:
         """Return the changed model, mended, its untouched weights shared with the teacher."""
         student = change.make().eval()
         if not change.mended:
             return _lean(student, self.teacher)
         weighted = {name for name, part in student.named_modules() if isinstance(part, WEIGHTED)}
-        targets = {name: target for name, target in self._mending(change.layers, mending).items() if name in weighted}
+        targets = {name: target for name, target in self._mending(change.layers, change.mending).items() if name in weighted}
 
         def through(model: nn.Module, _inputs: Tensor, answer: Callable[[Invocation], Any]) -> Any:
             return self._fitting.run(model, change.layers, answer=answer)
@@ -293,11 +299,13 @@ class Prober:
 def unsure(read: Mapping[Any, Loss], *, most: int = MOST_SAMPLES) -> list[Any]:
     """Return the changes whose loss cannot be told from that of a neighbor in the ranking and may still grow.
 
-    Those that are hardest to tell come first.
+    Neighbors that are both below `LEAST` need not be told apart. Those that are hardest to tell come first.
     """
     ranked = sorted(read, key=lambda key: read[key].mean)
     doubt: dict[Any, float] = {}
     for below, above in itertools.pairwise(ranked):
+        if read[above].mean + read[above].error < LEAST:
+            continue
         gap = read[above].mean - read[below].mean
         error = math.hypot(read[above].error, read[below].error)
         for key in (below, above):

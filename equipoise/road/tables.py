@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 from equipoise import runtimes
 from equipoise.errors import StoreError
 from equipoise.road import sensitivity
-from equipoise.road.probing import FIRST_SAMPLES, Change, Loss, Prober, calibrated, unsure
+from equipoise.road.probing import FIRST_SAMPLES, LEAST, Change, Loss, Prober, calibrated, unsure
 from equipoise.search import Knob, LossTable, Space, loss_table
 from equipoise.stats import median
 
@@ -68,7 +68,7 @@ def tables(road: Road) -> Tables:
         precisions = tuple(runtimes.get(target.runtime).precisions)
         features[target.runtime] = sensitivity.Features(layers, sensitivity.completed(times, layers, precisions), precisions)
     road.extent(entries=len(todo), read=len(losses) + len(failed), seconds=probes_s)
-    return Tables(space, loss_table(space, known, errors=1e-4), features)
+    return Tables(space, loss_table(space, known, errors=LEAST / 2), features)
 
 
 def _probe(
