@@ -5,9 +5,10 @@
 
 *whole* builds each changed model anew, re-solves every layer downstream of the change on 256 calibration inputs and runs it on
 up to 1,000 validation samples: what the road did before. *local* is `road.probing`: what comes before the change is kept, the
-layers near it are re-solved, 64 samples first, more where two changes cannot be told apart. *downstream* is the same on 256 samples,
-but every layer downstream is re-solved, as in *whole*. All take turns, entry by entry, on one thread, in random order. What is
-prepared once is shared out over all entries of the table. The interval is that of 2,000 draws of the entries. Ranks are Spearman's; those above the floor leave out what both call free (`probing.LEAST`).
+layers near it are re-solved, 64 samples first, more where two changes cannot be told apart. *downstream* is the same on 256
+samples, but every layer downstream is re-solved, as in *whole*. All take turns, entry by entry, on one thread, in random order.
+What is prepared once is shared out over all entries of the table. The interval is that of 2,000 draws of the entries. Ranks are
+Spearman's; those above the floor leave out what both ways call free (`probing.LEAST`).
 """
 
 from __future__ import annotations
@@ -76,7 +77,7 @@ def main() -> int:
     whole, local = losses["whole"], losses["local"]
     changes = {key: changes[key] for key in whole}
     first = dict(local)
-    while unsure := probing.unsure(local):
+    while unsure := probing.unsure(local, most=prober.most):
         for key in unsure:
             local[key], more = timed(lambda key=key: prober.loss(changes[key], 2 * local[key].samples))
             seconds["local"][key] = tuple(a + b for a, b in zip(seconds["local"][key], more, strict=True))

@@ -103,6 +103,11 @@ class Prober:
     _students: dict[int, nn.Module] = field(default_factory=dict)
     _read: dict[int, tuple[Change, list[Tensor]]] = field(default_factory=dict)
 
+    @property
+    def most(self) -> int:
+        """Samples beyond which a reading does not grow."""
+        return min(MOST_SAMPLES, len(self.inputs))
+
     def prepare(self) -> None:
         """Prepare now what the first readings would: the runs that are kept, what layers answer, the ranges of their inputs."""
         self._scoring, self._fitting, self._targets, self.ranges  # noqa: B018
@@ -296,10 +301,13 @@ class Prober:
         return spreads(self.reference)
 
 
-def unsure(read: Mapping[Any, Loss], *, most: int = MOST_SAMPLES) -> list[Any]:
+def unsure(read: Mapping[Any, Loss], *, most: int) -> list[Any]:
     """Return the changes whose loss cannot be told from that of a neighbor in the ranking and may still grow.
 
     Neighbors that are both below `LEAST` need not be told apart. Those that are hardest to tell come first.
+
+    Args:
+        most: Samples beyond which none grows, `Prober.most`.
     """
     ranked = sorted(read, key=lambda key: read[key].mean)
     doubt: dict[Any, float] = {}

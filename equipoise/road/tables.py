@@ -107,7 +107,7 @@ def _probe(
     left = [key for key in changes if key not in read and key not in failed]
     guessed = _guessed(road, prober, {key: changes[key] for key in (*read, *left)}, read, kinds) if left and read else {}
     growing = True
-    while growing and (keys := [] if left else unsure(read)):
+    while growing and (keys := [] if left else unsure(read, most=prober.most)):
         for key in keys:
             growing = one(key, 2 * read[key].samples, until)
             if not growing or key in failed:

@@ -152,9 +152,18 @@ def test_a_transformer_is_estimated_too() -> None:
 
 def test_only_what_cannot_be_told_apart_grows() -> None:
     read = {"a": Loss(0.10, 0.02, 64), "b": Loss(0.11, 0.02, 64), "c": Loss(0.5, 0.02, 64), "d": Loss(0.53, 0.06, 256)}
-    assert unsure(read) == ["a", "b", "c"]  # d has grown already
-    assert unsure({"a": read["a"], "c": read["c"]}) == []
-    assert unsure({"a": Loss(1e-5, 1e-5, 64), "b": Loss(2e-5, 1e-5, 64)}) == []  # both are below what counts
+    assert unsure(read, most=256) == ["a", "b", "c"]  # d has grown already
+    assert unsure({"a": read["a"], "c": read["c"]}, most=256) == []
+    assert unsure({"a": Loss(1e-5, 1e-5, 64), "b": Loss(2e-5, 1e-5, 64)}, most=256) == []  # both are below what counts
+
+
+def test_growing_ends_with_the_samples(prober) -> None:
+    change = Change(lambda: shaken(prober.teacher, "linear", 0.3), frozenset({"linear"}), mended=False)
+    read = {turn: prober.loss(change, 64) for turn in range(2)}
+    assert unsure(read, most=prober.most) == [0, 1]
+    read = {turn: prober.loss(change, 2 * read[turn].samples) for turn in read}
+    assert read[0].samples == prober.most == 90
+    assert not unsure(read, most=prober.most)
 
 
 def test_a_line_for_each_kind_puts_estimates_on_scale() -> None:

@@ -127,12 +127,12 @@ def test_too_little_time_ends_at_once_and_tells_how_much_is_enough(tmp_path) -> 
 def test_a_probe_that_fails_drops_its_choice_and_is_told(tmp_path, monkeypatch) -> None:
     probe = sensitivity.loss_of
 
-    def fragile(bench, knob, choice, **rest):
-        if knob.name == "bits.2":
+    def fragile(prober, change, **rest):
+        if change.layers == {"2"} and not change.mended:  # bits.2
             raise AttributeError("'FakeQuantized' object has no attribute 'weight'")
-        if knob.name == "bits.0":
+        if change.layers == {"0"} and not change.mended:
             raise SystemExit(3)
-        return probe(bench, knob, choice, **rest)
+        return probe(prober, change, **rest)
 
     monkeypatch.setattr(sensitivity, "loss_of", fragile)
     study = optimize(make(), budget="drop<=50", time=AMPLE_S, store=tmp_path / "study", recovery=False)
