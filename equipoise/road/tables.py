@@ -6,6 +6,7 @@ them found time depends on recorded durations alone, so that a replay decides th
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +29,10 @@ TIMES_SHARE = 0.1
 """The same for the layer times, of all targets together."""
 GUESS_SHARE = 0.2
 """Share of the loss table's time that is kept for estimating what there is no time to read."""
+GUESS_COST = 0.5
+"""An estimate's share of the time of a reading."""
+CALIBRATING = 4
+"""Readings of each kind that estimates are put on scale by."""
 
 Losses = dict[tuple[str, "Choice"], float]
 
@@ -105,7 +110,12 @@ def _probe(
         road.tell("tables", f"loss of {key[0]}={key[1]} ({i + 1}/{len(todo)})")
         one(key, FIRST_SAMPLES, until - kept_s)  # one that does not fit is passed over: another kind may be quicker
     left = [key for key in changes if key not in read and key not in failed]
-    guessed = _guessed(road, prober, {key: changes[key] for key in (*read, *left)}, read, kinds) if left and read else {}
+    anyhow = median([s for rows in took.values() for s in rows]) if took else 0.0
+    afford = int(kept_s / max(GUESS_COST * anyhow, 1e-9))  # the rest is predicted from its kind
+    turns = itertools.zip_longest(*([k for k in read if kinds[k] == kind][:CALIBRATING] for kind in took))
+    known = [key for turn in turns for key in turn if key is not None][: afford // 2]
+    some = {key: changes[key] for key in [*known, *left][:afford]} if known else {}
+    guessed = _guessed(road, prober, some, read, kinds) if left and some else {}
     growing = True
     while growing and (keys := [] if left else unsure(read, most=prober.most)):
         for key in keys:
@@ -113,7 +123,6 @@ def _probe(
             if not growing or key in failed:
                 growing = False
                 break
-    anyhow = median([s for rows in took.values() for s in rows]) if took else 0.0
     seconds = sum(median(took[k.kind]) if k.kind in took else anyhow for k, _ in todo)
     return {key: loss.mean for key, loss in (read | guessed).items() if key not in failed}, failed, seconds
 
@@ -144,7 +153,7 @@ def _guessed(
     kinds: Mapping[tuple[str, Choice], str],
 ) -> dict[tuple[str, Choice], Loss]:
     """Estimate what was not read, on the scale of what was; nothing where the model cannot be estimated."""
-    road.tell("tables", f"estimate of {len(changes) - len(read)} losses that there was no time to read")
+    road.tell("tables", "estimate of losses that there was no time to read")
 
     def guess() -> Mapping[str, Any]:
         try:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
+from equipoise.road import sensitivity
+from equipoise.road.probing import Loss
 from equipoise.road.sensitivity import Layer, choices, completed, entry, variants, work_of
-from equipoise.road.tables import offered
+from equipoise.road.tables import _probe, offered
 from equipoise.runtimes.ops import OpSpec
 from equipoise.search import Knob, Space, loss_table
 
@@ -59,6 +61,74 @@ def test_with_nothing_read_there_is_one_plan_of_each_runtime() -> None:
     space, known = offered(SPACE, {}, {})
     assert space.size == 2
     loss_table(space, known)
+
+
+TRUTH = {"width.a": 0.4, "width.b": 0.1, "depth.block": 0.2, "bits.a": 0.01, "bits.b": 0.01}
+
+
+class Recording:
+    """Stands for a road whose steps take a second each, and for its prober: every estimate is three times too low."""
+
+    def __init__(self) -> None:
+        self.spent_s = 0.0
+        self.bench = None
+        self.rows: dict[tuple[str, str], dict] = {}
+        self.most = 256
+
+    def expected(self, _fidelity: str) -> float:
+        return 1.0
+
+    def tell(self, *_words: str) -> None: ...
+
+    def step(self, kind, key, compute, **_rest) -> dict:
+        self.rows[kind, key] = {**compute(), "seconds": 1.0}
+        self.spent_s += 1.0
+        return self.rows[kind, key]
+
+    def loss(self, change, samples) -> Loss:
+        knob, choice = change
+        return Loss(TRUTH[knob.name] * (1 - int(choice) / 64 if knob.nested else 1), 0.02, samples)
+
+    def estimate(self, changes) -> dict:
+        return {key: Loss(self.loss(change, 0).mean / 3, 0.0, 0) for key, change in changes.items()}
+
+
+@pytest.fixture
+def recording(monkeypatch) -> Recording:
+    road = Recording()
+    monkeypatch.setattr(sensitivity, "prober", lambda _bench: road)
+    monkeypatch.setattr(sensitivity, "change_of", lambda _bench, _prober, knob, choice: (knob, choice))
+    return road
+
+
+TODO = [(knob, choice) for knob in SPACE.knobs[1:] for choice in knob.menu[1:]]
+
+
+def test_where_time_is_ample_only_what_cannot_be_told_apart_is_read_again(recording) -> None:
+    losses, failed, seconds = _probe(recording, TODO, 1000.0)
+    assert losses.keys() == {(knob.name, choice) for knob, choice in TODO}
+    assert not failed
+    assert seconds == len(TODO)
+    again = {key.partition("@")[0] for kind, key in recording.rows if kind == "table" and "@" in key}
+    assert again
+    assert "bits.a=8" in again  # as bad as bits.b
+    assert "width.a=16" not in again  # far from every other
+    assert not any(kind == "guess" for kind, _ in recording.rows)
+
+
+def test_what_found_no_time_is_estimated_on_the_scale_of_what_was_read(recording) -> None:
+    losses, _, seconds = _probe(recording, TODO, 7.0)
+    read = [key for kind, key in recording.rows if kind == "table"]
+    assert 0 < len(read) < len(TODO)
+    guesses = {(name, choice): loss for name, choice, loss, _ in recording.rows["guess", str(len(read))]["estimated"]}
+    assert guesses
+    for (name, choice), loss in guesses.items():
+        assert f"{name}={choice}" not in read
+        knob = next(k for k in SPACE.knobs if k.name == name)
+        assert loss == pytest.approx(recording.loss((knob, choice), 0).mean, rel=0.2)
+        assert losses[name, choice] == loss
+    assert recording.spent_s <= 8.0
+    assert seconds == len(TODO)
 
 
 A, B = OpSpec("conv", 3, 16, height=8, width=8), OpSpec("conv", 16, 4, height=8, width=8)
