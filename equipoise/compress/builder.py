@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
 
@@ -47,19 +48,33 @@ class Builder:
             if name.partition(".")[0] in TECHNIQUES and name not in self.offers:
                 raise unknown("plan knob", name, self.offers)
         draft = scaled = self._applied(Draft(self.subject.model), plan, Stage.SCALE)
-        for stage in (Stage.CUT, Stage.FACTORIZE):
-            draft = self._applied(draft, plan, stage)
+        draft = self._cut(draft, plan)
         if draft.damaged:
             draft = replace(draft, model=self._repaired(draft, plan, scaled.model) if repair else self._with_biases(draft))
         return self._applied(draft, plan, Stage.ROUND)
 
-    def imitated(self, draft: Draft) -> nn.Module:
-        """Return the draft's model with what the runtime will do to it imitated in torch, for losses without a runtime."""
-        rounded = {layer for layer, bits in draft.request.items() if bits == 8}
-        if not rounded:
-            return draft.model
-        assert self.subject.calibration is not None, "a subject of shapes alone imitates nothing"
-        return fakequant.simulate(draft.model, self.subject.calibration, layers=rounded, weight_bits=8)
+    def changed(self, name: str, choice: Choice, ranges: Mapping[str, tuple[float, float]]) -> Draft:
+        """Return the draft of one choice alone, neither repaired nor trained, int8 imitated in torch.
+
+        Args:
+            ranges: Layer -> range of its input, from which int8 is imitated.
+        """
+        plan = Plan({name: choice})
+        draft = self._applied(self._cut(self._applied(Draft(self.subject.model), plan, Stage.SCALE), plan), plan, Stage.ROUND)
+        rounded = {layer: ranges[layer] for layer, bits in draft.request.items() if bits == 8}
+        return replace(draft, model=fakequant.rounded(draft.model, rounded)) if rounded else draft
+
+    def reach(self, name: str, draft: Draft) -> frozenset[str] | None:
+        """Return the modules in which a draft of the knob `name` differs from the untouched model; None where all may."""
+        offer = self.offers[name]
+        if not offer.place:
+            return None
+        return frozenset({offer.place, *offer.layers, *(layer for layer, _ in draft.keep)})
+
+    def _cut(self, draft: Draft, plan: Plan) -> Draft:
+        for stage in (Stage.CUT, Stage.FACTORIZE):
+            draft = self._applied(draft, plan, stage)
+        return draft
 
     def touched(self, plan: Plan) -> dict[str, Choice]:
         """Return the knobs of the techniques that a plan changes."""

@@ -107,10 +107,20 @@ def simulate(
     for name in layers or ():
         if name not in seen:
             raise unknown("layer", name, _input_ranges(model, calibration[:1], None, _minmax))
-    rounded = copy.deepcopy(model)
+    return rounded(model, seen, weight_bits=weight_bits)
+
+
+def input_ranges(model: nn.Module, calibration: Tensor, *, ranges: str = "percentile") -> dict[str, tuple[float, float]]:
+    """Return the input range of every layer that `simulate` can round, read in one pass, for `rounded`."""
+    return _input_ranges(model, calibration, None, RANGES[ranges])
+
+
+def rounded(model: nn.Module, seen: Mapping[str, tuple[float, float]], *, weight_bits: int = 8) -> nn.Module:
+    """Return a copy of `model` in which the layers of `seen` compute as int8 would, their inputs rounded in these ranges."""
+    copied = copy.deepcopy(model)
     for name, (low, high) in seen.items():
-        fake_quantize(rounded.get_submodule(name), low, high, weight_bits=weight_bits)
-    return rounded
+        fake_quantize(copied.get_submodule(name), low, high, weight_bits=weight_bits)
+    return copied
 
 
 def plain(model: nn.Module) -> nn.Module:

@@ -8,8 +8,9 @@ have broken. One forward pass of the student does it all: a layer is fitted the 
 
 from __future__ import annotations
 
+import contextlib
 import warnings
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -59,9 +60,19 @@ def repair(student: nn.Module, teacher: nn.Module, inputs: Tensor, *, kept: Mapp
 
 
 def refit(
-    student: nn.Module, inputs: Tensor, *, targets: Mapping[str, Target], kept: Mapping[str, Tensor] | None = None
+    student: nn.Module,
+    inputs: Tensor,
+    *,
+    targets: Mapping[str, Target],
+    kept: Mapping[str, Tensor] | None = None,
+    through: Callable[[nn.Module, Tensor, Callable[[Invocation], Any]], Any] = watch,
 ) -> nn.Module:
-    """Do the work of `repair` from targets that `statistics.collect` has already taken from the teacher."""
+    """Do the work of `repair` from targets that `statistics.collect` has already taken from the teacher.
+
+    Args:
+        targets: of the layers to fit; the others keep their weights, and nothing runs after the last one is fitted.
+        through: runs the model, `watch` or something that gives the layers to fit the same inputs for less.
+    """
     repaired = copied(student).eval()
     wanted = {
         name: _narrowed(name, target, repaired, kept or {})
@@ -69,11 +80,16 @@ def refit(
         if name in dict(repaired.named_modules())
     }
     settlement = _Settlement(repaired, wanted)
-    watch(repaired, inputs, settlement.answer)
+    with contextlib.suppress(_Settled):
+        through(repaired, inputs, settlement.answer)
     if settlement.unsolved:
         names = ", ".join(settlement.unsolved)
         warnings.warn(f"{names} could not be repaired and keeps its weights: no finite least-squares fit", stacklevel=2)
     return repaired
+
+
+class _Settled(BaseException):
+    """Every layer is fitted: what the rest of the model computes is not wanted."""
 
 
 class _Settlement:
@@ -87,6 +103,8 @@ class _Settlement:
 
     def answer(self, invocation: Invocation) -> Any:
         """Return the result of the call, computed with settled weights where a target is known."""
+        if not self._targets:
+            raise _Settled
         if is_linear_map(invocation) and invocation.layer in self._targets:
             target = self._targets[invocation.layer]
             layer: Any = self._layers[invocation.layer]

@@ -6,6 +6,7 @@ crash, or on another machine, decides the same: nothing is lost and nothing is c
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -44,8 +45,12 @@ ROUNDS = 4
 HEADROOM = 1.25
 """Times the time that a first search is thought to need, where more is advised."""
 SHORTLIST = 6
-PROBE_SAMPLES, FEWEST_SAMPLES = 1000, 64
-"""Validation samples for one-knob losses, which need far fewer than accuracy does; and where time is short."""
+GUESS_SHARE = 0.2
+"""Share of the loss table's time that is kept for estimating what there is no time to read."""
+GUESS_COST = 0.5
+"""An estimate's share of the time of a reading."""
+CALIBRATING = 4
+"""Readings of each kind that estimates are put on scale by."""
 LEAST_DROP = 0.05
 """Points below which a drop is not told from none, where its decay is fitted."""
 
@@ -242,35 +247,76 @@ class Road(Walk):
             times = completed(found["times"], self.facts.layers, precisions)
             self.features[target] = Features(self.space, self.facts.layers, times, precisions)
         yield from self._extent(len(todo), read=len(losses) + len(failed), seconds=probes_s)
-        self.table: LossTable = loss_table(self.space, known, errors=1e-4)
+        self.table: LossTable = loss_table(self.space, known, errors=entries.LEAST / 2)
 
     def _probed(
         self, todo: Sequence[entries.Entry], until: float
-    ) -> Steps[tuple[entries.Losses, dict[tuple[str, Any], str], float]]:
-        """Have entries read in order while they fit; return the losses, what failed and why, and the seconds of all of them."""
-        samples = yield from self._samples(len(todo), until - self.spent_s)
-        losses: entries.Losses = {}
-        failed: dict[tuple[str, Any], str] = {}
-        took: dict[str, list[float]] = {}
-        for i, (knob, choice) in enumerate(todo):
-            expected = median(took[knob.kind]) if knob.kind in took else self.expected("one-shot")
-            if self.spent_s + expected > until:
-                continue  # another kind may be quicker
-            self.tell("tables", f"loss of {knob.name}={choice} ({i + 1}/{len(todo)})")
-            args = {"knob": knob.name, "choice": choice, "samples": samples}
-            row = yield from self._step(Job("table", f"{knob.name}={choice}", args, expected_s=expected))
-            took.setdefault(knob.kind, []).append(row["seconds"])
-            if row.get("error"):
-                failed[knob.name, choice] = row["error"]
-            else:
-                losses[knob.name, choice] = row["loss"]
-        anyhow = median([s for rows in took.values() for s in rows]) if took else 0.0
-        return losses, failed, sum(median(took[k.kind]) if k.kind in took else anyhow for k, _ in todo)
+    ) -> Steps[tuple[entries.Losses, dict[entries.Key, str], float]]:
+        """Have entries read in order while they fit; return the losses, what failed and why, and the seconds of all of them.
 
-    def _samples(self, count: int, seconds: float) -> Steps[int]:
-        """Validation samples for one probe, so that at this model's pace all fit into half of `seconds`, within limits."""
-        pace = (yield from self._step(Job("pace", "teacher")))["sample_s"]
-        return int(min(PROBE_SAMPLES, max(FEWEST_SAMPLES, seconds / 2 / max(1, count) / max(pace, 1e-9))))
+        Where all fit, those that cannot be told apart are read on more samples while there is time; else the rest is estimated.
+        """
+        kinds = {(knob.name, choice): knob.kind for knob, choice in todo}
+        read: dict[entries.Key, entries.Loss] = {}
+        failed: dict[entries.Key, str] = {}
+        took: dict[str, list[float]] = {}
+        kept_s = GUESS_SHARE * (until - self.spent_s)
+        for i, key in enumerate(kinds):  # one that does not fit is passed over: another kind may be quicker
+            self.tell("tables", f"loss of {key[0]}={key[1]} ({i + 1}/{len(todo)})")
+            yield from self._entry(key, entries.FIRST_SAMPLES, until - kept_s, kinds, read, failed, took)
+        anyhow = median([s for rows in took.values() for s in rows]) if took else 0.0
+        left = [key for key in kinds if key not in read and key not in failed]
+        guessed = (yield from self._estimated(left, read, kinds, int(kept_s / max(GUESS_COST * anyhow, 1e-9)))) if left else {}
+        growing = not left
+        while growing and (keys := entries.unsure(read, most=min(entries.MOST_SAMPLES, self.asked.samples))):
+            for key in keys:
+                growing = yield from self._entry(key, 2 * read[key].samples, until, kinds, read, failed, took)
+                if not growing or key in failed:
+                    growing = False
+                    break
+        seconds = sum(median(took[k.kind]) if k.kind in took else anyhow for k, _ in todo)
+        return {key: loss.mean for key, loss in (read | guessed).items() if key not in failed}, failed, seconds
+
+    def _entry(
+        self,
+        key: entries.Key,
+        samples: int,
+        until: float,
+        kinds: Mapping[entries.Key, str],
+        read: dict[entries.Key, entries.Loss],
+        failed: dict[entries.Key, str],
+        took: dict[str, list[float]],
+    ) -> Steps[bool]:
+        """Have one entry read, or read on more samples; return whether there was time for it."""
+        kind, more = kinds[key], f"@{samples}" if key in read else ""
+        expected = median(took[kind]) if kind in took else self.expected("one-shot")
+        if self.spent_s + expected > until:
+            return False
+        args = {"knob": key[0], "choice": key[1], "samples": samples}
+        row = yield from self._step(Job("table", f"{key[0]}={key[1]}{more}", args, expected_s=expected))
+        if not more:
+            took.setdefault(kind, []).append(row["seconds"])
+        if row.get("error"):
+            failed[key] = row["error"]
+        else:
+            read[key] = entries.Loss(row["loss"], row["se"], row["samples"])
+        return True
+
+    def _estimated(
+        self, left: Sequence[entries.Key], read: Mapping[entries.Key, entries.Loss], kinds: Mapping[entries.Key, str], most: int
+    ) -> Steps[dict[entries.Key, entries.Loss]]:
+        """Have what was not read estimated, as far as there is time, on the scale of some of what was read."""
+        turns = itertools.zip_longest(
+            *([k for k in read if kinds[k] == kind][:CALIBRATING] for kind in dict.fromkeys(kinds.values()))
+        )
+        known = [key for turn in turns for key in turn if key is not None][: most // 2]
+        if not known:
+            return {}
+        self.tell("tables", "estimate of losses that there was no time to read")
+        asked = [*known, *left][:most]
+        rows = (yield from self._step(Job("guess", str(len(read)), {"entries": [list(key) for key in asked]})))["estimated"]
+        guesses = {(name, choice): entries.Loss(mean, error, 0) for name, choice, mean, error in rows}
+        return entries.calibrated(guesses, read, kinds)
 
     def _extent(self, count: int, *, read: int, seconds: float) -> Steps[None]:
         """Record how far the tables reached under this asking, and the seconds that would be enough for all and a first search.

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import itertools
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 from equipoise.records import Choice, Knob
 from equipoise.road.facts import TARGET, Facts
@@ -10,6 +13,14 @@ from equipoise.search import Space
 from equipoise.stats import median
 
 Entry = tuple[Knob, Choice]
+Key = tuple[str, Choice]
+"""Knob and choice: the name of an entry."""
+FIRST_SAMPLES = 64
+"""Samples that every change is read on first, and by which a reading grows."""
+MOST_SAMPLES = 256
+"""Samples beyond which a reading does not grow: ranks settle long before (benchmarks/table_cost.py)."""
+LEAST = 2e-4
+"""Loss below which losses are not told apart: a loss table calls none of them smaller."""
 Losses = dict[tuple[str, Choice], float]
 
 
@@ -80,3 +91,59 @@ def _typical(space: Space, losses: Losses, knob: Knob) -> Losses:
 def _gone(knob: Knob, choice: Choice) -> float:
     """Share of a nested knob that a choice takes away."""
     return 1.0 - float(choice) / float(knob.menu[0])
+
+
+class Loss(NamedTuple):
+    """Mean divergence from the untouched model, its standard error, and the samples that it was read on (0: estimated)."""
+
+    mean: float
+    error: float
+    samples: int
+
+
+def unsure(read: Mapping[Key, Loss], *, most: int) -> list[Key]:
+    """Return the changes whose loss cannot be told from that of a neighbor in the ranking and may still grow.
+
+    Neighbors that are both below `LEAST` need not be told apart. Those that are hardest to tell come first.
+
+    Args:
+        most: Samples beyond which none grows.
+    """
+    ranked = sorted(read, key=lambda key: read[key].mean)
+    doubt: dict[Key, float] = {}
+    for below, above in itertools.pairwise(ranked):
+        if read[above].mean + read[above].error < LEAST:
+            continue
+        gap = read[above].mean - read[below].mean
+        error = math.hypot(read[above].error, read[below].error)
+        for key in (below, above):
+            if gap < error and 0 < read[key].samples < most:
+                doubt[key] = max(doubt.get(key, 0.0), error / max(gap, 1e-12))
+    return sorted(doubt, key=lambda key: -doubt[key])
+
+
+def calibrated(guesses: Mapping[Key, Loss], read: Mapping[Key, Loss], kinds: Mapping[Key, str]) -> dict[Key, Loss]:
+    """Return the estimates of what was not read, put on the scale of what was: a line in log space for each kind of change.
+
+    The slope is held near 1, the more so the fewer were read; a kind of which nothing was read takes the line of them all.
+    """
+    both = [key for key in guesses if key in read and guesses[key].mean > 0 and read[key].mean > 0]
+    lines = {kind: _line([k for k in both if kinds[k] == kind] or both, guesses, read) for kind in set(kinds.values())}
+    out = {}
+    for key, guess in guesses.items():
+        if key not in read:
+            level, slope = lines[kinds[key]]
+            mean = math.exp(level + slope * math.log(max(guess.mean, 1e-12)))
+            out[key] = Loss(mean, mean * guess.error / max(guess.mean, 1e-12), 0)
+    return out
+
+
+def _line(keys: Sequence[Key], guesses: Mapping[Key, Loss], read: Mapping[Key, Loss]) -> tuple[float, float]:
+    """Fit log(read) = a + b log(guess), b near 1."""
+    if not keys:
+        return 0.0, 1.0
+    x, y = ([math.log(rows[key].mean) for key in keys] for rows in (guesses, read))
+    mx, my = sum(x) / len(x), sum(y) / len(y)
+    across, along = sum((a - mx) ** 2 for a in x), sum((a - mx) * (b - my) for a, b in zip(x, y, strict=True))
+    slope = (along + 1.0) / (across + 1.0)
+    return my - slope * mx, slope

@@ -42,6 +42,10 @@ class Maker(Protocol):
         """Return an entry of the loss table, or why it could not be read."""
         ...
 
+    def estimates(self, job: Job) -> Mapping[str, Any]:
+        """Return estimates of entries of the loss table, those that could be made."""
+        ...
+
 
 class Here:
     """Does jobs; what may be done anywhere is left to a maker, which may be this process or one of its own.
@@ -64,8 +68,8 @@ class Here:
             "notes": lambda _: {"notes": list(cautions(self.bench.work))},
             "study": self._header,
             "evaluation": self._evaluation,
-            "pace": lambda _: {"sample_s": probing.pace(self.bench)},
             "table": lambda job: self.maker.entry(job),
+            "guess": lambda job: self.maker.estimates(job),
             "lut": self._times,
             "proposal": lambda _: self._propose(),
             "leg": self._leg,

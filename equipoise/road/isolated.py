@@ -99,6 +99,14 @@ class Child:
             return {**{k: job.args[k] for k in ("knob", "choice", "samples")}, "loss": None, "error": str(error)}
         return found
 
+    def estimates(self, job: Job) -> Mapping[str, Any]:
+        """Return estimates of entries as the child made them; none where it did not live to."""
+        try:
+            found: Mapping[str, Any] = self._ask(job)["estimates"]
+        except Died as error:
+            return {"estimated": [], "error": str(error)}
+        return found
+
     def close(self) -> None:
         """Stop the process."""
         if self._process is not None:
@@ -282,6 +290,8 @@ def serve(orders: IO[bytes], answers: IO[bytes]) -> None:
         job = Job(order["kind"], order["key"], order["args"])
         if job.kind == "table":
             say({"entry": trials.entry(job)})
+        elif job.kind == "guess":
+            say({"estimates": trials.estimates(job)})
         else:
             say(_scored(trials, job))
 

@@ -14,37 +14,41 @@ import torch
 
 from equipoise import runtimes
 from equipoise.measure import latency
-from equipoise.records import Choice, Plan
-from equipoise.road.bench import BATCH, Workbench, damage
+from equipoise.records import Choice
+from equipoise.road.bench import Workbench
+from equipoise.road.entries import Loss
 from equipoise.road.facts import Layer
 from equipoise.road.features import entry, variants
+from equipoise.road.prober import Change, Prober
 from equipoise.runtimes import Target
 from equipoise.runtimes.ops import op_inputs, op_program
 from equipoise.stats import median
-from equipoise.workloads.running import at_once, one_thread
 
-PASS_SAMPLES = 32
-"""Samples of the forward pass from which the pace of the model is read."""
-
-
-def loss_of(bench: Workbench, knob: str, choice: Choice, *, samples: int) -> float:
-    """Return the loss when one knob alone is set to `choice`, on the first `samples` of validation."""
-    model = bench.builder.imitated(bench.build(Plan({knob: choice})))
-    inputs = bench.validation[0][:samples]
-    with one_thread(), torch.inference_mode():
-        step = at_once(inputs, BATCH)
-        found = torch.cat([model(inputs[i : i + step]) for i in range(0, len(inputs), step)])
-    return damage(bench.reference[:samples], found.numpy(), bench.work.divergence)
+PROBE_SAMPLES = 1000
+"""Validation samples that one-knob losses may be read on: a divergence needs far fewer than accuracy does."""
 
 
-def pace(bench: Workbench) -> float:
-    """Return the seconds that the untouched model takes in torch for a sample, one thread."""
-    inputs = bench.validation[0][:PASS_SAMPLES]
-    with one_thread(), torch.inference_mode():
-        bench.teacher(inputs)
-        began = clock.perf_counter()
-        bench.teacher(inputs)
-    return (clock.perf_counter() - began) / len(inputs)
+def prober(bench: Workbench) -> Prober:
+    """Return what reads single changes on this bench; nothing is prepared before the first is read."""
+    inputs, reference = bench.validation[0][:PROBE_SAMPLES], torch.from_numpy(bench.reference[:PROBE_SAMPLES])
+    return Prober(bench.teacher, torch.from_numpy(bench.calibration), inputs, reference, bench.work.divergence)
+
+
+def change_of(bench: Workbench, prober: Prober, knob: str, choice: Choice) -> Change:
+    """Return what one knob alone set to `choice` does to the untouched model."""
+    builder = bench.builder
+    draft = builder.changed(knob, choice, prober.ranges)
+    kept = {layer: places for (layer, axis), places in draft.keep.items() if axis == "out"}
+    reach = builder.reach(knob, draft)
+    return Change(
+        lambda: builder.changed(knob, choice, prober.ranges).model, reach, kept, draft.renamed,
+        mended=draft.damaged and reach is not None,
+    )  # fmt: skip
+
+
+def loss_of(prober: Prober, change: Change, *, samples: int) -> Loss:
+    """Return the loss of one change alone, on the first `samples` of validation."""
+    return prober.loss(change, samples)
 
 
 def layer_times(

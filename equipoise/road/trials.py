@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 from equipoise.errors import StoreError
-from equipoise.records import Evaluation, Plan, Training
+from equipoise.records import Choice, Evaluation, Plan, Training
 from equipoise.road import probing
 from equipoise.road.bench import Workbench
 from equipoise.road.facts import Facts
 from equipoise.road.jobs import Job
+from equipoise.road.prober import Change, Prober
 from equipoise.road.training import train
 from equipoise.study.store import Files
 
@@ -36,6 +38,7 @@ class Trials:
     files: Files
     seed: int
     tell: Tell
+    _changes: dict[tuple[str, Choice], Change] = field(default_factory=dict, repr=False)
 
     def facts(self) -> Facts:
         """Return what can be changed in the model."""
@@ -74,9 +77,30 @@ class Trials:
         knob, choice, samples = job.args["knob"], job.args["choice"], int(job.args["samples"])
         found: dict[str, Any] = {"knob": knob, "choice": choice, "samples": samples, "loss": None}
         try:
-            loss = probing.loss_of(self.bench, knob, choice, samples=samples)
+            loss = probing.loss_of(self._prober, self._change(knob, choice), samples=samples)
         except (KeyboardInterrupt, StoreError):
             raise
         except BaseException as error:  # noqa: BLE001 - a probe runs the user's model: what fails is told, and left as it is
             return {**found, "error": probing.one_line(error)}
-        return {**found, "loss": loss} if math.isfinite(loss) else {**found, "error": f"its loss is {loss}"}
+        if not math.isfinite(loss.mean):
+            return {**found, "error": f"its loss is {loss.mean}"}
+        return {**found, "loss": loss.mean, "se": loss.error, "samples": loss.samples}
+
+    def estimates(self, job: Job) -> Mapping[str, Any]:
+        """Estimate entries to second order; none where the model cannot be estimated."""
+        changes = {(knob, choice): self._change(knob, choice) for knob, choice in job.args["entries"]}
+        try:
+            found = self._prober.estimate(changes)
+        except Exception as error:  # noqa: BLE001 - a backward pass through the user's model: without it they are predicted
+            return {"estimated": [], "error": probing.one_line(error)}
+        return {"estimated": [[*key, loss.mean, loss.error] for key, loss in found.items() if math.isfinite(loss.mean)]}
+
+    @cached_property
+    def _prober(self) -> Prober:
+        return probing.prober(self.bench)
+
+    def _change(self, knob: str, choice: Choice) -> Change:
+        key = (knob, choice)
+        if key not in self._changes:
+            self._changes[key] = probing.change_of(self.bench, self._prober, knob, choice)
+        return self._changes[key]

@@ -136,15 +136,16 @@ class Formula:
     def study(self, job: Job) -> dict[str, Any]:
         return {"header": {**job.args["header"], "probe": "0" * 64, "machine": {"cpu": "planted"}}, "seconds": 0.2}
 
-    def pace(self, _: Job) -> dict[str, Any]:
-        return {"sample_s": 1e-4, "seconds": 0.1}
-
     def table(self, job: Job) -> dict[str, Any]:
         knob, choice = job.args["knob"], job.args["choice"]
         row = {"knob": knob, "choice": choice, "samples": job.args["samples"], "loss": None, "seconds": self.probe_s}
         if job.key in self.fails:
             return {**row, "error": "RuntimeError: planted"}
-        return {**row, "loss": loss_of(Plan({knob: choice}))}
+        return {**row, "loss": loss_of(Plan({knob: choice})), "se": 0.0}
+
+    def guess(self, job: Job) -> dict[str, Any]:
+        found = [[*key, loss_of(Plan({key[0]: key[1]})) / 2, 0.0] for key in job.args["entries"]]
+        return {"estimated": found, "seconds": self.probe_s}
 
     def lut(self, job: Job) -> dict[str, Any]:
         return {"times": {}, "failed": {}, "seconds": job.args["seconds"]}
@@ -254,7 +255,7 @@ def test_the_whole_road_ends_with_a_front_within_its_budget_and_its_time_in_mome
 
 def test_every_kind_of_step_is_taken_in_its_turn(whole: Formula) -> None:
     kinds = list(dict.fromkeys(job.kind for job in whole.done))
-    assert kinds == ["prepare", "notes", "evaluation", "study", "pace", "table", "lut", "extent", "proposal", "leg", "final"]
+    assert kinds == ["prepare", "notes", "evaluation", "study", "table", "lut", "extent", "proposal", "leg", "final"]
     fidelities = [job.args["fidelity"] for job in whole.done if job.kind == "evaluation"]
     assert fidelities[0] == "untouched"
     assert fidelities.count("untouched") == 1
@@ -453,7 +454,7 @@ def test_more_time_goes_on_from_what_is_recorded() -> None:
     few = len(record.rows)
     first = walked(asked(limit_s=120.0), record)
     assert len(record.rows) > few
-    assert not {"prepare", "pace"} & {job.kind for job in first.done} - {"pace"}
+    assert "prepare" not in {job.kind for job in first.done}
     fresh = walked(asked(limit_s=120.0))
     tried = [{e.key for e in evaluations(r)} for r in (record, fresh.record)]
     assert tried[0] == tried[1]  # what the shorter asking recorded is found, and nothing of it changes what follows

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import pytest
 
+from equipoise.budget import parse_budget
 from equipoise.records import Knob
+from equipoise.road.decisions import Asked, Road
 from equipoise.road.entries import offered, ordered
 from equipoise.road.facts import TARGET, Facts
 from equipoise.search import Space, loss_table
@@ -65,3 +67,56 @@ def test_with_nothing_read_there_is_one_plan_of_each_target() -> None:
     space, known = offered(SPACE, {}, {})
     assert space.size == 2
     loss_table(space, known)
+
+
+TRUTH = {"width.a": 0.4, "width.b": 0.1, "depth.block": 0.2, "bits.a": 0.01, "bits.b": 0.01}
+TODO = [(knob, choice) for knob in SPACE.knobs[1:] for choice in knob.menu[1:]]
+
+
+def truth(name: str, choice: int | str) -> float:
+    knob = SPACE.knob(name)
+    return TRUTH[name] * (1 - int(choice) / 64 if knob.nested else 1)
+
+
+def probed(until: float):
+    """Drive the reading of a table whose steps take a second each; every estimate is three times too low."""
+    asked = Asked({"onnxruntime:cpu": (32, 8)}, parse_budget(None), 1000.0, 0, recovery=False, samples=1000, about={})
+    road, rows = Road(asked, lambda event: None), {}
+    road.expected = lambda fidelity: 1.0
+    steps = road._probed(TODO, until)
+    try:
+        job = next(steps)
+        while True:
+            if job.kind == "table":
+                name, choice = job.args["knob"], job.args["choice"]
+                found = {"loss": truth(name, choice), "se": 0.02, "samples": job.args["samples"]}
+            else:
+                found = {"estimated": [[*key, truth(*key) / 3, 0.0] for key in job.args["entries"]]}
+            rows[job.kind, job.key] = {**found, "seconds": 1.0}
+            job = steps.send(rows[job.kind, job.key])
+    except StopIteration as end:
+        return end.value, rows, road.spent_s
+
+
+def test_where_time_is_ample_only_what_cannot_be_told_apart_is_read_again() -> None:
+    (losses, failed, seconds), rows, _ = probed(1000.0)
+    assert losses.keys() == {(knob.name, choice) for knob, choice in TODO}
+    assert not failed
+    assert seconds == len(TODO)
+    again = {key.partition("@")[0] for kind, key in rows if kind == "table" and "@" in key}
+    assert "bits.a=8" in again  # as bad as bits.b
+    assert "width.a=16" not in again  # far from every other
+    assert not any(kind == "guess" for kind, _ in rows)
+
+
+def test_what_found_no_time_is_estimated_on_the_scale_of_what_was_read() -> None:
+    (losses, _, seconds), rows, spent_s = probed(7.0)
+    read = [key for kind, key in rows if kind == "table"]
+    assert 0 < len(read) < len(TODO)
+    unread = [(knob.name, choice) for knob, choice in TODO if f"{knob.name}={choice}" not in read]
+    guessed = [key for key in unread if key in losses]
+    assert guessed
+    for key in guessed:
+        assert losses[key] == pytest.approx(truth(*key), rel=0.2)
+    assert spent_s <= 8.0
+    assert seconds == len(TODO)

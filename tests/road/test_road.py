@@ -124,7 +124,7 @@ def test_kill_9_loses_nothing_and_doubles_nothing(tmp_path) -> None:
 
 def keys(store: Path) -> list[tuple[str, str]]:
     with Store.open(store, create=False, readonly=True) as opened:
-        tables = [("table", f"{r['knob']}={r['choice']}") for r in opened.all("table")]
+        tables = [("table", f"{r['knob']}={r['choice']}@{r['samples']}") for r in opened.all("table")]
         return tables + [("evaluation", evaluation_from(r["evaluation"]).key) for r in opened.all("evaluation")]
 
 

@@ -109,7 +109,7 @@ def test_the_time_is_kept_and_all_of_it_is_counted(tmp_path) -> None:
     study = optimize(make(), budget="drop<=1", time=limit, store=tmp_path / "study")
     took = time.perf_counter() - began
     with Store.open(tmp_path / "study", create=False, readonly=True) as store:
-        kinds = ("prepare", "evaluation", "study", "pace", "table", "lut", "proposal", "final")
+        kinds = ("prepare", "evaluation", "study", "table", "guess", "lut", "proposal", "final")
         counted = sum(row["seconds"] for kind in kinds for row in store.all(kind))
     assert took <= 1.3 * max(limit, study.extent["before_s"])  # what was begun is ended, and the machine may be busy
     assert counted == pytest.approx(took, abs=0.15 * took)
@@ -131,12 +131,12 @@ def test_too_little_time_ends_at_once_and_tells_how_much_is_enough(tmp_path) -> 
 def test_a_probe_that_fails_drops_its_choice_and_is_told(tmp_path, monkeypatch) -> None:
     probe = probing.loss_of
 
-    def fragile(bench, knob, choice, **rest):
-        if knob == "bits.2":
+    def fragile(prober, change, **rest):
+        if change.layers == {"2"} and not change.mended:  # bits.2
             raise AttributeError("'FakeQuantized' object has no attribute 'weight'")
-        if knob == "bits.0":
+        if change.layers == {"0"} and not change.mended:
             raise SystemExit(3)
-        return probe(bench, knob, choice, **rest)
+        return probe(prober, change, **rest)
 
     monkeypatch.setattr(probing, "loss_of", fragile)
     study = optimize(make(), budget="drop<=50", time=AMPLE_S, store=tmp_path / "study", recovery=False)
