@@ -331,7 +331,7 @@ def test_of_several_targets_the_faster_is_found_and_each_is_tried_by_hand() -> N
 @pytest.mark.parametrize("limit", [20.0, 40.0, 75.0, 300.0])
 def test_the_recorded_seconds_stay_within_the_time(limit: float) -> None:
     formula = walked(asked(limit_s=limit))
-    assert spent(formula.record) <= limit
+    assert spent(formula.record) <= limit + 1e-9
     assert study_of(formula.record).searched
 
 
