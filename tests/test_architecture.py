@@ -18,7 +18,7 @@ from equipoise.cli import VERBS
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "equipoise"
 
-L0 = {"errors", "events", "markup", "units", "records", "budget", "stats", "pareto"}
+L0 = {"batch", "errors", "events", "markup", "units", "records", "budget", "stats", "pareto"}
 L1 = {"workloads", "runtimes", "measure", "compress", "training", "search", "scaling", "study"}
 L3 = {"ship", "report", "serve"}
 L4 = {"cli", "__init__", "__main__"}
