@@ -10,6 +10,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from equipoise.batch import Inputs, call
 from equipoise.errors import InputError, must_be
 from equipoise.workloads import identity, labels
 from equipoise.workloads.augment import Augment
@@ -158,8 +159,8 @@ class Workload:
         return f"Workload({self.name}: {type(self.model).__name__} of {params:,} params; {sizes} samples; {self.metric.name})"
 
     @cached_property
-    def example(self) -> Tensor:
-        """A small batch (2, ...) as the model takes it, for tracing and export."""
+    def example(self) -> Inputs:
+        """A small batch (2, ...) as the model takes it, for tracing and export: a tensor, or several by name."""
         inputs, _ = self.validation.take(2).tensors()
         return inputs
 
@@ -183,7 +184,7 @@ class Workload:
         """16 hex digits that change with any part of `identity`."""
         return identity.digest(*(f"{part} {found}" for part, found in sorted(self.identity.items())))
 
-    def quality(self, run: Callable[[Tensor], Any] | None = None, *, split: Split | None = None, batch: int = 256) -> float:
+    def quality(self, run: Callable[..., Any] | None = None, *, split: Split | None = None, batch: int = 256) -> float:
         """Return the metric of `run` (None: the model) on `split` (None: validation), in points."""
         return self.metric.score(*predict(run or self.model, split or self.validation, batch=batch))
 
@@ -248,7 +249,7 @@ def _one_output(model: nn.Module, data: Split, output: Key | None) -> tuple[nn.M
     """
     try:
         with torch.inference_mode():
-            answer = model(data.take(2).tensors()[0])
+            answer = call(model, data.take(2).tensors()[0])
     except KeyboardInterrupt:
         raise
     except BaseException:  # noqa: BLE001 - the user's model and data may raise anything; `check` runs both again and tells it

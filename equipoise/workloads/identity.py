@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Subset
 
+from equipoise.batch import Inputs, is_array, leaves, take
 from equipoise.errors import InputError
 from equipoise.workloads.data import Split
 from equipoise.workloads.overlap import files_of
@@ -56,8 +57,8 @@ def of_data(split: Split) -> str:
     if isinstance(source, Arrays):
         for start in range(0, len(split), _ROWS):
             rows = split.order[start : start + _ROWS]
-            for values in (source.inputs[rows], source.targets[rows]):
-                add_tensor(found, "", values)
+            _add_inputs(found, take(source.inputs, rows))
+            add_tensor(found, "", source.targets[rows])
         return found.hexdigest()[:16]
     found.update(split.order.numpy().tobytes())
     if isinstance(source, Items):
@@ -76,9 +77,22 @@ def _sample(split: Split) -> str:
         return "unreadable"
     found = hashlib.sha256()
     for one, other in zip(once, again, strict=True):
-        if one.shape == other.shape and torch.equal(one, other):
-            add_tensor(found, "", one)
+        pairs = list(zip(leaves(one), leaves(other), strict=True))
+        if all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs):
+            _add_inputs(found, one)
     return found.hexdigest()[:16]
+
+
+def _add_inputs(found: hashlib._Hash, inputs: Inputs) -> None:
+    """Add inputs to a hash: several by name, with what belongs to no sample."""
+    if not isinstance(inputs, Mapping):
+        add_tensor(found, "", inputs)
+        return
+    for name, value in inputs.items():
+        if is_array(value):
+            add_tensor(found, name, value)
+        else:
+            found.update(f"{name} {value!r}".encode())
 
 
 def _dataset(dataset: Any, depth: int) -> str:

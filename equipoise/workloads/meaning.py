@@ -17,6 +17,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from equipoise.batch import call, mapped
 from equipoise.workloads.data import Split, predict
 from equipoise.workloads.metrics import (
     METRICS,
@@ -107,7 +108,7 @@ class Judged(Protocol):
 def divergence_of(work: Judged) -> Divergence:
     """Return how outputs of `work`'s model are compared, told by its loss, its metric and some 64 validation samples."""
     sample = work.validation.take(SAMPLE)
-    outputs, targets = predict(lambda inputs: first_tensor(work.model(inputs)), sample, batch=SAMPLE)
+    outputs, targets = predict(lambda inputs: first_tensor(call(work.model, inputs)), sample, batch=SAMPLE)
     natural = work.loss in (natural_loss, natural_loss_of_probabilities)
     return decide(
         outputs.float(),
@@ -298,14 +299,19 @@ def parts(output: Any) -> list[Any]:
 
 def squashed(model: nn.Module, split: Split) -> bool:
     """Whether a model ends in a sigmoid or a softmax: told by its last operation, or else by the range of its outputs."""
-    few = split.take(2).tensors()[0].detach().clone()
+    few = mapped(split.take(2).tensors()[0], _leaf)
     with torch.enable_grad():
-        last = first_tensor(model(few.requires_grad_() if few.is_floating_point() else few))
+        last = first_tensor(call(model, few))
     told = _last_step(getattr(last, "grad_fn", None))
     if told is not None:
         return told
-    outputs, targets = predict(lambda inputs: first_tensor(model(inputs)), split.take(SAMPLE), batch=SAMPLE)
+    outputs, targets = predict(lambda inputs: first_tensor(call(model, inputs)), split.take(SAMPLE), batch=SAMPLE)
     return _in_range(outputs, class_axis(outputs, targets))
+
+
+def _leaf(value: Tensor) -> Tensor:
+    """Return a copy in which gradients begin, where it can have them."""
+    return value.detach().clone().requires_grad_(value.is_floating_point())
 
 
 def _last_step(node: Any, depth: int = 0) -> bool | None:
@@ -365,7 +371,7 @@ def _natural_of(model: nn.Module, validation: Split) -> Loss:
 def _scale_here(metric: Metric, model: nn.Module, validation: Split) -> float | None:
     """Ask the metric about a few samples; about more where it cannot say anything of so few."""
     for count in (SAMPLE, 4 * SAMPLE):
-        outputs, targets = predict(lambda inputs: first_tensor(model(inputs)), validation.take(count), batch=SAMPLE)
+        outputs, targets = predict(lambda inputs: first_tensor(call(model, inputs)), validation.take(count), batch=SAMPLE)
         if (scale := scale_of(metric, outputs.float(), targets)) is not None:
             return scale
     return None

@@ -14,6 +14,10 @@ USUAL = ("logits", "out")
 """Under these names models of many outputs give the one that their task asks for."""
 
 
+BY_NAME = object()
+"""Stands for a first input where all are given by name."""
+
+
 class Chosen(nn.Module):
     """A model reduced to one of its outputs: what is scored, trained and exported is that one.
 
@@ -27,9 +31,9 @@ class Chosen(nn.Module):
         self.model = model
         self.output = output
 
-    def forward(self, inputs: Any) -> Any:
+    def forward(self, inputs: Any = BY_NAME, /, *others: Any, **named: Any) -> Any:
         """Return the chosen output; a model that gives one tensor (in training, perhaps) gives it unchanged."""
-        answer = self.model(inputs)
+        answer = self.model(*(() if inputs is BY_NAME else (inputs, *others)), **named)
         return answer if isinstance(answer, Tensor) else part(answer, self.output)
 
 
@@ -73,6 +77,9 @@ def described(answer: Any) -> str:
         return f"a {kind} of " + ", ".join(f"{key!r} {_shape(value)}" for key, value in list(answer.items())[:8])
     if isinstance(answer, Sequence) and not isinstance(answer, (str, bytes)):
         return f"a {kind} of {len(answer)}: " + ", ".join(_shape(value) for value in answer[:8])
+    if hasattr(answer, "__dataclass_fields__"):
+        parts = ((name, getattr(answer, name)) for name in answer.__dataclass_fields__)
+        return f"a {kind} of " + ", ".join(f"{name!r} {_shape(value)}" for name, value in parts if value is not None)
     return f"a {kind}"
 
 

@@ -11,6 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from equipoise.batch import named
 from equipoise.errors import InputError, must_be
 from equipoise.workloads import identity
 from equipoise.workloads.augment import Augment
@@ -171,7 +172,7 @@ class Task:
     @cached_property
     def example(self) -> Tensor:
         """A small batch (2, ...) as the model takes it."""
-        inputs, _ = self.validation.take(2).tensors()
+        inputs: Tensor = self.validation.take(2).tensors()[0]
         return inputs
 
     @cached_property
@@ -188,6 +189,9 @@ def task_of(work: Workload) -> Task:
     Raises:
         InputError: As `Task.of`.
     """
+    if not isinstance(work.example, Tensor):
+        found = ", ".join(named(work.example))
+        raise must_be("a task's inputs", "one tensor, which is what a family's models take", found, "Train the model itself.")
     with torch.inference_mode():
         answers = attempt("model", lambda: work.model(work.example), "Look at the model's forward.")
     outputs = answers.shape[1] if work.classifier and answers.ndim > 1 else None
