@@ -6,8 +6,9 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
+from equipoise.batch import Inputs
 from equipoise.compress.criteria import Evidence, compromise, gather, ranking
 from equipoise.compress.cut import sliced
 from equipoise.compress.depth import drop, droppable
@@ -35,12 +36,12 @@ class Pruner:
     blocks: tuple[str, ...]
     orders: Mapping[str, tuple[int, ...]]
     statistics: Statistics
-    calibration: Tensor
+    calibration: Inputs
     left: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
 
     @classmethod
-    def prepare(cls, model: nn.Module, example: Tensor, calibration: Tensor, *, criterion: str = "obs") -> Pruner:
+    def prepare(cls, model: nn.Module, example: Inputs, calibration: Inputs, *, criterion: str = "obs") -> Pruner:
         """Fold, trace, and measure `model` once; some seconds for a ResNet-20 and 256 inputs. `model` is not changed.
 
         Args:

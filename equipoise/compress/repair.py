@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equipoise.batch import Inputs
 from equipoise.compress.statistics import (
     Target,
     as_matrix,
@@ -34,7 +35,7 @@ from equipoise.errors import must_be
 RIDGE = 1e-3
 
 
-def repair(student: nn.Module, teacher: nn.Module, inputs: Tensor, *, kept: Mapping[str, Tensor] | None = None) -> nn.Module:
+def repair(student: nn.Module, teacher: nn.Module, inputs: Inputs, *, kept: Mapping[str, Tensor] | None = None) -> nn.Module:
     """Return `student` with the weights of its dense layers re-solved to answer as `teacher` does on `inputs`.
 
     Args:
@@ -59,7 +60,7 @@ def repair(student: nn.Module, teacher: nn.Module, inputs: Tensor, *, kept: Mapp
 
 
 def refit(
-    student: nn.Module, inputs: Tensor, *, targets: Mapping[str, Target], kept: Mapping[str, Tensor] | None = None
+    student: nn.Module, inputs: Inputs, *, targets: Mapping[str, Target], kept: Mapping[str, Tensor] | None = None
 ) -> nn.Module:
     """Do the work of `repair` from targets that `statistics.collect` has already taken from the teacher."""
     repaired = copied(student).eval()
