@@ -14,6 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from equipoise.batch import Inputs, call, mapped, take
 from equipoise.errors import must_be, unknown
 from equipoise.training.loop import Augment, Plan, Trained, run
 from equipoise.training.losses import KINDS, Kind, apart, cross_entropy, mse, spreads
@@ -23,7 +24,7 @@ from equipoise.training.recipe import Recipe
 from equipoise.training.samples import Batches
 from equipoise.training.supervised import fingerprint
 
-Teacher = Callable[[Tensor], Any]
+Teacher = Callable[..., Any]
 """Inputs -> outputs (tensor or array), or (outputs, sequence of features): a module, or a faster runtime's session."""
 
 
@@ -59,7 +60,8 @@ def distill(
 
     Args:
         student: Left as it is. A fake-quantized module trains as such.
-        teacher: A module (run on a copy, in evaluation mode), or a function of the batch of inputs that the student gets.
+        teacher: A module (run on a copy, in evaluation mode), or a function of the inputs that the student gets: a tensor, or
+            a mapping of several by name.
         data: Training split; labels are used only with ``hard_weight``.
         steps, seconds: The run ends at the first that is reached; give one of them. Only `steps` resumes to the same curve.
         recipe: Hyperparameters; None takes `Recipe`'s.
@@ -100,7 +102,7 @@ def distill(
     found = _understood(student, partial(_ask, guide, names=[pair[1] for pair in pairs]), data, recipe.batch, kind, axis)
     criterion = hard_loss or (mse if found.kind == "values" else _bce if found.kind == "bernoulli" else cross_entropy)
 
-    def objective(learner: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    def objective(learner: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
         wanted, wanted_features = _ask(guide, inputs, [pair[1] for pair in pairs])
         with _watched(learner, [pair[0] for pair in pairs]) as seen:
             outputs = found.answer.of(learner, inputs)
@@ -136,7 +138,7 @@ class _Understood:
 
 def _understood(
     student: nn.Module,
-    ask: Callable[[Tensor], tuple[Tensor, list[Tensor]]],
+    ask: Callable[[Inputs], tuple[Tensor, list[Tensor]]],
     data: Batches,
     batch: int,
     kind: Kind | None,
@@ -147,7 +149,7 @@ def _understood(
     if first is None:  # the loop says what is wrong with the data
         return _Understood(Answer(), kind or "softmax")
     inputs, targets = first
-    answer = answer_of(student, inputs[:4])
+    answer = answer_of(student, take(inputs, slice(4)))
     if kind in ("softmax", "bernoulli"):
         return _Understood(answer, kind)
     wanted, _ = ask(inputs)
@@ -180,14 +182,14 @@ def kl(outputs: Tensor, wanted: Tensor, *, temperature: float = 1.0) -> Tensor:
     return apart(outputs, wanted, kind="bernoulli" if single else "softmax", temperature=temperature)
 
 
-def _ask(guide: Teacher, inputs: Tensor, names: list[str]) -> tuple[Tensor, list[Tensor]]:
+def _ask(guide: Teacher, inputs: Inputs, names: list[str]) -> tuple[Tensor, list[Tensor]]:
     """Return the teacher's outputs and features for a batch, without gradients."""
     with torch.no_grad():
         if isinstance(guide, nn.Module):
             with _watched(guide, names) as seen:
-                outputs = first_of(guide(inputs))
+                outputs = first_of(call(guide, inputs))
             return outputs, [seen[name] for name in names]
-        answer = guide(inputs.contiguous())  # a session takes rows in plain order
+        answer = guide(mapped(inputs, torch.Tensor.contiguous))  # a session takes rows in plain order
     found: Sequence[Any] = ()
     if isinstance(answer, (tuple, list)):
         answer, found = answer
