@@ -17,6 +17,7 @@ from onnx import NodeProto, TensorProto, helper, numpy_helper
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from equipoise.batch import Inputs, call
 from equipoise.errors import must_be
 from equipoise.runtimes.base import Program, Runtime, Source
 from equipoise.runtimes.cpu import has_exact_int8
@@ -57,12 +58,12 @@ class OpSpec:
             raise must_be("op.groups", "a divisor of cin and cout", self.groups, "A depthwise layer changes groups with cin.")
 
 
-def specs(model: nn.Module, example: Tensor) -> dict[str, OpSpec]:
+def specs(model: nn.Module, example: Inputs) -> dict[str, OpSpec]:
     """Return module name -> operator for every convolution and linear layer that runs.
 
     Args:
         model: BatchNorm folded, so that a rectifier is seen to follow its convolution. Not changed.
-        example: (N, ...) inputs.
+        example: (N, ...) inputs, one tensor or several by name.
 
     Limits:
         2-D convolutions with zero padding, and linear layers. A layer that runs more than once counts once.
@@ -88,7 +89,7 @@ def specs(model: nn.Module, example: Tensor) -> dict[str, OpSpec]:
     ]
     try:
         with torch.no_grad(), Rectifiers():
-            model(example)
+            call(model, example)
     finally:
         for hook in hooks:
             hook.remove()
