@@ -18,6 +18,7 @@ import safetensors.torch
 import torch
 
 from equipoise import runtimes
+from equipoise.batch import Inputs, mapped, parts, take
 from equipoise.compress.pruner import Pruner
 from equipoise.compress.trace import WEIGHTED
 from equipoise.errors import InputError
@@ -77,12 +78,12 @@ class Workbench:
         return self.pruner.teacher
 
     @cached_property
-    def calibration(self) -> Array:
+    def calibration(self) -> Inputs:
         """Inputs that int8 ranges are read from, (N, ...)."""
-        return np.asarray(self.work.calibration.take(CALIBRATION_SAMPLES).tensors()[0].numpy())
+        return mapped(self.work.calibration.take(CALIBRATION_SAMPLES).tensors()[0], torch.Tensor.numpy)
 
     @cached_property
-    def validation(self) -> tuple[torch.Tensor, torch.Tensor]:
+    def validation(self) -> tuple[Inputs, torch.Tensor]:
         """The whole validation split: inputs and targets."""
         return self.work.validation.tensors()
 
@@ -173,14 +174,13 @@ class Workbench:
         floats = frozenset(n for n, b in bits.items() if b == 32 and not any(n.startswith(g + ".") for g in gone))
         if floats and self.unset:  # the file is read for nothing else
             floats |= self.unset & layer_nodes(source.onnx()).keys()
-        return runtime.compile(source, calibration=self.calibration[:samples], float_layers=floats)
+        return runtime.compile(source, calibration=take(self.calibration, slice(samples)), float_layers=floats)
 
     def outputs(self, program: Program, samples: int) -> Array:
         """Run the first `samples` of the validation split through `program`, on all cores."""
         session = runtimes.get(program.runtime).load(program, threads=os.cpu_count() or 1)
-        inputs = self.validation[0][:samples].numpy()
-        step = at_once(self.validation[0], BATCH)
-        return np.concatenate([session.run(inputs[i : i + step]) for i in range(0, len(inputs), step)])
+        inputs = mapped(take(self.validation[0], slice(samples)), torch.Tensor.numpy)
+        return np.concatenate([session.run(few) for few in parts(inputs, at_once(self.validation[0], BATCH))])
 
     @cached_property
     def reference_program(self) -> Program:
@@ -190,7 +190,7 @@ class Workbench:
     @cached_property
     def reference(self) -> Array:
         """The untouched model's answers to the validation split, from its program on the first target."""
-        return self.outputs(self.reference_program, len(self.validation[0]))
+        return self.outputs(self.reference_program, len(self.validation[1]))
 
     def evaluate(
         self,
@@ -211,11 +211,11 @@ class Workbench:
         began = time.perf_counter()
         target, source = self.target_of(plan), self.source(plan, model)
         program = self.compile(plan, source)
-        samples = len(self.validation[0]) if fidelity != "one-shot" else min(QUICK_SAMPLES, len(self.validation[0]))
+        samples = len(self.validation[1]) if fidelity != "one-shot" else min(QUICK_SAMPLES, len(self.validation[1]))
         outputs = self.outputs(program, samples)
         self._hold(program, model, outputs, untouched=fidelity == "untouched")
         quality, drop = self._quality(outputs, samples)
-        request = self.validation[0][: max(t.batch for t in self.targets)].numpy()
+        request = mapped(take(self.validation[0], slice(max(t.batch for t in self.targets))), torch.Tensor.numpy)
         contenders = {
             "reference": Contender(self.reference_program, self.targets[0]).load(request),
             "candidate": Contender(program, target).load(request),
@@ -256,12 +256,11 @@ class Workbench:
     def _hold(self, program: Program, model: torch.nn.Module, outputs: Array, *, untouched: bool) -> None:
         """Raise where a float program differs from its model; the untouched one is held to the user's own, unfolded model."""
         if program.precision == "fp32":
-            inputs, targets = (
-                part[: faithful.ORIGINAL_SAMPLES if untouched else faithful.CANDIDATE_SAMPLES] for part in self.validation
-            )
+            few = slice(min(len(outputs), faithful.ORIGINAL_SAMPLES if untouched else faithful.CANDIDATE_SAMPLES))
+            inputs, targets = (take(part, few) for part in self.validation)
             given, what = (self.work.model, "the untouched model's program") if untouched else (model, "the program")
             with one_thread():
-                faithful.hold(outputs, given, inputs[: len(outputs)], targets[: len(outputs)], self.work.metric, what=what)
+                faithful.hold(outputs, given, inputs, targets, self.work.metric, what=what)
 
     def damage(self, outputs: Array, samples: int) -> float:
         """Return the loss of `outputs` to the untouched model's, in nats for labels, else relative squared error."""

@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from equipoise.batch import Inputs, mapped, parts
 from equipoise.pareto import non_dominated
 from equipoise.records import Evaluation, Plan, digest
 from equipoise.training.loop import Trained
@@ -188,7 +189,7 @@ def train(road: Road, plan: Plan, student: nn.Module, *, seconds: float, checkpo
     generator = torch.Generator().manual_seed(int(plan.digest[:8], 16) ^ (road.seed * 1000 + leg))
     normed = any(isinstance(m, _BatchNorm) for m in road.work.model.modules())
     return distill(
-        unfold(student, torch.split(torch.from_numpy(road.bench.calibration), 64)) if normed else student,
+        unfold(student, parts(mapped(road.bench.calibration, torch.from_numpy), 64)) if normed else student,
         teacher(road),
         road.work.train,
         seconds=seconds,
@@ -204,11 +205,12 @@ def train(road: Road, plan: Plan, student: nn.Module, *, seconds: float, checkpo
     )
 
 
-def teacher(road: Road) -> Callable[[Tensor], Tensor]:
+def teacher(road: Road) -> Callable[[Inputs], Tensor]:
     """Return the untouched model as its own compiled program on all cores: faster than torch for the same answers."""
     session = road.bench.reference_on_all_cores
 
-    def answer(inputs: Tensor) -> Tensor:
-        return torch.from_numpy(np.asarray(session.run(inputs.contiguous().numpy()), dtype=np.float32))
+    def answer(inputs: Inputs) -> Tensor:
+        given = mapped(inputs, lambda value: value.contiguous().numpy())
+        return torch.from_numpy(np.asarray(session.run(given), dtype=np.float32))
 
     return answer

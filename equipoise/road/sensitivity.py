@@ -16,6 +16,7 @@ import numpy as np
 import torch
 
 from equipoise import runtimes
+from equipoise.batch import call, mapped, parts, take
 from equipoise.compress import fakequant
 from equipoise.measure import latency
 from equipoise.records import digest
@@ -71,14 +72,13 @@ def _pass(last: int, turn: int) -> list[int]:
 def loss_of(bench: Workbench, knob: Knob, choice: Any, *, samples: int = PROBE_SAMPLES) -> float:
     """Return the loss in nats when `knob` alone is set to `choice`, on the first `samples` of validation."""
     if knob.kind == "bits":
-        calibration = torch.from_numpy(bench.calibration)
+        calibration = mapped(bench.calibration, torch.from_numpy)
         model = fakequant.simulate(bench.teacher, calibration, layers={knob.place}, weight_bits=8)
     else:
         model = bench.build(bench.space.untouched.but({knob.name: choice}))
-    inputs = bench.validation[0][:samples]
+    inputs = take(bench.validation[0], slice(samples))
     with one_thread(), torch.inference_mode():
-        step = at_once(inputs, BATCH)
-        found = torch.cat([model(inputs[i : i + step]) for i in range(0, len(inputs), step)])
+        found = torch.cat([call(model, few) for few in parts(inputs, at_once(inputs, BATCH))])
     return damage(bench.reference[:samples], found.numpy(), bench.work.divergence)
 
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from equipoise import runtimes
+from equipoise.batch import call, size, take
 from equipoise.errors import StoreError
 from equipoise.road import sensitivity
 from equipoise.search import Knob, LossTable, Space, loss_table
@@ -118,12 +119,12 @@ def _samples(road: Road, entries: int, seconds: float) -> int:
     """Validation samples for one probe, so that at this model's pace all entries fit into half of `seconds`, within limits."""
 
     def time_it() -> dict[str, float]:
-        inputs = road.bench.validation[0][:PASS_SAMPLES]
+        inputs = take(road.bench.validation[0], slice(PASS_SAMPLES))
         with one_thread(), torch.inference_mode():
-            road.bench.teacher(inputs)
+            call(road.bench.teacher, inputs)
             began = clock.perf_counter()
-            road.bench.teacher(inputs)
-        return {"sample_s": (clock.perf_counter() - began) / len(inputs)}
+            call(road.bench.teacher, inputs)
+        return {"sample_s": (clock.perf_counter() - began) / size(inputs)}
 
     pace = road.step("pace", "teacher", time_it)["sample_s"]
     most = seconds / 2 / max(1, entries) / max(pace, 1e-9)

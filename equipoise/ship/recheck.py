@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from equipoise import runtimes, workloads
+from equipoise.batch import Inputs, mapped, named, restored, size, take
 from equipoise.budget import Constraint
 from equipoise.errors import EquipoiseError
 from equipoise.records import Reading, as_data, measured, unavailable
@@ -84,7 +85,7 @@ def _opened(artifact: Artifact, work: Workload | None) -> Iterator[Check]:
     scene = Scene.of(artifact, work)
     for name, program in (("program", scene.program), ("reference", scene.reference)):
         entry = artifact.claims.deployable if name == "program" else artifact.claims.reference
-        yield _steady(name, program, Target.parse(entry.target), scene.samples[:STEADY_SAMPLES])
+        yield _steady(name, program, Target.parse(entry.target), take(scene.samples, slice(STEADY_SAMPLES)))
     note = "no pickle" if {scene.program.runtime, scene.reference.runtime}.isdisjoint({"torch"}) else "loaded through pickle"
     yield judged("loads and runs", "", f"{scene.program.runtime} {scene.program.precision}", True, note)
 
@@ -111,14 +112,14 @@ def _source(artifact: Artifact, work: Workload) -> Iterator[Check]:
             yield judged(word, str(stated), str(real), False, "the workload's own is another")
 
 
-def _steady(name: str, program: Program, target: Target, samples: Tensor) -> Check:
+def _steady(name: str, program: Program, target: Target, samples: Inputs) -> Check:
     """Run one program twice, in a second session, and at the batch it is timed at: all must answer alike."""
-    runtime, inputs = runtimes.get(program.runtime), samples.contiguous().numpy()
+    runtime, inputs = runtimes.get(program.runtime), mapped(samples, lambda value: value.contiguous().numpy())
     session = runtime.load(program)
     first, again = (torch.from_numpy(session.run(inputs).copy()) for _ in range(2))
     fresh = torch.from_numpy(runtime.load(program).run(inputs).copy())
     off = max(apart(first, again), apart(first, fresh))
-    if not off <= REPEATS or len(first) != len(inputs):
+    if not off <= REPEATS or len(first) != size(inputs):
         return judged(f"{name} repeats", f"≤ {REPEATS:g}", f"{off:.2g}", False, "it answers the same inputs in different ways")
     timed = runtime.load(program, threads=target.threads, batch=target.batch)
     shown = torch.from_numpy(timed.run(request(samples, target.batch)).copy())
@@ -133,17 +134,21 @@ def _steady(name: str, program: Program, target: Target, samples: Tensor) -> Che
 def _probe(scene: Scene) -> Iterator[Check]:
     """Compare the program's answers to the probe with those that were recorded, and its inputs with the data."""
     held_ = probe(scene.artifact)
-    inputs, outputs = held_["inputs"], torch.from_numpy(held_["outputs"])
+    inputs, outputs = restored(held_), torch.from_numpy(held_["outputs"])
     answers = torch.from_numpy(runtimes.get(scene.program.runtime).load(scene.program).run(inputs))
     alike = scene.at_home or scene.program.precision == "fp32"
     yield near(
         "probe", f"≤ {FP32_SLACK:g}", f"{apart(outputs, answers):.2g}", apart(outputs, answers), tight=FP32_SLACK,
-        wide=FP32_SLACK if alike else 0.5, note=f"{len(inputs)} recorded answers" + ("" if alike else f"; {ELSEWHERE}"),
+        wide=FP32_SLACK if alike else 0.5, note=f"{len(outputs)} recorded answers" + ("" if alike else f"; {ELSEWHERE}"),
     )  # fmt: skip
     if scene.work is not None:
-        real = scene.work.validation.take(len(inputs)).tensors()[0].numpy()
-        same = real.shape == inputs.shape and bool((real == inputs).all())
-        yield judged("probe's inputs", "validation samples", "the same" if same else "others", same, f"the first {len(inputs)}")
+        real = mapped(scene.work.validation.take(len(outputs)).tensors()[0], Tensor.numpy)
+        here, there = named(real), named(inputs)
+        same = here.keys() == there.keys()
+        same = same and all(here[k].shape == there[k].shape and bool((here[k] == there[k]).all()) for k in here)
+        yield judged(
+            "probe's inputs", "validation samples", "the same" if same else "others", same, f"the first {len(outputs)}"
+        )
 
 
 def _quality(scene: Scene, found: dict[str, Reading]) -> Iterator[Check]:
