@@ -32,9 +32,7 @@ from equipoise.runtimes.export import Exporter, layer_nodes
 from equipoise.runtimes.ops import specs
 from equipoise.search import Knob, Space
 from equipoise.study.record import latency_beside
-from equipoise.training.losses import apart
 from equipoise.workloads import Workload
-from equipoise.workloads.meaning import Divergence
 from equipoise.workloads.running import at_once, one_thread
 from equipoise.workloads.scoring import drop_reading, quality_reading
 from equipoise.workloads.weights import packed
@@ -245,7 +243,7 @@ class Workbench:
                 "runtime": program.runtime,
                 "precision": program.precision,
                 "target": str(target),
-                "loss": self.damage(outputs, samples),
+                "loss": self.damage(outputs),
                 **({"speed_up": as_data(speed)} if speed.bounded else {}),
                 "layers": self._layer_rows(plan, counts),
                 **({"left_float": dict(program.left)} if program.left else {}),
@@ -262,9 +260,11 @@ class Workbench:
             with one_thread():
                 faithful.hold(outputs, given, inputs, targets, self.work.metric, what=what)
 
-    def damage(self, outputs: Array, samples: int) -> float:
-        """Return the loss of `outputs` to the untouched model's, in nats for labels, else relative squared error."""
-        return damage(self.reference[:samples], outputs, self.work.divergence)
+    def damage(self, outputs: Array) -> float:
+        """Return how far `outputs`, of the first samples of validation, are from the untouched model's."""
+        few, meaning = slice(len(outputs)), self.work.divergence
+        kept = meaning.kept(*(take(part, few) for part in self.validation))
+        return meaning.between(self.reference[few], outputs, kept=kept)
 
     def _quality(self, outputs: Array, samples: int) -> tuple[Reading, Reading]:
         """Metric, and drop against the untouched model on the same samples, each with its interval."""
@@ -296,19 +296,6 @@ def widths(size: int, multiple: int) -> tuple[int, ...]:
     """
     rounded = {max(multiple, round(size * level / multiple) * multiple) for level in WIDTH_LEVELS}
     return (size, *sorted((w for w in rounded if w < size), reverse=True))
-
-
-def damage(reference: Array, outputs: Array, divergence: Divergence | None = None, *, classifier: bool | None = None) -> float:
-    """Return how far `outputs` are from `reference`: mean KL in nats for labels, else squared error over the squared spread.
-
-    Args:
-        divergence: What the outputs mean, as `Workload.divergence` says.
-        classifier: In its place for outputs (N, C) that belong to no workload: class scores, or values.
-    """
-    wanted, found = (torch.from_numpy(np.asarray(a, dtype=np.float64)) for a in (reference, outputs))
-    if divergence is None:
-        divergence = Divergence("softmax" if classifier and wanted.ndim > 1 and wanted.shape[1] > 1 else "values")
-    return float(apart(found, wanted, kind=divergence.kind, axis=divergence.axis, probabilities=divergence.probabilities))
 
 
 def failed(plan: Plan, fidelity: Fidelity, error: str, *, leg: int = 0) -> Evaluation:

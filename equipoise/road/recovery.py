@@ -185,7 +185,6 @@ def train(road: Road, plan: Plan, student: nn.Module, *, seconds: float, checkpo
 
     Where the user's model had BatchNorm it is put back for the training: a folded net only bears small learning rates.
     """
-    meaning = road.work.divergence
     generator = torch.Generator().manual_seed(int(plan.digest[:8], 16) ^ (road.seed * 1000 + leg))
     normed = any(isinstance(m, _BatchNorm) for m in road.work.model.modules())
     return distill(
@@ -194,9 +193,7 @@ def train(road: Road, plan: Plan, student: nn.Module, *, seconds: float, checkpo
         road.work.train,
         seconds=seconds,
         recipe=WITH_NORM if normed else FOLDED,
-        kind=meaning.kind,
-        axis=meaning.axis,
-        probabilities=meaning.probabilities,
+        divergence=road.work.divergence,
         augment=road.work.augment,
         generator=generator,
         checkpoint=checkpoint,

@@ -20,7 +20,7 @@ from equipoise.batch import call, mapped, parts, take
 from equipoise.compress import fakequant
 from equipoise.measure import latency
 from equipoise.records import digest
-from equipoise.road.bench import BATCH, Workbench, damage
+from equipoise.road.bench import BATCH, Workbench
 from equipoise.runtimes import Target
 from equipoise.runtimes.ops import OpSpec, op_inputs, op_program, specs
 from equipoise.search import Genomes, Knob, Space
@@ -79,7 +79,7 @@ def loss_of(bench: Workbench, knob: Knob, choice: Any, *, samples: int = PROBE_S
     inputs = take(bench.validation[0], slice(samples))
     with one_thread(), torch.inference_mode():
         found = torch.cat([call(model, few) for few in parts(inputs, at_once(inputs, BATCH))])
-    return damage(bench.reference[:samples], found.numpy(), bench.work.divergence)
+    return bench.damage(found.numpy())
 
 
 def layer_times(

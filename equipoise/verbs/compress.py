@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise import runtimes
+from equipoise.batch import call
 from equipoise.compress.fold import folded
 from equipoise.compress.proof import SAMPLES, changed
 from equipoise.compress.prune import prune as _prune
@@ -165,8 +166,7 @@ def distill(
     )
     generator = torch.Generator().manual_seed(seed)
     trained = _distill(
-        learner, guide, split, seconds=seconds, kind=meaning.kind, axis=meaning.axis, probabilities=meaning.probabilities,
-        generator=generator, **options,
+        learner, guide, split, divergence=meaning, seconds=seconds, generator=generator, **options,
     ).model  # fmt: skip
     return _in_precision_of(bare(student), trained)
 
@@ -174,7 +174,9 @@ def distill(
 def _with_recipe(options: dict[str, Any]) -> dict[str, Any]:
     """Put the options that are fields of a recipe into one."""
     fields = {field.name for field in dataclasses.fields(Recipe)}
-    known = {name for name in inspect.signature(_distill).parameters if name not in ("student", "teacher", "data")}
+    known = {
+        name for name in inspect.signature(_distill).parameters if name not in ("student", "teacher", "data", "divergence")
+    }
     for name in options:
         if name not in fields | known:
             raise unknown("option", name, sorted(fields | known))
@@ -186,7 +188,7 @@ def _with_recipe(options: dict[str, Any]) -> dict[str, Any]:
 def _meaning(teacher: nn.Module, split: Split, loss: Any, kind: Kind | None) -> Divergence:
     """See from some samples what the teacher's outputs mean; a kind that is given holds."""
     asked = copy.deepcopy(teacher).eval()
-    outputs, targets = predict(lambda inputs: first_tensor(asked(inputs)), split.take(SAMPLE), batch=SAMPLE)
+    outputs, targets = predict(lambda inputs: first_tensor(call(asked, inputs)), split.take(SAMPLE), batch=SAMPLE)
     found = decide(outputs.float(), targets, loss=loss, probabilities=squashed(asked, split))
     if kind is None or kind == found.kind:
         return found

@@ -15,7 +15,8 @@ from equipoise.errors import InputError, must_be
 from equipoise.workloads import identity, labels
 from equipoise.workloads.augment import Augment
 from equipoise.workloads.data import Split, Transform, predict
-from equipoise.workloads.meaning import Divergence, divergence_of, settled
+from equipoise.workloads.divergence import Divergence
+from equipoise.workloads.meaning import divergence_of, settled
 from equipoise.workloads.metrics import Loss, Metric, Score, ignoring_loss, loss_of, metric_of, printable, yes_or_no
 from equipoise.workloads.outputs import Chosen, Key, described, part, usual
 from equipoise.workloads.sources import attempt

@@ -10,15 +10,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equipoise.batch import call, mapped
+from equipoise.batch import Inputs, call, mapped
 from equipoise.workloads.data import Split, predict
+from equipoise.workloads.divergence import MASK, Divergence, Kind
 from equipoise.workloads.metrics import (
     METRICS,
     OF_PROBABILITIES,
@@ -34,10 +35,6 @@ from equipoise.workloads.metrics import (
     yes_or_no,
 )
 
-Kind = Literal["softmax", "bernoulli", "values"]
-KINDS: tuple[Kind, ...] = ("softmax", "bernoulli", "values")
-"""Class scores of which one is right; a yes-or-no score in each output; numbers. What is told by nothing goes to the first."""
-
 SAMPLE = 64
 """Validation samples that loss and metric are asked about."""
 SIZES = (2.0, 6.0, 20.0)
@@ -52,29 +49,6 @@ _SQUASHING = ("Sigmoid", "Softmax", "Hardsigmoid", "SpecialExpit")
 _LINEAR = ("Addmm", "Mm", "Bmm", "Convolution", "LogSoftmax", "NativeLayerNorm", "NativeBatchNorm")
 _MOVING = ("View", "Reshape", "Unsafe", "Squeeze", "Unsqueeze", "Transpose", "Permute", "TBackward", "Slice", "Select", "Clone",
            "Expand", "ToCopy", "Alias", "Clamp", "Cat", "Stack", "Index", "Split", "Unbind")  # fmt: skip
-
-
-@dataclass(frozen=True)
-class Divergence:
-    """How far outputs are from others, and so what a student learns.
-
-    Attributes:
-        kind: ``softmax``: KL of the distributions over the classes. ``bernoulli``: KL of the yes-or-no distribution of each
-            output. ``values``: squared error over the spread of each output.
-        axis: Where the classes lie.
-        probabilities: The outputs are probabilities already, not logits; log-probabilities count as logits.
-        why: What told.
-    """
-
-    kind: Kind
-    axis: int = 1
-    probabilities: bool = False
-    why: str = ""
-
-    @property
-    def labels(self) -> bool:
-        """Whether the outputs say which labels hold, rather than numbers."""
-        return self.kind != "values"
 
 
 Judge = tuple[str, Callable[[Tensor, Tensor], Any], bool]
@@ -110,14 +84,24 @@ def divergence_of(work: Judged) -> Divergence:
     sample = work.validation.take(SAMPLE)
     outputs, targets = predict(lambda inputs: first_tensor(call(work.model, inputs)), sample, batch=SAMPLE)
     natural = work.loss in (natural_loss, natural_loss_of_probabilities)
-    return decide(
+    ignored = getattr(work, "ignore_label", None)
+    found = decide(
         outputs.float(),
         targets,
         loss=None if natural else work.loss,
         metric=work.metric,
         probabilities=squashed(work.model, work.validation),
-        ignored=getattr(work, "ignore_label", None),
+        ignored=ignored,
     )
+    return replace(found, ignored=ignored, masked=_by_place(outputs, found.axis, sample.tensors()[0]))
+
+
+def _by_place(outputs: Tensor, axis: int, inputs: Inputs) -> bool:
+    """Whether there is an output, or one for each class, for every place of the attention mask."""
+    mask = inputs.get(MASK) if isinstance(inputs, Mapping) else None
+    if mask is None or mask.ndim < 2:
+        return False
+    return bool(mask.shape == outputs.shape or mask.shape == outputs.movedim(min(axis, outputs.ndim - 1), -1).shape[:-1])
 
 
 def decide(

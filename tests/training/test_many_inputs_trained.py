@@ -13,6 +13,7 @@ from equipoise.training.recipe import Recipe
 from equipoise.training.recover import distill
 from equipoise.training.samples import Samples
 from equipoise.training.supervised import fit
+from equipoise.workloads.divergence import Divergence
 from equipoise.workloads.outputs import Chosen
 
 
@@ -35,7 +36,7 @@ def test_a_student_learns_from_ids_and_mask(session: bool, accumulate: int) -> N
 
     guide = answer if session else teacher
     recipe = Recipe(batch=64, accumulate=accumulate, lr=1e-2)
-    done = distill(student, guide, Samples(inputs, targets), steps=100, recipe=recipe, kind="softmax")
+    done = distill(student, guide, Samples(inputs, targets), steps=100, recipe=recipe, divergence=Divergence("softmax"))
     held = sentences(128, seed=6)[0]
     assert apart(done.model, teacher, held) < 0.5 * apart(student.eval(), teacher, held), done.log[::10]
 
