@@ -32,7 +32,8 @@ from equipoise.training.recipe import Recipe
 from equipoise.training.recover import distill as _distill
 from equipoise.workloads import Split, predict
 from equipoise.workloads.check import not_finite
-from equipoise.workloads.meaning import KINDS, SAMPLE, Divergence, Kind, decide, first_tensor, squashed
+from equipoise.workloads.divergence import KINDS, Divergence, Kind
+from equipoise.workloads.meaning import SAMPLE, decide, first_tensor, squashed
 from equipoise.workloads.wrapped import bare, copied, single
 
 
@@ -174,9 +175,7 @@ def distill(
 def _with_recipe(options: dict[str, Any]) -> dict[str, Any]:
     """Put the options that are fields of a recipe into one."""
     fields = {field.name for field in dataclasses.fields(Recipe)}
-    known = {
-        name for name in inspect.signature(_distill).parameters if name not in ("student", "teacher", "data", "divergence")
-    }
+    known = inspect.signature(_distill).parameters.keys() - {"student", "teacher", "data", "divergence"}
     for name in options:
         if name not in fields | known:
             raise unknown("option", name, sorted(fields | known))

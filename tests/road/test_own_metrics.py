@@ -21,7 +21,7 @@ from equipoise.road import recovery
 from equipoise.road import walk as roads
 from equipoise.road.walk import optimize
 from equipoise.workloads import Metric, Workload
-from equipoise.workloads.meaning import Divergence
+from equipoise.workloads.divergence import Divergence
 from equipoise.workloads.scoring import drop_reading
 
 
