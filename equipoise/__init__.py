@@ -20,6 +20,7 @@ if TYPE_CHECKING:
     from equipoise.verbs.profile import profile as profile
     from equipoise.verbs.train import train as train
     from equipoise.workloads import Metric as Metric
+    from equipoise.workloads import Scores as Scores
     from equipoise.workloads import Task as Task
     from equipoise.workloads import Workload as Workload
     from equipoise.workloads import family as family
@@ -28,6 +29,7 @@ __version__ = "0.1.0"
 
 _VERBS = {
     "Metric": "equipoise.workloads",
+    "Scores": "equipoise.workloads",
     "Study": "equipoise.study.record",
     "Task": "equipoise.workloads",
     "Workload": "equipoise.workloads",
@@ -43,7 +45,7 @@ _VERBS = {
 """Public name -> the module that holds it."""
 
 __all__ = [
-    "Metric", "Study", "Task", "Workload", "__version__", "distill", "family", "optimize", "profile", "prune",
+    "Metric", "Scores", "Study", "Task", "Workload", "__version__", "distill", "family", "optimize", "profile", "prune",
     "quantize", "scale", "train",
 ]  # fmt: skip
 

@@ -197,8 +197,8 @@ def _validation(scene: Scene, kept: Split, answers: Tensor, before: Tensor) -> I
     """Repeat the figures that were promised on the validation split; the same file gives the same ones."""
     promise, baseline = scene.artifact.promise, scene.artifact.baseline
     metric, targets, work = scene.data.metric, kept.targets(), scene.data
-    each = metric.per_sample(before, targets)
-    binary = each is not None and bool(torch.isin(each, torch.tensor([0.0, 1.0])).all())
+    each = metric.read(before, targets).each
+    binary = each is not None and bool(torch.isin(each, torch.tensor([0.0, 100.0])).all())
     quality = metric.score(answers, targets)
     scale = max(1.0, abs(quality)) if not binary else 0.0
     tight, wide = (25 / len(targets), 150 / len(targets)) if binary else (1e-4 * scale, 1e-3 * scale)

@@ -14,7 +14,6 @@ from equipoise.batch import Inputs, call, mapped, parts
 from equipoise.errors import InputError
 from equipoise.workloads.base import Workload
 from equipoise.workloads.data import Split
-from equipoise.workloads.labels import asked_by_metric
 from equipoise.workloads.outputs import Chosen, part
 from equipoise.workloads.overlap import duplicates
 from equipoise.workloads.running import at_once, one_thread
@@ -83,7 +82,7 @@ def _memorised(work: Workload) -> Iterator[str]:
             f"validation was carved from the training data (untouched model: {name} {held[0]:.2f} on it, {trained[0]:.2f} on "
             f"the rest). If the model was trained on them, drops measured there are worth little. {_other(work)}"
         )
-    elif asked_by_metric(work.metric) and min(held[0], trained[0]) >= PERFECT and held[1] >= TELLING and work.metric.maximize:
+    elif work.metric.labels and min(held[0], trained[0]) >= PERFECT and held[1] >= TELLING and work.metric.maximize:
         yield (
             f"the untouched model has {name} {held[0]:.2f} on validation, as on its training data. If it was trained on the "
             f"validation data, drops measured there are worth little. {_other(work)}"

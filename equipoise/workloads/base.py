@@ -295,7 +295,7 @@ def judge(
         ignore_label: A target that is not judged, or None.
     """
     notes: tuple[str, ...] = ()
-    by_metric, by_loss = labels.asked_by_metric(metric), labels.asked_by_loss(asked)
+    by_metric, by_loss = metric.labels, labels.asked_by_loss(asked)
     decided = by_metric if by_metric is not None else by_loss
     targets = labels.some(splits["validation"], answers, few=decided is not None)
     judged = targets if ignore_label is None else targets[targets != ignore_label]

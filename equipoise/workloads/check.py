@@ -14,7 +14,6 @@ from equipoise.batch import call, leaves, take
 from equipoise.errors import InputError, must_be
 from equipoise.workloads.base import Workload
 from equipoise.workloads.data import Split, predict
-from equipoise.workloads.labels import OF_LABELS
 from equipoise.workloads.metrics import Metric
 from equipoise.workloads.outputs import not_one
 from equipoise.workloads.overlap import overlapping
@@ -138,7 +137,7 @@ def _labels(split: Split, metric: Metric, ignore: int | None) -> Iterator[InputE
     if not len(seen):
         yield must_be(f"{split.name} targets", "judged somewhere", f"only ignore_label={ignore}", "Look at the targets.")
         return
-    if len(seen) < 2 and metric.name in OF_LABELS:
+    if len(seen) < 2 and metric.labels:
         yield must_be(
             f"{split.name} targets", "of at least two classes", f"only class {int(seen[0])}", "One class cannot be told apart."
         )

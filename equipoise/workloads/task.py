@@ -18,7 +18,7 @@ from equipoise.workloads.augment import Augment
 from equipoise.workloads.base import Workload, carved, readers, together
 from equipoise.workloads.check import contents, judged_targets, sizes
 from equipoise.workloads.data import Split, Transform
-from equipoise.workloads.labels import OF_LABELS, asked_by_metric, masked_metric
+from equipoise.workloads.labels import masked_metric
 from equipoise.workloads.meaning import scale_of
 from equipoise.workloads.metrics import Loss, Metric, Score, ignoring_loss
 from equipoise.workloads.overlap import overlapping
@@ -145,7 +145,7 @@ class Task:
         _raise(sizes(seen, held, test))
         _raise(overlapping(seen, held, test))
         _raise(contents(seen, held, measure, ignore=ignore_label))
-        if asked_by_metric(read["metric"]) is False:
+        if read["metric"].labels is False:
             seen, held, test = (replace(split, values=True) for split in (seen, held, test))
         shape = _shape(seen, held, outputs, vocabulary, ignore_label)
         _raise(mistake for split in (seen, held) for mistake in _out_of_range(split, shape, ignore_label))
@@ -273,7 +273,7 @@ def _out_of_range(split: Split, shape: Shape, ignore: int | None) -> Iterator[In
 def _untaught(split: Split, shape: Shape, metric: Metric, loss: Loss) -> Iterator[InputError]:
     """Yield what keeps the metric or the loss from being read off the targets, tried on random outputs."""
     outputs, targets = _random_answers(split, shape)
-    if metric.name in OF_LABELS and targets.is_floating_point():
+    if metric.labels and targets.is_floating_point():
         yield must_be("targets", f"whole numbers for metric {metric.name}", targets.dtype, "Convert labels by .long().")
         return
     takes = f"It is called with outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}."
