@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from equipoise import runtimes
-from equipoise.batch import Inputs, mapped, parts, take
+from equipoise.batch import Inputs, mapped, take
 from equipoise.compress.pruner import Pruner
 from equipoise.compress.trace import WEIGHTED
 from equipoise.errors import InputError
@@ -32,7 +32,7 @@ from equipoise.runtimes.export import Exporter, layer_nodes
 from equipoise.runtimes.ops import specs
 from equipoise.search import Knob, Space
 from equipoise.study.record import latency_beside
-from equipoise.workloads import Workload
+from equipoise.workloads import Workload, predict
 from equipoise.workloads.running import at_once, one_thread
 from equipoise.workloads.scoring import drop_reading, quality_reading
 from equipoise.workloads.weights import packed
@@ -81,9 +81,19 @@ class Workbench:
         return mapped(self.work.calibration.take(CALIBRATION_SAMPLES).tensors()[0], torch.Tensor.numpy)
 
     @cached_property
-    def validation(self) -> tuple[Inputs, torch.Tensor]:
-        """The whole validation split: inputs and targets."""
-        return self.work.validation.tensors()
+    def validated(self) -> torch.Tensor:
+        """The targets of the whole validation split; its inputs are read batch by batch, wherever they are needed."""
+        return self.work.validation.targets()
+
+    @cached_property
+    def kept(self) -> torch.Tensor | None:
+        """Which positions of the validation split's outputs count; None where all do."""
+        return self.work.divergence.kept_of(self.work.validation)
+
+    @property
+    def at_once(self) -> int:
+        """Samples that are run together."""
+        return at_once(self.work.example, BATCH)
 
     @cached_property
     def space(self) -> Space:
@@ -174,11 +184,15 @@ class Workbench:
             floats |= self.unset & layer_nodes(source.onnx()).keys()
         return runtime.compile(source, calibration=take(self.calibration, slice(samples)), float_layers=floats)
 
+    def samples(self, count: int) -> Inputs:
+        """Return the first inputs of the validation split, as runtimes take them."""
+        return mapped(self.work.validation.take(count).tensors()[0], torch.Tensor.numpy)
+
     def outputs(self, program: Program, samples: int) -> Array:
         """Run the first `samples` of the validation split through `program`, on all cores."""
         session = runtimes.get(program.runtime).load(program, threads=os.cpu_count() or 1)
-        inputs = mapped(take(self.validation[0], slice(samples)), torch.Tensor.numpy)
-        return np.concatenate([session.run(few) for few in parts(inputs, at_once(self.validation[0], BATCH))])
+        kept = self.work.validation.take(samples)
+        return predict(lambda few: session.run(mapped(few, torch.Tensor.numpy)), kept, batch=self.at_once)[0].numpy()
 
     @cached_property
     def reference_program(self) -> Program:
@@ -188,7 +202,7 @@ class Workbench:
     @cached_property
     def reference(self) -> Array:
         """The untouched model's answers to the validation split, from its program on the first target."""
-        return self.outputs(self.reference_program, len(self.validation[1]))
+        return self.outputs(self.reference_program, len(self.work.validation))
 
     def evaluate(
         self,
@@ -209,11 +223,11 @@ class Workbench:
         began = time.perf_counter()
         target, source = self.target_of(plan), self.source(plan, model)
         program = self.compile(plan, source)
-        samples = len(self.validation[1]) if fidelity != "one-shot" else min(QUICK_SAMPLES, len(self.validation[1]))
+        samples = len(self.work.validation) if fidelity != "one-shot" else min(QUICK_SAMPLES, len(self.work.validation))
         outputs = self.outputs(program, samples)
         self._hold(program, model, outputs, untouched=fidelity == "untouched")
         quality, drop = self._quality(outputs, samples)
-        request = mapped(take(self.validation[0], slice(max(t.batch for t in self.targets))), torch.Tensor.numpy)
+        request = self.samples(max(t.batch for t in self.targets))
         contenders = {
             "reference": Contender(self.reference_program, self.targets[0]).load(request),
             "candidate": Contender(program, target).load(request),
@@ -254,21 +268,20 @@ class Workbench:
     def _hold(self, program: Program, model: torch.nn.Module, outputs: Array, *, untouched: bool) -> None:
         """Raise where a float program differs from its model; the untouched one is held to the user's own, unfolded model."""
         if program.precision == "fp32":
-            few = slice(min(len(outputs), faithful.ORIGINAL_SAMPLES if untouched else faithful.CANDIDATE_SAMPLES))
-            inputs, targets = (take(part, few) for part in self.validation)
+            few = min(len(outputs), faithful.ORIGINAL_SAMPLES if untouched else faithful.CANDIDATE_SAMPLES)
+            inputs, targets = self.work.validation.take(few).tensors()
             given, what = (self.work.model, "the untouched model's program") if untouched else (model, "the program")
             with one_thread():
                 faithful.hold(outputs, given, inputs, targets, self.work.metric, what=what)
 
     def damage(self, outputs: Array) -> float:
         """Return how far `outputs`, of the first samples of validation, are from the untouched model's."""
-        few, meaning = slice(len(outputs)), self.work.divergence
-        kept = meaning.kept(*(take(part, few) for part in self.validation))
-        return meaning.between(self.reference[few], outputs, kept=kept)
+        kept = None if self.kept is None else self.kept[: len(outputs)]
+        return self.work.divergence.between(self.reference[: len(outputs)], outputs, kept=kept)
 
     def _quality(self, outputs: Array, samples: int) -> tuple[Reading, Reading]:
         """Metric, and drop against the untouched model on the same samples, each with its interval."""
-        metric, targets = self.work.metric, self.validation[1][:samples]
+        metric, targets = self.work.metric, self.validated[:samples]
         quality = quality_reading(metric, outputs, targets, note=f"{metric.name}, validation split")
         return quality, drop_reading(metric, self.reference[:samples], outputs, targets)
 

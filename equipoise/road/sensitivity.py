@@ -16,16 +16,17 @@ import numpy as np
 import torch
 
 from equipoise import runtimes
-from equipoise.batch import call, mapped, parts, take
+from equipoise.batch import mapped
 from equipoise.compress import fakequant
 from equipoise.measure import latency
 from equipoise.records import digest
-from equipoise.road.bench import BATCH, Workbench
+from equipoise.road.bench import Workbench
 from equipoise.runtimes import Target
 from equipoise.runtimes.ops import OpSpec, op_inputs, op_program, specs
 from equipoise.search import Genomes, Knob, Space
 from equipoise.stats import median
-from equipoise.workloads.running import at_once, one_thread
+from equipoise.workloads import predict
+from equipoise.workloads.running import one_thread
 
 PROBE_SAMPLES = 1000
 """Validation samples for one-knob losses: KL needs far fewer than accuracy (METHODS 2.4)."""
@@ -76,9 +77,8 @@ def loss_of(bench: Workbench, knob: Knob, choice: Any, *, samples: int = PROBE_S
         model = fakequant.simulate(bench.teacher, calibration, layers={knob.place}, weight_bits=8)
     else:
         model = bench.build(bench.space.untouched.but({knob.name: choice}))
-    inputs = take(bench.validation[0], slice(samples))
-    with one_thread(), torch.inference_mode():
-        found = torch.cat([call(model, few) for few in parts(inputs, at_once(inputs, BATCH))])
+    with one_thread():
+        found, _ = predict(model, bench.work.validation.take(samples), batch=bench.at_once)
     return bench.damage(found.numpy())
 
 

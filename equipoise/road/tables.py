@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from equipoise import runtimes
-from equipoise.batch import call, size, take
+from equipoise.batch import call, size
 from equipoise.errors import StoreError
 from equipoise.road import sensitivity
 from equipoise.search import Knob, LossTable, Space, loss_table
@@ -119,7 +119,7 @@ def _samples(road: Road, entries: int, seconds: float) -> int:
     """Validation samples for one probe, so that at this model's pace all entries fit into half of `seconds`, within limits."""
 
     def time_it() -> dict[str, float]:
-        inputs = take(road.bench.validation[0], slice(PASS_SAMPLES))
+        inputs = road.work.validation.take(PASS_SAMPLES).tensors()[0]
         with one_thread(), torch.inference_mode():
             call(road.bench.teacher, inputs)
             began = clock.perf_counter()

@@ -23,7 +23,7 @@ import torch
 from torch import nn
 
 from equipoise import runtimes
-from equipoise.batch import mapped, stored, take
+from equipoise.batch import mapped, stored
 from equipoise.budget import MEASURED, Budget, parse_budget
 from equipoise.errors import EquipoiseError, InputError, MissingExtraError, StoreError, must_be
 from equipoise.events import Event, Listener
@@ -344,7 +344,7 @@ class Road:
 
     def _kept(self) -> dict[str, str]:
         """Blobs that `verify` needs: real inputs to probe the file with, and the weights of a model that loading trains."""
-        probe = safetensors.torch.save(stored(mapped(take(self.bench.validation[0], slice(PROBE)), torch.Tensor.contiguous)))
+        probe = safetensors.torch.save(stored(mapped(self.work.validation.take(PROBE).tensors()[0], torch.Tensor.contiguous)))
         kept = {"probe": self.store.blob(probe)}
         if self.spec in TRAINED_ON_LOADING:
             kept["source_state"] = self.store.blob(packed(self.work.model))

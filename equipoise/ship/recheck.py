@@ -33,7 +33,6 @@ from equipoise.ship.scene import ELSEWHERE, FP32_SLACK, Scene, apart, guarded, n
 from equipoise.study.store import write_atomic
 from equipoise.units import show
 from equipoise.workloads import Split, Workload, classes
-from equipoise.workloads.divergence import Divergence
 from equipoise.workloads.scoring import drop_reading, quality_reading
 
 RESAMPLED = 0.3
@@ -179,18 +178,13 @@ def _numerics(scene: Scene, kept: Split, answers: Tensor, before: Tensor) -> Ite
         off = apart(source, answers)
         yield judged("numerics", f"≤ {FP32_SLACK:g}", f"{off:.2g}", off <= FP32_SLACK, note)
     agree = float((classes(source) == classes(answers)).double().mean()) if labels else math.nan
-    loss = meaning.between(before, answers, kept=_kept(meaning, kept))
+    loss = meaning.between(before, answers, kept=meaning.kept_of(kept))
     home, size = scene.at_home, abs(claims.loss)
     yield near(
         "distance to source", f"{claims.loss:.5f}", f"{loss:.5f}", abs(loss - claims.loss), tight=1e-3 * size + 1e-5,
         wide=0.02 * size + 1e-5 if home else 0.5 * size + 1e-2,
         note="distance to the reference's answers" + (f"; top-1 agreement {agree:.2%}" if labels else "") + _where(scene),
     )  # fmt: skip
-
-
-def _kept(meaning: Divergence, split: Split) -> Tensor | None:
-    """Return which positions of a split's outputs count."""
-    return meaning.kept(*split.tensors())
 
 
 def _validation(scene: Scene, kept: Split, answers: Tensor, before: Tensor) -> Iterator[Check]:

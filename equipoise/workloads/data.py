@@ -17,7 +17,7 @@ from equipoise.batch import Inputs, call, leaves, named, parts
 from equipoise.errors import InputError, must_be
 from equipoise.workloads.forms import form_of
 from equipoise.workloads.running import at_once
-from equipoise.workloads.sources import Arrays, Items, Source, attempt
+from equipoise.workloads.sources import Arrays, Items, Kept, Source, attempt
 
 Transform = Callable[[Any], Any]
 """A batch of inputs as they are read -> as the model takes them: a tensor, or a mapping of several."""
@@ -114,7 +114,7 @@ class Split:
 
     def reread(self) -> Split:
         """Return the same split with nothing remembered of earlier reads."""
-        return replace(self, source=replace(self.source, _seen={})) if isinstance(self.source, Items) else self
+        return replace(self, source=replace(self.source, _seen=Kept())) if isinstance(self.source, Items) else self
 
     def targets(self) -> Tensor:
         """Return all targets in the fixed order, without reading inputs where they lie apart."""

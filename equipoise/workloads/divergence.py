@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from equipoise.batch import Inputs
+from equipoise.workloads.data import Split
 
 Kind = Literal["softmax", "bernoulli", "values"]
 KINDS: tuple[Kind, ...] = ("softmax", "bernoulli", "values")
@@ -20,6 +21,9 @@ KINDS: tuple[Kind, ...] = ("softmax", "bernoulli", "values")
 
 MASK = "attention_mask"
 """Under this name libraries hand the places of a sequence that are no padding."""
+
+ROWS = 256
+"""Samples that are read at a time."""
 
 CONSTANT = 1e-3
 """An output that spreads less than this share of the widest one is counted as constant, and measured by the widest."""
@@ -73,6 +77,13 @@ class Divergence:
             return found
         seen = torch.as_tensor(mask) > 0
         return seen if found is None else seen & found.to(seen.device)
+
+    def kept_of(self, split: Split) -> Tensor | None:
+        """Return which positions of a whole split count, read batch by batch; None where all do, and nothing is read."""
+        if self.ignored is None and not self.masked:
+            return None
+        found = [self.kept(inputs, targets) for inputs, targets in split.batches(ROWS)]
+        return torch.cat([part for part in found if part is not None]) if found and found[0] is not None else None
 
     def spread(self, wanted: Tensor) -> Tensor | None:
         """Return how far each output spreads where outputs are values, in a shape that broadcasts over (N, ...); else None."""

@@ -15,7 +15,7 @@ from equipoise.batch import Inputs, is_array, joined, leaves, positional, size, 
 from equipoise.errors import InputError, must_be
 
 KEEP_BYTES = 1_000_000_000
-"""Items of a map-style dataset are kept in memory after the first read when all of them would fit in this many bytes."""
+"""Items of a map-style dataset are kept in memory after the first read as far as they fit in this many bytes."""
 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
 """Under these a batch that is a mapping holds its targets; the other entries are the inputs."""
@@ -57,19 +57,27 @@ class Arrays:
         return take(self.inputs, indices), self.targets[indices]
 
 
+@dataclass(eq=False)
+class Kept:
+    """Items that were read, and how many bytes of memory they take."""
+
+    items: dict[int, Any] = field(default_factory=dict)
+    held: int = 0
+
+
 @dataclass(frozen=True, eq=False)
 class Items:
     """Samples read one by one from a map-style dataset.
 
     Attributes:
-        keep: Remember what was read, if it is small. Off for training data, whose dataset may augment at random.
+        keep: Remember what was read first, up to `KEEP_BYTES`. Off for training data, whose dataset may augment at random.
     """
 
     dataset: Any
     collate: Callable[[list[Any]], Any] = default_collate
     keep: bool = False
     name: str = "data"
-    _seen: dict[int, Any] = field(default_factory=dict, repr=False)
+    _seen: Kept = field(default_factory=Kept, repr=False)
 
     def __len__(self) -> int:
         return len(self.dataset)
@@ -91,12 +99,13 @@ class Items:
         return pair(batch, self.name)
 
     def _item(self, index: int) -> Any:
-        if index in self._seen:
-            return self._seen[index]
+        if index in self._seen.items:
+            return self._seen.items[index]
         remedy = "Mend the dataset, or leave this sample out of it."
         item = attempt(f"{self.name} sample {index}", lambda: self.dataset[index], remedy)
-        if self.keep and bytes_of(item) * len(self) <= KEEP_BYTES:
-            self._seen[index] = item
+        if self.keep and self._seen.held + (more := bytes_of(item)) <= KEEP_BYTES:
+            self._seen.items[index] = item
+            self._seen.held += more
         return item
 
 

@@ -80,7 +80,7 @@ def made(work: Workload, folder: Path, target: Target) -> Artifact:
             "target": str(target),
             "budget": "drop<=60, size<=1B",
             "seed": 0,
-            "probe": store.blob(save({"inputs": bench.validation[0][:32].numpy()})),
+            "probe": store.blob(save({"inputs": bench.samples(32)})),
             "baseline": base.key,
             "metric": {"name": "accuracy", "maximize": True, "unit": "points"},
             "machine": machine.describe(),

@@ -90,7 +90,7 @@ def study(spec: str, work: Workload, tmp_path_factory: pytest.TempPathFactory) -
             "target": str(target),
             "budget": "drop<=60",
             "seed": 0,
-            "probe": store.blob(save({"inputs": bench.validation[0][:32].numpy()})),
+            "probe": store.blob(save({"inputs": bench.samples(32)})),
             "baseline": base.key,
             "metric": {"name": "accuracy", "maximize": True, "unit": "points"},
             "machine": machine.describe(),
