@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.utils.data import DataLoader
 
 from equipoise.workloads import Workload
 
@@ -91,11 +93,37 @@ def trained(*, steps: int = 120) -> nn.Module:
     return net.eval()
 
 
-def workload(net: nn.Module | None = None) -> Workload:
-    """The encoder with its data: what a user writes."""
-    return Workload(
-        model=net or trained(), train=sentences(600, seed=2), validation=sentences(300, seed=3), test=sentences(200, seed=4)
-    )
+def workload(net: nn.Module | None = None, *, padded: bool = True) -> Workload:
+    """The encoder with its data: what a user writes. Not padded, each batch is as long as its longest sentence."""
+    make = sentences if padded else ragged
+    return Workload(model=net or trained(), train=make(600, seed=2), validation=make(300, seed=3), test=make(200, seed=4))
+
+
+def ragged(count: int, *, seed: int) -> DataLoader[Any]:
+    """The same sentences without padding: token ids of any length, put together as they are drawn."""
+    inputs, labels = sentences(count, seed=seed)
+    rows = zip(inputs["input_ids"], inputs["attention_mask"], labels, strict=True)
+    samples = [{"input_ids": ids[mask > 0], "label": label} for ids, mask, label in rows]
+    return DataLoader(_Rows(samples), batch_size=8, collate_fn=together)  # type: ignore[arg-type]
+
+
+class _Rows:
+    def __init__(self, rows: list[dict[str, Tensor]]) -> None:
+        self.rows = rows
+
+    def __len__(self) -> int:
+        return len(self.rows)
+
+    def __getitem__(self, index: int) -> dict[str, Tensor]:
+        return self.rows[index]
+
+
+def together(rows: list[dict[str, Tensor]]) -> dict[str, Tensor]:
+    """Pad to the longest of these."""
+    longest = max(len(row["input_ids"]) for row in rows)
+    ids = torch.stack([F.pad(row["input_ids"], (0, longest - len(row["input_ids"]))) for row in rows])
+    mask = torch.stack([(torch.arange(longest) < len(row["input_ids"])).long() for row in rows])
+    return {"input_ids": ids, "attention_mask": mask, "labels": torch.stack([row["label"] for row in rows])}
 
 
 class Pair(nn.Module):

@@ -37,6 +37,12 @@ class Chosen(nn.Module):
         return answer if isinstance(answer, Tensor) else part(answer, self.output)
 
 
+def reduced(model: nn.Module, answer: Any) -> nn.Module:
+    """Return the model, reduced to the output that is meant where its `answer` has several; itself where that is not clear."""
+    output = None if isinstance(answer, Tensor) else usual(answer)
+    return model if output is None else Chosen(model, output).train(model.training)
+
+
 def part(answer: Any, output: Key) -> Any:
     """Return one of the outputs of `answer`.
 
@@ -90,6 +96,8 @@ def not_one(answer: Any) -> InputError:
         key = next((k for k, value in answer.items() if isinstance(value, Tensor)), None)
     elif isinstance(answer, Sequence) and not isinstance(answer, (str, bytes)) and answer:
         key = 0
+    elif hasattr(answer, "__dataclass_fields__"):
+        key = next((k for k in answer.__dataclass_fields__ if isinstance(getattr(answer, k), Tensor)), None)
     remedy = "Wrap the model to return its logits." if key is None else f"Choose one: Workload(..., output={key!r})."
     return must_be("model output", "one tensor", Described(described(answer)), remedy)
 
