@@ -22,7 +22,7 @@ def test_a_transformer_of_ids_and_mask_goes_the_whole_road(padded: bool, tmp_pat
     study = optimize(work, time="45s", store=tmp_path / "study", recovery=True)
     assert not [e.reason for e in study.evaluations if not e.ok]
     assert len(study.evaluations) >= 3
-    pick = min((e for e in study.evaluations if e.fidelity != "untouched"), key=lambda e: e.axis("size_bytes").get())
+    pick = min((e for e in study.evaluations if e.fidelity != "untouched"), key=lambda e: e.drop.get())
     with Store.open(tmp_path / "study", create=False) as store:
         artifact = export(pick, store, tmp_path / "out")
     found = verify(artifact.path, workload=work, seconds=3)
