@@ -162,17 +162,21 @@ def of_weights(model: nn.Module) -> str:
     return found.hexdigest()[:16]
 
 
-def of_code(model: nn.Module) -> str:
-    """Return the digest of a model's structure, of its modules' own code and of their plain settings."""
+def of_code(model: nn.Module, seen: Iterable[int] = ()) -> str:
+    """Return the digest of a model's structure, of its modules' own code and of their plain settings.
+
+    Args:
+        seen: What was met on the way here, by its id: code may use a model of its own kind.
+    """
     parts, kinds = [_ADDRESS.sub("", repr(model))], dict[type, str]()
     for name, module in model.named_modules():
         kind = type(module)
         if kind not in kinds:
-            kinds[kind] = of_value(kind)
+            kinds[kind] = of_value(kind, seen)
         parts += [name, kinds[kind]]
         for key, value in sorted(vars(module).items()):
             if key not in _MODULE and _telling(key, value):
-                parts += [key, of_value(value)]
+                parts += [key, of_value(value, seen)]
     return digest(*parts)
 
 
@@ -200,9 +204,9 @@ def _setting(value: Any, depth: int = 0) -> bool:
     return False
 
 
-def of_value(value: Any) -> str:
-    """Return the digest of a function, an object or a plain value, with what it refers to."""
-    return digest(*_words(value, 0, set()))
+def of_value(value: Any, seen: Iterable[int] = ()) -> str:
+    """Return the digest of a function, an object or a plain value, with what it refers to; arguments as `of_code`'s."""
+    return digest(*_words(value, 0, set(seen)))
 
 
 def add_tensor(found: hashlib._Hash, key: str, value: Tensor) -> None:
@@ -245,7 +249,7 @@ def _words(value: Any, depth: int, seen: set[int]) -> list[str]:
     if isinstance(value, type):
         return _class(value, follow)
     if isinstance(value, nn.Module):
-        return ["model", of_code(value), of_weights(value)]
+        return ["model", of_code(value, seen), of_weights(value)]
     if hasattr(value, "to_numpy"):
         return [kind, *follow(value.to_numpy())]
     if callable(value) and not hasattr(value, "__dict__") and _library_class(type(value)):
