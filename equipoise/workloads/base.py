@@ -17,7 +17,7 @@ from equipoise.workloads.augment import Augment
 from equipoise.workloads.data import Split, Transform, predict
 from equipoise.workloads.divergence import Divergence
 from equipoise.workloads.meaning import divergence_of, settled
-from equipoise.workloads.metrics import Loss, Metric, Score, ignoring_loss, loss_of, metric_of, printable, yes_or_no
+from equipoise.workloads.metrics import Loss, Metric, Quality, Score, ignoring_loss, loss_of, metric_of, printable, yes_or_no
 from equipoise.workloads.outputs import Chosen, Key, described, part, usual
 from equipoise.workloads.sources import attempt
 from equipoise.workloads.wrapped import bare, copied, single
@@ -80,7 +80,7 @@ class Workload:
         model: nn.Module | Callable[[], nn.Module],
         train: Any,
         test: Any,
-        metric: str | Metric | Score = "accuracy",
+        metric: str | Metric | Quality | Score = "accuracy",
         validation: Any = None,
         calibration: Any = None,
         loss: str | Loss = "natural",
@@ -99,8 +99,9 @@ class Workload:
             model: The trained model, or a function of nothing that builds it. Wrappers (data parallel, compiled) are taken off;
                 a model in another precision is converted to float32.
             train, test: Anything that `Split.of` takes: ``(inputs, targets)``, a dataset, a DataLoader, an iterable of batches.
-            metric: ``accuracy``, ``f1``, ``mse``, ``mae``, a `Metric`, or a function of (outputs, targets). Where a function
-                gives fractions, one point is 0.01 (docs/metrics.md).
+                Inputs are one tensor, a mapping by the keywords of the model's forward, or a tuple by position.
+            metric: ``accuracy``, ``f1``, ``mse``, ``mae``, a `Metric`, a `Quality`, or a function of (outputs, targets). Where
+                a function gives fractions, one point is 0.01 (docs/metrics.md).
             validation, calibration: As `train`; None takes them from it by a fixed shuffle. That is right for validation only
                 if the model never saw those samples: else give data of its own, or a share of the test split (``0.3`` or
                 ``"test:0.3"``), which then serves for validation while the rest verifies.
@@ -329,7 +330,7 @@ def together(makers: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
 def readers(
     given: Mapping[str, Any],
     *,
-    metric: str | Metric | Score,
+    metric: str | Metric | Quality | Score,
     maximize: bool,
     loss: str | Loss,
     transform: Transform | None,

@@ -20,7 +20,7 @@ from equipoise.workloads.check import contents, judged_targets, sizes
 from equipoise.workloads.data import Split, Transform
 from equipoise.workloads.labels import masked_metric
 from equipoise.workloads.meaning import scale_of
-from equipoise.workloads.metrics import Loss, Metric, Score, ignoring_loss
+from equipoise.workloads.metrics import Loss, Metric, Quality, Score, ignoring_loss
 from equipoise.workloads.overlap import overlapping
 from equipoise.workloads.sources import Arrays, attempt
 
@@ -104,7 +104,7 @@ class Task:
         train: Any,
         test: Any,
         validation: Any = None,
-        metric: str | Metric | Score = "accuracy",
+        metric: str | Metric | Quality | Score = "accuracy",
         loss: str | Loss = "natural",
         augment: Augment | None = None,
         transform: Transform | None = None,
