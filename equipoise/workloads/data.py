@@ -178,4 +178,13 @@ def predict(run: Callable[..., Any], split: Split, *, batch: int = 256) -> tuple
             targets.append(wanted)
     if not outputs:
         raise InputError(f"{split.name} must be data with at least one sample; got none. Pass another {split.name} split.")
-    return torch.cat(outputs).clone(), torch.cat(targets)
+    return _together("outputs", outputs, split.name).clone(), _together("targets", targets, split.name)
+
+
+def _together(what: str, batches: list[Tensor], name: str) -> Tensor:
+    """Return batches as one; those of different lengths cannot be compared place by place."""
+    shapes = {tuple(batch.shape[1:]) for batch in batches}
+    if len(shapes) > 1:
+        remedy = "Pad every sample to one length in the collate function, and mark the padding by ignore_label=... ."
+        raise must_be(f"{what} for the {name} data", "of one shape in every batch", sorted(shapes)[:3], remedy)
+    return torch.cat(batches)

@@ -7,13 +7,13 @@ from typing import Any
 
 import pytest
 import torch
-from many_inputs import Encoder, paired, pairs, sentences, workload
+from many_inputs import Encoder, paired, pairs, ragged, sentences, workload
 from torch import Tensor
 from torch.utils.data import DataLoader
 
 from equipoise.batch import call, size
 from equipoise.errors import InputError
-from equipoise.workloads import Split, Workload
+from equipoise.workloads import Split, Workload, predict
 from equipoise.workloads.advice import advice
 from equipoise.workloads.check import check
 
@@ -104,3 +104,11 @@ def test_an_input_that_is_not_finite_is_named() -> None:
 def test_inputs_of_unlike_lengths_are_told() -> None:
     with pytest.raises(InputError, match="as many"):
         Split.of(({"a": torch.zeros(4, 2), "b": torch.zeros(3, 2)}, torch.zeros(4)))
+
+
+def test_answers_of_different_lengths_are_told() -> None:
+    split = Split.of(ragged(40, seed=1))
+    with pytest.raises(InputError, match=r"of one shape in every batch.*Pad every sample"):
+        predict(lambda inputs: inputs["input_ids"].float(), split, batch=4)
+    outputs, _ = predict(lambda inputs: inputs["input_ids"].float().sum(1), split, batch=4)
+    assert outputs.shape == (40,)
