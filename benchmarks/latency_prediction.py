@@ -71,7 +71,7 @@ def main() -> int:
 
 def _measure(bench: Workbench, target: Target, plans: list[Plan]) -> list[float]:
     """Seconds of every plan, each as its ratio to the untouched model timed in the same rounds."""
-    request = bench.validation[0][: target.batch].numpy()
+    request = bench.samples(target.batch)
     contenders = {"reference": Contender(bench.reference_program, target).load(request)}
     for plan in plans:
         draft = bench.build(plan, repair=False)

@@ -78,16 +78,10 @@ def hand(spec: str, store: Path, steps: int, ratio: float) -> None:
     teacher = get("openvino").load(_compiled(work, work.model, "openvino"), threads=os.cpu_count() or 1)
     answer = lambda inputs: torch.from_numpy(teacher.run(inputs.contiguous().numpy()))  # noqa: E731
     tuned = distill(
-        small,
-        answer,
-        work.train,
-        steps=steps,
-        recipe=WITH_NORM,
-        augment=work.augment,
+        small, answer, work.train, divergence=work.divergence, steps=steps, recipe=WITH_NORM, augment=work.augment,
         generator=generator,
-        checkpoint=folder / "training",
-        on_step=lambda p: print(f"\r{p}", end="", flush=True),
-    ).model
+        checkpoint=folder / "training", on_step=lambda p: print(f"\r{p}", end="", flush=True),
+    ).model  # fmt: skip
     _compiled(work, tuned, "openvino", int8=True).write(folder)
     print(f"\nuniform {ratio:g}, {steps} steps of distillation: {folder}")
 

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from equipoise.verbs.profile import profile as profile
     from equipoise.verbs.train import train as train
     from equipoise.workloads import Metric as Metric
+    from equipoise.workloads import Scores as Scores
     from equipoise.workloads import Task as Task
     from equipoise.workloads import Workload as Workload
     from equipoise.workloads import family as family

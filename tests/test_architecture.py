@@ -19,7 +19,21 @@ from equipoise.public import PUBLIC
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGE = ROOT / "equipoise"
 
-L0 = {"errors", "events", "markup", "public", "units", "records", "axes", "budget", "ops", "techniques", "stats", "pareto"}
+L0 = {
+    "errors",
+    "batch",
+    "events",
+    "markup",
+    "public",
+    "units",
+    "records",
+    "axes",
+    "budget",
+    "ops",
+    "techniques",
+    "stats",
+    "pareto",
+}
 L1 = {"workloads", "runtimes", "measure", "compress", "training", "search", "scaling", "study"}
 L3 = {"ship", "pages", "serve"}
 L4 = {"cli", "__init__", "__main__"}

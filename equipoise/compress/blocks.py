@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equipoise.batch import Inputs, call
 from equipoise.compress.trace import RUN_ERRORS, WEIGHTED, Tape, record
 from equipoise.errors import unknown
 
@@ -21,7 +22,7 @@ class Skip(nn.Module):
         return x
 
 
-def droppable(model: nn.Module, example: Tensor) -> tuple[str, ...]:
+def droppable(model: nn.Module, example: Inputs) -> tuple[str, ...]:
     """Return the names of blocks that can be replaced by the identity, in execution order.
 
     A block qualifies when its input is added to what it computes (so the model has a meaning without it), it holds at
@@ -72,11 +73,11 @@ def _is_residual(name: str, tape: Tape) -> bool:
     return any(call.op == "add" and name in call.scope and taken[0] in call.inputs for call in tape.calls)
 
 
-def _still_runs(model: nn.Module, name: str, example: Tensor, tape: Tape) -> bool:
+def _still_runs(model: nn.Module, name: str, example: Inputs, tape: Tape) -> bool:
     """Return whether the model without the block gives an output of the same shape."""
     try:
         with torch.no_grad():
-            output = drop(model, [name]).eval()(example)
+            output = call(drop(model, [name]).eval(), example)
     except RUN_ERRORS:
         return False
     return isinstance(output, Tensor) and tuple(output.shape) == tape.shapes[tape.outputs[0]]

@@ -19,10 +19,11 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equipoise.batch import Inputs, call
 from equipoise.compress.coupling import Cut
 from equipoise.compress.cut import Axis, axis_size
 from equipoise.compress.group_proof import first_line
-from equipoise.compress.trace import WEIGHTED
+from equipoise.compress.trace import WEIGHTED, tensors
 
 FARTHEST = 4
 """A group is given up when its channels take this many times more places than the widest layer has: the graph goes astray."""
@@ -30,7 +31,7 @@ FARTHEST = 4
 _AXES: tuple[Axis, ...] = ("in", "out")
 
 
-def candidates(model: nn.Module, example: Tensor) -> Iterator[tuple[tuple[Cut, ...], str]]:
+def candidates(model: nn.Module, example: Inputs) -> Iterator[tuple[tuple[Cut, ...], str]]:
     """Yield the cuts of each group that the graph shows, and why it must stay whole where that shows already.
 
     A layer from which no way can be found becomes a group of its own that says so; the others are still found.
@@ -58,14 +59,14 @@ def candidates(model: nn.Module, example: Tensor) -> Iterator[tuple[tuple[Cut, .
             yield cuts, reason
 
 
-def _graph(model: nn.Module, example: Tensor) -> tuple[Any, dict[Any, Exception]]:
+def _graph(model: nn.Module, example: Inputs) -> tuple[Any, dict[Any, Exception]]:
     """Return the dependency graph and, by node, what went wrong where indices are mapped from one layer to the next."""
     import torch_pruning
     from torch_pruning.dependency.index_mapping import update_index_mapping
 
     graph = torch_pruning.DependencyGraph()
     try:
-        graph.build_dependency(model, example_inputs=(example,), verbose=False)
+        graph.build_dependency(model, example, forward_fn=_answers, verbose=False)
     except Exception as error:
         if "update_index_mapping" not in [frame.name for frame in traceback.extract_tb(error.__traceback__)]:
             raise
@@ -78,6 +79,10 @@ def _graph(model: nn.Module, example: Tensor) -> tuple[Any, dict[Any, Exception]
         except Exception as error:  # noqa: BLE001 - told of every group that reaches this node
             broken[node] = error
     return graph, broken
+
+
+def _answers(model: nn.Module, example: Inputs) -> list[Tensor]:
+    return list(tensors(call(model, example)))
 
 
 def _reached(

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equipoise.batch import Inputs, arguments
 from equipoise.compress.cut import is_depthwise
 from equipoise.compress.graph import Cut, Group
 from equipoise.compress.statistics import WIDEST, Moments, as_matrix, collect, columns, decomposed
@@ -115,7 +116,7 @@ def gather(
     chosen: Sequence[Group],
     *,
     criterion: str,
-    data: Tensor | None = None,
+    data: Inputs | None = None,
     loss: Callable[[Tensor], Tensor] | None = None,
     generator: torch.Generator | None = None,
 ) -> Evidence:
@@ -227,12 +228,12 @@ def _spots(cut: Cut) -> Tensor:
     return torch.tensor(cut.positions)  # (size, places)
 
 
-def _gradients(model: nn.Module, data: Tensor, loss: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
+def _gradients(model: nn.Module, data: Inputs, loss: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
     """Return the gradient of the loss in every layer's weight, by layer name."""
     named = {name: parameter for name, parameter in model.named_parameters() if name.endswith("weight")}
     leaves = {name: parameter.detach().clone().requires_grad_() for name, parameter in named.items()}
     with torch.enable_grad():
-        value = loss(torch.func.functional_call(model, leaves, (data,)))
+        value = loss(torch.func.functional_call(model, leaves, *arguments(data)))
         slopes = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
     return {
         name.removesuffix(".weight"): torch.zeros_like(named[name]) if slope is None else slope

@@ -13,6 +13,7 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
+from equipoise.batch import Inputs
 from equipoise.compress.statistics import as_weight, collect
 from equipoise.errors import must_be
 
@@ -38,7 +39,7 @@ class Factorized(nn.Sequential):
         return cast("Tensor | None", self[1].bias)
 
 
-def factorize(model: nn.Module, example: Tensor, *, ranks: Mapping[str, int], data: Tensor | None = None) -> nn.Module:
+def factorize(model: nn.Module, example: Inputs, *, ranks: Mapping[str, int], data: Inputs | None = None) -> nn.Module:
     """Return a copy of `model` in which each named layer is the product of two of the given rank.
 
     A linear layer or 1×1 convolution becomes `O × r` after `r × C`. A k×k convolution becomes its vertical half (k×1, to r

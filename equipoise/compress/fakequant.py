@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from equipoise.batch import Inputs, take
 from equipoise.compress.trace import WEIGHTED, Invocation, watch
 from equipoise.errors import must_be, unknown
 
@@ -78,7 +79,7 @@ def fake_quantize(layer: nn.Module, low: float, high: float, *, weight_bits: int
 
 def simulate(
     model: nn.Module,
-    calibration: Tensor,
+    calibration: Inputs,
     *,
     layers: AbstractSet[str] | None = None,
     weight_bits: int = 8,
@@ -106,11 +107,11 @@ def simulate(
     seen = _input_ranges(model, calibration, layers, RANGES[ranges])
     for name in layers or ():
         if name not in seen:
-            raise unknown("layer", name, _input_ranges(model, calibration[:1], None, _minmax))
+            raise unknown("layer", name, _input_ranges(model, take(calibration, slice(1)), None, _minmax))
     return rounded(model, seen, weight_bits=weight_bits)
 
 
-def input_ranges(model: nn.Module, calibration: Tensor, *, ranges: str = "percentile") -> dict[str, tuple[float, float]]:
+def input_ranges(model: nn.Module, calibration: Inputs, *, ranges: str = "percentile") -> dict[str, tuple[float, float]]:
     """Return the input range of every layer that `simulate` can round, read in one pass, for `rounded`."""
     return _input_ranges(model, calibration, None, RANGES[ranges])
 
@@ -194,7 +195,7 @@ def _thinned(values: Tensor) -> Tensor:
 
 
 def _input_ranges(
-    model: nn.Module, inputs: Tensor, layers: AbstractSet[str] | None, rule: Callable[[Tensor], tuple[float, float]]
+    model: nn.Module, inputs: Inputs, layers: AbstractSet[str] | None, rule: Callable[[Tensor], tuple[float, float]]
 ) -> dict[str, tuple[float, float]]:
     """Return the input range of each dense layer that runs (of the named ones, when named), over all of its calls."""
     found: dict[str, tuple[float, float]] = {}

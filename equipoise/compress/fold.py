@@ -14,9 +14,10 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from equipoise.batch import Inputs, call, size, take
 from equipoise.compress.proof import SAMPLES, changed, difference, own
 from equipoise.compress.trace import RUN_ERRORS, WEIGHTED, Call, Tape, copied, record, tensors
 
@@ -38,7 +39,7 @@ class _Pair:
     after: tuple[str, ...]
 
 
-def fold(model: nn.Module, example: Tensor, *, data: Tensor | None = None) -> nn.Module:
+def fold(model: nn.Module, example: Inputs, *, data: Inputs | None = None) -> nn.Module:
     """Return a copy in eval mode whose BatchNorms are folded into the convolution or linear layer they follow.
 
     A stale running mean is the commonest way in which pruning ruins a network; without BatchNorm there is none. Outputs
@@ -61,15 +62,15 @@ def fold(model: nn.Module, example: Tensor, *, data: Tensor | None = None) -> nn
     return folded(model, example, data=data).model
 
 
-def folded(model: nn.Module, example: Tensor, *, data: Tensor | None = None) -> Folded:
+def folded(model: nn.Module, example: Inputs, *, data: Inputs | None = None) -> Folded:
     """Do the work of `fold` and return why each BatchNorm that is left was left."""
     original = copied(model).eval()
     norms = [name for name, module in original.named_modules() if isinstance(module, _BatchNorm)]
     if not norms:
         return Folded(original, {})
     found, left = _judged(original, record(original, example))
-    inputs = [example] if data is None else [example, data[:SAMPLES]]
-    wrong = _wrong(original, found, inputs[-1][: len(example)])
+    inputs = [example] if data is None else [example, take(data, slice(SAMPLES))]
+    wrong = _wrong(original, found, take(inputs[-1], slice(size(example))))
     left |= wrong
     found = [pair for pair in found if pair.norm not in wrong]
     good, refused = _proven(original, found, inputs)
@@ -156,7 +157,7 @@ def _layer_stays(source: Call | None, norm: Call, modules: Mapping[str, Any], ta
     return ""
 
 
-def _wrong(model: nn.Module, found: Sequence[_Pair], batch: Tensor) -> dict[str, str]:
+def _wrong(model: nn.Module, found: Sequence[_Pair], batch: Inputs) -> dict[str, str]:
     """Run the original once; beside each pair, what it would be when folded; return the norms that it is not right for."""
     taken: dict[str, tuple[Any, Any]] = {}
     wrong: dict[str, str] = {}
@@ -182,11 +183,11 @@ def _wrong(model: nn.Module, found: Sequence[_Pair], batch: Tensor) -> dict[str,
         handles.append(subject.get_submodule(pair.norm).register_forward_hook(judge))
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        subject(batch)
+        call(subject, batch)
     return wrong
 
 
-def _proven(model: nn.Module, found: list[_Pair], inputs: Iterable[Tensor]) -> tuple[list[_Pair], dict[str, str]]:
+def _proven(model: nn.Module, found: list[_Pair], inputs: Iterable[Inputs]) -> tuple[list[_Pair], dict[str, str]]:
     """Return the pairs that leave the whole model's answers as they are, and why the others are left."""
     batches = list(inputs)
     why = changed(_applied(model, found), model, batches) if found else ""

@@ -10,8 +10,9 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
 
-from torch import Tensor, nn
+from torch import nn
 
+from equipoise.batch import Inputs
 from equipoise.compress.candidates import candidates
 from equipoise.compress.coupling import Cut as Cut
 from equipoise.compress.coupling import Group as Group
@@ -23,7 +24,7 @@ from equipoise.compress.group_proof import silence as _silence  # noqa: F401 - t
 from equipoise.compress.trace import WEIGHTED, copied, record
 
 
-def groups(model: nn.Module, example: Tensor) -> tuple[Group, ...]:
+def groups(model: nn.Module, example: Inputs) -> tuple[Group, ...]:
     """Return the channel groups of `model` in execution order, prunable or with the reason why not.
 
     Args:

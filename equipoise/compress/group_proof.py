@@ -20,6 +20,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from equipoise.batch import Inputs, call, mapped
 from equipoise.compress.coupling import Group, keeping
 from equipoise.compress.cut import Keep, sliced
 from equipoise.compress.trace import WEIGHTED, copied, tensors
@@ -28,7 +29,7 @@ ROUNDS = 6
 """How many patterns every group is cut in."""
 
 
-def prove(model: nn.Module, example: Tensor, candidates: Sequence[Group]) -> Mapping[str, str]:
+def prove(model: nn.Module, example: Inputs, candidates: Sequence[Group]) -> Mapping[str, str]:
     """Return, by group name, "" when the group can be cut in any pattern, otherwise what goes wrong.
 
     Args:
@@ -91,14 +92,14 @@ class _Trial:
     """One model made ready: its answers when whole, and how close two answers must be to be the same."""
 
     model: nn.Module
-    example: Tensor
+    example: Inputs
     whole: tuple[Tensor, ...]
     places: Mapping[str, int]
     near: float
     equal: float
 
     @classmethod
-    def of(cls, model: nn.Module, example: Tensor, candidates: Sequence[Group]) -> _Trial:
+    def of(cls, model: nn.Module, example: Inputs, candidates: Sequence[Group]) -> _Trial:
         places = {group.name: place for place, group in enumerate(candidates)}
         plain = _floating(_run(model, example))
         subject, inputs = _precise(model, example, plain)
@@ -159,20 +160,20 @@ def _one_by_one(trial: _Trial, chosen: Sequence[Group]) -> dict[str, str]:
 
 
 @torch.no_grad()
-def _run(model: nn.Module, example: Tensor) -> Any:
+def _run(model: nn.Module, example: Inputs) -> Any:
     """Return the model's answer with the same chance on every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return model(example.clone())
+        return call(model, mapped(example, torch.clone))
 
 
 def _floating(answer: Any) -> tuple[Tensor, ...]:
     return tuple(part for part in tensors(answer) if part.is_floating_point())
 
 
-def _precise(model: nn.Module, example: Tensor, plain: Sequence[Tensor]) -> tuple[nn.Module, Tensor]:
+def _precise(model: nn.Module, example: Inputs, plain: Sequence[Tensor]) -> tuple[nn.Module, Inputs]:
     """Return the model and its input in double precision, or as they are where its code does not allow that."""
-    inputs = example.double() if example.is_floating_point() else example
+    inputs = mapped(example, lambda value: value.double() if value.is_floating_point() else value)
     with contextlib.suppress(Exception):
         subject = copied(model).double()
         answers = _floating(_run(subject, inputs))
@@ -183,11 +184,11 @@ def _precise(model: nn.Module, example: Tensor, plain: Sequence[Tensor]) -> tupl
             for a, b in zip(answers, plain, strict=True)
         ):
             return subject, inputs
-    return copied(model), example.clone()
+    return copied(model), example
 
 
 @torch.no_grad()
-def _shaken(model: nn.Module, example: Tensor) -> nn.Module:
+def _shaken(model: nn.Module, example: Inputs) -> nn.Module:
     """Return a copy with noise in all weights, and something in those that are nothing; the model itself when that fails."""
     shaken = copied(model)
     generator = torch.Generator().manual_seed(0)

@@ -13,13 +13,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equipoise.batch import Inputs, call
 from equipoise.compress.cut import Axis, Keep, axis_size, is_depthwise, refusal
 from equipoise.compress.trace import CONVS, NORMS, RUN_ERRORS
 
 Found = dict[tuple[str, Axis], Tensor]
 
 
-def heads(model: nn.Module, keep: Keep, example: Tensor) -> Found:
+def heads(model: nn.Module, keep: Keep, example: Inputs) -> Found:
     """Return what must be kept of the layers that evaluation mode does not reach, so that training mode runs after the cut.
 
     Args:
@@ -36,7 +37,7 @@ def heads(model: nn.Module, keep: Keep, example: Tensor) -> Found:
     found: Found = {}
     try:
         with torch.no_grad():
-            trial(example)
+            call(trial, example)
             for handle in handles:
                 handle.remove()
             unreached = {name: m for m, name in named.items() if name not in reached and not refusal(m)}
@@ -46,7 +47,7 @@ def heads(model: nn.Module, keep: Keep, example: Tensor) -> Found:
             for module in trial.modules():
                 module.training = next(module.children(), None) is not None  # layers give the numbers of evaluation mode
             with torch.random.fork_rng(devices=[]):
-                trial(example)
+                call(trial, example)
     except RUN_ERRORS:
         return {}
     finally:

@@ -9,15 +9,16 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from equipoise.batch import Inputs, call
 from equipoise.ops import Op
 
 
-def operators(model: nn.Module, example: Tensor) -> dict[str, Op]:
+def operators(model: nn.Module, example: Inputs) -> dict[str, Op]:
     """Return module name -> operator for every convolution and linear layer that runs.
 
     Args:
         model: BatchNorm folded, so that a rectifier is seen to follow its convolution. Not changed.
-        example: (N, ...) inputs.
+        example: (N, ...) inputs, one tensor or several by name.
 
     Limits:
         2-D convolutions with zero padding, and linear layers. A layer that runs more than once counts once.
@@ -43,7 +44,7 @@ def operators(model: nn.Module, example: Tensor) -> dict[str, Op]:
     ]
     try:
         with torch.no_grad(), Rectifiers():
-            model(example)
+            call(model, example)
     finally:
         for hook in hooks:
             hook.remove()

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equipoise.batch import Inputs, call
 from equipoise.compress.trace import RUN_ERRORS, tensors
 
 TOLERANCE = {torch.float16: 2e-2, torch.bfloat16: 5e-2}
@@ -25,12 +26,12 @@ SAMPLES = 16
 """Inputs that models are compared on."""
 
 
-def answers(model: nn.Module, inputs: Tensor) -> tuple[Tensor, ...]:
+def answers(model: nn.Module, inputs: Inputs) -> tuple[Tensor, ...]:
     """Return all tensors that a copy of `model` gives in evaluation mode, chance (if it has any) starting from one seed."""
     subject = copy.deepcopy(model).eval()
     with torch.no_grad(), torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
-        return tuple(tensors(subject(inputs)))
+        return tuple(tensors(call(subject, inputs)))
 
 
 def difference(found: Sequence[Tensor], wanted: Sequence[Tensor]) -> str:
@@ -65,7 +66,7 @@ def _apart(new: Tensor, old: Tensor) -> tuple[float, float]:
     return float((new - old).abs().max()), max(float(old.abs().max()), float(new.abs().max()))
 
 
-def changed(model: nn.Module, original: nn.Module, inputs: Iterable[Tensor]) -> str:
+def changed(model: nn.Module, original: nn.Module, inputs: Iterable[Inputs]) -> str:
     """Return how `model` answers otherwise than `original` on some of the `inputs`; empty where it does not.
 
     What the changed model raises counts as a difference; what the original raises is raised.

@@ -9,6 +9,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import Tensor, nn
 
+from equipoise.batch import Inputs
 from equipoise.compress.criteria import compromise, gather, ranking
 from equipoise.compress.cut import sliced
 from equipoise.compress.fold import fold
@@ -21,12 +22,12 @@ from equipoise.errors import must_be, unknown
 
 def prune(
     model: nn.Module,
-    example: Tensor,
+    example: Inputs,
     *,
     ratio: float | None = None,
     widths: Mapping[str, int] | None = None,
     criterion: str = "l2",
-    data: Tensor | None = None,
+    data: Inputs | None = None,
     round_to: int = 8,
     repair: bool = True,
     loss: Callable[[Tensor], Tensor] | None = None,

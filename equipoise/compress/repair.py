@@ -16,6 +16,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equipoise.batch import Inputs
 from equipoise.compress.statistics import (
     Target,
     as_matrix,
@@ -35,7 +36,7 @@ from equipoise.errors import must_be
 RIDGE = 1e-3
 
 
-def repair(student: nn.Module, teacher: nn.Module, inputs: Tensor, *, kept: Mapping[str, Tensor] | None = None) -> nn.Module:
+def repair(student: nn.Module, teacher: nn.Module, inputs: Inputs, *, kept: Mapping[str, Tensor] | None = None) -> nn.Module:
     """Return `student` with the weights of its dense layers re-solved to answer as `teacher` does on `inputs`.
 
     Args:
@@ -61,11 +62,11 @@ def repair(student: nn.Module, teacher: nn.Module, inputs: Tensor, *, kept: Mapp
 
 def refit(
     student: nn.Module,
-    inputs: Tensor,
+    inputs: Inputs,
     *,
     targets: Mapping[str, Target],
     kept: Mapping[str, Tensor] | None = None,
-    through: Callable[[nn.Module, Tensor, Callable[[Invocation], Any]], Any] = watch,
+    through: Callable[[nn.Module, Inputs, Callable[[Invocation], Any]], Any] = watch,
 ) -> nn.Module:
     """Do the work of `repair` from targets that `statistics.collect` has already taken from the teacher.
 

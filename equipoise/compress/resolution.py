@@ -43,7 +43,13 @@ class Resolution:
     def offers(self, subject: Subject) -> Iterable[Offer]:
         """Yield smaller sizes at which a model of images still answers in the same shape."""
         images, layers = subject.example, tuple(subject.ops)
-        if images.dim() != 4 or not images.is_floating_point() or min(images.shape[2:]) < LEAST or not layers:
+        if (
+            not isinstance(images, Tensor)
+            or images.dim() != 4
+            or not images.is_floating_point()
+            or min(images.shape[2:]) < LEAST
+            or not layers
+        ):
             return
         height = int(images.shape[2])
         menu = dict.fromkeys(round(level * height / STEP) * STEP for level in LEVELS)

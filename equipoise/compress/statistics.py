@@ -18,6 +18,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from equipoise.batch import Inputs, take
 from equipoise.compress.trace import WEIGHTED, Invocation, Tape, record, tensors, watch
 
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -76,7 +77,7 @@ class Statistics:
     targets: Mapping[str, Target]
 
 
-def collect(model: nn.Module, inputs: Tensor, *, moments_of: frozenset[str] = frozenset(), targets: bool = True) -> Statistics:
+def collect(model: nn.Module, inputs: Inputs, *, moments_of: frozenset[str] = frozenset(), targets: bool = True) -> Statistics:
     """Run `model` once on unlabelled `inputs` and return its statistics.
 
     Args:
@@ -85,7 +86,7 @@ def collect(model: nn.Module, inputs: Tensor, *, moments_of: frozenset[str] = fr
         moments_of: the layers whose input moments are wanted.
         targets: whether to keep what the layers answer, for `repair`.
     """
-    tape = record(model, inputs[:1]) if targets else None
+    tape = record(model, take(inputs, slice(1))) if targets else None
     sums = added_layers(tape) if tape else frozenset()
     fixed = frozenset() if tape is None else shared_layers(tape)
     found: dict[str, Moments] = {}

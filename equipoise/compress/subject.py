@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from torch import Tensor, nn
+from torch import nn
 
+from equipoise.batch import Inputs
 from equipoise.compress.blocks import droppable
 from equipoise.compress.criteria import Evidence, compromise, gather, ranking
 from equipoise.compress.fold import folded
@@ -37,11 +38,11 @@ class Subject:
     """
 
     model: nn.Module
-    example: Tensor
+    example: Inputs
     ops: Mapping[str, Op]
     groups: tuple[Group, ...]
     blocks: tuple[str, ...]
-    calibration: Tensor | None = None
+    calibration: Inputs | None = None
     orders: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     statistics: Statistics | None = None
     fitted: tuple[str, ...] = ()
@@ -53,7 +54,7 @@ class Subject:
 
     @classmethod
     def prepare(
-        cls, model: nn.Module, example: Tensor, calibration: Tensor, *, criterion: str = "obs", likes: int = 8
+        cls, model: nn.Module, example: Inputs, calibration: Inputs, *, criterion: str = "obs", likes: int = 8
     ) -> Subject:
         """Fold, trace, and measure `model` once; some seconds for a ResNet-20 and 256 inputs. `model` is not changed.
 
@@ -85,7 +86,7 @@ class Subject:
         )
 
     @classmethod
-    def of_shapes(cls, model: nn.Module, example: Tensor, data: Tensor, *, likes: int = 8) -> Subject:
+    def of_shapes(cls, model: nn.Module, example: Inputs, data: Inputs, *, likes: int = 8) -> Subject:
         """Fold and trace `model` alone: enough to rebuild the shapes of a plan, without what its weights are chosen by.
 
         Args:
@@ -95,7 +96,7 @@ class Subject:
         return replace(subject, fitted=tuple(collect(subject.model, example).targets))
 
     @classmethod
-    def _traced(cls, model: nn.Module, example: Tensor, data: Tensor, *, likes: int) -> Subject:
+    def _traced(cls, model: nn.Module, example: Inputs, data: Inputs, *, likes: int) -> Subject:
         done = folded(model, example, data=data)
         layers, found, blocks = operators(done.model, example), groups(done.model, example), droppable(done.model, example)
         return cls(done.model, example, layers, found, blocks, left=done.left, likes=likes)

@@ -11,6 +11,7 @@ A cut is used only where the untouched model, run from it, gives its own answer 
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -19,14 +20,15 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equipoise.batch import Inputs, leaves, mapped, size, take
 from equipoise.compress.trace import RUN_ERRORS, WEIGHTED, Invocation, copied, tensors, watch
 
 MOST_BYTES = 2**29
 """Bytes of activations that one `Suffixes` keeps: half a gigabyte."""
 _WHOLE = 0
 """The cut before the first step: the whole model runs."""
-_INPUT, _OWN = 0, -1
-"""Numbers of the object that the model was given, and of every weight that the model holds."""
+_OWN = -1
+"""Number of every weight that the model holds."""
 
 Answer = Callable[[Invocation], Any]
 
@@ -60,12 +62,14 @@ class Script:
         sizes: Object -> bytes of one sample.
         stores: Object -> the memory that it lies in; views share theirs.
         ends: Objects that the model returned.
+        given: How many of the first objects are the inputs.
     """
 
     steps: tuple[Step, ...]
     sizes: Mapping[int, float]
     stores: Mapping[int, int]
     ends: frozenset[int]
+    given: int = 1
 
     def step(self, place: int, invocation: Invocation) -> Step:
         """Return the step at `place`; raise `Astray` where it is not this one."""
@@ -97,7 +101,7 @@ class Script:
     @cached_property
     def _spans(self) -> dict[int, tuple[int, int]]:
         """Object -> the step that made it (-1: the input) and the last one that reads it; others' objects are not in it."""
-        made = {_INPUT: -1}
+        made = dict.fromkeys(range(self.given), -1)
         last: dict[int, int] = {}
         for place, step in enumerate(self.steps):
             last.update(dict.fromkeys(step.reads, place))
@@ -125,13 +129,13 @@ class Script:
         return sum(self.sizes[number] for number in self.alive(cut))
 
 
-def script_of(model: nn.Module, inputs: Tensor) -> Script:
+def script_of(model: nn.Module, inputs: Inputs) -> Script:
     """Run a copy of `model` on a small batch `(N, ...)` and return its script."""
     subject = copied(model).eval()
     owned = {id(tensor): name for name, tensor in (*subject.named_parameters(), *subject.named_buffers())}
-    given = inputs.detach().clone()
-    numbers = {id(given): _INPUT}
-    objects = [given]  # kept, so that no identity is used twice
+    given = mapped(inputs, lambda value: value.detach().clone())
+    objects: list[Tensor] = list(leaves(given))  # kept, so that no identity is used twice
+    numbers, count = {id(tensor): place for place, tensor in enumerate(objects)}, len(objects)
     steps: list[Step] = []
 
     def number(tensor: Tensor) -> int:
@@ -152,9 +156,9 @@ def script_of(model: nn.Module, inputs: Tensor) -> Script:
         return result
 
     ends = frozenset(number(t) for t in tensors(watch(subject, given, answer)) if id(t) not in owned)
-    sizes = {place: tensor.numel() * tensor.element_size() / len(inputs) for place, tensor in enumerate(objects)}
+    sizes = {place: tensor.numel() * tensor.element_size() / size(inputs) for place, tensor in enumerate(objects)}
     stores = {place: tensor.untyped_storage().data_ptr() for place, tensor in enumerate(objects)}
-    return Script(tuple(steps), sizes, stores, ends)
+    return Script(tuple(steps), sizes, stores, ends, count)
 
 
 def chosen(script: Script, *, places: Collection[int], samples: int, most_bytes: int = MOST_BYTES) -> tuple[int, ...]:
@@ -183,21 +187,21 @@ def chosen(script: Script, *, places: Collection[int], samples: int, most_bytes:
 class Kept:
     """What one batch needs to be run from the cuts: the living tensors at each, and an answer for every earlier step."""
 
-    inputs: Tensor
+    inputs: Inputs
     results: list[Any] = field(default_factory=list)
     alive: dict[int, dict[int, Tensor]] = field(default_factory=dict)
     outputs: Any = None
 
 
-def keep(model: nn.Module, inputs: Tensor, script: Script, cuts: Collection[int]) -> Kept:
+def keep(model: nn.Module, inputs: Inputs, script: Script, cuts: Collection[int]) -> Kept:
     """Run the untouched `model` once on `inputs` `(N, ...)` and keep what models changed after a cut will need.
 
     Raises:
         Astray: The model did not take the steps of its script.
     """
     kept = Kept(inputs)
-    given = inputs.detach().clone()
-    living: dict[int, Tensor] = {_INPUT: given}
+    given = mapped(inputs, lambda value: value.detach().clone())
+    living: dict[int, Tensor] = dict(enumerate(leaves(given)))
     last = max(cuts, default=_WHOLE)
     wanted = frozenset(number for cut in cuts for number in script.alive(cut))
     shapes: dict[Any, Tensor] = {}
@@ -232,7 +236,7 @@ def resume(student: nn.Module, kept: Kept, script: Script, cut: int, answer: Ans
         Astray: The student did not take the script's steps up to the cut.
     """
     if cut == _WHOLE:
-        return watch(student, kept.inputs.detach().clone(), answer)
+        return watch(student, mapped(kept.inputs, lambda value: value.detach().clone()), answer)
     living = {number: tensor.clone() for number, tensor in kept.alive[cut].items()}
     taken = 0
 
@@ -249,7 +253,8 @@ def resume(student: nn.Module, kept: Kept, script: Script, cut: int, answer: Ans
         numbers = iter(step.makes)
         return _mapped(kept.results[place], lambda tensor: living.get(next(numbers), tensor))
 
-    output = watch(student, living.get(_INPUT, kept.inputs), stand_in)
+    places = itertools.count()
+    output = watch(student, mapped(kept.inputs, lambda value: living.get(next(places), value)), stand_in)
     if taken < cut:
         raise Astray
     return output
@@ -267,19 +272,19 @@ class Suffixes:
     """
 
     def __init__(
-        self, model: nn.Module, inputs: Tensor, *, step: int, samples: int | None = None, most_bytes: int = MOST_BYTES
+        self, model: nn.Module, inputs: Inputs, *, step: int, samples: int | None = None, most_bytes: int = MOST_BYTES
     ) -> None:
         self._model, self._inputs, self._step = model, inputs, step
         self._kept: dict[int, Kept] = {}
-        self.script = script_of(model, inputs[:2])
+        self.script = script_of(model, take(inputs, slice(2)))
         places = [self.script.first([name]) for name, part in model.named_modules() if isinstance(part, WEIGHTED)]
-        cuts = chosen(self.script, places=places, samples=samples or len(inputs), most_bytes=most_bytes)
+        cuts = chosen(self.script, places=places, samples=samples or size(inputs), most_bytes=most_bytes)
         self.cuts = self._proven(cuts)
 
     def _proven(self, cuts: tuple[int, ...]) -> tuple[int, ...]:
         """Return the cuts from which the untouched model gives its own answer again."""
         try:
-            kept = keep(self._model, self._inputs[:2], self.script, cuts)
+            kept = keep(self._model, take(self._inputs, slice(2)), self.script, cuts)
         except Astray:
             return ()
         return tuple(cut for cut in cuts if self._returns(kept, cut))
@@ -294,7 +299,7 @@ class Suffixes:
     @property
     def batches(self) -> tuple[slice, ...]:
         """The inputs of each batch."""
-        return tuple(slice(i, i + self._step) for i in range(0, len(self._inputs), self._step))
+        return tuple(slice(i, i + self._step) for i in range(0, size(self._inputs), self._step))
 
     @property
     def held_bytes(self) -> int:
@@ -312,7 +317,7 @@ class Suffixes:
             answer: stands for every step that is run.
         """
         if batch not in self._kept:
-            self._kept[batch] = keep(self._model, self._inputs[self.batches[batch]], self.script, self.cuts)
+            self._kept[batch] = keep(self._model, take(self._inputs, self.batches[batch]), self.script, self.cuts)
         place = _WHOLE if layers is None else self.script.first(layers)
         cut = max((cut for cut in self.cuts if cut <= place), default=_WHOLE)
         kept = self._kept[batch]

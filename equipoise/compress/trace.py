@@ -15,6 +15,8 @@ import torch
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from equipoise.batch import Inputs, call, mapped
+
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 WEIGHTED = (*CONVS, nn.Linear)
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
@@ -95,7 +97,7 @@ class _Interception(TorchFunctionMode):
         return self._answer(Invocation(func, tuple(args), kwargs or {}, tuple(self._scope)))
 
 
-def watch(model: nn.Module, inputs: Tensor, answer: Callable[[Invocation], Any]) -> Any:
+def watch(model: nn.Module, inputs: Inputs, answer: Callable[[Invocation], Any]) -> Any:
     """Run `model` on `inputs` once without gradients and let `answer` stand for every torch function called.
 
     Hooks are hung on `model` while it runs and taken off again; they also keep `nn.TransformerEncoderLayer` from its
@@ -108,13 +110,13 @@ def watch(model: nn.Module, inputs: Tensor, answer: Callable[[Invocation], Any])
         handles.append(module.register_forward_hook(lambda _m, _x, _y: _pop(scope)))
     try:
         with torch.inference_mode(False), torch.no_grad(), _Interception(answer, scope):
-            return model(inputs.clone() if inputs.is_inference() else inputs)  # changes must be countable
+            return call(model, mapped(inputs, _countable))
     finally:
         for handle in handles:
             handle.remove()
 
 
-def record(model: nn.Module, example: Tensor) -> Tape:
+def record(model: nn.Module, example: Inputs) -> Tape:
     """Run a copy of `model` on `example` in eval mode and return the tape of what was computed."""
     subject = copied(model).eval()
     numbers = _Numbers()
@@ -158,7 +160,7 @@ def copied(model: nn.Module) -> nn.Module:
 
 
 def tensors(value: Any) -> Iterator[Tensor]:
-    """Yield the tensors inside nested tuples, lists and dictionaries, in order."""
+    """Yield the tensors inside nested tuples, lists, dictionaries and records, in order."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
@@ -167,6 +169,14 @@ def tensors(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, (tuple, list)):
         for item in value:
             yield from tensors(item)
+    elif hasattr(value, "__dataclass_fields__") and not isinstance(value, type):
+        for name in value.__dataclass_fields__:
+            yield from tensors(getattr(value, name))
+
+
+def _countable(tensor: Tensor) -> Tensor:
+    """Return a tensor whose changes are counted: one of inference mode has no count."""
+    return tensor.clone() if tensor.is_inference() else tensor
 
 
 def _pop(scope: list[str]) -> None:

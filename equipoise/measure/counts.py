@@ -20,10 +20,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from equipoise.batch import Inputs, call, mapped, positional
 from equipoise.errors import must_be
 from equipoise.records import Reading, estimated, measured
 
-Inputs = Tensor | tuple[Tensor, ...]
 Formula = Callable[[Sequence[Any], Any], int]
 
 
@@ -86,18 +86,18 @@ def count(model: nn.Module, example: Inputs) -> Counts:
     is switched off for that pass, so that its matrix products are seen.
 
     Args:
-        example: A batch (N, ...), or a tuple of them for a model of several inputs; N >= 1.
+        example: A batch (N, ...), N >= 1; for a model of several inputs a tuple or a mapping of them.
     Raises:
         InputError: `example` has no batch axis or no sample.
     Limits:
         Counts what this pass runs: a model that branches on its input may cost more on another one. Attention is counted in
         full even under a causal mask, as the usual counters do.
     """
-    inputs = tuple(_first(x) for x in (example if isinstance(example, tuple) else (example,)))
+    inputs = mapped(positional(example) if isinstance(example, tuple) else example, _first)
     names = {module: name for name, module in model.named_modules()}
     tally = _Tally(names)
     with _evaluation(model), _watched(names, tally), torch.no_grad(), tally:
-        model(*inputs)
+        call(model, inputs)
     own = _own_params(model)
     layers = (
         LayerCount(name, type(module).__name__, own[name], tally.macs[name], tally.outputs.get(name, ()))

@@ -19,6 +19,7 @@ import torch
 
 from equipoise import runtimes
 from equipoise.axes import AXES
+from equipoise.batch import Inputs, mapped, size, take
 from equipoise.compress.builder import Builder
 from equipoise.compress.fold import folded
 from equipoise.compress.subject import Subject
@@ -49,9 +50,7 @@ from equipoise.runtimes import Program, Session, Source, Target
 from equipoise.runtimes.cpu import liked_channels
 from equipoise.runtimes.export import Exporter, layer_nodes
 from equipoise.study.record import latency_beside
-from equipoise.training.losses import apart
-from equipoise.workloads import Workload
-from equipoise.workloads.meaning import Divergence
+from equipoise.workloads import Workload, predict
 from equipoise.workloads.running import at_once, one_thread
 from equipoise.workloads.scoring import drop_reading, quality_reading
 from equipoise.workloads.weights import packed
@@ -97,7 +96,7 @@ class Workbench:
             return Builder(make(self.teacher, self.work.example, self._calibration, likes=liked_channels()))
 
     @cached_property
-    def _calibration(self) -> torch.Tensor:
+    def _calibration(self) -> Inputs:
         return self.work.calibration.take(CALIBRATION_SAMPLES).tensors()[0]
 
     @cached_property
@@ -106,14 +105,24 @@ class Workbench:
         return survey(self.builder, {str(t): runtimes.get(t.runtime).precisions for t in self.targets})
 
     @cached_property
-    def calibration(self) -> Array:
+    def calibration(self) -> Inputs:
         """Inputs that int8 ranges are read from, (N, ...)."""
-        return np.asarray(self._calibration.numpy())
+        return mapped(self._calibration, torch.Tensor.numpy)
 
     @cached_property
-    def validation(self) -> tuple[torch.Tensor, torch.Tensor]:
-        """The whole validation split: inputs and targets."""
-        return self.work.validation.tensors()
+    def validated(self) -> torch.Tensor:
+        """The targets of the whole validation split; its inputs are read batch by batch, wherever they are needed."""
+        return self.work.validation.targets()
+
+    @cached_property
+    def kept(self) -> torch.Tensor | None:
+        """Which positions of the validation split's outputs count; None where all do."""
+        return self.work.divergence.kept_of(self.work.validation)
+
+    @property
+    def at_once(self) -> int:
+        """Samples that are run together."""
+        return at_once(self.work.example, BATCH)
 
     @cached_property
     def unset(self) -> frozenset[str]:
@@ -165,14 +174,17 @@ class Workbench:
         floats = frozenset(present - {name for name, bits in draft.request.items() if bits == 8} - self.unset)
         if floats and self.unset:  # the file is read for nothing else
             floats |= self.unset & layer_nodes(source.onnx()).keys()
-        return runtime.compile(source, calibration=self.calibration[:samples], float_layers=floats)
+        return runtime.compile(source, calibration=take(self.calibration, slice(samples)), float_layers=floats)
+
+    def samples(self, count: int) -> Inputs:
+        """Return the first inputs of the validation split, as runtimes take them."""
+        return mapped(self.work.validation.take(count).tensors()[0], torch.Tensor.numpy)
 
     def outputs(self, program: Program, samples: int) -> Array:
         """Run the first `samples` of the validation split through `program`, on all cores."""
         session = runtimes.get(program.runtime).load(program, threads=os.cpu_count() or 1)
-        inputs = self.validation[0][:samples].numpy()
-        step = at_once(self.validation[0], BATCH)
-        return np.concatenate([session.run(inputs[i : i + step]) for i in range(0, len(inputs), step)])
+        kept = self.work.validation.take(samples)
+        return predict(lambda few: session.run(mapped(few, torch.Tensor.numpy)), kept, batch=self.at_once)[0].numpy()
 
     @cached_property
     def reference_program(self) -> Program:
@@ -182,7 +194,7 @@ class Workbench:
     @cached_property
     def reference(self) -> Array:
         """The untouched model's answers to the validation split, from its program on the first target."""
-        return self.outputs(self.reference_program, len(self.validation[0]))
+        return self.outputs(self.reference_program, len(self.work.validation))
 
     def score(
         self, plan: Plan, draft: Draft, *, fidelity: Fidelity, predicted: Mapping[str, float] | None = None
@@ -191,7 +203,7 @@ class Workbench:
         began = time.perf_counter()
         target, source = self.target_of(plan), self.source(draft.model)
         program = self.compile(draft, source, target)
-        samples = len(self.validation[0]) if fidelity != "one-shot" else min(QUICK_SAMPLES, len(self.validation[0]))
+        samples = len(self.work.validation) if fidelity != "one-shot" else min(QUICK_SAMPLES, len(self.work.validation))
         outputs = self.outputs(program, samples)
         self._hold(program, draft.model, outputs, untouched=fidelity == "untouched")
         quality, drop = self._quality(outputs, samples)
@@ -209,7 +221,7 @@ class Workbench:
                 "macs": measured(counts.macs, "1", note="one sample"),
             },
             predicted=dict(predicted or {}),
-            damage=self.damage(outputs, samples),
+            damage=self.damage(outputs),
             program=ProgramRef(program.runtime, program.precision, str(target), files, onnx, program.left),
             weights=self.save(packed(draft.model)),
             layers=tuple(_row(layer, draft.request) for layer in counts.by_layer),
@@ -229,7 +241,7 @@ class Workbench:
         began = time.perf_counter()
         ref = program_ref(scored)
         program, target = Program.stored(ref, read), Target.parse(ref.target)
-        request = self.validation[0][: max(t.batch for t in self.targets)].numpy()
+        request = self.samples(max(t.batch for t in self.targets))
         contenders = {
             "reference": Contender(self.reference_program, self.targets[0]).load(request),
             "candidate": Contender(program, target).load(request),
@@ -248,11 +260,11 @@ class Workbench:
             seconds=scored.seconds + time.perf_counter() - began,
         )
 
-    def _extra(self, word: str, cost: Mapping[str, Reading], program: Program, target: Target, request: Array) -> Reading:
+    def _extra(self, word: str, cost: Mapping[str, Reading], program: Program, target: Target, request: Inputs) -> Reading:
         """Measure an axis that only this budget names."""
         if AXES[word].of:
             return self.meters.follows(word, cost)
-        rows = np.ascontiguousarray(request[np.arange(target.batch) % len(request)])
+        rows = mapped(take(request, np.arange(target.batch) % size(request)), np.ascontiguousarray)
         if word == "memory":
             return program_memory(target, program, rows).added
         if word == "energy":
@@ -263,20 +275,20 @@ class Workbench:
     def _hold(self, program: Program, model: torch.nn.Module, outputs: Array, *, untouched: bool) -> None:
         """Raise where a float program differs from its model; the untouched one is held to the user's own, unfolded model."""
         if program.precision == "fp32":
-            inputs, targets = (
-                part[: faithful.ORIGINAL_SAMPLES if untouched else faithful.CANDIDATE_SAMPLES] for part in self.validation
-            )
+            few = min(len(outputs), faithful.ORIGINAL_SAMPLES if untouched else faithful.CANDIDATE_SAMPLES)
+            inputs, targets = self.work.validation.take(few).tensors()
             given, what = (self.work.model, "the untouched model's program") if untouched else (model, "the program")
             with one_thread():
-                faithful.hold(outputs, given, inputs[: len(outputs)], targets[: len(outputs)], self.work.metric, what=what)
+                faithful.hold(outputs, given, inputs, targets, self.work.metric, what=what)
 
-    def damage(self, outputs: Array, samples: int) -> float:
-        """Return the loss of `outputs` to the untouched model's, in the unit of the workload's divergence."""
-        return damage(self.reference[:samples], outputs, self.work.divergence)
+    def damage(self, outputs: Array) -> float:
+        """Return how far `outputs`, of the first samples of validation, are from the untouched model's."""
+        kept = None if self.kept is None else self.kept[: len(outputs)]
+        return self.work.divergence.between(self.reference[: len(outputs)], outputs, kept=kept)
 
     def _quality(self, outputs: Array, samples: int) -> tuple[Reading, Reading]:
         """Metric, and drop against the untouched model on the same samples, each with its interval."""
-        metric, targets = self.work.metric, self.validation[1][:samples]
+        metric, targets = self.work.metric, self.validated[:samples]
         quality = quality_reading(metric, outputs, targets, note=f"{metric.name}, validation split")
         return quality, drop_reading(metric, self.reference[:samples], outputs, targets)
 
@@ -285,12 +297,6 @@ def _row(layer: LayerCount, request: Mapping[str, int]) -> LayerRow:
     """A layer as it is reported; its channels lie on dimension 1 of a map, on the last one of tokens."""
     channels = layer.output[1] if layer.kind.startswith(("Conv", "BatchNorm")) else layer.output[-1]
     return LayerRow(layer.name, layer.kind, channels, layer.params, layer.macs, request.get(layer.name, 32))
-
-
-def damage(reference: Array, outputs: Array, divergence: Divergence) -> float:
-    """Return how far `outputs` are from `reference`, as `divergence` says: nats for labels, else relative squared error."""
-    wanted, found = (torch.from_numpy(np.asarray(a, dtype=np.float64)) for a in (reference, outputs))
-    return float(apart(found, wanted, kind=divergence.kind, axis=divergence.axis, probabilities=divergence.probabilities))
 
 
 def failed(plan: Plan, fidelity: Fidelity, error: str, *, leg: int = 0) -> Evaluation:

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
+from equipoise.batch import Inputs, call, parts
 from equipoise.errors import EquipoiseError
 from equipoise.workloads.running import at_once
 
@@ -26,11 +27,10 @@ ORIGINAL_SAMPLES, CANDIDATE_SAMPLES = 512, 32
 BATCH = 64
 
 
-def answers(model: torch.nn.Module, inputs: torch.Tensor) -> np.ndarray[Any, Any]:
+def answers(model: torch.nn.Module, inputs: Inputs) -> np.ndarray[Any, Any]:
     """Return what `model`, in evaluation mode, answers to `inputs` (N, ...)."""
     with torch.inference_mode():
-        step = at_once(inputs, BATCH)
-        found = [model(inputs[i : i + step]) for i in range(0, len(inputs), step)]
+        found = [call(model, few) for few in parts(inputs, at_once(inputs, BATCH))]
     return np.asarray(torch.cat(found).numpy())
 
 
@@ -53,7 +53,7 @@ def gap(found: np.ndarray[Any, Any], wanted: np.ndarray[Any, Any]) -> float:
 def hold(
     outputs: np.ndarray[Any, Any],
     model: torch.nn.Module,
-    inputs: torch.Tensor,
+    inputs: Inputs,
     targets: torch.Tensor,
     metric: Metric,
     *,

@@ -8,7 +8,9 @@ from functools import cached_property
 from typing import Any, Protocol
 
 import safetensors.torch
+import torch
 
+from equipoise.batch import mapped, stored
 from equipoise.errors import EquipoiseError, InputError, StoreError
 from equipoise.measure import machine
 from equipoise.records import Evaluation, Plan, as_data, evaluation_from
@@ -110,7 +112,9 @@ class Here:
 
     def _header(self, job: Job) -> Mapping[str, Any]:
         """The header with what `verify` needs: real inputs to try files with, and weights that loading would train."""
-        probe = safetensors.torch.save({"inputs": self.bench.validation[0][:PROBE].contiguous()})
+        probe = safetensors.torch.save(
+            stored(mapped(self.bench.work.validation.take(PROBE).tensors()[0], torch.Tensor.contiguous))
+        )
         kept = {"probe": self.store.blob(probe), "machine": machine.describe()}
         if self.spec in TRAINED_ON_LOADING:
             kept["source_state"] = self.store.blob(packed(self.bench.work.model))

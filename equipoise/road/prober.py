@@ -17,14 +17,14 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from equipoise.batch import Inputs, call, mapped, size, take
 from equipoise.compress.fakequant import input_ranges
 from equipoise.compress.repair import refit
 from equipoise.compress.statistics import Target, collect
 from equipoise.compress.suffix import MOST_BYTES, Suffixes
 from equipoise.compress.trace import WEIGHTED, Invocation
 from equipoise.road.entries import FIRST_SAMPLES, MOST_SAMPLES, Loss
-from equipoise.training.losses import apart, spreads
-from equipoise.workloads.meaning import Divergence
+from equipoise.workloads.divergence import Divergence, spreads
 from equipoise.workloads.running import at_once, one_thread
 
 CALIBRATION = 128
@@ -73,6 +73,7 @@ class Prober:
         inputs: Validation inputs `(N, ...)`.
         reference: What the untouched model answers to them, (N, ...); of the program that would ship, where there is one.
         divergence: What the outputs mean.
+        kept: Which positions of the answers count; None where all do.
         most_bytes: Bound on the activations kept, half of it for the calibration inputs; half as much again may go into the
             layers of changed models.
 
@@ -83,10 +84,11 @@ class Prober:
     """
 
     teacher: nn.Module
-    calibration: Tensor
-    inputs: Tensor
+    calibration: Inputs
+    inputs: Inputs
     reference: Tensor
     divergence: Divergence
+    kept: Tensor | None = None
     most_bytes: int = MOST_BYTES
     _students: dict[int, nn.Module] = field(default_factory=dict)
     _read: dict[int, tuple[Change, list[Tensor]]] = field(default_factory=dict)
@@ -94,7 +96,7 @@ class Prober:
     @property
     def most(self) -> int:
         """Samples beyond which a reading does not grow."""
-        return min(MOST_SAMPLES, len(self.inputs))
+        return min(MOST_SAMPLES, size(self.inputs))
 
     def prepare(self) -> None:
         """Prepare now what the first readings would: the runs that are kept, what layers answer, the ranges of their inputs."""
@@ -115,11 +117,11 @@ class Prober:
         """Return the loss of `change` on the first `samples`, rounded up to whole batches; calls add to one another."""
         _, read = self._read.setdefault(id(change), (change, []))
         batches = self._scoring.batches
-        while sum(map(len, read)) < min(samples, len(self.inputs)):
+        while sum(map(len, read)) < min(samples, size(self.inputs)):
             student = self._students.pop(id(change), None) or self._student(change)
             with one_thread():
                 found = self._scoring.run(student, change.layers, batch=len(read))
-            read.append(self._each(found, self.reference[batches[len(read)]]))
+            read.append(self._each(found, batches[len(read)]))
             self._hold(id(change), student)
         each = torch.cat(read)
         return Loss(float(each.mean()), _error(each), len(each))
@@ -139,8 +141,8 @@ class Prober:
         sums: dict[Any, list[Tensor]] = {key: [] for key in sketches}
         sites = {name for key in sketches for name in changes[key].layers or ()}
         batches = self._scoring.batches
-        for batch in range(min(len(batches), max(1, GUESSING // len(self.inputs[batches[0]])))):
-            given, slopes = self._slopes(self.inputs[batches[batch]], sites, seed=batch)
+        for batch in range(min(len(batches), max(1, GUESSING // len(self.reference[batches[0]])))):
+            given, slopes = self._slopes(take(self.inputs, batches[batch]), sites, seed=batch)
             for key, student in sketches.items():
                 moved = self._moved(student, changes[key].layers or frozenset(), batch, given)
                 for draw in slopes:
@@ -150,7 +152,7 @@ class Prober:
         return {key: Loss(float(torch.cat(found).mean()), _error(torch.cat(found)), 0) for key, found in sums.items() if found}
 
     def _slopes(
-        self, inputs: Tensor, sites: Collection[str], *, seed: int
+        self, inputs: Inputs, sites: Collection[str], *, seed: int
     ) -> tuple[dict[str, Tensor], tuple[dict[str, Tensor], ...]]:
         """Return what each of these modules hands on, (N, ...), and the gradient of each draw of u in it."""
         found: dict[str, Tensor] = {}
@@ -169,7 +171,7 @@ class Prober:
         ]
         try:
             with one_thread(), torch.inference_mode(False), torch.enable_grad():
-                scores = self._scores(self.teacher(inputs.clone()))
+                scores = self._scores(call(self.teacher, mapped(inputs, torch.Tensor.clone)))
                 random = torch.Generator().manual_seed(seed)
                 draws = [torch.autograd.grad(scores, list(found.values()), self._drawn(scores.detach(), random),
                          retain_graph=True, allow_unused=True) for _ in range(DRAWS)]  # fmt: skip
@@ -231,15 +233,15 @@ class Prober:
 
     @cached_property
     def _fitting(self) -> Suffixes:
-        inputs = self.calibration[:CALIBRATION]
+        inputs = take(self.calibration, slice(CALIBRATION))
         with one_thread():
-            return Suffixes(self.teacher, inputs, step=len(inputs), most_bytes=self.most_bytes // 2)
+            return Suffixes(self.teacher, inputs, step=size(inputs), most_bytes=self.most_bytes // 2)
 
     @cached_property
     def _targets(self) -> dict[str, Target]:
         """What each layer that can be re-solved answers, in execution order."""
         with one_thread():
-            found = collect(self.teacher, self.calibration[:CALIBRATION]).targets
+            found = collect(self.teacher, take(self.calibration, slice(CALIBRATION))).targets
         return {name: found[name] for name in sorted(found, key=lambda name: self._fitting.script.first([name]))}
 
     def _mending(self, layers: Collection[str] | None, further: int | None) -> dict[str, Target]:
@@ -262,7 +264,7 @@ class Prober:
         mending = {change.renamed.get(name, name): t for name, t in self._mending(change.layers, change.mending).items()}
         targets = {name: target for name, target in mending.items() if name in weighted}
 
-        def through(model: nn.Module, _inputs: Tensor, answer: Callable[[Invocation], Any]) -> Any:
+        def through(model: nn.Module, _inputs: Inputs, answer: Callable[[Invocation], Any]) -> Any:
             return self._fitting.run(model, change.layers, answer=answer)
 
         with one_thread():
@@ -279,12 +281,16 @@ class Prober:
             if sum(sizes[k] for k in self._students) > self.most_bytes // 2:
                 del self._students[old]
 
-    def _each(self, found: Tensor, wanted: Tensor) -> Tensor:
-        """Return the divergence of each sample, (N,)."""
-        kind, axis, given = self.divergence.kind, self.divergence.axis, self.divergence.probabilities
-        pairs = zip(torch.split(found.double(), 1), torch.split(wanted.double(), 1), strict=True)
-        spread = self._spread if kind == "values" else None
-        return torch.stack([apart(f, w, kind=kind, axis=axis, probabilities=given, spread=spread) for f, w in pairs])
+    def _each(self, found: Tensor, rows: slice) -> Tensor:
+        """Return the divergence of each sample of a batch, (N,)."""
+        pairs = zip(torch.split(found.double(), 1), torch.split(self.reference[rows].double(), 1), strict=True)
+        counted = None if self.kept is None else torch.split(self.kept[rows], 1)
+        spread = self._spread if self.divergence.kind == "values" else None
+        losses = [
+            self.divergence.loss(f, w, spread=spread, kept=None if counted is None else counted[i])
+            for i, (f, w) in enumerate(pairs)
+        ]
+        return torch.stack(losses)
 
     @cached_property
     def _spread(self) -> Tensor:

@@ -13,6 +13,7 @@ from functools import partial
 import torch
 
 from equipoise import runtimes
+from equipoise.batch import mapped
 from equipoise.measure import latency
 from equipoise.records import Choice
 from equipoise.road.bench import Workbench
@@ -30,8 +31,10 @@ PROBE_SAMPLES = 1000
 
 def prober(bench: Workbench) -> Prober:
     """Return what reads single changes on this bench; nothing is prepared before the first is read."""
-    inputs, reference = bench.validation[0][:PROBE_SAMPLES], torch.from_numpy(bench.reference[:PROBE_SAMPLES])
-    return Prober(bench.teacher, torch.from_numpy(bench.calibration), inputs, reference, bench.work.divergence)
+    inputs = bench.work.validation.take(PROBE_SAMPLES).tensors()[0]
+    reference = torch.from_numpy(bench.reference[:PROBE_SAMPLES])
+    calibration = mapped(bench.calibration, torch.from_numpy)
+    return Prober(bench.teacher, calibration, inputs, reference, bench.work.divergence, bench.kept)
 
 
 def change_of(bench: Workbench, prober: Prober, knob: str, choice: Choice) -> Change:

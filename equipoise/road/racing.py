@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from equipoise.batch import Inputs, mapped, named, restored, size, take
 from equipoise.measure.loads import Load
 from equipoise.measure.race import Race, race
 from equipoise.records import Evaluation, as_data, program_ref
@@ -18,7 +19,7 @@ from equipoise.runtimes.base import Program, Target, get
 from equipoise.study.store import Store
 
 if TYPE_CHECKING:
-    import numpy as np
+    pass
 
 INPUTS = "equipoise-inputs.npy"
 
@@ -30,15 +31,15 @@ class Contender:
     program: Program
     target: Target
 
-    def load(self, inputs: np.ndarray[Any, Any]) -> Load:
+    def load(self, inputs: Inputs) -> Load:
         """Return what loads the program anew, with one request of its own made of `inputs` (N, ...), repeated as needed."""
         import numpy as np
 
-        runtime, rows = get(self.program.runtime), np.arange(self.target.batch) % len(inputs)
+        runtime, rows = get(self.program.runtime), np.arange(self.target.batch) % size(inputs)
 
         def load() -> Any:
             session = runtime.load(self.program, threads=self.target.threads, batch=self.target.batch)
-            request = np.ascontiguousarray(inputs[rows])
+            request = mapped(take(inputs, rows), np.ascontiguousarray)
             return lambda: session.run(request)
 
         return load
@@ -46,7 +47,7 @@ class Contender:
 
 def race_programs(
     contenders: Mapping[str, Contender],
-    inputs: np.ndarray[Any, Any],
+    inputs: Inputs,
     *,
     baseline: str,
     seconds: float,
@@ -60,9 +61,8 @@ def race_programs(
     """
     import numpy as np
 
-    held = io.BytesIO()
-    np.save(held, np.ascontiguousarray(inputs[: max(c.target.batch for c in contenders.values())]), allow_pickle=False)
-    payload = {INPUTS: held.getvalue()}
+    few = take(inputs, slice(max(c.target.batch for c in contenders.values())))
+    payload = {INPUTS: written(mapped(few, np.ascontiguousarray))}
     options = []
     for number, (name, contender) in enumerate(contenders.items()):
         program = contender.program
@@ -75,6 +75,26 @@ def race_programs(
         "equipoise.road.racing:loads", payload, {"contenders": options}, baseline=baseline, seconds=seconds, patience=patience,
         seed=seed,
     )  # fmt: skip
+
+
+def written(inputs: Inputs) -> bytes:
+    """Return inputs as the content of a file of numpy's own form, for `read`."""
+    import numpy as np
+
+    held = io.BytesIO()
+    if isinstance(inputs, Mapping):
+        np.savez(held, **named(inputs))
+    else:
+        np.save(held, inputs, allow_pickle=False)
+    return held.getvalue()
+
+
+def read(file: Path) -> Inputs:
+    """Return the inputs of a file."""
+    import numpy as np
+
+    found = np.load(file, allow_pickle=False)
+    return dict(found) if isinstance(found, Mapping) else found
 
 
 def race_stored(
@@ -95,7 +115,7 @@ def race_stored(
         for name, e in [("reference", baseline), *((e.key, e) for e in rivals)]
     }
     found = race_programs(
-        contenders, load(store.read_blob(probe))["inputs"], baseline="reference", seconds=seconds, patience=patience, seed=seed
+        contenders, restored(load(store.read_blob(probe))), baseline="reference", seconds=seconds, patience=patience, seed=seed
     )
     return {
         "ratios": {e.key: as_data(found.speedup("reference", e.key)) for e in rivals},
@@ -109,9 +129,7 @@ def race_stored(
 
 def loads(folder: Path, options: Mapping[str, Any]) -> dict[str, Load]:
     """Return the loads of the contenders in `folder`: what a fresh process calls."""
-    import numpy as np
-
-    inputs = np.load(folder / INPUTS, allow_pickle=False)
+    inputs = read(folder / INPUTS)
     found = {}
     for number, entry in enumerate(options["contenders"]):
         files = {name: (folder / f"{number}.{name}").read_bytes() for name in entry["files"]}

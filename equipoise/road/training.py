@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from equipoise.batch import Inputs, mapped, parts
 from equipoise.records import Plan
 from equipoise.road.bench import Workbench
 from equipoise.training.loop import Trained
@@ -39,18 +40,15 @@ def train(
 
     Where the user's model had BatchNorm it is put back for the training: a folded net only bears small learning rates.
     """
-    meaning = bench.work.divergence
     generator = torch.Generator().manual_seed(int(plan.digest[:8], 16) ^ (seed * 1000 + leg))
     normed = any(isinstance(m, _BatchNorm) for m in bench.work.model.modules())
     done = distill(
-        unfold(student, torch.split(torch.from_numpy(bench.calibration), 64)) if normed else student,
+        unfold(student, parts(mapped(bench.calibration, torch.from_numpy), 64)) if normed else student,
         teacher(bench),
         bench.work.train,
         seconds=seconds,
         recipe=WITH_NORM if normed else FOLDED,
-        kind=meaning.kind,
-        axis=meaning.axis,
-        probabilities=meaning.probabilities,
+        divergence=bench.work.divergence,
         augment=bench.work.augment,
         generator=generator,
         checkpoint=checkpoint,
@@ -60,11 +58,12 @@ def train(
     return replace(done, model=refold(done.model).eval())
 
 
-def teacher(bench: Workbench) -> Callable[[Tensor], Tensor]:
+def teacher(bench: Workbench) -> Callable[[Inputs], Tensor]:
     """Return the untouched model as its own compiled program on all cores: faster than torch for the same answers."""
     session = bench.reference_on_all_cores
 
-    def answer(inputs: Tensor) -> Tensor:
-        return torch.from_numpy(np.asarray(session.run(inputs.contiguous().numpy()), dtype=np.float32))
+    def answer(inputs: Inputs) -> Tensor:
+        given = mapped(inputs, lambda value: value.contiguous().numpy())
+        return torch.from_numpy(np.asarray(session.run(given), dtype=np.float32))
 
     return answer

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 from urllib.parse import parse_qsl
 
+from equipoise.batch import Inputs, size
 from equipoise.errors import InputError, must_be, unknown
 from equipoise.records import ProgramRef
 
@@ -208,15 +209,15 @@ class Source:
     """A model in the forms that runtimes read; each takes the one it needs.
 
     Attributes:
-        onnx: Returns the ONNX file of the model (input ``input``, output ``output``, first axis free). Called only by
-            runtimes that read ONNX, so that nothing is exported for one that does not.
+        onnx: Returns the ONNX file of the model (input ``input``, or several by name; output ``output``; first axis free).
+            Called only by runtimes that read ONNX, so that nothing is exported for one that does not.
         model: The torch module, evaluation mode and BatchNorm folded; None where there is only ONNX.
-        example: A small batch (N >= 2, ...) of inputs; None where there is only ONNX.
+        example: A small batch (N >= 2, ...) of inputs, one tensor or several by name; None where there is only ONNX.
     """
 
     onnx: Callable[[], bytes]
     model: torch.nn.Module | None = None
-    example: torch.Tensor | None = None
+    example: Inputs | None = None
 
     @classmethod
     def of_onnx(cls, content: bytes) -> Source:
@@ -227,8 +228,13 @@ class Source:
 class Session(Protocol):
     """A loaded program. Not for use from two threads at once."""
 
-    def run(self, inputs: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
-        """Return the outputs (N, ...) for `inputs` (N, ...); the caller may keep both."""
+    def run(self, inputs: Inputs) -> np.ndarray[Any, Any]:
+        """Return the outputs (N, ...) for `inputs`; the caller may keep both.
+
+        Args:
+            inputs: One array (N, ...); for a program of several inputs a mapping of them, in which names that it does not
+                know are left aside.
+        """
         ...
 
 
@@ -248,14 +254,14 @@ class Runtime(Protocol):
         self,
         source: Source,
         *,
-        calibration: np.ndarray[Any, Any] | None = None,
+        calibration: Inputs | None = None,
         float_layers: frozenset[str] | None = None,
     ) -> Program:
         """Return the program that would ship.
 
         Args:
             source: The model.
-            calibration: Representative inputs (N, ...), unlabelled; needed for int8 only.
+            calibration: Representative inputs (N, ...), unlabelled, one array or several by name; needed for int8 only.
             float_layers: None compiles the model as it is. A set makes it int8 everywhere except in the layers named (dotted
                 module names as in the torch model); an empty set leaves nothing out.
 
@@ -308,11 +314,25 @@ def check_program(program: Program, runtime: str) -> None:
         )
 
 
-def check_quantizable(
-    calibration: np.ndarray[Any, Any] | None, float_layers: frozenset[str], known: frozenset[str]
-) -> np.ndarray[Any, Any]:
+def feeds(inputs: Inputs, names: Sequence[str]) -> dict[str, np.ndarray[Any, Any]]:
+    """Return what a program that takes `names` is fed.
+
+    Raises:
+        InputError: One array for several inputs, or one of them missing.
+    """
+    if not isinstance(inputs, Mapping):
+        if len(names) == 1:
+            return {names[0]: inputs}
+        raise must_be("inputs", f"a mapping of {', '.join(names)}", "one array", "Give each input under its name.")
+    lost = [name for name in names if name not in inputs]
+    if lost:
+        raise must_be("inputs", f"a mapping of {', '.join(names)}", ", ".join(inputs), f"Give {lost[0]} too.")
+    return {name: inputs[name] for name in names}
+
+
+def check_quantizable(calibration: Inputs | None, float_layers: frozenset[str], known: frozenset[str]) -> Inputs:
     """Return `calibration`; raise `InputError` when there is none, or when a layer left float does not exist."""
-    if calibration is None or len(calibration) == 0:
+    if calibration is None or size(calibration) == 0:
         raise must_be("calibration", "a non-empty array of inputs", calibration, "int8 needs it to choose its ranges.")
     for name in sorted(float_layers - known):
         raise unknown("float_layers", name, known)

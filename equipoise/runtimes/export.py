@@ -5,6 +5,8 @@ template is made from a copy whose parameters are random: no two constants are t
 equal ones) and a constant that was folded from a parameter can never pass for the real one. A file is only handed out after
 its outputs were compared with the module's at batch sizes 1 and 2; where filling in does not work, the module itself is
 exported.
+
+Of several inputs, the length of a sequence is free too where the module's code allows it: compared at two lengths as well.
 """
 
 from __future__ import annotations
@@ -24,6 +26,7 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto, checker, load_from_string, numpy_helper
 from torch import Tensor, nn
 
+from equipoise.batch import Inputs, call, joined, leaves, named, size, take
 from equipoise.errors import InputError, must_be
 from equipoise.runtimes.base import Source, cached
 from equipoise.runtimes.simplify import simplify
@@ -39,6 +42,9 @@ WEIGHT_INPUT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather":
 
 TOLERANCE = 1e-4
 """Largest difference from torch, as a fraction of the largest output."""
+
+SHORTEST = 4
+"""A sequence of fewer places says too little of how its length is used."""
 
 Weights = Mapping[str, np.ndarray[Any, Any]]
 
@@ -65,70 +71,80 @@ class Exporter:
 
     def __init__(self) -> None:
         self._templates: dict[str, _Template] = {}
+        self.fixed: dict[str, str] = {}
+        """Topology -> why the length of its sequences could not stay free."""
         self.exports = 0
         """How many times the slow exporter ran."""
 
-    def onnx(self, model: nn.Module, example: Tensor, *, topology: str) -> bytes:
-        """Return the ONNX file of `model`: input ``input``, output ``output``, first axis free.
+    def onnx(self, model: nn.Module, example: Inputs, *, topology: str) -> bytes:
+        """Return the ONNX file of `model`: input ``input`` (or several by name), output ``output``, first axis free.
 
         Args:
-            model: Any module with one tensor in and one out; copied, set to evaluation mode and never changed. Fold
-                BatchNorm before, or its statistics stop the template from being re-used.
-            example: (N, ...) inputs, any N >= 1.
+            model: Any module with one tensor out; copied, set to evaluation mode and never changed. Fold BatchNorm before, or
+                its statistics stop the template from being re-used.
+            example: (N, ...) inputs, any N >= 1: one tensor, or several by name. Of several, the second axis of integers
+                (tokens), and of all that is as long, is the length of a sequence.
             topology: The same text for models that differ in weights and widths only. A wrong text costs time, never
                 correctness.
 
         Raises:
             InputError: The output is not one finite tensor, the first axis is not free, or an operator has no ONNX form.
         """
-        batches = _batches(example)
+        if lengths(example) and topology not in self.fixed:
+            try:
+                return self._made(model, example, f"{topology}, any length", (*_batches(example), _shorter(example)))
+            except InputError as error:
+                self.fixed[topology] = str(error)
+        return self._made(model, example, topology, _batches(example))
+
+    def _made(self, model: nn.Module, example: Inputs, topology: str, batches: tuple[Inputs, ...]) -> bytes:
+        """Return a file that computes what `model` does on all `batches`; the third of them is of another length."""
         wanted = tuple(_reference(model, batch) for batch in batches)
-        weights = _floats(model)
+        weights, free = _floats(model), len(batches) > 2
         shapes = tuple((name, tuple(value.shape)) for name, value in weights.items())
         for key in (topology, f"{topology} {shapes}"):
             template = self._templates.get(key)
             if template is None:
-                template = self._templates[key] = self._template(model, example)
+                template = self._templates[key] = self._template(model, example, free=free)
             filled = _fill(template, weights)
             if filled is not None and _agrees(simplify(filled), batches, wanted):
                 return _finish(filled)
             if template.shapes == shapes:
                 break  # exporting the same shapes again would give the same template
-        graph = simplify(self._export(model, example))
+        graph = simplify(self._export(model, example, free=free))
         if not _agrees(graph, batches, wanted):
             raise must_be("model", "one whose ONNX form computes what torch computes", type(model).__name__, _ADVICE)
         return _finish(graph)
 
-    def source(self, model: nn.Module, example: Tensor, *, topology: str) -> Source:
+    def source(self, model: nn.Module, example: Inputs, *, topology: str) -> Source:
         """Return `model` as a `Source` whose ONNX file is made when, and only if, a runtime asks for it."""
         return cached(Source(partial(self.onnx, model, example, topology=topology), model, example))
 
-    def _template(self, model: nn.Module, example: Tensor) -> _Template:
+    def _template(self, model: nn.Module, example: Inputs, *, free: bool) -> _Template:
         scrambled = copy.deepcopy(model)
         generator = torch.Generator().manual_seed(0)
         with torch.no_grad():
             for parameter in scrambled.parameters():
                 if parameter.is_floating_point():
                     parameter.normal_(std=0.1, generator=generator)
-        graph = self._export(scrambled, example)
+        graph = self._export(scrambled, example, free=free)
         weights = _floats(scrambled)
         held = {_parameter_of(initializer.name) for initializer in graph.graph.initializer}
         baked = {name: value for name, value in weights.items() if name not in held}
         return _Template(graph, tuple((name, tuple(value.shape)) for name, value in weights.items()), baked)
 
-    def _export(self, model: nn.Module, example: Tensor) -> ModelProto:
+    def _export(self, model: nn.Module, example: Inputs, *, free: bool) -> ModelProto:
         self.exports += 1
-        model = copy.deepcopy(model).eval()
-        shapes = ({0: torch.export.Dim("batch")},)
+        model, given, shapes = by_position(copy.deepcopy(model).eval(), _batches(example)[-1], free=free)
         try:
             with quiet(), torch.no_grad():
                 program = torch.onnx.export(
                     model,
-                    (_batches(example)[-1],),
+                    given,
                     dynamo=True,
                     dynamic_shapes=shapes,
                     external_data=False,
-                    input_names=["input"],
+                    input_names=list(named(example)),
                     output_names=["output"],
                     opset_version=OPSET,
                     verbose=False,
@@ -145,6 +161,47 @@ _ADVICE = (
     "Check that forward treats every sample alike, has no branches on values and reads the batch size from x.shape[0] "
     "(len(x) is fixed by the export)."
 )
+
+
+def by_position(model: nn.Module, example: Inputs, *, free: bool) -> tuple[nn.Module, tuple[Any, ...], Any]:
+    """Return a module that takes the arrays of `example` by position, these arrays, and their free axes as torch names them.
+
+    Args:
+        model: Of several inputs; it is changed: its forward is replaced. What belongs to no sample becomes a constant.
+        example: A batch of two or more.
+        free: Whether the lengths of sequences are to be free beside the first axis.
+    """
+    axis = torch.export.Dim("batch")
+    if not isinstance(example, Mapping):
+        return model, (example,), ({0: axis},)
+    arrays, forward, held = named(example), model.forward, dict(example)
+
+    def flat(*given: Tensor) -> Any:
+        return call(forward, {**held, **dict(zip(arrays, given, strict=True))})
+
+    model.forward = flat
+    long = lengths(example) if free else {}
+    return model, tuple(arrays.values()), {
+        "given": tuple({0: axis, **({1: torch.export.Dim.AUTO} if name in long else {})} for name in arrays)
+    }  # fmt: skip
+
+
+def lengths(example: Inputs) -> dict[str, int]:
+    """Return the inputs that are sequences and how long: integers (N, T, ...), and whatever else is as long as they are.
+
+    One input alone has none here: its file is of the length of its example.
+    """
+    if not isinstance(example, Mapping):
+        return {}
+    second = {name: int(value.shape[1]) for name, value in named(example).items() if value.ndim > 1}
+    tokens = {extent for name, extent in second.items() if not example[name].is_floating_point()}
+    return {name: extent for name, extent in second.items() if extent in tokens and extent >= SHORTEST}
+
+
+def _shorter(example: Inputs) -> Inputs:
+    """Two samples of half the length."""
+    long, two = lengths(example), _batches(example)[-1]
+    return {name: value[:, : long[name] // 2] if name in long else value for name, value in two.items()}
 
 
 def layer_nodes(content: bytes) -> dict[str, tuple[str, ...]]:
@@ -184,27 +241,29 @@ def scoped_nodes(content: bytes) -> dict[str, tuple[str, ...]]:
     return found
 
 
-def _batches(example: Tensor) -> tuple[Tensor, Tensor]:
+def _batches(example: Inputs) -> tuple[Inputs, Inputs]:
     """The first sample alone, and a batch of two."""
-    if example.ndim == 0 or len(example) == 0:
-        raise must_be("example", "a batch (N, ...) with N of at least 1", tuple(example.shape), "Take a batch of the data.")
-    return example[:1], example[:2] if len(example) > 1 else torch.cat((example, example))
+    empty = [tuple(value.shape) for value in leaves(example) if value.ndim == 0 or len(value) == 0]
+    if empty:
+        raise must_be("example", "a batch (N, ...) with N of at least 1", empty[0], "Take a batch of the data.")
+    two = example if size(example) > 1 else joined((example, example), torch.cat)
+    return take(example, slice(1)), take(two, slice(2))
 
 
-def _reference(model: nn.Module, batch: Tensor) -> np.ndarray[Any, Any]:
+def _reference(model: nn.Module, batch: Inputs) -> np.ndarray[Any, Any]:
     """What torch computes, in evaluation mode, on a model that is left as it was."""
     modes = [(module, module.training) for module in model.modules()]
     try:
         with torch.inference_mode():
-            output = model.eval()(batch)
+            output = call(model.eval(), batch)
     except Exception as error:
-        raise InputError(f"model must accept a batch of {len(batch)}; it says: {_reason(error)} {_ADVICE}") from error
+        raise InputError(f"model must accept a batch of {size(batch)}; it says: {_reason(error)} {_ADVICE}") from error
     finally:
         for module, mode in modes:
             module.training = mode
     if not isinstance(output, Tensor):
         raise must_be("model output", "one tensor", type(output).__name__, "Wrap the model to return only what is scored.")
-    if output.ndim == 0 or len(output) != len(batch):
+    if output.ndim == 0 or len(output) != size(batch):
         raise must_be("model output", "a batch as long as its input", tuple(output.shape), "Keep one row for each sample.")
     if output.dtype == torch.bfloat16:
         raise must_be("model output", "of a type that runtimes know", "bfloat16", "Convert the model with model.float().")
@@ -241,7 +300,7 @@ def _fill(template: _Template, weights: Weights) -> ModelProto | None:
     return filled if reached == set(weights) else None
 
 
-def _agrees(graph: ModelProto, batches: tuple[Tensor, ...], wanted: tuple[np.ndarray[Any, Any], ...]) -> bool:
+def _agrees(graph: ModelProto, batches: tuple[Inputs, ...], wanted: tuple[np.ndarray[Any, Any], ...]) -> bool:
     """Whether ONNX Runtime computes `wanted` from `batches`."""
     import onnxruntime
 
@@ -254,7 +313,7 @@ def _agrees(graph: ModelProto, batches: tuple[Tensor, ...], wanted: tuple[np.nda
     try:
         session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
         for batch, expected in zip(batches, wanted, strict=True):
-            (got,) = session.run(None, {"input": batch.numpy()})
+            (got,) = session.run(None, {name: value.numpy() for name, value in named(batch).items()})
             if got.shape != expected.shape or not np.allclose(got, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max()):
                 return False
     except failures():
@@ -274,8 +333,13 @@ def _clean(graph: ModelProto, weights: Weights) -> ModelProto:
         node.name = name if taken[name] == 1 else f"{name}_{taken[name]}"
         node.doc_string = ""
         del node.metadata_props[:]
+    symbols: dict[str, str] = {}
     for value in (*graph.graph.input, *graph.graph.output):
-        value.type.tensor_type.shape.dim[0].dim_param = "batch"
+        dims = value.type.tensor_type.shape.dim
+        dims[0].dim_param = "batch"
+        for dim in dims[1:]:
+            if dim.dim_param:  # the exporter's own name for it, numbered by what was traced before
+                dim.dim_param = symbols.setdefault(dim.dim_param, f"length_{len(symbols)}" if symbols else "length")
         del value.metadata_props[:]
     renamed: dict[str, str] = {}
     for initializer in graph.graph.initializer:

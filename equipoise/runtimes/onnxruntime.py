@@ -17,15 +17,16 @@ The scheme, and why (ResNet-20 on CIFAR-10, batch 1, one thread of an AMD EPYC w
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
+from equipoise.batch import Inputs, parts, take
 from equipoise.errors import InputError, must_be
-from equipoise.runtimes.base import Program, Session, Source, check_program, check_quantizable
+from equipoise.runtimes.base import Program, Session, Source, check_program, check_quantizable, feeds
 from equipoise.runtimes.cpu import has_exact_int8
 from equipoise.runtimes.failures import failures
 from equipoise.runtimes.fallback import WHOLE_MODEL, culprits, told
@@ -63,7 +64,7 @@ class OnnxRuntime:
         return ""
 
     def compile(
-        self, source: Source, *, calibration: NDArray[Any] | None = None, float_layers: frozenset[str] | None = None
+        self, source: Source, *, calibration: Inputs | None = None, float_layers: frozenset[str] | None = None
     ) -> Program:
         """Return the exported file, quantized when `float_layers` is a set; what cannot be quantized is named in `left`."""
         content = source.onnx()
@@ -105,19 +106,20 @@ class OnnxRuntime:
 
 
 class _Session:
-    """One input, one output."""
+    """Inputs by name, one output."""
 
     def __init__(self, session: Any) -> None:
         taken, given = session.get_inputs(), session.get_outputs()
-        if len(taken) != 1 or not given:
-            raise ValueError(f"it takes {len(taken)} inputs and gives {len(given)} outputs, not one of each")
+        if not taken or not given:
+            raise ValueError(f"it takes {len(taken)} inputs and gives {len(given)} outputs, not at least one of each")
         self._session = session
-        self._input = taken[0].name
+        self._inputs = [value.name for value in taken]
         self._outputs = [given[0].name]
 
-    def run(self, inputs: NDArray[Any]) -> NDArray[Any]:
+    def run(self, inputs: Inputs) -> NDArray[Any]:
+        fed = feeds(inputs, self._inputs)
         try:
-            result: Any = self._session.run(self._outputs, {self._input: inputs})[0]
+            result: Any = self._session.run(self._outputs, fed)[0]
         except failures() as error:
             reason = str(error).split(" : ")[-1].strip()
             raise InputError(f"inputs must be of the shape and type the program was made for: {reason}") from error
@@ -126,15 +128,15 @@ class _Session:
         return result
 
 
-def _quantized(content: bytes, calibration: NDArray[Any], excluded: set[str]) -> tuple[bytes, dict[str, str]]:
+def _quantized(content: bytes, calibration: Inputs, excluded: set[str]) -> tuple[bytes, dict[str, str]]:
     """Return the quantized file, and for each node that had to be left in floating point the reason."""
     reasons: dict[str, str] = {}
     excluded = excluded | _outside(content, excluded)
 
-    def attempt(data: NDArray[Any], without: set[str]) -> bytes | None:
+    def attempt(data: Inputs, without: set[str]) -> bytes | None:
         try:
             made = _quantize(content, data, sorted(without))
-            answer = OnnxRuntime().load(Program(OnnxRuntime.name, "int8", {FILE: made})).run(data[:2])
+            answer = OnnxRuntime().load(Program(OnnxRuntime.name, "int8", {FILE: made})).run(take(data, slice(2)))
             if not np.isfinite(answer).all():
                 raise ValueError("its outputs are not finite")
         except Exception as error:  # noqa: BLE001 - the quantizer fails in any way it likes; the layer is then left float
@@ -146,7 +148,7 @@ def _quantized(content: bytes, calibration: NDArray[Any], excluded: set[str]) ->
     if made is not None:
         return made, {}
     nodes = [name for name in _quantizable(content) if name not in excluded]
-    few, left = calibration[:2], {}
+    few, left = take(calibration, slice(2)), {}
 
     def fails(names: Sequence[str]) -> bool:
         failed = attempt(few, excluded | (set(nodes) - set(names))) is None
@@ -192,7 +194,7 @@ def _quantizable(content: bytes) -> list[str]:
     return [node.name for node in sorted(nodes, key=lambda node: node.op_type not in WEIGHTED_OPS)]
 
 
-def _quantize(content: bytes, calibration: NDArray[Any], excluded: list[str]) -> bytes:
+def _quantize(content: bytes, calibration: Inputs, excluded: list[str]) -> bytes:
     """Run ONNX Runtime's static quantizer in a private folder that is gone afterwards."""
     import onnx
     from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
@@ -210,7 +212,7 @@ def _quantize(content: bytes, calibration: NDArray[Any], excluded: list[str]) ->
         quantize_static(
             model,
             path,
-            _Reader(model.graph.input[0].name, calibration),
+            _Reader([value.name for value in model.graph.input], calibration),
             quant_format=QuantFormat.QDQ,
             op_types_to_quantize=list(WEIGHTED_OPS if attention else QUANTIZED_OPS),
             per_channel=True,
@@ -264,10 +266,8 @@ def _float_outputs(graph: Any, own: Mapping[str, tuple[str, ...]]) -> None:
 class _Reader:
     """Hands calibration batches to the quantizer."""
 
-    def __init__(self, name: str, data: NDArray[Any]) -> None:
-        self._batches: Iterator[dict[str, NDArray[Any]]] = (
-            {name: data[start : start + CALIBRATION_BATCH]} for start in range(0, len(data), CALIBRATION_BATCH)
-        )
+    def __init__(self, names: Sequence[str], data: Inputs) -> None:
+        self._batches = (feeds(few, names) for few in parts(data, CALIBRATION_BATCH))
 
     def get_next(self) -> dict[str, NDArray[Any]] | None:
         return next(self._batches, None)

@@ -14,14 +14,15 @@ import os
 import re
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from numpy.typing import NDArray
 
+from equipoise.batch import Inputs, parts, take
 from equipoise.errors import InputError, missing_extra
-from equipoise.runtimes.base import Program, Session, Source, check_program, check_quantizable
+from equipoise.runtimes.base import Program, Session, Source, check_program, check_quantizable, feeds
 from equipoise.runtimes.cpu import has_exact_int8
 from equipoise.runtimes.fallback import WHOLE_MODEL, culprits, told
 
@@ -50,7 +51,7 @@ class OpenVino:
         return ""
 
     def compile(
-        self, source: Source, *, calibration: NDArray[Any] | None = None, float_layers: frozenset[str] | None = None
+        self, source: Source, *, calibration: Inputs | None = None, float_layers: frozenset[str] | None = None
     ) -> Program:
         """Return OpenVINO's own graph and weights, quantized when `float_layers` is a set."""
         content = source.onnx()
@@ -88,7 +89,7 @@ class OpenVino:
         try:
             model = core.read_model(model=graph, weights=weights)
             if batch is not None:
-                model.reshape({0: [batch, *list(model.input(0).partial_shape)[1:]]})
+                model.reshape({place: [batch, *list(value.partial_shape)[1:]] for place, value in enumerate(model.inputs)})
             request = core.compile_model(model, "CPU", config).create_infer_request()
             return _FreeSession(request) if model.is_dynamic() else _FixedSession(request)
         except Exception as error:
@@ -100,10 +101,12 @@ class _FreeSession:
 
     def __init__(self, request: Any) -> None:
         self._request = request
+        self._inputs = _names(request)
 
-    def run(self, inputs: NDArray[Any]) -> NDArray[Any]:
+    def run(self, inputs: Inputs) -> NDArray[Any]:
+        fed = list(feeds(inputs, self._inputs).values())
         try:
-            result: NDArray[Any] = self._request.infer([inputs], share_inputs=True)[0]
+            result: NDArray[Any] = self._request.infer(fed, share_inputs=True)[0]
         except Exception as error:
             raise _unfit((str(error).strip().splitlines() or [type(error).__name__])[-1]) from error
         return result
@@ -114,18 +117,26 @@ class _FixedSession:
 
     def __init__(self, request: Any) -> None:
         self._request = request
-        self._input: NDArray[Any] = request.get_input_tensor().data
+        self._inputs: dict[str, NDArray[Any]] = {
+            name: request.get_input_tensor(place).data for place, name in enumerate(_names(request))
+        }
         self._output: NDArray[Any] = request.get_output_tensor().data
 
-    def run(self, inputs: NDArray[Any]) -> NDArray[Any]:
-        if inputs.shape != self._input.shape or inputs.dtype != self._input.dtype:
-            raise _unfit(f"it takes {self._input.dtype} {self._input.shape}, not {inputs.dtype} {inputs.shape}")
-        self._input[...] = inputs
+    def run(self, inputs: Inputs) -> NDArray[Any]:
+        for name, given in feeds(inputs, list(self._inputs)).items():
+            held = self._inputs[name]
+            if given.shape != held.shape or given.dtype != held.dtype:
+                raise _unfit(f"it takes {held.dtype} {held.shape}, not {given.dtype} {given.shape}")
+            held[...] = given
         try:
             self._request.infer()
         except Exception as error:
             raise _unfit((str(error).strip().splitlines() or [type(error).__name__])[-1]) from error
         return self._output.copy()
+
+
+def _names(request: Any) -> list[str]:
+    return [value.any_name for value in request.model_inputs]
 
 
 def _unfit(reason: str) -> InputError:
@@ -190,17 +201,17 @@ def _compacted(graph: bytes, weights: bytes) -> bytes:
     return content.replace(b" />", b"/>")
 
 
-def _quantized(content: bytes, calibration: NDArray[Any], excluded: set[str]) -> tuple[dict[str, bytes], dict[str, str]]:
+def _quantized(content: bytes, calibration: Inputs, excluded: set[str]) -> tuple[dict[str, bytes], dict[str, str]]:
     """Return the quantized files, and for each ONNX node that had to be left in floating point the reason."""
     from equipoise.runtimes.export import layer_nodes
 
     _operators(_read(content), excluded, strict=True)
     reasons: dict[str, str] = {}
 
-    def attempt(data: NDArray[Any], without: set[str]) -> dict[str, bytes] | None:
+    def attempt(data: Inputs, without: set[str]) -> dict[str, bytes] | None:
         try:
             files = _save(_quantize(_read(content), data, without))
-            OpenVino().load(Program(OpenVino.name, "int8", files)).run(data[:2])
+            OpenVino().load(Program(OpenVino.name, "int8", files)).run(take(data, slice(2)))
         except Exception as error:  # noqa: BLE001 - the quantizer fails in any way it likes; the layer is then left float
             reasons[""] = f"NNCF's int8 fails on it: {told(error)}"
             return None
@@ -212,7 +223,7 @@ def _quantized(content: bytes, calibration: NDArray[Any], excluded: set[str]) ->
     nodes = [node for nodes in layer_nodes(content).values() for node in nodes if node not in excluded]
 
     def fails(names: Sequence[str]) -> bool:
-        return attempt(calibration[:2], excluded | (set(nodes) - set(names))) is None
+        return attempt(take(calibration, slice(2)), excluded | (set(nodes) - set(names))) is None
 
     bad = culprits(nodes, fails)
     why = reasons[""]
@@ -222,13 +233,15 @@ def _quantized(content: bytes, calibration: NDArray[Any], excluded: set[str]) ->
     return files, dict.fromkeys(bad, why)
 
 
-def _quantize(model: Any, calibration: NDArray[Any], excluded: set[str]) -> Any:
+def _quantize(model: Any, calibration: Inputs, excluded: set[str]) -> Any:
     """Run NNCF without its progress bars, log lines and telemetry."""
     with _quiet():
         import nncf
         from nncf.quantization.advanced_parameters import AdvancedQuantizationParameters, OverflowFix
 
-        batches = [calibration[start : start + CALIBRATION_BATCH] for start in range(0, len(calibration), CALIBRATION_BATCH)]
+        batches = list(parts(calibration, CALIBRATION_BATCH))
+        if isinstance(calibration, Mapping):
+            batches = [feeds(few, [value.any_name for value in model.inputs]) for few in batches]
         types = {operator.get_type_name() for operator in model.get_ops()}
         return nncf.quantize(
             model,

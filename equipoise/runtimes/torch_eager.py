@@ -2,17 +2,24 @@
 
 from __future__ import annotations
 
+import copy
 import io
+import json
 import zipfile
+from collections.abc import Mapping
 from typing import Any
 
 from numpy.typing import NDArray
 
+from equipoise.batch import ONE, Inputs, joined, named, size, take
 from equipoise.errors import InputError, must_be
-from equipoise.runtimes.base import Program, Session, Source, check_program
+from equipoise.runtimes.base import Program, Session, Source, check_program, feeds
 
 FILE = "model.pt2"
 """The one file of a program."""
+
+NAMES = "inputs.json"
+"""Inside it, the names of several inputs in the order in which the module takes them."""
 
 _MACHINE_MARKS = ("stack_trace", "source_fn_stack", "from_node", "torch_fn")
 """What an exported graph remembers of the machine and the code it came from."""
@@ -29,7 +36,7 @@ class TorchEager:
         return ""
 
     def compile(
-        self, source: Source, *, calibration: NDArray[Any] | None = None, float_layers: frozenset[str] | None = None
+        self, source: Source, *, calibration: Inputs | None = None, float_layers: frozenset[str] | None = None
     ) -> Program:
         """Return the module as a ``torch.export`` file with a free first axis.
 
@@ -38,17 +45,19 @@ class TorchEager:
         """
         import torch
 
-        from equipoise.runtimes.export import quiet
+        from equipoise.runtimes.export import by_position, quiet
 
         if float_layers is not None:
             raise must_be("bits for torch", "32", 8, "Choose onnxruntime or openvino to run int8.")
         if source.model is None or source.example is None:
             raise must_be("source for torch", "one with a module and an example", "ONNX only", "Give Source(model=, example=).")
-        example = source.example if len(source.example) > 1 else torch.cat((source.example, source.example))
-        shapes = ({0: torch.export.Dim("batch")},)
+        example = source.example if size(source.example) > 1 else joined((source.example, source.example), torch.cat)
+        several = isinstance(example, Mapping)
+        model = copy.deepcopy(source.model) if several else source.model  # only a module of several inputs is changed
+        model, given, shapes = by_position(model, take(example, slice(2)), free=True)
         try:
             with quiet(), torch.no_grad():
-                program = torch.export.export(source.model, (example[:2],), dynamic_shapes=shapes)
+                program = torch.export.export(model, given, dynamic_shapes=shapes)
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"model must be one that torch.export takes with any batch size: {reason}.") from error
@@ -58,7 +67,7 @@ class TorchEager:
         program.example_inputs = None
         buffer = io.BytesIO()
         with quiet():
-            torch.export.save(program, buffer)
+            torch.export.save(program, buffer, extra_files={NAMES: json.dumps(list(named(example)))} if several else None)
         return Program(self.name, "fp32", {FILE: buffer.getvalue()})
 
     def load(self, program: Program, *, threads: int = 1, batch: int | None = None) -> Session:
@@ -75,32 +84,36 @@ class TorchEager:
             if damaged is not None:
                 raise zipfile.BadZipFile(f"{damaged} is damaged")
             buffer.seek(0)
+            held = {NAMES: ""}
             with quiet():
-                module = torch.export.load(buffer).module(check_guards=False)  # the guards cost a fifth of a small model
+                module = torch.export.load(buffer, extra_files=held).module(check_guards=False)  # guards cost a fifth
+            names = json.loads(held[NAMES] or json.dumps([ONE]))
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"{FILE} must be a file that torch.export can load: {reason}. Compile it again.") from error
-        return _Session(module, threads, batch)
+        return _Session(module, names, threads, batch)
 
 
 class _Session:
     """Runs with its own number of threads; torch keeps that number for the whole process, so it is put back after each run."""
 
-    def __init__(self, module: Any, threads: int, batch: int | None) -> None:
+    def __init__(self, module: Any, names: list[str], threads: int, batch: int | None) -> None:
         self._module = module
+        self._names = names
         self._threads = threads
         self._batch = batch
 
-    def run(self, inputs: NDArray[Any]) -> NDArray[Any]:
+    def run(self, inputs: Inputs) -> NDArray[Any]:
         import torch
 
-        if self._batch is not None and len(inputs) != self._batch:
-            raise must_be("inputs", f"a batch of {self._batch}", len(inputs), "Load the program with batch=None for any size.")
+        fed = feeds(inputs, self._names).values()
+        if self._batch is not None and size(inputs) != self._batch:
+            raise must_be("inputs", f"a batch of {self._batch}", size(inputs), "Load the program with batch=None for any size.")
         before = torch.get_num_threads()
         torch.set_num_threads(self._threads)
         try:
             with torch.inference_mode():
-                result: NDArray[Any] = self._module(torch.from_numpy(inputs)).numpy()
+                result: NDArray[Any] = self._module(*map(torch.from_numpy, fed)).numpy()
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"inputs must be of the shape and type the program was made for: {reason}") from error

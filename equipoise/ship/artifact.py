@@ -29,6 +29,7 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from equipoise.batch import mapped, restored, stored
 from equipoise.budget import Budget, Constraint, parse_budget
 from equipoise.errors import InputError, StoreError, must_be
 from equipoise.measure.machine import describe
@@ -322,9 +323,9 @@ def _answered(program: Program, probe: bytes) -> bytes:
     import numpy as np
     from safetensors.numpy import load, save
 
-    inputs = np.ascontiguousarray(load(probe)["inputs"])
+    inputs = mapped(restored(load(probe)), np.ascontiguousarray)
     outputs = np.ascontiguousarray(get(program.runtime).load(program).run(inputs))
-    return bytes(save({"inputs": inputs, "outputs": outputs}))
+    return bytes(save({**stored(inputs), "outputs": outputs}))
 
 
 def _remember(store: Store, folder: Path, evaluation: Evaluation, digest: str) -> None:

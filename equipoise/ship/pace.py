@@ -12,6 +12,7 @@ import math
 from collections.abc import Iterator
 from dataclasses import replace
 
+from equipoise.batch import mapped
 from equipoise.measure.race import FEWEST, Race
 from equipoise.records import Reading, measured
 from equipoise.road.racing import Contender, race_programs
@@ -34,7 +35,8 @@ def raced(scene: Scene, found: dict[str, Reading], seconds: float) -> Iterator[C
         "reference": Contender(scene.reference, Target.parse(claims.reference.target)),
         "program": Contender(scene.program, target),
     }
-    race = race_programs(contenders, scene.samples.numpy(), baseline="reference", seconds=seconds, patience=PATIENCE)
+    inputs = mapped(scene.samples, lambda value: value.numpy())
+    race = race_programs(contenders, inputs, baseline="reference", seconds=seconds, patience=PATIENCE)
     raw, now, base_now = race.speedup("reference", "program"), race.latency("program"), race.latency("reference")
     ratio = race.speedup("reference", "program", at=baseline.get()) if scene.at_home else raw
     state_of = f"; as at the export, for now {told(raw)} beside {base_now}" if scene.at_home else ""

@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from equipoise import runtimes, workloads
+from equipoise.batch import Inputs, mapped, named, restored, size, take
 from equipoise.budget import Constraint
 from equipoise.errors import EquipoiseError
 from equipoise.records import Reading, as_data, measured, unavailable
-from equipoise.road.bench import QUICK_SAMPLES, damage
+from equipoise.road.bench import QUICK_SAMPLES
 from equipoise.runtimes import Program, Target
 from equipoise.ship.artifact import Artifact
 from equipoise.ship.manifest import SOURCE_STATE
@@ -92,7 +93,7 @@ def _opened(artifact: Artifact, work: Workload | None) -> Iterator[Check]:
     scene = Scene.of(artifact, work)
     for name, program in (("program", scene.program), ("reference", scene.reference)):
         entry = artifact.claims.deployable if name == "program" else artifact.claims.reference
-        yield _steady(name, program, Target.parse(entry.target), scene.samples[:STEADY_SAMPLES])
+        yield _steady(name, program, Target.parse(entry.target), take(scene.samples, slice(STEADY_SAMPLES)))
     note = "no pickle" if {scene.program.runtime, scene.reference.runtime}.isdisjoint({"torch"}) else "loaded through pickle"
     yield judged("loads and runs", "", f"{scene.program.runtime} {scene.program.precision}", True, note)
 
@@ -119,14 +120,14 @@ def _source(artifact: Artifact, work: Workload) -> Iterator[Check]:
             yield judged(word, str(stated), str(real), False, "the workload's own is another")
 
 
-def _steady(name: str, program: Program, target: Target, samples: Tensor) -> Check:
+def _steady(name: str, program: Program, target: Target, samples: Inputs) -> Check:
     """Run one program twice, in a second session, and at the batch it is timed at: all must answer alike."""
-    runtime, inputs = runtimes.get(program.runtime), samples.contiguous().numpy()
+    runtime, inputs = runtimes.get(program.runtime), mapped(samples, lambda value: value.contiguous().numpy())
     session = runtime.load(program)
     first, again = (torch.from_numpy(session.run(inputs).copy()) for _ in range(2))
     fresh = torch.from_numpy(runtime.load(program).run(inputs).copy())
     off = max(apart(first, again), apart(first, fresh))
-    if not off <= REPEATS or len(first) != len(inputs):
+    if not off <= REPEATS or len(first) != size(inputs):
         return judged(f"{name} repeats", f"≤ {REPEATS:g}", f"{off:.2g}", False, "it answers the same inputs in different ways")
     timed = runtime.load(program, threads=target.threads, batch=target.batch)
     shown = torch.from_numpy(timed.run(request(samples, target.batch)).copy())
@@ -146,7 +147,7 @@ def _steady(name: str, program: Program, target: Target, samples: Tensor) -> Che
 def _probe(scene: Scene) -> Iterator[Check]:
     """Compare the program's answers to the probe with those that were recorded, and its inputs with the data."""
     held_ = probe(scene.artifact)
-    inputs, outputs = held_["inputs"], torch.from_numpy(held_["outputs"])
+    inputs, outputs = restored(held_), torch.from_numpy(held_["outputs"])
     answers = torch.from_numpy(runtimes.get(scene.program.runtime).load(scene.program).run(inputs))
     alike = scene.at_home or scene.program.precision == "fp32"
     yield near(
@@ -159,9 +160,13 @@ def _probe(scene: Scene) -> Iterator[Check]:
         note=f"{len(inputs)} recorded answers" + ("" if alike else f"; {ELSEWHERE}"),
     )
     if scene.work is not None:
-        real = scene.work.validation.take(len(inputs)).tensors()[0].numpy()
-        same = real.shape == inputs.shape and bool((real == inputs).all())
-        yield judged("probe's inputs", "validation samples", "the same" if same else "others", same, f"the first {len(inputs)}")
+        real = mapped(scene.work.validation.take(len(outputs)).tensors()[0], Tensor.numpy)
+        here, there = named(real), named(inputs)
+        same = here.keys() == there.keys()
+        same = same and all(here[k].shape == there[k].shape and bool((here[k] == there[k]).all()) for k in here)
+        yield judged(
+            "probe's inputs", "validation samples", "the same" if same else "others", same, f"the first {len(outputs)}"
+        )
 
 
 def _quality(scene: Scene, found: dict[str, Reading]) -> Iterator[Check]:
@@ -191,7 +196,7 @@ def _numerics(scene: Scene, kept: Split, answers: Tensor, before: Tensor) -> Ite
         off = apart(source, answers)
         yield judged("numerics", f"≤ {FP32_SLACK:g}", f"{off:.2g}", off <= FP32_SLACK, note)
     agree = float((classes(source) == classes(answers)).double().mean()) if labels else math.nan
-    loss = damage(before.numpy(), answers.numpy(), meaning)
+    loss = meaning.between(before, answers, kept=meaning.kept_of(kept))
     home, size = scene.at_home, abs(claims.loss)
     yield near(
         "distance to source",
@@ -208,8 +213,8 @@ def _validation(scene: Scene, kept: Split, answers: Tensor, before: Tensor) -> I
     """Repeat the figures that were promised on the validation split; the same file gives the same ones."""
     promise, baseline = scene.artifact.promise, scene.artifact.baseline
     metric, targets, work = scene.data.metric, kept.targets(), scene.data
-    each = metric.per_sample(before, targets)
-    binary = each is not None and bool(torch.isin(each, torch.tensor([0.0, 1.0])).all())
+    each = metric.read(before, targets).each
+    binary = each is not None and bool(torch.isin(each, torch.tensor([0.0, 100.0])).all())
     quality = metric.score(answers, targets)
     scale = max(1.0, abs(quality)) if not binary else 0.0
     tight, wide = (25 / len(targets), 150 / len(targets)) if binary else (1e-4 * scale, 1e-3 * scale)

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from equipoise import runtimes
+from equipoise.batch import Inputs, mapped, restored, size, take
 from equipoise.measure.machine import describe
 from equipoise.road.bench import BATCH, Array
 from equipoise.runtimes import Program
@@ -39,14 +40,16 @@ class Scene:
     work: Workload | None
     program: Program
     reference: Program
-    samples: Tensor
+    samples: Inputs
     at_home: bool
 
     @classmethod
     def of(cls, artifact: Artifact, work: Workload | None) -> Scene:
         """Read the programs of `artifact`, not yet loaded by a runtime."""
         program = artifact.program
-        samples = torch.from_numpy(probe(artifact)["inputs"]) if work is None else work.validation.take(BATCH).tensors()[0]
+        samples = (
+            mapped(restored(probe(artifact)), torch.from_numpy) if work is None else work.validation.take(BATCH).tensors()[0]
+        )
         return cls(artifact, work, program, artifact.reference, samples, _at_home(artifact, program.runtime))
 
     @property
@@ -58,7 +61,7 @@ class Scene:
     def outputs(self, program: Program, split: Split) -> Tensor:
         """Answers of a program to a split, scored as the study scored it."""
         session = runtimes.get(program.runtime).load(program, threads=os.cpu_count() or 1)
-        return predict(lambda x: session.run(x.numpy()), split, batch=BATCH)[0]
+        return predict(lambda x: session.run(mapped(x, Tensor.numpy)), split, batch=BATCH)[0]
 
     def source(self, split: Split) -> Tensor:
         """Answers of the rebuilt source model."""
@@ -98,9 +101,9 @@ def guarded(name: str, checks: Iterator[Check]) -> Iterator[Check]:
         yield judged(name, "", f"{type(error).__name__}: {lines[0][:200]}", False, "could not be carried out on these files")
 
 
-def request(samples: Tensor, batch: int) -> Array:
+def request(samples: Inputs, batch: int) -> Inputs:
     """The inputs of one request of `batch` samples."""
-    return np.ascontiguousarray(samples[torch.arange(batch) % len(samples)].numpy())
+    return mapped(take(samples, torch.arange(batch) % size(samples)), lambda value: np.ascontiguousarray(value.numpy()))
 
 
 def _at_home(artifact: Artifact, runtime: str) -> bool:

@@ -11,6 +11,7 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor, nn
 
+from equipoise.batch import mapped, take
 from equipoise.errors import InputError
 from equipoise.runtimes.base import Program, Runtime, Source
 from equipoise.runtimes.export import Exporter, layer_nodes
@@ -46,6 +47,23 @@ class Probe(nn.Module):
         return scores
 
 
+class Pair(nn.Module):
+    """A small network of two inputs, whole numbers and floats, of which it also needs to know which is which."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.head = nn.Embedding(9, 6), nn.Linear(6, 3)
+        generator = torch.Generator().manual_seed(2)
+        with torch.no_grad():
+            for parameter in self.parameters():
+                parameter.normal_(generator=generator)
+
+    def forward(self, tokens: Tensor, weights: Tensor) -> Tensor:
+        """Return (N, 3) scores of tokens (N, 5) and their weights (N, 5)."""
+        scores: Tensor = self.head((self.token(tokens) * weights[..., None]).sum(1))
+        return scores
+
+
 def probe_source(exporter: Exporter | None = None) -> Source:
     """Return the probe as a `Source`; pass an exporter to share its slow first export between checks."""
     generator = torch.Generator().manual_seed(1)
@@ -56,8 +74,9 @@ def probe_source(exporter: Exporter | None = None) -> Source:
 def check_runtime(runtime: Runtime, source: Source | None = None) -> None:
     """Check that `runtime` keeps the contract of `base.Runtime`.
 
-    Its numbers are torch's at batches 1, 2 and 7; int8 is close, is not float, and leaves the named layers float; programs
-    compile to the same bytes twice, survive the disk, and are refused when damaged or meant for another runtime.
+    Its numbers are torch's at batches 1, 2 and 7, of one input and of several by name; int8 is close, is not float, and leaves
+    the named layers float; programs compile to the same bytes twice, survive the disk, and are refused when damaged or meant
+    for another runtime.
 
     Args:
         runtime: One that is available here.
@@ -76,6 +95,7 @@ def check_runtime(runtime: Runtime, source: Source | None = None) -> None:
         wanted = source.model(source.example).numpy()
     program = runtime.compile(source)
     _check_program(runtime, source, program, wanted)
+    _check_named(runtime)
     for bound, name in ((FLOAT_BOUND, "float"), (INT8_BOUND, "int8")):
         _require(error_of(np.roll(wanted, 1, axis=0), wanted) > 2 * bound, f"the {name} bound tells samples apart")
     if 8 in runtime.precisions:
@@ -113,6 +133,22 @@ def _check_program(runtime: Runtime, source: Source, program: Program, wanted: N
         less = Program(program.runtime, program.precision, {n: c for n, c in program.files.items() if n != name})
         _refuses(f"no {name}", lambda less=less: runtime.load(less))
     _refuses("a program for another runtime", lambda: runtime.load(Program("another", "fp32", program.files)))
+
+
+def _check_named(runtime: Runtime) -> None:
+    generator, net = torch.Generator().manual_seed(3), Pair().eval()
+    tokens, weights = torch.randint(0, 9, (8, 5), generator=generator), torch.rand(8, 5, generator=generator)
+    example = {"tokens": tokens, "weights": weights}
+    program = runtime.compile(Exporter().source(net, example, topology="pair"))
+    session, given = runtime.load(program), mapped(example, Tensor.numpy)
+    with torch.inference_mode():
+        wanted = net(**example).numpy()
+    for batch in (1, 2, 7):
+        for what, candidate in (("free", session), ("fixed", runtime.load(program, batch=batch))):
+            few = dict(reversed(take(given, slice(batch)).items()))  # names count, not their order; others are left aside
+            got = candidate.run({**few, "other": np.zeros(3)})
+            _require(error_of(got, wanted[:batch]) <= FLOAT_BOUND, f"inputs by name at batch {batch} ({what})")
+    _refuses("an input that is missing", lambda: session.run({"tokens": given["tokens"]}))
 
 
 def _check_int8(runtime: Runtime, source: Source, inputs: NDArray[Any], wanted: NDArray[Any]) -> None:

@@ -11,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from equipoise.batch import call
 from equipoise.errors import must_be, unknown
 from equipoise.training.samples import Batches
 from equipoise.training.validation import Metric
@@ -81,7 +82,7 @@ def gain(ensemble: Ensemble, data: Batches, metric: Metric, *, batch: int = 250)
         for inputs, wanted in data.batches(batch):
             targets.append(wanted)
             for member, found in zip(members, outputs, strict=True):
-                found.append(member(inputs))
+                found.append(call(member, inputs))
     if not targets:
         raise must_be("data", "at least one sample", 0, "Pass another split.")
     answers, wanted = [torch.cat(found) for found in outputs], torch.cat(targets)

@@ -8,6 +8,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
+from equipoise.batch import call, take
 from equipoise.errors import must_be
 from equipoise.training.distribution.base import Objective
 
@@ -67,8 +68,8 @@ def filtered(objective: Objective, loss: Callable[..., Tensor], *, share: float 
     def both(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
         if not isinstance(model, Filtered):
             raise must_be("model", "a Filtered(net, proxy)", type(model).__name__, "Wrap the net and its proxy in one.")
-        losses = loss(model.proxy(inputs), targets, reduction="none")
+        losses = loss(call(model.proxy, inputs), targets, reduction="none")
         kept = hardest(losses.detach(), share)
-        return objective(model.net, inputs[kept], targets[kept]) + losses.mean()
+        return objective(model.net, take(inputs, kept), targets[kept]) + losses.mean()
 
     return both

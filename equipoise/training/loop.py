@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from equipoise.batch import Inputs
 from equipoise.errors import EquipoiseError, InputError, must_be
 from equipoise.records import as_data, digest
 from equipoise.training.blocks import recomputed
@@ -27,7 +28,7 @@ from equipoise.training.optimizers import optimizer_of
 from equipoise.training.progress import Progress
 from equipoise.training.randomness import deterministic, mixed, private, seed_dropout
 from equipoise.training.recipe import Recipe
-from equipoise.training.samples import Batches
+from equipoise.training.samples import Batches, channels_last
 from equipoise.training.shards import here
 from equipoise.training.state import State, Stopped
 from equipoise.training.validation import CurvePoint, Validation
@@ -249,14 +250,14 @@ class _Run:
         seconds = time.monotonic() - self.began
         self.state.seconds = self.state.where.agree(seconds) if together else seconds
 
-    def step(self, inputs: Tensor, targets: Tensor) -> tuple[Tensor, float]:
+    def step(self, inputs: Inputs, targets: Tensor) -> tuple[Tensor, float]:
         """Make one step and return its loss, still on the device, and its learning rate."""
         state, recipe, plan, where = self.state, self.recipe, self.plan, self.state.where
         fraction = self.fraction()
         if plan.augment is not None:
             inputs = plan.augment(inputs, self.noise.manual_seed(mixed(self.seeds[1], state.step)))
-        if recipe.channels_last and inputs.ndim == 4:
-            inputs = inputs.contiguous(memory_format=torch.channels_last)
+        if recipe.channels_last:
+            inputs = channels_last(inputs)
         if plan.before_step is not None:
             plan.before_step(state.model, fraction)
         lr = recipe.lr_at(state.step, fraction)

@@ -2,81 +2,53 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from typing import Literal
+from typing import Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from equipoise.batch import Inputs
 from equipoise.errors import must_be, unknown
 
 Loss = Callable[[Tensor, Tensor], Tensor]
 """(outputs, targets) -> scalar loss, a mean over the samples."""
 
 
-Kind = Literal["softmax", "bernoulli", "values"]
-KINDS = ("softmax", "bernoulli", "values")
-"""What outputs mean: class scores, a yes-or-no score in each output, numbers."""
+class Divergence(Protocol):
+    """How far a student's outputs are from its teacher's; a workload knows its own."""
 
-CONSTANT = 1e-3
-"""An output that spreads less than this share of the widest one is counted as constant, and measured by the widest."""
+    @property
+    def kind(self) -> str:
+        """Return what outputs mean: ``softmax`` (class scores), ``bernoulli`` (yes-or-no scores) or ``values``."""
+        ...
 
+    def kept(self, inputs: Inputs, targets: Tensor) -> Tensor | None:
+        """Return which positions of these samples count; None where all do."""
+        ...
 
-def apart(
-    outputs: Tensor,
-    wanted: Tensor,
-    *,
-    kind: Kind,
-    axis: int = 1,
-    probabilities: bool = False,
-    temperature: float = 1.0,
-    spread: Tensor | None = None,
-) -> Tensor:
-    """Return how far `outputs` are from `wanted`: nats for labels, a share of the spread for values; 0 where they are the same.
+    def spread(self, wanted: Tensor) -> Tensor | None:
+        """Return what `loss` is to take for the spread of outputs in every batch, or None."""
+        ...
 
-    Args:
-        outputs, wanted: (N, ...), of one shape.
-        kind: ``softmax``: KL of the distributions over the classes, mean over the positions. ``bernoulli``: KL of the yes-or-no
-            distribution of each output, mean over the outputs. ``values``: squared error over the squared `spread`, mean.
-        axis: Where the classes lie.
-        probabilities: Outputs are probabilities already; they are not squashed a second time.
-        temperature: T, by which logits are divided; the result is multiplied by T^2 (Hinton et al. 2015, section 2.1).
-        spread: Of ``values``: standard deviation of each output, in a shape that broadcasts; None takes that of `wanted`.
-    """
-    if kind == "values":
-        return ((outputs - wanted) / (spreads(wanted) if spread is None else spread)).square().mean()
-    if probabilities:
-        outputs, wanted = (_logits(p, kind) for p in (outputs, wanted))
-    ours, theirs = outputs / temperature, wanted / temperature
-    if kind == "softmax":
-        ours, theirs = F.log_softmax(ours, dim=axis), F.log_softmax(theirs, dim=axis)
-        return temperature**2 * (theirs.exp() * (theirs - ours)).sum(dim=axis).mean()
-    sides = ((F.logsigmoid(sign * theirs), F.logsigmoid(sign * ours)) for sign in (1, -1))
-    total = torch.stack([p.exp() * (p - q) for p, q in sides]).sum(0)
-    return temperature**2 * total.mean()
+    def loss(
+        self,
+        outputs: Tensor,
+        wanted: Tensor,
+        *,
+        temperature: float = 1.0,
+        spread: Tensor | None = None,
+        kept: Tensor | None = None,
+    ) -> Tensor:
+        """Return the divergence of outputs (N, ...) from those wanted, through which gradients go.
 
-
-def spreads(values: Tensor) -> Tensor:
-    """Return the standard deviation of each output over the samples, (C,) in a shape that broadcasts over (N, C, ...).
-
-    Each output so counts alike, whatever its unit. One that hardly moves is measured by the widest: its own spread would blow
-    its smallest error up.
-    """
-    values = values.detach().double()
-    others = [i for i in range(values.ndim) if i != 1]
-    several = math.prod(values.shape[i] for i in others) > 1
-    found = values.std(dim=others, correction=int(several), keepdim=True)
-    widest = found.max()
-    found = torch.where(found < CONSTANT * widest, widest, found)
-    return torch.where(found > 0, found, torch.ones_like(found)).float()
-
-
-def _logits(probabilities: Tensor, kind: Kind) -> Tensor:
-    """Logits of probabilities, kept finite."""
-    p = probabilities.clamp(1e-7, 1 - 1e-7)
-    return p.log() if kind == "softmax" else p.log() - (-p).log1p()
+        Args:
+            temperature: By which logits are divided.
+            spread: Standard deviation of each output where they are values; None takes that of `wanted`.
+            kept: Which positions count.
+        """
+        ...
 
 
 def mse(outputs: Tensor, targets: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.modules.conv import _ConvNd
 from torch.utils._pytree import tree_leaves
 
+from equipoise.batch import Inputs, call
 from equipoise.errors import must_be
 
 _NORMS: dict[type[nn.Module], Callable[[int], _BatchNorm]] = {
@@ -54,7 +55,7 @@ class Normed(nn.Module):
         return out
 
 
-def unfold(model: nn.Module, inputs: Iterable[Tensor], *, names: Sequence[str] | None = None) -> nn.Module:
+def unfold(model: nn.Module, inputs: Iterable[Inputs], *, names: Sequence[str] | None = None) -> nn.Module:
     """Return a copy of `model` with BatchNorm after its convolutions, computing the same function in evaluation mode.
 
     The running statistics are those of the convolution's outputs on `inputs`; scale and shift undo them exactly. Each weight is
@@ -92,7 +93,7 @@ def unfold(model: nn.Module, inputs: Iterable[Tensor], *, names: Sequence[str] |
 
 
 def _faithful(
-    names: Sequence[str], build: Callable[[Sequence[str]], nn.Module], original: nn.Module, batch: Tensor
+    names: Sequence[str], build: Callable[[Sequence[str]], nn.Module], original: nn.Module, batch: Inputs
 ) -> Sequence[str]:
     """Return the names that can be taken together without changing an answer, found by halving."""
     if not names or _agree(build(names), original, batch):
@@ -104,13 +105,13 @@ def _faithful(
     return good if _agree(build(good), original, batch) else []
 
 
-def _agree(model: nn.Module, original: nn.Module, batch: Tensor) -> bool:
+def _agree(model: nn.Module, original: nn.Module, batch: Inputs) -> bool:
     """Whether both answer alike, chance (if the model has any) starting from one seed."""
     found = []
     for each in (model, original):
         with torch.no_grad(), torch.random.fork_rng(devices=[]):
             torch.manual_seed(0)
-            found.append([leaf for leaf in tree_leaves(each(batch)) if isinstance(leaf, Tensor)])
+            found.append([leaf for leaf in tree_leaves(call(each, batch)) if isinstance(leaf, Tensor)])
     return all(
         float((new.double() - old.double()).abs().max()) <= SAME * float(old.double().abs().max()) + 1e-12
         for new, old in zip(*found, strict=True)
@@ -132,7 +133,7 @@ def refold(model: nn.Module) -> nn.Module:
     return made
 
 
-def _moments(model: nn.Module, names: Sequence[str], inputs: Iterable[Tensor]) -> dict[str, tuple[Tensor, Tensor]]:
+def _moments(model: nn.Module, names: Sequence[str], inputs: Iterable[Inputs]) -> dict[str, tuple[Tensor, Tensor]]:
     """Mean and variance of each named convolution's output by channel, its bias included."""
     sums: dict[str, tuple[Tensor, Tensor, int]] = {}
 
@@ -148,7 +149,7 @@ def _moments(model: nn.Module, names: Sequence[str], inputs: Iterable[Tensor]) -
     try:
         with torch.no_grad():
             for batch in inputs:
-                model(batch)
+                call(model, batch)
     finally:
         for handle in handles:
             handle.remove()

@@ -15,6 +15,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from equipoise.batch import Inputs, call, mapped
 from equipoise.errors import must_be
 from equipoise.training.randomness import private
 
@@ -49,28 +50,28 @@ class Answer:
         """Whether the model is simply called."""
         return self.mode == "train" and self.paths == ((),)
 
-    def of(self, model: nn.Module, inputs: Tensor) -> Tensor:
+    def of(self, model: nn.Module, inputs: Inputs) -> Tensor:
         """Run `model`, which is in training mode, and return its answer."""
         if self.plain:
-            found: Tensor = model(inputs)
+            found: Tensor = call(model, inputs)
             return found
         with switched(model, self.mode):
-            returned = model(inputs)
+            returned = call(model, inputs)
         parts = [at(returned, path) for path in self.paths]
         return parts[0] if len(parts) == 1 else torch.stack(parts).mean(0)
 
 
-def answer_of(model: nn.Module, inputs: Tensor) -> Answer:
+def answer_of(model: nn.Module, inputs: Inputs) -> Answer:
     """Return where the answer of `model` is found in training mode; it is tried on copies with a few `inputs` (N, ...).
 
     Raises:
         InputError: No tensor is returned in evaluation mode.
     """
     trial = copy.deepcopy(model)
-    device = next((p.device for p in trial.parameters()), inputs.device)
-    inputs = inputs.to(device)
+    device = next((p.device for p in trial.parameters()), torch.device("cpu"))
+    inputs = mapped(inputs, lambda value: value.to(device))
     with private(device), torch.no_grad():
-        returned = trial.eval()(inputs)
+        returned = call(trial.eval(), inputs)
         tensors = list(leaves(returned))
         if not tensors:
             raise must_be("model output", "a tensor, or tensors in a tuple, list or dict", type(returned).__name__, "Wrap it.")
@@ -88,19 +89,19 @@ def answer_of(model: nn.Module, inputs: Tensor) -> Answer:
         mode: Mode = "layers"
         try:
             with switched(trial.train(), mode):
-                trial(inputs)
+                call(trial, inputs)
         except Exception:  # noqa: BLE001 - as above
             mode = "eval"
     return Answer(mode, (first,), f"{NOTES[mode]}: {why}")
 
 
-def _in_training(trial: nn.Module, inputs: Tensor, wanted: Tensor) -> Answer | None:
+def _in_training(trial: nn.Module, inputs: Inputs, wanted: Tensor) -> Answer | None:
     """Find the answer in what training mode returns; the layers stay in evaluation mode, so that the same numbers come out."""
     trial.train()
     _layers(trial, training=False)
-    runs = [list(leaves(trial(inputs))) for _ in range(2)]
+    runs = [list(leaves(call(trial, inputs))) for _ in range(2)]
     _layers(trial, training=True)
-    trial(inputs)  # as it will be called
+    call(trial, inputs)  # as it will be called
     likely = [(path, tensor) for path, tensor in runs[0] if tensor.shape == wanted.shape]
     if not likely:
         return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -13,17 +13,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from equipoise.batch import Inputs, call, mapped, take
 from equipoise.errors import must_be, unknown
 from equipoise.training.distribution.base import Distribution, beside
 from equipoise.training.loop import Augment, Plan, Trained, run
-from equipoise.training.losses import KINDS, Kind, apart, cross_entropy, mse, spreads
+from equipoise.training.losses import Divergence, cross_entropy, mse
 from equipoise.training.outputs import Answer, answer_of, first_of
 from equipoise.training.progress import Progress
 from equipoise.training.recipe import Recipe
 from equipoise.training.samples import Batches
 from equipoise.training.supervised import fingerprint
 
-Teacher = Callable[[Tensor], Any]
+Teacher = Callable[..., Any]
 """Inputs -> outputs (tensor or array), or (outputs, sequence of features): a module, or a faster runtime's session."""
 
 
@@ -32,12 +33,10 @@ def distill(
     teacher: Teacher,
     data: Batches,
     *,
+    divergence: Divergence,
     steps: int | None = None,
     seconds: float | None = None,
     recipe: Recipe | None = None,
-    kind: Kind | None = None,
-    axis: int = 1,
-    probabilities: bool = False,
     features: Sequence[str | tuple[str, str]] = (),
     augment: Augment | None = None,
     generator: torch.Generator | None = None,
@@ -50,30 +49,27 @@ def distill(
 ) -> Trained:
     """Train a copy of `student` to answer as `teacher` does, and return it.
 
-    The loss is ``soft_weight * losses.apart(student, teacher)`` (for class scores ``T^2 KL(teacher || student)`` at temperature
-    T), plus ``feature_weight`` times the squared error of each feature over the teacher's mean square, plus
-    ``hard_weight * hard_loss``. A model that returns more in training mode than in evaluation mode is trained by what it
-    answers in evaluation mode; `Trained.notes` tells.
+    The loss is ``soft_weight`` times the `divergence` (for class scores ``T^2 KL(teacher || student)`` at temperature T), plus
+    ``feature_weight`` times the squared error of each feature over the teacher's mean square, plus ``hard_weight * hard_loss``.
+    A model that returns more in training mode than in evaluation mode is trained by what it answers in evaluation mode;
+    `Trained.notes` tells.
 
     With a file for the checkpoint, the same call after a crash goes on where the file stands; the file stays when the run is
     done, and the same call then returns its result at once. Delete it when the result is stored.
 
     Args:
         student: Left as it is. A fake-quantized module trains as such.
-        teacher: A module (run on a copy, in evaluation mode), or a function of the batch of inputs that the student gets.
+        teacher: A module (run on a copy, in evaluation mode), or a function of the inputs that the student gets: a tensor, or
+            a mapping of several by name.
         data: Training split; labels are used only with ``hard_weight``.
+        divergence: What is to become small: how far outputs are from the teacher's, told by what they mean.
         steps, seconds: The run ends at the first that is reached; give one of them. Only `steps` resumes to the same curve.
         recipe: Hyperparameters; None takes `Recipe`'s.
-        kind: ``softmax`` for class scores along `axis`, ``bernoulli`` for a yes-or-no score in each output (a single logit,
-            several labels), ``values`` for numbers. None takes ``values`` where the targets are floating-point numbers and
-            ``softmax`` where they are labels of several classes; other targets do not tell.
-        axis: Where the classes lie.
-        probabilities: The models end in a softmax or a sigmoid.
         features: Names of modules whose outputs should agree, the same in both models or pairs (student, teacher). A teacher
             that is not a module returns (outputs, features) with the features in this order.
         augment: Random changes of the inputs; both models see the changed ones.
         generator: Source of all randomness; None is seeded with 0.
-        hard_loss: Loss on the labels; None takes the one of `kind`.
+        hard_loss: Loss on the labels; None takes the one that the divergence's kind asks for.
         checkpoint, every_s: File to go on from, and seconds between writes.
         distribution: Where to compute; None is this process, on the device of the student.
         before_step: Called with (student, fraction of the run done) before each step, to switch a fake quantizer on late.
@@ -90,8 +86,6 @@ def distill(
         Hinton et al. 2015, "Distilling the knowledge in a neural network", section 2.
     """
     recipe = recipe or Recipe()
-    if kind is not None and kind not in KINDS:
-        raise unknown("kind", kind, KINDS)
     pairs = [(name, name) if isinstance(name, str) else name for name in features]
     guide, where = teacher, distribution or beside(student)
     _known("student feature", [pair[0] for pair in pairs], student)
@@ -99,26 +93,20 @@ def distill(
         guide = copy.deepcopy(teacher).eval().to(where.device)
         _known("teacher feature", [pair[1] for pair in pairs], guide)
 
-    def ask(inputs: Tensor) -> tuple[Tensor, list[Tensor]]:
-        return _ask(guide, inputs.to(where.device), [pair[1] for pair in pairs])
+    def ask(inputs: Inputs) -> tuple[Tensor, list[Tensor]]:
+        given = mapped(inputs, lambda value: value.to(where.device) if isinstance(value, Tensor) else value)
+        return _ask(guide, given, [pair[1] for pair in pairs])
 
-    found = _understood(student, ask, data, recipe.batch, kind, axis)
-    criterion = hard_loss or (mse if found.kind == "values" else _bce if found.kind == "bernoulli" else cross_entropy)
+    answer, spread = _understood(student, ask, data, recipe.batch, divergence)
+    criterion = hard_loss or (mse if divergence.kind == "values" else _bce if divergence.kind == "bernoulli" else cross_entropy)
 
-    def objective(learner: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    def objective(learner: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
         wanted, wanted_features = ask(inputs)
         with _watched(learner, [pair[0] for pair in pairs]) as seen:
-            outputs = found.answer.of(learner, inputs)
+            outputs = answer.of(learner, inputs)
         _same_shape("output", outputs, wanted)
-        soft = apart(
-            outputs,
-            wanted,
-            kind=found.kind,
-            axis=axis,
-            probabilities=probabilities,
-            temperature=recipe.temperature,
-            spread=found.spread,
-        )
+        kept = divergence.kept(inputs, targets)
+        soft = divergence.loss(outputs, wanted, temperature=recipe.temperature, spread=spread, kept=kept)
         loss = recipe.soft_weight * soft
         if recipe.hard_weight:
             loss = loss + recipe.hard_weight * criterion(outputs, targets)
@@ -127,75 +115,40 @@ def distill(
             loss = loss + recipe.feature_weight * F.mse_loss(seen[name], feature) / feature.square().mean().clamp_min(1e-12)
         return loss
 
-    identity = {"kind": kind, "axis": axis, "probabilities": probabilities, "features": pairs, "student": fingerprint(student)}
+    identity = {"divergence": repr(divergence), "features": pairs, "student": fingerprint(student)}
     plan = Plan(steps, seconds, augment, before_step, on_step, checkpoint, every_s, identity, distribution=where)
     trained = run(student, data, objective, recipe, generator, plan)
-    return replace(trained, notes=(found.answer.note,)) if found.answer.note else trained
-
-
-@dataclass(frozen=True)
-class _Understood:
-    """What a first batch tells: how the student answers, what outputs mean, how far values spread."""
-
-    answer: Answer
-    kind: Kind
-    spread: Tensor | None = None
+    return replace(trained, notes=(answer.note,)) if answer.note else trained
 
 
 def _understood(
     student: nn.Module,
-    ask: Callable[[Tensor], tuple[Tensor, list[Tensor]]],
+    ask: Callable[[Inputs], tuple[Tensor, list[Tensor]]],
     data: Batches,
     batch: int,
-    kind: Kind | None,
-    axis: int,
-) -> _Understood:
-    """Look at the first batch in the data's own order, so that a resumed run finds the same."""
+    divergence: Divergence,
+) -> tuple[Answer, Tensor | None]:
+    """Read off the first batch, in the data's own order, how the student answers and values spread: the same when resumed."""
     first = next(iter(data.batches(batch)), None) if len(data) else None
     if first is None:  # the loop says what is wrong with the data
-        return _Understood(Answer(), kind or "softmax")
-    inputs, targets = first
-    answer = answer_of(student, inputs[:4])
-    if kind in ("softmax", "bernoulli"):
-        return _Understood(answer, kind)
-    wanted, _ = ask(inputs)
-    kind = kind or _kind(wanted, targets, axis)
-    return _Understood(answer, kind, spreads(wanted) if kind == "values" else None)
-
-
-def _kind(outputs: Tensor, targets: Tensor, axis: int) -> Kind:
-    """Return what outputs mean where the targets alone tell it."""
-    if targets.is_floating_point():
-        return "values"
-    if outputs.ndim > 1 and outputs.shape[axis] > 1 and outputs.numel() == targets.numel() * outputs.shape[axis]:
-        return "softmax"
-    remedy = "Pass bernoulli for yes-or-no labels, values for numbers."
-    raise must_be("kind", "given where whole-number targets have one output each", None, remedy)
+        return Answer(), None
+    inputs, _ = first
+    answer = answer_of(student, take(inputs, slice(4)))
+    return answer, divergence.spread(ask(inputs)[0]) if divergence.kind == "values" else None
 
 
 def _bce(outputs: Tensor, targets: Tensor) -> Tensor:
     return F.binary_cross_entropy_with_logits(outputs, targets.reshape(outputs.shape).to(outputs.dtype))
 
 
-def kl(outputs: Tensor, wanted: Tensor, *, temperature: float = 1.0) -> Tensor:
-    """Return ``T^2 KL(softmax(wanted / T) || softmax(outputs / T))`` in nats, mean over the samples.
-
-    Args:
-        outputs, wanted: Logits (N, C) or (N, C, ...); (N,) and (N, 1) are the logit of class 1 against class 0.
-        temperature: T; the factor T^2 keeps the gradients' scale (Hinton et al. 2015, section 2.1).
-    """
-    single = outputs.ndim == 1 or outputs.shape[1] == 1
-    return apart(outputs, wanted, kind="bernoulli" if single else "softmax", temperature=temperature)
-
-
-def _ask(guide: Teacher, inputs: Tensor, names: list[str]) -> tuple[Tensor, list[Tensor]]:
+def _ask(guide: Teacher, inputs: Inputs, names: list[str]) -> tuple[Tensor, list[Tensor]]:
     """Return the teacher's outputs and features for a batch, without gradients."""
     with torch.no_grad():
         if isinstance(guide, nn.Module):
             with _watched(guide, names) as seen:
-                outputs = first_of(guide(inputs))
+                outputs = first_of(call(guide, inputs))
             return outputs, [seen[name] for name in names]
-        answer = guide(inputs.contiguous())  # a session takes rows in plain order
+        answer = guide(mapped(inputs, torch.Tensor.contiguous))  # a session takes rows in plain order
     found: Sequence[Any] = ()
     if isinstance(answer, (tuple, list)):
         answer, found = answer

@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from equipoise.batch import Inputs, leaves, mapped, take
 from equipoise.errors import must_be
 
 
@@ -19,14 +20,19 @@ class Batches(Protocol):
         """Return the number of samples."""
         ...
 
-    def batches(self, size: int, *, shuffle_with: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, size: int, *, shuffle_with: torch.Generator | None = None) -> Iterator[tuple[Inputs, Tensor]]:
         """Yield one epoch of (inputs, targets) in an order drawn from the generator."""
         ...
 
 
+def channels_last(inputs: Inputs) -> Inputs:
+    """Return `inputs` with the channels of images last in memory; other arrays as they are."""
+    return mapped(inputs, lambda value: value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value)
+
+
 @dataclass(frozen=True, eq=False)
 class Samples:
-    """Data in memory: `inputs` (N, ...) and `targets` (N, ...).
+    """Data in memory: `inputs` (N, ...), one tensor or several by name, and `targets` (N, ...).
 
     Example:
         >>> data = Samples(torch.randn(10, 3), torch.arange(10))
@@ -34,30 +40,30 @@ class Samples:
         [4, 4, 2]
     """
 
-    inputs: Tensor
+    inputs: Inputs
     targets: Tensor
 
     def __post_init__(self) -> None:
         """Hold inputs and targets to one length."""
-        if len(self.inputs) != len(self.targets):
-            lengths = (len(self.inputs), len(self.targets))
+        lengths = tuple(len(value) for value in (*leaves(self.inputs), self.targets))
+        if len(set(lengths)) > 1:
             raise must_be("targets", "as many as inputs", lengths, "Check how the two were made.")
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return len(self.targets)
 
-    def batches(self, size: int, *, shuffle_with: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
+    def batches(self, size: int, *, shuffle_with: torch.Generator | None = None) -> Iterator[tuple[Inputs, Tensor]]:
         """Yield batches: all samples in order, or full batches (one shorter where there are fewer samples) shuffled."""
         n = len(self)
         if shuffle_with is None:
             for start in range(0, n, size):
-                yield self.inputs[start : start + size], self.targets[start : start + size]
+                yield take(self.inputs, slice(start, start + size)), self.targets[start : start + size]
             return
         order = torch.randperm(n, generator=shuffle_with)
         for start in range(0, max(n - n % size, min(n, size)), size):
             chosen = order[start : start + size]
-            yield self.inputs[chosen], self.targets[chosen]
+            yield take(self.inputs, chosen), self.targets[chosen]
 
     def rows(self, chosen: Tensor) -> Samples:
         """Return the samples at the indices `chosen` (int64)."""
-        return Samples(self.inputs[chosen], self.targets[chosen])
+        return Samples(take(self.inputs, chosen), self.targets[chosen])

@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
+from equipoise.batch import Inputs, call, size, take
 from equipoise.errors import must_be
 from equipoise.training.distribution.base import Distribution, Objective, beside
 from equipoise.training.logs import Log
@@ -130,22 +131,22 @@ class _Reader:
     criterion: Loss
     answer: Answer | None = None
 
-    def loss(self, student: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    def loss(self, student: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
         """Return the loss of a batch."""
         if self.answer is None:
             return self._first(student, inputs, targets)
         return self.criterion(self.answer.of(student, inputs), targets)
 
-    def _first(self, student: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:
+    def _first(self, student: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
         try:
-            returned = student(inputs)
+            returned = call(student, inputs)
         except Exception:  # the user's forward, which may want more than inputs in training mode
-            found = answer_of(self.model, inputs[:FEW])
+            found = answer_of(self.model, take(inputs, slice(FEW)))
             if found.plain:
                 raise
             self.answer = found
             return self.loss(student, inputs, targets)
-        if isinstance(returned, Tensor) and returned.ndim and len(returned) == len(inputs):
+        if isinstance(returned, Tensor) and returned.ndim and len(returned) == size(inputs):
             self.answer = Answer()
             return self.criterion(returned, targets)
         try:
@@ -153,7 +154,7 @@ class _Reader:
             self.answer = Answer()
             return loss
         except Exception:  # noqa: BLE001 - the user's loss, on outputs that it may not be made for: it gets the answer alone
-            self.answer = answer_of(self.model, inputs[:FEW])
+            self.answer = answer_of(self.model, take(inputs, slice(FEW)))
         return self.loss(student, inputs, targets)
 
 

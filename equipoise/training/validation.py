@@ -12,7 +12,7 @@ from equipoise.errors import must_be
 from equipoise.training.distribution.base import Distribution
 from equipoise.training.losses import Loss
 from equipoise.training.recipe import Recipe
-from equipoise.training.samples import Batches
+from equipoise.training.samples import Batches, channels_last
 
 
 class Metric(Protocol):
@@ -73,8 +73,8 @@ class Validation:
         total, count = 0.0, 0
         outputs, targets = [], []
         for inputs, wanted in self.data.batches(self.batch):
-            if recipe.channels_last and inputs.ndim == 4:
-                inputs = inputs.contiguous(memory_format=torch.channels_last)
+            if recipe.channels_last:
+                inputs = channels_last(inputs)
             found = where.outputs(model, inputs, recipe=recipe)
             wanted = wanted.to(found.device)
             with torch.no_grad():

@@ -21,6 +21,8 @@ import torch
 from torch import Tensor, nn
 
 from equipoise import runtimes
+from equipoise.batch import Inputs, call, is_array, leaves, mapped, positional, size, take
+from equipoise.batch import named as batch_of
 from equipoise.compress.fold import folded
 from equipoise.compress.proof import SAMPLES, changed
 from equipoise.compress.prune import prune as _prune
@@ -31,7 +33,10 @@ from equipoise.training.recipe import Recipe
 from equipoise.training.recover import distill as _distill
 from equipoise.workloads import Split, predict
 from equipoise.workloads.check import not_finite
-from equipoise.workloads.meaning import KINDS, SAMPLE, Divergence, Kind, decide, first_tensor, squashed
+from equipoise.workloads.divergence import KINDS, Divergence, Kind
+from equipoise.workloads.meaning import SAMPLE, decide, first_tensor, squashed
+from equipoise.workloads.outputs import Chosen, not_one, reduced
+from equipoise.workloads.sources import LABEL_KEYS
 from equipoise.workloads.wrapped import bare, copied, single
 
 
@@ -52,10 +57,13 @@ class Quantized:
     left: Mapping[str, str] = field(default_factory=lambda: MappingProxyType({}))
     notes: tuple[str, ...] = ()
 
-    def __call__(self, inputs: Tensor) -> Tensor:
-        """Return the outputs (N, ...) for inputs (N, ...), in the floating-point type of the inputs."""
-        outputs = torch.from_numpy(np.asarray(self.session.run(_as_single(inputs).detach().contiguous().numpy())))
-        return outputs.to(inputs.dtype) if inputs.is_floating_point() and outputs.is_floating_point() else outputs
+    def __call__(self, *inputs: Any, **named: Any) -> Tensor:
+        """Return the outputs (N, ...) for inputs (N, ...), called like the model, in the floating-point type of the inputs."""
+        given: Inputs = dict(named) if named else inputs[0] if len(inputs) == 1 else positional(inputs)
+        run = self.session.run(mapped(given, lambda value: _as_single(value).detach().contiguous().numpy()))
+        outputs = torch.from_numpy(np.asarray(run))
+        kinds = [value.dtype for value in leaves(given) if value.is_floating_point()]
+        return outputs.to(kinds[0]) if kinds and outputs.is_floating_point() else outputs
 
     def save(self, folder: str | Path) -> Path:
         """Write the program's files into `folder`, which is made when absent."""
@@ -66,7 +74,7 @@ class Quantized:
 
 
 @functools.wraps(_prune)
-def prune(model: nn.Module, example: Tensor, *, data: Tensor | None = None, **options: Any) -> nn.Module:
+def prune(model: nn.Module, example: Inputs, *, data: Inputs | None = None, **options: Any) -> nn.Module:
     """Do what `equipoise.compress.prune.prune` does, on any model that training leaves behind."""
     plain, _ = _prepared("model", model)
     example = _batch("example", example)
@@ -74,20 +82,21 @@ def prune(model: nn.Module, example: Tensor, *, data: Tensor | None = None, **op
     _answers("model", plain, example)
     small = _prune(plain, example, data=data, **options)
     if options.get("ratio") == 0:
-        inputs = [example] if data is None else [example, data[:SAMPLES]]
+        inputs = [example] if data is None else [example, take(data, slice(SAMPLES))]
         if changed(small, plain, inputs):  # nothing was to be cut, so nothing may change
             small = copied(plain).eval()
     return _in_precision_of(bare(model), small)
 
 
 def quantize(
-    model: nn.Module, calibration: Tensor, *, target: str = "onnxruntime:cpu", float_layers: Collection[str] = ()
+    model: nn.Module, calibration: Inputs, *, target: str = "onnxruntime:cpu", float_layers: Collection[str] = ()
 ) -> Quantized:
     """Return `model` in int8 by the target's own quantizer, in the scheme that is right and fastest on this CPU.
 
     Args:
-        model: Any module with one tensor in and one out; not changed.
-        calibration: Representative inputs (N, ...), unlabelled, 100 or more; ranges are read from them.
+        model: Any module with one tensor out, or one called ``logits`` or ``out`` among several; not changed.
+        calibration: Representative inputs (N, ...), unlabelled, 100 or more; ranges are read from them. Several inputs are a
+            mapping by the keywords of the model's forward, or a tuple by position.
         target: ``runtime[:device][?threads=N&batch=N]``.
         float_layers: Dotted names of layers to leave in fp32. A layer that the quantizer cannot take is left so by itself
             and named in `Quantized.left`.
@@ -105,13 +114,16 @@ def quantize(
         raise must_be("target", "a runtime with an int8 quantizer", target, "Use onnxruntime:cpu or openvino:cpu.")
     plain, notes = _prepared("model", model)
     calibration = _batch("calibration", calibration)
-    example = calibration[:2]
-    _answers("model", plain, example)
-    done = folded(plain, example, data=calibration)
+    example = take(calibration, slice(2))
+    whole = _judged("model", plain, example)
+    inside = "" if whole is plain else "model."
+    done = folded(whole, example, data=calibration)
     source = Exporter().source(done.model, example, topology="")
-    program = runtime.compile(source, calibration=calibration.numpy(), float_layers=frozenset(float_layers))
+    floats = frozenset(f"{inside}{name}" for name in float_layers)
+    program = runtime.compile(source, calibration=mapped(calibration, Tensor.numpy), float_layers=floats)
     session = runtime.load(program, threads=wanted.threads)
-    return Quantized(program, wanted, session, {**done.left, **program.left}, notes)
+    left = {name.removeprefix(inside): why for name, why in {**done.left, **program.left}.items()}
+    return Quantized(program, wanted, session, left, notes)
 
 
 def distill(
@@ -128,7 +140,8 @@ def distill(
 
     Args:
         student, teacher: Modules with the same output shape; neither is changed.
-        data: Inputs, or anything that `Split.of` takes; labels tell what outputs mean, and are learned with ``hard_weight``.
+        data: Inputs (a tensor, or a mapping of several), or anything that `Split.of` takes; labels tell what outputs mean, and
+            are learned with ``hard_weight``.
         seconds: Training time.
         kind: ``softmax`` for class scores, ``bernoulli`` for yes-or-no scores, ``values`` for numbers. None sees it from
             targets and outputs. From inputs alone it cannot be seen, and takes ``values``: the squared error in each output's
@@ -142,9 +155,9 @@ def distill(
     References:
         Ba & Caruana 2014, "Do deep nets really need to be deep?", section 2.3: logits learned by squared error.
     """
-    alone = isinstance(data, (Tensor, np.ndarray))
+    alone = isinstance(data, (Tensor, np.ndarray)) or (isinstance(data, Mapping) and not data.keys() & {*LABEL_KEYS})
     if alone:
-        data = (_as_single(torch.as_tensor(data)), torch.zeros(len(data)))
+        data = (mapped(data, lambda value: _as_single(torch.as_tensor(value))), torch.zeros(size(data)))
     split = data if isinstance(data, Split) else Split.of(data, name="train")
     if not len(split):
         raise InputError("data must hold at least one sample; got none. Pass the training inputs.")
@@ -152,6 +165,7 @@ def distill(
         raise found
     learner, guide = _prepared("student", student)[0], copied(_prepared("teacher", teacher)[0]).eval()
     example = split.take(2).tensors()[0]
+    learner, guide = _judged("student", learner, example), _judged("teacher", guide, example)
     shapes = [tuple(_answers(name, part, example).shape) for name, part in (("student", learner), ("teacher", guide))]
     if shapes[0] != shapes[1]:
         raise must_be("student", f"a model that answers in the teacher's shape {shapes[1]}", shapes[0], "Give both one head.")
@@ -165,23 +179,15 @@ def distill(
     )
     generator = torch.Generator().manual_seed(seed)
     trained = _distill(
-        learner,
-        guide,
-        split,
-        seconds=seconds,
-        kind=meaning.kind,
-        axis=meaning.axis,
-        probabilities=meaning.probabilities,
-        generator=generator,
-        **options,
-    ).model
-    return _in_precision_of(bare(student), trained)
+        learner, guide, split, divergence=meaning, seconds=seconds, generator=generator, **options,
+    ).model  # fmt: skip
+    return _in_precision_of(bare(student), trained.model if isinstance(trained, Chosen) else trained)
 
 
 def _with_recipe(options: dict[str, Any]) -> dict[str, Any]:
     """Put the options that are fields of a recipe into one."""
     fields = {field.name for field in dataclasses.fields(Recipe)}
-    known = {name for name in inspect.signature(_distill).parameters if name not in ("student", "teacher", "data")}
+    known = inspect.signature(_distill).parameters.keys() - {"student", "teacher", "data", "divergence"}
     for name in options:
         if name not in fields | known:
             raise unknown("option", name, sorted(fields | known))
@@ -193,7 +199,7 @@ def _with_recipe(options: dict[str, Any]) -> dict[str, Any]:
 def _meaning(teacher: nn.Module, split: Split, loss: Any, kind: Kind | None) -> Divergence:
     """See from some samples what the teacher's outputs mean; a kind that is given holds."""
     asked = copy.deepcopy(teacher).eval()
-    outputs, targets = predict(lambda inputs: first_tensor(asked(inputs)), split.take(SAMPLE), batch=SAMPLE)
+    outputs, targets = predict(lambda inputs: first_tensor(call(asked, inputs)), split.take(SAMPLE), batch=SAMPLE)
     found = decide(outputs.float(), targets, loss=loss, probabilities=squashed(asked, split))
     if kind is None or kind == found.kind:
         return found
@@ -210,8 +216,20 @@ def _prepared(name: str, model: Any) -> tuple[nn.Module, tuple[str, ...]]:
     return plain, (*notes, said) if said else notes
 
 
-def _batch(name: str, inputs: Any) -> Tensor:
-    """Return a batch of inputs (N, ...) in float32 (or whole numbers)."""
+def _batch(name: str, inputs: Any) -> Inputs:
+    """Return a batch of inputs (N, ...) in float32 (or whole numbers): one tensor, or several by name or position."""
+    if isinstance(inputs, (tuple, list)):
+        inputs = positional(inputs)
+    if isinstance(inputs, Mapping):
+        found = {key: _tensor(f"{name}[{key!r}]", value) if is_array(value) else value for key, value in inputs.items()}
+        if len({len(value) for value in leaves(found)}) != 1:
+            lengths = {key: len(value) for key, value in batch_of(found).items()}
+            raise must_be(name, "tensors of one length", lengths, "Give a row for each sample in every one.")
+        return found
+    return _tensor(name, inputs)
+
+
+def _tensor(name: str, inputs: Any) -> Tensor:
     if not isinstance(inputs, Tensor) or inputs.dim() < 1 or len(inputs) < 1:
         got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
         raise must_be(name, "a tensor of inputs (N, ...), N of at least 1", got, "Pass for example one batch of your data.")
@@ -225,19 +243,26 @@ def _as_single(inputs: Tensor) -> Tensor:
     return inputs.float() if inputs.is_floating_point() else inputs
 
 
-def _answers(name: str, model: nn.Module, example: Tensor) -> Tensor:
-    """Return what the model answers in evaluation mode; raise unless it is one tensor."""
+def _judged(name: str, model: nn.Module, example: Inputs) -> nn.Module:
+    """Return the model, reduced to the output that is meant where it gives a record, a mapping or a tuple."""
+    answer = _answers(name, model, example)
+    judged = reduced(model, answer)
+    if judged is model and not isinstance(answer, Tensor):
+        raise not_one(answer)
+    return judged
+
+
+def _answers(name: str, model: nn.Module, example: Inputs) -> Any:
+    """Return what the model answers in evaluation mode."""
     subject = copied(model).eval()
     try:
         with torch.no_grad():
-            outputs = subject(example)
+            outputs = call(subject, example)
     except Exception as error:
         text = (str(error).strip().splitlines() or [""])[0][:200]
-        what = f"a model that takes inputs {tuple(example.shape)} of {str(example.dtype)[6:]}"
+        given = " and ".join(f"{tuple(value.shape)} of {str(value.dtype)[6:]}" for value in leaves(example))
+        what = f"a model that takes inputs {given}"
         raise must_be(name, what, f"{type(error).__name__}: {text}", "Check the shape and type of the inputs.") from error
-    if not isinstance(outputs, Tensor):
-        remedy = "Wrap it in a module whose forward returns the tensor that is scored, e.g. outputs[0] or outputs['logits']."
-        raise must_be(f"{name} output", "one tensor", type(outputs).__name__, remedy)
     return outputs
 
 

@@ -12,6 +12,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
+from equipoise.batch import Inputs, call, leaves, mapped, positional, size
 from equipoise.errors import EquipoiseError, InputError, must_be
 from equipoise.markup import table
 from equipoise.measure import energy, machine, money
@@ -25,8 +26,7 @@ from equipoise.runtimes.base import RUNTIMES, Program, Session, Source, Target, 
 from equipoise.units import show
 
 if TYPE_CHECKING:
-    import numpy as np
-    from torch import Tensor, nn
+    from torch import nn
 
     from equipoise.measure.counts import Counts
     from equipoise.workloads import Workload
@@ -115,7 +115,7 @@ class Profile:
 
 def profile(
     model: nn.Module | Workload | str,
-    example: Tensor | None = None,
+    example: Inputs | None = None,
     *,
     targets: Sequence[Target | str] | None = None,
     batch: int = 32,
@@ -128,7 +128,8 @@ def profile(
 
     Args:
         model: A module, or a workload or the name of one (which brings its own example).
-        example: A batch of inputs (N, ...), N >= 1; needed for a module.
+        example: A batch of inputs (N, ...), N >= 1, several of them a mapping by keyword or a tuple by position; needed for a
+            module.
         targets: Targets or their text; None takes every runtime, one thread.
         batch: Second batch size timed, beside 1 and those that targets name; 1 for no second one.
         price_per_hour: Dollars an hour of this machine.
@@ -177,26 +178,31 @@ def profile(
     return Profile(name, counts, tuple(found), machine.describe(), time.perf_counter() - began)
 
 
-def _subject(model: nn.Module | Workload | str, example: Tensor | None) -> tuple[str, nn.Module, Tensor]:
+def _subject(model: nn.Module | Workload | str, example: Inputs | None) -> tuple[str, nn.Module, Inputs]:
     """Name, module and example of whatever was handed over."""
     import torch
     from torch import Tensor, nn
 
     from equipoise.workloads import as_workload
-    from equipoise.workloads.wrapped import bare, hosted, single
+    from equipoise.workloads.outputs import reduced
+    from equipoise.workloads.wrapped import bare, copied, hosted, single
 
     if not isinstance(model, nn.Module):
         model = as_workload(model)
         name, example, model = model.name, model.example if example is None else example, model.model
     else:
         name = type(model).__name__
-    if not isinstance(example, Tensor) or example.dim() < 1 or len(example) < 1:
+    example = positional(example) if isinstance(example, tuple) else example
+    arrays = leaves(example) if isinstance(example, (Tensor, Mapping)) else ()
+    if not arrays or not all(isinstance(value, Tensor) and value.dim() and len(value) for value in arrays):
         got = tuple(example.shape) if isinstance(example, Tensor) else type(example).__name__
         raise must_be("profile(example)", "a batch of inputs (N, ...)", got, "Pass a tensor such as one batch of your data.")
     plain, said = single(bare(model))
-    if said or example.dtype in (torch.float64, torch.float16, torch.bfloat16):
-        example = example.float()
-    return f"{name} ({said})" if said else name, hosted(plain), example.cpu()
+    plain = hosted(plain)
+    example = mapped(example, lambda value: (value.float() if value.is_floating_point() else value).cpu())
+    with torch.inference_mode():
+        answer = call(copied(plain).eval(), example)
+    return f"{name} ({said})" if said else name, reduced(plain, answer), example
 
 
 def _check(
@@ -225,31 +231,29 @@ def _compile(target: Target, source: Source) -> Program:
     return runtime.compile(source)
 
 
-def _rows(example: Tensor, batch: int) -> np.ndarray[Any, Any]:
+def _rows(example: Inputs, batch: int) -> Inputs:
     """`batch` samples, repeated from the example as needed, as the runtimes take them."""
     import numpy as np
 
-    held: np.ndarray[Any, Any] = example.detach().cpu().numpy()
-    return np.ascontiguousarray(held[np.arange(batch) % len(held)])
+    rows = np.arange(batch) % size(example)
+    return mapped(example, lambda value: np.ascontiguousarray(value.detach().cpu().numpy()[rows]))
 
 
-def _call(target: Target, program: Program, rows: np.ndarray[Any, Any]) -> Callable[[], object]:
-    session: Session = get(target.runtime).load(program, threads=target.threads, batch=len(rows))
+def _call(target: Target, program: Program, rows: Inputs) -> Callable[[], object]:
+    session: Session = get(target.runtime).load(program, threads=target.threads, batch=size(rows))
     return lambda: session.run(rows)
 
 
-def _time(
-    programs: Mapping[Target, Program], rows: np.ndarray[Any, Any], seconds: float, on_step: Step
-) -> dict[Target, LatencyProfile]:
+def _time(programs: Mapping[Target, Program], rows: Inputs, seconds: float, on_step: Step) -> dict[Target, LatencyProfile]:
     """Time all targets side by side on the same rows."""
     if not programs:
         return {}
-    on_step(f"timing at batch {len(rows)}")
+    on_step(f"timing at batch {size(rows)}")
     contenders = {
-        str(target): Contender(program, replace(target, batch=len(rows))).load(rows) for target, program in programs.items()
+        str(target): Contender(program, replace(target, batch=size(rows))).load(rows) for target, program in programs.items()
     }
     compared = compare_loads(contenders, seconds=seconds)
-    return {target: summarize(compared, str(target), batch=len(rows)) for target in programs}
+    return {target: summarize(compared, str(target), batch=size(rows)) for target in programs}
 
 
 def _timing(batch: int, timed: LatencyProfile, price_per_hour: float | None) -> Timing:
@@ -269,7 +273,7 @@ def _energy(call: Callable[[], object], watts_per_core: float | tuple[float, flo
 
 
 def _with(
-    target: Target, program: Program, timings: tuple[Timing, ...], joules: Reading, macs: int, one: np.ndarray[Any, Any]
+    target: Target, program: Program, timings: tuple[Timing, ...], joules: Reading, macs: int, one: Inputs
 ) -> TargetProfile:
     return TargetProfile(
         target=str(target),

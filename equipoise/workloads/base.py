@@ -10,12 +10,14 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
+from equipoise.batch import Inputs, call
 from equipoise.errors import InputError, must_be
 from equipoise.workloads import identity, labels
 from equipoise.workloads.augment import Augment
 from equipoise.workloads.data import Split, Transform, predict
-from equipoise.workloads.meaning import Divergence, divergence_of, settled
-from equipoise.workloads.metrics import Loss, Metric, Score, ignoring_loss, loss_of, metric_of, printable, yes_or_no
+from equipoise.workloads.divergence import Divergence
+from equipoise.workloads.meaning import divergence_of, settled
+from equipoise.workloads.metrics import Loss, Metric, Quality, Score, ignoring_loss, loss_of, metric_of, printable, yes_or_no
 from equipoise.workloads.outputs import Chosen, Key, described, part, usual
 from equipoise.workloads.sources import attempt
 from equipoise.workloads.wrapped import bare, copied, single
@@ -78,7 +80,7 @@ class Workload:
         model: nn.Module | Callable[[], nn.Module],
         train: Any,
         test: Any,
-        metric: str | Metric | Score = "accuracy",
+        metric: str | Metric | Quality | Score = "accuracy",
         validation: Any = None,
         calibration: Any = None,
         loss: str | Loss = "natural",
@@ -97,8 +99,9 @@ class Workload:
             model: The trained model, or a function of nothing that builds it. Wrappers (data parallel, compiled) are taken off;
                 a model in another precision is converted to float32.
             train, test: Anything that `Split.of` takes: ``(inputs, targets)``, a dataset, a DataLoader, an iterable of batches.
-            metric: ``accuracy``, ``f1``, ``mse``, ``mae``, a `Metric`, or a function of (outputs, targets). Where a function
-                gives fractions, one point is 0.01 (docs/metrics.md).
+                Inputs are one tensor, a mapping by the keywords of the model's forward, or a tuple by position.
+            metric: ``accuracy``, ``f1``, ``mse``, ``mae``, a `Metric`, a `Quality`, or a function of (outputs, targets). Where
+                a function gives fractions, one point is 0.01 (docs/metrics.md).
             validation, calibration: As `train`; None takes them from it by a fixed shuffle. That is right for validation only
                 if the model never saw those samples: else give data of its own, or a share of the test split (``0.3`` or
                 ``"test:0.3"``), which then serves for validation while the rest verifies.
@@ -158,8 +161,8 @@ class Workload:
         return f"Workload({self.name}: {type(self.model).__name__} of {params:,} params; {sizes} samples; {self.metric.name})"
 
     @cached_property
-    def example(self) -> Tensor:
-        """A small batch (2, ...) as the model takes it, for tracing and export."""
+    def example(self) -> Inputs:
+        """A small batch (2, ...) as the model takes it, for tracing and export: a tensor, or several by name."""
         inputs, _ = self.validation.take(2).tensors()
         return inputs
 
@@ -183,7 +186,7 @@ class Workload:
         """16 hex digits that change with any part of `identity`."""
         return identity.digest(*(f"{part} {found}" for part, found in sorted(self.identity.items())))
 
-    def quality(self, run: Callable[[Tensor], Any] | None = None, *, split: Split | None = None, batch: int = 256) -> float:
+    def quality(self, run: Callable[..., Any] | None = None, *, split: Split | None = None, batch: int = 256) -> float:
         """Return the metric of `run` (None: the model) on `split` (None: validation), in points."""
         return self.metric.score(*predict(run or self.model, split or self.validation, batch=batch))
 
@@ -248,7 +251,7 @@ def _one_output(model: nn.Module, data: Split, output: Key | None) -> tuple[nn.M
     """
     try:
         with torch.inference_mode():
-            answer = model(data.take(2).tensors()[0])
+            answer = call(model, data.take(2).tensors()[0])
     except KeyboardInterrupt:
         raise
     except BaseException:  # noqa: BLE001 - the user's model and data may raise anything; `check` runs both again and tells it
@@ -293,7 +296,7 @@ def judge(
         ignore_label: A target that is not judged, or None.
     """
     notes: tuple[str, ...] = ()
-    by_metric, by_loss = labels.asked_by_metric(metric), labels.asked_by_loss(asked)
+    by_metric, by_loss = metric.labels, labels.asked_by_loss(asked)
     decided = by_metric if by_metric is not None else by_loss
     targets = labels.some(splits["validation"], answers, few=decided is not None)
     judged = targets if ignore_label is None else targets[targets != ignore_label]
@@ -327,7 +330,7 @@ def together(makers: Mapping[str, Callable[[], Any]]) -> dict[str, Any]:
 def readers(
     given: Mapping[str, Any],
     *,
-    metric: str | Metric | Score,
+    metric: str | Metric | Quality | Score,
     maximize: bool,
     loss: str | Loss,
     transform: Transform | None,

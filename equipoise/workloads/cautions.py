@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from equipoise.batch import Inputs, call, mapped, parts
 from equipoise.errors import InputError
 from equipoise.workloads.base import Workload
 from equipoise.workloads.data import Split
-from equipoise.workloads.labels import asked_by_metric
 from equipoise.workloads.outputs import Chosen, part
 from equipoise.workloads.overlap import duplicates
 from equipoise.workloads.running import at_once, one_thread
@@ -57,11 +58,11 @@ def _precision(work: Workload) -> Iterator[str]:
     yield f"model: quality on {own[1]} validation samples {own[0]:.2f} in {kind}, {converted[0]:.2f} as the float32 copy"
 
 
-def _in_own_precision(work: Workload, dtype: torch.dtype) -> Callable[[Tensor], Any]:
+def _in_own_precision(work: Workload, dtype: torch.dtype) -> Callable[[Inputs], Any]:
     original: Any = work.original
 
-    def run(inputs: Tensor) -> Tensor:
-        answer = original(inputs.to(dtype) if inputs.is_floating_point() else inputs)
+    def run(inputs: Inputs) -> Tensor:
+        answer = call(original, mapped(inputs, lambda value: value.to(dtype) if value.is_floating_point() else value))
         chosen: Tensor = part(answer, work.model.output) if isinstance(work.model, Chosen) else answer
         return chosen.float()
 
@@ -82,10 +83,7 @@ def _memorised(work: Workload) -> Iterator[str]:
             f"the rest). If the model was trained on them, drops measured there are worth little. {_other(work)}"
         )
     elif (
-        asked_by_metric(work.metric)
-        and min(held[0], trained[0]) >= PERFECT_SCORE
-        and held[1] >= PERFECT_SAMPLES
-        and work.metric.maximize
+        work.metric.labels and min(held[0], trained[0]) >= PERFECT_SCORE and held[1] >= PERFECT_SAMPLES and work.metric.maximize
     ):
         yield (
             f"the untouched model has {name} {held[0]:.2f} on validation, as on its training data. If it was trained on the "
@@ -98,14 +96,15 @@ def _other(work: Workload) -> str:
     return "Add holdout=N to take N test images for it" if work.name in ("images", "cifar10") else OTHER
 
 
-def _quality(work: Workload, run: nn.Module | Callable[[Tensor], Any], split: Split) -> tuple[float, int] | None:
+def _quality(work: Workload, run: nn.Module | Callable[[Inputs], Any], split: Split) -> tuple[float, int] | None:
     """Return the metric on the first samples of a split and how many they were; None where it cannot be read."""
     outputs, targets, until = [], [], time.perf_counter() + SECONDS
+    answer = partial(call, run) if isinstance(run, nn.Module) else run
     try:
         with torch.inference_mode():
             for inputs, wanted in split.take(SAMPLE).batches(BATCH):
-                for few in torch.split(inputs, at_once(inputs, BATCH)):
-                    outputs.append(attempt("model", lambda given=few: run(given), "Look at its forward."))  # type: ignore[misc]
+                for few in parts(inputs, at_once(inputs, BATCH)):
+                    outputs.append(attempt("model", partial(answer, few), "Look at its forward."))
                 targets.append(wanted)
                 if time.perf_counter() > until:
                     break

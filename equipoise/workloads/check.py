@@ -10,10 +10,10 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
+from equipoise.batch import call, leaves, take
 from equipoise.errors import InputError, must_be
 from equipoise.workloads.base import Workload
 from equipoise.workloads.data import Split, predict
-from equipoise.workloads.labels import OF_LABELS
 from equipoise.workloads.metrics import Metric
 from equipoise.workloads.outputs import not_one
 from equipoise.workloads.overlap import overlapping
@@ -88,8 +88,8 @@ def contents(train: Split, validation: Split, metric: Metric, *, ignore: int | N
         elif not targets.is_floating_point():
             yield from _labels(split, metric, ignore)
     again = validation.take(8)
-    first, second = again.tensors()[0], again.reread().tensors()[0]
-    if first.shape != second.shape or not torch.equal(first.nan_to_num(), second.nan_to_num()):
+    first, second = leaves(again.tensors()[0]), leaves(again.reread().tensors()[0])
+    if not all(a.shape == b.shape and torch.equal(a.nan_to_num(), b.nan_to_num()) for a, b in zip(first, second, strict=True)):
         yield must_be(
             "validation data",
             "the same at every read",
@@ -110,12 +110,12 @@ def not_finite(split: Split) -> InputError | None:
             if time.perf_counter() > until:
                 break
         return None
-    floats = [value for value in (source.inputs, source.targets) if value.is_floating_point()]
+    floats = [value for value in (*leaves(source.inputs), source.targets) if value.is_floating_point()]
     if not all(bool(value.isfinite().all()) for value in floats):  # a source may hold other splits' samples too
-        mine = source.inputs[split.order], source.targets[split.order]
+        mine = take(source.inputs, split.order), source.targets[split.order]
         if found := split.broken(*mine, split.order):
             return found
-    if split.transform is not None and source.inputs.is_floating_point():
+    if split.transform is not None and any(value.is_floating_point() for value in leaves(source.inputs)):
         for start in range(0, len(split), SAMPLE):
             part = split.part(start, start + SAMPLE)
             if found := split.broken(*part.tensors(), part.order):
@@ -139,7 +139,7 @@ def _labels(split: Split, metric: Metric, ignore: int | None) -> Iterator[InputE
     if not len(seen):
         yield must_be(f"{split.name} targets", "judged somewhere", f"only ignore_label={ignore}", "Look at the targets.")
         return
-    if len(seen) < 2 and metric.name in OF_LABELS:
+    if len(seen) < 2 and metric.labels:
         yield must_be(
             f"{split.name} targets", "of at least two classes", f"only class {int(seen[0])}", "One class cannot be told apart."
         )
@@ -209,17 +209,18 @@ def _batches_agree(work: Workload) -> None:
     """Raise unless a batch of n gives n answers, each the one that its sample gives alone."""
     inputs, _ = work.validation.take(3).tensors()
     dynamic = "The batch must stay dynamic: no fixed sizes in view or reshape."
-    raw = "" if inputs.is_floating_point() else f" Inputs are {inputs.dtype}: pass transform=... where the model takes floats."
+    kinds = " and ".join(sorted({str(value.dtype) for value in leaves(inputs) if not value.is_floating_point()}))
+    raw = f" Inputs are {kinds}: pass transform=... where the model takes floats." if kinds else ""
     with torch.inference_mode():
         answers: list[Tensor] = []
         for n in (1, 2, 3):
-            output = attempt(f"model at batch {n}", lambda n=n: work.model(inputs[:n]), dynamic + raw)  # type: ignore[misc]
+            output = attempt(f"model at batch {n}", lambda n=n: call(work.model, take(inputs, slice(n))), dynamic + raw)  # type: ignore[misc]
             if not isinstance(output, Tensor):
                 raise not_one(output)
             if output.ndim == 0 or len(output) != n:
                 raise must_be(f"model output at batch {n}", f"{n} rows", tuple(output.shape), dynamic)
             answers.append(output.float())
-        last = attempt("model at batch 1", lambda: work.model(inputs[2:3]).float(), dynamic)
+        last = attempt("model at batch 1", lambda: call(work.model, take(inputs, slice(2, 3))).float(), dynamic)
     if last.shape[1:] != answers[2].shape[1:]:
         raise must_be("model output", "of one shape at every batch size", tuple(answers[2].shape), dynamic)
     pairs = ((answers[0][0], answers[2][0]), (answers[1][1], answers[2][1]), (last[0], answers[2][2]))

@@ -11,14 +11,16 @@ from dataclasses import dataclass, replace
 from typing import Any, cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
+from equipoise.batch import Inputs, call, leaves, named, parts
 from equipoise.errors import InputError, must_be
 from equipoise.workloads.forms import form_of
 from equipoise.workloads.running import at_once
-from equipoise.workloads.sources import Arrays, Items, Source, attempt
+from equipoise.workloads.sources import Arrays, Items, Kept, Source, attempt
 
-Transform = Callable[[Tensor], Tensor]
+Transform = Callable[[Any], Any]
+"""A batch of inputs as they are read -> as the model takes them: a tensor, or a mapping of several."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -62,7 +64,8 @@ class Split:
             data: A `Split`; ``(inputs, targets)`` as tensors or arrays; a map-style dataset of ``(input, target)`` items; a
                 DataLoader (the samples of its dataset that its sampler can draw, and its collate function; how often and in
                 which order it draws them is not followed); or an iterable of batches, which is read to its end once.
-                A batch or a sample may be a mapping of the inputs and the labels.
+                A batch or a sample may be a mapping of the inputs and the labels. Inputs may be several: a mapping by the
+                keywords of the model's forward, or a tuple of what it takes by position.
             name: For messages.
             transform: Batch of raw inputs -> what the model takes.
             keep: Remember items of a dataset after the first read, where they are small.
@@ -88,8 +91,8 @@ class Split:
         """Return the samples `start` to `stop` of the fixed shuffle, under another name."""
         return replace(self, order=self.order[start:stop], name=name or self.name)
 
-    def batches(self, size: int, *, shuffle_with: torch.Generator | None = None) -> Iterator[tuple[Tensor, Tensor]]:
-        """Yield batches of (inputs, targets), inputs transformed.
+    def batches(self, size: int, *, shuffle_with: torch.Generator | None = None) -> Iterator[tuple[Inputs, Tensor]]:
+        """Yield batches of (inputs, targets), inputs transformed: a tensor, or a mapping where the model takes several.
 
         Args:
             size: Samples in a batch.
@@ -105,13 +108,13 @@ class Split:
         for start in range(0, stop, size):
             yield self._read(order[start : start + size])
 
-    def tensors(self) -> tuple[Tensor, Tensor]:
+    def tensors(self) -> tuple[Inputs, Tensor]:
         """Return all inputs and targets at once, transformed, in the fixed order."""
         return self._read(self.order)
 
     def reread(self) -> Split:
         """Return the same split with nothing remembered of earlier reads."""
-        return replace(self, source=replace(self.source, _seen={})) if isinstance(self.source, Items) else self
+        return replace(self, source=replace(self.source, _seen=Kept())) if isinstance(self.source, Items) else self
 
     def targets(self) -> Tensor:
         """Return all targets in the fixed order, without reading inputs where they lie apart."""
@@ -119,14 +122,15 @@ class Split:
             return self._valued(self.source.targets[self.order])
         return torch.cat([targets for _, targets in self.batches(256)])
 
-    def broken(self, inputs: Tensor, targets: Tensor, rows: Tensor) -> InputError | None:
+    def broken(self, inputs: Inputs, targets: Tensor, rows: Tensor) -> InputError | None:
         """Return an error where a number is NaN or infinite: which split, and which samples of the user's data.
 
         Args:
             inputs, targets: What was read.
             rows: The samples (N,) int64 that it was read from.
         """
-        for what, value in (("inputs", inputs), ("targets", targets)):
+        several = [(f"inputs {name!r}", value) for name, value in named(inputs).items()]
+        for what, value in (*(several if len(several) > 1 else [("inputs", leaves(inputs)[0])]), ("targets", targets)):
             if value.is_floating_point() and len(value) == len(rows) and not bool(value.isfinite().all()):
                 wrong = rows[~value.reshape(len(rows), -1).isfinite().all(1)].sort().values.tolist()
                 more = f" and in {len(wrong) - 1} more" if len(wrong) > 1 else ""
@@ -134,7 +138,7 @@ class Split:
                 return must_be(f"{self.name} {what}", "finite", found, "Clean the data, or look at the transform.")
         return None
 
-    def _read(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def _read(self, indices: Tensor) -> tuple[Inputs, Tensor]:
         inputs, targets = self.source.fetch(indices)
         inputs = self._transformed(inputs)
         # what lies in memory was looked at before any work, but for the test split, which is left alone until it is used
@@ -142,7 +146,7 @@ class Split:
             raise error
         return inputs, self._valued(targets)
 
-    def _transformed(self, inputs: Tensor) -> Tensor:
+    def _transformed(self, inputs: Inputs) -> Inputs:
         change = self.transform
         return (
             inputs if change is None else attempt(f"{self.name} transform", lambda: change(inputs), "Look at transform=... .")
@@ -154,11 +158,12 @@ class Split:
         return targets.float() if self.values else targets.round().long() if targets.is_floating_point() else targets
 
 
-def predict(run: Callable[[Tensor], Any], split: Split, *, batch: int = 256) -> tuple[Tensor, Tensor]:
+def predict(run: Callable[..., Any], split: Split, *, batch: int = 256) -> tuple[Tensor, Tensor]:
     """Return (outputs, targets) of a whole split, outputs in the split's fixed order.
 
     Args:
-        run: Batch of inputs -> batch of outputs (a model, or a runtime's session wrapped in a function); tensor or array.
+        run: Batch of inputs -> batch of outputs; tensor or array. A model is called with them as it takes them, a function (a
+            runtime's session, say) with the batch itself.
         split: What to read.
         batch: Samples at a time, fewer where they are large.
     Raises:
@@ -167,9 +172,19 @@ def predict(run: Callable[[Tensor], Any], split: Split, *, batch: int = 256) -> 
     outputs, targets = [], []
     with torch.inference_mode():
         for inputs, wanted in split.batches(batch):
-            for few in torch.split(inputs, at_once(inputs, batch)):
-                outputs.append(torch.as_tensor(cast(Any, run(few))))
+            for few in parts(inputs, at_once(inputs, batch)):
+                answer = call(run, few) if isinstance(run, nn.Module) else run(few)
+                outputs.append(torch.as_tensor(cast(Any, answer)))
             targets.append(wanted)
     if not outputs:
         raise InputError(f"{split.name} must be data with at least one sample; got none. Pass another {split.name} split.")
-    return torch.cat(outputs).clone(), torch.cat(targets)
+    return _together("outputs", outputs, split.name).clone(), _together("targets", targets, split.name)
+
+
+def _together(what: str, batches: list[Tensor], name: str) -> Tensor:
+    """Return batches as one; those of different lengths cannot be compared place by place."""
+    shapes = {tuple(batch.shape[1:]) for batch in batches}
+    if len(shapes) > 1:
+        remedy = "Pad every sample to one length in the collate function, and mark the padding by ignore_label=... ."
+        raise must_be(f"{what} for the {name} data", "of one shape in every batch", sorted(shapes)[:3], remedy)
+    return torch.cat(batches)

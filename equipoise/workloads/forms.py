@@ -32,7 +32,18 @@ from torch.utils.data import (
 )
 
 from equipoise.errors import must_be
-from equipoise.workloads.sources import Arrays, Items, Source, arrays, attempt, bytes_of, pair
+from equipoise.workloads.sources import (
+    LABEL_KEYS,
+    Arrays,
+    Items,
+    Source,
+    arrays,
+    attempt,
+    bytes_of,
+    concatenated,
+    pair,
+    several,
+)
 
 DRAWS = 4
 """A sampler of one's own is read to its end once, unless it draws more than this many times the dataset."""
@@ -62,7 +73,7 @@ def form_of(data: Any, name: str, *, keep: bool) -> Form:
         return Form(arrays(*two, name))
     if isinstance(data, IterableDataset):
         return Form(_drain(data, name))
-    if isinstance(data, Mapping) and all(_is_array(value) for value in data.values()) and len(data) == 2:
+    if isinstance(data, Mapping) and _is_batch(data):
         return Form(arrays(*pair(data, name), name))
     if not isinstance(data, (str, bytes, Mapping, Tensor, np.ndarray)):
         if hasattr(data, "__getitem__") and hasattr(data, "__len__"):
@@ -80,11 +91,20 @@ def _is_array(value: Any) -> bool:
     return (isinstance(value, (Tensor, np.ndarray)) and value.ndim > 0) or hasattr(value, "to_numpy")
 
 
+def _is_batch(data: Mapping[Any, Any]) -> bool:
+    """Whether a mapping holds whole arrays of inputs and of labels, by name."""
+    held = [_is_array(value) for value in data.values()]
+    return all(held) if len(data) == 2 else any(held) and len([key for key in data if key in LABEL_KEYS]) == 1
+
+
 def _two_arrays(data: Any) -> tuple[Any, Any] | None:
     """Return inputs and targets where `data` is the two; a list of two samples is not."""
     if not isinstance(data, (tuple, list)) or len(data) != 2:
         return None
     inputs, targets = data
+    count = len(targets) if _is_array(targets) or isinstance(targets, list) else -1
+    if count >= 0 and (several(inputs, count) or (isinstance(inputs, Mapping) and any(map(_is_array, inputs.values())))):
+        return inputs, targets
     if _is_array(inputs) and (_is_array(targets) or isinstance(targets, list)):
         return inputs, targets
     numbers = isinstance(targets, list) and all(isinstance(value, (int, float)) for value in targets)
@@ -221,7 +241,7 @@ def _drain(batches: Iterable[Any], name: str) -> Source:
         return Arrays(*Items(found, name=name).together(found))
     pairs = [pair(batch, name) for batch in found]
     try:
-        return arrays(torch.cat([p[0] for p in pairs]), torch.cat([p[1] for p in pairs]), name)
+        return arrays(concatenated([p[0] for p in pairs]), torch.cat([p[1] for p in pairs]), name)
     except RuntimeError as error:
         raise must_be(name, "batches of one shape", str(error), "Pad or crop the items to one size.") from error
 

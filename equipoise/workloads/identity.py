@@ -25,6 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.data import ConcatDataset, Subset
 
+from equipoise.batch import Inputs, is_array, leaves, take
 from equipoise.errors import InputError
 from equipoise.workloads.data import Split
 from equipoise.workloads.overlap import files_of
@@ -56,8 +57,8 @@ def of_data(split: Split) -> str:
     if isinstance(source, Arrays):
         for start in range(0, len(split), _ROWS):
             rows = split.order[start : start + _ROWS]
-            for values in (source.inputs[rows], source.targets[rows]):
-                add_tensor(found, "", values)
+            _add_inputs(found, take(source.inputs, rows))
+            add_tensor(found, "", source.targets[rows])
         return found.hexdigest()[:16]
     found.update(split.order.numpy().tobytes())
     if isinstance(source, Items):
@@ -76,9 +77,22 @@ def _sample(split: Split) -> str:
         return "unreadable"
     found = hashlib.sha256()
     for one, other in zip(once, again, strict=True):
-        if one.shape == other.shape and torch.equal(one, other):
-            add_tensor(found, "", one)
+        pairs = list(zip(leaves(one), leaves(other), strict=True))
+        if all(a.shape == b.shape and torch.equal(a, b) for a, b in pairs):
+            _add_inputs(found, one)
     return found.hexdigest()[:16]
+
+
+def _add_inputs(found: hashlib._Hash, inputs: Inputs) -> None:
+    """Add inputs to a hash: several by name, with what belongs to no sample."""
+    if not isinstance(inputs, Mapping):
+        add_tensor(found, "", inputs)
+        return
+    for name, value in inputs.items():
+        if is_array(value):
+            add_tensor(found, name, value)
+        else:
+            found.update(f"{name} {value!r}".encode())
 
 
 def _dataset(dataset: Any, depth: int) -> str:
@@ -148,17 +162,21 @@ def of_weights(model: nn.Module) -> str:
     return found.hexdigest()[:16]
 
 
-def of_code(model: nn.Module) -> str:
-    """Return the digest of a model's structure, of its modules' own code and of their plain settings."""
+def of_code(model: nn.Module, seen: Iterable[int] = ()) -> str:
+    """Return the digest of a model's structure, of its modules' own code and of their plain settings.
+
+    Args:
+        seen: What was met on the way here, by its id: code may use a model of its own kind.
+    """
     parts, kinds = [_ADDRESS.sub("", repr(model))], dict[type, str]()
     for name, module in model.named_modules():
         kind = type(module)
         if kind not in kinds:
-            kinds[kind] = of_value(kind)
+            kinds[kind] = of_value(kind, seen)
         parts += [name, kinds[kind]]
         for key, value in sorted(vars(module).items()):
             if key not in _MODULE and _telling(key, value):
-                parts += [key, of_value(value)]
+                parts += [key, of_value(value, seen)]
     return digest(*parts)
 
 
@@ -186,9 +204,9 @@ def _setting(value: Any, depth: int = 0) -> bool:
     return False
 
 
-def of_value(value: Any) -> str:
-    """Return the digest of a function, an object or a plain value, with what it refers to."""
-    return digest(*_words(value, 0, set()))
+def of_value(value: Any, seen: Iterable[int] = ()) -> str:
+    """Return the digest of a function, an object or a plain value, with what it refers to; arguments as `of_code`'s."""
+    return digest(*_words(value, 0, set(seen)))
 
 
 def add_tensor(found: hashlib._Hash, key: str, value: Tensor) -> None:
@@ -231,7 +249,7 @@ def _words(value: Any, depth: int, seen: set[int]) -> list[str]:
     if isinstance(value, type):
         return _class(value, follow)
     if isinstance(value, nn.Module):
-        return ["model", of_code(value), of_weights(value)]
+        return ["model", of_code(value, seen), of_weights(value)]
     if hasattr(value, "to_numpy"):
         return [kind, *follow(value.to_numpy())]
     if callable(value) and not hasattr(value, "__dict__") and _library_class(type(value)):

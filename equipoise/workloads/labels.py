@@ -14,12 +14,6 @@ from torch import Tensor, nn
 from equipoise.workloads.data import Split
 from equipoise.workloads.metrics import METRICS, OF_PROBABILITIES, Loss, Metric, ignoring, yes_or_no
 
-OF_LABELS = frozenset({"accuracy", "f1", "cross_entropy", "bits_per_character"})
-"""Metrics of class labels; with one class alone they say nothing."""
-
-OF_VALUES = frozenset({"mse", "mae", "rmse", "r2"})
-"""Metrics of numbers to predict."""
-
 LABEL_LOSSES: tuple[Any, ...] = (F.cross_entropy, F.nll_loss, nn.CrossEntropyLoss, nn.NLLLoss)
 VALUE_LOSSES: tuple[Any, ...] = (
     F.mse_loss,
@@ -48,13 +42,6 @@ SAMPLE = 256
 def built_in(metric: Metric) -> bool:
     """Whether a metric is one of ours, so that its name says what its targets are."""
     return metric in (METRICS.get(metric.name), OF_PROBABILITIES.get(metric.name))
-
-
-def asked_by_metric(metric: Metric) -> bool | None:
-    """Whether the metric is of labels (True) or of values (False); None where it is the user's own."""
-    if not built_in(metric):
-        return None
-    return True if metric.name in OF_LABELS else False if metric.name in OF_VALUES else None
 
 
 def asked_by_loss(loss: str | Loss) -> bool | None:

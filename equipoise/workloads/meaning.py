@@ -10,14 +10,16 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, replace
-from typing import Any, Literal, Protocol
+from dataclasses import replace
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from equipoise.batch import Inputs, call, mapped
 from equipoise.workloads.data import Split, predict
+from equipoise.workloads.divergence import MASK, Divergence, Kind
 from equipoise.workloads.metrics import (
     METRICS,
     OF_PROBABILITIES,
@@ -32,10 +34,6 @@ from equipoise.workloads.metrics import (
     unsquashed,
     yes_or_no,
 )
-
-Kind = Literal["softmax", "bernoulli", "values"]
-KINDS: tuple[Kind, ...] = ("softmax", "bernoulli", "values")
-"""Class scores of which one is right; a yes-or-no score in each output; numbers. What is told by nothing goes to the first."""
 
 SAMPLE = 64
 """Validation samples that loss and metric are asked about."""
@@ -73,29 +71,6 @@ _MOVING = (
 )
 
 
-@dataclass(frozen=True)
-class Divergence:
-    """How far outputs are from others, and so what a student learns.
-
-    Attributes:
-        kind: ``softmax``: KL of the distributions over the classes. ``bernoulli``: KL of the yes-or-no distribution of each
-            output. ``values``: squared error over the spread of each output.
-        axis: Where the classes lie.
-        probabilities: The outputs are probabilities already, not logits; log-probabilities count as logits.
-        why: What told.
-    """
-
-    kind: Kind
-    axis: int = 1
-    probabilities: bool = False
-    why: str = ""
-
-    @property
-    def labels(self) -> bool:
-        """Whether the outputs say which labels hold, rather than numbers."""
-        return self.kind != "values"
-
-
 Judge = tuple[str, Callable[[Tensor, Tensor], Any], bool]
 """Who judges answers, how, and whether more is better."""
 
@@ -127,16 +102,26 @@ class Judged(Protocol):
 def divergence_of(work: Judged) -> Divergence:
     """Return how outputs of `work`'s model are compared, told by its loss, its metric and some 64 validation samples."""
     sample = work.validation.take(SAMPLE)
-    outputs, targets = predict(lambda inputs: first_tensor(work.model(inputs)), sample, batch=SAMPLE)
+    outputs, targets = predict(lambda inputs: first_tensor(call(work.model, inputs)), sample, batch=SAMPLE)
     natural = work.loss in (natural_loss, natural_loss_of_probabilities)
-    return decide(
+    ignored = getattr(work, "ignore_label", None)
+    found = decide(
         outputs.float(),
         targets,
         loss=None if natural else work.loss,
         metric=work.metric,
         probabilities=squashed(work.model, work.validation),
-        ignored=getattr(work, "ignore_label", None),
+        ignored=ignored,
     )
+    return replace(found, ignored=ignored, masked=_by_place(outputs, found.axis, sample.tensors()[0]))
+
+
+def _by_place(outputs: Tensor, axis: int, inputs: Inputs) -> bool:
+    """Whether there is an output, or one for each class, for every place of the attention mask."""
+    mask = inputs.get(MASK) if isinstance(inputs, Mapping) else None
+    if mask is None or mask.ndim < 2:
+        return False
+    return bool(mask.shape == outputs.shape or mask.shape == outputs.movedim(min(axis, outputs.ndim - 1), -1).shape[:-1])
 
 
 def decide(
@@ -318,14 +303,19 @@ def parts(output: Any) -> list[Any]:
 
 def squashed(model: nn.Module, split: Split) -> bool:
     """Whether a model ends in a sigmoid or a softmax: told by its last operation, or else by the range of its outputs."""
-    few = split.take(2).tensors()[0].detach().clone()
+    few = mapped(split.take(2).tensors()[0], _leaf)
     with torch.enable_grad():
-        last = first_tensor(model(few.requires_grad_() if few.is_floating_point() else few))
+        last = first_tensor(call(model, few))
     told = _last_step(getattr(last, "grad_fn", None))
     if told is not None:
         return told
-    outputs, targets = predict(lambda inputs: first_tensor(model(inputs)), split.take(SAMPLE), batch=SAMPLE)
+    outputs, targets = predict(lambda inputs: first_tensor(call(model, inputs)), split.take(SAMPLE), batch=SAMPLE)
     return _in_range(outputs, class_axis(outputs, targets))
+
+
+def _leaf(value: Tensor) -> Tensor:
+    """Return a copy in which gradients begin, where it can have them."""
+    return value.detach().clone().requires_grad_(value.is_floating_point())
 
 
 def _last_step(node: Any, depth: int = 0) -> bool | None:
@@ -385,7 +375,7 @@ def _natural_of(model: nn.Module, validation: Split) -> Loss:
 def _scale_here(metric: Metric, model: nn.Module, validation: Split) -> float | None:
     """Ask the metric about a few samples; about more where it cannot say anything of so few."""
     for count in (SAMPLE, 4 * SAMPLE):
-        outputs, targets = predict(lambda inputs: first_tensor(model(inputs)), validation.take(count), batch=SAMPLE)
+        outputs, targets = predict(lambda inputs: first_tensor(call(model, inputs)), validation.take(count), batch=SAMPLE)
         if (scale := scale_of(metric, outputs.float(), targets)) is not None:
             return scale
     return None

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
@@ -19,9 +19,38 @@ Loss = Callable[[Tensor, Tensor], Tensor]
 LONGEST_NAME = 200
 
 
+ALIKE = 1e-4
+"""A score is the mean of its per-sample values where the two differ by less than this share."""
+
+
+@dataclass(frozen=True)
+class Scores:
+    """What a quality says of a whole split.
+
+    Attributes:
+        value: In points.
+        each: Per-sample values (N,), in points too, whose mean is `value`; None where it is no mean of such values (F1, BLEU,
+            a rank correlation), and is then read again on resamples.
+    """
+
+    value: float
+    each: Tensor | None = None
+
+
+class Quality(Protocol):
+    """A quality that reads a whole split; pass it as ``metric=``.
+
+    It may also say its ``name``, whether to ``maximize`` it (True where it does not say) and the ``unit`` of a point.
+    """
+
+    def read(self, outputs: Tensor, targets: Tensor) -> Scores:
+        """Return the score of outputs (N, ...) and targets (N, ...), and of each sample where it is their mean."""
+        ...
+
+
 @dataclass(frozen=True)
 class Metric:
-    """A score of (outputs, targets).
+    """A score of (outputs, targets): a `Quality` made of a function.
 
     A drop is counted in points, so that a bound such as ``drop<=1`` means something. Of a score that goes from 0 to 100 one
     point is 1. Of a score that is a fraction (an accuracy of 0.98, R squared, AUC) it is 0.01: see `scale`. Of an error in
@@ -35,6 +64,7 @@ class Metric:
         unit: What one point is called: ``points`` of 100, nats, bits, units of the targets.
         scale: Points for 1 of what `function` returns: 100 for fractions, 1 for anything else. None lets a workload read it
             off the values that the function gives (`meaning.settled`); until then it counts as 1.
+        labels: Whether it is of class labels (True) or of values (False); None where that is not known of it.
 
     Example:
         >>> top1 = Metric("top1", True, lambda outputs, targets: (outputs.argmax(1) == targets).float().mean(), scale=100)
@@ -48,6 +78,7 @@ class Metric:
     each: Callable[[Tensor, Tensor], Tensor] | None = None
     unit: str = "points"
     scale: float | None = None
+    labels: bool | None = None
 
     def __post_init__(self) -> None:
         """Hold the scale to a positive number, and the name to what a table and a manifest can show."""
@@ -68,12 +99,25 @@ class Metric:
         """
         return (self.scale or 1.0) * number(self.name, self.function(outputs, targets))
 
-    def per_sample(self, outputs: Tensor, targets: Tensor) -> Tensor | None:
-        """Return one value per sample (N,), or None where the metric has none.
+    def read(self, outputs: Tensor, targets: Tensor) -> Scores:
+        """Return the score and, where it is their mean, the value of each sample, all in points.
 
-        For accuracy 1.0 where the answer is right and 0.0 where not; for errors the sample's own error.
+        The values that `each` gives are used only where their mean is the score, in points or as `function` says it: the score
+        decides.
         """
-        return None if self.each is None else self.each(outputs, targets)
+        value = self.score(outputs, targets)
+        if self.each is None or not len(targets):
+            return Scores(value)
+        found = self.each(outputs, targets).detach().double().reshape(-1)
+        factor = self._points(value, float(found.mean()))
+        return Scores(value, None if factor is None else factor * found)
+
+    def _points(self, value: float, mean: float) -> float | None:
+        """Points for 1 of the per-sample values; None where the score is not made of them."""
+        if value == mean == 0:
+            return 100.0  # the wider reading; all values are the same anyway
+        factors = (1.0, 100.0, self.scale or 1.0)
+        return next((f for f in factors if abs(value - f * mean) <= ALIKE * max(abs(value), 1e-12)), None)
 
     def drop(self, baseline: float, value: float) -> float:
         """Return by how many points `value` is worse than `baseline` (negative when better)."""
@@ -258,34 +302,40 @@ def _mean_of(each: Callable[[Tensor, Tensor], Tensor]) -> Score:
 
 
 METRICS: dict[str, Metric] = {
-    "accuracy": Metric("accuracy", True, _accuracy, _correct, scale=1),
-    "f1": Metric("f1", True, _macro_f1, scale=1),
-    "cross_entropy": Metric("cross_entropy", False, _mean_of(_surprise), _surprise, unit="nats", scale=1),
-    "bits_per_character": Metric("bits_per_character", False, _mean_of(_bits), _bits, unit="bits", scale=1),
-    "mse": Metric("mse", False, _mean_of(_squared), _squared, unit="squared units of the targets", scale=1),
-    "mae": Metric("mae", False, _mean_of(_absolute), _absolute, unit="units of the targets", scale=1),
+    "accuracy": Metric("accuracy", True, _accuracy, _correct, scale=1, labels=True),
+    "f1": Metric("f1", True, _macro_f1, scale=1, labels=True),
+    "cross_entropy": Metric("cross_entropy", False, _mean_of(_surprise), _surprise, unit="nats", scale=1, labels=True),
+    "bits_per_character": Metric("bits_per_character", False, _mean_of(_bits), _bits, unit="bits", scale=1, labels=True),
+    "mse": Metric("mse", False, _mean_of(_squared), _squared, unit="squared units of the targets", scale=1, labels=False),
+    "mae": Metric("mae", False, _mean_of(_absolute), _absolute, unit="units of the targets", scale=1, labels=False),
 }
 """Metrics by name."""
 
 OF_PROBABILITIES: dict[str, Metric] = {
-    "accuracy": Metric("accuracy", True, _accuracy_by_half, _correct_by_half, scale=1),
-    "f1": Metric("f1", True, _macro_f1_by_half, scale=1),
+    "accuracy": Metric("accuracy", True, _accuracy_by_half, _correct_by_half, scale=1, labels=True),
+    "f1": Metric("f1", True, _macro_f1_by_half, scale=1, labels=True),
     "cross_entropy": Metric(
-        "cross_entropy", False, _mean_of(_surprise_of_probabilities), _surprise_of_probabilities, unit="nats", scale=1
+        "cross_entropy",
+        False,
+        _mean_of(_surprise_of_probabilities),
+        _surprise_of_probabilities,
+        unit="nats",
+        scale=1,
+        labels=True,
     ),
     "bits_per_character": Metric(
-        "bits_per_character", False, _mean_of(_bits_of_probabilities), _bits_of_probabilities, unit="bits", scale=1
+        "bits_per_character", False, _mean_of(_bits_of_probabilities), _bits_of_probabilities, "bits", 1, True
     ),
 }
 """The same metrics for a model that ends in a sigmoid or a softmax: one half parts yes from no, and p is not squashed again."""
 
 
-def metric_of(metric: str | Metric | Score, *, maximize: bool = True) -> Metric:
+def metric_of(metric: str | Metric | Quality | Score, *, maximize: bool = True) -> Metric:
     """Return the metric of a name, or of the user's own function of (outputs, targets).
 
     Args:
-        metric: A key of `METRICS`, a `Metric`, or a callable that returns one number; how many points its values are is read
-            off them by the workload.
+        metric: A key of `METRICS`, a `Metric`, an object that reads a split (`Quality`), or a callable that returns one number;
+            how many points its values are is read off them by the workload.
         maximize: Direction of a callable; not used otherwise.
     Raises:
         InputError: An unknown name.
@@ -296,10 +346,30 @@ def metric_of(metric: str | Metric | Score, *, maximize: bool = True) -> Metric:
         if metric not in METRICS:
             raise unknown("metric", metric, METRICS)
         return METRICS[metric]
+    if hasattr(metric, "read"):
+        return _reading(metric, maximize=maximize)
     if not callable(metric) or isinstance(metric, type):  # a class is called to be made, not to score
         raise must_be("metric", "a name or a function of (outputs, targets)", metric, f"Names: {', '.join(METRICS)}.")
     name = getattr(metric, "__name__", type(metric).__name__)
     return Metric(name, maximize, metric)
+
+
+def _reading(quality: Any, *, maximize: bool) -> Metric:
+    """Return the metric that is read by an object of the user's own, in points as they are."""
+    name = getattr(quality, "name", type(quality).__name__)
+
+    def read(outputs: Tensor, targets: Tensor) -> Scores:
+        found = quality.read(outputs, targets)
+        if not isinstance(found, Scores):
+            raise must_be(f"metric {name}", "an object whose read returns Scores(value, each)", found, "See workloads.Scores.")
+        return found
+
+    def each(outputs: Tensor, targets: Tensor) -> Tensor:
+        found = read(outputs, targets).each
+        return torch.full((len(targets),), math.nan) if found is None else torch.as_tensor(found)
+
+    better, unit = getattr(quality, "maximize", maximize), getattr(quality, "unit", "points")
+    return Metric(name, bool(better), lambda outputs, targets: read(outputs, targets).value, each, unit, scale=1)
 
 
 def natural_loss(outputs: Tensor, targets: Tensor) -> Tensor:

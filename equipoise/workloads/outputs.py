@@ -14,6 +14,10 @@ USUAL = ("logits", "out")
 """Under these names models of many outputs give the one that their task asks for."""
 
 
+BY_NAME = object()
+"""Stands for a first input where all are given by name."""
+
+
 class Chosen(nn.Module):
     """A model reduced to one of its outputs: what is scored, trained and exported is that one.
 
@@ -27,10 +31,16 @@ class Chosen(nn.Module):
         self.model = model
         self.output = output
 
-    def forward(self, inputs: Any) -> Any:
+    def forward(self, inputs: Any = BY_NAME, /, *others: Any, **named: Any) -> Any:
         """Return the chosen output; a model that gives one tensor (in training, perhaps) gives it unchanged."""
-        answer = self.model(inputs)
+        answer = self.model(*(() if inputs is BY_NAME else (inputs, *others)), **named)
         return answer if isinstance(answer, Tensor) else part(answer, self.output)
+
+
+def reduced(model: nn.Module, answer: Any) -> nn.Module:
+    """Return the model, reduced to the output that is meant where its `answer` has several; itself where that is not clear."""
+    output = None if isinstance(answer, Tensor) else usual(answer)
+    return model if output is None else Chosen(model, output).train(model.training)
 
 
 def part(answer: Any, output: Key) -> Any:
@@ -73,6 +83,9 @@ def described(answer: Any) -> str:
         return f"a {kind} of " + ", ".join(f"{key!r} {_shape(value)}" for key, value in list(answer.items())[:8])
     if isinstance(answer, Sequence) and not isinstance(answer, (str, bytes)):
         return f"a {kind} of {len(answer)}: " + ", ".join(_shape(value) for value in answer[:8])
+    if hasattr(answer, "__dataclass_fields__"):
+        parts = ((name, getattr(answer, name)) for name in answer.__dataclass_fields__)
+        return f"a {kind} of " + ", ".join(f"{name!r} {_shape(value)}" for name, value in parts if value is not None)
     return f"a {kind}"
 
 
@@ -83,6 +96,8 @@ def not_one(answer: Any) -> InputError:
         key = next((k for k, value in answer.items() if isinstance(value, Tensor)), None)
     elif isinstance(answer, Sequence) and not isinstance(answer, (str, bytes)) and answer:
         key = 0
+    elif hasattr(answer, "__dataclass_fields__"):
+        key = next((k for k in answer.__dataclass_fields__ if isinstance(getattr(answer, k), Tensor)), None)
     remedy = "Wrap the model to return its logits." if key is None else f"Choose one: Workload(..., output={key!r})."
     return must_be("model output", "one tensor", Described(described(answer)), remedy)
 

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 from torch.utils.data import ConcatDataset, Subset, TensorDataset
 
+from equipoise.batch import Batch, named
 from equipoise.errors import InputError, must_be
 from equipoise.workloads.data import Split
 from equipoise.workloads.sources import Arrays, Items
@@ -43,10 +44,10 @@ def shared_content(split: Split, other: Split) -> int | None:
     """Return how many samples of `split` have inputs that occur in `other` too; None where they do not lie in memory."""
     if not isinstance(split.source, Arrays) or not isinstance(other.source, Arrays) or not len(split) or not len(other):
         return None
-    mine, theirs = split.source.inputs, other.source.inputs
-    if mine.dtype != theirs.dtype or mine.shape[1:] != theirs.shape[1:]:
+    mine, theirs = named(split.source.inputs), named(other.source.inputs)
+    if {k: (v.dtype, v.shape[1:]) for k, v in mine.items()} != {k: (v.dtype, v.shape[1:]) for k, v in theirs.items()}:
         return None
-    return int(np.isin(_marks(mine, split.order), _marks(theirs, other.order)).sum())
+    return int(np.isin(_all_marks(mine, split.order), _all_marks(theirs, other.order)).sum())
 
 
 def duplicates(train: Split, validation: Split, test: Split) -> Iterator[str]:
@@ -97,6 +98,14 @@ def files_of(dataset: object) -> list[str] | None:
     if not isinstance(samples, list) or not samples or not isinstance(samples[0], tuple):
         return None
     return [first for first, *_ in samples] if all(s and isinstance(s[0], str) for s in samples) else None
+
+
+def _all_marks(inputs: Batch, rows: Tensor) -> Words:
+    """Return a 64-bit hash of each row of several inputs together."""
+    total = np.zeros(len(rows), np.uint64)
+    for _, values in sorted(inputs.items()):
+        total = total * np.uint64(0x9E3779B97F4A7C15) + _marks(values, rows)
+    return total
 
 
 def _marks(values: Tensor, rows: Tensor) -> Words:

@@ -20,7 +20,7 @@ from torch import Tensor
 from equipoise.errors import must_be
 from equipoise.records import Reading, measured
 from equipoise.stats import paired_drop, quantile
-from equipoise.workloads.metrics import Metric
+from equipoise.workloads.metrics import Metric, Scores
 
 Array = np.ndarray[Any, Any]
 
@@ -30,8 +30,6 @@ FEWEST = 16
 SECONDS = 0.5
 """Time for the resamples of one reading; a slow metric gets fewer of them, though `FEWEST` where five times as long will do."""
 CONFIDENCE = 0.95
-ALIKE = 1e-4
-"""A score is the mean of its per-sample values where the two differ by less than this share."""
 
 
 def drop_reading(
@@ -44,10 +42,10 @@ def drop_reading(
         seconds: Time for the bootstrap, where one is needed.
         seed: Of its resamples; told in the note.
     """
-    before, after = (per_sample(metric, outputs, targets) for outputs in (base, new))
+    one, other = torch.from_numpy(np.asarray(base)), torch.from_numpy(np.asarray(new))
+    before, after = (_oriented(metric, metric.read(outputs, targets)) for outputs in (one, other))
     if before is not None and after is not None and len(before) == len(after):
         return paired_drop(before, after).reading("points", note="paired")
-    one, other = torch.from_numpy(np.asarray(base)), torch.from_numpy(np.asarray(new))
 
     def drop(rows: Tensor | None) -> float:
         if rows is None:
@@ -63,11 +61,10 @@ def quality_reading(
 ) -> Reading:
     """Return the metric in points with its 95 % interval over the samples; arguments as `drop_reading`'s."""
     found = torch.from_numpy(np.asarray(outputs))
-    each = per_sample(metric, outputs, targets)
-    if each is not None:
-        value = _defined(metric, found, targets)
-        low, high = _of_mean(each, value)
-        return measured(value, "points", low=low, high=high, n=len(targets), note=note)
+    scores = metric.read(found, targets)
+    if (each := _oriented(metric, scores)) is not None:
+        low, high = _of_mean(each, scores.value)
+        return measured(scores.value, "points", low=low, high=high, n=len(targets), note=note)
 
     def score(rows: Tensor | None) -> float:
         return _defined(metric, found, targets) if rows is None else metric.score(found[rows], targets[rows])
@@ -84,31 +81,12 @@ def _defined(metric: Metric, outputs: Tensor, targets: Tensor) -> float:
     return value
 
 
-def per_sample(metric: Metric, outputs: Array, targets: Tensor) -> list[float] | None:
-    """Return values whose mean, times 100, is the metric in points with more being better; None where there are none.
-
-    The values of a metric of the user's own are used only if the score is their mean, or 100 times it: the score decides.
-    """
-    found = torch.from_numpy(np.asarray(outputs))
-    each = metric.per_sample(found, targets)
-    if each is None:
+def _oriented(metric: Metric, scores: Scores) -> list[float] | None:
+    """Return values whose mean, times 100, is the score with more being better; None where there are none, or no numbers."""
+    if scores.each is None or not math.isfinite(scores.value):
         return None
-    values = each.detach().double().reshape(-1)
-    factor = _factor(metric.score(found, targets), float(values.mean())) if len(values) else None
-    if factor is None:
-        return None
-    points = values * factor / 100
-    return [float(v) for v in (points if metric.maximize else -points)]
-
-
-def _factor(score: float, mean: float) -> float | None:
-    """Points for 1 of the per-sample values: 1 or 100, or None where the score is not made of them."""
-    if score == mean == 0:
-        return 100.0  # the wider reading; all values are the same anyway
-    for factor in (1.0, 100.0):
-        if abs(score - factor * mean) <= ALIKE * max(abs(score), 1e-12):
-            return factor
-    return None
+    parts = scores.each.double() / (100 if metric.maximize else -100)
+    return [float(value) for value in parts]
 
 
 def _of_mean(each: list[float], value: float) -> tuple[float | None, float | None]:
@@ -131,7 +109,7 @@ def _of_mean(each: list[float], value: float) -> tuple[float | None, float | Non
 
 def _least(metric: Metric, n: int) -> float:
     """Points by which one sample more could have changed a score of 100: "nothing changed" on few samples is no certainty."""
-    of_hundred = metric.unit == "points" and (metric.scale == 100 or metric.name == "f1")
+    of_hundred = metric.unit == "points" and (metric.scale == 100 or metric.labels is True)
     return 100 * NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) / n if of_hundred and n else 0.0
 
 

@@ -11,13 +11,14 @@ import torch
 from torch import Tensor
 from torch.utils.data import default_collate
 
+from equipoise.batch import Inputs, is_array, joined, leaves, positional, size, take
 from equipoise.errors import InputError, must_be
 
 KEEP_BYTES = 1_000_000_000
-"""Items of a map-style dataset are kept in memory after the first read when all of them would fit in this many bytes."""
+"""Items of a map-style dataset are kept in memory after the first read as far as they fit in this many bytes."""
 
 LABEL_KEYS = ("labels", "label", "targets", "target", "y")
-"""Under these a batch that is a mapping holds its targets; the one other entry is the inputs."""
+"""Under these a batch that is a mapping holds its targets; the other entries are the inputs."""
 
 T = TypeVar("T")
 
@@ -29,7 +30,7 @@ class Source(Protocol):
         """Return the number of samples."""
         ...
 
-    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def fetch(self, indices: Tensor) -> tuple[Inputs, Tensor]:
         """Return the samples at `indices` (int64, one dimension) as one batch of inputs and targets."""
         ...
 
@@ -39,21 +40,29 @@ class Arrays:
     """Samples that lie in memory.
 
     Attributes:
-        inputs: (N, ...) in any dtype (images stay uint8).
+        inputs: (N, ...) in any dtype (images stay uint8), or several such by name.
         targets: (N, ...).
         dataset: The user's dataset that holds them, by which splits of one dataset are known; None where there is none.
     """
 
-    inputs: Tensor
+    inputs: Inputs
     targets: Tensor
     dataset: Any = None
 
     def __len__(self) -> int:
-        return len(self.inputs)
+        return size(self.inputs)
 
-    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def fetch(self, indices: Tensor) -> tuple[Inputs, Tensor]:
         """Return the rows at `indices`."""
-        return self.inputs[indices], self.targets[indices]
+        return take(self.inputs, indices), self.targets[indices]
+
+
+@dataclass(eq=False)
+class Kept:
+    """Items that were read, and how many bytes of memory they take."""
+
+    items: dict[int, Any] = field(default_factory=dict)
+    held: int = 0
 
 
 @dataclass(frozen=True, eq=False)
@@ -61,23 +70,23 @@ class Items:
     """Samples read one by one from a map-style dataset.
 
     Attributes:
-        keep: Remember what was read, if it is small. Off for training data, whose dataset may augment at random.
+        keep: Remember what was read first, up to `KEEP_BYTES`. Off for training data, whose dataset may augment at random.
     """
 
     dataset: Any
     collate: Callable[[list[Any]], Any] = default_collate
     keep: bool = False
     name: str = "data"
-    _seen: dict[int, Any] = field(default_factory=dict, repr=False)
+    _seen: Kept = field(default_factory=Kept, repr=False)
 
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def fetch(self, indices: Tensor) -> tuple[Tensor, Tensor]:
+    def fetch(self, indices: Tensor) -> tuple[Inputs, Tensor]:
         """Return the items at `indices`, put together by the loader's own collate function."""
         return self.together([self._item(int(i)) for i in indices])
 
-    def together(self, items: list[Any]) -> tuple[Tensor, Tensor]:
+    def together(self, items: list[Any]) -> tuple[Inputs, Tensor]:
         """Return items as one batch of inputs and targets."""
         try:
             batch = self.collate([_rows(item) for item in items] if self.collate is default_collate else items)
@@ -90,12 +99,13 @@ class Items:
         return pair(batch, self.name)
 
     def _item(self, index: int) -> Any:
-        if index in self._seen:
-            return self._seen[index]
+        if index in self._seen.items:
+            return self._seen.items[index]
         remedy = "Mend the dataset, or leave this sample out of it."
         item = attempt(f"{self.name} sample {index}", lambda: self.dataset[index], remedy)
-        if self.keep and bytes_of(item) * len(self) <= KEEP_BYTES:
-            self._seen[index] = item
+        if self.keep and self._seen.held + (more := bytes_of(item)) <= KEEP_BYTES:
+            self._seen.items[index] = item
+            self._seen.held += more
         return item
 
 
@@ -118,32 +128,72 @@ def _brief(error: BaseException) -> str:
 def arrays(inputs: Any, targets: Any, name: str, *, dataset: Any = None) -> Arrays:
     """Return a source of what lies in memory, inputs and targets of one length."""
     source = Arrays(*pair((inputs, targets), name), dataset)
-    if len(source.inputs) != len(source.targets):
-        raise must_be(
-            name, "as many targets as inputs", (len(source.inputs), len(source.targets)), "Check how the two were made."
-        )
+    lengths = [*(len(value) for value in leaves(source.inputs)), len(source.targets)]
+    if len(set(lengths)) > 1:
+        raise must_be(name, "as many targets as inputs", tuple(lengths), "Check how they were made.")
     return source
 
 
-def pair(batch: Any, name: str) -> tuple[Tensor, Tensor]:
-    """Check that a batch is one input tensor and one target tensor, in dtypes that models and losses take."""
+def pair(batch: Any, name: str) -> tuple[Inputs, Tensor]:
+    """Return the inputs of a batch and its target tensor, in dtypes that models and losses take."""
     if isinstance(batch, Mapping):
         batch = _of_mapping(batch, name)
     if not isinstance(batch, Sequence) or isinstance(batch, (str, bytes)) or len(batch) != 2:
         several = isinstance(batch, Sequence) and not isinstance(batch, (str, bytes))
         got = f"{len(batch)} parts" if several else type(batch).__name__
         raise must_be(name, "batches of (inputs, targets)", got, "Give a collate_fn that returns these two tensors.")
-    return tensor(batch[0], f"{name} inputs"), tensor(batch[1], f"{name} targets")
+    targets = tensor(batch[1], f"{name} targets")
+    return inputs_of(batch[0], f"{name} inputs", targets.shape[:1].numel()), targets
 
 
 def _of_mapping(batch: Mapping[Any, Any], name: str) -> tuple[Any, Any]:
     labels = [key for key in batch if key in LABEL_KEYS]
-    rest = [key for key in batch if key not in LABEL_KEYS]
-    if len(labels) != 1 or len(rest) != 1:
+    rest = {key: value for key, value in batch.items() if key not in LABEL_KEYS}
+    if len(labels) != 1 or not rest:
         keys = ", ".join(map(str, batch))
-        remedy = "Give a collate_fn that returns two tensors, (inputs, targets)."
-        raise must_be(name, "batches of (inputs, targets), or one entry besides the labels", f"entries {keys}", remedy)
-    return batch[rest[0]], batch[labels[0]]
+        remedy = "Give a collate_fn that returns (inputs, targets); the inputs may be a mapping of several tensors."
+        raise must_be(name, f"batches of (inputs, targets), or with one of {', '.join(LABEL_KEYS)}", f"entries {keys}", remedy)
+    return rest if len(rest) > 1 else next(iter(rest.values())), batch[labels[0]]
+
+
+def inputs_of(value: Any, name: str, count: int) -> Inputs:
+    """Return the inputs of `count` samples: one tensor, or a batch of several by name or by position.
+
+    What has no row for each sample (a flag, a number, None) stays as it is, in place of a tensor of no dimension its number.
+    """
+    if several(value, count):
+        value = positional(value)
+    if not isinstance(value, Mapping):
+        return tensor(value, name)
+    found = {str(key): _input(part, f"{name} {key!r}") for key, part in value.items()}
+    if not any(map(is_array, found.values())):
+        raise must_be(name, "with a tensor among them", ", ".join(found), "Give the tensors that the model takes.")
+    return found
+
+
+def several(value: Any, count: int) -> bool:
+    """Whether a tuple or list holds several inputs of `count` samples, rather than the samples of one."""
+    if not isinstance(value, (tuple, list)) or len(value) < 2:
+        return False
+    lengths = {len(part) for part in value if is_array(part)}
+    loose = [part for part in value if not is_array(part)]
+    if lengths != {count} or not all(part is None or isinstance(part, (bool, int, float, str, Tensor)) for part in loose):
+        return False
+    return isinstance(value, tuple) or len(value) != count
+
+
+def _input(value: Any, name: str) -> Any:
+    if value is None or isinstance(value, (bool, int, float, str)):
+        return value
+    if not is_array(value) and hasattr(value, "item"):
+        return value.item()
+    return tensor(value, name)
+
+
+def concatenated(batches: Sequence[Inputs]) -> Inputs:
+    """Return batches one after the other."""
+    found: Inputs = joined(batches, torch.cat)
+    return found
 
 
 def tensor(value: Any, name: str) -> Tensor:
@@ -151,7 +201,7 @@ def tensor(value: Any, name: str) -> Tensor:
     value = _numbers(value, name)
     if not isinstance(value, Tensor) or value.is_complex() or value.is_meta:
         kind = f"array of {value.dtype}" if hasattr(value, "dtype") else type(value).__name__
-        raise must_be(name, "a tensor or an array of numbers", kind, "Convert it before; one tensor per model is supported.")
+        raise must_be(name, "a tensor or an array of numbers", kind, "Convert it before, or leave it out of the batch.")
     found: Tensor = value.detach().cpu()
     if found.layout != torch.strided:
         found = found.to_dense()
@@ -203,6 +253,8 @@ def _rows(item: Any) -> Any:
 
 
 def _row(value: Any) -> Any:
+    if isinstance(value, Mapping):
+        return {key: _row(part) for key, part in value.items()}
     if not isinstance(value, (list, tuple)) or not value or isinstance(value[0], (Tensor, str, bytes, Mapping)):
         return value
     found = np.asarray(value)

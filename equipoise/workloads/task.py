@@ -11,15 +11,16 @@ from typing import Any, Literal
 import torch
 from torch import Tensor
 
+from equipoise.batch import named
 from equipoise.errors import InputError, must_be
 from equipoise.workloads import identity
 from equipoise.workloads.augment import Augment
 from equipoise.workloads.base import Workload, carved, readers, together
 from equipoise.workloads.check import contents, judged_targets, sizes
 from equipoise.workloads.data import Split, Transform
-from equipoise.workloads.labels import OF_LABELS, asked_by_metric, masked_metric
+from equipoise.workloads.labels import masked_metric
 from equipoise.workloads.meaning import scale_of
-from equipoise.workloads.metrics import Loss, Metric, Score, ignoring_loss
+from equipoise.workloads.metrics import Loss, Metric, Quality, Score, ignoring_loss
 from equipoise.workloads.overlap import overlapping
 from equipoise.workloads.sources import Arrays, attempt
 
@@ -103,7 +104,7 @@ class Task:
         train: Any,
         test: Any,
         validation: Any = None,
-        metric: str | Metric | Score = "accuracy",
+        metric: str | Metric | Quality | Score = "accuracy",
         loss: str | Loss = "natural",
         augment: Augment | None = None,
         transform: Transform | None = None,
@@ -144,7 +145,7 @@ class Task:
         _raise(sizes(seen, held, test))
         _raise(overlapping(seen, held, test))
         _raise(contents(seen, held, measure, ignore=ignore_label))
-        if asked_by_metric(read["metric"]) is False:
+        if read["metric"].labels is False:
             seen, held, test = (replace(split, values=True) for split in (seen, held, test))
         shape = _shape(seen, held, outputs, vocabulary, ignore_label)
         _raise(mistake for split in (seen, held) for mistake in _out_of_range(split, shape, ignore_label))
@@ -171,7 +172,7 @@ class Task:
     @cached_property
     def example(self) -> Tensor:
         """A small batch (2, ...) as the model takes it."""
-        inputs, _ = self.validation.take(2).tensors()
+        inputs: Tensor = self.validation.take(2).tensors()[0]
         return inputs
 
     @cached_property
@@ -188,6 +189,9 @@ def task_of(work: Workload) -> Task:
     Raises:
         InputError: As `Task.of`.
     """
+    if not isinstance(work.example, Tensor):
+        found = ", ".join(named(work.example))
+        raise must_be("a task's inputs", "one tensor, which is what a family's models take", found, "Train the model itself.")
     with torch.inference_mode():
         answers = attempt("model", lambda: work.model(work.example), "Look at the model's forward.")
     outputs = answers.shape[1] if work.classifier and answers.ndim > 1 else None
@@ -269,7 +273,7 @@ def _out_of_range(split: Split, shape: Shape, ignore: int | None) -> Iterator[In
 def _untaught(split: Split, shape: Shape, metric: Metric, loss: Loss) -> Iterator[InputError]:
     """Yield what keeps the metric or the loss from being read off the targets, tried on random outputs."""
     outputs, targets = _random_answers(split, shape)
-    if metric.name in OF_LABELS and targets.is_floating_point():
+    if metric.labels and targets.is_floating_point():
         yield must_be("targets", f"whole numbers for metric {metric.name}", targets.dtype, "Convert labels by .long().")
         return
     takes = f"It is called with outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}."

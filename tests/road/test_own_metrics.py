@@ -20,7 +20,7 @@ from equipoise.records import Plan
 from equipoise.road import decisions, proposals, training
 from equipoise.road.walk import optimize
 from equipoise.workloads import Metric, Workload
-from equipoise.workloads.meaning import Divergence
+from equipoise.workloads.divergence import Divergence
 from equipoise.workloads.scoring import drop_reading
 
 

@@ -1,12 +1,14 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping
 from typing import Any
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from equipoise.batch import Inputs
 from equipoise.runtimes.base import RUNTIMES, Program, Session, Source, get
 from equipoise.runtimes.onnxruntime import OnnxRuntime
 from equipoise.testing.runtimes import check_runtime
@@ -46,7 +48,30 @@ class _Pretender(OnnxRuntime):
         return dataclasses.replace(program, precision="mixed" if float_layers else "int8")
 
 
-@pytest.mark.parametrize(("wrong", "message"), [(_Shifted, "computes what torch computes"), (_Pretender, "int8 is close")])
+class _Guesser(OnnxRuntime):
+    """Wrong on purpose: makes up an input that it was not given."""
+
+    def load(self, program: Program, *, threads: int = 1, batch: int | None = None) -> Session:
+        session = super().load(program, threads=threads, batch=batch)
+
+        @dataclasses.dataclass
+        class Guess:
+            def run(self, inputs: Inputs) -> NDArray[Any]:
+                if isinstance(inputs, Mapping) and "weights" not in inputs:
+                    inputs = {**inputs, "weights": np.ones(inputs["tokens"].shape, np.float32)}
+                return np.asarray(session.run(inputs))
+
+        return Guess()
+
+
+LIARS = [
+    (_Shifted, "computes what torch computes"),
+    (_Pretender, "int8 is close"),
+    (_Guesser, "an input that is missing"),
+]
+
+
+@pytest.mark.parametrize(("wrong", "message"), LIARS)
 def test_the_contract_refuses_a_wrong_runtime(wrong: type[OnnxRuntime], message: str, probe: Source) -> None:
     with pytest.raises(AssertionError, match=message):
         check_runtime(wrong(), probe)

@@ -13,8 +13,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from equipoise.errors import InputError
-from equipoise.training import Recipe, Samples, distill, fit, kl
+from equipoise.training import Recipe, Samples, distill, fit
 from equipoise.training.outputs import Answer, answer_of
+from equipoise.workloads.divergence import Divergence
 
 
 class Heads(NamedTuple):
@@ -133,13 +134,15 @@ def test_no_tensor_at_all_is_refused() -> None:
 def test_every_form_is_distilled(case: str) -> None:
     student, teacher, part = net(case, 1), net(case, 2), data()
     probabilities = case.startswith("logits in")
-    kind = "softmax"
+    meaning = Divergence("softmax", probabilities=probabilities)
 
     def apart(model: nn.Module) -> float:
         ours, theirs = answers(model, part.inputs), answers(teacher, part.inputs)
-        return float(kl(ours.log(), theirs.log())) if probabilities else float(kl(ours, theirs))
+        return meaning.between(theirs, ours)
 
-    done = distill(student, teacher, part, steps=150, recipe=Recipe(batch=64, lr=1e-2), kind=kind, probabilities=probabilities)
+    done = distill(
+        student, teacher, part, steps=150, recipe=Recipe(batch=64, lr=1e-2), divergence=meaning
+    )  # fmt: skip
     assert apart(done.model) < 0.3 * apart(student)
     assert len(done.notes) == (0 if case in ("a tensor", "functional dropout") else 1)
 

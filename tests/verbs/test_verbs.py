@@ -155,16 +155,20 @@ class Tupled(nn.Module):
         return {"logits": y} if self.kind is dict else (y, y)
 
 
-@pytest.mark.parametrize("kind", [tuple, dict])
-def test_more_than_one_tensor_is_one_clear_error(kind: type) -> None:
-    model = Tupled(kind)
-    for call in (
-        lambda: eq.prune(model, INPUTS[:2], ratio=0.5),
-        lambda: eq.quantize(model, INPUTS),
-        lambda: eq.distill(net(), model, INPUTS, seconds=0.1),
-    ):
-        with pytest.raises(InputError, match=r"output must be one tensor; got '(tuple|dict)'. Wrap it in a module"):
+def test_of_two_tensors_none_is_taken_without_being_told_which() -> None:
+    model = Tupled(tuple)
+    for call in (lambda: eq.quantize(model, INPUTS), lambda: eq.distill(net(), model, INPUTS, seconds=0.1)):
+        with pytest.raises(InputError, match=r"output must be one tensor; got a tuple of 2"):
             call()
+
+
+def test_the_logits_among_several_outputs_are_what_is_meant() -> None:
+    model = Tupled(dict).eval()
+    small = eq.prune(model, INPUTS[:2], ratio=0.5, data=INPUTS)
+    assert set(small(INPUTS[:2])) == {"logits"}
+    assert apart(eq.quantize(model, INPUTS)(INPUTS), model(INPUTS)["logits"]) < 0.05
+    taught = eq.distill(small, model, INPUTS, seconds=0.3)
+    assert isinstance(taught, Tupled)
 
 
 def test_what_cannot_be_used_is_one_clear_error() -> None:

@@ -126,7 +126,7 @@ BAD: dict[str, tuple[Any, str]] = {
     "words": ((np.array(["a", "b"]), Y[:2]), "array of numbers"),
     "batches of one": (iter([X, X]), r"batches of \(inputs, targets\)"),
     "ragged batches": (iter([(X, Y), (X[:, :1], Y)]), "batches of one shape"),
-    "mapping": (iter([{"ids": X, "mask": X, "label": Y}]), "entries ids, mask, label.*collate_fn"),
+    "mapping": (iter([{"ids": X, "mask": X}]), "entries ids, mask.*collate_fn"),
 }
 
 

@@ -233,7 +233,7 @@ def test_an_item_that_cannot_be_read_is_named() -> None:
 
 REFUSED: dict[str, tuple[Any, str]] = {
     "three parts": ([(1.0, 2, 3)] * 4, "got '3 parts'"),
-    "a dict of three": (iter([{"ids": X, "mask": X, "label": Y}]), "entries ids, mask, label"),
+    "a dict without labels": (iter([{"ids": X, "mask": X, "row": Y}]), "entries ids, mask, row"),
     "no target": ([(X[0], None)] * 4, "stack into one batch"),
     "complex": ((X.to(torch.complex64), Y), "array of torch.complex64"),
     "ragged objects": ((objects([[1.0], [1.0, 2.0]]), [0, 1]), "array of object"),

@@ -357,3 +357,18 @@ def test_a_study_says_which_parts_changed(tmp_path: Path) -> None:
         store.identity({"workload": "0123456789abcdef"})
         with pytest.raises(InputError, match="parts: not recorded in full by the earlier version"):
             store.identity(about(work()))
+
+
+class Selfish(nn.Module):
+    """Code that uses a model of its own kind, as libraries do with their activations."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return x if self is ONE else ONE(x)
+
+
+ONE = Selfish()
+
+
+def test_code_that_uses_a_model_of_its_own_kind_ends() -> None:
+    assert of_code(Selfish()) == of_code(Selfish())
+    assert of_value(ONE) == of_value(ONE)

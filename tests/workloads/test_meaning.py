@@ -19,7 +19,8 @@ from torch import Tensor, nn
 
 from equipoise.errors import InputError
 from equipoise.workloads import METRICS, Metric, Workload, check
-from equipoise.workloads.meaning import Divergence, decide, perfect, scale_of, squashed
+from equipoise.workloads.divergence import Divergence
+from equipoise.workloads.meaning import decide, perfect, scale_of, squashed
 from equipoise.workloads.metrics import OF_PROBABILITIES, natural_loss, natural_loss_of_probabilities
 
 N = 64

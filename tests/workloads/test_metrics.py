@@ -32,12 +32,12 @@ def test_against_scikit_learn() -> None:
 @pytest.mark.parametrize("name", ["accuracy", "mse", "mae"])
 def test_per_sample_adds_up(name: str) -> None:
     outputs, targets = (LOGITS, LABELS) if name == "accuracy" else (VALUES, WANTED)
-    each = METRICS[name].per_sample(outputs, targets)
+    each = METRICS[name].each(outputs, targets)
     assert each is not None
     assert each.shape == (len(targets),)
     scale = 100 if name == "accuracy" else 1
     assert scale * float(each.double().mean()) == pytest.approx(METRICS[name].score(outputs, targets))
-    assert METRICS["f1"].per_sample(LOGITS, LABELS) is None
+    assert METRICS["f1"].each is None
 
 
 def test_accuracy_by_hand_in_every_shape() -> None:
@@ -46,7 +46,7 @@ def test_accuracy_by_hand_in_every_shape() -> None:
     assert accuracy.score(torch.tensor([[1.0], [-1.0]]), torch.tensor([1, 0])) == 100
     dense = F.one_hot(torch.tensor([[0, 1], [2, 2]]), 3).permute(0, 2, 1).float()
     assert accuracy.score(dense, torch.tensor([[0, 1], [2, 0]])) == 75
-    assert accuracy.per_sample(dense, torch.tensor([[0, 1], [2, 0]])).tolist() == [1.0, 0.5]
+    assert accuracy.each(dense, torch.tensor([[0, 1], [2, 0]])).tolist() == [1.0, 0.5]
 
 
 def test_own_function_and_direction() -> None:
@@ -153,7 +153,7 @@ def test_ignored_positions_are_left_out() -> None:
     expected = 100 * float((scores.argmax(1)[kept] == targets[kept]).double().mean())
     accuracy = ignoring(METRICS["accuracy"], 255)
     assert accuracy.score(scores, targets) == pytest.approx(expected)
-    each = accuracy.per_sample(scores, targets)
+    each = accuracy.each(scores, targets)
     assert each is not None
     assert 100 * float(each.mean()) == pytest.approx(expected)  # weighted by the positions of each sample
     assert each[2] == 0

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -15,9 +16,10 @@ from torch import Tensor
 
 from equipoise.errors import InputError
 from equipoise.records import Reading
-from equipoise.workloads import METRICS, Metric
+from equipoise.workloads import METRICS, Metric, Scores
+from equipoise.workloads.meaning import scale_of
 from equipoise.workloads.metrics import metric_of
-from equipoise.workloads.scoring import drop_reading, per_sample, quality_reading
+from equipoise.workloads.scoring import drop_reading, quality_reading
 
 SOURCE = torch.Generator().manual_seed(3)
 
@@ -84,7 +86,7 @@ def test_one_score_in_every_form_has_one_drop(metric: Metric) -> None:
 def test_per_sample_values_that_are_not_the_score_are_not_used() -> None:
     base, labels = scored(200, 20)
     odd = Metric("odd", True, lambda o, t: top1(o, t) ** 2, right, scale=100)
-    assert per_sample(odd, base, labels) is None
+    assert odd.read(torch.from_numpy(base), labels).each is None
     assert quality_reading(odd, base, labels).get() == pytest.approx(81)
     assert "bootstrap" in drop_reading(odd, base, base, labels).note
 
@@ -195,3 +197,82 @@ def test_a_score_that_is_no_number_names_the_metric() -> None:
     ):
         with pytest.raises(InputError, match="metric torn must be finite on 20 samples; got nan"):
             read()
+
+
+class Recall:
+    """How many samples have their label among the two best, read from a whole split: an object of the user's own."""
+
+    name = "recall at 2"
+
+    def read(self, outputs: Tensor, targets: Tensor) -> Scores:
+        found = 100.0 * (outputs.topk(2, 1).indices == targets[:, None]).any(1).double()
+        return Scores(float(found.mean()), found)
+
+
+class Corpus:
+    """A corpus score: no mean over samples, in points, less is better."""
+
+    name, maximize, unit = "edit rate", False, "edits"
+
+    def read(self, outputs: Tensor, targets: Tensor) -> Scores:
+        wrong = (outputs.argmax(1) != targets).double()
+        return Scores(float(200 * wrong.sum() / (len(targets) + wrong.sum())))
+
+
+def test_an_object_that_reads_a_split_is_a_metric_like_any_other() -> None:
+    (base, labels), new = scored(400, 0), scored(400, 0)[0]
+    new = base.copy()
+    new[:40] = 1.0 - new[:40]  # the label is the worst of four: 10 points of recall
+    recall, corpus = (metric_of(quality) for quality in (Recall(), Corpus()))
+    assert (recall.name, recall.maximize, corpus.maximize, corpus.unit) == ("recall at 2", True, False, "edits")
+    found = drop_reading(recall, base, new, labels)
+    assert found.get() == pytest.approx(10.0)
+    assert found.note == "paired"
+    rate = drop_reading(corpus, base, new, labels)
+    assert rate.get() == pytest.approx(200 * 40 / 440)
+    assert "bootstrap" in rate.note
+    assert ends(rate)[0] < rate.get() < ends(rate)[1]
+
+
+def test_what_is_read_must_be_scores() -> None:
+    class Bare:
+        def read(self, outputs: Tensor, targets: Tensor) -> float:
+            return 1.0
+
+    outputs, labels = scored(10, 0)
+    with pytest.raises(InputError, match=r"Scores\(value, each\)"):
+        quality_reading(metric_of(Bare()), outputs, labels)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("name", ["accuracy", "f1", "mse", "loss", "anything at all"])
+@pytest.mark.parametrize("maximize", [True, False])
+@pytest.mark.parametrize("unit", [1.0, 100.0, 1000.0])
+@pytest.mark.parametrize("values", ["none", "fractions", "as scored"])
+def test_names_directions_and_scales_of_the_user_decide_nothing_by_themselves(
+    name: str, maximize: bool, unit: float, values: str
+) -> None:
+    """A share of 1, of 100 or of 1000, of right answers or of wrong ones, under names that are ours or not."""
+
+    def shares(outputs: Tensor, targets: Tensor) -> Tensor:
+        hit = (outputs.argmax(1) == targets).double()
+        return hit if maximize else 1 - hit
+
+    each = None if values == "none" else lambda o, t: shares(o, t) * (unit if values == "as scored" else 1.0)
+    metric = Metric(name, maximize, lambda o, t: unit * shares(o, t).mean(), each)
+    base, labels = scored(400, 20)
+    new = base.copy()
+    new[20:40] = np.roll(new[20:40], 1, axis=1)
+    scale = scale_of(metric, torch.from_numpy(base), labels)
+    assert scale == (100.0 if unit == 1.0 else 1.0)
+    settled = replace(metric, scale=scale)
+    points = 100 if unit == 1.0 else unit
+    found = drop_reading(settled, base, new, labels)
+    assert found.get() == pytest.approx(0.05 * points)
+    low, high = ends(found)
+    assert low == pytest.approx(0.0286 * points, rel=0.35)
+    assert high == pytest.approx(0.0714 * points, rel=0.35)
+    scores = settled.read(torch.from_numpy(new), labels)
+    assert scores.value == pytest.approx((0.9 if maximize else 0.1) * points)
+    if values == "as scored" or (values == "fractions" and unit != 1000.0):
+        assert scores.each is not None
+        assert float(scores.each.mean()) == pytest.approx(scores.value)  # one unit

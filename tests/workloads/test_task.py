@@ -152,9 +152,9 @@ def test_cross_entropy_and_bits_by_hand() -> None:
     bits = METRICS["bits_per_character"]
     assert bits.score(logits, labels) == pytest.approx(2.0)  # 1 bit and 3 bits
     assert METRICS["cross_entropy"].score(logits, labels) == pytest.approx(float(F.cross_entropy(logits, labels)))
-    assert bits.per_sample(logits, labels).tolist() == pytest.approx([1.0, 3.0])
+    assert bits.each(logits, labels).tolist() == pytest.approx([1.0, 3.0])
     dense = torch.stack((logits, logits.flip(0)), dim=2)  # (2, 3, 2): the second position is the other row
-    each = bits.per_sample(dense, torch.tensor([[0, 2], [2, 0]]))
+    each = bits.each(dense, torch.tensor([[0, 2], [2, 0]]))
     assert each.tolist() == pytest.approx([2.0, 2.0])
     assert METRICS["cross_entropy"].score(torch.zeros(4, 1), torch.tensor([0, 1, 1, 0])) == pytest.approx(0.6931, abs=1e-4)
     assert not bits.maximize

@@ -93,7 +93,7 @@ def test_bits_of_a_letter_count_are_its_entropy(topics: Path) -> None:
     by_hand = -sum(n * math.log2(float(shares[token])) for token, n in seen.items()) / targets.numel()
     assert found == pytest.approx(by_hand, rel=1e-5)
     assert found < math.log2(task.outputs)  # better than guessing
-    each = task.metric.per_sample(logits, targets)
+    each = task.metric.each(logits, targets)
     assert each.shape == (len(targets),)
 
 

@@ -10,10 +10,11 @@ from typing import Protocol
 import torch
 from torch import Tensor, nn
 
+from equipoise.batch import Inputs, call, mapped, take
 from equipoise.training import checkpoint as saved
 from equipoise.training.recipe import Recipe
 
-Objective = Callable[[nn.Module, Tensor, Tensor], Tensor]
+Objective = Callable[[nn.Module, Inputs, Tensor], Tensor]
 """(model, inputs, targets) -> scalar loss, a mean over the samples."""
 
 Tensors = dict[str, Tensor]
@@ -56,7 +57,7 @@ class Distribution(Protocol):
         self,
         model: nn.Module,
         objective: Objective,
-        inputs: Tensor,
+        inputs: Inputs,
         targets: Tensor,
         *,
         recipe: Recipe,
@@ -76,7 +77,7 @@ class Distribution(Protocol):
         """
         ...
 
-    def outputs(self, model: nn.Module, inputs: Tensor, *, recipe: Recipe) -> Tensor:
+    def outputs(self, model: nn.Module, inputs: Inputs, *, recipe: Recipe) -> Tensor:
         """Return the outputs (N, ...) for the whole batch as float32 or integers, without gradients, on every process.
 
         `model` is what `place` returned, already in evaluation mode.
@@ -131,14 +132,14 @@ class OneProcess:
         self,
         model: nn.Module,
         objective: Objective,
-        inputs: Tensor,
+        inputs: Inputs,
         targets: Tensor,
         *,
         recipe: Recipe,
         scaler: torch.amp.GradScaler | None = None,
     ) -> Tensor:
         """Run forward and backward on each micro-batch; return the mean loss."""
-        inputs, targets = inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
+        inputs, targets = placed(inputs, self.device), targets.to(self.device, non_blocking=True)
         losses: list[Tensor] = []
         for rows, wanted, share in micro_batches(inputs, targets, recipe.accumulate):
             with autocast(recipe, self.device):
@@ -148,10 +149,10 @@ class OneProcess:
             losses.append(loss.detach())
         return losses[0] if len(losses) == 1 else torch.stack(losses).sum()
 
-    def outputs(self, model: nn.Module, inputs: Tensor, *, recipe: Recipe) -> Tensor:
+    def outputs(self, model: nn.Module, inputs: Inputs, *, recipe: Recipe) -> Tensor:
         """Return the outputs of one forward pass."""
         with torch.no_grad(), autocast(recipe, self.device):
-            found: Tensor = model(inputs.to(self.device, non_blocking=True))
+            found: Tensor = call(model, placed(inputs, self.device))
         return found.float() if found.is_floating_point() else found
 
     def clip(self, model: nn.Module, most: float) -> Tensor:
@@ -193,11 +194,19 @@ def autocast(recipe: Recipe, device: torch.device) -> AbstractContextManager[obj
     return torch.autocast(device.type, PRECISIONS[recipe.precision])
 
 
-def micro_batches(inputs: Tensor, targets: Tensor, count: int) -> Iterator[tuple[Tensor, Tensor, float]]:
+def placed(inputs: Inputs, device: torch.device) -> Inputs:
+    """Return inputs on `device`."""
+    return mapped(inputs, lambda value: value.to(device, non_blocking=True))
+
+
+def micro_batches(inputs: Inputs, targets: Tensor, count: int) -> Iterator[tuple[Inputs, Tensor, float]]:
     """Yield (inputs, targets, share of the rows) of up to `count` nearly equal parts of a batch, none of them empty."""
     if count == 1:
         yield inputs, targets, 1.0
         return
-    for rows, wanted in zip(inputs.tensor_split(count), targets.tensor_split(count), strict=True):
-        if len(rows):
-            yield rows, wanted, len(rows) / len(inputs)
+    start = 0
+    for wanted in targets.tensor_split(count):
+        stop = start + len(wanted)
+        if start < stop:
+            yield take(inputs, slice(start, stop)), wanted, len(wanted) / len(targets)
+        start = stop

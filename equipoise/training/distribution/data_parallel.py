@@ -10,7 +10,8 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 from torch.nn.parallel import DistributedDataParallel
 
-from equipoise.training.distribution.base import Objective, OneProcess, Tensors, autocast, micro_batches
+from equipoise.batch import Inputs, call, size, take
+from equipoise.training.distribution.base import Objective, OneProcess, Tensors, autocast, micro_batches, placed
 from equipoise.training.distribution.ranks import Ranks, in_touch
 from equipoise.training.recipe import Recipe
 
@@ -46,7 +47,7 @@ class DataParallel:
         self,
         model: nn.Module,
         objective: Objective,
-        inputs: Tensor,
+        inputs: Inputs,
         targets: Tensor,
         *,
         recipe: Recipe,
@@ -67,7 +68,7 @@ class DataParallel:
             self._wrapped = trained, DistributedDataParallel(model, gradient_as_bucket_view=True)
         return self._wrapped[1]
 
-    def outputs(self, model: nn.Module, inputs: Tensor, *, recipe: Recipe) -> Tensor:
+    def outputs(self, model: nn.Module, inputs: Inputs, *, recipe: Recipe) -> Tensor:
         """Return the outputs for the whole batch, each rank computing its rows."""
         self.ranks.same_buffers(model)
         return forward_rows(self.ranks, model, inputs, recipe)
@@ -104,7 +105,7 @@ def backward_rows(
     ranks: Ranks,
     model: nn.Module,
     objective: Objective,
-    inputs: Tensor,
+    inputs: Inputs,
     targets: Tensor,
     recipe: Recipe,
     scaler: torch.amp.GradScaler | None,
@@ -117,11 +118,11 @@ def backward_rows(
     Each part's loss weighs its share of the batch, so that gradients sum to those of the mean; `scale` undoes a division by the
     wrapper. `quiet` makes the context in which a backward pass sends nothing, for all but the last micro-batch.
     """
-    mine = ranks.rows(len(inputs))
+    mine = ranks.rows(size(inputs))
     few = mine.start == mine.stop  # fewer rows than ranks: take part with a row of no weight
     chosen = slice(0, 1) if few else mine
-    weight = 0.0 if few else (mine.stop - mine.start) / len(inputs)
-    rows, wanted = (data[chosen].to(ranks.device, non_blocking=True) for data in (inputs, targets))
+    weight = 0.0 if few else (mine.stop - mine.start) / size(inputs)
+    rows, wanted = (placed(take(data, chosen), ranks.device) for data in (inputs, targets))
     parts = list(micro_batches(rows, wanted, recipe.accumulate))
     losses: list[Tensor] = []
     with in_touch():
@@ -135,10 +136,10 @@ def backward_rows(
     return ranks.sum(torch.stack(losses).sum())
 
 
-def forward_rows(ranks: Ranks, model: nn.Module, inputs: Tensor, recipe: Recipe) -> Tensor:
+def forward_rows(ranks: Ranks, model: nn.Module, inputs: Inputs, recipe: Recipe) -> Tensor:
     """Return the outputs for all rows on every rank, each computing its own."""
-    mine = ranks.rows(len(inputs))
-    chosen = inputs[mine] if mine.start < mine.stop else inputs[:1]
+    mine = ranks.rows(size(inputs))
+    chosen = take(inputs, mine if mine.start < mine.stop else slice(1))
     with in_touch(), torch.no_grad(), autocast(recipe, ranks.device):
-        found: Tensor = model(chosen.to(ranks.device, non_blocking=True))
-    return ranks.gather(found.float() if found.is_floating_point() else found, len(inputs))
+        found: Tensor = call(model, placed(chosen, ranks.device))
+    return ranks.gather(found.float() if found.is_floating_point() else found, size(inputs))

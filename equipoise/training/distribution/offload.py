@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.graph import save_on_cpu
 
+from equipoise.batch import Inputs
 from equipoise.training.distribution.base import Distribution, Objective, OneProcess, Tensors
 from equipoise.training.recipe import Recipe
 
@@ -47,7 +48,7 @@ class Offloaded:
         self,
         model: nn.Module,
         objective: Objective,
-        inputs: Tensor,
+        inputs: Inputs,
         targets: Tensor,
         *,
         recipe: Recipe,
@@ -61,7 +62,7 @@ class Offloaded:
             self._bring_back(model)
         return loss
 
-    def outputs(self, model: nn.Module, inputs: Tensor, *, recipe: Recipe) -> Tensor:
+    def outputs(self, model: nn.Module, inputs: Inputs, *, recipe: Recipe) -> Tensor:
         """Return the inner distribution's outputs."""
         return self.inner.outputs(self._near(model), inputs, recipe=recipe)
 

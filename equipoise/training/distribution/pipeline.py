@@ -85,6 +85,8 @@ class Pipeline:
             raise must_be("recipe.precision", "fp32 or bf16 in a pipeline", "fp16", "Use bf16: it needs no scaling.")
         if recipe.optimizer == "muon":
             raise must_be("recipe.optimizer", "another than muon in a pipeline", "muon", "Use adamw, or ddp or fsdp.")
+        if not isinstance(inputs, Tensor):
+            raise must_be("inputs", "one tensor in a pipeline", ", ".join(inputs), "Use ddp or fsdp.")
         first, last = self.rank == 0, self.rank == self.world - 1
         inputs, targets = inputs.to(self.device, non_blocking=True), targets.to(self.device, non_blocking=True)
         count = _divisor(len(inputs), recipe.accumulate if recipe.accumulate > 1 else 2 * self.world)

@@ -12,6 +12,7 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, OffloadPolicy, fully_shard
 from torch.nn.modules.batchnorm import _BatchNorm
 
+from equipoise.batch import Inputs
 from equipoise.errors import must_be
 from equipoise.training import checkpoint as saved
 from equipoise.training.blocks import blocks
@@ -67,7 +68,7 @@ class Sharded:
         self,
         model: nn.Module,
         objective: Objective,
-        inputs: Tensor,
+        inputs: Inputs,
         targets: Tensor,
         *,
         recipe: Recipe,
@@ -78,7 +79,7 @@ class Sharded:
             raise must_be("recipe.precision", "fp32 or bf16 with parameters offloaded", "fp16", "Use bf16.")
         return backward_rows(self.ranks, model, objective, inputs, targets, recipe, scaler)
 
-    def outputs(self, model: nn.Module, inputs: Tensor, *, recipe: Recipe) -> Tensor:
+    def outputs(self, model: nn.Module, inputs: Inputs, *, recipe: Recipe) -> Tensor:
         """Return the outputs for the whole batch, each rank computing its rows."""
         self.ranks.same_buffers(model)
         found = forward_rows(self.ranks, model, inputs, recipe)
