@@ -35,8 +35,10 @@ LEAST = 2e-4
 """Nats below which losses are not told apart: a loss table calls none of them smaller."""
 CALIBRATION = 128
 """Calibration inputs that a change is mended on."""
+HELD = 0.25
+"""Share of them that no layer is fitted on: each output moves only as far as helps there."""
 GUESSING = 32
-"""Samples, and calibration inputs, that an estimate is made of."""
+"""Samples that an estimate is made of."""
 DRAWS = 2
 """Labels drawn for each of these samples: a backward pass each."""
 MENDING = 2
@@ -277,7 +279,7 @@ class Prober:
             return self._fitting.run(model, change.layers, answer=answer)
 
         with one_thread():
-            mended = refit(student, self.calibration, targets=targets, kept=change.kept, through=through)
+            mended = refit(student, self.calibration, targets=targets, kept=change.kept, through=through, held=HELD)
         return _lean(mended, self.teacher)
 
     def _hold(self, key: int, student: nn.Module) -> None:
