@@ -67,12 +67,14 @@ def refit(
     targets: Mapping[str, Target],
     kept: Mapping[str, Tensor] | None = None,
     through: Callable[[nn.Module, Inputs, Callable[[Invocation], Any]], Any] = watch,
+    held: float = 0.0,
 ) -> nn.Module:
     """Do the work of `repair` from targets that `statistics.collect` has already taken from the teacher.
 
     Args:
         targets: of the layers to fit; the others keep their weights, and nothing runs after the last one is fitted.
         through: runs the model, `watch` or something that gives the layers to fit the same inputs for less.
+        held: share of the inputs, the last ones, that no layer is fitted on, see `solve`.
     """
     repaired = copied(student).eval()
     wanted = {
@@ -80,7 +82,7 @@ def refit(
         for name, target in targets.items()
         if name in dict(repaired.named_modules())
     }
-    settlement = _Settlement(repaired, wanted)
+    settlement = _Settlement(repaired, wanted, held)
     with contextlib.suppress(_Settled):
         through(repaired, inputs, settlement.answer)
     if settlement.unsolved:
@@ -96,7 +98,8 @@ class _Settled(BaseException):
 class _Settlement:
     """Answer the student's calls: fit a layer when it runs, or when the sum it goes into runs."""
 
-    def __init__(self, student: nn.Module, targets: Mapping[str, Target]) -> None:
+    def __init__(self, student: nn.Module, targets: Mapping[str, Target], held: float) -> None:
+        self._held = held
         self._layers = dict(student.named_modules())
         self._targets = dict(targets)
         self.unsolved: list[str] = []
@@ -136,13 +139,17 @@ class _Settlement:
         output.copy_(_rerun(call, layer))
 
     def _fit(self, name: str, layer: Any, rows: Tensor, target: Tensor) -> None:
-        if not solve(layer, rows, target):
+        if not solve(layer, rows, target, held=self._held):
             self.unsolved.append(name)
 
 
 @torch.no_grad()
-def solve(layer: Any, rows: Tensor, target: Tensor, *, ridge: float = RIDGE) -> bool:
+def solve(layer: Any, rows: Tensor, target: Tensor, *, ridge: float = RIDGE, held: float = 0.0) -> bool:
     """Set `layer` (in place) to the ridge least-squares fit of `target` `(P, O)` from `rows` `(P, d)`; return whether it could.
+
+    With `held`, that share of the rows, the last ones, takes no part in the fit: each output goes only as far towards its fit
+    as is best on them, and stays where it was when nothing helps. Wide layers fitted to few inputs so do no harm: on
+    EfficientNet-Lite0 a change mended without it loses some five times as much.
 
     The ridge, `ridge` times the variance of each column, pulls towards the weights that the layer has: what the data does
     not decide stays, and a layer that is already right does not move. Both sides are centred before they are multiplied, so
@@ -157,11 +164,16 @@ def solve(layer: Any, rows: Tensor, target: Tensor, *, ridge: float = RIDGE) -> 
     error = float(missing.square().mean() + shift.square().mean())
     if error <= max(1e-10 * float(wanted.square().mean()), 1e-11 * float(target.square().mean())):
         return True
-    found = decomposed(gram(around), ridge)
+    fitted = len(rows) - int(held * len(rows))
+    found = decomposed(gram(around[:fitted]), ridge)
     if found is None:
         return False
     factor, scale = found
-    step = torch.cholesky_solve(gram(around, missing) / scale[:, None], factor) / scale[:, None]  # (d, O)
+    step = torch.cholesky_solve(gram(around[:fitted], missing[:fitted]) / scale[:, None], factor) / scale[:, None]  # (d, O)
+    if fitted < len(rows):
+        gained = (around[fitted:] @ step.to(kind)).double()
+        share = (missing[fitted:].double() * gained).sum(0) / gained.square().sum(0).clamp_min(torch.finfo(torch.float64).tiny)
+        step = step * share.clamp(0.0, 1.0)
     after = before.double() + step.T
     weight = as_weight(after, layer.weight).to(layer.weight.dtype)
     bias = (level - after @ middle).to(layer.bias.dtype)

@@ -29,8 +29,10 @@ from equipoise.workloads.running import at_once, one_thread
 
 CALIBRATION = 128
 """Calibration inputs that a change is mended on."""
+HELD = 0.25
+"""Share of them that no layer is fitted on: each output moves only as far as helps there."""
 GUESSING = 32
-"""Samples, and calibration inputs, that an estimate is made of."""
+"""Samples that an estimate is made of."""
 DRAWS = 2
 """Labels drawn for each of these samples: a backward pass each."""
 MENDING = 2
@@ -269,7 +271,7 @@ class Prober:
 
         with one_thread():
             kept = {change.renamed.get(name, name): places for name, places in change.kept.items()}
-            mended = refit(student, self.calibration, targets=targets, kept=kept, through=through)
+            mended = refit(student, self.calibration, targets=targets, kept=kept, through=through, held=HELD)
         return _lean(mended, self.teacher)
 
     def _hold(self, key: int, student: nn.Module) -> None:

@@ -105,6 +105,24 @@ def test_solve_is_least_squares_when_the_ridge_vanishes(seed: int) -> None:
     np.testing.assert_allclose(layer.bias.detach().numpy(), expected[8], atol=1e-4)
 
 
+def test_rows_that_are_held_back_keep_a_layer_from_fitting_chance() -> None:
+    generator = torch.Generator().manual_seed(3)
+    rows, fresh = (torch.randn(n, 60, generator=generator) for n in (120, 2000))
+    true = torch.randn(60, 8, generator=generator)
+    target = rows @ true + 5.0 * torch.randn(120, 8, generator=generator)  # what no layer can answer is as large as half of it
+
+    def excess(start: Tensor, held: float) -> float:
+        layer = nn.Linear(60, 8)
+        with torch.no_grad():
+            layer.weight.copy_(start.T)
+            layer.bias.zero_()
+            solve(layer, rows, target, held=held)
+            return float((layer(fresh) - fresh @ true).square().mean())
+
+    assert excess(true, 0.25) < 0.25 * excess(true, 0.0)  # it was right, and is left so
+    assert excess(torch.zeros_like(true), 0.25) < 0.7 * float((fresh @ true).square().mean())  # it was wrong, and moves
+
+
 def test_what_the_data_does_not_decide_stays() -> None:
     layer = nn.Linear(3, 1)
     before = layer.weight.detach().clone()
