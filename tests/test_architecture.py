@@ -9,6 +9,7 @@ import ast
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -52,6 +53,10 @@ Sources = dict[str, str]
 """Path below the package, with slashes -> text."""
 
 
+parsed = cache(ast.parse)
+"""The tree of a source, which many rules read."""
+
+
 def layer(room: str) -> int:
     """The layer of a top-level module or package."""
     return 0 if room in L0 else 1 if room in L1 else 3 if room in L3 else 4 if room in L4 else 2
@@ -64,7 +69,7 @@ def room_of(path: str) -> str:
 
 def imports(text: str, path: str, *, top_level: bool = False) -> Iterator[str]:
     """Every module that a file imports, absolute, names included (``equipoise.search`` and ``equipoise.search.Space``)."""
-    tree = ast.parse(text)
+    tree = parsed(text)
     package = ["equipoise", *path.split("/")[:-1]]
     nodes = _at_import(tree.body) if top_level else ast.walk(tree)
     for node in nodes:
@@ -153,10 +158,10 @@ def hidden_arrows(files: Sources) -> list[str]:
         if room_of(path) in L4:
             continue
         found = set(imports(text, path))
-        bare = any(isinstance(n, ast.Import) and "equipoise" in {a.name for a in n.names} for n in ast.walk(ast.parse(text)))
+        bare = any(isinstance(n, ast.Import) and "equipoise" in {a.name for a in n.names} for n in ast.walk(parsed(text)))
         if bare or found & {f"equipoise.{name}" for name in PUBLIC}:
             out.append(f"{path} imports a public name from the package: that is above it")
-        calls = [n for n in ast.walk(ast.parse(text)) if isinstance(n, ast.Call)]
+        calls = [n for n in ast.walk(parsed(text)) if isinstance(n, ast.Call)]
         names = {ast.unparse(n.args[0]).strip("'") for n in calls if ast.unparse(n.func) == "public" and n.args}
         if names - BY_NAME.get(path, set()):
             out.append(f"{path} calls {sorted(names)} by name: only {BY_NAME} may")
@@ -204,7 +209,7 @@ def undocumented(files: Sources) -> list[str]:
     for path, text in files.items():
         if not text.strip():
             continue
-        tree = ast.parse(text)
+        tree = parsed(text)
         nodes: list[tuple[str, ast.AST]] = [(path, tree), *_public(tree.body, path)]
         out += [f"{name} has no docstring" for name, node in nodes if not ast.get_docstring(node)]  # type: ignore[arg-type]
     return out
@@ -226,7 +231,7 @@ def bad_exports(files: Sources) -> list[str]:
     for path, text in files.items():
         if not path.endswith("__init__.py") or not text.strip():
             continue
-        tree = ast.parse(text)
+        tree = parsed(text)
         names = next((_literal(node) for node in tree.body if _assigns(node, "__all__")), None)
         bound = set(_bound(tree.body))
         if names is None and not bound - {"annotations"}:
@@ -267,6 +272,7 @@ def machine_paths(files: Sources) -> list[str]:
     return [f"{path} names {bad}" for path, text in files.items() for bad in MACHINE_PATHS if bad in text]
 
 
+@cache
 def sources() -> Sources:
     """Every Python file of the package."""
     return {p.relative_to(PACKAGE).as_posix(): p.read_text(encoding="utf-8") for p in sorted(PACKAGE.rglob("*.py"))}

@@ -18,6 +18,7 @@ X = torch.randn(120, 4, generator=torch.Generator().manual_seed(0))
 Y = (X[:, 0] > 0).long()
 
 
+@pytest.mark.slow
 def test_notes_are_recorded_and_told(tmp_path: Path) -> None:
     told: list[str] = []
     work = eq.Workload(model=mlp(4, 8, 2), train=(X[:80], Y[:80]), test=(X[80:], Y[80:]))
@@ -44,6 +45,7 @@ class Both(nn.Module):
         return self.beside(hidden), self.head(hidden)
 
 
+@pytest.mark.slow
 def test_the_chosen_output_is_what_ships(tmp_path: Path) -> None:
     net = Both()
     work = eq.Workload(model=net, train=(X[:80], Y[:80]), test=(X[80:], Y[80:]), validation=0.5, output=1)

@@ -74,8 +74,8 @@ def test_the_load_is_the_sample_and_not_the_call(clock: Clock) -> None:
 def test_more_loads_are_made_while_the_interval_is_wide(clock: Clock) -> None:
     made: list[str] = []
     contenders = {
-        "a": clock.contender(lambda _: 0.02, made, "a"),
-        "b": clock.contender(lambda i: 0.02 * (1 + 0.1 * (i % 2)), made, "b"),
+        "a": clock.contender(lambda _: 0.001, made, "a"),
+        "b": clock.contender(lambda i: 0.001 * (1 + 0.1 * (i % 2)), made, "b"),
     }
     found = compare_loads(contenders, seconds=1000.0, most=30)
     assert (found.stopped, found.loads) == ("loads", 30)
@@ -109,7 +109,7 @@ def test_a_disturbed_round_does_not_count_against_its_load(clock: Clock) -> None
 def test_the_seed_repeats_order_and_layout(clock: Clock) -> None:
     def order(seed: int) -> list[str]:
         made: list[str] = []
-        compare_loads({name: clock.contender(lambda _: 0.02, made, name) for name in "abc"}, seconds=9.0, seed=seed)
+        compare_loads({name: clock.contender(lambda _: 0.001, made, name) for name in "abc"}, seconds=9.0, seed=seed)
         return made
 
     assert order(1) == order(1)

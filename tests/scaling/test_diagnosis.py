@@ -90,6 +90,7 @@ def read(make: Callable[[int], Curves], seed: int) -> Diagnosis:
     return diagnose(make(seed), chance=CHANCE, floor=0.1)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", KINDS, ids=lambda f: f.__name__)
 def test_each_kind_gets_its_verdict_and_no_other(make: Callable[[int], Curves]) -> None:
     verdicts = [read(make, seed).verdict for seed in range(10)]

@@ -35,6 +35,7 @@ def test_derivatives_are_those_of_differences(name: str) -> None:
         np.testing.assert_allclose(slope[..., i], numeric, atol=1e-7)
 
 
+@pytest.mark.slow
 def test_four_times_the_steps_are_covered() -> None:
     inside, errors, naive = [], [], []
     for truth in TRUTHS.values():
@@ -62,6 +63,7 @@ def test_a_metric_that_rises() -> None:
     assert sum(inside) >= 5
 
 
+@pytest.mark.slow
 def test_hopeless_runs_are_stopped_and_promising_ones_not() -> None:
     stopped = {"hopeless": 0, "winning": 0, "tie": 0}
     floors = {"hopeless": 0.9, "winning": 0.5, "tie": 0.605}

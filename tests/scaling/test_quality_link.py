@@ -17,6 +17,7 @@ def accuracy(loss: float) -> float:
     return 100.0 / (1.0 + np.exp(-(2.0 - 3.0 * np.log(loss))))
 
 
+@pytest.mark.slow
 def test_accuracy_of_a_larger_model_is_covered() -> None:
     inside, errors = [], []
     for seed in range(30):

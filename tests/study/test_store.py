@@ -153,6 +153,7 @@ def sweep(code: str, path: Path, *, kills: int, steps: int, ends: str = "") -> t
     return lost, again
 
 
+@pytest.mark.slow
 def test_kill_9_sweep(path: Path) -> None:
     """Every step said to be done before a kill is there after it and is never computed again."""
     assert sweep(WALK, path, kills=8, steps=200) == (0, 0)

@@ -75,16 +75,19 @@ def every(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return ranks(tmp_path_factory.mktemp("every"), list(CASES))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ddp", "fsdp", "pipeline"])
 def test_curve_and_weights_are_those_of_one_process(quick: Path, one_process: Any, kind: str) -> None:
     assert difference(read(quick, f"{kind}: averaged"), one_process("averaged")) < RELATIVE
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("planted", PLANTED)
 def test_a_wrong_average_would_show(quick: Path, one_process: Any, planted: str) -> None:
     assert difference(read(quick, planted), one_process("plain")) > 10 * RELATIVE
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_another_world(quick: Path, one_process: Any) -> None:
     """One process, then two that replicate, shard and pipeline, then one: each goes on from the file of the one before."""
     finished = alone(Case(OneProcess, **VARIANTS["averaged"], path="relay"), quick)

@@ -80,6 +80,7 @@ def test_targets_tell_what_outputs_mean(teacher: nn.Module, targets: Tensor, exp
     assert (found.kind, found.probabilities) == expected
 
 
+@pytest.mark.slow
 def test_several_labels_are_learned_better_than_by_softmax() -> None:
     teacher, student = net(6, 1), net(6, 2, width=4)
     with torch.no_grad():

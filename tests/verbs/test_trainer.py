@@ -85,6 +85,7 @@ def test_bad_input_is_one_clear_error(tmp_path, words, told) -> None:
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 def test_a_loss_that_diverges_is_told_with_its_step(tmp_path) -> None:
     words = ["mlp", "digits", "--recipe", "optimizer=sgd,lr=1e12,clip=none", "--epochs", "2"]
     done = train(*words, "--store", str(tmp_path / "run"))

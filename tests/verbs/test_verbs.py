@@ -61,6 +61,7 @@ def test_prune_gives_back_the_precision_it_was_given(dtype: torch.dtype) -> None
     assert {p.dtype for p in model.parameters()} == {dtype}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", EXPORTED)
 def test_quantize_takes_any_precision_and_says_what_it_converted(dtype: torch.dtype) -> None:
     model, inputs = net().to(dtype), INPUTS.to(dtype)
@@ -71,6 +72,7 @@ def test_quantize_takes_any_precision_and_says_what_it_converted(dtype: torch.dt
     assert apart(small(INPUTS), net()(INPUTS)) < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", EXPORTED)
 def test_distil_and_profile_take_any_precision(dtype: torch.dtype) -> None:
     model, inputs = net().to(dtype), INPUTS.to(dtype)
@@ -205,6 +207,7 @@ class NormAct(nn.BatchNorm2d):
         return super().forward(x).clamp_min(0)
 
 
+@pytest.mark.slow
 def test_a_norm_with_its_own_activation_comes_out_right_and_is_named() -> None:
     model = net()
     norm = NormAct(16)
