@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from equipoise.batch import Inputs, call
+from equipoise.batch import Inputs, arguments, call
 from equipoise.errors import InputError, must_be
 from equipoise.workloads import identity, labels
 from equipoise.workloads.augment import Augment
@@ -125,7 +126,7 @@ class Workload:
         read = together({"model": lambda: _model_of(model), "name": lambda: printable("name", name or None), **rest})
         kept, original, notes = read["model"]
         code = {"model weights": identity.of_weights(kept), "model code": identity.of_code(kept)}
-        splits = _splits(read, share)
+        splits, unasked = _taken(kept, _splits(read, share))
         kept, answers, more = _one_output(kept, splits["validation"], output)
         measure, criterion = settled(read["metric"], read["loss"], kept, splits["validation"])
         judged = judge(measure, loss, criterion, splits, answers, ignore_label)
@@ -140,7 +141,7 @@ class Workload:
             "classifier": judged.classifier,
             "ignore_label": ignore_label,
             "validation_from": "test" if share else "train" if read.get("validation") is None else "given",
-            "notes": (*notes, *more, *judged.notes, *(note for s in splits.values() for note in s.notes)),
+            "notes": (*notes, *unasked, *more, *judged.notes, *(note for s in splits.values() for note in s.notes)),
             "original": original,
             "_code": {
                 **code,
@@ -242,6 +243,27 @@ def _splits(read: Mapping[str, Any], share: float | None) -> dict[str, Split]:
     shared = carved(read["train"], validation)
     calibration = read.get("calibration") or shared["train"].part(0, CALIBRATION_MOST, name="calibration")
     return {**shared, "calibration": calibration, "test": test}
+
+
+def _taken(model: nn.Module, splits: dict[str, Split]) -> tuple[dict[str, Split], tuple[str, ...]]:
+    """Leave out of several inputs by name what the model's forward has no argument for (an index, a text's length)."""
+    try:
+        inputs = splits["validation"].take(1).tensors()[0]
+        takes = inspect.signature(model.forward).parameters
+    except (
+        InputError,
+        ValueError,
+        TypeError,
+    ):  # unreadable data are told where they are used
+        return splits, ()
+    if not isinstance(inputs, Mapping) or any(p.kind is p.VAR_KEYWORD for p in takes.values()):
+        return splits, ()
+    by_place, _ = arguments(inputs)
+    unused = () if by_place else tuple(name for name in inputs if name not in takes)
+    if not unused or len(unused) == len(inputs):
+        return splits, ()
+    notes = tuple(f"inputs: the model has no argument {name!r}; it is left out" for name in unused)
+    return {role: replace(split, unused=unused) for role, split in splits.items()}, notes
 
 
 def _one_output(model: nn.Module, data: Split, output: Key | None) -> tuple[nn.Module, Tensor | None, tuple[str, ...]]:

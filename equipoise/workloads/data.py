@@ -34,6 +34,7 @@ class Split:
         name: ``train``, ``validation``, ``calibration`` or ``test``; for messages.
         seed: Seed of the shuffle.
         notes: What its user should know about how the data were read.
+        unused: Names of several inputs that are not handed out, since the model does not take them.
         values: Whether targets are handed out as floats, values to predict (True), or as whole numbers, classes (False); None
             leaves them as they are read.
 
@@ -50,6 +51,7 @@ class Split:
     seed: int = 0
     notes: tuple[str, ...] = ()
     values: bool | None = None
+    unused: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"Split({self.name}: {len(self.order)} samples)"
@@ -140,6 +142,8 @@ class Split:
 
     def _read(self, indices: Tensor) -> tuple[Inputs, Tensor]:
         inputs, targets = self.source.fetch(indices)
+        if self.unused:
+            inputs = {name: value for name, value in inputs.items() if name not in self.unused}
         inputs = self._transformed(inputs)
         # what lies in memory was looked at before any work, but for the test split, which is left alone until it is used
         if (isinstance(self.source, Items) or self.name == "test") and (error := self.broken(inputs, targets, indices)):

@@ -112,3 +112,16 @@ def test_answers_of_different_lengths_are_told() -> None:
         predict(lambda inputs: inputs["input_ids"].float(), split, batch=4)
     outputs, _ = predict(lambda inputs: inputs["input_ids"].float().sum(1), split, batch=4)
     assert outputs.shape == (40,)
+
+
+def test_what_the_model_has_no_argument_for_is_left_out() -> None:
+    """Data sets carry more than a model takes: an index, a language."""
+
+    def made(count: int, seed: int) -> tuple[dict[str, Tensor], Tensor]:
+        inputs, labels = sentences(count, seed=seed)
+        return {**inputs, "index": torch.arange(count)}, labels
+
+    work = Workload(model=Encoder(), train=made(60, 1), validation=made(30, 2), test=made(30, 3))
+    check(work)
+    assert list(work.example) == ["input_ids", "attention_mask"]
+    assert "inputs: the model has no argument 'index'; it is left out" in work.notes
