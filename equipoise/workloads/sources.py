@@ -271,4 +271,6 @@ def bytes_of(item: Any) -> int:
         return sum(bytes_of(part) for part in item.values())
     if isinstance(item, (tuple, list)):
         return sum(bytes_of(part) for part in item)
+    if hasattr(item, "getbands"):  # a photograph, whose pixels are read when they are used
+        return int(item.size[0] * item.size[1] * len(item.getbands()))
     return 64

@@ -13,6 +13,7 @@ from torch.utils.data import DataLoader, Dataset, IterableDataset, Subset, Tenso
 
 from equipoise.errors import InputError
 from equipoise.workloads import Split, predict, shifted
+from equipoise.workloads.sources import bytes_of
 
 X = torch.arange(40, dtype=torch.float32).reshape(20, 2)
 Y = torch.arange(20) // 10  # sorted by class
@@ -169,3 +170,8 @@ def test_shift_and_flip_move_whole_images() -> None:
     assert len({tuple(one.flatten().tolist()) for one in moved}) > 9
     again = shifted(1, flip=True)(image, torch.Generator().manual_seed(0))
     assert torch.equal(moved, again)
+
+
+def test_photographs_count_by_their_pixels() -> None:
+    image = pytest.importorskip("PIL.Image")
+    assert bytes_of((image.new("RGB", (100, 50)), 3)) == 100 * 50 * 3 + 64
