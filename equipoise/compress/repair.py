@@ -148,8 +148,8 @@ def solve(layer: Any, rows: Tensor, target: Tensor, *, ridge: float = RIDGE, hel
     """Set `layer` (in place) to the ridge least-squares fit of `target` `(P, O)` from `rows` `(P, d)`; return whether it could.
 
     With `held`, that share of the rows, the last ones, takes no part in the fit: each output goes only as far towards its fit
-    as is best on them, and stays where it was when nothing helps. Wide layers fitted to few inputs so do no harm: on
-    EfficientNet-Lite0 a change mended without it loses some five times as much.
+    as is best on them, and stays where it was when nothing helps. Wide layers fitted to few inputs so do little harm: on
+    EfficientNet-Lite0, every layer after a change re-solved on 128 inputs, the loss is a sixth of what it is without.
 
     The ridge, `ridge` times the variance of each column, pulls towards the weights that the layer has: what the data does
     not decide stays, and a layer that is already right does not move. Both sides are centred before they are multiplied, so
