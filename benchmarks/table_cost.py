@@ -27,15 +27,16 @@ import torch
 from scipy.stats import spearmanr
 
 from equipoise import workloads
+from equipoise.batch import mapped
 from equipoise.compress import fakequant
 from equipoise.measure import machine
 from equipoise.records import Knob, Plan
 from equipoise.road import entries, probing
-from equipoise.road.bench import Workbench, damage
+from equipoise.road.bench import Workbench
 from equipoise.road.prober import Prober
 from equipoise.runtimes import parse_targets
-from equipoise.workloads import Workload
-from equipoise.workloads.running import at_once, one_thread
+from equipoise.workloads import Workload, predict
+from equipoise.workloads.running import one_thread
 
 SAMPLES = 1000
 LEAST_TIMES, LEAST_RANK = 5.0, 0.95
@@ -139,15 +140,13 @@ def prepared(bench: Workbench) -> Prober:
 def whole_loss(bench: Workbench, knob: Knob, choice: Any) -> float:
     """Read one entry the way the road did before `road.prober`; kept as it was."""
     if knob.kind == "bits":
-        calibration = torch.from_numpy(bench.calibration)
+        calibration = mapped(bench.calibration, torch.from_numpy)
         model = fakequant.simulate(bench.teacher, calibration, layers={knob.place}, weight_bits=8)
     else:
         model = bench.build(Plan({knob.name: choice})).model
-    inputs = bench.validation[0][:SAMPLES]
-    with one_thread(), torch.inference_mode():
-        step = at_once(inputs, 250)
-        found = torch.cat([model(inputs[i : i + step]) for i in range(0, len(inputs), step)])
-    return damage(bench.reference[:SAMPLES], found.numpy(), bench.work.divergence)
+    with one_thread():
+        found, _ = predict(model, bench.work.validation.take(SAMPLES), batch=250)
+    return bench.damage(found.numpy())
 
 
 def means(losses: Mapping[Entry, entries.Loss]) -> dict[Entry, float]:

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 
 from equipoise.compress import fakequant
-from equipoise.compress.repair import refit
+from equipoise.compress.repair import HELD, refit
 from equipoise.compress.subject import Subject
 from equipoise.compress.technique import Draft, Offer, technique
 from equipoise.compress.trace import WEIGHTED
@@ -100,7 +100,7 @@ class Builder:
         kept = {layer: places for (layer, axis), places in draft.keep.items() if axis == "out"}
         targets = {draft.renamed.get(layer, layer): target for layer, target in statistics.targets.items()}
         kept = {draft.renamed.get(layer, layer): places for layer, places in kept.items()}
-        return refit(draft.model, calibration, targets=targets, kept=kept)
+        return refit(draft.model, calibration, targets=targets, kept=kept, held=HELD)
 
     def _with_biases(self, draft: Draft) -> nn.Module:
         """Give each layer that repair would fit a bias of zeros where it has none."""

@@ -34,6 +34,8 @@ from equipoise.compress.trace import Invocation, copied, watch
 from equipoise.errors import must_be
 
 RIDGE = 1e-3
+HELD = 0.125
+"""Share of the inputs that whole builds fit no layer on: wide layers would fit chance (docs/search.md, repair)."""
 
 
 def repair(student: nn.Module, teacher: nn.Module, inputs: Inputs, *, kept: Mapping[str, Tensor] | None = None) -> nn.Module:

@@ -3,16 +3,18 @@
 from __future__ import annotations
 
 import torch
-from equipoise.compress.pruner import Pruner
 from many_inputs import paired, pairs, sentences, trained
 
 from equipoise.batch import call, positional, take
+from equipoise.compress.builder import Builder
 from equipoise.compress.fakequant import simulate
 from equipoise.compress.fold import folded
 from equipoise.compress.graph import groups
 from equipoise.compress.proof import changed
 from equipoise.compress.prune import prune
+from equipoise.compress.subject import Subject
 from equipoise.compress.trace import record
+from equipoise.records import Plan
 
 IDS, _ = sentences(256)
 BOTH = positional(pairs(256)[0])
@@ -43,8 +45,8 @@ def test_repair_brings_the_answers_closer() -> None:
 
 def test_blocks_drop_and_layers_round() -> None:
     net = trained(steps=2)
-    pruner = Pruner.prepare(net, take(IDS, slice(2)), IDS)
-    assert pruner.build({}, []).layers[1] is not None
+    subject = Subject.prepare(net, take(IDS, slice(2)), IDS)
+    assert Builder(subject).build(Plan({})).model.layers[1] is not None
     rounded = simulate(net, IDS, layers={"layers.0.widen"})
     with torch.no_grad():
         off = float((call(rounded, IDS).logits - call(net, IDS).logits).abs().max())

@@ -24,7 +24,6 @@ from equipoise.compress.graph import keeping
 from equipoise.compress.subject import Subject
 from equipoise.records import Plan
 from equipoise.road import prober as probing
-from equipoise.road.bench import damage
 from equipoise.road.entries import Loss, calibrated, unsure
 from equipoise.road.prober import Change, Prober
 from equipoise.workloads.meaning import Divergence
@@ -66,7 +65,7 @@ def shaken(teacher: nn.Module, layer: str, size: float) -> nn.Module:
 def whole(model: nn.Module, prober: Prober, samples: int) -> float:
     with torch.no_grad():
         found = model(prober.inputs[:samples])
-    return damage(prober.reference[:samples].numpy(), found.numpy(), prober.divergence)
+    return prober.divergence.between(prober.reference[:samples].numpy(), found.numpy())
 
 
 def test_mended_to_the_end_it_is_the_whole_build(subject, prober, monkeypatch) -> None:

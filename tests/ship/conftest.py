@@ -93,7 +93,7 @@ def measured(work: Workload, spec: str, path: Path, target: Target) -> Path:
             baseline=base.key,
             metric={"name": "accuracy", "maximize": True, "unit": "points"},
             space=bench.facts.offered,
-            probe=store.blob(save({"inputs": bench.validation[0][:32].numpy()})),
+            probe=store.blob(save({"inputs": bench.samples(32)})),
             machine=machine.describe(),
         )
         store.put("study", "header", {"header": as_data(asked)}, seconds=0.0)

@@ -7,7 +7,6 @@ from typing import Any
 
 import pytest
 import torch
-from equipoise.workloads.advice import advice
 from many_inputs import Encoder, paired, pairs, ragged, sentences, workload
 from torch import Tensor
 from torch.utils.data import DataLoader
@@ -15,6 +14,7 @@ from torch.utils.data import DataLoader
 from equipoise.batch import call, size
 from equipoise.errors import InputError
 from equipoise.workloads import Split, Workload, predict
+from equipoise.workloads.cautions import cautions
 from equipoise.workloads.check import check
 
 NAMED, LABELS = sentences(40)
@@ -81,7 +81,7 @@ def test_a_workload_of_ids_and_mask_is_one_like_any_other() -> None:
     assert list(work.example) == ["input_ids", "attention_mask"]
     assert work.divergence.kind == "softmax"
     assert any("'logits' is judged" in note and "Output of 'logits' (2, 2)" in note for note in work.notes)
-    assert advice(work)
+    assert cautions(work)
     blind = Workload(
         model=lambda: work.model, train=sentences(600, seed=2), test=sentences(200, seed=4), validation=sentences(300, seed=3)
     )

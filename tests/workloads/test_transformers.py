@@ -8,11 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from equipoise.compress.pruner import Pruner
 from many_inputs import sentences
 
 from equipoise import runtimes
 from equipoise.batch import call, mapped, take
+from equipoise.compress.builder import Builder
+from equipoise.compress.subject import Subject
+from equipoise.records import Plan
 from equipoise.runtimes.export import Exporter
 from equipoise.workloads import Workload
 from equipoise.workloads.check import check
@@ -41,10 +43,10 @@ def test_a_classifier_of_sentences(library: Any, name: str) -> None:
     work = Workload(model=net, train=sentences(100, seed=1), validation=sentences(60, seed=2), test=sentences(60, seed=3))
     check(work)
     inputs, _ = work.calibration.take(64).tensors()
-    pruner = Pruner.prepare(work.model, work.example, inputs)
-    inner = [group for group in pruner.groups if group.prunable and group.size == 64]
+    subject = Subject.prepare(work.model, work.example, inputs)
+    inner = [group for group in subject.groups if group.prunable and group.size == 64]
     assert len(inner) == 2  # the wide layer of each block
-    small = pruner.build({group.name: 32 for group in inner})
+    small = Builder(subject).build(Plan({f"width.{group.name}": 32 for group in inner})).model
     exporter = Exporter()
     program = runtimes.get("onnxruntime").compile(exporter.source(small, work.example, topology="small"))
     assert not exporter.fixed
