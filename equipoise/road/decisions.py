@@ -32,10 +32,12 @@ SEARCH_SHARE = 0.5
 """Share of the time by which the one-shot search ends when recovery follows."""
 SEARCH_LEAST = 0.4
 """Share of what the tables left that the search may take in any case."""
-TABLE_SHARE = 0.3
-"""Share of the time left after the baseline that the loss table may take."""
+TABLE_SHARE, TABLE_LEAST = 0.3, 0.08
+"""Shares of the time left after the baseline that the loss table may take at most, and in any case."""
+FIRST_BY = 0.12
+"""Share of all the time by which the tables end, so that the first searched candidate is measured within 15 %."""
 TIMES_SHARE = 0.1
-"""The same for the layer times, of all targets together."""
+"""Share of the time left after the baseline for the layer times, of all targets together."""
 FINAL_SHARE, FINAL_LEAST_S, FINAL_MOST_SHARE = 0.06, 10.0, 0.2
 """Time kept for the last race, in fresh processes: a share of it all, but some seconds where that is not too much."""
 WORTH_TABLES = 3
@@ -235,13 +237,14 @@ class Road(Walk):
         room = self.left() - self.reserve
         macs = {row.name: float(row.macs) for row in self.evaluations[0].layers if row.macs}
         todo = entries.ordered(self.space, self.facts, macs)
-        losses, failed, probes_s = yield from self._probed(todo, self.spent_s + TABLE_SHARE * room)
+        early = max(TABLE_LEAST * room, FIRST_BY * self.asked.limit_s - self.spent_s)
+        losses, failed, probes_s = yield from self._probed(todo, self.spent_s + min(TABLE_SHARE * room, early))
         self.space, known = entries.offered(self.space, losses, failed)
         self.features: dict[str, Features] = {}
         for target, precisions in self.asked.targets.items():
             self.tell("tables", f"layer times on {target.partition(':')[0]}")
             share = max(0.5, TIMES_SHARE * room / len(self.asked.targets))
-            seconds = min(max(2.0, min(20.0, self.asked.limit_s / 60)), share)
+            seconds = min(max(2.0, min(20.0, self.asked.limit_s / 100)), share)
             args = {"target": target, "seconds": seconds, "knobs": [k.name for k in self.space.knobs]}
             found = yield from self._step(Job("lut", target, args, "measuring host", 2 * seconds))
             times = completed(found["times"], self.facts.layers, precisions)

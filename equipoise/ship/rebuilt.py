@@ -150,7 +150,7 @@ def _answers(scene: Scene, model: torch.nn.Module) -> Check:
 
 def _compiled_again(scene: Scene, bench: Workbench, plan: Plan, draft: Draft) -> Check:
     """Compile the ONNX file beside an OpenVINO program again, with the plan's bits: the quantizer repeats itself here."""
-    name, made = "compiled again", bench.compile(draft, Source(lambda: scene.artifact.read(ONNX)), bench.target_of(plan))
+    name, made = "compiled again", bench.compile(draft, Source.of_onnx(scene.artifact.read(ONNX)), bench.target_of(plan))
     if made.digest == scene.program.digest:
         return judged(name, "the same program", "the same", True, f"from {ONNX}, whose weights are compared above")
     kept = scene.data.validation.take(BATCH)
