@@ -150,11 +150,12 @@ class Features:
 
 def _changes(live: Floats, int8: Floats) -> Floats:
     """Number of times the precision changes from one live layer to the next, ``(n,)``."""
-    out = np.zeros(len(live))
-    for row in range(len(live)):
-        states = int8[row][live[row]]
-        out[row] = np.count_nonzero(states[1:] != states[:-1])
-    return out
+    changes, last = np.zeros(len(live)), np.full(len(live), -1)
+    for layer in range(live.shape[1]):
+        here, state = live[:, layer], int8[:, layer].astype(np.int64)
+        changes += here & (last >= 0) & (state != last)
+        last = np.where(here, state, last)
+    return changes
 
 
 FEATURES = {

@@ -25,7 +25,7 @@ from equipoise.search.tables import LossTable
 
 Floats = NDArray[np.float64]
 
-JOINT_LIMIT = 4096
+JOINT_LIMIT = 512
 """Joint choices that knobs of one layer may span before they are treated apart."""
 
 
@@ -156,7 +156,7 @@ def predicted_front(
         costs: One or more models.
         labels: See `solve`.
         passes: Base plans for each mix.
-        directions: Mixes of two costs; for more costs, a simplex lattice of at least as many.
+        directions: Mixes of two costs, all choices of the whole model together; for more costs, a simplex lattice.
     Raises:
         InputError: No costs.
     """
@@ -164,12 +164,16 @@ def predicted_front(
         raise must_be("costs", "one or more", costs, "Give the cost models to trade against the loss.")
     found = [np.zeros((1, len(space.knobs)), dtype=np.int64)]
     tree = _tree(space)
-    for start in _globals(space):
+    starts = list(_globals(space))
+    directions = max(4, directions // len(starts))
+    for start in starts:
         base_costs = [float(c.many(start[None])[0]) for c in costs]
+        base_paid = _paid(tree, start, costs)
         for mix in _mixes(len(costs), directions):
             weights, base = [m / b for m, b in zip(mix, base_costs, strict=True)], start
             for _ in range(passes):
-                rows = _solved(tree, base, table, costs, weights, labels).rows + start
+                paid = base_paid if base is start else _paid(tree, base, costs)
+                rows = _solved(tree, _mixed(paid, weights), table, labels, len(base)).rows + start
                 found.append(rows)
                 base = rows[len(rows) // 2]
     genomes = np.unique(space.canonical(np.concatenate(found)), axis=0)
@@ -199,24 +203,43 @@ class _Unit:
         return tuple(column for u in units for column in (*u.columns, *u.below))
 
 
-def _solved(
-    units: Sequence[_Unit], base: Genomes, table: LossTable, costs: Sequence[Cost], mix: Sequence[float], most: int
-) -> _Labels:
-    """The front of some units together, the others as in `base`; costs are differences from these units untouched."""
-    found = _none(len(base))
+def _asked(units: Sequence[_Unit], base: Genomes) -> Iterator[Genomes]:
+    """Yield the genomes of each unit's joint choices, the others as in `base`, what lies inside counted from untouched."""
     for unit in units:
-        around = base.copy()
-        around[list(unit.below)] = 0  # what lies inside is counted from untouched, whether it is kept or goes
-        deltas = _deltas(unit.columns, unit.combos, around, costs, mix)
-        losses = sum_columns(table, unit.columns, unit.combos)
-        options = []
-        for i, inside in enumerate(unit.inside):
+        rows = np.repeat(base[None], len(unit.combos), axis=0)
+        rows[:, list(unit.below)] = 0
+        rows[:, unit.columns] = unit.combos
+        yield rows
+        for combo, inside in zip(unit.combos, unit.inside, strict=True):
             around = base.copy()
-            around[list(unit.columns)] = unit.combos[i]
-            within = _solved(inside, around, table, costs, mix, most)
+            around[list(unit.columns)] = combo
+            yield from _asked(inside, around)
+
+
+def _paid(units: Sequence[_Unit], base: Genomes, costs: Sequence[Cost]) -> list[list[Floats]]:
+    """For each cost, for each unit in the order of `_asked`, what its joint choices cost more than its first; in one call."""
+    asked = list(_asked(units, base))
+    ends = np.cumsum([len(rows) for rows in asked])[:-1]
+    every = np.concatenate(asked)
+    return [[part - part[0] for part in np.split(c.many(every), ends)] for c in costs]
+
+
+def _mixed(paid: Sequence[Sequence[Floats]], mix: Sequence[float]) -> Iterator[Floats]:
+    """Yield the mixed cost of each unit's choices, in the order of `_asked`."""
+    for parts in zip(*paid, strict=True):
+        yield np.asarray(sum(m * part for m, part in zip(mix, parts, strict=True) if m), dtype=float)
+
+
+def _solved(units: Sequence[_Unit], deltas: Iterator[Floats], table: LossTable, most: int, knobs: int) -> _Labels:
+    """The front of some units together; costs are differences from these units untouched."""
+    found = _none(knobs)
+    for unit in units:
+        own, losses, options = next(deltas), sum_columns(table, unit.columns, unit.combos), []
+        for i, inside in enumerate(unit.inside):
+            within = _solved(inside, deltas, table, most, knobs)
             rows = within.rows.copy()
             rows[:, unit.columns] = unit.combos[i]
-            options.append(_Labels(within.costs + deltas[i], within.losses + losses[i], rows, within.slack))
+            options.append(_Labels(within.costs + own[i], within.losses + losses[i], rows, within.slack))
         found = _sum(found, _either(options, most), most)
     return found
 
@@ -224,14 +247,6 @@ def _solved(
 def sum_columns(table: LossTable, columns: Sequence[int], combos: Genomes) -> Floats:
     """Return the added loss of each joint choice `(combos, columns)` of some knobs."""
     return np.asarray(sum(table.columns[k][combos[:, j]] for j, k in enumerate(columns)), dtype=float)
-
-
-def _deltas(columns: Sequence[int], combos: Genomes, base: Genomes, costs: Sequence[Cost], mix: Sequence[float]) -> Floats:
-    """Mixed cost of each joint choice of one unit, the others as in `base`, less that of the first choice."""
-    rows = np.repeat(base[None], len(combos), axis=0)
-    rows[:, columns] = combos
-    total = np.asarray(sum(m * c.many(rows) for m, c in zip(mix, costs, strict=True) if m), dtype=float)
-    return np.asarray(total - total[0])
 
 
 def _tree(space: Space) -> tuple[_Unit, ...]:
@@ -254,8 +269,12 @@ def _tree(space: Space) -> tuple[_Unit, ...]:
             raise must_be(f"moot of {space.knobs[i].name}", "under knobs one inside the other", names, "Nest them.")
     innermost = {i: max(parents, key=lambda p: len(outer[p]), default=-1) for i, parents in outer.items()}
 
+    outside = set(innermost.values())
+
     def below(parent: int) -> list[_Unit]:
-        return [unit(columns) for columns in _joined(space, [i for i, up in innermost.items() if up == parent])]
+        here = [i for i, up in innermost.items() if up == parent]
+        alone = [(i,) for i in here if i in outside]  # what depends on it is solved anew for each of its choices
+        return [unit(columns) for columns in (*alone, *_joined(space, [i for i in here if i not in outside]))]
 
     def unit(columns: tuple[int, ...]) -> _Unit:
         combos = np.array(list(itertools.product(*[range(int(space.sizes[i])) for i in columns])), dtype=np.int64)
