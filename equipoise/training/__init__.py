@@ -18,7 +18,6 @@ __all__ = [
     "Trained",
     "distill",
     "fit",
-    "kl",
     "refold",
     "unfold",
 ]

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from equipoise.batch import Inputs, call, mapped, take
+from equipoise.batch import Inputs, call, leaves, mapped, take
 from equipoise.errors import must_be, unknown
 from equipoise.training.distribution.base import Distribution, beside
 from equipoise.training.loop import Augment, Plan, Trained, run
@@ -154,7 +154,8 @@ def _ask(guide: Teacher, inputs: Inputs, names: list[str]) -> tuple[Tensor, list
         answer, found = answer
     if len(found) != len(names):
         raise must_be("teacher features", f"{len(names)}, one for each name", len(found), "Return (outputs, features).")
-    return torch.as_tensor(answer, device=inputs.device), [torch.as_tensor(value, device=inputs.device) for value in found]
+    where = leaves(inputs)[0].device
+    return torch.as_tensor(answer, device=where), [torch.as_tensor(value, device=where) for value in found]
 
 
 @contextmanager

@@ -346,7 +346,7 @@ def metric_of(metric: str | Metric | Quality | Score, *, maximize: bool = True) 
         if metric not in METRICS:
             raise unknown("metric", metric, METRICS)
         return METRICS[metric]
-    if hasattr(metric, "read"):
+    if hasattr(metric, "read") and not isinstance(metric, type):
         return _reading(metric, maximize=maximize)
     if not callable(metric) or isinstance(metric, type):  # a class is called to be made, not to score
         raise must_be("metric", "a name or a function of (outputs, targets)", metric, f"Names: {', '.join(METRICS)}.")

@@ -53,7 +53,7 @@ def test_narrower_widths_keep_a_part_of_what_wider_ones_keep() -> None:
     drafts = [builder.build(Plan({"width.4": width}), repair=False) for width in (16, 8)]
     wide, narrower = (draft.model[4].bias.detach().tolist() for draft in drafts)
     assert set(narrower) < set(wide)
-    assert set(drafts[1].kept["4"].tolist()) < set(drafts[0].kept["4"].tolist())
+    assert set(drafts[1].keep["4", "out"].tolist()) < set(drafts[0].keep["4", "out"].tolist())
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import pytest
 from many_inputs import sentences, workload
 
 from equipoise.road.walk import optimize
-from equipoise.ship.artifact import export
+from equipoise.ship.artifact import pack
 from equipoise.ship.verify import verify
 from equipoise.study.store import Store
 
@@ -24,7 +24,7 @@ def test_a_transformer_of_ids_and_mask_goes_the_whole_road(padded: bool, tmp_pat
     assert len(study.evaluations) >= 3
     pick = min((e for e in study.evaluations if e.fidelity != "untouched"), key=lambda e: e.drop.get())
     with Store.open(tmp_path / "study", create=False) as store:
-        artifact = export(pick, store, tmp_path / "out")
+        artifact = pack(pick, store, tmp_path / "out")
     found = verify(artifact.path, workload=work, seconds=3)
     assert found.ok, [(check.name, check.note) for check in found.broken]
     session = onnxruntime.InferenceSession(str(artifact.path / "model.onnx"), providers=["CPUExecutionProvider"])

@@ -70,6 +70,7 @@ def whole(model: nn.Module, prober: Prober, samples: int) -> float:
 
 def test_mended_to_the_end_it_is_the_whole_build(subject, prober, monkeypatch) -> None:
     monkeypatch.setattr(probing, "HELD", 0.0)
+    monkeypatch.setattr("equipoise.compress.builder.HELD", 0.0)
     name, change = narrower(subject)
     change = replace(change, mending=None)
     built = Builder(subject).build(Plan({f"width.{name}": 4})).model

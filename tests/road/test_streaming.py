@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from torch.utils.data import DataLoader
 
 from equipoise.road.walk import optimize
-from equipoise.ship.artifact import export
+from equipoise.ship.artifact import pack
 from equipoise.ship.verify import verify
 from equipoise.study.store import Store
 from equipoise.workloads import Split, Workload, predict, sources
@@ -101,7 +101,7 @@ def test_the_whole_road_reads_a_few_at_a_time(tmp_path: Path) -> None:
     assert not [e.reason for e in study.evaluations if not e.ok]
     assert len(study.evaluations) >= 2
     with Store.open(tmp_path / "study", create=False) as store:
-        artifact = export(study.evaluations[-1], store, tmp_path / "out")
+        artifact = pack(study.evaluations[-1], store, tmp_path / "out")
     found = verify(artifact.path, workload=work, seconds=2)
     assert found.ok, [(check.name, check.note) for check in found.broken]
     for role, loader in loaders.items():
