@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 from equipoise.public import PUBLIC, public
 
 if TYPE_CHECKING:
-    from equipoise.advise.road import scale as scale
+    from equipoise.advise.walk import scale as scale
     from equipoise.road.walk import optimize as optimize
     from equipoise.ship.export import export as export
     from equipoise.ship.report import report as report

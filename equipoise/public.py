@@ -21,7 +21,7 @@ PUBLIC = {
     "prune": "equipoise.verbs.compress",
     "quantize": "equipoise.verbs.compress",
     "report": "equipoise.ship.report",
-    "scale": "equipoise.advise.road",
+    "scale": "equipoise.advise.walk",
     "train": "equipoise.verbs.train",
     "verify": "equipoise.ship.verify",
 }

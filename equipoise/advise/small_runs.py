@@ -28,9 +28,6 @@ from equipoise.workloads import Task
 from equipoise.workloads.families import Family, Scale
 from equipoise.workloads.weights import packed
 
-Step = Callable[[str, Callable[[], Mapping[str, Any]]], Mapping[str, Any]]
-"""(key, compute) -> recorded result."""
-
 COOLDOWN = 0.2
 """Share of a run in which the rate comes down."""
 FEWEST_STEPS = 200
@@ -54,6 +51,8 @@ USUAL_BATCH = {"tokens": 8}
 """Kind of inputs -> samples in a step of a small run, else 50: many small steps learn more from few samples than few large."""
 CLEARLY = 0.005
 """Share of the loss by which another learning rate must be better to be taken; two seeds of a short run differ by as much."""
+WORST = 1e9
+"""Loss of a run that diverged."""
 WORTH = 1.2
 """Times quicker that bf16 must make a step to be taken; less is within the noise of a few steps."""
 
@@ -64,23 +63,23 @@ def recipe_for(task: Task) -> Recipe:
     return replace(SMALL, batch=max(8, min(usual, len(task.train) // STEPS_AN_EPOCH)))
 
 
-def in_quick_precision(recipe: Recipe, family: Family, task: Task, step: Step) -> Recipe:
+def step_seconds(recipe: Recipe, family: Family, task: Task) -> dict[str, float | None]:
+    """Return the training seconds of a sample of the usual size in each precision; None where it cannot be trained so."""
+    model = family.model(family.scale(), task, generator=torch.Generator().manual_seed(0))
+    return {name: _seconds(model, task, replace(recipe, precision=name)) for name in ("fp32", "bf16")}
+
+
+def in_quick_precision(recipe: Recipe, seconds: Mapping[str, float | None]) -> Recipe:
     """Return `recipe` in bf16 where that makes a training step quicker on this machine, else as it is.
 
     Which it is depends on the processor and the model: with matrix instructions for bf16, convolutions take a third of the time
     and a small GPT twice as long; without them everything takes many times longer.
 
     Args:
-        step: (key, compute) -> recorded result.
+        seconds: As from `step_seconds`.
     """
-
-    def seconds() -> dict[str, float | None]:
-        model = family.model(family.scale(), task, generator=torch.Generator().manual_seed(0))
-        return {name: _seconds(model, task, replace(recipe, precision=name)) for name in ("fp32", "bf16")}
-
-    found = step("precision", seconds)
-    quick = found["fp32"] and found["bf16"] and WORTH * found["bf16"] < found["fp32"]
-    return replace(recipe, precision="bf16") if quick else recipe
+    fp32, bf16 = seconds["fp32"], seconds["bf16"]
+    return replace(recipe, precision="bf16") if fp32 and bf16 and WORTH * bf16 < fp32 else recipe
 
 
 def _seconds(model: torch.nn.Module, task: Task, recipe: Recipe) -> float | None:
@@ -169,11 +168,17 @@ class SmallRuns:
         self._path(scale, steps, self.recipe.decay_share, len(data)).unlink(missing_ok=True)
         return {"run": as_data(run), "curve": [as_data(p) for p in trained.curve], "weights": weights}
 
-    def trained(self, found: Mapping[str, Any]) -> torch.nn.Module:
-        """Return the model of a recorded run."""
-        scale = self.family.scale(**found["run"]["scale"])
-        model = self.model(scale)
-        model.load_state_dict(safetensors.torch.load(self.store.read_blob(found["weights"])))
+    def short(self, planned: PlannedRun) -> dict[str, Any]:
+        """Return the ``loss`` of a run that leaves no trunk behind; one that diverges has the worst there is."""
+        try:
+            return {"loss": self.run(replace(planned, unique=self.unique))["run"]["loss"]}
+        except EquipoiseError as error:
+            return {"loss": WORST, "error": str(error)}
+
+    def trained(self, scale: Mapping[str, float], weights: str) -> torch.nn.Module:
+        """Return the model of a recorded run, by its scale and the blob of its weights."""
+        model = self.model(self.family.scale(**scale))
+        model.load_state_dict(safetensors.torch.load(self.store.read_blob(weights)))
         return model.eval()
 
     def _stem(self, planned: PlannedRun) -> int:
@@ -246,41 +251,36 @@ def _ratio(one: Scale, other: Scale, name: str) -> float:
     return one[name] / other[name] if name in one and name in other else 1.0
 
 
-def tune(
-    small_runs: SmallRuns,
-    planned: Iterable[PlannedRun],
-    flops_per_s: Callable[[Available], float],
-    step: Step,
-) -> SmallRuns:
-    """Return `small_runs` with the learning rate of least loss, a factor of 2 apart, going on while another is clearly better.
+def rates_to_try(start: float, losses: Mapping[float, float]) -> tuple[float, list[float]]:
+    """Return the learning rate of least loss, and those to try before it can be told; none where it is found.
+
+    Rates are a factor of 2 apart, and go on while another is clearly better.
 
     Args:
-        planned: The one that is quickest in seconds is made at each rate: tiny nets are slow for their FLOPs.
-        flops_per_s: Training FLOP/s of a size.
-        step: (key, compute) -> recorded result.
+        start: The rate to begin with.
+        losses: Rate -> loss, as far as they are known.
     """
-    quickest = min(planned, key=lambda r: r.samples * r.available.flops_per_sample / flops_per_s(r.available))
-    losses: dict[float, float] = {}
-
-    def loss(lr: float) -> float:
-        if lr not in losses:
-            at = replace(small_runs, recipe=replace(small_runs.recipe, lr=lr), tuned_at=None)
-            losses[lr] = float(step(f"lr={lr:.3g}", lambda: _short(at, quickest))["loss"])
-        return losses[lr]
-
-    best = small_runs.recipe.lr
+    best = start
     for _ in range(4):
-        around = {lr: loss(lr) for lr in (best / 2, best, best * 2)}
-        found = min(around, key=lambda lr: around[lr])
-        if around[found] > (1 - CLEARLY) * around[best]:
+        around = (best / 2, best, best * 2)
+        if unknown := [lr for lr in around if lr not in losses]:
+            return best, unknown
+        found = min(around, key=lambda lr: losses[lr])
+        if losses[found] > (1 - CLEARLY) * losses[best]:
             break
         best = found
-    return replace(small_runs, recipe=replace(small_runs.recipe, lr=best), tuned_at=dict(quickest.available.scale))
+    return best, []
 
 
-def _short(small_runs: SmallRuns, planned: PlannedRun) -> dict[str, Any]:
-    """Loss of a short run; one that diverges has the worst there is."""
-    try:
-        return {"loss": small_runs.run(replace(planned, unique=small_runs.unique))["run"]["loss"]}
-    except EquipoiseError as error:
-        return {"loss": 1e9, "error": str(error)}
+def quickest(planned: Iterable[PlannedRun], flops_per_s: Callable[[Available], float]) -> PlannedRun:
+    """Return the run that takes the least seconds, on which rates are tried: tiny nets are slow for their FLOPs.
+
+    Args:
+        flops_per_s: Training FLOP/s of a size.
+    """
+    return min(planned, key=lambda r: r.samples * r.available.flops_per_sample / flops_per_s(r.available))
+
+
+def planned_from(data: Mapping[str, Any]) -> PlannedRun:
+    """Rebuild a `PlannedRun` from `as_data`."""
+    return PlannedRun(**{**data, "available": Available(**data["available"])})

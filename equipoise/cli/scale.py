@@ -97,8 +97,8 @@ def _advise(args: argparse.Namespace) -> int:
     store = args.store or Path("runs") / f"scale-{plain(f'{family}-{task}')}"
     check_store(store)
     doing("loading torch", quiet=args.quiet)
-    from equipoise.advise.road import scale
     from equipoise.advise.small_runs import recipe_for
+    from equipoise.advise.walk import scale
     from equipoise.pages import render_scale
     from equipoise.study.store import write_atomic
     from equipoise.verbs.train import recipe_of

@@ -7,20 +7,20 @@ crash, or on another machine, decides the same: nothing is lost and nothing is c
 from __future__ import annotations
 
 import itertools
-from collections.abc import Generator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 from equipoise.budget import Budget
 from equipoise.errors import EquipoiseError
-from equipoise.events import Event, Listener
+from equipoise.events import Listener
 from equipoise.measure.meters import Meters
 from equipoise.records import Evaluation, Fidelity, Plan, as_data, digest, evaluation_from
 from equipoise.road import entries, rungs
 from equipoise.road.facts import TARGET, facts_from
 from equipoise.road.features import Features, completed
-from equipoise.road.jobs import Job, Record, Walk
+from equipoise.road.jobs import Job, Record, Steps, Walk
 from equipoise.road.proposals import FIRST, WORST_LOSS, Known, worst_loss
 from equipoise.search import LossTable, converged, front_volume, loss_table
 from equipoise.stats import median
@@ -34,6 +34,8 @@ SEARCH_LEAST = 0.4
 """Share of what the tables left that the search may take in any case."""
 TABLE_SHARE, TABLE_LEAST = 0.3, 0.08
 """Shares of the time left after the baseline that the loss table may take at most, and in any case."""
+TABLE_FEWEST = 4
+"""One-shot evaluations' worth of table that a short run reads before it ends them early: without any nothing is offered."""
 FIRST_BY = 0.12
 """Share of all the time by which the tables end, so that the first searched candidate is measured within 15 %."""
 TIMES_SHARE = 0.1
@@ -55,10 +57,6 @@ CALIBRATING = 4
 """Readings of each kind that estimates are put on scale by."""
 LEAST_DROP = 0.05
 """Points below which a drop is not told from none, where its decay is fitted."""
-
-T = TypeVar("T")
-Steps = Generator[Job, dict[str, Any], T]
-"""What yields jobs, is sent their results, and returns `T`."""
 
 
 @dataclass(frozen=True)
@@ -85,10 +83,9 @@ class Road(Walk):
     """The decisions of one walk; `next` gives the jobs."""
 
     def __init__(self, asked: Asked, listen: Listener) -> None:
-        super().__init__(self._walk_it)
-        self.asked, self.listen = asked, listen
+        super().__init__(asked.limit_s, listen)
+        self.asked = asked
         self.budget = asked.budget
-        self.spent_s = 0.0
         self.header: Header | None = None
         self.evaluations: list[Evaluation] = []
         self.volumes: list[float] = []
@@ -96,11 +93,11 @@ class Road(Walk):
         self.recovered = False
         self.proposing_s = 0.0
         self.known: Known | None = None
-        self._walked: set[tuple[str, str]] = set()
 
     # ---- the road ------------------------------------------------------------------------------------------------------------
 
-    def _walk_it(self, record: Record) -> Steps[None]:
+    def walk(self, record: Record) -> Steps[None]:
+        """Yield the jobs of the road in their order."""
         self.record = record
         self.tell("prepare", "fold the model, trace its groups, collect statistics")
         prepared = yield from self._step(Job("prepare", "0", says="preparing the model"))
@@ -118,23 +115,14 @@ class Road(Walk):
                 yield from self._search(self.left() - self.reserve)  # the time that recovery had no use for
         yield from self._final()
 
-    def tell(self, stage: str, text: str, evaluation: Evaluation | None = None, *, extra_s: float = 0.0) -> None:
-        """Report progress; `extra_s` is the time of a step that is still going on."""
-        self.listen(Event(stage, text, self.spent_s + extra_s, self.asked.limit_s, evaluation))
-
-    def left(self) -> float:
-        """Seconds of the time that are left; from recorded times only, so that a replay decides the same."""
-        return self.asked.limit_s - self.spent_s
-
     @property
     def reserve(self) -> float:
         """Seconds kept for the last measurement."""
-        limit_s = self.asked.limit_s
-        return min(max(FINAL_LEAST_S, FINAL_SHARE * limit_s), FINAL_MOST_SHARE * limit_s)
+        return min(max(FINAL_LEAST_S, FINAL_SHARE * self.limit_s), FINAL_MOST_SHARE * self.limit_s)
 
     def search_s(self) -> float:
         """Seconds that the search may take before recovery: the first half of the time, or a fair part of what is left."""
-        return max(SEARCH_SHARE * self.asked.limit_s - self.spent_s, SEARCH_LEAST * (self.left() - self.reserve))
+        return max(SEARCH_SHARE * self.limit_s - self.spent_s, SEARCH_LEAST * (self.left() - self.reserve))
 
     def expected(self, fidelity: Fidelity) -> float:
         """Seconds that the next evaluation will take, its training left out, as those before it tell."""
@@ -144,14 +132,6 @@ class Road(Walk):
         if seen:
             return median(seen[-9:])
         return max((e.seconds for e in self.evaluations if e.ok), default=0.0)
-
-    def _step(self, job: Job) -> Steps[dict[str, Any]]:
-        """Have a job done, and count its recorded time; one that the walk comes by again has cost its time once."""
-        data = yield job
-        if (job.kind, job.key) not in self._walked:
-            self._walked.add((job.kind, job.key))
-            self.spent_s += data["seconds"]
-        return data
 
     def _evaluate(
         self,
@@ -186,7 +166,7 @@ class Road(Walk):
     @property
     def _latency_seconds(self) -> float:
         """Wall time for one latency comparison inside the search: a hundredth of the run, between 0.3 and 1.5 s."""
-        return min(1.5, max(0.3, self.asked.limit_s / 100))
+        return min(1.5, max(0.3, self.limit_s / 100))
 
     def proposal(self) -> dict[str, Any]:
         """Return the plans that the road is waiting for; the one job that is worked out from what the road itself knows."""
@@ -237,14 +217,14 @@ class Road(Walk):
         room = self.left() - self.reserve
         macs = {row.name: float(row.macs) for row in self.evaluations[0].layers if row.macs}
         todo = entries.ordered(self.space, self.facts, macs)
-        early = max(TABLE_LEAST * room, FIRST_BY * self.asked.limit_s - self.spent_s)
+        early = max(TABLE_LEAST * room, FIRST_BY * self.limit_s - self.spent_s, TABLE_FEWEST * self.expected("one-shot"))
         losses, failed, probes_s = yield from self._probed(todo, self.spent_s + min(TABLE_SHARE * room, early))
         self.space, known = entries.offered(self.space, losses, failed)
         self.features: dict[str, Features] = {}
         for target, precisions in self.asked.targets.items():
             self.tell("tables", f"layer times on {target.partition(':')[0]}")
             share = max(0.5, TIMES_SHARE * room / len(self.asked.targets))
-            seconds = min(max(2.0, min(20.0, self.asked.limit_s / 100)), share)
+            seconds = min(max(2.0, min(20.0, self.limit_s / 100)), share)
             args = {"target": target, "seconds": seconds, "knobs": [k.name for k in self.space.knobs]}
             found = yield from self._step(Job("lut", target, args, "measuring host", 2 * seconds))
             times = completed(found["times"], self.facts.layers, precisions)

@@ -8,11 +8,13 @@ executor that answers from a formula.
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
-from typing import Any, Literal, Protocol
+from typing import Any, Literal, Protocol, TypeVar
 
+from equipoise.events import Event, Listener
+from equipoise.records import Evaluation
 from equipoise.study.store import Store
 
 Where = Literal["anywhere", "measuring host"]
@@ -41,6 +43,11 @@ class Job:
     def name(self) -> str:
         """The step in words."""
         return self.says or f"{self.kind} {self.key}"
+
+
+T = TypeVar("T")
+Steps = Generator[Job, dict[str, Any], T]
+"""What yields jobs, is sent their results, and returns `T`."""
 
 
 class Record(Protocol):
@@ -104,32 +111,58 @@ def drive(
 class Walk:
     """Decisions written as a generator of jobs that is sent their results: the straight line that a road is.
 
-    The generator may depend on nothing but what it was made of and what it is sent, so it can be walked again from any record.
+    What `walk` does may depend on nothing but what was asked and what it is sent, so it can be walked again from any record.
+
+    Args:
+        limit_s: The time that was asked for.
+        listen: Told about progress.
     """
 
-    def __init__(self, steps: Callable[[Record], Any]) -> None:
-        self._steps = steps
-        self._walk: Any = None
+    def __init__(self, limit_s: float, listen: Listener) -> None:
+        self.limit_s, self.listen = limit_s, listen
+        self.spent_s = 0.0
         self.waiting: Job | None = None
-        self._over = False
+        self._walked: set[tuple[str, str]] = set()
+        self._walking: Steps[None] | None = None
+
+    def walk(self, record: Record) -> Steps[None]:
+        """Yield the jobs of the road in their order; each is answered by its result."""
+        raise NotImplementedError
 
     def next(self, record: Record) -> list[Job]:
         """Return the next job that is not recorded; see `Decisions.next`."""
-        if self._walk is None:
-            self._walk = self._steps(record)
-            self._send(None)
-        while not self._over and self.waiting is not None:
+        if self._walking is None:
+            self._walking = self.walk(record)
+            self.waiting = next(self._walking, None)
+        while self.waiting is not None:
             found = record.get(self.waiting.kind, self.waiting.key)
             if found is None:
                 return [self.waiting]
-            self._send(found)
+            try:
+                self.waiting = self._walking.send(found)
+            except StopIteration:
+                self.waiting = None
         return []
 
-    def _send(self, found: dict[str, Any] | None) -> None:
-        try:
-            self.waiting = self._walk.send(found)
-        except StopIteration:
-            self._over = True
+    def _step(self, job: Job) -> Steps[dict[str, Any]]:
+        """Have a job done, and count its recorded time; one that the walk comes by again has cost its time once."""
+        data = yield job
+        if not self.walked(job):
+            self._walked.add((job.kind, job.key))
+            self.spent_s += data["seconds"]
+        return data
+
+    def walked(self, job: Job) -> bool:
+        """Whether the walk has come by this job already."""
+        return (job.kind, job.key) in self._walked
+
+    def left(self, share: float = 1.0) -> float:
+        """Seconds until `share` of the time is spent; from recorded times only, so that a replay decides the same."""
+        return share * self.limit_s - self.spent_s
+
+    def tell(self, stage: str, text: str, evaluation: Evaluation | None = None, *, extra_s: float = 0.0) -> None:
+        """Report progress; `extra_s` is the time of a step that is still going on."""
+        self.listen(Event(stage, text, self.spent_s + extra_s, self.limit_s, evaluation))
 
 
 def names(jobs: Sequence[Job]) -> list[str]:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -10,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from equipoise.advise.small_runs import SmallRuns, in_quick_precision, recipe_for, tune
-from equipoise.scaling import Available, PlannedRun
+from equipoise.advise.small_runs import SmallRuns, in_quick_precision, rates_to_try, recipe_for, step_seconds
+from equipoise.scaling import PlannedRun
 from equipoise.study.store import Store
 from equipoise.workloads import load_task
 from equipoise.workloads.families import Family, family
@@ -28,7 +27,7 @@ def test_a_run_of_a_net_with_tied_weights_is_recorded_and_loads_again(tmp_path: 
         samples = 12.0 * runs.recipe.batch * runs.positions
         planned = PlannedRun(size, samples, samples, 6.0 * size.flops_per_sample * samples, 0)
         found = runs.run(planned)
-        model = runs.trained(found)
+        model = runs.trained(scale, found["weights"])
         assert found["run"]["loss"] > 0
         inputs, targets = task.validation.tensors()
         with torch.no_grad():
@@ -40,9 +39,8 @@ def test_a_run_of_a_net_with_tied_weights_is_recorded_and_loads_again(tmp_path: 
     ("fp32", "bf16", "taken"), [(1.0, 0.5, "bf16"), (1.0, 0.95, "fp32"), (1.0, 3.0, "fp32"), (1.0, None, "fp32")]
 )
 def test_bf16_is_taken_where_a_step_is_clearly_quicker_in_it(fp32: float, bf16: float | None, taken: str) -> None:
-    task, kind = load_task("digits"), family("cnn")
-    usual = recipe_for(task)
-    found = in_quick_precision(usual, kind, task, lambda key, compute: {"fp32": fp32, "bf16": bf16})
+    usual = recipe_for(load_task("digits"))
+    found = in_quick_precision(usual, {"fp32": fp32, "bf16": bf16})
     assert found.precision == taken
     assert found.batch == usual.batch
 
@@ -62,20 +60,18 @@ def test_both_precisions_are_timed_and_one_that_the_model_cannot_take_is_left_ou
     def made(width: int = 8) -> torch.nn.Module:
         return Fussy()
 
-    told: dict[str, Any] = {}
-
-    def step(key: str, compute: Callable[[], Mapping[str, Any]]) -> Mapping[str, Any]:
-        told.update(compute())
-        return told
-
     task = load_task("digits")
-    in_quick_precision(recipe_for(task), family("cnn"), task, step)
+    usual = recipe_for(task)
+    told = step_seconds(usual, family("cnn"), task)
+    assert told["fp32"]
     assert told["fp32"] > 0
+    assert told["bf16"]
     assert told["bf16"] > 0
-    own = Family.of(made)
-    assert in_quick_precision(recipe_for(task), own, task, step).precision == "fp32"
+    told = step_seconds(usual, Family.of(made), task)
+    assert told["fp32"]
     assert told["fp32"] > 0
     assert told["bf16"] is None
+    assert in_quick_precision(usual, told).precision == "fp32"
 
 
 @pytest.mark.parametrize(
@@ -115,18 +111,11 @@ def test_half_the_depth_allows_muon_a_larger_rate(tmp_path: Path) -> None:
         ({0.25: 2.0, 0.5: 1.8, 1.0: 2.0, 2.0: 2.1}, 0.5),
     ],
 )
-def test_another_rate_is_taken_where_it_is_clearly_better(tmp_path: Path, losses: dict[float, float], taken: float) -> None:
-    task, kind = load_task("digits"), family("mlp")
-    usual = recipe_for(task)
-    with Store.open(tmp_path / "store") as store:
-        runs = SmallRuns(kind, task, usual, 0, store)
-        size = Available(1000.0, 2000.0, kind.scale(width=16))
-        told = {f"lr={factor * usual.lr:.3g}": loss for factor, loss in losses.items()}
-        found = tune(
-            runs,
-            [PlannedRun(size, 100.0, 80.0, 1.0, 0)],
-            lambda a: 1e9,
-            lambda key, compute: {"loss": told.get(key, 3.0)},
-        )
-    assert found.recipe.lr == pytest.approx(taken * usual.lr)
-    assert found.tuned_at == size.scale
+def test_another_rate_is_taken_where_it_is_clearly_better(losses: dict[float, float], taken: float) -> None:
+    start, known = 0.02, dict[float, float]()
+    best, to_try = rates_to_try(start, known)
+    while to_try:
+        known |= {rate: losses.get(rate / start, 3.0) for rate in to_try}
+        best, to_try = rates_to_try(start, known)
+    assert best == pytest.approx(taken * start)
+    assert set(known) >= {best / 2, best, best * 2}

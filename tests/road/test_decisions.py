@@ -419,11 +419,11 @@ def test_a_resumed_walk_asks_for_nothing(whole: Formula) -> None:
 
 
 def test_from_every_prefix_of_a_record_the_very_next_job_is_asked_for() -> None:
-    formula = walked(asked("drop<=2", 60.0), trial_s=1.5, probe_s=1.0)
+    formula = walked(asked("drop<=2", 80.0), trial_s=1.5, probe_s=1.0)
     rows = formula.record.rows
     assert len(rows) > 30
     for end in range(len(rows)):
-        (job,) = road(asked("drop<=2", 60.0)).next(Memory(rows[:end]))
+        (job,) = road(asked("drop<=2", 80.0)).next(Memory(rows[:end]))
         assert (job.kind, job.key) == rows[end][:2]
         assert job == formula.done[end]
 
