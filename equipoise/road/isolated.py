@@ -21,7 +21,7 @@ import tempfile
 import threading
 import time
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
@@ -112,6 +112,10 @@ class Child:
         if self._process is not None:
             self._process.kill()
             self._process.wait()
+            for pipe in (self._process.stdin, self._process.stdout):
+                if pipe is not None:
+                    with suppress(BrokenPipeError):  # an order that the dead never read
+                        pipe.close()
         if self._errors is not None:
             self._errors.close()
         self._process = self._errors = None
@@ -159,13 +163,16 @@ class Child:
         began = time.monotonic()
         while True:
             line = self._line(process.stdout)
+            dead = line is None and process.poll() is not None
+            if dead:
+                line = self._line(process.stdout)  # what it said before it ended
             if line is not None:
                 said: dict[str, Any] = json.loads(line)
                 if "tell" not in said:
                     return said
                 self.tell(*said["tell"])
                 continue
-            if line is None and process.poll() is not None and not _waiting(process.stdout, 0.0):
+            if dead:
                 raise self._dead(process)
             if _resident(process.pid) > self.limit_bytes:
                 self.close()
@@ -176,8 +183,11 @@ class Child:
 
     def _line(self, stream: IO[bytes]) -> bytes | None:
         """Return the next whole line that arrives within a moment, or None."""
-        if b"\n" not in self._held and _waiting(stream, LOOK_S):
-            self._held += os.read(stream.fileno(), 1 << 20)
+        while b"\n" not in self._held and _waiting(stream, LOOK_S):
+            more = os.read(stream.fileno(), 1 << 20)
+            if not more:  # the end of the stream can always be read
+                break
+            self._held += more
         line, found, rest = bytes(self._held).partition(b"\n")
         if not found:
             return None
