@@ -80,9 +80,16 @@ def _samples(artifact: Artifact, work: Workload | None) -> Iterator[Check]:
     """Whether the workload's samples are of the shape of the recorded ones: where they are not, it is another's."""
     if work is None:
         return
-    recorded, own = probe(artifact)["inputs"], work.validation.take(1).tensors()[0].numpy()
-    told, found = (f"{x.dtype} of {tuple(x.shape[1:])}" for x in (recorded, own))
+    recorded, own = restored(probe(artifact)), mapped(work.validation.take(1).tensors()[0], Tensor.numpy)
+    told, found = _looks(recorded), _looks(own)
     yield judged(SAMPLES, told, found, told == found, "as recorded beside the program")
+
+
+def _looks(inputs: Any) -> str:
+    """Name types and shapes of one sample."""
+    arrays = named(inputs)
+    looks = {name: f"{x.dtype} of {tuple(x.shape[1:])}" for name, x in arrays.items()}
+    return ", ".join(looks.values()) if len(looks) == 1 else ", ".join(f"{name}: {looks[name]}" for name in sorted(looks))
 
 
 def _opened(artifact: Artifact, work: Workload | None) -> Iterator[Check]:
