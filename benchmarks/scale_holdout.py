@@ -25,7 +25,15 @@ from typing import Any
 import numpy as np
 
 from equipoise.advise.costs import sample_time
-from equipoise.advise.small_runs import FEWEST_STEPS, SmallRuns, in_quick_precision, recipe_for, tune
+from equipoise.advise.small_runs import (
+    FEWEST_STEPS,
+    SmallRuns,
+    in_quick_precision,
+    quickest,
+    rates_to_try,
+    recipe_for,
+    step_seconds,
+)
 from equipoise.measure import machine
 from equipoise.records import as_data, digest
 from equipoise.scaling import Available, PlannedRun, Run, fit, for_compute, hold_out, plan, predict, rules
@@ -67,7 +75,8 @@ def prepared(name: str, data: Path, store: Store) -> tuple[SmallRuns, tuple[Avai
     """The small_runs, the ladder of sizes and the training FLOP/s of each."""
     kind, spec, base = SETS[name]
     task, grown = load_task(spec.format(data)), replace(family(kind), growth={"width": 1.0})
-    recipe = in_quick_precision(recipe_for(task), grown, task, partial(store.once, "precision"))
+    usual = recipe_for(task)
+    recipe = in_quick_precision(usual, store.once("precision", "precision", partial(step_seconds, usual, grown, task)))
     small_runs = SmallRuns(grown, task, recipe, 0, store)
     sizes: dict[float, Available] = {}
     for number in range(-10, 5):
@@ -99,7 +108,7 @@ def runs(name: str, data: Path, store: Store, minutes: float) -> None:
     }
     first = plan(menu, seconds=minutes * 60 * 0.85, **options)
     speed = {size.flops_per_sample: rate for size, rate in zip(menu, rates, strict=True)}
-    small_runs = tune(small_runs, first.runs, lambda a: speed[a.flops_per_sample], partial(store.once, "tune"))
+    small_runs = _with_best_rate(small_runs, quickest(first.runs, lambda a: speed[a.flops_per_sample]), store)
     row = store.once(
         "plan", "0", lambda: {"lr": small_runs.recipe.lr, "tuned_at": small_runs.tuned_at, "runs": as_data(first.runs)}
     )
@@ -107,6 +116,18 @@ def runs(name: str, data: Path, store: Store, minutes: float) -> None:
     for number, run in enumerate(sorted(planned, key=lambda r: r.flops), start=1):
         same = [r for r in planned if r.available == run.available and r.unique is None and r.samples < run.samples]
         _make(store, small_runs, run, same, "fitted", f"{number}/{len(planned)}")
+
+
+def _with_best_rate(small_runs: SmallRuns, run: PlannedRun, store: Store) -> SmallRuns:
+    """The small_runs at the learning rate that is best on `run`."""
+    start, losses = small_runs.recipe.lr, dict[float, float]()
+    best, to_try = rates_to_try(start, losses)
+    while to_try:
+        for lr in to_try:
+            tried = replace(small_runs, recipe=replace(small_runs.recipe, lr=lr))
+            losses[lr] = store.once("tune", f"lr={lr:.3g}", partial(tried.short, run))["loss"]
+        best, to_try = rates_to_try(start, losses)
+    return tuned(small_runs, {"lr": best, "tuned_at": run.available.scale})
 
 
 def tuned(small_runs: SmallRuns, row: dict[str, Any]) -> SmallRuns:

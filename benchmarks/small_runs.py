@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from equipoise.advise.costs import named, positions
-from equipoise.advise.small_runs import in_quick_precision, recipe_for
+from equipoise.advise.small_runs import in_quick_precision, recipe_for, step_seconds
 from equipoise.measure import machine
 from equipoise.training import Recipe, fit
 from equipoise.workloads import Task, load_task
@@ -45,7 +45,7 @@ def main() -> None:
     args = parser.parse_args()
     name, spec, samples, scales = SETS[args.set]
     task, kind = load_task(spec.format(args.data)), family(name)
-    usual = in_quick_precision(recipe_for(task), kind, task, lambda key, compute: compute())
+    usual = in_quick_precision(recipe_for(task), step_seconds(recipe_for(task), kind, task))
     rows = []
     for values in scales:
         for way, changes in WAYS.items():

@@ -258,7 +258,7 @@ class Advisor(Walk):
         tried: list[Run] = []
         for number in range(ROUNDS):
             self._propose = partial(self._proposed, known, flops, number) if number else partial(known.star, base.available)
-            rows = (yield from self._step(Job("shapes", str(number))))["scales"]
+            rows = (yield from self._step(Job("shapes", str(number), says="searching the shapes")))["scales"]
             for i, values in enumerate(rows, start=1):
                 size = self.sizes.available(self.sizes.family.scale(**values))
                 samples = flops / (BACKWARD * size.flops_per_sample)
@@ -288,7 +288,7 @@ class Advisor(Walk):
             return {"reason": "no time was left for it"}
         self.tell("compress", f"compress the run of {named(scale)}")
         args = {"scale": scale, "weights": self.made[_key(largest)]["weights"], "seconds": seconds}
-        return (yield from self._step(Job("compressed", "0", args, "measuring host", seconds)))
+        return (yield from self._step(Job("compressed", "0", args, "measuring host", seconds, "compressing the largest run")))
 
     def _costs(self, fitted: Fit, shapes: Shapes | None, compute: float) -> Steps[list[dict[str, Any]]]:
         """Have it measured what the sizes around the best, and the best shapes, cost to train and to serve."""

@@ -180,15 +180,6 @@ class Store(Files):
             own_s, self._inner_s = elapsed - self._inner_s, outer_s + elapsed
         return self.put(kind, key, data, seconds=max(0.0, own_s))
 
-    def timed(self, kind: str, key: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
-        """Return the result of `once` with the wall time of its computing as ``seconds``, so that a replay counts the same."""
-
-        def measured() -> dict[str, Any]:
-            began = time.perf_counter()
-            return {**compute(), "seconds": time.perf_counter() - began}
-
-        return self.once(kind, key, measured)
-
     def get(self, kind: str, key: str) -> dict[str, Any] | None:
         """Return the recorded result, or None."""
         with _told(self.path, "read"):
