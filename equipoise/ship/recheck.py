@@ -80,8 +80,9 @@ def _samples(artifact: Artifact, work: Workload | None) -> Iterator[Check]:
     """Whether the workload's samples are of the shape of the recorded ones: where they are not, it is another's."""
     if work is None:
         return
-    recorded, own = restored(probe(artifact)), mapped(work.validation.take(1).tensors()[0], Tensor.numpy)
-    told, found = _looks(recorded), _looks(own)
+    recorded = probe(artifact)
+    own = mapped(work.validation.take(len(recorded["outputs"])).tensors()[0], Tensor.numpy)  # as long as its longest
+    told, found = _looks(restored(recorded)), _looks(own)
     yield judged(SAMPLES, told, found, told == found, "as recorded beside the program")
 
 
@@ -164,7 +165,7 @@ def _probe(scene: Scene) -> Iterator[Check]:
         apart(outputs, answers),
         tight=FP32_SLACK,
         wide=FP32_SLACK if alike else 0.5,
-        note=f"{len(inputs)} recorded answers" + ("" if alike else f"; {ELSEWHERE}"),
+        note=f"{len(outputs)} recorded answers" + ("" if alike else f"; {ELSEWHERE}"),
     )
     if scene.work is not None:
         real = mapped(scene.work.validation.take(len(outputs)).tensors()[0], Tensor.numpy)
