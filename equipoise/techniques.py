@@ -86,7 +86,7 @@ TECHNIQUES: dict[str, Kind] = {
         Stage.FACTORIZE,
         "rank",
         lambda changed, _: f"{counted(len(changed), 'layer')} factorized" if changed else "",
-        lambda old, new: f"two halves of rank {new} in place of {old}",
+        lambda _old, new: f"two halves that hold {new}% of its weights",
     ),
     "bits": Kind("equipoise.compress.bits:Bits", Stage.ROUND, "bits", lambda _changed, _: "", lambda _old, new: f"{new}-bit"),
 }

@@ -18,21 +18,25 @@ from equipoise.errors import unknown
 from equipoise.ops import Op
 from equipoise.records import Choice
 
-LEVELS = (0.5, 0.25)
-"""Shares of the rank at which two halves hold as much as the whole."""
+LEVELS = (100, 50, 25)
+"""Percent of a layer's weights that its two halves hold together; all of them: it stays whole.
+
+A share, not a rank: of a layer that other choices have narrowed it is the same share of less, so what a search predicts of
+several choices together, a product of shares, holds.
+"""
 
 
 class Rank:
-    """Channels between the two halves of each dense layer that can be put into two."""
+    """Weights that the two halves of each dense layer hold, where it can be put into two."""
 
     def offers(self, subject: Subject) -> Iterable[Offer]:
-        """Yield the full rank, at which a layer stays whole, and ranks at which two halves are half and a quarter the work."""
+        """Yield the shares at which a layer's two halves are less than the whole, each of another rank."""
         for name, op in subject.ops.items():
-            full = full_rank(subject.model.get_submodule(name))
-            menu = {max(1, round(level * _even(op) / subject.likes)) * subject.likes for level in LEVELS} if full else set()
-            useful = sorted((rank for rank in menu if rank < min(full, _even(op))), reverse=True)
+            full, even = full_rank(subject.model.get_submodule(name)), _even(op.weights, op.cin, op.cout, op.kernel)
+            ranks = {_rank(level, even, subject): level for level in reversed(LEVELS[1:])}
+            useful = [level for rank, level in ranks.items() if rank < min(full, even)]
             if useful:
-                yield Offer(name, (full, *useful), (name,))
+                yield Offer(name, (LEVELS[0], *sorted(useful, reverse=True)), (name,))
 
     def apply(self, draft: Draft, subject: Subject, chosen: Mapping[str, Choice]) -> Draft:
         """Put each named layer in two; one that other choices have made so narrow that it would not pay stays whole."""
@@ -40,33 +44,38 @@ class Rank:
             if name not in subject.ops:
                 raise unknown("layer", name, subject.ops)
         moments, parts, modules = subject.moments(tuple(chosen)), {}, dict(draft.model.named_modules())
-        for name, rank in chosen.items():
+        for name, level in chosen.items():
             layer: Any = modules.get(name)  # None inside a block that was dropped
-            if layer is not None and int(rank) < full_rank(layer) and int(rank) * _a_channel(layer) < layer.weight.numel():
-                parts[name] = halves(layer, int(rank), _second_moment(draft, name, layer, moments.get(name)))
+            if layer is None:
+                continue
+            kernel = getattr(layer, "kernel_size", (1, 1))
+            even = _even(layer.weight.numel(), axis_size(layer, "in"), axis_size(layer, "out"), kernel)
+            rank = _rank(level, even, subject)
+            if rank < min(full_rank(layer), even):
+                parts[name] = halves(layer, rank, _second_moment(draft, name, layer, moments.get(name)))
         renamed = {**draft.renamed, **{name: f"{name}.1" for name in parts}}
         return replace(draft, model=replaced(draft.model, parts), damaged=draft.damaged or bool(parts), renamed=renamed)
 
     def ops(self, subject: Subject, offer: Offer, layer: str, choice: Choice) -> tuple[Op, ...]:
         """Return the two halves: for a convolution its rows, then its columns."""
-        op, rank = subject.ops[layer], int(choice)
+        op = subject.ops[layer]
         if choice == offer.menu[0]:
             return (op,)
+        rank = _rank(choice, _even(op.weights, op.cin, op.cout, op.kernel), subject)
         (high, wide), (down, across), (above, beside) = op.kernel, op.stride, op.padding
         rows = replace(op, cout=rank, kernel=(high, 1), stride=(down, 1), padding=(above, 0), relu=False)
         left = (op.height + 2 * above - high) // down + 1 if op.kind == "conv" else op.height
         return rows, replace(op, cin=rank, kernel=(1, wide), stride=(1, across), padding=(0, beside), height=left)
 
 
-def _even(op: Op) -> float:
+def _rank(level: Choice, even: float, subject: Subject) -> int:
+    """Channels between the two halves at a level, in whole steps of what kernels like."""
+    return max(1, round(int(level) / 100 * even / subject.likes)) * subject.likes
+
+
+def _even(weights: int, cin: int, cout: int, kernel: tuple[int, int]) -> float:
     """Rank at which two halves hold as much as the whole."""
-    return op.weights / (op.cin * op.kernel[0] + op.cout * op.kernel[1])
-
-
-def _a_channel(layer: Any) -> int:
-    """Weights that each channel between the halves takes."""
-    high, wide = layer.kernel_size if hasattr(layer, "kernel_size") else (1, 1)
-    return axis_size(layer, "in") * int(high) + axis_size(layer, "out") * int(wide)
+    return weights / (cin * kernel[0] + cout * kernel[1])
 
 
 def _second_moment(draft: Draft, name: str, layer: Any, moments: Moments | None) -> torch.Tensor:

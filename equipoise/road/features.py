@@ -68,18 +68,21 @@ class Features:
         return FEATURES[axis](self, genomes)
 
     def latency(self, genomes: Genomes) -> Floats:
-        """Return ``(n, 5)``: one, seconds in fp32 layers, seconds in int8 layers, precision changes, live layers."""
+        """Return ``(n, 5)``: one, seconds in fp32 layers, seconds in int8 layers, precision changes, operators."""
         live, int8 = self._state(genomes)
         seconds = {bits: self._product(genomes, self._time_ratios[bits], self._seconds[bits]) for bits in self.precisions}
         fp32 = (seconds[32] * live * ~int8).sum(axis=1)
         quantized = (seconds[8] * live * int8).sum(axis=1) if 8 in seconds else np.zeros(len(genomes))
-        return np.stack([np.ones(len(genomes)), fp32, quantized, _changes(live, int8), live.sum(axis=1)], axis=1)
+        operators = (self._operators(genomes) * live).sum(axis=1)
+        return np.stack([np.ones(len(genomes)), fp32, quantized, _changes(live, int8), operators], axis=1)
 
     def size(self, genomes: Genomes) -> Floats:
-        """Return ``(n, 4)``: one, parameters kept in fp32, in int8, live layers."""
+        """Return ``(n, 5)``: one, parameters kept in fp32, in int8, operators in fp32, in int8."""
         live, int8 = self._state(genomes)
         kept = self._product(genomes, self._weight_ratios, np.array([float(layer.params) for layer in self.layers])) * live
-        return np.stack([np.ones(len(genomes)), (kept * ~int8).sum(1), (kept * int8).sum(1), live.sum(1)], axis=1)
+        there = self._operators(genomes) * live
+        columns = [(kept * ~int8).sum(1), (kept * int8).sum(1), (there * ~int8).sum(1), (there * int8).sum(1)]
+        return np.stack([np.ones(len(genomes)), *columns], axis=1)
 
     def params(self, genomes: Genomes) -> Floats:
         """Return ``(n, 2)``: one, parameters kept."""
@@ -91,6 +94,10 @@ class Features:
         live, _ = self._state(genomes)
         work = self._product(genomes, self._work_ratios, np.array([layer.op.work for layer in self.layers])) * live
         return np.stack([np.ones(len(genomes)), work.sum(axis=1)], axis=1)
+
+    def _operators(self, genomes: Genomes) -> Floats:
+        """How many operators each layer is, ``(n, layers)``: one that was put into two is two."""
+        return self._product(genomes, self._count_ratios, np.ones(len(self.layers)))
 
     def _state(self, genomes: Genomes) -> tuple[Floats, Floats]:
         """Whether each layer is there, and whether it is int8: two ``(n, layers)`` masks."""
@@ -126,6 +133,10 @@ class Features:
     @cached_property
     def _work_ratios(self) -> list[list[tuple[int, Floats]]]:
         return self._ratios(lambda op: op.work)
+
+    @cached_property
+    def _count_ratios(self) -> list[list[tuple[int, Floats]]]:
+        return self._ratios(lambda _: 1.0)
 
     def _ratios(self, value: Any) -> list[list[tuple[int, Floats]]]:
         """For each layer, for each knob that reshapes it: its column, and what it leaves under each choice of its menu."""
@@ -171,9 +182,13 @@ FEATURES = {
 PRIORS = {
     "latency_s": np.array([0.0, 1.0, 1.0, 0.0, 0.0]),
     "energy_j": np.array([0.0, 10.0, 10.0, 0.0, 0.0]),
-    "size_bytes": np.array([0.0, 4.0, 1.0, 0.0]),
-    "peak_memory_bytes": np.array([0.0, 4.0, 1.0, 0.0]),
+    "size_bytes": np.array([0.0, 4.0, 1.0, 300.0, 1300.0]),
+    "peak_memory_bytes": np.array([0.0, 4.0, 1.0, 0.0, 0.0]),
     "params": np.array([0.0, 1.0]),
     "macs": np.array([0.0, 1.0]),
 }
-"""Believed before any whole net is measured: the sum of the isolated operators, four bytes a float and one an int8 weight."""
+"""Believed before any whole net is measured: the sum of the isolated operators, four bytes a float and one an int8 weight.
+
+Names, shapes and scales take some hundred bytes an operator, and of an int8 one with its zero points some four times that, as
+counted in the ONNX files of the digits study.
+"""

@@ -51,9 +51,19 @@ def test_latency_features_are_the_sums_of_their_entries(genome, expected) -> Non
 
 def test_size_features_count_what_is_kept_by_precision() -> None:
     genomes = np.array([(0, 0, 0, 0), (1, 0, 1, 0), (0, 1, 0, 0)])
-    assert COSTS.size(genomes) == pytest.approx(np.array([(1, 112, 0, 2), (1, 32, 24, 2), (1, 48, 0, 1)]))
+    assert COSTS.size(genomes) == pytest.approx(np.array([(1, 112, 0, 2, 0), (1, 32, 24, 1, 1), (1, 48, 0, 1, 0)]))
     assert COSTS.params(genomes) == pytest.approx(np.array([(1, 112), (1, 56), (1, 48)]))
     assert COSTS.macs(genomes) == pytest.approx(np.array([(1, 112), (1, 56), (1, 48)]))  # on one pixel a MAC a weight
+
+
+def test_a_layer_put_into_two_is_two_operators() -> None:
+    whole, halves = Op("linear", 8, 8), (Op("linear", 8, 2), Op("linear", 2, 8))
+    space = Space((Knob("rank.a", (100, 50)), Knob("bits.a", (32, 8))))
+    layer = Layer("a", whole, 64, (Act("rank.a", (100, 50), ((whole,), halves)),), "bits.a")
+    found = Features(space, (layer,), completed({}, (layer,), (32, 8)), (32, 8))
+    rows = found.size(np.array([(0, 0), (1, 0), (1, 1)]))
+    assert rows == pytest.approx(np.array([(1, 64, 0, 1, 0), (1, 32, 0, 2, 0), (1, 0, 32, 0, 2)]))
+    assert found.latency(np.array([(1, 0)]))[0, -1] == 2
 
 
 def test_without_int8_everything_is_float() -> None:

@@ -62,7 +62,7 @@ def test_every_evaluation_was_predicted_measured_and_kept(finished) -> None:
         searched = [row for row in rows if row["predicted"]]
         assert searched or before_s > 30
         errors = sorted(abs(r["predicted"]["size_bytes"] / r["cost"]["size_bytes"]["value"] - 1) for r in searched)
-        assert not errors or errors[len(errors) // 2] < 0.25  # 28 studies without rank: 0.9 to 5.3 %; with: 12.7
+        assert not errors or errors[len(errors) // 2] < 0.1  # 30 studies: 0.9 to 6.6 %
 
 
 @pytest.mark.slow
