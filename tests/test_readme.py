@@ -1,4 +1,4 @@
-"""What the README promises is what happens: its ``console`` blocks are run.
+"""What the README and the pages of docs/ promise is what happens: their ``console`` and ``python`` blocks are run.
 
 Convention: in a block fenced as ``console``, each line that starts with ``$ `` is a command (a trailing backslash goes on);
 other lines show what it prints and are for the reader. A comment on the line above a block steers it:
@@ -6,6 +6,7 @@ other lines show what it prints and are for the reader. A comment on the line ab
     <!-- test: slow -->          run with the slow tests
     <!-- test: exit 1 -->        the last command ends so
     <!-- test: skip installs --> not run, and why
+    <!-- test: file own.py -->   a Python block that is written to this file, for later blocks to import or to name
 
 Blocks of one file run in order in one empty folder where `examples/` is the repository's, so that a later block may use
 what an earlier one wrote; a block that builds on a slow one is slow itself. Python blocks are run as scripts, likewise.
@@ -25,6 +26,7 @@ import pytest
 ROOT = Path(__file__).resolve().parent.parent
 PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
 _BLOCK = re.compile(r"(?:^<!-- test: (?P<how>[^\n]*?) -->\n+)?^```(?P<kind>console|python)\n(?P<body>.*?)^```", re.M | re.S)
+_FILE = re.compile(r"\w+\.py")
 _LIMIT_S = 1800
 
 
@@ -39,6 +41,7 @@ class Block:
     slow: bool = False
     skip: str = ""
     exit: int = 0
+    file: str = ""
 
 
 def blocks(text: str, page: str) -> list[Block]:
@@ -47,21 +50,29 @@ def blocks(text: str, page: str) -> list[Block]:
     for match in _BLOCK.finditer(text):
         how, body, kind = match["how"] or "", match["body"], match["kind"]
         word, _, rest = how.partition(" ")
-        if word not in ("", "slow", "skip", "exit") or (word == "skip" and not rest):
-            raise ValueError(f"{page}: `<!-- test: {how} -->` must be slow, skip with a reason, or exit with a number")
+        lost = (word == "skip" and not rest) or (word == "file" and not (kind == "python" and _FILE.fullmatch(rest)))
+        if word not in ("", "slow", "skip", "exit", "file") or lost:
+            known = "slow, skip with a reason, exit with a number, or file with the name of a Python file"
+            raise ValueError(f"{page}: `<!-- test: {how} -->` must be {known}")
+        steered = {"slow": {"slow": True}, "skip": {"skip": rest}, "file": {"file": rest}}
+        given = {"exit": int(rest)} if word == "exit" else steered.get(word, {})
         commands = (body,) if kind == "python" else tuple(_commands(body))
-        line = text.count("\n", 0, match.start("body")) + 1
-        out.append(
-            Block(
-                page, line, kind, commands, word == "slow", rest if word == "skip" else "", int(rest) if word == "exit" else 0
-            )
-        )
+        out.append(Block(page, text.count("\n", 0, match.start("body")) + 1, kind, commands, **given))
     return out
 
 
 def _commands(body: str) -> list[str]:
     joined = re.sub(r"\\\n(?:> ?)?\s*", "", body)
     return [line[2:].strip() for line in joined.splitlines() if line.startswith("$ ")]
+
+
+def unused(page: list[Block]) -> list[str]:
+    """Name the files of a page that no later block imports or names: nothing in them would be run."""
+    return [
+        file.file
+        for place, file in enumerate(page)
+        if file.file and not any(re.search(rf"\b{file.file[:-3]}\b", c) for later in page[place + 1 :] for c in later.commands)
+    ]
 
 
 def _cases() -> list[object]:
@@ -83,6 +94,10 @@ def run(block: Block, folder: Path) -> None:
     here.mkdir(exist_ok=True)
     if not (here / "examples").exists() and (folder / "examples").exists():
         (here / "examples").symlink_to(ROOT / "examples")
+    if block.file:
+        compile(block.commands[0], block.file, "exec")
+        (here / block.file).write_text(block.commands[0], encoding="utf-8")
+        return
     environment = {**os.environ, "PATH": f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"}
     for number, command in enumerate(block.commands, 1):
         words = [sys.executable, "-c", command] if block.kind == "python" else ["bash", "-c", command]
@@ -123,6 +138,16 @@ $ never
 print(open("made").read())
 ```
 
+<!-- test: file own.py -->
+```python
+made = open("made").read()
+```
+
+```python
+import own
+assert own.made == "one two\\n"
+```
+
 ```toml
 $ not a command
 ```
@@ -130,13 +155,24 @@ $ not a command
 
 
 def test_blocks_are_read_as_the_convention_says(tmp_path):
-    first, second, third = blocks(PAGE, "page.md")
+    first, second, third, file, user = blocks(PAGE, "page.md")
     assert first.commands == ("echo one two > made", 'test "$(cat made)" = "one two" && exit 2')
     assert (first.exit, first.line) == (2, 6)
     assert second.skip == "needs a GPU"
     assert third.slow
-    run(first, tmp_path)
-    run(third, tmp_path)
+    assert (file.file, user.file) == ("own.py", "")
+    for block in (first, third, file, user):
+        run(block, tmp_path)
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_every_file_of_a_page_is_used(page):
+    assert unused(blocks(page.read_text(encoding="utf-8"), page.name)) == []
+
+
+def test_a_file_that_nothing_uses_is_told():
+    assert unused(blocks(PAGE, "page.md")) == []
+    assert unused(blocks(PAGE.replace("import own\nassert own.made", "made = None\nassert made"), "page.md")) == ["own.py"]
 
 
 @pytest.mark.parametrize("body", ["console\n$ false\n", "python\n1 / 0\n", "console\n$ no-such-command-here\n$ true\n"])
@@ -146,9 +182,11 @@ def test_a_block_that_lies_fails(tmp_path, body):
         run(block, tmp_path)
 
 
-def test_an_unknown_direction_is_refused():
+@pytest.mark.parametrize("how", ["maybe", "skip", "file", "file own.py", "file ../own.py"])
+def test_an_unknown_direction_is_refused(how):
+    kind = "python" if "/" in how else "console"
     with pytest.raises(ValueError, match="must be slow"):
-        blocks("<!-- test: maybe -->\n```console\n$ true\n```", "page.md")
+        blocks(f"<!-- test: {how} -->\n```{kind}\n$ true\n```", "page.md")
 
 
 def test_a_comment_steers_only_the_block_right_below():
