@@ -145,6 +145,7 @@ BY_PATH = {
     "measure/race",
     "measure/child",
     "measure/memory",
+    "measure/meters",
     "compress/technique",
     "road/appetite",
 }

@@ -2,12 +2,17 @@
 
 from __future__ import annotations
 
+import importlib
+from collections.abc import Mapping
+
 import pytest
 
-from equipoise.axes import ALWAYS, AXES, LABELS, SCALE_AXES, TRADED
+from equipoise.axes import ALWAYS, AXES, LABELS, SCALE_AXES, TRADED, Axis, on_request
 from equipoise.budget import Budget, parse_budget
 from equipoise.errors import InputError
+from equipoise.measure.meters import meter
 from equipoise.records import Evaluation, Plan, measured
+from equipoise.road.features import FEATURES, PRIORS
 from equipoise.units import SCALES, show
 
 AMOUNTS = {"s": "2ms", "B": "300KB", "1": "2M", "J": "3mJ", "g": "0.5g", "1/s": "50/s", "$": "0.2$", "points": "1.5"}
@@ -28,16 +33,58 @@ def test_every_word_parses_in_its_own_direction_alone_and_reads_back(table) -> N
             assert show(bound.bound, axis.unit)
 
 
+def faults(table: Mapping[str, Axis]) -> list[str]:
+    """Every row that nothing reads, or that is predicted by nothing."""
+    out, words = [], list(table)
+    for word, axis in table.items():
+        sources = [bool(axis.meter), bool(axis.of), word in ALWAYS]
+        if sum(sources) != 1:
+            out.append(f"{word} must be read by a meter, follow from another axis, or be one of ALWAYS: one of the three")
+        if axis.of and (axis.of not in words[: words.index(word)] or table[axis.of].of):
+            out.append(f"{word} must follow from a row above it that follows from none")
+        elif axis.of and axis.predicted != table[axis.of].predicted:
+            out.append(f"{word} must be predicted exactly where {axis.of} is")
+        if axis.predicted and not axis.of and not (axis.key in FEATURES and axis.key in PRIORS):
+            out.append(f"{word} is predicted without features and a prior")
+    return out
+
+
 def test_the_table_holds_together() -> None:
+    assert faults(AXES) == []
     assert {axis.unit for axis in (*AXES.values(), *SCALE_AXES.values())} <= SCALES.keys()
     assert len(LABELS) == len(AXES)
     assert set(ALWAYS) <= AXES.keys()
     assert set(TRADED) <= LABELS.keys()
-    for word, axis in AXES.items():
-        if axis.of:
-            assert not AXES[axis.of].of, f"{word} follows from what itself follows from another"
-            assert axis.predicted == AXES[axis.of].predicted
     assert {word for word, axis in AXES.items() if axis.trained} == {"drop", "quality"}
+    assert {word for word, axis in AXES.items() if not axis.predicted} == {"drop", "quality"}
+
+
+@pytest.mark.parametrize(
+    ("row", "said"),
+    [
+        (Axis("start_s", "s", "Cold start"), "be read by a meter"),
+        (Axis("start_s", "s", "Cold start", of="latency", meter="start:Start", predicted=True), "one of the three"),
+        (Axis("start_s", "s", "Cold start", of="heat"), "a row above it"),
+        (Axis("start_s", "s", "Cold start", of="price"), "follows from none"),
+        (Axis("start_s", "s", "Cold start", of="latency"), "exactly where latency is"),
+        (Axis("start_s", "s", "Cold start", meter="start:Start", predicted=True), "without features and a prior"),
+    ],
+)
+def test_a_row_that_nothing_reads_or_predicts_is_caught(row, said) -> None:
+    (fault,) = faults({**AXES, "start": row})
+    assert said in fault
+
+
+def test_every_meter_is_there_and_says_why_it_cannot_be_used() -> None:
+    for word, axis in AXES.items():
+        if axis.meter:
+            module, _, name = axis.meter.partition(":")
+            assert isinstance(meter(word), getattr(importlib.import_module(module), name))
+            assert isinstance(meter(word).missing(), str)
+
+
+def test_what_only_a_budget_asks_for_is_told_from_what_every_evaluation_has() -> None:
+    assert on_request(["price_per_million", "latency_s", "energy_j", "speed_up"]) == ("energy", "price")
 
 
 @pytest.mark.parametrize(

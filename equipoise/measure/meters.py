@@ -2,17 +2,49 @@
 
 from __future__ import annotations
 
+import importlib
 import math
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
+from typing import Any, Protocol, cast
 
 from equipoise.axes import ALWAYS, AXES
+from equipoise.batch import Inputs
 from equipoise.budget import Budget
 from equipoise.errors import InputError, must_be
-from equipoise.measure import energy
 from equipoise.records import Reading, unavailable
 
 JOULES_PER_KWH = 3.6e6
+
+TOLD = {
+    "price": ("price_per_hour", "the price of this machine is not known. Give --price-per-hour (price_per_hour=)."),
+    "carbon": ("grid", "the carbon intensity of the grid is not known. Give --grid (grid=) in grams of CO2e for a kWh."),
+}
+"""Word -> the field of `Meters` that it follows by, and what there is to do where the user did not tell it."""
+
+
+class Meter(Protocol):
+    """What reads an axis of a program; a row of `axes.AXES` names the class, and an object of it holds no state."""
+
+    def missing(self) -> str:
+        """Return why the axis cannot be read on this machine, with the remedy; empty where it can."""
+        ...
+
+    def read(self, program: Any, target: Any, rows: Inputs) -> Reading:
+        """Return the axis in its base unit, with the interval that another reading falls in; none where it repeats exactly.
+
+        Args:
+            program: A `runtimes.Program`.
+            target: The `runtimes.Target` that it runs on.
+            rows: One request, (N, ...), of the target's batch.
+        """
+        ...
+
+
+def meter(word: str) -> Meter:
+    """Return the meter of an axis, importing it now."""
+    module, _, name = AXES[word].meter.partition(":")
+    return cast(Meter, getattr(importlib.import_module(module), name)())
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,13 +69,17 @@ class Meters:
 
     def unavailable(self, word: str) -> str:
         """Return why the axis `word` cannot be read here, with the remedy; empty where it can."""
-        if word == "price" and self.price_per_hour is None:
-            return "the price of this machine is not known. Give --price-per-hour (price_per_hour=)."
-        if word in ("energy", "carbon") and (access := energy.rapl()).meter is None:
-            return f"{access.reason}. Leave the bound out, or run where an energy counter can be read."
-        if word == "carbon" and self.grid is None:
-            return "the carbon intensity of the grid is not known. Give --grid (grid=) in grams of CO2e for a kWh."
-        return ""
+        read = AXES[word].of or word
+        return (meter(read).missing() if AXES[read].meter else "") or self.untold(word)
+
+    def untold(self, word: str) -> str:
+        """Return what the user must tell of this machine for the axis `word`, where that was not told; else empty."""
+        name, remedy = TOLD.get(word, ("", ""))
+        return remedy if name and getattr(self, name) is None else ""
+
+    def told(self, words: Iterable[str]) -> dict[str, float]:
+        """Return what the user told of this machine, by field, of all that the axes `words` follow by."""
+        return {name: getattr(self, name) for name, _ in (TOLD[word] for word in words if word in TOLD)}
 
     def check(self, budget: Budget) -> None:
         """Raise `InputError` for every bound on an axis that cannot be read here, all of them together."""
@@ -57,6 +93,21 @@ class Meters:
         named = [c.word for c in budget.constraints if c.word not in ALWAYS]
         before = [AXES[word].of for word in named if AXES[word].of and AXES[word].of not in ALWAYS]
         return tuple(dict.fromkeys([*before, *named]))
+
+    def read(
+        self, words: Iterable[str], cost: Mapping[str, Reading], program: Any, target: Any, rows: Inputs
+    ) -> dict[str, Reading]:
+        """Return `cost` (axis -> reading) with the axes `words` beside it, each read by its meter or from what it follows from.
+
+        Args:
+            words: Each after the one that it follows from, where `cost` lacks that.
+            program, target, rows: As `Meter.read`.
+        """
+        found = dict(cost)
+        for word in words:
+            axis = AXES[word]
+            found[axis.key] = self.follows(word, found) if axis.of else meter(word).read(program, target, rows)
+        return found
 
     def follows(self, word: str, cost: Mapping[str, Reading]) -> Reading:
         """Return the reading of an axis that follows from another one in `cost` (axis -> reading)."""

@@ -18,14 +18,12 @@ import safetensors.torch
 import torch
 
 from equipoise import runtimes
-from equipoise.axes import AXES
 from equipoise.batch import Inputs, mapped, size, take
 from equipoise.compress.builder import Builder
 from equipoise.compress.fold import folded
 from equipoise.compress.subject import Subject
 from equipoise.compress.technique import Draft
 from equipoise.compress.trace import WEIGHTED, copied
-from equipoise.measure import energy
 from equipoise.measure.counts import LayerCount, count
 from equipoise.measure.loads import compare_loads
 from equipoise.measure.meters import Meters
@@ -42,7 +40,6 @@ from equipoise.records import (
     unavailable,
 )
 from equipoise.road import faithful
-from equipoise.road.appetite import program_memory
 from equipoise.road.facts import TARGET, Facts
 from equipoise.road.racing import Contender
 from equipoise.road.survey import survey
@@ -61,7 +58,6 @@ QUICK_SAMPLES = 2000
 """Validation samples that a one-shot trial is scored on; a recovered one is scored on the whole split."""
 CALIBRATION_SAMPLES = 256
 BATCH = 250
-ENERGY_WINDOW_S = 0.5
 
 
 @dataclass(frozen=True)
@@ -249,9 +245,8 @@ class Workbench:
         timed = compare_loads(contenders, seconds=seconds)
         speed = timed.speedup("reference", "candidate")
         latency = timed.latency("reference") if reference_s is None else latency_beside(reference_s, speed)
-        cost = {"latency_s": latency, **scored.cost}
-        for word in self.extra:
-            cost[AXES[word].key] = self._extra(word, cost, program, target, request)
+        rows = mapped(take(request, np.arange(target.batch) % size(request)), np.ascontiguousarray)
+        cost = self.meters.read(self.extra, {"latency_s": latency, **scored.cost}, program, target, rows)
         return replace(
             scored,
             cost=cost,
@@ -259,18 +254,6 @@ class Workbench:
             speed_up=speed.reading("1") if speed.bounded else None,
             seconds=scored.seconds + time.perf_counter() - began,
         )
-
-    def _extra(self, word: str, cost: Mapping[str, Reading], program: Program, target: Target, request: Inputs) -> Reading:
-        """Measure an axis that only this budget names."""
-        if AXES[word].of:
-            return self.meters.follows(word, cost)
-        rows = mapped(take(request, np.arange(target.batch) % size(request)), np.ascontiguousarray)
-        if word == "memory":
-            return program_memory(target, program, rows).added
-        if word == "energy":
-            session = runtimes.get(program.runtime).load(program, threads=target.threads, batch=target.batch)
-            return energy.read(lambda: session.run(rows), energy.rapl(), window_s=ENERGY_WINDOW_S)
-        return unavailable(AXES[word].unit, f"{word} is not measured here")
 
     def _hold(self, program: Program, model: torch.nn.Module, outputs: Array, *, untouched: bool) -> None:
         """Raise where a float program differs from its model; the untouched one is held to the user's own, unfolded model."""

@@ -21,6 +21,7 @@ from equipoise.measure.memory import PeakMemory
 from equipoise.progress import of_words
 from equipoise.records import Reading, measured, unavailable
 from equipoise.road.appetite import program_memory
+from equipoise.road.consumption import WINDOW_S
 from equipoise.road.racing import Contender
 from equipoise.runtimes.base import RUNTIMES, Program, Session, Source, Target, get
 from equipoise.units import show
@@ -31,7 +32,6 @@ if TYPE_CHECKING:
     from equipoise.measure.counts import Counts
     from equipoise.workloads import Workload
 
-ENERGY_WINDOW_S = 0.5
 ASK_FOR_ESTIMATE = "give watts_per_core (--watts-per-core) for an estimate"
 
 Step = Callable[[str], None]
@@ -266,7 +266,7 @@ def _energy(call: Callable[[], object], watts_per_core: float | tuple[float, flo
     """A counter where there is one, the asked-for estimate where there is none."""
     access = energy.rapl()
     if access.meter is not None:
-        return energy.read(call, access, window_s=ENERGY_WINDOW_S)
+        return energy.read(call, access, window_s=WINDOW_S)
     if watts_per_core is not None:
         return energy.estimate(energy.cpu_seconds(call), watts_per_core)
     return unavailable("J", f"{access.reason}; {ASK_FOR_ESTIMATE}")

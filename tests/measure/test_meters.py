@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+import sys
+from types import ModuleType, SimpleNamespace
+from typing import cast
 
 import pytest
 
-from equipoise.axes import AXES
+from equipoise.axes import AXES, Axis
 from equipoise.budget import parse_budget
 from equipoise.errors import InputError
 from equipoise.measure import energy
@@ -71,6 +74,32 @@ def test_each_axis_that_cannot_be_read_here_says_why_and_how_to_go_on(counter) -
     assert (told.unavailable("carbon") == "") == counter
     assert ("--grid" if counter else "no counter can be read") in bare.unavailable("carbon")
     assert all(bare.unavailable(word) == "" for word in AXES if word not in ("price", "energy", "carbon"))
+
+
+def test_what_was_told_is_named_by_what_follows_by_it() -> None:
+    meters = Meters(2, price_per_hour=0.5)
+    assert meters.told(AXES) == {"price_per_hour": 0.5, "grid": None}
+    assert meters.told(["throughput", "price"]) == {"price_per_hour": 0.5}
+    assert meters.untold("price") == meters.untold("energy") == ""
+    assert "--grid" in meters.untold("carbon")
+
+
+def test_an_axis_is_read_by_the_meter_of_its_row_and_what_follows_by_what_was_read(monkeypatch) -> None:
+    class Hours:
+        def missing(self) -> str:
+            return "no clock. Buy one."
+
+        def read(self, program: str, target: str, rows: object) -> Reading:
+            return measured(len(program + target), "s", low=1.0, high=9.0)
+
+    monkeypatch.setitem(sys.modules, "clock", cast(ModuleType, SimpleNamespace(Hours=Hours)))
+    monkeypatch.setitem(AXES, "start", Axis("start_s", "s", "Cold start", meter="clock:Hours"))
+    monkeypatch.setitem(AXES, "starts", Axis("starts", "g", "Starts", of="start"))
+    assert Meters().unavailable("start") == Meters().unavailable("starts") == "no clock. Buy one."
+    monkeypatch.setattr(Meters, "factor", lambda *_: 2.0)
+    found = Meters().read(("start", "starts"), {"size_bytes": measured(9.0, "B")}, "ab", "c", None)
+    assert list(found) == ["size_bytes", "start_s", "starts"]
+    assert (found["start_s"].get(), bounds_of(found["starts"])) == (3.0, (6.0, 2.0, 18.0))
 
 
 def test_every_bound_that_cannot_be_read_is_refused_at_once(counter) -> None:

@@ -1,0 +1,25 @@
+"""How much energy a program takes: a request of it over and over, beside an idle machine."""
+
+from __future__ import annotations
+
+from equipoise.batch import Inputs
+from equipoise.measure import energy
+from equipoise.records import Reading
+from equipoise.runtimes.base import Program, Target, get
+
+WINDOW_S = 0.5
+"""Seconds of a busy window, and of an idle one."""
+
+
+class Consumption:
+    """Joules of one request above idle."""
+
+    def missing(self) -> str:
+        """Return why no counter can be read here, with the remedy; empty where one can."""
+        access = energy.rapl()
+        return "" if access.meter else f"{access.reason}. Leave the bound out, or run where an energy counter can be read."
+
+    def read(self, program: Program, target: Target, rows: Inputs) -> Reading:
+        """Return the joules of one request."""
+        session = get(program.runtime).load(program, threads=target.threads, batch=target.batch)
+        return energy.read(lambda: session.run(rows), energy.rapl(), window_s=WINDOW_S)
