@@ -47,6 +47,13 @@ def meter(word: str) -> Meter:
     return cast(Meter, getattr(importlib.import_module(module), name)())
 
 
+def read(word: str, program: Any, target: Any, rows: Inputs) -> Reading:
+    """Return what the meter of an axis reads; unavailable, with the reason, where it cannot be read here."""
+    found = meter(word)
+    why = found.missing()
+    return unavailable(AXES[word].unit, why) if why else found.read(program, target, rows)
+
+
 @dataclass(frozen=True, slots=True)
 class Meters:
     """What the user told of this machine, and with it what can be read on it.
@@ -106,7 +113,7 @@ class Meters:
         found = dict(cost)
         for word in words:
             axis = AXES[word]
-            found[axis.key] = self.follows(word, found) if axis.of else meter(word).read(program, target, rows)
+            found[axis.key] = self.follows(word, found) if axis.of else read(word, program, target, rows)
         return found
 
     def follows(self, word: str, cost: Mapping[str, Reading]) -> Reading:

@@ -29,13 +29,15 @@ from hashlib import sha256
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from equipoise.axes import AXES, on_request
 from equipoise.batch import mapped, restored, stored
 from equipoise.budget import Budget, Constraint, parse_budget
 from equipoise.errors import InputError, StoreError, must_be
 from equipoise.measure.machine import describe
+from equipoise.measure.meters import Meters
 from equipoise.records import Evaluation, Plan, Reading, as_data, dumps, program_ref
 from equipoise.road.racing import race_stored
-from equipoise.runtimes.base import Program, get
+from equipoise.runtimes.base import Program, get, parse_targets
 from equipoise.ship.card import card
 from equipoise.ship.manifest import KIND, PROBE, SCHEMA, SOURCE_STATE, WEIGHTS, WIDEST_RATIO, Manifest, checked, divided, parse
 from equipoise.study.record import Study, latency_beside
@@ -229,9 +231,11 @@ def _raced(evaluation: Evaluation, store: Store) -> Study:
 
 def _manifest(study: Study, evaluation: Evaluation, *, budget: Budget, pick: str, fingerprint: str) -> dict[str, Any]:
     """Everything but the files: claims, each of which `verify` computes again, and what is only recorded."""
-    promise, baseline = _figures(study, evaluation)
-    bounds, missed = divided(budget, promise)
     header, base = study.header, study.baseline
+    meters = Meters(parse_targets(header.target)[0].batch, header.price_per_hour, header.grid)
+    promise, baseline = _figures(study, evaluation)
+    promise |= _asked(evaluation, promise, meters)
+    bounds, missed = divided(budget, promise)
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
         "kind": KIND,
@@ -240,6 +244,7 @@ def _manifest(study: Study, evaluation: Evaluation, *, budget: Budget, pick: str
             "target": header.target,
             "metric": {k: header.metric[k] for k in ("name", "maximize", "unit")},
             "budget": budget.text,
+            "told": meters.told(on_request(promise)),
             "fingerprint": fingerprint,
             "source_state": bool(header.source_state),
         },
@@ -287,6 +292,18 @@ def _figures(study: Study, evaluation: Evaluation) -> tuple[dict[str, Reading], 
         **{axis: base.axis(axis) for axis in exact},
     }
     return promise, baseline
+
+
+def _asked(evaluation: Evaluation, promise: Mapping[str, Reading], meters: Meters) -> dict[str, Reading]:
+    """Return the figures that were measured because the budget names them; what follows from another does so as promised."""
+    out: dict[str, Reading] = {}
+    for word in on_request({key for key, found in evaluation.cost.items() if found.value and found.provenance == "measured"}):
+        axis = AXES[word]
+        if not axis.of:
+            out[axis.key] = evaluation.axis(axis.key)
+        elif not meters.untold(word):
+            out[axis.key] = meters.follows(word, {**promise, **out})
+    return out
 
 
 def _alone(reading: Reading) -> Reading:

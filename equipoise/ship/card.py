@@ -10,6 +10,7 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol
 
+from equipoise.axes import AXES, on_request
 from equipoise.records import Reading, reading_from
 
 BEGIN, END = "<!-- equipoise: figures, checked by verify -->", "<!-- /equipoise -->"
@@ -98,13 +99,17 @@ def figures(manifest: Mapping[str, Any]) -> str:
     """Return the block of the card that `verify` compares with the manifest."""
     promise, baseline = manifest["promise"], manifest["baseline"]
     lines = ["| | untouched | this model |", "|---|---|---|"]
-    for axis, title in _ROWS:
+    asked = [(AXES[word].key, AXES[word].label) for word in on_request(promise)]
+    for axis, title in (*_ROWS, *asked):
         if axis in promise:
             before = str(_whole(reading_from(baseline[axis]))) if axis in baseline else ""
             lines.append(f"| {title} | {before} | {_whole(reading_from(promise[axis]))} |")
     if "speed_up" in promise:
         lines.append(f"| Times faster | 1 | {_times(reading_from(promise['speed_up']))} |")
-    bounds = [f"Promised: {_code(manifest['bounds'])}."] if manifest["bounds"] else []
+    told = ", ".join(f"{name} {value:g}" for name, value in manifest["study"]["told"].items())
+    bounds = [f"Told, not measured: {told}."] if told else []
+    if manifest["bounds"]:
+        bounds.append(f"Promised: {_code(manifest['bounds'])}.")
     if manifest["bounds_missed"]:
         bounds.append(f"Asked for and **not** reached: {_code(manifest['bounds_missed'])}.")
     return "\n".join([BEGIN, "", *lines, "", *bounds, END])

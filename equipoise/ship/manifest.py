@@ -22,13 +22,16 @@ from dataclasses import dataclass
 from pathlib import PurePosixPath
 from typing import Any, Literal
 
+from equipoise.axes import AXES, on_request
 from equipoise.budget import Budget, parse_budget
 from equipoise.errors import InputError, must_be
+from equipoise.measure.meters import Meters
 from equipoise.records import Choice, Reading
 from equipoise.runtimes.base import PRECISIONS, RUNTIMES, Target, parse_targets
 
-SCHEMA = 2
-"""Version of ``manifest.json``. History: 1 = first; 2 = strict: claims apart from what is only recorded."""
+SCHEMA = 3
+"""Version of ``manifest.json``. History: 1 = first; 2 = strict: claims apart from what is only recorded; 3 = what was measured
+because a budget names it is promised too, with what its user told of the machine."""
 
 KIND = "equipoise artifact"
 WEIGHTS, PROBE = "model.safetensors", "probe.safetensors"
@@ -36,9 +39,8 @@ SOURCE_STATE = "reference/source.safetensors"
 """Weights of a source model that is trained when it is loaded (``digits``), so that `verify` rebuilds the very same one."""
 
 PROMISED = ("quality", "drop", "latency_s", "size_bytes", "params", "macs", "speed_up")
+"""What every artifact promises; beside it stands what was measured because the budget names it (`axes.on_request`)."""
 BASELINE = ("quality", "latency_s", "size_bytes", "params", "macs")
-UNITS = {"quality": "points", "drop": "points", "latency_s": "s", "size_bytes": "B"}
-"""Base unit by axis; all others are counts and ratios, of unit 1."""
 RANGES = {"accuracy": 100.0, "f1": 100.0}
 """Metrics that go from 0 to so many points: an interval of the drop as wide as that promises nothing."""
 WIDEST_RATIO = 10.0
@@ -81,12 +83,13 @@ class MetricClaim:
 
 @dataclass(frozen=True, slots=True)
 class StudyClaim:
-    """What was asked, of which model and data."""
+    """What was asked, of which model and data, and what was told of the machine (`Meters.told`) for what is promised."""
 
     name: str
     metric: MetricClaim
     target: str
     budget: str
+    told: Mapping[str, float]
     fingerprint: str
     source_state: bool
 
@@ -151,6 +154,11 @@ class Manifest:
     recorded: Recorded
     digest: str
 
+    @property
+    def meters(self) -> Meters:
+        """What promised figures follow from others by."""
+        return Meters(parse_targets(self.study.target)[0].batch, **self.study.told)
+
 
 def parse(content: bytes) -> dict[str, Any]:
     """Return the plain data of a manifest after every check that needs nothing but the manifest.
@@ -200,6 +208,7 @@ def contradictions(data: Mapping[str, Any]) -> Iterator[str]:
     """Yield every place where a manifest that `checked` takes contradicts itself."""
     m = checked(data)
     yield from _latency(m)
+    yield from _following(m)
     for part, program in (("promise", m.deployable), ("baseline", m.reference)):
         stated, summed = getattr(m, part)["size_bytes"].value, sum(m.files[f].bytes for f in program.files if f in m.files)
         if stated != summed:
@@ -242,15 +251,32 @@ def _latency(m: Manifest) -> Iterator[str]:
     assert ratio.low is not None  # `_ratio` saw to it
     assert ratio.high is not None
     wanted = (base / ratio.value, base / ratio.high, base / ratio.low)
-    for word, stated, expected in zip(
-        ("value", "low", "high"), (latency.value, latency.low, latency.high), wanted, strict=True
-    ):
-        if stated is None or not math.isclose(stated, expected, rel_tol=1e-6):
-            yield f"promise.latency_s.{word} is not the reference's latency over the speed-up"
+    yield from (f"promise.latency_s.{end} is not the reference's latency over the speed-up" for end in _off(latency, wanted))
     if m.recorded.baseline_latency_s.value != base:
         yield "baseline.latency_s is not the latency that was recorded of the untouched model"
     if latency.n != ratio.n:
         yield "promise.latency_s and promise.speed_up are of different samples"
+
+
+def _following(m: Manifest) -> Iterator[str]:
+    """A price, a throughput, carbon are promised as they follow from the latency or the energy promised."""
+    readings = {key: figure.reading for key, figure in m.promise.items()}
+    for word in on_request(readings):
+        axis = AXES[word]
+        if axis.of:
+            wanted, stated = m.meters.follows(word, readings), m.promise[axis.key]
+            ends = _off(stated, (wanted.value, wanted.low, wanted.high))
+            yield from (f"promise.{axis.key}.{end} does not follow from the {axis.of} promised" for end in ends)
+            if stated.n != wanted.n:
+                yield f"promise.{axis.key} and promise.{AXES[axis.of].key} are of different samples"
+
+
+def _off(stated: Figure, wanted: tuple[float | None, float | None, float | None]) -> Iterator[str]:
+    """Yield which of value, low and high are not those wanted."""
+    for end, value in zip(("value", "low", "high"), wanted, strict=True):
+        found = getattr(stated, end)
+        if (found is None) != (value is None) or not math.isclose(found or 0.0, value or 0.0, rel_tol=1e-6):
+            yield end
 
 
 # ---- one kind of value after the other ---------------------------------------------------------------------------------------
@@ -343,26 +369,41 @@ def _text(data: Any, path: str) -> str:
 
 def _figures(m: Manifest) -> None:
     """Hold every promised number to what such a number can be."""
-    for part, axes in (("promise", PROMISED), ("baseline", BASELINE)):
+    asked = on_request(m.promise)
+    for part, axes in (("promise", (*PROMISED, *(AXES[word].key for word in asked))), ("baseline", BASELINE)):
         figures: Mapping[str, Figure] = getattr(m, part)
         if set(figures) != set(axes):
             odd = sorted(set(figures) ^ set(axes))[0]
             raise _refused(f"manifest.{part}", f"made of {', '.join(axes)}", f"{odd} {'too' if odd in figures else 'missing'}")
         for axis, figure in figures.items():
             _figure(f"manifest.{part}.{axis}", axis, figure, m.study.metric.name, untouched=part == "baseline")
+    for word in asked:
+        if AXES[word].of and AXES[AXES[word].of].key not in m.promise:
+            raise _refused("manifest.promise", f"with the {AXES[word].of} that {word} follows from", "nothing")
+    needed = Meters().told(asked)
+    if set(m.study.told) != set(needed):
+        names, given = (", ".join(table) or "nothing" for table in (needed, m.study.told))
+        raise _refused("manifest.study.told", f"{names}, by which promised figures follow", given)
+    for name, value in m.study.told.items():
+        if not value > 0:
+            raise _refused(f"manifest.study.told.{name}", "positive", value)
     if m.loss < -1e-6:
         raise _refused("manifest.loss", "0 or more", m.loss)
 
 
 def _figure(path: str, axis: str, f: Figure, metric: str, *, untouched: bool) -> None:
-    if f.unit != UNITS.get(axis, "1"):
-        raise _refused(f"{path}.unit", UNITS.get(axis, "1"), f.unit)
+    unit = {row.key: row.unit for row in AXES.values()}.get(axis, "1")
+    if f.unit != unit:
+        raise _refused(f"{path}.unit", unit, f.unit)
     if axis not in ("drop", "quality") and not f.value > 0:
         raise _refused(f"{path}.value", "positive", f.value)
     if axis == "quality" and metric in RANGES and not 0 <= f.value <= RANGES[metric]:
         raise _refused(f"{path}.value", f"between 0 and {RANGES[metric]:g}", f.value)
     if axis in ("params", "macs", "size_bytes") and f.value != int(f.value):
         raise _refused(f"{path}.value", "a whole number", f.value)
+    if on_request((axis,)):
+        _asked(path, f)
+        return
     alone = axis in ("quality", "params", "macs", "size_bytes") or untouched
     if alone and (f.low is not None or f.high is not None):
         raise _refused(f"{path}.low", "null: no interval is promised here", f.low)
@@ -372,6 +413,15 @@ def _figure(path: str, axis: str, f: Figure, metric: str, *, untouched: bool) ->
         raise _refused(f"{path}.n", "1: it was counted" if counted else f"between 2 and {most}", f.n)
     if not alone:
         _interval(path, axis, f, metric)
+
+
+def _asked(path: str, f: Figure) -> None:
+    """Hold a figure that was measured because a budget names it; how wide its interval may be is for `verify` to judge."""
+    if not 1 <= f.n <= MOST_ROUNDS:
+        raise _refused(f"{path}.n", f"between 1 and {MOST_ROUNDS}", f.n)
+    low, high = (f.value if end is None else end for end in (f.low, f.high))
+    if (f.low is None) != (f.high is None) or not 0 <= low <= f.value <= high:
+        raise _refused(path, "an interval that holds its value, or none", [f.low, f.value, f.high])
 
 
 def _interval(path: str, axis: str, f: Figure, metric: str) -> None:

@@ -30,10 +30,9 @@ def raced(scene: Scene, found: dict[str, Reading], seconds: float) -> Iterator[C
     """Race the program beside the reference, judge its speed, and fill `found` with the figures."""
     claims, promise = scene.artifact.claims, scene.artifact.promise
     baseline = claims.recorded.baseline_latency_s.reading
-    target = Target.parse(claims.deployable.target)
     contenders = {
         "reference": Contender(scene.reference, Target.parse(claims.reference.target)),
-        "program": Contender(scene.program, target),
+        "program": Contender(scene.program, Target.parse(claims.deployable.target)),
     }
     inputs = mapped(scene.samples, lambda value: value.numpy())
     race = race_programs(contenders, inputs, baseline="reference", seconds=seconds, patience=PATIENCE)
@@ -47,8 +46,6 @@ def raced(scene: Scene, found: dict[str, Reading], seconds: float) -> Iterator[C
     if ratio.bounded:
         now = latency(scene.artifact.baseline["latency_s"].get(), ratio, now, as_exported=settled.state == "kept")
     found["latency_s"] = now
-    low, high = (target.batch / end if end else None for end in (now.high, now.low))
-    found["throughput_per_s"] = measured(target.batch / now.get(), "1/s", low=low, high=high, n=now.n)
 
 
 def speed(promised: Reading, found: Interval, race: Race, *, at_home: bool, note: str = "") -> Check:
@@ -101,8 +98,13 @@ def latency(base: float, ratio: Interval, now: Reading, *, as_exported: bool) ->
     )
     if as_exported:
         return then
+    return spanning(then, replace(now, note=f"now, or {show(then.get(), 's')} by the recorded baseline"))
+
+
+def spanning(then: Reading, now: Reading) -> Reading:
+    """Return a reading of now whose interval holds that of then too: only what both keep within a bound is within it."""
     ends = [end for reading in (then, now) for end in (reading.low, reading.high, reading.value) if end is not None]
-    return replace(now, low=min(ends), high=max(ends), note=f"now, or {show(then.get(), 's')} by the recorded baseline")
+    return replace(now, low=min(ends), high=max(ends))
 
 
 def state(promised: Reading, now: Reading, *, at_home: bool) -> Check:

@@ -21,11 +21,12 @@ from equipoise import runtimes, workloads
 from equipoise.batch import Inputs, mapped, named, restored, size, take
 from equipoise.budget import Constraint
 from equipoise.errors import EquipoiseError
-from equipoise.records import Reading, as_data, measured, unavailable
+from equipoise.records import Reading, as_data, measured
 from equipoise.road.bench import QUICK_SAMPLES
 from equipoise.runtimes import Program, Target
 from equipoise.ship.artifact import Artifact
 from equipoise.ship.manifest import SOURCE_STATE
+from equipoise.ship.metered import metered
 from equipoise.ship.pace import raced
 from equipoise.ship.promises import SAMPLES, Check, judged
 from equipoise.ship.rebuilt import in_the_graph, rebuilt
@@ -67,10 +68,12 @@ def recheck(
     yield from guarded("costs", _costs(scene, figures, seconds))
     yield from guarded("plan", in_the_graph(scene) if work is None else rebuilt(scene, figures))
     for bound in artifact.bounds:
-        if work is None and bound.axis not in figures:
+        if bound.axis in figures:
+            yield held(bound, figures[bound.axis])
+        elif work is None:
             yield Check(f"budget {bound.word}", str(bound), "not read", "cannot tell", UNTRUSTED)
         else:
-            yield held(bound, figures.get(bound.axis, unavailable(bound.unit, "verify does not measure it")))
+            yield judged(f"budget {bound.word}", str(bound), "not read", False, "a bound that verify did not measure")
     if work is None:
         unread = "source model, its numerics and speed, metric, quality, drop, distance, counts"
         yield Check("everything else", unread, "not read", "cannot tell", UNTRUSTED)
@@ -285,8 +288,9 @@ def _meets(promised: Reading, drop: Reading) -> Check:
 
 
 def _costs(scene: Scene, found: dict[str, Reading], seconds: float) -> Iterator[Check]:
-    """Race the program beside the reference, and weigh both."""
+    """Race the program beside the reference, read what else is promised, and weigh both."""
     yield from raced(scene, found, seconds)
+    yield from metered(scene, found)
     found["times_smaller"] = measured(scene.reference.size_bytes / scene.program.size_bytes, "1")
     found["size_bytes"] = measured(scene.program.size_bytes, "B")
     for name, figures, program in (
@@ -301,7 +305,7 @@ def held(bound: Constraint, reading: Reading) -> Check:
     """Hold a bound against the interval found: broken when the whole of it lies beyond, not shown when it spans the bound."""
     name = f"budget {bound.word}"
     if reading.value is None:
-        return Check(name, str(bound), str(reading), "broken", "a bound that verify does not measure")
+        return Check(name, str(bound), str(reading), "cannot tell", reading.note)
     low, high = (reading.value if end is None else end for end in (reading.low, reading.high))
     kindest, hardest = (low, high) if bound.upper else (high, low)
     if bound.excess(kindest) > 0:

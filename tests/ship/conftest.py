@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +11,10 @@ import pytest
 from safetensors.numpy import save
 
 from equipoise import workloads
+from equipoise.budget import parse_budget
 from equipoise.compress.technique import Draft
 from equipoise.measure import machine
+from equipoise.measure.meters import Meters
 from equipoise.records import Evaluation, as_data
 from equipoise.road.bench import Workbench
 from equipoise.runtimes import Target
@@ -41,6 +45,9 @@ def make_workload():
     torch.set_num_threads(threads)
     return Workload(model=net, train=(x[:800], y[:800]), validation=(x[800:1200], y[800:1200]), test=(x[1200:], y[1200:]))
 """
+
+ALONE = Meters()
+"""What is known of a machine of which nothing was told."""
 
 
 @pytest.fixture(scope="session")
@@ -75,10 +82,18 @@ def study_in_openvino(spec: str, work: Workload, tmp_path_factory: pytest.TempPa
     return measured(work, spec, tmp_path_factory.mktemp("runs") / "openvino", Target("openvino"))
 
 
-def measured(work: Workload, spec: str, path: Path, target: Target) -> Path:
+@pytest.fixture(scope="session")
+def make_study(spec: str, work: Workload) -> Callable[..., Path]:
+    """What makes such a study at a path, with a budget and what is told of the machine."""
+    return partial(measured, work, spec)
+
+
+def measured(
+    work: Workload, spec: str, path: Path, target: Target, *, budget: str = "drop<=60", meters: Meters = ALONE
+) -> Path:
     with Store.open(path) as store:
         store.identity({"workload": work.fingerprint})
-        bench = Workbench(work, (target,), store.blob)
+        bench = Workbench(work, (target,), store.blob, meters, meters.extra(parse_budget(budget)))
         space = bench.facts.space
         narrow = space.untouched.but({k.name: k.menu[-1] for k in space.knobs if k.kind == "width"})
         int8 = narrow.but({k.name: 8 for k in space.knobs if k.kind == "bits"})
@@ -87,13 +102,15 @@ def measured(work: Workload, spec: str, path: Path, target: Target) -> Path:
             workload=spec,
             name=work.name,
             target=str(target),
-            budget="drop<=60",
+            budget=budget,
             time_s=60.0,
             seed=0,
             baseline=base.key,
             metric={"name": "accuracy", "maximize": True, "unit": "points"},
             space=bench.facts.offered,
             probe=store.blob(save({"inputs": bench.samples(32)})),
+            price_per_hour=meters.price_per_hour,
+            grid=meters.grid,
             machine=machine.describe(),
         )
         store.put("study", "header", {"header": as_data(asked)}, seconds=0.0)

@@ -146,6 +146,60 @@ def test_a_picked_budget_is_the_one_promised(store: Store, tmp_path: Path) -> No
     assert found.manifest["bounds"] == "latency<=1.1ms, drop<=1"
 
 
+def asked_more(store: Store, header: Callable[..., Header], budget: str, **told: float) -> Evaluation:
+    """Record what a run with `budget` measured of a further model, at twice the latency that it has since its last race."""
+    cost = {
+        **evaluation(store, "small").cost,
+        "peak_memory_bytes": measured(20e6, "B", low=19.7e6, high=20.3e6),
+        "energy_j": measured(0.36, "J", low=0.3, high=0.4, n=10),
+        "carbon_g": measured(5e-5, "g", n=10),
+        "throughput_per_s": measured(1000.0, "1/s", n=12),
+        "price_per_million": measured(1.0, "$", n=12),
+    }
+    made = recorded(store, evaluation(store, "small", cost=cost, plan=Plan({"width.conv1": 16, "bits.fc": 32})))
+    base = evaluation(store, "base")
+    asked = header(space=base.plan.choices, budget=budget, probe=store.blob(PROBE), baseline=base.key, **told)
+    store.put("study", "asked more", {"header": as_data(asked)}, seconds=0.0)
+    return made
+
+
+MORE = "memory<=100MB, throughput>=900/s, price<=2$, energy<=1J, carbon<=1g"
+
+
+def test_every_axis_that_the_budget_named_is_promised(store: Store, header: Callable[..., Header], tmp_path: Path) -> None:
+    made = asked_more(store, header, MORE, price_per_hour=3.6, grid=500.0)
+    found = pack(made, store, tmp_path / "out")
+    assert (found.manifest["bounds"], found.manifest["bounds_missed"]) == (MORE, "")
+    assert found.manifest["study"]["told"] == {"price_per_hour": 3.6, "grid": 500.0}
+    assert found.promise["peak_memory_bytes"] == measured(20e6, "B", low=19.7e6, high=20.3e6)
+    assert found.promise["price_per_million"] == measured(1.0, "$", low=1 / 1.05, high=1 / 0.95, n=12)
+    assert found.promise["throughput_per_s"].get() == pytest.approx(1000.0)
+    assert found.promise["carbon_g"].get() == pytest.approx(5e-5)
+    text = (found.path / "README.md").read_text()
+    assert f"Promised: `{MORE}`." in text
+    assert "not** reached" not in text
+    for row in (
+        "| Peak memory |  | 20 MB [19.7 MB, 20.3 MB] |",
+        "| Throughput |  | 1000/s [950/s, 1050/s] |",
+        "| Price per million |  | $1 [$0.952, $1.05] |",
+    ):
+        assert row in text
+    assert "Told, not measured: grid 500, price_per_hour 3.6." in text
+    assert all(check.ok for check in integrity(found))
+
+
+def test_a_bound_that_is_missed_or_was_not_measured_is_not_promised(
+    store: Store, header: Callable[..., Header], tmp_path: Path
+) -> None:
+    made = asked_more(store, header, "memory<=10MB, throughput>=900/s, price<=2$")  # the price is no longer told
+    found = pack(made, store, tmp_path / "out")
+    assert (found.manifest["bounds"], found.manifest["bounds_missed"]) == ("throughput>=900/s", "memory<=10MB, price<=2$")
+    assert {"price_per_million", "carbon_g"}.isdisjoint(found.promise)
+    assert "peak_memory_bytes" in found.promise
+    assert found.manifest["study"]["told"] == {}
+    assert all(check.ok for check in integrity(found))
+
+
 def test_the_card_tells_and_cannot_be_broken_out_of(artifact: Artifact) -> None:
     text = (artifact.path / "README.md").read_text()
     assert "2.00× [1.90, 2.10]" in text
@@ -259,7 +313,7 @@ def test_a_manifest_of_wrong_types_is_told(artifact: Artifact) -> None:
 
 
 def test_a_newer_manifest_is_refused(artifact: Artifact) -> None:
-    change(artifact, lambda m: m.update(schema=3))
+    change(artifact, lambda m: m.update(schema=4))
     with pytest.raises(InputError, match="newer Equipoise"):
         Artifact.load(artifact.path)
 

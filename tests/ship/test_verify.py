@@ -432,8 +432,9 @@ def test_a_bound_is_kept_broken_or_not_shown(
     assert held(bound, measured(value, "points", low=low, high=high, n=300)).state == state
 
 
-def test_a_bound_that_is_not_measured_is_broken() -> None:
-    assert held(DROP, unavailable("points", "nobody looked")).state == "broken"
+def test_a_bound_on_what_cannot_be_read_here_cannot_be_told() -> None:
+    check = held(DROP, unavailable("points", "no counter"))
+    assert (check.state, check.note) == ("cannot tell", "no counter")
 
 
 @pytest.mark.parametrize(("states", "code", "strict"), [("k", 0, 0), ("kc", 0, 4), ("kb", 4, 4), ("kbc", 4, 4)])
