@@ -38,8 +38,9 @@ from equipoise.measure.meters import Meters
 from equipoise.records import Evaluation, Plan, Reading, as_data, dumps, program_ref
 from equipoise.road.racing import race_stored
 from equipoise.runtimes.base import Program, get, parse_targets
+from equipoise.ship.agreement import divided
 from equipoise.ship.card import card
-from equipoise.ship.manifest import KIND, PROBE, SCHEMA, SOURCE_STATE, WEIGHTS, WIDEST_RATIO, Manifest, checked, divided, parse
+from equipoise.ship.manifest import KIND, PROBE, SCHEMA, SOURCE_STATE, WEIGHTS, WIDEST_RATIO, Manifest, checked, parse
 from equipoise.study.record import Study, latency_beside
 from equipoise.study.store import Store, write_atomic
 from equipoise.study.tested import EXPORTS, exports_of

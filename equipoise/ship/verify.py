@@ -23,9 +23,10 @@ from typing import Any
 
 from equipoise.errors import EXIT_BAD_INPUT, EquipoiseError, InputError, must_be
 from equipoise.records import Reading, as_data, reading_from
+from equipoise.ship.agreement import contradictions
 from equipoise.ship.artifact import Artifact
 from equipoise.ship.card import BEGIN, END, figures, verified_block, with_test
-from equipoise.ship.manifest import ManifestError, contradictions
+from equipoise.ship.manifest import ManifestError
 from equipoise.ship.promises import SAMPLES, Check, judged
 from equipoise.study.store import write_atomic
 from equipoise.study.tested import RESULT, headline

@@ -84,22 +84,27 @@ def test_what_was_told_is_named_by_what_follows_by_it() -> None:
     assert "--grid" in meters.untold("carbon")
 
 
-def test_an_axis_is_read_by_the_meter_of_its_row_and_what_follows_by_what_was_read(monkeypatch) -> None:
+@pytest.mark.parametrize("why", ["", "no clock. Buy one."])
+def test_an_axis_is_read_by_the_meter_of_its_row_and_what_follows_by_what_was_read(why, monkeypatch) -> None:
     class Hours:
         def missing(self) -> str:
-            return "no clock. Buy one."
+            return why
 
         def read(self, program: str, target: str, rows: object) -> Reading:
+            assert not why
             return measured(len(program + target), "s", low=1.0, high=9.0)
 
     monkeypatch.setitem(sys.modules, "clock", cast(ModuleType, SimpleNamespace(Hours=Hours)))
     monkeypatch.setitem(AXES, "start", Axis("start_s", "s", "Cold start", meter="clock:Hours"))
     monkeypatch.setitem(AXES, "starts", Axis("starts", "g", "Starts", of="start"))
-    assert Meters().unavailable("start") == Meters().unavailable("starts") == "no clock. Buy one."
     monkeypatch.setattr(Meters, "factor", lambda *_: 2.0)
-    found = Meters().read(("start", "starts"), {"size_bytes": measured(9.0, "B")}, "ab", "c", None)
+    assert Meters().unavailable("start") == Meters().unavailable("starts") == why
+    found = Meters().read(("start", "starts"), {"size_bytes": measured(9.0, "B")}, "ab", "c", {})
     assert list(found) == ["size_bytes", "start_s", "starts"]
-    assert (found["start_s"].get(), bounds_of(found["starts"])) == (3.0, (6.0, 2.0, 18.0))
+    if why:
+        assert found["start_s"].note == found["starts"].note == why
+    else:
+        assert (found["start_s"].get(), bounds_of(found["starts"])) == (3.0, (6.0, 2.0, 18.0))
 
 
 def test_every_bound_that_cannot_be_read_is_refused_at_once(counter) -> None:

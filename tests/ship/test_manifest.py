@@ -21,9 +21,10 @@ from equipoise.errors import EquipoiseError, InputError
 from equipoise.measure import machine
 from equipoise.road.bench import Workbench
 from equipoise.runtimes import Target
+from equipoise.ship.agreement import contradictions
 from equipoise.ship.artifact import Artifact, pack
 from equipoise.ship.card import card
-from equipoise.ship.manifest import ManifestError, checked, contradictions, parse
+from equipoise.ship.manifest import ManifestError, checked, parse
 from equipoise.ship.promises import Check
 from equipoise.ship.verify import Verification, verify
 from equipoise.study.record import Study

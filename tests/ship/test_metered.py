@@ -18,8 +18,9 @@ from equipoise.measure.meters import JOULES_PER_KWH, Meters
 from equipoise.records import measured, unavailable
 from equipoise.road import consumption
 from equipoise.runtimes import Target
+from equipoise.ship.agreement import contradictions
 from equipoise.ship.artifact import Artifact, pack
-from equipoise.ship.manifest import ManifestError, checked, contradictions
+from equipoise.ship.manifest import ManifestError, checked
 from equipoise.ship.metered import figure
 from equipoise.ship.verify import Verification, verify
 from equipoise.study.record import Study

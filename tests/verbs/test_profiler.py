@@ -128,7 +128,7 @@ def test_an_estimate_of_the_energy_only_on_request() -> None:
 
 
 def test_a_meter_is_read_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(profiler, "ENERGY_WINDOW_S", 0.002)
+    monkeypatch.setattr(profiler, "WINDOW_S", 0.002)
     monkeypatch.setattr(energy, "rapl", lambda: Access(Meter()))
     (target,) = _profile(watts_per_core=5.0).targets
     note = target.energy_j.note
