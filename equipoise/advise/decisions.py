@@ -257,6 +257,8 @@ class Advisor(Walk):
         flops = BACKWARD * base.available.flops_per_sample * base.samples
         tried: list[Run] = []
         for number in range(ROUNDS):
+            if number:
+                self.tell("shape", f"round {number}: search the shapes")
             self._propose = partial(self._proposed, known, flops, number) if number else partial(known.star, base.available)
             rows = (yield from self._step(Job("shapes", str(number), says="searching the shapes")))["scales"]
             for i, values in enumerate(rows, start=1):
@@ -272,7 +274,6 @@ class Advisor(Walk):
 
     def _proposed(self, known: Shapes, flops: float, number: int) -> list[Scale]:
         """The most hopeful shapes that no run was made of."""
-        self.tell("shape", f"round {number}: search the shapes")
         rng = np.random.default_rng(np.random.SeedSequence(self.asked.seed, spawn_key=(number,)))
         seen = [row["run"]["scale"] for row in self.made.values()]
         front = known.search(flops, rng=rng, hopeful=True)
@@ -309,9 +310,8 @@ class Advisor(Walk):
         ]
         args = {"rows": rows, "recipe": as_data(self.recipe), "seconds": max(3.0, self.limit_s / 60)}
         key = digest([dict(a.scale) for a in chosen])
-        found: list[dict[str, Any]] = (yield from self._step(Job("costs", key, args, "measuring host", self.limit_s / 10)))[
-            "rows"
-        ]
+        job = Job("costs", key, args, "measuring host", self.limit_s / 10, "measuring what the sizes cost")
+        found: list[dict[str, Any]] = (yield from self._step(job))["rows"]
         return found
 
     def _reachable(self, fitted: Fit) -> tuple[Available, ...]:
