@@ -7,7 +7,6 @@ would lift it.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from equipoise import runtimes
@@ -21,8 +20,7 @@ from equipoise.budget import parse_budget
 from equipoise.errors import must_be
 from equipoise.events import Listener
 from equipoise.progress import of_events
-from equipoise.road.jobs import Job, drive
-from equipoise.road.watchdog import watched
+from equipoise.road.jobs import drive
 from equipoise.runtimes import Target
 from equipoise.runtimes.base import check_threads
 from equipoise.study.store import Store
@@ -103,14 +101,8 @@ def scale(
         )  # fmt: skip
         road = Advisor(asked, listen or of_events())
 
-        def tell(stage: str, text: str, seconds: float) -> None:
-            road.tell(stage, text, extra_s=seconds)
-
-        def around(job: Job) -> AbstractContextManager[None]:
-            return watched(job.name, lambda text: road.tell("stuck", text), expected_s=job.expected_s)
-
-        here = Here(opened, kind, learned, target=where, seed=seed, propose=road.proposal, tell=tell)
-        drive(road, opened, here, around=around)
+        here = Here(opened, kind, learned, target=where, seed=seed, propose=road.proposal, tell=road.tell)
+        drive(road, opened, here, around=road.watched)
         said = opened.all("asked")
         if not said or said[-1]["advice"] != road.answer:  # `read` gives the answer to what was asked last
             opened.put("asked", str(len(said)), {"advice": road.answer}, seconds=0.0)
