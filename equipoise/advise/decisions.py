@@ -257,6 +257,8 @@ class Advisor(Walk):
         flops = BACKWARD * base.available.flops_per_sample * base.samples
         tried: list[Run] = []
         for number in range(ROUNDS):
+            if self.left(SHAPE_SHARE) <= 0:
+                break
             if number:
                 self.tell("shape", f"round {number}: search the shapes")
             self._propose = partial(self._proposed, known, flops, number) if number else partial(known.star, base.available)
