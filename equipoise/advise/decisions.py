@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from equipoise.advise.advice import HEADER_SCHEMA
 from equipoise.advise.costs import named
 from equipoise.advise.shapes import Shapes
 from equipoise.advise.sizes import Rates, Sizes
@@ -115,7 +116,7 @@ class Advisor(Walk):
         branch = (yield from self._branch(planned)) if asked.compress else {"reason": "it was not asked for"}
         costed = yield from self._costs(fitted, shapes, compute["flops"])
         header = {
-            **asked.about, "schema": 1, "limits": asked.limits.text, "seed": asked.seed, "time_s": self.limit_s,
+            **asked.about, "schema": HEADER_SCHEMA, "limits": asked.limits.text, "seed": asked.seed, "time_s": self.limit_s,
             "price_per_hour": asked.price_per_hour, "unique": asked.unique, "compute": compute, "recipe": as_data(self.recipe),
         }  # fmt: skip
         self.answer = digest(header)

@@ -10,7 +10,7 @@ import math
 from pathlib import Path
 
 from equipoise import runtimes
-from equipoise.advise.advice import Advice, read
+from equipoise.advise.advice import Advice, check_version, read
 from equipoise.advise.decisions import Advisor, Asked
 from equipoise.advise.here import Here
 from equipoise.advise.sizes import Sizes
@@ -67,8 +67,8 @@ def scale(
         spec: How the command line names family and task; recorded.
         listen: Told about every step; None shows a line of progress in a notebook or an interactive session.
     Raises:
-        InputError: Anything that cannot be used, before any run.
-        StoreError: The store cannot be written, or belongs to another family, task or seed.
+        InputError: Anything that cannot be used, a store of another family, task or seed among it, before any run.
+        StoreError: The store cannot be written, or another version of Equipoise answered in it.
     """
     bounds = parse_budget(limits, axes=SCALE_AXES)
     seconds = duration(time)
@@ -88,6 +88,7 @@ def scale(
     if chosen.schedule != "wsd":
         raise must_be("recipe.schedule", "wsd, whose runs can share a trunk", chosen.schedule, 'Use schedule="wsd".')
     with Store.open(store) as opened:
+        check_version(opened)
         opened.identity({"family": kind.name, "task": learned.fingerprint, "target": str(where), "seed": seed})
         counting = SmallRuns(kind, learned, chosen, seed, opened)
         asked = Asked(

@@ -9,6 +9,7 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -16,20 +17,22 @@ from record_in_memory import Memory
 from test_shapes import CNN, LAW, available
 
 from equipoise.advise import advice, decisions
-from equipoise.advise.advice import Advice
+from equipoise.advise.advice import HEADER_SCHEMA, Advice
 from equipoise.advise.costs import ScaleCost
 from equipoise.advise.decisions import Advisor, Asked
 from equipoise.advise.sizes import Sizes
 from equipoise.advise.small_runs import SMALL, planned_from
+from equipoise.advise.walk import scale
 from equipoise.axes import SCALE_AXES
 from equipoise.budget import parse_budget
-from equipoise.errors import InputError
+from equipoise.errors import InputError, StoreError
 from equipoise.events import Event
 from equipoise.records import as_data, estimated, measured
 from equipoise.road.jobs import Job
 from equipoise.scaling import Available, Fit, Law, Option, Run
 from equipoise.scaling.decide import SLACK
 from equipoise.scaling.runs import BACKWARD
+from equipoise.study.store import Store
 from equipoise.units import duration
 
 # ---- what is planted ---------------------------------------------------------------------------------------------------------
@@ -412,3 +415,31 @@ def test_a_search_is_told_before_it_is_asked_for_and_not_from_inside(whole: Form
 def test_every_job_says_what_it_does_and_what_is_timed_is_done_where_times_are_compared(whole: Formula) -> None:
     assert all(job.says for job in whole.done if job.expected_s and job.kind != "learning")
     assert {job.kind for job in whole.done if job.where == "measuring host"} == {"precision", "rate", "compressed", "costs"}
+
+
+# ---- the store ---------------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("schema", "told"), [(HEADER_SCHEMA - 1, "an earlier .*name another --store"), (HEADER_SCHEMA + 1, "a newer .*upgrade")]
+)
+def test_advice_of_another_version_is_refused_in_one_sentence_before_anything_is_done(
+    whole: Formula, tmp_path: Path, schema: int, told: str
+) -> None:
+    assert whole.advice.header["schema"] == HEADER_SCHEMA
+    with Store.open(tmp_path / "study") as store:
+        for kind, key, text in whole.record.rows:
+            row = json.loads(text)
+            if kind == "advice":
+                row["header"]["schema"] = schema
+            store.put(kind, key, row, seconds=0.0)
+        store.put("asked", "0", {"advice": whole.road.answer}, seconds=0.0)
+        before = len(store.all("run"))
+    match = rf"^\S+ holds advice of {told}[^.]*\.$"
+    with pytest.raises(StoreError, match=match):
+        Advice.load(tmp_path / "study")
+    with pytest.raises(StoreError, match=match):
+        scale("mlp", "digits", store=tmp_path / "study")
+    with Store.open(tmp_path / "study", create=False, readonly=True) as store:
+        assert len(store.all("run")) == before
+        assert store.get("identity", "study") is None
