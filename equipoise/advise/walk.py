@@ -20,6 +20,7 @@ from equipoise.budget import parse_budget
 from equipoise.errors import must_be
 from equipoise.events import Listener
 from equipoise.progress import of_events
+from equipoise.records import as_data
 from equipoise.road.jobs import drive
 from equipoise.runtimes import Target
 from equipoise.runtimes.base import check_threads
@@ -67,7 +68,7 @@ def scale(
         spec: How the command line names family and task; recorded.
         listen: Told about every step; None shows a line of progress in a notebook or an interactive session.
     Raises:
-        InputError: Anything that cannot be used, a store of another family, task or seed among it, before any run.
+        InputError: Anything that cannot be used, a store of another family, task, seed or recipe among it, before any run.
         StoreError: The store cannot be written, or another version of Equipoise answered in it.
     """
     bounds = parse_budget(limits, axes=SCALE_AXES)
@@ -89,7 +90,8 @@ def scale(
         raise must_be("recipe.schedule", "wsd, whose runs can share a trunk", chosen.schedule, 'Use schedule="wsd".')
     with Store.open(store) as opened:
         check_version(opened)
-        opened.identity({"family": kind.name, "task": learned.fingerprint, "target": str(where), "seed": seed})
+        about = {"family": kind.name, "task": learned.fingerprint, "target": str(where), "seed": seed}
+        opened.identity({**about, "recipe": as_data(recipe)})
         counting = SmallRuns(kind, learned, chosen, seed, opened)
         asked = Asked(
             sizes=Sizes(kind, counting.available), limits=bounds, limit_s=seconds, seed=seed, recipe=chosen,

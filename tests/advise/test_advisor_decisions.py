@@ -33,6 +33,7 @@ from equipoise.scaling import Available, Fit, Law, Option, Run
 from equipoise.scaling.decide import SLACK
 from equipoise.scaling.runs import BACKWARD
 from equipoise.study.store import Store
+from equipoise.training import Recipe
 from equipoise.units import duration
 
 # ---- what is planted ---------------------------------------------------------------------------------------------------------
@@ -443,3 +444,18 @@ def test_advice_of_another_version_is_refused_in_one_sentence_before_anything_is
     with Store.open(tmp_path / "study", create=False, readonly=True) as store:
         assert len(store.all("run")) == before
         assert store.get("identity", "study") is None
+
+
+def test_a_store_keeps_to_the_recipe_that_its_runs_were_made_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("equipoise.advise.walk.drive", lambda *_, **__: None)
+
+    def begin(recipe: Recipe | None, name: str) -> None:
+        with pytest.raises(StoreError, match="no answer yet"):  # it got as far as the walk
+            scale("mlp", "digits", store=tmp_path / name, recipe=recipe)
+
+    for begun, other in ((None, SMALL), (SMALL, None), (SMALL, replace(SMALL, lr=0.1))):
+        name = f"{begun is None}{other is None}"
+        begin(begun, name)
+        begin(begun, name)
+        with pytest.raises(InputError, match=r"recipe: .*Use another --store"):
+            scale("mlp", "digits", store=tmp_path / name, recipe=other)
