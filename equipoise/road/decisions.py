@@ -160,7 +160,7 @@ class Road(Walk):
         )  # fmt: skip
         found = evaluation_from(data["evaluation"])
         self.evaluations.append(found)
-        self.tell("evaluate", fidelity, found)
+        self.tell("evaluate", fidelity, evaluation=found)
         return found
 
     @property

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from record_in_memory import Memory
 
 from equipoise.budget import parse_budget
 from equipoise.errors import EquipoiseError
@@ -90,24 +90,7 @@ def loss_of(plan: Plan) -> float:
 
 POINTS_PER_NAT = 30.0
 
-# ---- record and executor -----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Memory:
-    """A record that is a list: what a store is, without a disk."""
-
-    rows: list[tuple[str, str, str]] = field(default_factory=list)
-
-    def get(self, kind: str, key: str) -> dict[str, Any] | None:
-        return next((json.loads(text) for k, name, text in self.rows if (k, name) == (kind, key)), None)
-
-    def all(self, kind: str) -> list[dict[str, Any]]:
-        return [json.loads(text) for k, _, text in self.rows if k == kind]
-
-    def put(self, job: Job, data: Mapping[str, Any]) -> None:
-        assert self.get(job.kind, job.key) is None, f"{job.kind} {job.key} was done twice"
-        self.rows.append((job.kind, job.key, json.dumps(data)))
+# ---- the executor ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -224,10 +207,6 @@ def study_of(record: Memory) -> Study:
     return Study(Path(), header, tuple(evaluations(record)), {})
 
 
-def spent(record: Memory) -> float:
-    return sum(json.loads(text)["seconds"] for _, _, text in record.rows)
-
-
 @pytest.fixture(scope="module")
 def whole() -> Formula:
     """A walk with recovery, in which nothing fails."""
@@ -248,8 +227,8 @@ def test_the_whole_road_ends_with_a_front_within_its_budget_and_its_time_in_mome
     assert study.best.axis("latency_s").get() < 0.5 * study.baseline.axis("latency_s").get()
     assert len(study.front) >= 8
     assert study.searched
-    assert 100 < spent(formula.record) <= 120
-    assert said[-1].spent_s == pytest.approx(spent(formula.record), abs=15)  # the last race is told before it is run
+    assert 100 < formula.record.spent_s <= 120
+    assert said[-1].spent_s == pytest.approx(formula.record.spent_s, abs=15)  # the last race is told before it is run
     assert [event.text for event in said if event.stage == "notes"] == ["WARNING: few samples"]
 
 
@@ -291,7 +270,7 @@ def test_budgets_that_can_be_met_are_met_on_either_road(budget: str, recovery: b
     formula = walked(asked(budget, 60.0, recovery=recovery))
     study = study_of(formula.record)
     assert study.met or not budget
-    assert spent(formula.record) <= 60
+    assert formula.record.spent_s <= 60
     assert any(e.training for e in study.evaluations) <= recovery
 
 
@@ -331,7 +310,7 @@ def test_of_several_targets_the_faster_is_found_and_each_is_tried_by_hand() -> N
 @pytest.mark.parametrize("limit", [20.0, 40.0, 75.0, 300.0])
 def test_the_recorded_seconds_stay_within_the_time(limit: float) -> None:
     formula = walked(asked(limit_s=limit))
-    assert spent(formula.record) <= limit + 1e-9
+    assert formula.record.spent_s <= limit + 1e-9
     assert study_of(formula.record).searched
 
 
@@ -352,7 +331,7 @@ def test_slow_tables_end_within_their_share_and_the_search_begins() -> None:
     assert 0 < extent["read"] < extent["entries"]
     assert extent["before_s"] < 0.5 * 120
     assert study_of(formula.record).searched
-    assert spent(formula.record) <= 120
+    assert formula.record.spent_s <= 120
 
 
 # ---- what fails --------------------------------------------------------------------------------------------------------------
