@@ -73,7 +73,8 @@ class Prober:
         teacher: The untouched model in eval mode, BatchNorm folded.
         calibration: Unlabelled inputs `(N, ...)` that repair fits to; the first `CALIBRATION` are used.
         inputs: Validation inputs `(N, ...)`.
-        reference: What the untouched model answers to them, (N, ...); of the program that would ship, where there is one.
+        reference: What the untouched model answers to them, and to others after them whose spread counts as well, (M, ...); of
+            the program that would ship, where there is one.
         divergence: What the outputs mean.
         kept: Which positions of the answers count; None where all do.
         most_bytes: Bound on the activations kept, half of it for the calibration inputs; half as much again may go into the

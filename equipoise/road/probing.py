@@ -17,7 +17,7 @@ from equipoise.batch import mapped
 from equipoise.measure import latency
 from equipoise.records import Choice
 from equipoise.road.bench import Workbench
-from equipoise.road.entries import Loss
+from equipoise.road.entries import MOST_SAMPLES, Loss
 from equipoise.road.facts import Layer
 from equipoise.road.features import entry, variants
 from equipoise.road.prober import Change, Prober
@@ -25,15 +25,11 @@ from equipoise.runtimes import Target
 from equipoise.runtimes.ops import op_inputs, op_program
 from equipoise.stats import median
 
-PROBE_SAMPLES = 1000
-"""Validation samples that one-knob losses may be read on: a divergence needs far fewer than accuracy does."""
-
 
 def prober(bench: Workbench) -> Prober:
     """Return what reads single changes on this bench; nothing is prepared before the first is read."""
-    inputs = bench.work.validation.take(PROBE_SAMPLES).tensors()[0]
-    reference = torch.from_numpy(bench.reference[:PROBE_SAMPLES])
-    calibration = mapped(bench.calibration, torch.from_numpy)
+    inputs = bench.work.validation.take(MOST_SAMPLES).tensors()[0]
+    reference, calibration = torch.from_numpy(bench.reference), mapped(bench.calibration, torch.from_numpy)
     return Prober(bench.teacher, calibration, inputs, reference, bench.work.divergence, bench.kept)
 
 
