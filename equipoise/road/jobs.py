@@ -8,7 +8,7 @@ executor that answers from a formula.
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
@@ -163,8 +163,3 @@ class Walk:
     def tell(self, stage: str, text: str, evaluation: Evaluation | None = None, *, extra_s: float = 0.0) -> None:
         """Report progress; `extra_s` is the time of a step that is still going on."""
         self.listen(Event(stage, text, self.spent_s + extra_s, self.limit_s, evaluation))
-
-
-def names(jobs: Sequence[Job]) -> list[str]:
-    """Return jobs as ``kind key``, for a test or a log."""
-    return [f"{job.kind} {job.key}" for job in jobs]

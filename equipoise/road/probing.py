@@ -17,7 +17,7 @@ from equipoise.batch import mapped
 from equipoise.measure import latency
 from equipoise.records import Choice
 from equipoise.road.bench import Workbench
-from equipoise.road.entries import MOST_SAMPLES, Loss
+from equipoise.road.entries import MOST_SAMPLES
 from equipoise.road.facts import Layer
 from equipoise.road.features import entry, variants
 from equipoise.road.prober import Change, Prober
@@ -43,11 +43,6 @@ def change_of(bench: Workbench, prober: Prober, knob: str, choice: Choice) -> Ch
         lambda: builder.changed(knob, choice, prober.ranges).model, reach, kept, draft.renamed,
         mended=draft.damaged and reach is not None,
     )  # fmt: skip
-
-
-def loss_of(prober: Prober, change: Change, *, samples: int) -> Loss:
-    """Return the loss of one change alone, on the first `samples` of validation."""
-    return prober.loss(change, samples)
 
 
 def layer_times(

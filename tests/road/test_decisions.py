@@ -20,7 +20,7 @@ from equipoise.records import Evaluation, Knob, LayerRow, Plan, ProgramRef, Trai
 from equipoise.road.bench import failed
 from equipoise.road.decisions import Asked, Road
 from equipoise.road.facts import TARGET, Act, Facts, Layer, facts_from
-from equipoise.road.jobs import Job, names
+from equipoise.road.jobs import Job
 from equipoise.search import converged
 from equipoise.study.header import Offered, header_from
 from equipoise.study.record import Study
@@ -434,7 +434,7 @@ def test_asking_twice_gives_the_same_job_and_touches_nothing(whole: Formula) -> 
         again = road(asked())
         first, second = again.next(part), again.next(part)
         assert first == second
-        assert names(first) == [f"{kind} {key}" for kind, key, _ in whole.record.rows[end : end + 1]]
+        assert [(job.kind, job.key) for job in first] == [row[:2] for row in whole.record.rows[end : end + 1]]
         assert part.rows == whole.record.rows[:end]
 
 
