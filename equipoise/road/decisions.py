@@ -145,19 +145,16 @@ class Road(Walk):
     ) -> Steps[Evaluation]:
         """Have a plan evaluated, once and for all."""
         key = f"{plan.digest}:{fidelity}" + (f":{leg}" if leg else "")
-        if ("evaluation", key) in self._walked:
-            return next(e for e in self.evaluations if e.key == key)
         known = self.evaluations[0].axis("latency_s").get() if self.evaluations else None
         args = {
             "plan": as_data(plan), "fidelity": fidelity, "leg": leg, "predicted": dict(predicted or {}), "reference_s": known,
             "latency_s": self._latency_seconds, **({"training_s": training_s, **trained} if training_s else {}),
         }  # fmt: skip
-        data = yield from self._step(
-            Job(
-                "evaluation", key, args, "measuring host", self.expected(fidelity) + training_s,
-                f"the {fidelity} evaluation of plan {plan.digest}",
-            )
-        )  # fmt: skip
+        says, expected_s = f"the {fidelity} evaluation of plan {plan.digest}", self.expected(fidelity) + training_s
+        job = Job("evaluation", key, args, "measuring host", expected_s, says)
+        if self.walked(job):
+            return next(e for e in self.evaluations if e.key == key)
+        data = yield from self._step(job)
         found = evaluation_from(data["evaluation"])
         self.evaluations.append(found)
         self.tell("evaluate", fidelity, found)
