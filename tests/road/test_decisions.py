@@ -17,6 +17,7 @@ from equipoise.events import Event
 from equipoise.measure.meters import Meters
 from equipoise.ops import Op
 from equipoise.records import Evaluation, Knob, LayerRow, Plan, ProgramRef, Training, as_data, evaluation_from, measured
+from equipoise.road import prediction, proposals
 from equipoise.road.bench import failed
 from equipoise.road.decisions import Asked, Road
 from equipoise.road.facts import TARGET, Act, Facts, Layer, facts_from
@@ -416,6 +417,15 @@ def test_a_resumed_walk_asks_for_nothing(whole: Formula) -> None:
     assert whole.road is not None
     assert again.header == whole.road.header
     assert whole.record.rows == before
+
+
+def test_a_replay_fits_nothing(whole: Formula, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(*_: object) -> None:
+        raise AssertionError("what is recorded was predicted again")
+
+    monkeypatch.setattr(prediction, "fit", fit)
+    monkeypatch.setattr(proposals, "fit_loss", fit)
+    assert road(asked()).next(whole.record) == []
 
 
 def test_from_every_prefix_of_a_record_the_very_next_job_is_asked_for() -> None:
