@@ -149,9 +149,14 @@ class Road(Walk):
         known = self.evaluations[0].axis("latency_s").get() if self.evaluations else None
         foretold = dict(predicted()) if self.record.get("evaluation", key) is None else {}
         args = {
-            "plan": as_data(plan), "fidelity": fidelity, "leg": leg, "predicted": foretold, "reference_s": known,
-            "latency_s": self._latency_seconds, **({"training_s": training_s, **trained} if training_s else {}),
-        }  # fmt: skip
+            "plan": as_data(plan),
+            "fidelity": fidelity,
+            "leg": leg,
+            "predicted": foretold,
+            "reference_s": known,
+            "latency_s": self._latency_seconds,
+            **({"training_s": training_s, **trained} if training_s else {}),
+        }
         says, expected_s = f"the {fidelity} evaluation of plan {plan.digest}", self.expected(fidelity) + training_s
         job = Job("evaluation", key, args, "measuring host", expected_s, says)
         if self.walked(job):
@@ -186,10 +191,18 @@ class Road(Walk):
             raise EquipoiseError(f"the untouched model could not be measured on {next(iter(asked.targets))}: {first.reason}")
         self.fixed_s = self.spent_s
         self.header = Header(
-            target=",".join(asked.targets), budget=asked.budget.text, time_s=asked.limit_s, seed=asked.seed, baseline=first.key,
-            space=self.facts.offered, left_whole=self.facts.left_whole, notes=tuple(notes),
-            price_per_hour=asked.meters.price_per_hour, grid=asked.meters.grid, **asked.about,
-        )  # fmt: skip
+            target=",".join(asked.targets),
+            budget=asked.budget.text,
+            time_s=asked.limit_s,
+            seed=asked.seed,
+            baseline=first.key,
+            space=self.facts.offered,
+            left_whole=self.facts.left_whole,
+            notes=tuple(notes),
+            price_per_hour=asked.meters.price_per_hour,
+            grid=asked.meters.grid,
+            **asked.about,
+        )
         yield from self._step(Job("study", self.header.asked, {"header": as_data(self.header)}))
         for target, precisions in asked.targets.items():
             for bits in precisions:

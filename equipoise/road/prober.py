@@ -176,8 +176,8 @@ class Prober:
             with one_thread(), torch.inference_mode(False), torch.enable_grad():
                 scores = self._scores(call(self.teacher, mapped(inputs, torch.Tensor.clone)))
                 random = torch.Generator().manual_seed(seed)
-                draws = [torch.autograd.grad(scores, list(found.values()), self._drawn(scores.detach(), random),
-                         retain_graph=True, allow_unused=True) for _ in range(DRAWS)]  # fmt: skip
+                drawn = [self._drawn(scores.detach(), random) for _ in range(DRAWS)]
+                draws = [torch.autograd.grad(scores, [*found.values()], u, retain_graph=True, allow_unused=True) for u in drawn]
         finally:
             for handle in handles:
                 handle.remove()

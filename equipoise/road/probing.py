@@ -39,10 +39,8 @@ def change_of(bench: Workbench, prober: Prober, knob: str, choice: Choice) -> Ch
     draft = builder.changed(knob, choice, prober.ranges)
     kept = {layer: places for (layer, axis), places in draft.keep.items() if axis == "out"}
     reach = builder.reach(knob, draft)
-    return Change(
-        lambda: builder.changed(knob, choice, prober.ranges).model, reach, kept, draft.renamed,
-        mended=draft.damaged and reach is not None,
-    )  # fmt: skip
+    mended = draft.damaged and reach is not None
+    return Change(lambda: builder.changed(knob, choice, prober.ranges).model, reach, kept, draft.renamed, mended)
 
 
 def layer_times(

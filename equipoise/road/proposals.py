@@ -135,6 +135,13 @@ class Known:
     def _next(self) -> list[Plan]:
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(self.number,)))
         return propose(
-            self.space, self.model, self._traded, self.tried, rng=rng, q=ROUND, worst_loss=self.worst_loss,
-            excess=self._bounded.excess, focus=self.bounds.get("latency_s"),
-        )  # fmt: skip
+            self.space,
+            self.model,
+            self._traded,
+            self.tried,
+            rng=rng,
+            q=ROUND,
+            worst_loss=self.worst_loss,
+            excess=self._bounded.excess,
+            focus=self.bounds.get("latency_s"),
+        )

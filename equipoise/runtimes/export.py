@@ -181,9 +181,8 @@ def by_position(model: nn.Module, example: Inputs, *, free: bool) -> tuple[nn.Mo
 
     model.forward = flat
     long = lengths(example) if free else {}
-    return model, tuple(arrays.values()), {
-        "given": tuple({0: axis, **({1: torch.export.Dim.AUTO} if name in long else {})} for name in arrays)
-    }  # fmt: skip
+    axes = tuple({0: axis, 1: torch.export.Dim.AUTO} if name in long else {0: axis} for name in arrays)
+    return model, tuple(arrays.values()), {"given": axes}
 
 
 def lengths(example: Inputs) -> dict[str, int]:

@@ -30,9 +30,11 @@ ONE = "onnxruntime:cpu?threads=1&batch=1"
 TWO = "onnxruntime:cpu?threads=2&batch=1"
 POINT = "one point is 0.01 of accuracy"
 ABOUT = {
-    "workload": "planted.py:make", "name": "planted", "damage_unit": "nats",
+    "workload": "planted.py:make",
+    "name": "planted",
+    "damage_unit": "nats",
     "metric": {"name": "accuracy", "unit": "points", "maximize": True, "scale": 100, "point": POINT},
-}  # fmt: skip
+}
 
 # ---- what is planted ---------------------------------------------------------------------------------------------------------
 
@@ -183,16 +185,25 @@ class Formula:
         loss = 0.0 if fidelity == "untouched" else loss_of(plan)
         drop = POINTS_PER_NAT * loss * (1 + trained_s) ** -0.4
         found = Evaluation(
-            plan, fidelity, measured(95 - drop, "points"), measured(drop, "points", low=drop - 0.1, high=drop + 0.1),
+            plan,
+            fidelity,
+            measured(95 - drop, "points"),
+            measured(drop, "points", low=drop - 0.1, high=drop + 0.1),
             {
                 "latency_s": measured(seconds, "s", low=0.98 * seconds, high=1.02 * seconds),
-                "size_bytes": measured(size, "B"), "params": measured(size / 4, "1"), "macs": measured(size * 64, "1"),
+                "size_bytes": measured(size, "B"),
+                "params": measured(size / 4, "1"),
+                "macs": measured(size * 64, "1"),
             },
-            predicted=job.args["predicted"], damage=loss, weights="w" * 64,
+            predicted=job.args["predicted"],
+            damage=loss,
+            weights="w" * 64,
             program=ProgramRef("onnxruntime", "fp32", str(plan.choices.get(TARGET, ONE)), {"model.onnx": "p" * 64}),
             layers=tuple(LayerRow(n, "Conv2d", c, 16 * c, 1024 * c, 32) for n, (c, _) in SIZES.items()),
-            training=Training(job.args["rung"], trained_s, 100) if trained_s else None, seconds=took, leg=job.args["leg"],
-        )  # fmt: skip
+            training=Training(job.args["rung"], trained_s, 100) if trained_s else None,
+            seconds=took,
+            leg=job.args["leg"],
+        )
         return {"evaluation": as_data(found), "seconds": took}
 
 
