@@ -8,7 +8,7 @@ executor that answers from a formula.
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
@@ -168,8 +168,3 @@ class Walk:
     def watched(self, job: Job) -> AbstractContextManager[None]:
         """Give the block in which a job is done: it tells when the job takes far longer than it should."""
         return watched(job.name, lambda text: self.tell("stuck", text), expected_s=job.expected_s)
-
-
-def names(jobs: Sequence[Job]) -> list[str]:
-    """Return jobs as ``kind key``, for a test or a log."""
-    return [f"{job.kind} {job.key}" for job in jobs]

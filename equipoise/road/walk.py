@@ -93,12 +93,19 @@ def optimize(
         opened.identity(about)
         asked = Asked(
             targets={str(t): tuple(runtimes.get(t.runtime).precisions) for t in targets},
-            budget=bounds, limit_s=limit, seed=seed, recovery=recovery, samples=len(work.validation), meters=meters,
+            budget=bounds,
+            limit_s=limit,
+            seed=seed,
+            recovery=recovery,
+            samples=len(work.validation),
+            meters=meters,
             about={
-                "workload": located(spec) or work.name, "name": work.name, "metric": work.metric.about(),
+                "workload": located(spec) or work.name,
+                "name": work.name,
+                "metric": work.metric.about(),
                 "damage_unit": "squared spreads" if work.divergence.kind == "values" else "nats",
             },
-        )  # fmt: skip
+        )
         _walk(opened, asked, work, targets, spec=located(spec), isolate=isolate, listen=told, started=started)
         return Study.read(opened)
 

@@ -17,10 +17,11 @@ from equipoise.events import Event
 from equipoise.measure.meters import Meters
 from equipoise.ops import Op
 from equipoise.records import Evaluation, Knob, LayerRow, Plan, ProgramRef, Training, as_data, evaluation_from, measured
+from equipoise.road import prediction, proposals
 from equipoise.road.bench import failed
 from equipoise.road.decisions import Asked, Road
 from equipoise.road.facts import TARGET, Act, Facts, Layer, facts_from
-from equipoise.road.jobs import Job, names
+from equipoise.road.jobs import Job
 from equipoise.search import converged
 from equipoise.study.header import Offered, header_from
 from equipoise.study.record import Study
@@ -29,9 +30,11 @@ ONE = "onnxruntime:cpu?threads=1&batch=1"
 TWO = "onnxruntime:cpu?threads=2&batch=1"
 POINT = "one point is 0.01 of accuracy"
 ABOUT = {
-    "workload": "planted.py:make", "name": "planted", "damage_unit": "nats",
+    "workload": "planted.py:make",
+    "name": "planted",
+    "damage_unit": "nats",
     "metric": {"name": "accuracy", "unit": "points", "maximize": True, "scale": 100, "point": POINT},
-}  # fmt: skip
+}
 
 # ---- what is planted ---------------------------------------------------------------------------------------------------------
 
@@ -165,16 +168,25 @@ class Formula:
         loss = 0.0 if fidelity == "untouched" else loss_of(plan)
         drop = POINTS_PER_NAT * loss * (1 + trained_s) ** -0.4
         found = Evaluation(
-            plan, fidelity, measured(95 - drop, "points"), measured(drop, "points", low=drop - 0.1, high=drop + 0.1),
+            plan,
+            fidelity,
+            measured(95 - drop, "points"),
+            measured(drop, "points", low=drop - 0.1, high=drop + 0.1),
             {
                 "latency_s": measured(seconds, "s", low=0.98 * seconds, high=1.02 * seconds),
-                "size_bytes": measured(size, "B"), "params": measured(size / 4, "1"), "macs": measured(size * 64, "1"),
+                "size_bytes": measured(size, "B"),
+                "params": measured(size / 4, "1"),
+                "macs": measured(size * 64, "1"),
             },
-            predicted=job.args["predicted"], damage=loss, weights="w" * 64,
+            predicted=job.args["predicted"],
+            damage=loss,
+            weights="w" * 64,
             program=ProgramRef("onnxruntime", "fp32", str(plan.choices.get(TARGET, ONE)), {"model.onnx": "p" * 64}),
             layers=tuple(LayerRow(n, "Conv2d", c, 16 * c, 1024 * c, 32) for n, (c, _) in SIZES.items()),
-            training=Training(job.args["rung"], trained_s, 100) if trained_s else None, seconds=took, leg=job.args["leg"],
-        )  # fmt: skip
+            training=Training(job.args["rung"], trained_s, 100) if trained_s else None,
+            seconds=took,
+            leg=job.args["leg"],
+        )
         return {"evaluation": as_data(found), "seconds": took}
 
 
@@ -397,6 +409,15 @@ def test_a_resumed_walk_asks_for_nothing(whole: Formula) -> None:
     assert whole.record.rows == before
 
 
+def test_a_replay_fits_nothing(whole: Formula, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(*_: object) -> None:
+        raise AssertionError("what is recorded was predicted again")
+
+    monkeypatch.setattr(prediction, "fit", fit)
+    monkeypatch.setattr(proposals, "fit_loss", fit)
+    assert road(asked()).next(whole.record) == []
+
+
 def test_from_every_prefix_of_a_record_the_very_next_job_is_asked_for() -> None:
     formula = walked(asked("drop<=2", 80.0), trial_s=1.5, probe_s=1.0)
     rows = formula.record.rows
@@ -413,7 +434,7 @@ def test_asking_twice_gives_the_same_job_and_touches_nothing(whole: Formula) -> 
         again = road(asked())
         first, second = again.next(part), again.next(part)
         assert first == second
-        assert names(first) == [f"{kind} {key}" for kind, key, _ in whole.record.rows[end : end + 1]]
+        assert [(job.kind, job.key) for job in first] == [row[:2] for row in whole.record.rows[end : end + 1]]
         assert part.rows == whole.record.rows[:end]
 
 
