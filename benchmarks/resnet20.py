@@ -106,7 +106,7 @@ def race(spec: str, store: Path) -> None:
     timed = race_programs(contenders, work.example.numpy(), baseline="Equipoise", seconds=240)
     scores = _scores(work, programs)
     rivals = ("ORT fp32", "ORT int8", "NNCF int8 on OpenVINO")
-    best = min(rivals, key=lambda name: timed.speedup(name, "Equipoise").get())
+    best = min(rivals, key=lambda name: timed.speedup(name, "Equipoise").value)
     rows = {
         name: {
             "latency": as_data(timed.latency(name)),

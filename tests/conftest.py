@@ -58,9 +58,16 @@ def header() -> Callable[..., Header]:
     def make(*, space: Mapping[str, int | str] | None = None, **fields: Any) -> Header:
         knobs = tuple(Offered(Knob(name, (choice,)), (name.partition(".")[2],)) for name, choice in (space or {}).items())
         given = {
-            "workload": "digits", "name": "digits", "target": "onnxruntime:cpu?threads=1&batch=1", "budget": "", "time_s": 60.0,
-            "seed": 0, "baseline": "", "metric": {"name": "accuracy", "unit": "points", "maximize": True}, "space": knobs,
-        }  # fmt: skip
+            "workload": "digits",
+            "name": "digits",
+            "target": "onnxruntime:cpu?threads=1&batch=1",
+            "budget": "",
+            "time_s": 60.0,
+            "seed": 0,
+            "baseline": "",
+            "metric": {"name": "accuracy", "unit": "points", "maximize": True},
+            "space": knobs,
+        }
         return Header(**{**given, **fields})
 
     return make

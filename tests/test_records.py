@@ -60,8 +60,10 @@ def test_every_part_of_an_evaluation_survives_its_record() -> None:
 def test_a_knob_is_named_by_kind_and_place_and_nested_where_each_choice_takes_away_more() -> None:
     knobs = (Knob("width.a.b", (8, 4)), Knob("target", ("x", "y")), Knob("r", (4, 8)))
     assert [(k.kind, k.place, k.nested) for k in knobs] == [
-        ("width", "a.b", True), ("target", "", False), ("r", "", False),
-    ]  # fmt: skip
+        ("width", "a.b", True),
+        ("target", "", False),
+        ("r", "", False),
+    ]
     for name, menu in (("", (1,)), ("a", ()), ("a", (1, 1))):
         with pytest.raises(InputError, match="must be"):
             Knob(name, menu)

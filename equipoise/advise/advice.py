@@ -21,6 +21,8 @@ from equipoise.stats import Interval
 from equipoise.study.store import Store
 from equipoise.units import show
 
+HEADER_SCHEMA = 1
+"""Version of the answer's header and of what it is read from. History: 1 = first."""
 LEVEL = 0.9
 WORST_PENALTY = 0.5
 """Nats beyond which a compressed model is no contender."""
@@ -59,7 +61,7 @@ class Advice:
         """Open the record at `path`.
 
         Raises:
-            StoreError: No finished answer there.
+            StoreError: No finished answer there, or one of another version of Equipoise.
         """
         with Store.open(path, create=False, readonly=True) as store:
             return read(store)
@@ -213,12 +215,20 @@ class Advice:
         }
 
 
+def check_version(store: Store) -> None:
+    """Raise `StoreError` where a store holds an answer of another version of Equipoise."""
+    for found in {row["header"]["schema"] for row in store.all("advice")} - {HEADER_SCHEMA}:
+        who, remedy = ("a newer", "upgrade equipoise") if found > HEADER_SCHEMA else ("an earlier", "name another --store")
+        raise StoreError(f"{store.path} holds advice of {who} Equipoise (schema {found}, here {HEADER_SCHEMA}): {remedy}.")
+
+
 def read(store: Store) -> Advice:
     """Read the last answer out of an open store.
 
     Raises:
-        StoreError: The advisor has not finished there.
+        StoreError: The advisor has not finished there, or another version of Equipoise wrote it.
     """
+    check_version(store)
     asked = store.all("asked")
     last = store.get("advice", asked[-1]["advice"]) if asked else None
     if last is None:

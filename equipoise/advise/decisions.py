@@ -13,6 +13,7 @@ from typing import Any
 
 import numpy as np
 
+from equipoise.advise.advice import HEADER_SCHEMA
 from equipoise.advise.costs import named
 from equipoise.advise.shapes import Shapes
 from equipoise.advise.sizes import Rates, Sizes
@@ -115,7 +116,7 @@ class Advisor(Walk):
         branch = (yield from self._branch(planned)) if asked.compress else {"reason": "it was not asked for"}
         costed = yield from self._costs(fitted, shapes, compute["flops"])
         header = {
-            **asked.about, "schema": 1, "limits": asked.limits.text, "seed": asked.seed, "time_s": self.limit_s,
+            **asked.about, "schema": HEADER_SCHEMA, "limits": asked.limits.text, "seed": asked.seed, "time_s": self.limit_s,
             "price_per_hour": asked.price_per_hour, "unique": asked.unique, "compute": compute, "recipe": as_data(self.recipe),
         }  # fmt: skip
         self.answer = digest(header)
@@ -257,6 +258,10 @@ class Advisor(Walk):
         flops = BACKWARD * base.available.flops_per_sample * base.samples
         tried: list[Run] = []
         for number in range(ROUNDS):
+            if self.left(SHAPE_SHARE) <= 0:
+                break
+            if number:
+                self.tell("shape", f"round {number}: search the shapes")
             self._propose = partial(self._proposed, known, flops, number) if number else partial(known.star, base.available)
             rows = (yield from self._step(Job("shapes", str(number), says="searching the shapes")))["scales"]
             for i, values in enumerate(rows, start=1):
@@ -272,7 +277,6 @@ class Advisor(Walk):
 
     def _proposed(self, known: Shapes, flops: float, number: int) -> list[Scale]:
         """The most hopeful shapes that no run was made of."""
-        self.tell("shape", f"round {number}: search the shapes")
         rng = np.random.default_rng(np.random.SeedSequence(self.asked.seed, spawn_key=(number,)))
         seen = [row["run"]["scale"] for row in self.made.values()]
         front = known.search(flops, rng=rng, hopeful=True)
@@ -309,9 +313,8 @@ class Advisor(Walk):
         ]
         args = {"rows": rows, "recipe": as_data(self.recipe), "seconds": max(3.0, self.limit_s / 60)}
         key = digest([dict(a.scale) for a in chosen])
-        found: list[dict[str, Any]] = (yield from self._step(Job("costs", key, args, "measuring host", self.limit_s / 10)))[
-            "rows"
-        ]
+        job = Job("costs", key, args, "measuring host", self.limit_s / 10, "measuring what the sizes cost")
+        found: list[dict[str, Any]] = (yield from self._step(job))["rows"]
         return found
 
     def _reachable(self, fitted: Fit) -> tuple[Available, ...]:

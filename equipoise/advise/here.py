@@ -17,7 +17,7 @@ from equipoise.runtimes import Target
 from equipoise.study.record import Study
 from equipoise.study.store import Store
 from equipoise.training import Recipe
-from equipoise.workloads import Task, Workload
+from equipoise.workloads import Task
 from equipoise.workloads.families import Family
 
 
@@ -74,19 +74,10 @@ class Here:
 
     def _compressed(self, job: Job) -> Mapping[str, Any]:
         """Points of the compressor's own front, as ratios to the model that it began with; or the ``reason`` for none."""
-        scale, task = job.args["scale"], self.task
+        scale, runs = job.args["scale"], SmallRuns(self.family, self.task, Recipe(), self.seed, self.store)
         try:
-            work = Workload(
-                model=SmallRuns(self.family, task, Recipe(), self.seed, self.store).trained(scale, job.args["weights"]),
-                train=task.train,
-                validation=task.validation,
-                test=task.test,
-                metric=task.metric,
-                loss=task.loss,
-                name=task.name,
-            )
             study = optimize(
-                work,
+                self.task.workload(runs.trained(scale, job.args["weights"])),
                 target=str(self.target),
                 time=job.args["seconds"],
                 store=self.store.path / "compressed",

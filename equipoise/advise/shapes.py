@@ -81,7 +81,8 @@ class Shapes:
         """Return the front of predicted log loss and work of a sample, for `flops` of training.
 
         Args:
-            hopeful: Score shapes by the lower end of what they may do (to find what is worth a run) or by the upper.
+            hopeful: Score shapes by the lower end of what they may do (to find what is worth a run), or by the upper, and then
+                only those between shapes that runs were made of: beyond them nothing holds what is predicted.
         """
         space = self._space()
         if space is None:
@@ -96,13 +97,12 @@ class Shapes:
                     continue
                 mean, sd = self.shift([size])
                 objectives[i] = self._log_loss(size, flops) + mean[0] + sign * sd[0], math.log(size.flops_per_sample)
+                excess[i] = 0.0 if hopeful else self._beyond(size)
             return objectives, excess
 
         found = nsga2(space, score, rng=rng, population=POPULATION, generations=GENERATIONS)
-        rows = [
-            (self._sized(space, g), o[0])
-            for g, o in zip(found.genomes[found.front], found.objectives[found.front], strict=True)
-        ]
+        best = found.front & ~np.any(found.excess > 0, axis=1)
+        rows = [(self._sized(space, g), o[0]) for g, o in zip(found.genomes[best], found.objectives[best], strict=True)]
         known = [(size, float(loss)) for size, loss in rows if size is not None]
         return sorted(known, key=lambda row: row[1])
 
@@ -136,6 +136,13 @@ class Shapes:
                 usual = np.interp(at, work, np.log([a.scale[name] for a in self.ray]))
                 out[i, k] = math.log(size.scale[name]) - usual
         return np.where(np.abs(out) < 0.05, 0.0, out)
+
+    def _beyond(self, size: Available) -> float:
+        """How far a shape lies beyond those that runs were made of; 0 between them."""
+        row = self._features([size])[0]
+        tried = np.zeros((1, len(row))) if self.learned is None else self.learned.x
+        over = np.maximum(tried.min(axis=0) - row, row - tried.max(axis=0)).max()
+        return float(over) if over > 1e-6 else 0.0
 
     def _law(self, run: Run) -> float:
         return predict(self.fitted, run.size(self.fitted.law.size), run.samples, run.unique).value

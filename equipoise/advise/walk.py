@@ -7,11 +7,10 @@ would lift it.
 from __future__ import annotations
 
 import math
-from contextlib import AbstractContextManager
 from pathlib import Path
 
 from equipoise import runtimes
-from equipoise.advise.advice import Advice, read
+from equipoise.advise.advice import Advice, check_version, read
 from equipoise.advise.decisions import Advisor, Asked
 from equipoise.advise.here import Here
 from equipoise.advise.sizes import Sizes
@@ -21,8 +20,8 @@ from equipoise.budget import parse_budget
 from equipoise.errors import must_be
 from equipoise.events import Listener
 from equipoise.progress import of_events
-from equipoise.road.jobs import Job, drive
-from equipoise.road.watchdog import watched
+from equipoise.records import as_data
+from equipoise.road.jobs import drive
 from equipoise.runtimes import Target
 from equipoise.runtimes.base import check_threads
 from equipoise.study.store import Store
@@ -69,8 +68,8 @@ def scale(
         spec: How the command line names family and task; recorded.
         listen: Told about every step; None shows a line of progress in a notebook or an interactive session.
     Raises:
-        InputError: Anything that cannot be used, before any run.
-        StoreError: The store cannot be written, or belongs to another family, task or seed.
+        InputError: Anything that cannot be used, a store of another family, task, seed or recipe among it, before any run.
+        StoreError: The store cannot be written, or another version of Equipoise answered in it.
     """
     bounds = parse_budget(limits, axes=SCALE_AXES)
     seconds = duration(time)
@@ -90,7 +89,9 @@ def scale(
     if chosen.schedule != "wsd":
         raise must_be("recipe.schedule", "wsd, whose runs can share a trunk", chosen.schedule, 'Use schedule="wsd".')
     with Store.open(store) as opened:
-        opened.identity({"family": kind.name, "task": learned.fingerprint, "target": str(where), "seed": seed})
+        check_version(opened)
+        about = {"family": kind.name, "task": learned.fingerprint, "target": str(where), "seed": seed}
+        opened.identity({**about, "recipe": as_data(recipe)})
         counting = SmallRuns(kind, learned, chosen, seed, opened)
         asked = Asked(
             sizes=Sizes(kind, counting.available), limits=bounds, limit_s=seconds, seed=seed, recipe=chosen,
@@ -103,14 +104,8 @@ def scale(
         )  # fmt: skip
         road = Advisor(asked, listen or of_events())
 
-        def tell(stage: str, text: str, seconds: float) -> None:
-            road.tell(stage, text, extra_s=seconds)
-
-        def around(job: Job) -> AbstractContextManager[None]:
-            return watched(job.name, lambda text: road.tell("stuck", text), expected_s=job.expected_s)
-
-        here = Here(opened, kind, learned, target=where, seed=seed, propose=road.proposal, tell=tell)
-        drive(road, opened, here, around=around)
+        here = Here(opened, kind, learned, target=where, seed=seed, propose=road.proposal, tell=road.tell)
+        drive(road, opened, here, around=road.watched)
         said = opened.all("asked")
         if not said or said[-1]["advice"] != road.answer:  # `read` gives the answer to what was asked last
             opened.put("asked", str(len(said)), {"advice": road.answer}, seconds=0.0)

@@ -13,7 +13,7 @@ from rich.spinner import Spinner
 from rich.table import Table
 from rich.text import Text
 
-from equipoise.axes import TRADED
+from equipoise.axes import AXES, TRADED
 from equipoise.cli.terminal import Pace, console, doing, progress_line, visible
 from equipoise.pareto import non_dominated
 from equipoise.records import Evaluation
@@ -95,20 +95,23 @@ class Live:
         return table("quality", best[:14], self._rows[0], marked={})
 
 
-def table(metric: str, front: Sequence[Evaluation], baseline: Evaluation, *, marked: Mapping[str, str]) -> Table:
-    """Return the front as a table, fastest first; `marked` names evaluations by key."""
+def table(
+    metric: str, front: Sequence[Evaluation], baseline: Evaluation, *, marked: Mapping[str, str], words: Sequence[str] = ()
+) -> Table:
+    """Return the front as a table, fastest first; `marked` names evaluations by key, `words` the budget's further axes."""
     out = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("plan", "latency", "faster", "size", metric, "drop [95 %]", "trained", ""):
+    for name in ("plan", "latency", "faster", "size", *words, metric, "drop [95 %]", "trained", ""):
         out.add_column(name, justify="left" if name in ("plan", "trained", "") else "right", no_wrap=name != "plan")
     base = baseline.axis("latency_s").get()
     for e in front:
         latency = e.axis("latency_s").get()
-        mark = marked.get(e.key, "")
+        mark, further = marked.get(e.key, ""), [e.axis(AXES[word].key) for word in words]
         out.add_row(
             describe(e, baseline),
             show(latency, "s"),
             f"{base / latency:.2f}×",
             show(e.axis("size_bytes").get(), "B"),
+            *(show(found.get(), found.unit) if found.known else "not measured" for found in further),
             f"{e.quality.get():.2f}",
             str(e.drop),
             "distilled" if e.fidelity == "recovered" else "no",

@@ -161,7 +161,9 @@ def show(study: Study, *, as_json: bool = False) -> None:
     marked = {study.knee.key: "knee", best.key: "pick"}
     worth = [e for e in study.front if e.drop.get() <= SHOWN_DROP or e.key in marked]
     beside = [] if any(e.key == study.baseline.key for e in worth) else [study.baseline]
-    out.print(table(study.header.metric["name"], [*worth, *beside], study.baseline, marked=marked))
+    words = [c.word for c in study.budget.constraints if c.word not in ("latency", "size", "quality", "drop")]
+    shown = [*worth, *beside]
+    out.print(table(study.header.metric["name"], shown, study.baseline, marked=marked, words=list(dict.fromkeys(words))))
     if more := len(study.front) - len(worth):
         out.print(f"(and {counted(more, 'point')} of the front with a drop of more than {SHOWN_DROP:g})", style="dim")
     if point := study.header.metric.get("point"):

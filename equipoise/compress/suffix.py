@@ -299,7 +299,8 @@ class Suffixes:
     @property
     def batches(self) -> tuple[slice, ...]:
         """The inputs of each batch."""
-        return tuple(slice(i, i + self._step) for i in range(0, size(self._inputs), self._step))
+        count = size(self._inputs)
+        return tuple(slice(i, min(i + self._step, count)) for i in range(0, count, self._step))
 
     @property
     def held_bytes(self) -> int:

@@ -40,7 +40,7 @@ from typing import Any
 
 from equipoise.errors import InputError, must_be, unknown
 from equipoise.pages.rows import Row, called, row_of
-from equipoise.pages.schema import columns, demand, number, reading, versioned
+from equipoise.pages.schema import columns, demand, metric, number, reading, versioned
 from equipoise.records import Reading, measured
 
 WHERE = "scale summary"
@@ -109,9 +109,10 @@ class Branch:
 
 @dataclass(frozen=True)
 class ScaleSummary:
-    """A whole summary, checked."""
+    """A whole summary, checked; `metric` is the user's word for quality."""
 
     header: Mapping[str, Any]
+    metric: str
     statement: str
     level: float
     law: Law | None
@@ -129,11 +130,6 @@ class ScaleSummary:
         """The key of a `Row` that N counts."""
         return self.law.size if self.law else "params"
 
-    @property
-    def metric(self) -> str:
-        """The user's word for quality."""
-        return str((self.header.get("metric") or {}).get("name") or "quality")
-
 
 def read_scale(summary: Any) -> ScaleSummary:
     """Return the summary as records.
@@ -144,8 +140,10 @@ def read_scale(summary: Any) -> ScaleSummary:
     needs = ("header", "law", "runs", "curves", "frontier", "answer", "candidates")
     takes = ("statement", "level", "compress_branch", "progress", "notes")
     data = versioned(summary, WHERE, needs=needs, takes=takes)
+    header = demand(data["header"], f"{WHERE} header", needs=("family", "task"), takes=None)
     return ScaleSummary(
-        header=demand(data["header"], f"{WHERE} header", needs=("family", "task"), takes=None),
+        header=header,
+        metric=metric(header),
         statement=str(data.get("statement") or ""),
         level=number(data.get("level")) or 0.9,
         law=_law(data["law"]),

@@ -49,6 +49,11 @@ def versioned(summary: Any, where: str, *, needs: Collection[str], takes: Collec
     return demand(summary, where, needs=["schema", *needs], takes=takes)
 
 
+def metric(header: Mapping[str, Any]) -> str:
+    """Return the user's word for quality, as the header of a summary tells it."""
+    return str((header.get("metric") or {}).get("name") or "quality")
+
+
 def reading(data: Any, where: str) -> Reading:
     """Return the `Reading` that ``records.as_data`` wrote; a value that is not finite is unavailable.
 

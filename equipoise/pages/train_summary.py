@@ -27,7 +27,7 @@ from typing import Any
 
 from equipoise.errors import unknown
 from equipoise.pages.rows import FIGURES
-from equipoise.pages.schema import columns, demand, number, reading, versioned
+from equipoise.pages.schema import columns, demand, metric, number, reading, versioned
 from equipoise.records import Reading
 
 WHERE = "train summary"
@@ -73,9 +73,13 @@ class Diagnosis:
 
 @dataclass(frozen=True)
 class TrainSummary:
-    """A whole summary, checked. `foretold` continues the curve of `foretells`: points with steps, value, low, high."""
+    """A whole summary, checked; `metric` is the user's word for quality.
+
+    `foretold` continues the curve of `foretells`: points with steps, value, low, high.
+    """
 
     header: Mapping[str, Any]
+    metric: str
     statement: str
     level: float
     curve: Sequence[Figures]
@@ -88,11 +92,6 @@ class TrainSummary:
     recipe: Mapping[str, Any]
     notes: Sequence[str]
 
-    @property
-    def metric(self) -> str:
-        """The user's word for quality."""
-        return str((self.header.get("metric") or {}).get("name") or "quality")
-
 
 def read_train(summary: Any) -> TrainSummary:
     """Return the summary as records.
@@ -104,8 +103,10 @@ def read_train(summary: Any) -> TrainSummary:
     data = versioned(summary, WHERE, needs=("header", "curve", "reached", "recipe"), takes=takes)
     reached = demand(data["reached"], f"{WHERE} reached", needs=(), takes=REACHED)
     ahead = data.get("extrapolation")
+    header = demand(data["header"], f"{WHERE} header", needs=("model", "task"), takes=None)
     return TrainSummary(
-        header=demand(data["header"], f"{WHERE} header", needs=("model", "task"), takes=None),
+        header=header,
+        metric=metric(header),
         statement=str(data.get("statement") or ""),
         level=number(data.get("level")) or 0.9,
         curve=[_point(p, f"{WHERE} curve[{i}]") for i, p in enumerate(data["curve"] or ())],

@@ -7,8 +7,9 @@ crash, or on another machine, decides the same: nothing is lost and nothing is c
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -139,28 +140,31 @@ class Road(Walk):
         fidelity: Fidelity,
         *,
         leg: int = 0,
-        predicted: Mapping[str, float] | None = None,
+        predicted: Callable[[], Mapping[str, float]] = dict,
         training_s: float = 0.0,
         **trained: Any,
     ) -> Steps[Evaluation]:
-        """Have a plan evaluated, once and for all."""
+        """Have a plan evaluated, once and for all; what it was `predicted` is asked for only where it is not recorded."""
         key = f"{plan.digest}:{fidelity}" + (f":{leg}" if leg else "")
-        if ("evaluation", key) in self._walked:
-            return next(e for e in self.evaluations if e.key == key)
         known = self.evaluations[0].axis("latency_s").get() if self.evaluations else None
+        foretold = dict(predicted()) if self.record.get("evaluation", key) is None else {}
         args = {
-            "plan": as_data(plan), "fidelity": fidelity, "leg": leg, "predicted": dict(predicted or {}), "reference_s": known,
-            "latency_s": self._latency_seconds, **({"training_s": training_s, **trained} if training_s else {}),
-        }  # fmt: skip
-        data = yield from self._step(
-            Job(
-                "evaluation", key, args, "measuring host", self.expected(fidelity) + training_s,
-                f"the {fidelity} evaluation of plan {plan.digest}",
-            )
-        )  # fmt: skip
+            "plan": as_data(plan),
+            "fidelity": fidelity,
+            "leg": leg,
+            "predicted": foretold,
+            "reference_s": known,
+            "latency_s": self._latency_seconds,
+            **({"training_s": training_s, **trained} if training_s else {}),
+        }
+        says, expected_s = f"the {fidelity} evaluation of plan {plan.digest}", self.expected(fidelity) + training_s
+        job = Job("evaluation", key, args, "measuring host", expected_s, says)
+        if self.walked(job):
+            return next(e for e in self.evaluations if e.key == key)
+        data = yield from self._step(job)
         found = evaluation_from(data["evaluation"])
         self.evaluations.append(found)
-        self.tell("evaluate", fidelity, found)
+        self.tell("evaluate", fidelity, evaluation=found)
         return found
 
     @property
@@ -187,10 +191,18 @@ class Road(Walk):
             raise EquipoiseError(f"the untouched model could not be measured on {next(iter(asked.targets))}: {first.reason}")
         self.fixed_s = self.spent_s
         self.header = Header(
-            target=",".join(asked.targets), budget=asked.budget.text, time_s=asked.limit_s, seed=asked.seed, baseline=first.key,
-            space=self.facts.offered, left_whole=self.facts.left_whole, notes=tuple(notes),
-            price_per_hour=asked.meters.price_per_hour, grid=asked.meters.grid, **asked.about,
-        )  # fmt: skip
+            target=",".join(asked.targets),
+            budget=asked.budget.text,
+            time_s=asked.limit_s,
+            seed=asked.seed,
+            baseline=first.key,
+            space=self.facts.offered,
+            left_whole=self.facts.left_whole,
+            notes=tuple(notes),
+            price_per_hour=asked.meters.price_per_hour,
+            grid=asked.meters.grid,
+            **asked.about,
+        )
         yield from self._step(Job("study", self.header.asked, {"header": as_data(self.header)}))
         for target, precisions in asked.targets.items():
             for bits in precisions:
@@ -204,7 +216,7 @@ class Road(Walk):
             changes[TARGET] = target
         return self.space.untouched.but(changes)
 
-    def _one_shot(self, plan: Plan, predicted: Mapping[str, float] | None = None) -> Steps[Evaluation]:
+    def _one_shot(self, plan: Plan, predicted: Callable[[], Mapping[str, float]] = dict) -> Steps[Evaluation]:
         """Have a plan evaluated compressed and repaired, not trained (unless it is the untouched one, which is known)."""
         if plan == self.space.untouched:
             return self.evaluations[0]
@@ -326,10 +338,17 @@ class Road(Walk):
         until = self.spent_s + seconds
         while self._worth_another_round(until):
             number = len(self.volumes)
-            self.known = Known.of(
-                self.space, self.table, self.features, self._inside(), budget=self.budget, meters=self.asked.meters,
-                worst_loss=self.worst_loss, seed=self.asked.seed, number=number,
-            )  # fmt: skip
+            self.known = Known(
+                space=self.space,
+                table=self.table,
+                features=self.features,
+                evaluations=self._inside(),
+                budget=self.budget,
+                meters=self.asked.meters,
+                worst_loss=self.worst_loss,
+                seed=self.asked.seed,
+                number=number,
+            )
             self.tell("search", f"round {number}: " + ("propose plans" if number else "solve the predicted front"))
             found = yield from self._step(Job("proposal", self._turn(number), {"number": number}))
             self.proposing_s = found["seconds"]
@@ -341,7 +360,7 @@ class Road(Walk):
                 if self.spent_s + self.expected("one-shot") > until:
                     return
                 plan = Plan(row)
-                yield from self._one_shot(plan, self.known.predicted(plan))
+                yield from self._one_shot(plan, partial(self.known.predicted, plan))
             if not number:
                 self.worst_loss = worst_loss(self.evaluations, self.budget, mendable=self._mendable)
             evaluated = Known.evaluated(self.space, self._inside())
@@ -420,11 +439,8 @@ class Road(Walk):
         args = {"plan": start.plan.digest}
         leg = int((yield from self._step(Job("leg", digest([start.key, round(seconds, 6)]), args)))["leg"])
         predicted = {k: v for k, v in start.predicted.items() if k != "damage"}
-        return (
-            yield from self._evaluate(
-                start.plan, "recovered", leg=leg, predicted=predicted, training_s=seconds, weights=start.weights, rung=rung
-            )
-        )
+        trained: dict[str, Any] = {"training_s": seconds, "weights": start.weights, "rung": rung}
+        return (yield from self._evaluate(start.plan, "recovered", leg=leg, predicted=lambda: predicted, **trained))
 
     # ---- the last measurement ------------------------------------------------------------------------------------------------
 

@@ -8,13 +8,14 @@ executor that answers from a formula.
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Callable, Generator, Mapping, Sequence
+from collections.abc import Callable, Generator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
 
 from equipoise.events import Event, Listener
 from equipoise.records import Evaluation
+from equipoise.road.watchdog import watched
 from equipoise.study.store import Store
 
 Where = Literal["anywhere", "measuring host"]
@@ -160,11 +161,10 @@ class Walk:
         """Seconds until `share` of the time is spent; from recorded times only, so that a replay decides the same."""
         return share * self.limit_s - self.spent_s
 
-    def tell(self, stage: str, text: str, evaluation: Evaluation | None = None, *, extra_s: float = 0.0) -> None:
+    def tell(self, stage: str, text: str, extra_s: float = 0.0, evaluation: Evaluation | None = None) -> None:
         """Report progress; `extra_s` is the time of a step that is still going on."""
         self.listen(Event(stage, text, self.spent_s + extra_s, self.limit_s, evaluation))
 
-
-def names(jobs: Sequence[Job]) -> list[str]:
-    """Return jobs as ``kind key``, for a test or a log."""
-    return [f"{job.kind} {job.key}" for job in jobs]
+    def watched(self, job: Job) -> AbstractContextManager[None]:
+        """Give the block in which a job is done: it tells when the job takes far longer than it should."""
+        return watched(job.name, lambda text: self.tell("stuck", text), expected_s=job.expected_s)

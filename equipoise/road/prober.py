@@ -73,7 +73,8 @@ class Prober:
         teacher: The untouched model in eval mode, BatchNorm folded.
         calibration: Unlabelled inputs `(N, ...)` that repair fits to; the first `CALIBRATION` are used.
         inputs: Validation inputs `(N, ...)`.
-        reference: What the untouched model answers to them, (N, ...); of the program that would ship, where there is one.
+        reference: What the untouched model answers to them, and to others after them whose spread counts as well, (M, ...); of
+            the program that would ship, where there is one.
         divergence: What the outputs mean.
         kept: Which positions of the answers count; None where all do.
         most_bytes: Bound on the activations kept, half of it for the calibration inputs; half as much again may go into the
@@ -175,8 +176,8 @@ class Prober:
             with one_thread(), torch.inference_mode(False), torch.enable_grad():
                 scores = self._scores(call(self.teacher, mapped(inputs, torch.Tensor.clone)))
                 random = torch.Generator().manual_seed(seed)
-                draws = [torch.autograd.grad(scores, list(found.values()), self._drawn(scores.detach(), random),
-                         retain_graph=True, allow_unused=True) for _ in range(DRAWS)]  # fmt: skip
+                drawn = [self._drawn(scores.detach(), random) for _ in range(DRAWS)]
+                draws = [torch.autograd.grad(scores, [*found.values()], u, retain_graph=True, allow_unused=True) for u in drawn]
         finally:
             for handle in handles:
                 handle.remove()

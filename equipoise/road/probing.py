@@ -17,7 +17,7 @@ from equipoise.batch import mapped
 from equipoise.measure import latency
 from equipoise.records import Choice
 from equipoise.road.bench import Workbench
-from equipoise.road.entries import Loss
+from equipoise.road.entries import MOST_SAMPLES
 from equipoise.road.facts import Layer
 from equipoise.road.features import entry, variants
 from equipoise.road.prober import Change, Prober
@@ -25,15 +25,11 @@ from equipoise.runtimes import Target
 from equipoise.runtimes.ops import op_inputs, op_program
 from equipoise.stats import median
 
-PROBE_SAMPLES = 1000
-"""Validation samples that one-knob losses may be read on: a divergence needs far fewer than accuracy does."""
-
 
 def prober(bench: Workbench) -> Prober:
     """Return what reads single changes on this bench; nothing is prepared before the first is read."""
-    inputs = bench.work.validation.take(PROBE_SAMPLES).tensors()[0]
-    reference = torch.from_numpy(bench.reference[:PROBE_SAMPLES])
-    calibration = mapped(bench.calibration, torch.from_numpy)
+    inputs = bench.work.validation.take(MOST_SAMPLES).tensors()[0]
+    reference, calibration = torch.from_numpy(bench.reference), mapped(bench.calibration, torch.from_numpy)
     return Prober(bench.teacher, calibration, inputs, reference, bench.work.divergence, bench.kept)
 
 
@@ -43,15 +39,8 @@ def change_of(bench: Workbench, prober: Prober, knob: str, choice: Choice) -> Ch
     draft = builder.changed(knob, choice, prober.ranges)
     kept = {layer: places for (layer, axis), places in draft.keep.items() if axis == "out"}
     reach = builder.reach(knob, draft)
-    return Change(
-        lambda: builder.changed(knob, choice, prober.ranges).model, reach, kept, draft.renamed,
-        mended=draft.damaged and reach is not None,
-    )  # fmt: skip
-
-
-def loss_of(prober: Prober, change: Change, *, samples: int) -> Loss:
-    """Return the loss of one change alone, on the first `samples` of validation."""
-    return prober.loss(change, samples)
+    mended = draft.damaged and reach is not None
+    return Change(lambda: builder.changed(knob, choice, prober.ranges).model, reach, kept, draft.renamed, mended)
 
 
 def layer_times(

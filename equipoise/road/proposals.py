@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -46,45 +47,44 @@ def worst_loss(evaluations: Sequence[Evaluation], budget: Budget, *, mendable: f
 
 @dataclass(frozen=True)
 class Known:
-    """What a round is proposed from.
+    """What a round is proposed from; costs and loss are fitted when they are first asked for.
 
     Attributes:
-        tried: What the one-shot evaluations say.
-        costs: Predicted costs: those that are traded off, then those that only have a bound.
-        bounds: Key of an axis -> the most allowed.
-        model: Predicts the loss.
+        features: Target -> features of its look-up table.
+        evaluations: All that are of the space.
         number: Of the round, from 0.
     """
 
     space: Space
-    tried: Evaluated
-    costs: tuple[prediction.Cost, ...]
-    bounds: Mapping[str, float]
-    model: LossModel
+    table: LossTable
+    features: Mapping[str, Features]
+    evaluations: Sequence[Evaluation]
+    budget: Budget
+    meters: Meters
     worst_loss: float
     seed: int
     number: int
 
-    @classmethod
-    def of(
-        cls,
-        space: Space,
-        table: LossTable,
-        features: Mapping[str, Features],
-        evaluations: Sequence[Evaluation],
-        *,
-        budget: Budget,
-        meters: Meters,
-        worst_loss: float,
-        seed: int,
-        number: int,
-    ) -> Known:
-        """Fit the costs and the loss on what was evaluated."""
-        bounds = prediction.bounds(budget, meters)
-        axes = dict.fromkeys((*prediction.TRADED, *bounds))
-        tried = cls.evaluated(space, evaluations)
-        costs = tuple(prediction.fit(axis, space, features, evaluations) for axis in axes)
-        return cls(space, tried, costs, bounds, fit_loss(table, tried.genomes, tried.losses), worst_loss, seed, number)
+    @cached_property
+    def bounds(self) -> dict[str, float]:
+        """Key of an axis -> the most allowed."""
+        return prediction.bounds(self.budget, self.meters)
+
+    @cached_property
+    def tried(self) -> Evaluated:
+        """What the one-shot evaluations say."""
+        return self.evaluated(self.space, self.evaluations)
+
+    @cached_property
+    def costs(self) -> tuple[prediction.Cost, ...]:
+        """Predicted costs: those that are traded off, then those that only have a bound."""
+        axes = dict.fromkeys((*prediction.TRADED, *self.bounds))
+        return tuple(prediction.fit(axis, self.space, self.features, self.evaluations) for axis in axes)
+
+    @cached_property
+    def model(self) -> LossModel:
+        """Predicts the loss."""
+        return fit_loss(self.table, self.tried.genomes, self.tried.losses)
 
     @staticmethod
     def evaluated(space: Space, evaluations: Sequence[Evaluation]) -> Evaluated:
@@ -135,6 +135,13 @@ class Known:
     def _next(self) -> list[Plan]:
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(self.number,)))
         return propose(
-            self.space, self.model, self._traded, self.tried, rng=rng, q=ROUND, worst_loss=self.worst_loss,
-            excess=self._bounded.excess, focus=self.bounds.get("latency_s"),
-        )  # fmt: skip
+            self.space,
+            self.model,
+            self._traded,
+            self.tried,
+            rng=rng,
+            q=ROUND,
+            worst_loss=self.worst_loss,
+            excess=self._bounded.excess,
+            focus=self.bounds.get("latency_s"),
+        )

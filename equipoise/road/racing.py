@@ -68,13 +68,16 @@ def race_programs(
         program = contender.program
         payload |= {f"{number}.{file}": content for file, content in program.files.items()}
         options.append(
-            {"name": name, "runtime": program.runtime, "precision": program.precision, "files": list(program.files),
-             "target": str(contender.target)}
-        )  # fmt: skip
-    return race(
-        "equipoise.road.racing:loads", payload, {"contenders": options}, baseline=baseline, seconds=seconds, patience=patience,
-        seed=seed,
-    )  # fmt: skip
+            {
+                "name": name,
+                "runtime": program.runtime,
+                "precision": program.precision,
+                "files": list(program.files),
+                "target": str(contender.target),
+            }
+        )
+    does, asked = "equipoise.road.racing:loads", {"contenders": options}
+    return race(does, payload, asked, baseline=baseline, seconds=seconds, patience=patience, seed=seed)
 
 
 def written(inputs: Inputs) -> bytes:

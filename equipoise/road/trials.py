@@ -77,7 +77,7 @@ class Trials:
         knob, choice, samples = job.args["knob"], job.args["choice"], int(job.args["samples"])
         found: dict[str, Any] = {"knob": knob, "choice": choice, "samples": samples, "loss": None}
         try:
-            loss = probing.loss_of(self._prober, self._change(knob, choice), samples=samples)
+            loss = self._prober.loss(self._change(knob, choice), samples)
         except (KeyboardInterrupt, StoreError):
             raise
         except BaseException as error:  # noqa: BLE001 - a probe runs the user's model: what fails is told, and left as it is

@@ -19,7 +19,6 @@ from equipoise.road.here import Here, Maker
 from equipoise.road.isolated import isolated
 from equipoise.road.jobs import Job, drive
 from equipoise.road.trials import Trials
-from equipoise.road.watchdog import watched
 from equipoise.runtimes import Target, parse_targets
 from equipoise.study.record import Study
 from equipoise.study.store import Store
@@ -94,12 +93,19 @@ def optimize(
         opened.identity(about)
         asked = Asked(
             targets={str(t): tuple(runtimes.get(t.runtime).precisions) for t in targets},
-            budget=bounds, limit_s=limit, seed=seed, recovery=recovery, samples=len(work.validation), meters=meters,
+            budget=bounds,
+            limit_s=limit,
+            seed=seed,
+            recovery=recovery,
+            samples=len(work.validation),
+            meters=meters,
             about={
-                "workload": located(spec) or work.name, "name": work.name, "metric": work.metric.about(),
+                "workload": located(spec) or work.name,
+                "name": work.name,
+                "metric": work.metric.about(),
                 "damage_unit": "squared spreads" if work.divergence.kind == "values" else "nats",
             },
-        )  # fmt: skip
+        )
         _walk(opened, asked, work, targets, spec=located(spec), isolate=isolate, listen=told, started=started)
         return Study.read(opened)
 
@@ -121,18 +127,14 @@ def _walk(
     @contextmanager
     def around(job: Job) -> Iterator[None]:
         _ask(store, road)
-        watching = watched(job.name, lambda text: road.tell("stuck", text), expected_s=job.expected_s)
-        with watching, staying("preparing the model") if job.kind == "prepare" else nullcontext():
+        with road.watched(job), staying("preparing the model") if job.kind == "prepare" else nullcontext():
             yield
-
-    def tell(stage: str, text: str, seconds: float) -> None:
-        road.tell(stage, text, extra_s=seconds)
 
     bench = Workbench(work, targets, store.blob, asked.meters, asked.meters.extra(asked.budget))
     with ExitStack() as open_:
-        maker: Maker = Trials(bench, store, asked.seed, tell)
+        maker: Maker = Trials(bench, store, asked.seed, road.tell)
         if isolate:
-            maker = open_.enter_context(isolated(bench, store, spec=spec, seed=asked.seed, tell=tell))
+            maker = open_.enter_context(isolated(bench, store, spec=spec, seed=asked.seed, tell=road.tell))
         here = Here(store, bench, maker, lambda: road.proposal(), spec=spec)
         if store.get("prepare", "0"):  # a run that goes on: loading and preparing anew are no part of its next job
             road.tell("prepare", "prepare the model again", extra_s=clock.perf_counter() - started)

@@ -71,8 +71,8 @@ class Exporter:
 
     def __init__(self) -> None:
         self._templates: dict[str, _Template] = {}
-        self.fixed: dict[str, str] = {}
-        """Topology -> why the length of its sequences could not stay free."""
+        self._fixed: set[str] = set()
+        """Topologies of which the length of sequences could not stay free: it is tried once."""
         self.exports = 0
         """How many times the slow exporter ran."""
 
@@ -90,11 +90,11 @@ class Exporter:
         Raises:
             InputError: The output is not one finite tensor, the first axis is not free, or an operator has no ONNX form.
         """
-        if lengths(example) and topology not in self.fixed:
+        if lengths(example) and topology not in self._fixed:
             try:
                 return self._made(model, example, f"{topology}, any length", (*_batches(example), _shorter(example)))
-            except InputError as error:
-                self.fixed[topology] = str(error)
+            except InputError:
+                self._fixed.add(topology)
         return self._made(model, example, topology, _batches(example))
 
     def _made(self, model: nn.Module, example: Inputs, topology: str, batches: tuple[Inputs, ...]) -> bytes:
@@ -181,9 +181,8 @@ def by_position(model: nn.Module, example: Inputs, *, free: bool) -> tuple[nn.Mo
 
     model.forward = flat
     long = lengths(example) if free else {}
-    return model, tuple(arrays.values()), {
-        "given": tuple({0: axis, **({1: torch.export.Dim.AUTO} if name in long else {})} for name in arrays)
-    }  # fmt: skip
+    axes = tuple({0: axis, 1: torch.export.Dim.AUTO} if name in long else {0: axis} for name in arrays)
+    return model, tuple(arrays.values()), {"given": axes}
 
 
 def lengths(example: Inputs) -> dict[str, int]:

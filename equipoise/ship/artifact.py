@@ -208,7 +208,7 @@ def pack(
     manifest["digest"] = Artifact(folder, manifest).digest
     checked(manifest)
     contents["manifest.json"] = (json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
-    contents["README.md"] = card(manifest).encode()
+    contents["README.md"] = card(manifest, _taken(contents["model.onnx"]) if "model.onnx" in contents else {}).encode()
     _write(folder, contents)
     _remember(store, folder, evaluation, manifest["digest"])
     return Artifact.load(folder)
@@ -344,6 +344,14 @@ def _answered(program: Program, probe: bytes) -> bytes:
     inputs = mapped(restored(load(probe)), np.ascontiguousarray)
     outputs = np.ascontiguousarray(get(program.runtime).load(program).run(inputs))
     return bytes(save({**stored(inputs), "outputs": outputs}))
+
+
+def _taken(content: bytes) -> dict[str, tuple[str | int, ...]]:
+    """Return the axes of each input of an ONNX file, by its name: a number where one is fixed, a word where it is free."""
+    from onnx import load_from_string
+
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in load_from_string(content).graph.input}
+    return {name: tuple(axis.dim_param or axis.dim_value for axis in shape) for name, shape in shapes.items()}
 
 
 def _remember(store: Store, folder: Path, evaluation: Evaluation, digest: str) -> None:

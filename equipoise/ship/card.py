@@ -1,4 +1,4 @@
-"""The model card: what an artifact is, in words, made from its manifest alone.
+"""The model card: what an artifact is, in words, made from its manifest and from what its file takes.
 
 The figures stand between two markers, so that a user may write around them and `verify` can still hold them to the manifest.
 """
@@ -47,8 +47,16 @@ outputs = model(inputs)""",
 }
 
 
-def card(manifest: Mapping[str, Any]) -> str:
-    """Return the model card of a manifest as Markdown."""
+Axes = tuple[str | int, ...]
+"""Axes of an input: a number where one is fixed, a word where it is free."""
+
+
+def card(manifest: Mapping[str, Any], takes: Mapping[str, Axes] | None = None) -> str:
+    """Return the model card of a manifest as Markdown.
+
+    Args:
+        takes: The inputs of the file by name; None where that is not known.
+    """
     study, deployable = manifest["study"], manifest["deployable"]
     runtime, precision = deployable["runtime"], deployable["precision"]
     tags = ["equipoise", "compressed", runtime, precision]
@@ -83,7 +91,7 @@ The file that was scored and that ships is `{main}` ({precision}, for `{deployab
 ```
 
 `inputs` is a batch (N, ...) as the training code makes it, as a NumPy array of the type that the file takes
-(floats in float32){free}.
+(floats in float32){free}.{_taken(takes or {})}
 `equipoise verify .` checks every figure above on the files, in a clean process.
 
 ## Limits
@@ -113,6 +121,12 @@ def figures(manifest: Mapping[str, Any]) -> str:
     if manifest["bounds_missed"]:
         bounds.append(f"Asked for and **not** reached: {_code(manifest['bounds_missed'])}.")
     return "\n".join([BEGIN, "", *lines, "", *bounds, END])
+
+
+def _taken(takes: Mapping[str, Axes]) -> str:
+    """Say which axes of the inputs are free: of sequences the length is, unless the model's code fixes it."""
+    shapes = [f"{_code(name)} ({', '.join(map(_plain, axes))})" for name, axes in takes.items()]
+    return f"\nThe file takes {', '.join(shapes)}: an axis with a number is fixed, one with a word is free." if shapes else ""
 
 
 def _cpu(manifest: Mapping[str, Any]) -> str:

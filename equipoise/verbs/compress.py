@@ -178,9 +178,7 @@ def distill(
         Divergence("values") if alone and kind in (None, "values") else _meaning(guide, split, options.get("hard_loss"), kind)
     )
     generator = torch.Generator().manual_seed(seed)
-    trained = _distill(
-        learner, guide, split, divergence=meaning, seconds=seconds, generator=generator, **options,
-    ).model  # fmt: skip
+    trained = _distill(learner, guide, split, divergence=meaning, seconds=seconds, generator=generator, **options).model
     return _in_precision_of(bare(student), trained.model if isinstance(trained, Chosen) else trained)
 
 

@@ -9,7 +9,7 @@ from functools import cached_property
 from typing import Any, Literal
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from equipoise.batch import named
 from equipoise.errors import InputError, must_be
@@ -174,6 +174,24 @@ class Task:
         """A small batch (2, ...) as the model takes it."""
         inputs: Tensor = self.validation.take(2).tensors()[0]
         return inputs
+
+    def workload(self, model: nn.Module) -> Workload:
+        """Return what must be kept of `model`, which learned this; `task_of` leads back.
+
+        Raises:
+            InputError: As `Workload`.
+        """
+        return Workload(
+            model=model,
+            train=self.train,
+            validation=self.validation,
+            test=self.test,
+            metric=self.metric,
+            loss=self.loss,
+            augment=self.augment,
+            name=self.name,
+            ignore_label=self.ignore_label,
+        )
 
     @cached_property
     def fingerprint(self) -> str:

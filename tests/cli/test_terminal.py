@@ -7,6 +7,7 @@ import io
 import re
 import sys
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -112,6 +113,16 @@ def test_no_verb_makes_a_console_of_its_own_or_writes_markup():
         if path.name != "terminal.py":
             assert offences(path.read_text()) == [], path.name
     assert offences('from rich.console import Console\nsay("[bold]x[/bold]")') == ["Console", "[bold]x[/bold]"]
+
+
+def test_a_budgets_further_axes_are_columns(capsys):
+    plain, base = evaluation(), evaluation()
+    held = replace(plain, cost={**plain.cost, "peak_memory_bytes": measured(22e6, "B")})
+    console(width=120).print(table("accuracy", [held, base], base, marked={}, words=["memory"]))
+    head, first, second = seen(capsys.readouterr().out).splitlines()
+    assert "memory" in head
+    assert "22 MB" in first
+    assert "not measured" in second
 
 
 @pytest.mark.parametrize("name", HOSTILE)

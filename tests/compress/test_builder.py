@@ -74,9 +74,14 @@ def test_wrong_plans_are_told(choices: dict[str, int | str], message: str) -> No
 
 def test_stored_weights_of_a_repaired_model_fit_the_plan_built_without_repair() -> None:
     model = nn.Sequential(
-        nn.Conv2d(3, 16, 3, bias=False), nn.ReLU(), nn.Conv2d(16, 16, 3, bias=False), nn.ReLU(), nn.AdaptiveAvgPool2d(1),
-        nn.Flatten(), nn.Linear(16, 4, bias=False),
-    ).eval()  # fmt: skip
+        nn.Conv2d(3, 16, 3, bias=False),
+        nn.ReLU(),
+        nn.Conv2d(16, 16, 3, bias=False),
+        nn.ReLU(),
+        nn.AdaptiveAvgPool2d(1),
+        nn.Flatten(),
+        nn.Linear(16, 4, bias=False),
+    ).eval()
     inputs = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
     builder = ready(model, inputs)
     plan = narrow(builder)

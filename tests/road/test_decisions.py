@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import json
 import time
-from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import pytest
+from record_in_memory import Memory
 
 from equipoise.budget import parse_budget
 from equipoise.errors import EquipoiseError
@@ -17,10 +17,11 @@ from equipoise.events import Event
 from equipoise.measure.meters import Meters
 from equipoise.ops import Op
 from equipoise.records import Evaluation, Knob, LayerRow, Plan, ProgramRef, Training, as_data, evaluation_from, measured
+from equipoise.road import prediction, proposals
 from equipoise.road.bench import failed
 from equipoise.road.decisions import Asked, Road
 from equipoise.road.facts import TARGET, Act, Facts, Layer, facts_from
-from equipoise.road.jobs import Job, names
+from equipoise.road.jobs import Job
 from equipoise.search import converged
 from equipoise.study.header import Offered, header_from
 from equipoise.study.record import Study
@@ -29,9 +30,11 @@ ONE = "onnxruntime:cpu?threads=1&batch=1"
 TWO = "onnxruntime:cpu?threads=2&batch=1"
 POINT = "one point is 0.01 of accuracy"
 ABOUT = {
-    "workload": "planted.py:make", "name": "planted", "damage_unit": "nats",
+    "workload": "planted.py:make",
+    "name": "planted",
+    "damage_unit": "nats",
     "metric": {"name": "accuracy", "unit": "points", "maximize": True, "scale": 100, "point": POINT},
-}  # fmt: skip
+}
 
 # ---- what is planted ---------------------------------------------------------------------------------------------------------
 
@@ -90,24 +93,7 @@ def loss_of(plan: Plan) -> float:
 
 POINTS_PER_NAT = 30.0
 
-# ---- record and executor -----------------------------------------------------------------------------------------------------
-
-
-@dataclass
-class Memory:
-    """A record that is a list: what a store is, without a disk."""
-
-    rows: list[tuple[str, str, str]] = field(default_factory=list)
-
-    def get(self, kind: str, key: str) -> dict[str, Any] | None:
-        return next((json.loads(text) for k, name, text in self.rows if (k, name) == (kind, key)), None)
-
-    def all(self, kind: str) -> list[dict[str, Any]]:
-        return [json.loads(text) for k, _, text in self.rows if k == kind]
-
-    def put(self, job: Job, data: Mapping[str, Any]) -> None:
-        assert self.get(job.kind, job.key) is None, f"{job.kind} {job.key} was done twice"
-        self.rows.append((job.kind, job.key, json.dumps(data)))
+# ---- the executor ------------------------------------------------------------------------------------------------------------
 
 
 @dataclass
@@ -182,16 +168,25 @@ class Formula:
         loss = 0.0 if fidelity == "untouched" else loss_of(plan)
         drop = POINTS_PER_NAT * loss * (1 + trained_s) ** -0.4
         found = Evaluation(
-            plan, fidelity, measured(95 - drop, "points"), measured(drop, "points", low=drop - 0.1, high=drop + 0.1),
+            plan,
+            fidelity,
+            measured(95 - drop, "points"),
+            measured(drop, "points", low=drop - 0.1, high=drop + 0.1),
             {
                 "latency_s": measured(seconds, "s", low=0.98 * seconds, high=1.02 * seconds),
-                "size_bytes": measured(size, "B"), "params": measured(size / 4, "1"), "macs": measured(size * 64, "1"),
+                "size_bytes": measured(size, "B"),
+                "params": measured(size / 4, "1"),
+                "macs": measured(size * 64, "1"),
             },
-            predicted=job.args["predicted"], damage=loss, weights="w" * 64,
+            predicted=job.args["predicted"],
+            damage=loss,
+            weights="w" * 64,
             program=ProgramRef("onnxruntime", "fp32", str(plan.choices.get(TARGET, ONE)), {"model.onnx": "p" * 64}),
             layers=tuple(LayerRow(n, "Conv2d", c, 16 * c, 1024 * c, 32) for n, (c, _) in SIZES.items()),
-            training=Training(job.args["rung"], trained_s, 100) if trained_s else None, seconds=took, leg=job.args["leg"],
-        )  # fmt: skip
+            training=Training(job.args["rung"], trained_s, 100) if trained_s else None,
+            seconds=took,
+            leg=job.args["leg"],
+        )
         return {"evaluation": as_data(found), "seconds": took}
 
 
@@ -224,10 +219,6 @@ def study_of(record: Memory) -> Study:
     return Study(Path(), header, tuple(evaluations(record)), {})
 
 
-def spent(record: Memory) -> float:
-    return sum(json.loads(text)["seconds"] for _, _, text in record.rows)
-
-
 @pytest.fixture(scope="module")
 def whole() -> Formula:
     """A walk with recovery, in which nothing fails."""
@@ -248,8 +239,8 @@ def test_the_whole_road_ends_with_a_front_within_its_budget_and_its_time_in_mome
     assert study.best.axis("latency_s").get() < 0.5 * study.baseline.axis("latency_s").get()
     assert len(study.front) >= 8
     assert study.searched
-    assert 100 < spent(formula.record) <= 120
-    assert said[-1].spent_s == pytest.approx(spent(formula.record), abs=15)  # the last race is told before it is run
+    assert 100 < formula.record.spent_s <= 120
+    assert said[-1].spent_s == pytest.approx(formula.record.spent_s, abs=15)  # the last race is told before it is run
     assert [event.text for event in said if event.stage == "notes"] == ["WARNING: few samples"]
 
 
@@ -291,7 +282,7 @@ def test_budgets_that_can_be_met_are_met_on_either_road(budget: str, recovery: b
     formula = walked(asked(budget, 60.0, recovery=recovery))
     study = study_of(formula.record)
     assert study.met or not budget
-    assert spent(formula.record) <= 60
+    assert formula.record.spent_s <= 60
     assert any(e.training for e in study.evaluations) <= recovery
 
 
@@ -331,7 +322,7 @@ def test_of_several_targets_the_faster_is_found_and_each_is_tried_by_hand() -> N
 @pytest.mark.parametrize("limit", [20.0, 40.0, 75.0, 300.0])
 def test_the_recorded_seconds_stay_within_the_time(limit: float) -> None:
     formula = walked(asked(limit_s=limit))
-    assert spent(formula.record) <= limit + 1e-9
+    assert formula.record.spent_s <= limit + 1e-9
     assert study_of(formula.record).searched
 
 
@@ -352,7 +343,7 @@ def test_slow_tables_end_within_their_share_and_the_search_begins() -> None:
     assert 0 < extent["read"] < extent["entries"]
     assert extent["before_s"] < 0.5 * 120
     assert study_of(formula.record).searched
-    assert spent(formula.record) <= 120
+    assert formula.record.spent_s <= 120
 
 
 # ---- what fails --------------------------------------------------------------------------------------------------------------
@@ -418,6 +409,15 @@ def test_a_resumed_walk_asks_for_nothing(whole: Formula) -> None:
     assert whole.record.rows == before
 
 
+def test_a_replay_fits_nothing(whole: Formula, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fit(*_: object) -> None:
+        raise AssertionError("what is recorded was predicted again")
+
+    monkeypatch.setattr(prediction, "fit", fit)
+    monkeypatch.setattr(proposals, "fit_loss", fit)
+    assert road(asked()).next(whole.record) == []
+
+
 def test_from_every_prefix_of_a_record_the_very_next_job_is_asked_for() -> None:
     formula = walked(asked("drop<=2", 80.0), trial_s=1.5, probe_s=1.0)
     rows = formula.record.rows
@@ -434,7 +434,7 @@ def test_asking_twice_gives_the_same_job_and_touches_nothing(whole: Formula) -> 
         again = road(asked())
         first, second = again.next(part), again.next(part)
         assert first == second
-        assert names(first) == [f"{kind} {key}" for kind, key, _ in whole.record.rows[end : end + 1]]
+        assert [(job.kind, job.key) for job in first] == [row[:2] for row in whole.record.rows[end : end + 1]]
         assert part.rows == whole.record.rows[:end]
 
 

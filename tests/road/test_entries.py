@@ -37,8 +37,9 @@ def test_the_most_telling_entries_come_first() -> None:
         ("width.a", 32),
         ("bits.a", 8),  # the other middles, by what they weigh
         ("width.a", 16),  # ends
-        ("width.a", 48), ("width.a", 24),  # between
-    ]  # fmt: skip
+        ("width.a", 48),
+        ("width.a", 24),  # between
+    ]
     assert len(set(names)) == sum(len(k.menu) - 1 for k in SPACE.knobs if k.kind != TARGET)
 
 

@@ -29,6 +29,8 @@ def test_a_transformer_of_ids_and_mask_goes_the_whole_road(padded: bool, tmp_pat
     assert found.ok, [(check.name, check.note) for check in found.broken]
     session = onnxruntime.InferenceSession(str(artifact.path / "model.onnx"), providers=["CPUExecutionProvider"])
     assert [value.name for value in session.get_inputs()] == ["input_ids", "attention_mask"]
+    card = (artifact.path / "README.md").read_text()
+    assert "The file takes `input_ids` (batch, length), `attention_mask` (batch, length):" in card
     inputs, targets = sentences(200, seed=4)
     for length in (12, 7):  # padded further or less: the mask leaves it out
         scores = session.run(None, {name: value[:, :length].numpy() for name, value in inputs.items()})[0]

@@ -110,6 +110,22 @@ def test_a_reading_grows_by_what_is_new(prober) -> None:
     assert second.error == pytest.approx(float(np.std(each.numpy(), ddof=1)) / 90**0.5)
 
 
+@pytest.mark.parametrize("divergence", [LABELS, Divergence("values")])
+def test_answers_to_others_tell_how_far_values_spread_and_nothing_else(subject, prober, divergence) -> None:
+    change = Change(lambda: shaken(prober.teacher, "conv1", 0.3), None, mended=False)
+    longer = prober_of(subject.model, subject.calibration, prober.inputs, divergence)
+    alone = prober_of(subject.model, subject.calibration, prober.inputs[:70], divergence)
+    longer.inputs = alone.inputs  # 70 samples are a whole batch and a part of one
+    read = [some.loss(change, 200) for some in (alone, longer)]
+    assert [loss.samples for loss in read] == [70, 70]
+    with torch.no_grad():
+        found = shaken(prober.teacher, "conv1", 0.3)(alone.inputs).double()
+    for loss, some in zip(read, (alone, longer), strict=True):
+        spread = divergence.spread(some.reference)
+        assert loss.mean == pytest.approx(float(divergence.loss(found, alone.reference.double(), spread=spread)), rel=1e-6)
+    assert (read[0].mean == read[1].mean) == (divergence is LABELS)
+
+
 def test_where_the_layers_are_not_known_the_whole_model_runs(prober) -> None:
     change = Change(lambda: shaken(prober.teacher, "conv1", 0.3), None, mended=False)
     assert prober.loss(change, 90).mean == pytest.approx(whole(shaken(prober.teacher, "conv1", 0.3), prober, 90), rel=1e-6)

@@ -18,6 +18,7 @@ from equipoise.measure import energy
 from equipoise.records import Evaluation, as_data
 from equipoise.road import decisions, here, probing, proposals
 from equipoise.road.bench import Workbench
+from equipoise.road.prober import Prober
 from equipoise.road.walk import optimize
 from equipoise.study.record import Study
 from equipoise.study.store import Store
@@ -129,16 +130,16 @@ def test_too_little_time_ends_at_once_and_tells_how_much_is_enough(tmp_path) -> 
 
 
 def test_a_probe_that_fails_drops_its_choice_and_is_told(tmp_path, monkeypatch) -> None:
-    probe = probing.loss_of
+    probe = Prober.loss
 
-    def fragile(prober, change, **rest):
+    def fragile(self, change, samples):
         if change.layers == {"2"} and not change.mended:  # bits.2
             raise AttributeError("'FakeQuantized' object has no attribute 'weight'")
         if change.layers == {"0"} and not change.mended:
             raise SystemExit(3)
-        return probe(prober, change, **rest)
+        return probe(self, change, samples)
 
-    monkeypatch.setattr(probing, "loss_of", fragile)
+    monkeypatch.setattr(Prober, "loss", fragile)
     study = optimize(make(), budget="drop<=50", time=AMPLE_S, store=tmp_path / "study", recovery=False)
     assert set(study.unread) == {"bits.0=8", "bits.2=8"}
     assert "no attribute 'weight'" in study.unread["bits.2=8"]
@@ -154,7 +155,7 @@ def test_when_every_probe_fails_there_is_one_plan_and_a_sentence(tmp_path, monke
     def broken(*_, **__):
         raise RuntimeError("no probe works")
 
-    monkeypatch.setattr(probing, "loss_of", broken)
+    monkeypatch.setattr(Prober, "loss", broken)
     study = optimize(make(), budget="drop<=50", time=AMPLE_S, store=tmp_path / "study", recovery=False)
     assert not study.searched
     assert "no probe works" in study.failed()

@@ -209,6 +209,7 @@ def test_the_card_tells_and_cannot_be_broken_out_of(artifact: Artifact) -> None:
     assert "<script>" not in text
     assert 'InferenceSession("model.onnx", options)' in text
     assert "intra_op_num_threads = 1 " in text
+    assert "The file takes `input` (batch, 4): an axis with a number is fixed, one with a word is free." in text
 
 
 def test_the_card_loads_what_was_timed_as_it_was_timed(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,10 +16,19 @@ SPACE = (
     Offered(Knob("depth.block", ("keep", "drop")), ("block.b",)),
 )
 HEADER = Header(
-    workload="digits", name="digits", target="onnxruntime:cpu?threads=1&batch=1", budget="drop<=1", time_s=60.0, seed=3,
-    baseline="0:untouched", metric={"name": "accuracy", "maximize": True}, space=SPACE, left_whole={"fc": "it is read outside"},
-    notes=("few samples",), price_per_hour=0.5,
-)  # fmt: skip
+    workload="digits",
+    name="digits",
+    target="onnxruntime:cpu?threads=1&batch=1",
+    budget="drop<=1",
+    time_s=60.0,
+    seed=3,
+    baseline="0:untouched",
+    metric={"name": "accuracy", "maximize": True},
+    space=SPACE,
+    left_whole={"fc": "it is read outside"},
+    notes=("few samples",),
+    price_per_hour=0.5,
+)
 
 
 def test_a_header_survives_its_record() -> None:
@@ -32,10 +41,16 @@ def test_a_header_survives_its_record() -> None:
 @pytest.mark.parametrize(
     "change",
     [
-        {"budget": "drop<=2"}, {"time_s": 61.0}, {"seed": 4}, {"target": "torch:cpu"}, {"space": SPACE[1:]}, {"grid": 200.0},
-        {"left_whole": {}}, {"damage_unit": "squared spreads"},
+        {"budget": "drop<=2"},
+        {"time_s": 61.0},
+        {"seed": 4},
+        {"target": "torch:cpu"},
+        {"space": SPACE[1:]},
+        {"grid": 200.0},
+        {"left_whole": {}},
+        {"damage_unit": "squared spreads"},
     ],
-)  # fmt: skip
+)
 def test_another_asking_has_another_name(change) -> None:
     assert replace(HEADER, **change).asked != HEADER.asked
 

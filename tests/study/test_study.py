@@ -202,9 +202,11 @@ def test_the_summary_tells_each_layer_what_happened_to_it(tmp_path) -> None:
 
 def test_what_became_of_each_layer_is_told_from_the_space() -> None:
     rows = {
-        "conv1": LayerRow("conv1", "Conv2d", 64, 640, 6400, 32), "conv2": LayerRow("conv2", "Conv2d", 8, 50, 500, 32),
-        "block1.a": LayerRow("block1.a", "Linear", 8, 64, 64, 32), "fc": LayerRow("fc", "Linear", 10, 90, 90, 32),
-    }  # fmt: skip
+        "conv1": LayerRow("conv1", "Conv2d", 64, 640, 6400, 32),
+        "conv2": LayerRow("conv2", "Conv2d", 8, 50, 500, 32),
+        "block1.a": LayerRow("block1.a", "Linear", 8, 64, 64, 32),
+        "fc": LayerRow("fc", "Linear", 10, 90, 90, 32),
+    }
     knobs = (
         ("width.conv1", (64, 32), ("conv1", "conv2")),
         ("bits.fc", (32, 8), ("fc",)),

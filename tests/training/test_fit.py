@@ -411,9 +411,16 @@ class Behind(Far):
 def test_seconds_count_the_steps_that_a_device_still_owes(steps: int) -> None:
     seen: list[Progress] = []
     done = fit(
-        mlp(), DATA, loss=F.cross_entropy, steps=steps, recipe=PLAIN, distribution=Behind(), on_step=seen.append,
-        validation=DATA, evaluate_steps=steps,
-    )  # fmt: skip
+        mlp(),
+        DATA,
+        loss=F.cross_entropy,
+        steps=steps,
+        recipe=PLAIN,
+        distribution=Behind(),
+        on_step=seen.append,
+        validation=DATA,
+        evaluate_steps=steps,
+    )
     waited = 0.2 * math.ceil(steps / 10)
     assert done.seconds >= waited
     assert done.curve[-1].seconds >= waited

@@ -140,9 +140,7 @@ def test_every_form_is_distilled(case: str) -> None:
         ours, theirs = answers(model, part.inputs), answers(teacher, part.inputs)
         return meaning.between(theirs, ours)
 
-    done = distill(
-        student, teacher, part, steps=150, recipe=Recipe(batch=64, lr=1e-2), divergence=meaning
-    )  # fmt: skip
+    done = distill(student, teacher, part, steps=150, recipe=Recipe(batch=64, lr=1e-2), divergence=meaning)
     assert apart(done.model) < 0.3 * apart(student)
     assert len(done.notes) == (0 if case in ("a tensor", "functional dropout") else 1)
 

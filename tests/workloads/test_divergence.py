@@ -167,9 +167,12 @@ def test_what_is_learned_is_what_is_counted(case: str) -> None:
     y = teacher(x).detach() if case == "values" else (teacher(x) > 0).long()
     y = y if columns > 1 else y[:, 0]
     work = Workload(
-        model=teacher, train=(x[:40], y[:40]), validation=(x[40:80], y[40:80]), test=(x[80:], y[80:]),
+        model=teacher,
+        train=(x[:40], y[:40]),
+        validation=(x[40:80], y[40:80]),
+        test=(x[80:], y[80:]),
         metric="mse" if case == "values" else "accuracy",
-    )  # fmt: skip
+    )
     meaning = work.divergence
     assert meaning.kind == ("values" if case == "values" else "bernoulli")
     inputs, targets = work.train.tensors()

@@ -174,3 +174,18 @@ def test_a_task_leaves_them_out_too() -> None:
     maps = MAPS.masked_fill(VOID, 255)
     task = Task.of(train=(IMAGES[:40], maps[:40]), test=(IMAGES[40:], maps[40:]), ignore_label=255)
     assert task.outputs == 3
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "f1", "cross_entropy"])
+def test_a_task_goes_to_a_model_and_back_with_what_it_does_not_judge(metric: str) -> None:
+    work = segment(ignore_label=255, metric=metric)
+    task = task_of(work)
+    again = task.workload(work.model)
+    check(again)
+    assert (again.ignore_label, again.classifier) == (255, True)
+    assert task_of(again).fingerprint == task.fingerprint
+    inputs, targets = work.validation.tensors()
+    outputs = work.model(inputs).detach()
+    for twice in (task, again, task_of(again)):  # left out twice is left out once
+        assert twice.metric.score(outputs, targets) == pytest.approx(work.quality(), rel=1e-6)
+        assert float(twice.loss(outputs, targets)) == pytest.approx(float(work.loss(outputs, targets)), rel=1e-6)

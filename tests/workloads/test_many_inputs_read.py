@@ -88,9 +88,11 @@ def test_a_workload_of_ids_and_mask_is_one_like_any_other() -> None:
     other = {**sentences(300, seed=3)[0]}
     other["attention_mask"] = torch.ones_like(other["attention_mask"])
     changed = Workload(
-        model=lambda: work.model, train=sentences(600, seed=2), test=sentences(200, seed=4),
+        model=lambda: work.model,
+        train=sentences(600, seed=2),
+        test=sentences(200, seed=4),
         validation=(other, sentences(300, seed=3)[1]),
-    )  # fmt: skip
+    )
     assert blind.identity["validation"] == work.identity["validation"] != changed.identity["validation"]
 
 

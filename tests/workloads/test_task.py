@@ -54,6 +54,16 @@ def test_splits_are_those_of_a_workload() -> None:
     assert torch.equal(again.example, work.example)
 
 
+@pytest.mark.parametrize("given", [{}, {"metric": "f1"}, {"loss": "cross_entropy", "augment": lambda inputs, _: inputs}])
+def test_a_workload_of_a_task_and_back_again_is_the_same_task(given: dict[str, Any]) -> None:
+    task, model = make(**given), mlp(4, 8, 3)
+    again = task_of(task.workload(model))
+    assert again.fingerprint == task.fingerprint
+    assert (again.name, again.shape, again.augment, again.loss) == (task.name, task.shape, task.augment, task.loss)
+    inputs, targets = task.validation.tensors()
+    assert task.workload(model).quality() == task.metric.score(model(inputs), targets)
+
+
 def test_outputs_of_a_workload_are_its_models() -> None:
     work = Workload(model=mlp(4, 8, 5), train=TRAIN, test=TEST)
     assert task_of(work).outputs == 5
