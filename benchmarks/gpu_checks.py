@@ -30,7 +30,7 @@ from equipoise.training.multitask import Head, MultiTask
 from equipoise.training.resizing import Growing
 from equipoise.training.transfer import with_head
 from equipoise.workloads import metric_of, shifted
-from equipoise.workloads.families import FAMILIES
+from equipoise.workloads.families import family
 from equipoise.workloads.task import Shape
 
 FP32, LOW = 1e-3, 0.05
@@ -75,8 +75,8 @@ def conv_net(width: int = 16, *, batch_norm: bool = True) -> nn.Module:
 
 
 def speller(width: int = 32, depth: int = 3, length: int = 24, *, vocabulary: int = 64, heads: int = 4) -> nn.Module:
-    scale = {**FAMILIES["gpt"].scale(), "width": width, "depth": depth, "heads": heads}
-    return FAMILIES["gpt"].model(scale, Shape((length,), vocabulary, vocabulary, dense=True), generator=seeded())
+    scale = {**family("gpt").scale(), "width": width, "depth": depth, "heads": heads}
+    return family("gpt").model(scale, Shape((length,), vocabulary, vocabulary, dense=True), generator=seeded())
 
 
 def pictures(samples: int = 165, *, side: int = 16, seed: int = 1) -> Samples:

@@ -29,6 +29,7 @@ L0 = {
     "units",
     "records",
     "axes",
+    "built_in",
     "budget",
     "ops",
     "techniques",
@@ -139,6 +140,7 @@ def circles(files: Sources) -> list[str]:
 BY_NAME = {"study/record.py": {"export"}}
 """Files below the verbs that call one by its public name -> the names: ``study.export`` is what a user writes."""
 BY_PATH = {
+    "built_in",
     "public",
     "cli/__init__",
     "runtimes/base",
@@ -148,6 +150,7 @@ BY_PATH = {
     "measure/meters",
     "compress/technique",
     "road/appetite",
+    "testing/__init__",
 }
 """Files that import a module by a path that they read from a table, or that a parent process sent."""
 
@@ -426,3 +429,11 @@ def test_the_verb_keeps_its_name_whatever_was_imported_before(before: str) -> No
     asks = "\nfrom equipoise.optimize import optimize as former\nassert verb is former is eq.optimize\nprint('fine')"
     done = subprocess.run([sys.executable, "-c", code + asks], capture_output=True, text=True, check=False)
     assert done.stdout.strip() == "fine", done.stderr
+
+
+def test_the_contracts_are_public_and_loaded_when_used() -> None:
+    code = "import sys\nimport equipoise.testing as t\nassert 'torch' not in sys.modules"
+    code += "\nfor name in t.__all__: assert callable(getattr(t, name))"
+    asks = "\nfrom equipoise.testing import check_family, check_runtime, check_technique\nprint(len(t.__all__))"
+    done = subprocess.run([sys.executable, "-c", code + asks], capture_output=True, text=True, check=False)
+    assert done.stdout.strip() == "3", done.stderr

@@ -13,10 +13,11 @@ import math
 import os
 import re
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
+from equipoise.built_in import BuiltIn, forms
 from equipoise.errors import InputError, must_be, unknown
 from equipoise.units import LARGEST, parse
 
@@ -227,24 +228,18 @@ def _made(path: Path) -> Iterator[None]:
                 os.rmdir(folder)
 
 
-WORKLOADS = ("digits",)
-FAMILY_NAMES = ("cnn", "convnext", "efficientnet", "encoder", "gpt", "mlp", "mobilenet", "resnet", "shufflenet", "speed")
-IMAGES = ("cifar10", "images")
-FILES = (*IMAGES, "text")
-"""Kinds of data that are read from a path, as in ``cifar10:DATA.zip``."""
-
-
-def check_named(what: str, spec: str, names: Sequence[str], *, kinds: Sequence[str] = ()) -> None:
-    """Raise unless `spec` is a name, or ``FILE.py:FUNCTION`` or ``KIND:PATH?options`` of a file that is there.
+def check_named(what: str, spec: str, table: Mapping[str, BuiltIn]) -> None:
+    """Raise unless `spec` is a name of `table`, or ``FILE.py:FUNCTION`` or ``NAME:PATH?options`` of a file that is there.
 
     What loading it would find wrong beyond that, loading tells: here nothing is imported and nothing is read.
     """
     place = spec.rpartition(":")[0]
     kind, _, rest = spec.partition(":")
-    path = place if place.endswith(".py") else rest.partition("?")[0] if kind in kinds else ""
+    from_data = kind in table and bool(table[kind].data)
+    path = place if place.endswith(".py") else rest.partition("?")[0] if from_data else ""
     if path and not Path(path).exists():
         raise must_be(f"{what} file", "an existing file", path, "Paths are relative to the current folder.")
-    if kind in kinds and not path:
-        raise must_be(what, f"{kind}:PATH", spec, "Give the path of the data.")
-    if not path and spec not in names and not spec.endswith(".py") and not Path(spec).suffix:
-        raise unknown(what, spec, (*names, *(f"{k}:PATH" for k in kinds), "FILE.py:FUNCTION"))
+    if from_data and not path:
+        raise must_be(what, f"{kind}:PATH", spec, f"Write {kind}:{table[kind].data}.")
+    if not path and spec not in table and not spec.endswith(".py") and not Path(spec).suffix:
+        raise unknown(what, spec, forms(table))

@@ -8,9 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from equipoise.built_in import WORKLOADS, forms, trained_on_loading
 from equipoise.cli.arguments import (
-    IMAGES,
-    WORKLOADS,
     budget,
     check_named,
     check_store,
@@ -38,8 +37,7 @@ def add_parser(subparsers: Any) -> None:
         description="Search widths, depth, rank, resolution, precision and target together, on measured cost. The same "
         "command again goes on where the last one stopped. Exit code 1 when the budget cannot be met.",
     )
-    forms = "digits | cifar10:DATA?weights=FILE | images:DATA?weights=FILE (both our ResNet) | module.py:make_workload"
-    parser.add_argument("workload", metavar="WORKLOAD", help=forms)
+    parser.add_argument("workload", metavar="WORKLOAD", help=" | ".join(forms(WORKLOADS)))
     where = "runtime[:device][?threads=N&batch=N], several with commas (default: %(default)s)"
     option(parser, "--target", targets(), default="onnxruntime:cpu", help=where)
     bounds = 'bounds, such as "latency<=1ms, size<=300KB, drop<=1" (default: none, which asks for the knee)'
@@ -61,7 +59,7 @@ def run(args: argparse.Namespace) -> int:
     import time
 
     began = time.perf_counter()
-    check_named("workload", args.workload, WORKLOADS, kinds=IMAGES)  # bad input is told before torch is imported
+    check_named("workload", args.workload, WORKLOADS)  # bad input is told before torch is imported
     _check_meters(args)
     store = args.store or Path("runs") / _name(args.workload)
     check_store(store)
@@ -74,7 +72,8 @@ def run(args: argparse.Namespace) -> int:
         from equipoise.road.walk import optimize
 
         state = _state(store)
-        live.doing(f"loading {args.workload}" + (", training its net" if args.workload == "digits" and state is None else ""))
+        trains = trained_on_loading(args.workload) and state is None
+        live.doing(f"loading {args.workload}" + (", training its net" if trains else ""))
         study = optimize(
             workloads.load(args.workload, state=state),
             target=args.target,

@@ -5,7 +5,8 @@ from __future__ import annotations
 import argparse
 from typing import TYPE_CHECKING, Any
 
-from equipoise.cli.arguments import IMAGES, WORKLOADS, check_named, option, positive, targets, watts, whole
+from equipoise.built_in import WORKLOADS
+from equipoise.cli.arguments import check_named, option, positive, targets, watts, whole
 from equipoise.errors import EXIT_FAILED, EXIT_OK
 
 if TYPE_CHECKING:
@@ -38,7 +39,7 @@ def add_parser(subparsers: Any) -> None:
 
 def run(args: argparse.Namespace) -> int:
     """Profile, print the tables and return 0; 1 when no target could run the model."""
-    check_named("workload", args.workload, WORKLOADS, kinds=IMAGES)
+    check_named("workload", args.workload, WORKLOADS)
     from rich.text import Text
 
     from equipoise.cli.terminal import console, doing

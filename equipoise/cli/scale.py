@@ -8,9 +8,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from equipoise.built_in import FAMILIES, TASKS, forms
 from equipoise.cli.arguments import (
-    FAMILY_NAMES,
-    FILES,
     budget,
     check_named,
     check_store,
@@ -21,7 +20,7 @@ from equipoise.cli.arguments import (
     whole,
 )
 from equipoise.cli.terminal import Pace, console, doing, progress_line
-from equipoise.cli.train import FAMILIES, TASKS, plain
+from equipoise.cli.train import plain
 from equipoise.errors import EXIT_FAILED, EXIT_OK, InputError, must_be
 
 if TYPE_CHECKING:
@@ -43,7 +42,7 @@ scale efficiency          the mission's E(S, R, T, V), and what it says
 
 Exit code 1 when no size can be recommended.""",
         formatter_class=argparse.RawDescriptionHelpFormatter,
-        epilog=f"FAMILY  {FAMILIES}\nTASK    {TASKS}",
+        epilog=f"FAMILY  {' | '.join(forms(FAMILIES))}\nTASK    {' | '.join(forms(TASKS))}",
     )
     parser.add_argument("words", nargs="+", metavar="[table|fit|efficiency] FAMILY TASK", help="see above")
     limits = 'such as "train<=2h, latency<=5ms, cost<=50$, size<=5MB"'
@@ -75,8 +74,8 @@ def run(args: argparse.Namespace) -> int:
         forms = "FAMILY TASK, table FAMILY TASK, fit RUNS.csv or efficiency"
         raise must_be("scale", forms, " ".join(args.words), "See equipoise scale --help.")
     if do in (_table, _advise):
-        check_named("family", args.words[-2], FAMILY_NAMES)
-        check_named("task", args.words[-1], ("digits",), kinds=FILES)
+        check_named("family", args.words[-2], FAMILIES)
+        check_named("task", args.words[-1], TASKS)
     return do(args)
 
 

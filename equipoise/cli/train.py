@@ -9,9 +9,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from equipoise.built_in import FAMILIES, TASKS, forms
 from equipoise.cli.arguments import (
-    FAMILY_NAMES,
-    FILES,
     check_named,
     check_store,
     duration,
@@ -28,12 +27,9 @@ from equipoise.errors import EXIT_OK, unknown
 if TYPE_CHECKING:
     from equipoise.training.progress import Progress
 
-FAMILIES = "mlp | cnn | resnet | mobilenet | shufflenet | convnext | efficientnet | gpt | encoder | FILE.py:FUNCTION"
 KINDS, OFFLOADS = ("ddp", "fsdp", "pipeline"), ("activations", "optimizer", "parameters")
 RANKS_PER_CORE = 4
 """Processes that share a core beyond which none of them gets on."""
-
-TASKS = "digits | cifar10:DATA | images:DATA | text:FILE?context=64 | FILE.py:FUNCTION"
 
 
 def add_parser(subparsers: Any) -> None:
@@ -44,8 +40,8 @@ def add_parser(subparsers: Any) -> None:
         description="Train a model of a family on a task. The same command again goes on where a killed one stopped. Weights, "
         "the curve (CSV) and the figures (JSON) are written to the store, with a report.",
     )
-    parser.add_argument("family", metavar="FAMILY", help=FAMILIES)
-    parser.add_argument("task", metavar="TASK", help=TASKS)
+    parser.add_argument("family", metavar="FAMILY", help=" | ".join(forms(FAMILIES)))
+    parser.add_argument("task", metavar="TASK", help=" | ".join(forms(TASKS)))
     dimensions = "dimensions, such as width=32,depth=20"
     option(parser, "--scale", numbers("width=32,depth=20"), default={}, metavar="NAME=VALUE,...", help=dimensions)
     option(parser, "--epochs", positive("10"), help="length in passes over the data (default: 10)")
@@ -75,8 +71,8 @@ def run(args: argparse.Namespace) -> int:
     """Train, or start the ranks that do; print what came out."""
     from equipoise.units import parse
 
-    check_named("family", args.family, FAMILY_NAMES)  # bad input is told before torch is imported
-    check_named("task", args.task, ("digits",), kinds=FILES)
+    check_named("family", args.family, FAMILIES)  # bad input is told before torch is imported
+    check_named("task", args.task, TASKS)
     _check_sharing(args)
     seconds = None if args.time is None else parse(args.time, "s", name="--time")
     store = args.store or Path("runs") / plain(f"{args.family}-{args.task}")

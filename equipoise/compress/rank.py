@@ -45,14 +45,14 @@ class Rank:
                 raise unknown("layer", name, subject.ops)
         moments, parts, modules = subject.moments(tuple(chosen)), {}, dict(draft.model.named_modules())
         for name, level in chosen.items():
-            layer: Any = modules.get(name)  # None inside a block that was dropped
-            if layer is None:
+            layer: Any = modules.get(name)
+            if not full_rank(layer):  # gone with its block, or put in a form that has no two halves
                 continue
             kernel = getattr(layer, "kernel_size", (1, 1))
             even = _even(layer.weight.numel(), axis_size(layer, "in"), axis_size(layer, "out"), kernel)
             rank = _rank(level, even, subject)
             if rank < min(full_rank(layer), even):
-                parts[name] = halves(layer, rank, _second_moment(draft, name, layer, moments.get(name)))
+                parts[name] = halves(layer, rank, _second_moment(draft, name, layer, subject.ops[name], moments.get(name)))
         renamed = {**draft.renamed, **{name: f"{name}.1" for name in parts}}
         return replace(draft, model=replaced(draft.model, parts), damaged=draft.damaged or bool(parts), renamed=renamed)
 
@@ -78,14 +78,21 @@ def _even(weights: int, cin: int, cout: int, kernel: tuple[int, int]) -> float:
     return weights / (cin * kernel[0] + cout * kernel[1])
 
 
-def _second_moment(draft: Draft, name: str, layer: Any, moments: Moments | None) -> torch.Tensor:
-    """Second moment of what the layer still reads; of a subject of shapes alone, and of one that is not read, the identity."""
+def _second_moment(draft: Draft, name: str, layer: Any, op: Op, moments: Moments | None) -> torch.Tensor:
+    """Second moment of what the layer still reads, `op` being what it was; the identity (a plain SVD) where nobody can tell.
+
+    Kernel and padding tell which taps of the untouched kernel are left: a row of padding less is the kernel's first row gone.
+    """
+    unweighed = torch.eye(layer.weight[0].numel(), dtype=torch.float64)
     if moments is None:
-        return torch.eye(layer.weight[0].numel(), dtype=torch.float64)
-    kept = draft.keep.get((name, "in"))
-    if kept is None:
-        return moments.gram
-    taps = layer.weight[0, 0].numel() if layer.weight.dim() > 2 else 1
-    columns = len(moments.gram) // taps
-    places = (torch.arange(taps)[:, None] * columns + kept[None]).flatten()  # channels run fastest
-    return moments.gram[places][:, places]
+        return unweighed
+    kernel, padding = getattr(layer, "kernel_size", op.kernel), getattr(layer, "padding", op.padding)
+    rows, columns = (torch.arange(k) + was - now for k, was, now in zip(kernel, op.padding, padding, strict=True))
+    inside = min(rows[0], columns[0]) >= 0 and rows[-1] < op.kernel[0] and columns[-1] < op.kernel[1]
+    kept = draft.keep.get((name, "in"), torch.arange(op.cin))
+    if not inside or len(rows) * len(columns) * len(kept) != len(unweighed):
+        return unweighed
+    taps = (rows[:, None] * op.kernel[1] + columns).flatten()
+    places = (taps[:, None] * op.cin + kept).flatten()  # channels run fastest
+    gram = moments.gram
+    return gram if len(places) == len(gram) else gram[places][:, places]

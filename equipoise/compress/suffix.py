@@ -1,12 +1,13 @@
 """Run a changed model only from where it begins to differ: what comes before is answered from what the untouched model gave.
 
-A run is a row of steps, the torch functions that `trace` sees. At a *cut* between two steps, all that the rest of the run needs
-is in the tensors that are alive there: made before the cut and read after it. They are kept for a batch of inputs. A model that
-is the untouched one up to the cut then runs its own code from the top, but no step before the cut is computed: each is answered
-with what the untouched model's gave, the living tensors as they are, the dead ones as empty shapes, sizes and numbers as they
-were. So shapes that the code works out, branches that it takes and modules that it calls are its own, whatever it looks like.
+A run is a row of steps, the torch functions that `trace` sees. At a *seam* between two steps, all that the rest of the run
+needs is in the tensors that are alive there: made before the seam and read after it. They are kept for a batch of inputs. A
+model that is the untouched one up to the seam then runs its own code from the top, but no step before the seam is computed:
+each is answered with what the untouched model's gave, the living tensors as they are, the dead ones as empty shapes, sizes and
+numbers as they were. So shapes that the code works out, branches that it takes and modules that it calls are its own, whatever
+it looks like.
 
-A cut is used only where the untouched model, run from it, gives its own answer again.
+A seam is used only where the untouched model, run from it, gives its own answer again.
 """
 
 from __future__ import annotations
@@ -26,7 +27,7 @@ from equipoise.compress.trace import RUN_ERRORS, WEIGHTED, Invocation, copied, t
 MOST_BYTES = 2**29
 """Bytes of activations that one `Suffixes` keeps: half a gigabyte."""
 _WHOLE = 0
-"""The cut before the first step: the whole model runs."""
+"""The seam before the first step: the whole model runs."""
 _OWN = -1
 """Number of every weight that the model holds."""
 
@@ -34,7 +35,7 @@ Answer = Callable[[Invocation], Any]
 
 
 class Astray(Exception):
-    """The changed model did not take the steps of the untouched one up to the cut."""
+    """The changed model did not take the steps of the untouched one up to the seam."""
 
 
 @dataclass(frozen=True)
@@ -111,22 +112,22 @@ class Script:
         last.update(dict.fromkeys(self.ends, len(self.steps)))
         return {number: (place, last.get(number, -1)) for number, place in made.items()}
 
-    def alive(self, cut: int) -> frozenset[int]:
-        """Return the objects made before step `cut` and read at it or after."""
-        return frozenset(number for number, (made, last) in self._spans.items() if made < cut <= last)
+    def alive(self, seam: int) -> frozenset[int]:
+        """Return the objects made before step `seam` and read at it or after."""
+        return frozenset(number for number, (made, last) in self._spans.items() if made < seam <= last)
 
-    def sound(self, cut: int) -> bool:
+    def sound(self, seam: int) -> bool:
         """Return whether no two living objects share memory that a later step changes."""
-        stores = [self.stores[number] for number in self.alive(cut)]
+        stores = [self.stores[number] for number in self.alive(seam)]
         if len(set(stores)) == len(stores):
             return True
         shared = {store for store in stores if stores.count(store) > 1}
-        changed = {self.stores.get(number) for step in self.steps[cut:] for number in step.changes}
+        changed = {self.stores.get(number) for step in self.steps[seam:] for number in step.changes}
         return not shared & changed
 
-    def bytes_at(self, cut: int) -> float:
+    def bytes_at(self, seam: int) -> float:
         """Return the bytes that one sample's living objects take."""
-        return sum(self.sizes[number] for number in self.alive(cut))
+        return sum(self.sizes[number] for number in self.alive(seam))
 
 
 def script_of(model: nn.Module, inputs: Inputs) -> Script:
@@ -162,22 +163,22 @@ def script_of(model: nn.Module, inputs: Inputs) -> Script:
 
 
 def chosen(script: Script, *, places: Collection[int], samples: int, most_bytes: int = MOST_BYTES) -> tuple[int, ...]:
-    """Return the cuts to keep for `samples` so that the models that begin to differ at `places` run the fewest steps.
+    """Return the seams to keep for `samples` so that the models that begin to differ at `places` run the fewest steps.
 
     Cuts are taken one by one, each the one that saves most steps for its bytes, until `most_bytes` are spent.
     """
     able = sorted({place for place in places if place > _WHOLE and script.sound(place)})
-    price = {cut: script.bytes_at(cut) * samples for cut in able}
+    price = {seam: script.bytes_at(seam) * samples for seam in able}
     taken: list[int] = []
     left = float(most_bytes)
 
-    def saved(cut: int) -> int:
-        before = max((other for other in taken if other < cut), default=_WHOLE)
-        after = min((other for other in taken if other > cut), default=len(script.steps) + 1)
-        return (cut - before) * sum(cut <= place < after for place in places)
+    def saved(seam: int) -> int:
+        before = max((other for other in taken if other < seam), default=_WHOLE)
+        after = min((other for other in taken if other > seam), default=len(script.steps) + 1)
+        return (seam - before) * sum(seam <= place < after for place in places)
 
-    while fitting := [cut for cut in able if cut not in taken and price[cut] <= left and saved(cut)]:
-        best = max(fitting, key=lambda cut: saved(cut) / max(price[cut], 1.0))
+    while fitting := [seam for seam in able if seam not in taken and price[seam] <= left and saved(seam)]:
+        best = max(fitting, key=lambda seam: saved(seam) / max(price[seam], 1.0))
         taken.append(best)
         left -= price[best]
     return tuple(sorted(taken))
@@ -185,7 +186,7 @@ def chosen(script: Script, *, places: Collection[int], samples: int, most_bytes:
 
 @dataclass
 class Kept:
-    """What one batch needs to be run from the cuts: the living tensors at each, and an answer for every earlier step."""
+    """What one batch needs to be run from the seams: the living tensors at each, and an answer for every earlier step."""
 
     inputs: Inputs
     results: list[Any] = field(default_factory=list)
@@ -193,8 +194,8 @@ class Kept:
     outputs: Any = None
 
 
-def keep(model: nn.Module, inputs: Inputs, script: Script, cuts: Collection[int]) -> Kept:
-    """Run the untouched `model` once on `inputs` `(N, ...)` and keep what models changed after a cut will need.
+def keep(model: nn.Module, inputs: Inputs, script: Script, seams: Collection[int]) -> Kept:
+    """Run the untouched `model` once on `inputs` `(N, ...)` and keep what models changed after a seam will need.
 
     Raises:
         Astray: The model did not take the steps of its script.
@@ -202,15 +203,15 @@ def keep(model: nn.Module, inputs: Inputs, script: Script, cuts: Collection[int]
     kept = Kept(inputs)
     given = mapped(inputs, lambda value: value.detach().clone())
     living: dict[int, Tensor] = dict(enumerate(leaves(given)))
-    last = max(cuts, default=_WHOLE)
-    wanted = frozenset(number for cut in cuts for number in script.alive(cut))
+    last = max(seams, default=_WHOLE)
+    wanted = frozenset(number for seam in seams for number in script.alive(seam))
     shapes: dict[Any, Tensor] = {}
     taken = 0
 
     def answer(invocation: Invocation) -> Any:
         nonlocal taken
         place, taken = taken, taken + 1
-        if place in cuts:
+        if place in seams:
             kept.alive[place] = {number: living[number].clone() for number in script.alive(place)}
         if place >= last:
             return invocation.run()
@@ -224,26 +225,26 @@ def keep(model: nn.Module, inputs: Inputs, script: Script, cuts: Collection[int]
         kept.outputs = watch(model, given, answer)
     except (KeyError, ValueError) as error:
         raise Astray from error
-    if len(kept.alive) < len(cuts):
+    if len(kept.alive) < len(seams):
         raise Astray
     return kept
 
 
-def resume(student: nn.Module, kept: Kept, script: Script, cut: int, answer: Answer = Invocation.run) -> Any:
-    """Return what `student` gives for the kept inputs, run from `cut`; `answer` stands for every step from there on.
+def resume(student: nn.Module, kept: Kept, script: Script, seam: int, answer: Answer = Invocation.run) -> Any:
+    """Return what `student` gives for the kept inputs, run from `seam`; `answer` stands for every step from there on.
 
     Raises:
-        Astray: The student did not take the script's steps up to the cut.
+        Astray: The student did not take the script's steps up to the seam.
     """
-    if cut == _WHOLE:
+    if seam == _WHOLE:
         return watch(student, mapped(kept.inputs, lambda value: value.detach().clone()), answer)
-    living = {number: tensor.clone() for number, tensor in kept.alive[cut].items()}
+    living = {number: tensor.clone() for number, tensor in kept.alive[seam].items()}
     taken = 0
 
     def stand_in(invocation: Invocation) -> Any:
         nonlocal taken
         place, taken = taken, taken + 1
-        if place >= cut:
+        if place >= seam:
             return answer(invocation)
         step = script.step(place, invocation)
         if _OWN in step.makes:  # a weight handed on: the student has its own
@@ -255,7 +256,7 @@ def resume(student: nn.Module, kept: Kept, script: Script, cut: int, answer: Ans
 
     places = itertools.count()
     output = watch(student, mapped(kept.inputs, lambda value: living.get(next(places), value)), stand_in)
-    if taken < cut:
+    if taken < seam:
         raise Astray
     return output
 
@@ -278,20 +279,20 @@ class Suffixes:
         self._kept: dict[int, Kept] = {}
         self.script = script_of(model, take(inputs, slice(2)))
         places = [self.script.first([name]) for name, part in model.named_modules() if isinstance(part, WEIGHTED)]
-        cuts = chosen(self.script, places=places, samples=samples or size(inputs), most_bytes=most_bytes)
-        self.cuts = self._proven(cuts)
+        seams = chosen(self.script, places=places, samples=samples or size(inputs), most_bytes=most_bytes)
+        self.seams = self._proven(seams)
 
-    def _proven(self, cuts: tuple[int, ...]) -> tuple[int, ...]:
-        """Return the cuts from which the untouched model gives its own answer again."""
+    def _proven(self, seams: tuple[int, ...]) -> tuple[int, ...]:
+        """Return the seams from which the untouched model gives its own answer again."""
         try:
-            kept = keep(self._model, take(self._inputs, slice(2)), self.script, cuts)
+            kept = keep(self._model, take(self._inputs, slice(2)), self.script, seams)
         except Astray:
             return ()
-        return tuple(cut for cut in cuts if self._returns(kept, cut))
+        return tuple(seam for seam in seams if self._returns(kept, seam))
 
-    def _returns(self, kept: Kept, cut: int) -> bool:
+    def _returns(self, kept: Kept, seam: int) -> bool:
         try:
-            again = resume(self._model, kept, self.script, cut)
+            again = resume(self._model, kept, self.script, seam)
         except (Astray, *RUN_ERRORS):
             return False
         return all(map(torch.equal, tensors(again), tensors(kept.outputs)))
@@ -311,19 +312,19 @@ class Suffixes:
     def run(
         self, student: nn.Module, layers: Collection[str] | None, *, batch: int = 0, answer: Answer = Invocation.run
     ) -> Any:
-        """Return what `student` gives for one batch, run from the last kept cut before the first of the changed `layers`.
+        """Return what `student` gives for one batch, run from the last kept seam before the first of the changed `layers`.
 
         Args:
             layers: names of the modules that may differ from the untouched model's; None where this is not known.
             answer: stands for every step that is run.
         """
         if batch not in self._kept:
-            self._kept[batch] = keep(self._model, take(self._inputs, self.batches[batch]), self.script, self.cuts)
+            self._kept[batch] = keep(self._model, take(self._inputs, self.batches[batch]), self.script, self.seams)
         place = _WHOLE if layers is None else self.script.first(layers)
-        cut = max((cut for cut in self.cuts if cut <= place), default=_WHOLE)
+        seam = max((seam for seam in self.seams if seam <= place), default=_WHOLE)
         kept = self._kept[batch]
         try:
-            return resume(student, kept, self.script, cut, answer)
+            return resume(student, kept, self.script, seam, answer)
         except Astray:
             return resume(student, kept, self.script, _WHOLE, answer)
 

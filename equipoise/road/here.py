@@ -11,6 +11,7 @@ import safetensors.torch
 import torch
 
 from equipoise.batch import mapped, stored
+from equipoise.built_in import trained_on_loading
 from equipoise.errors import EquipoiseError, InputError, StoreError
 from equipoise.measure import machine
 from equipoise.records import Evaluation, Plan, as_data, evaluation_from
@@ -19,7 +20,6 @@ from equipoise.road.bench import Workbench, failed
 from equipoise.road.facts import Facts
 from equipoise.road.jobs import Job
 from equipoise.road.racing import race_stored
-from equipoise.road.trials import TRAINED_ON_LOADING
 from equipoise.runtimes import Target
 from equipoise.study.store import Store
 from equipoise.workloads import cautions
@@ -116,7 +116,7 @@ class Here:
             stored(mapped(self.bench.work.validation.take(PROBE).tensors()[0], torch.Tensor.contiguous))
         )
         kept = {"probe": self.store.blob(probe), "machine": machine.describe()}
-        if self.spec in TRAINED_ON_LOADING:
+        if trained_on_loading(self.spec):
             kept["source_state"] = self.store.blob(packed(self.bench.work.model))
         return {"header": {**job.args["header"], **kept}}
 

@@ -27,12 +27,13 @@ from pathlib import Path
 from typing import IO, Any
 
 from equipoise import workloads
+from equipoise.built_in import trained_on_loading
 from equipoise.errors import EquipoiseError, InputError, StoreError, missing_extra
 from equipoise.records import Evaluation, as_data, evaluation_from
 from equipoise.road.bench import Workbench
 from equipoise.road.facts import Facts, facts_from
 from equipoise.road.jobs import Job
-from equipoise.road.trials import TRAINED_ON_LOADING, Tell, Trials
+from equipoise.road.trials import Tell, Trials
 from equipoise.runtimes import parse_targets
 from equipoise.study.store import Files
 from equipoise.units import show
@@ -331,7 +332,7 @@ def _by_name(spec: str, weights: bytes) -> Workload:
     """Load a workload by its name; one that is trained on loading gets the weights that the parent has."""
     from safetensors.torch import load as tensors
 
-    return workloads.load(spec, state=tensors(weights) if spec in TRAINED_ON_LOADING else None)
+    return workloads.load(spec, state=tensors(weights) if trained_on_loading(spec) else None)
 
 
 if __name__ == "__main__":

@@ -18,9 +18,6 @@ from equipoise.road.prober import Change, Prober
 from equipoise.road.training import train
 from equipoise.study.store import Files
 
-TRAINED_ON_LOADING = ("digits",)
-"""Workloads whose weights are made when they are loaded; the study keeps them, so that every later load finds the same."""
-
 Tell = Callable[[str, str, float], None]
 """Told about progress inside a job: stage, text, seconds since it began."""
 

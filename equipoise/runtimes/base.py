@@ -240,7 +240,7 @@ class Session(Protocol):
 
 @runtime_checkable
 class Runtime(Protocol):
-    """Something that runs models: four members, checked by `equipoise.testing.runtimes.check_runtime`."""
+    """Something that runs models, checked by `equipoise.testing.check_runtime`; see `runs_code` for what it may add."""
 
     name: str
     precisions: tuple[int, ...]
@@ -294,6 +294,14 @@ def get(name: str) -> Runtime:
         raise unknown("runtime", name, RUNTIMES)
     module, _, attribute = RUNTIMES[name].partition(":")
     return cast(Runtime, getattr(importlib.import_module(module), attribute)())
+
+
+def runs_code(name: str) -> bool:
+    """Return whether loading a program for the runtime `name` may execute code that its files hold.
+
+    It may, unless the class itself says ``runs_code = False``: what it inherits speaks of another's files.
+    """
+    return vars(type(get(name))).get("runs_code") is not False
 
 
 def available() -> tuple[str, ...]:

@@ -58,6 +58,7 @@ class OnnxRuntime:
 
     name = "onnxruntime"
     precisions = (32, 8)
+    runs_code = False
 
     def unavailable(self) -> str:
         """Return an empty text: ONNX Runtime is a core dependency."""

@@ -42,6 +42,7 @@ class OpenVino:
 
     name = "openvino"
     precisions = (32, 8)
+    runs_code = False
 
     def unavailable(self) -> str:
         """Return which package is missing, with the line that installs it."""

@@ -30,6 +30,7 @@ class TorchEager:
 
     name = "torch"
     precisions = (32,)
+    runs_code = True
 
     def unavailable(self) -> str:
         """Return an empty text: PyTorch is a core dependency."""

@@ -1,6 +1,6 @@
 """Where a learning curve is going, whether a run is worth finishing, and what more data or a larger model would bring.
 
-An ensemble of falling curves is fitted to the log of what is left to gain; each family votes with how well it foretold the last
+An ensemble of falling curves is fitted to the log of what is left to gain; each curve votes with how well it foretold the last
 quarter of what was already seen.
 """
 
@@ -37,7 +37,7 @@ class Extrapolation:
         value: What is foretold there, with the interval of a new observation.
         draws: Equally likely values there, noise included, `(k,)`.
         gain: How much better than at the last observed point the *curve* (without noise) will be; positive is better.
-        weights: Family -> its share of the votes.
+        weights: Curve -> its share of the votes.
         noise: Standard deviation of the log of what is left to gain.
     """
 
@@ -70,22 +70,22 @@ def extrapolate(
         noise: What is believed of the noise of the log of what is left to gain, before any residual. None: 2 %, worth one.
     Limits:
         A curve knows nothing of a learning rate that will come down: compare runs at the same point of the same schedule, or
-        foretell only annealed points. A second descent is not in the families.
+        foretell only annealed points. A second descent is in none of the curves.
     Raises:
         InputError: Fewer than 3 points, lengths that differ, values on both sides of `best`, or `at` before the last step.
     References:
-        Domhan et al. 2015 (IJCAI), table 1, for the families; Viering and Loog 2022 (arXiv 2103.10948) for which hold up.
+        Domhan et al. 2015 (IJCAI), table 1, for the curves; Viering and Loog 2022 (arXiv 2103.10948) for which hold up.
     """
     x, y, sign = _checked(steps, values, at, best)
     unit = float(x[-1])
     x, log_left = _binned(x / unit, np.log(sign * (y - best)))
     belief = noise or Noise(0.02, 1.0)
     rng = np.random.default_rng(seed)
-    families = {name: family for name, family in FAMILIES.items() if len(x) >= family.fewest}
+    curves = {name: curve for name, curve in CURVES.items() if len(x) >= curve.fewest}
     fits, scores = {}, {}
-    for name, family in families.items():
-        fits[name] = _fit(family, x, log_left, belief, rng, draws)
-        scores[name] = _foretold(family, x, log_left, belief, rng)
+    for name, curve in curves.items():
+        fits[name] = _fit(curve, x, log_left, belief, rng, draws)
+        scores[name] = _foretold(curve, x, log_left, belief, rng)
     top = max(scores.values())
     raw = {name: math.exp(max(score - top, -30.0)) for name, score in scores.items()}
     weights = {name: value / sum(raw.values()) for name, value in raw.items()}
@@ -93,11 +93,11 @@ def extrapolate(
     rows = {name: slice(*edges[i : i + 2]) for i, name in enumerate(weights)}
     there, here, noisy, value, last, sd = [], [], [], 0.0, 0.0, 0.0
     for name, found in fits.items():
-        curve = families[name].curve(found.draws[rows[name]], np.array([at / unit, 1.0]))[0]
-        there.append(curve[:, 0])
-        here.append(curve[:, 1])
-        noisy.append(curve[:, 0] + found.noises[rows[name]] * rng.standard_normal(len(curve)))
-        middle = families[name].curve(found.best[None], np.array([at / unit, 1.0]))[0][0]
+        drawn = curves[name].value(found.draws[rows[name]], np.array([at / unit, 1.0]))[0]
+        there.append(drawn[:, 0])
+        here.append(drawn[:, 1])
+        noisy.append(drawn[:, 0] + found.noises[rows[name]] * rng.standard_normal(len(drawn)))
+        middle = curves[name].value(found.best[None], np.array([at / unit, 1.0]))[0][0]
         value, last, sd = value + weights[name] * middle[0], last + weights[name] * middle[1], sd + weights[name] * found.noise
     ends = best + sign * np.exp(np.concatenate(noisy))
     gains = np.exp(np.concatenate(here)) - np.exp(np.concatenate(there))
@@ -179,10 +179,10 @@ def grow(
 
 
 @dataclass(frozen=True, eq=False)
-class _Family:
+class _Curve:
     """A falling curve: log value and derivatives at x (1 = the last point seen), with the prior of its parameters."""
 
-    curve: Callable[[Floats, Floats], tuple[Floats, Floats]]
+    value: Callable[[Floats, Floats], tuple[Floats, Floats]]
     center: tuple[float, ...]
     sd: tuple[float, ...]
     fewest: int
@@ -229,10 +229,10 @@ def _logarithmic(theta: Floats, x: Floats) -> tuple[Floats, Floats]:
     return _above(theta[:, 0:1], theta[:, 1:2] - np.logaddexp(0.0, z), [-share * z, share * k])
 
 
-FAMILIES = {
-    "power": _Family(_pow3, (math.log(0.5), math.log(0.4), math.log(0.5)), (1.5, 1.2, 0.7), 3),
-    "shifted power": _Family(_pow4, (math.log(0.5), math.log(0.4), math.log(0.5), math.log(0.05)), (1.5, 1.2, 0.7, 1.5), 6),
-    "log power": _Family(_logarithmic, (math.log(0.5), math.log(2.0), math.log(0.8), math.log(0.2)), (1.5, 1.2, 0.7, 1.5), 6),
+CURVES = {
+    "power": _Curve(_pow3, (math.log(0.5), math.log(0.4), math.log(0.5)), (1.5, 1.2, 0.7), 3),
+    "shifted power": _Curve(_pow4, (math.log(0.5), math.log(0.4), math.log(0.5), math.log(0.05)), (1.5, 1.2, 0.7, 1.5), 6),
+    "log power": _Curve(_logarithmic, (math.log(0.5), math.log(2.0), math.log(0.8), math.log(0.2)), (1.5, 1.2, 0.7, 1.5), 6),
 }
 """Name -> curve of what is left to gain. The power law alone is fitted to fewer than 6 points."""
 
@@ -270,18 +270,18 @@ def _binned(x: Floats, y: Floats) -> tuple[Floats, Floats]:
     return np.array([np.exp(np.log(x[place == i]).mean()) for i in used]), np.array([y[place == i].mean() for i in used])
 
 
-def _fit(family: _Family, x: Floats, y: Floats, noise: Noise, rng: np.random.Generator, draws: int) -> Posterior:
-    model: Model = lambda theta: family.curve(theta, x)  # noqa: E731
-    return posterior(model, y, family.prior(float(y[-3:].mean())), noise=noise, rng=rng, starts=12, draws=draws)
+def _fit(curve: _Curve, x: Floats, y: Floats, noise: Noise, rng: np.random.Generator, draws: int) -> Posterior:
+    model: Model = lambda theta: curve.value(theta, x)  # noqa: E731
+    return posterior(model, y, curve.prior(float(y[-3:].mean())), noise=noise, rng=rng, starts=12, draws=draws)
 
 
-def _foretold(family: _Family, x: Floats, y: Floats, noise: Noise, rng: np.random.Generator) -> float:
+def _foretold(curve: _Curve, x: Floats, y: Floats, noise: Noise, rng: np.random.Generator) -> float:
     """Log density that a fit to the first three quarters gave to the last quarter."""
-    cut = max(family.fewest, round(0.75 * len(x)))
+    cut = max(curve.fewest, round(0.75 * len(x)))
     if cut >= len(x):
         return 0.0
-    found = _fit(family, x[:cut], y[:cut], noise, rng, 60)
-    guess = family.curve(found.draws, x[cut:])[0]
+    found = _fit(curve, x[:cut], y[:cut], noise, rng, 60)
+    guess = curve.value(found.draws, x[cut:])[0]
     spread = np.maximum(found.noises[:, None], 1e-6)
     each = -0.5 * ((y[cut:] - guess) / spread) ** 2 - np.log(spread)
     total = each.mean(axis=1)  # the bins share their errors: they count as one observation

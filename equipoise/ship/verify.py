@@ -21,8 +21,10 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any
 
+from equipoise.built_in import WORKLOADS
 from equipoise.errors import EXIT_BAD_INPUT, EquipoiseError, InputError, must_be
 from equipoise.records import Reading, as_data, reading_from
+from equipoise.runtimes.base import runs_code
 from equipoise.ship.agreement import contradictions
 from equipoise.ship.artifact import Artifact
 from equipoise.ship.card import BEGIN, END, figures, verified_block, with_test
@@ -167,15 +169,16 @@ def executes(artifact: Artifact, workload: Any = None, *, trust_nothing: bool = 
     claims = artifact.claims
     if trust_nothing:
         for program in (claims.deployable, claims.reference):
-            if program.runtime in RUNS_CODE:
-                raise must_be("a program to verify with --trust-nothing", "no pickle", program.runtime, ASK)
+            if runs_code(program.runtime):
+                wanted = "of a runtime whose files hold no code"
+                raise must_be("a program to verify with --trust-nothing", wanted, program.runtime, ASK)
         return "nothing but the programs' own operators: no workload, no pickle, no code from the folder"
     spec = claims.recorded.workload if workload is None else workload
     if not isinstance(spec, str):
         return "the model and the metric of the workload that was given"
     file, _, _ = spec.rpartition(":")
     if not file.endswith(".py"):
-        if spec.partition(":")[0] not in BUILT_IN:
+        if spec.partition(":")[0] not in WORKLOADS:
             kinds = "built in or FILE.py:FUNCTION (this study was made from an object in Python)"
             raise must_be("the workload that the manifest names", kinds, spec, "Pass its file with --workload SPEC.")
         return f"the built-in workload {spec}; no code from the folder"
@@ -201,10 +204,6 @@ def _forged(folder: Path, reason: str, seconds: float) -> Verification:
     return found
 
 
-BUILT_IN = ("digits", "cifar10", "images")
-"""Workloads that need no file of the user's."""
-RUNS_CODE = ("torch",)
-"""Runtimes whose program files are loaded through pickle."""
 ASK = "Get the workload from someone you trust and pass it with --workload SPEC."
 
 

@@ -5,14 +5,13 @@ from equipoise.workloads.base import Workload
 from equipoise.workloads.cautions import cautions
 from equipoise.workloads.check import check
 from equipoise.workloads.data import Split, predict
-from equipoise.workloads.families import FAMILIES, Dimension, Family, Scale, family
+from equipoise.workloads.families import Dimension, Family, Scale, family
 from equipoise.workloads.given import as_family, as_task, as_workload
 from equipoise.workloads.metrics import LOSSES, METRICS, Metric, Quality, Scores, classes, metric_of
 from equipoise.workloads.spec import load, load_family, load_task
 from equipoise.workloads.task import Shape, Task, task_of
 
 __all__ = [
-    "FAMILIES",
     "LOSSES",
     "METRICS",
     "Augment",

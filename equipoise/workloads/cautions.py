@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.batch import Inputs, call, mapped, parts
+from equipoise.built_in import WORKLOADS
 from equipoise.errors import InputError
 from equipoise.workloads.base import Workload
 from equipoise.workloads.data import Split
@@ -93,7 +94,8 @@ def _memorised(work: Workload) -> Iterator[str]:
 
 def _other(work: Workload) -> str:
     """The way out, in the words of where the workload was named."""
-    return "Add holdout=N to take N test images for it" if work.name in ("images", "cifar10") else OTHER
+    row = WORKLOADS.get(work.name)
+    return "Add holdout=N to take N test images for it" if row and "holdout" in row.options else OTHER
 
 
 def _quality(work: Workload, run: nn.Module | Callable[[Inputs], Any], split: Split) -> tuple[float, int] | None:

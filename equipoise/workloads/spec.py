@@ -38,26 +38,13 @@ from urllib.parse import parse_qsl
 
 from torch import Tensor
 
+from equipoise.built_in import TASKS, WORKLOADS, BuiltIn, Options, forms, trained_on_loading
 from equipoise.errors import EquipoiseError, InputError, must_be, unknown
 from equipoise.workloads.base import Workload
-from equipoise.workloads.digits import digits, digits_task
 from equipoise.workloads.families import Family, family
-from equipoise.workloads.images import cifar10, cifar10_task, image_task, image_workload
 from equipoise.workloads.task import Task, task_of
-from equipoise.workloads.text import text_task
 from equipoise.workloads.weights import BUILDER, read_weights
 
-NAMES = ("digits", "cifar10:PATH?weights=FILE", "images:PATH?weights=FILE", "FILE.py:FUNCTION")
-Options = Mapping[str, Callable[[str], Any]]
-IMAGE_OPTIONS: Options = {"weights": Path, "depth": int, "shortcut": str, "shift": int, "holdout": int}
-_IMAGES: dict[str, Callable[..., Workload]] = {"cifar10": cifar10, "images": image_workload}
-TASKS = ("digits", "cifar10:PATH", "images:PATH", "text:FILE?context=64", "FILE.py:FUNCTION")
-_TASK_OPTIONS = {"shift": int, "holdout": int}
-_TASKS: dict[str, tuple[Callable[..., Task], Options]] = {
-    "cifar10": (cifar10_task, _TASK_OPTIONS),
-    "images": (image_task, _TASK_OPTIONS),
-    "text": (text_task, {"context": int}),
-}
 _PICKLES = (".pt", ".pth", ".pkl", ".pickle", ".bin", ".ckpt")
 
 
@@ -74,26 +61,12 @@ def load(spec: str, *, state: Mapping[str, Tensor] | None = None) -> Workload:
         >>> load("digits").name  # doctest: +SKIP
         'digits'
     """
-    kind, _, rest = spec.partition(":")
-    if spec == "digits":
-        return digits(state=state)
-    if state is not None:
-        raise must_be(
-            "state", "left out for a workload that is not trained here", spec, "It stands for the training of digits."
-        )
-    if kind in _IMAGES and rest:
-        return _images(kind, rest)
-    if found := _file(spec, "workload"):
-        work = _own(*found, call=True)
-        if not isinstance(work, Workload):
-            raise must_be(spec, "a function that returns a Workload", type(work).__name__, "Return eq.Workload(...).")
-        return work
-    if spec.lower().endswith(_PICKLES):
-        read_weights(Path(spec))  # tells what is wrong with the file itself, if anything is
-        raise must_be("workload", "a model with its data", f"{spec}, weights alone", BUILDER)
-    if kind in _IMAGES:
-        raise must_be("workload", f"{kind}:PATH?weights=FILE", spec, f"Write {kind}:DATA.zip?weights=W.safetensors.")
-    raise unknown("workload", spec, NAMES)
+    if state is not None and not trained_on_loading(spec):
+        raise must_be("state", "left out for a workload that is not trained here", spec, "It stands for that training.")
+    made = _named("workload", spec, WORKLOADS, state=state)
+    if not isinstance(made, Workload):
+        raise must_be(spec, "a function that returns a Workload", type(made).__name__, "Return eq.Workload(...).")
+    return made
 
 
 def load_task(spec: str) -> Task:
@@ -108,23 +81,14 @@ def load_task(spec: str) -> Task:
         >>> load_task("digits").shape
         Shape(sample=(1, 8, 8), outputs=10, vocabulary=None, dense=False)
     """
-    kind, _, rest = spec.partition(":")
-    if spec == "digits":
-        return digits_task()
-    if kind in _TASKS and rest:
-        make, allowed = _TASKS[kind]
-        path, options = _options(kind, rest, allowed)
-        return make(path, **options)
-    if found := _file(spec, "task"):
-        made = _own(*found, call=True)
-        if not isinstance(made, Task | Workload):
-            raise must_be(spec, "a function that returns a Task or a Workload", type(made).__name__, "Return Task.of(...).")
-        return made if isinstance(made, Task) else task_of(made)
-    raise unknown("task", spec, TASKS)
+    made = _named("task", spec, TASKS)
+    if not isinstance(made, Task | Workload):
+        raise must_be(spec, "a function that returns a Task or a Workload", type(made).__name__, "Return Task.of(...).")
+    return made if isinstance(made, Task) else task_of(made)
 
 
 def load_family(spec: str) -> Family:
-    """Return the family that `spec` names: one of `FAMILIES`, or the user's own.
+    """Return the family that `spec` names: a built-in one, or the user's own.
 
     Args:
         spec: A name, or FILE.py:FUNCTION, a function that builds a model of a scale (see `Family.of`) or, called without
@@ -159,21 +123,39 @@ def located(spec: str) -> str:
     if path.endswith(".py"):
         return f"{Path(path).resolve()}:{function}"
     kind, _, rest = spec.partition(":")
-    if not rest or kind not in (*_IMAGES, *_TASKS):
+    rows = [table[kind] for table in (WORKLOADS, TASKS) if kind in table]
+    files = {name for row in rows for name, read in row.options.items() if read is Path}
+    if not rest or not rows:
         return spec
     path, mark, query = rest.partition("?")
     options = [
-        f"{name}={Path(value).resolve() if name == 'weights' else value}"
+        f"{name}={Path(value).resolve() if name in files else value}"
         for name, value in (part.partition("=")[::2] for part in query.split("&") if part)
     ]
     return f"{kind}:{Path(path).resolve()}{mark}{'&'.join(options)}"
 
 
-def _images(kind: str, rest: str) -> Workload:
-    path, options = _options(kind, rest, IMAGE_OPTIONS)
-    if "weights" not in options:
-        raise must_be(f"{kind} weights", "given", None, f"Write {kind}:{path}?weights=W.safetensors.")
-    return _IMAGES[kind](path, **options)
+def _named(what: str, spec: str, table: Mapping[str, BuiltIn], *, state: Mapping[str, Tensor] | None = None) -> Any:
+    """Return what the function makes that `spec` names: that of a row of `table`, or the user's own."""
+    kind, colon, rest = spec.partition(":")
+    row, kept = table.get(kind), {} if state is None else {"state": state}
+    if row and not row.data and not colon:
+        return row.imported()(**kept)
+    if row and row.data:
+        if not rest:
+            raise must_be(what, f"{kind}:PATH", spec, f"Write {kind}:{row.data}.")
+        path, options = _options(kind, rest, row.options)
+        make = row.imported()
+        for name, parameter in inspect.signature(make).parameters.items():
+            if name in row.options and name not in options and parameter.default is parameter.empty:
+                raise must_be(f"{kind} {name}", "given", None, f"Write {kind}:{row.data}.")
+        return make(path, **options, **kept)
+    if found := _file(spec, what):
+        return _own(*found, call=True)
+    if what == "workload" and spec.lower().endswith(_PICKLES):
+        read_weights(Path(spec))  # tells what is wrong with the file itself, if anything is
+        raise must_be("workload", "a model with its data", f"{spec}, weights alone", BUILDER)
+    raise unknown(what, spec, forms(table))
 
 
 def _options(kind: str, rest: str, allowed: Options) -> tuple[Path, dict[str, Any]]:

@@ -12,7 +12,6 @@ import pytest
 
 from equipoise.cli import main
 from equipoise.errors import EXIT_BAD_INPUT, EXIT_FAILED
-from equipoise.workloads import FAMILIES
 
 SCALE = ["mlp", "digits"]
 
@@ -237,12 +236,6 @@ def test_a_bad_command_is_one_line_and_loads_no_torch(line, answers):
 
 def test_none_of_them_leaves_anything_behind(answers):
     assert answers["left"] == ["file", "full", "full/notes.txt"]
-
-
-def test_the_names_known_without_torch_are_all_there_are():
-    from equipoise.cli.arguments import FAMILY_NAMES
-
-    assert sorted(FAMILIES) == sorted(FAMILY_NAMES)
 
 
 OWN = """

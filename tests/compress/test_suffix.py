@@ -1,4 +1,4 @@
-"""Suffix evaluation against whole forward passes, on models that are easy and hard to cut."""
+"""Suffix evaluation against whole forward passes, on models that are easy and hard to divide."""
 
 from __future__ import annotations
 
@@ -76,7 +76,7 @@ def test_a_suffix_gives_what_the_whole_model_gives(name: str) -> None:
     model, inputs = case(name)
     suffixes = Suffixes(model, inputs, step=4)
     layers = [layer for layer, part in model.named_modules() if isinstance(part, WEIGHTED)]
-    assert len(suffixes.cuts) >= len(layers) // 2
+    assert len(suffixes.seams) >= len(layers) // 2
     untouched = model(inputs[:4])
     for layer in layers[:: max(1, len(layers) // 8)]:  # some of a large model's
         other = changed(model, layer)
@@ -101,7 +101,7 @@ def test_what_comes_before_the_change_is_not_computed() -> None:
     assert {name for name in ran if name.startswith(("layer1", "layer2.0"))} == set()
 
 
-def test_a_change_before_the_cut_is_not_seen() -> None:
+def test_a_change_before_the_seam_is_not_seen() -> None:
     """The planted wrong answer: a caller that names the wrong layer is not given the changed model's answer."""
     model, inputs = case("option_a")
     other = changed(model, "layer1.0.conv1")
@@ -114,7 +114,7 @@ def test_unknown_layers_and_other_paths_run_the_whole_model() -> None:
     suffixes = Suffixes(model, inputs, step=4)
     assert torch.allclose(suffixes.run(other, None), other(inputs[:4]))
     assert torch.allclose(suffixes.run(other, ["no such layer"]), other(inputs[:4]))
-    other.conv1 = nn.Sequential(other.conv1, nn.Identity())  # steps before the cut are not the untouched model's
+    other.conv1 = nn.Sequential(other.conv1, nn.Identity())  # steps before the seam are not the untouched model's
     assert torch.allclose(suffixes.run(other, ["linear"]), other(inputs[:4]))
 
 
@@ -132,7 +132,7 @@ def test_bytes_are_bounded() -> None:
         )
 
 
-def test_a_random_model_has_no_cut() -> None:
+def test_a_random_model_has_no_seam() -> None:
     class Noisy(nn.Module):
         def __init__(self) -> None:
             super().__init__()
@@ -142,4 +142,4 @@ def test_a_random_model_has_no_cut() -> None:
             x = self.a(x)
             return self.b(x + torch.randn_like(x)) + torch.randn(4)
 
-    assert Suffixes(Noisy(), torch.randn(8, 4), step=4).cuts == ()
+    assert Suffixes(Noisy(), torch.randn(8, 4), step=4).seams == ()

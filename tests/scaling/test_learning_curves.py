@@ -9,7 +9,7 @@ import pytest
 
 from equipoise.errors import InputError
 from equipoise.scaling import extrapolate, grow, should_stop
-from equipoise.scaling.curves import FAMILIES
+from equipoise.scaling.curves import CURVES
 
 STEPS = np.arange(50, 2001, 50, dtype=float)
 
@@ -21,17 +21,17 @@ TRUTHS: dict[str, Callable[[np.ndarray], np.ndarray]] = {
 }
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", CURVES)
 def test_derivatives_are_those_of_differences(name: str) -> None:
-    family = FAMILIES[name]
-    theta = np.array(family.center) + 0.3 * np.random.default_rng(0).standard_normal((4, len(family.center)))
+    curve = CURVES[name]
+    theta = np.array(curve.center) + 0.3 * np.random.default_rng(0).standard_normal((4, len(curve.center)))
     x = np.geomspace(0.05, 3.0, 9)
-    value, slope = family.curve(theta, x)
+    value, slope = curve.value(theta, x)
     assert value.shape == (4, 9)
     for i in range(theta.shape[1]):
         step = np.zeros(theta.shape[1])
         step[i] = 1e-6
-        numeric = (family.curve(theta + step, x)[0] - family.curve(theta - step, x)[0]) / 2e-6
+        numeric = (curve.value(theta + step, x)[0] - curve.value(theta - step, x)[0]) / 2e-6
         np.testing.assert_allclose(slope[..., i], numeric, atol=1e-7)
 
 

@@ -22,12 +22,14 @@ from equipoise.cli import main
 from equipoise.errors import EquipoiseError, InputError
 from equipoise.records import Evaluation, Reading, measured, unavailable
 from equipoise.runtimes import get
+from equipoise.runtimes.base import RUNTIMES, runs_code
+from equipoise.runtimes.onnxruntime import OnnxRuntime
 from equipoise.ship.artifact import Artifact, pack
 from equipoise.ship.card import card
 from equipoise.ship.promises import Check, State
 from equipoise.ship.recheck import held, recheck
 from equipoise.ship.scene import Scene
-from equipoise.ship.verify import Verification, _died, verify
+from equipoise.ship.verify import Verification, _died, executes, verify
 from equipoise.study.store import Store
 from equipoise.workloads import Workload
 
@@ -503,8 +505,23 @@ def test_what_trust_nothing_refuses(originals: dict[str, Artifact], work: Worklo
         m["reference"].update(runtime="torch", target="torch:cpu?threads=1&batch=1")
 
     forge(Artifact.load(path), torch_program)
-    with pytest.raises(InputError, match="no pickle"):
+    with pytest.raises(InputError, match="whose files hold no code; got 'torch'"):
         verify(path, trust_nothing=True)
+
+
+class Undeclared(OnnxRuntime):
+    """Inherits what another class says of its own files."""
+
+
+def test_a_runtime_that_does_not_say_that_its_files_hold_no_code_is_not_trusted(
+    originals: dict[str, Artifact], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert [runs_code(name) for name in ("onnxruntime", "openvino", "torch")] == [False, False, True]
+    assert executes(originals["fp32"], trust_nothing=True).startswith("nothing")
+    monkeypatch.setitem(RUNTIMES, "onnxruntime", f"{__name__}:Undeclared")
+    assert runs_code("onnxruntime")
+    with pytest.raises(InputError, match="whose files hold no code"):
+        verify(originals["fp32"], trust_nothing=True)
 
 
 def test_a_file_that_brings_the_process_down_is_a_failed_check(originals: dict[str, Artifact], tmp_path: Path) -> None:

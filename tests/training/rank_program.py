@@ -27,7 +27,7 @@ from equipoise.training.distribution.ranks import Ranks
 from equipoise.training.loop import Plan, Progress, Trained, run
 from equipoise.training.transfer import unfreezing
 from equipoise.training.validation import Validation
-from equipoise.workloads.families import FAMILIES
+from equipoise.workloads.families import family
 from equipoise.workloads.task import Shape
 
 BATCH, STEPS = 33, 12
@@ -83,7 +83,7 @@ def characters(count: int = 150, seed: int = 1) -> Samples:
 def speller() -> nn.Module:
     """A GPT whose embedding and head share their weight."""
     scale = {"width": 16, "depth": 3, "heads": 2}
-    return FAMILIES["gpt"].model(scale, Shape((6,), 11, 11, dense=True), generator=torch.Generator().manual_seed(0))
+    return family("gpt").model(scale, Shape((6,), 11, 11, dense=True), generator=torch.Generator().manual_seed(0))
 
 
 def objective(model: nn.Module, inputs: Tensor, targets: Tensor) -> Tensor:

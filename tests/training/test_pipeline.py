@@ -7,12 +7,13 @@ import torch
 from rank_program import Block, net
 from torch import Tensor, nn
 
+from equipoise.built_in import FAMILIES
 from equipoise.errors import EquipoiseError, InputError
+from equipoise.testing.families import samples, shape_of, smallest
 from equipoise.training.blocks import recomputed
 from equipoise.training.distribution.pipeline import _Answered, _divisor
 from equipoise.training.distribution.stages import split
-from equipoise.workloads.families import FAMILIES
-from equipoise.workloads.task import Shape
+from equipoise.workloads.families import family
 
 
 class Speller(nn.Module):
@@ -60,11 +61,10 @@ def test_the_largest_stage_is_as_small_as_it_can_be() -> None:
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_every_family_can_be_cut(name: str) -> None:
-    shape = {"vectors": Shape((12,), 3), "images": Shape((3, 16, 16), 3), "tokens": Shape((6,), 11, 11, dense=name == "gpt")}
-    kind = FAMILIES[name].kinds[0]
-    scale = {dimension.name: dimension.menu[0] for dimension in FAMILIES[name].dimensions if dimension.menu}
-    model = FAMILIES[name].model(scale, shape[kind], generator=torch.Generator().manual_seed(0)).eval()
-    inputs = TOKENS if kind == "tokens" else torch.randn(2, *shape[kind].sample)
+    kind = family(name)
+    shape = shape_of(kind)
+    model = kind.model(smallest(kind), shape, generator=torch.Generator().manual_seed(0)).eval()
+    inputs = samples(shape)
     first, second = split(model, 2)
     assert torch.equal(second(first(inputs)), model(inputs))
 

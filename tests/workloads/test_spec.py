@@ -10,8 +10,11 @@ import pytest
 import torch
 from torch import nn
 
+from equipoise import cli
+from equipoise.built_in import TASKS, WORKLOADS, BuiltIn, trained_on_loading
+from equipoise.cli.arguments import check_named
 from equipoise.errors import InputError
-from equipoise.workloads import check, load
+from equipoise.workloads import Shape, check, load, load_task
 from equipoise.workloads.digits import digits, digits_net, digits_splits, train_digits
 from equipoise.workloads.models import DigitsNet, ResNet, mlp
 from equipoise.workloads.spec import located
@@ -101,8 +104,8 @@ def test_file_that_does_not_import(tmp_path: Path, text: str, message: str) -> N
 def test_names_that_are_none(tmp_path: Path) -> None:
     for spec, message in (
         ("digit", "Did you mean 'digits'"),
-        ("cifar10", r"Write cifar10:DATA.zip"),
-        ("cifar10:", r"Write cifar10:DATA.zip"),
+        ("cifar10", r"Write cifar10:DATA\?weights=FILE"),
+        ("cifar10:", r"Write cifar10:DATA\?weights=FILE"),
         ("mine.py", "for example mine.py:make_workload"),
         ("mine.py:make_workload", "an existing Python file"),
         ("model.pt", "weights must be an existing file"),
@@ -110,7 +113,7 @@ def test_names_that_are_none(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             load(spec)
-    with pytest.raises(InputError, match="stands for the training of digits"):
+    with pytest.raises(InputError, match="stands for that training"):
         load("cifar10:a.zip", state={})
 
 
@@ -224,3 +227,44 @@ def test_a_located_spec_names_the_same_files_from_any_folder(tmp_path, monkeypat
     assert located(once) == once
     assert located("a name that was given in Python") == "a name that was given in Python"
     assert located("") == ""
+
+
+OWN_SET = """
+from pathlib import Path
+import torch
+from equipoise.workloads import Workload
+
+def ramps(path: Path, *, weights: Path, rows: int = 40, state=None):
+    assert path.exists()
+    x = torch.linspace(0, 1, 4 * rows).reshape(rows, 4); y = torch.arange(rows) // 2 % 2
+    return Workload(model=torch.nn.Linear(4, 2), train=(x[::2], y[::2]), test=(x[1::2], y[1::2]), name="ramps")
+"""
+
+
+def test_a_workload_is_a_file_and_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "ramps.py").write_text(OWN_SET)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.chdir(tmp_path)
+    row = BuiltIn("ramps:ramps", "DATA?weights=FILE", {"weights": Path, "rows": int}, trained=True)
+    for table in (WORKLOADS, TASKS):  # what stands in the first stands in the second
+        monkeypatch.setitem(table, "ramps", row)
+    spec = f"ramps:{tmp_path}?weights={tmp_path / 'w'}&rows=60"
+    assert located("ramps:.?weights=w&rows=60") == spec
+    assert trained_on_loading(spec)
+    assert len(load(spec, state={}).train) == 24
+    assert load_task(spec).shape == Shape((4,), 2)
+    check_named("workload", spec, WORKLOADS)
+    for wrong, message in (
+        ("ramps", r"Write ramps:DATA\?weights=FILE"),
+        ("ramps:.", "ramps weights must be given"),
+        ("ramp", "one of .*ramps:DATA"),
+    ):
+        with pytest.raises(InputError, match=message):
+            load(wrong)
+    with pytest.raises(InputError, match="an existing file"):
+        check_named("workload", "ramps:nowhere", WORKLOADS)
+    assert cli._parser("optimize")[1].format_help().replace("\n", "").count("ramps:DATA?weights=FILE") == 1
+
+
+def test_every_workload_is_a_task() -> None:
+    assert TASKS.keys() >= WORKLOADS.keys()

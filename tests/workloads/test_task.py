@@ -201,7 +201,8 @@ def test_by_name(tmp_path: Path) -> None:
         (f"{file}:make_tusk", "Did you mean 'make_task'"),
         ("digit", "Did you mean 'digits'"),
         ("mine.py", "for example mine.py:make_task"),
-        ("cifar10:", "task must be one of"),
+        ("cifar10:", "task must be cifar10:PATH; got 'cifar10:'. Write cifar10:DATA."),
+        ("cifar", "task must be one of"),
         ("images:x?weights=y", "option of images must be one of holdout, shift"),
         ("images:x", "an existing folder or zip"),
     ):

@@ -94,7 +94,7 @@ class Family:
     """Models of one kind: from a scale and the shape of a task to a module.
 
     Attributes:
-        name: A key of `FAMILIES`, or the user's own.
+        name: A row of `built_in.FAMILIES`, or the user's own.
         dimensions: What a scale is made of.
         build: (scale, shape) -> module; called with a full, checked scale.
         kinds: Inputs that the models take.

@@ -1,0 +1,89 @@
+"""What has a name of its own on the command line: families, workloads and tasks, a row each.
+
+Words only, so that a wrong name is told before torch is loaded. A new one is a row here and the file that the row names.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+Options = Mapping[str, Callable[[str], Any]]
+"""Name of an option -> what reads its text; those that name a file are read by `Path`."""
+
+
+@dataclass(frozen=True, slots=True)
+class BuiltIn:
+    """One of them.
+
+    Attributes:
+        maker: ``module:name`` of the `Family`, or of the function that returns the workload or the task; imported when it is
+            first used.
+        data: What is written after ``NAME:``, as in ``DATA?weights=FILE``; empty where the name says all.
+        options: Those that may follow the ``?``; the function takes them by name, after the path.
+        trained: Whether loading trains its model; the function then takes the weights of an earlier load as ``state``.
+    """
+
+    maker: str
+    data: str = ""
+    options: Options = field(default_factory=dict)
+    trained: bool = False
+
+    def imported(self) -> Any:
+        """Return what `maker` names."""
+        module, _, name = self.maker.partition(":")
+        return getattr(importlib.import_module(module), name)
+
+
+_TASK: Options = {"shift": int, "holdout": int}
+_NET: Options = {"weights": Path, "depth": int, "shortcut": str, **_TASK}
+
+FAMILIES: dict[str, BuiltIn] = {
+    "mlp": BuiltIn("equipoise.workloads.families.plain:MLP"),
+    "cnn": BuiltIn("equipoise.workloads.families.plain:CNN"),
+    "resnet": BuiltIn("equipoise.workloads.families.plain:RESNET"),
+    "mobilenet": BuiltIn("equipoise.workloads.families.mobile:MOBILENET"),
+    "shufflenet": BuiltIn("equipoise.workloads.families.shuffle:SHUFFLENET"),
+    "convnext": BuiltIn("equipoise.workloads.families.convnext:CONVNEXT"),
+    "efficientnet": BuiltIn("equipoise.workloads.families.mobile:EFFICIENTNET"),
+    "speed": BuiltIn("equipoise.workloads.families.speed:SPEED"),
+    "gpt": BuiltIn("equipoise.workloads.families.transformer:GPT"),
+    "encoder": BuiltIn("equipoise.workloads.families.transformer:ENCODER"),
+}
+"""Families of models by name."""
+
+WORKLOADS: dict[str, BuiltIn] = {
+    "digits": BuiltIn("equipoise.workloads.digits:digits", trained=True),
+    "cifar10": BuiltIn("equipoise.workloads.images:cifar10", "DATA?weights=FILE", _NET),
+    "images": BuiltIn("equipoise.workloads.images:image_workload", "DATA?weights=FILE", _NET),
+}
+"""Workloads by name."""
+
+TASKS: dict[str, BuiltIn] = {
+    **WORKLOADS,
+    "digits": BuiltIn("equipoise.workloads.digits:digits_task"),
+    "cifar10": BuiltIn("equipoise.workloads.images:cifar10_task", "DATA", _TASK),
+    "images": BuiltIn("equipoise.workloads.images:image_task", "DATA", _TASK),
+    "text": BuiltIn("equipoise.workloads.text:text_task", "FILE?context=64", {"context": int}),
+}
+"""Tasks by name: every workload, its model left aside, and those that need no model."""
+
+
+def forms(table: Mapping[str, BuiltIn]) -> Iterable[str]:
+    """Yield how each row of a table is written, and how one of the user's own is.
+
+    Example:
+        >>> list(forms(WORKLOADS))[:2]
+        ['digits', 'cifar10:DATA?weights=FILE']
+    """
+    yield from (f"{name}:{row.data}" if row.data else name for name, row in table.items())
+    yield "FILE.py:FUNCTION"
+
+
+def trained_on_loading(spec: str) -> bool:
+    """Return whether loading the workload `spec` trains its model, unless it is given the weights of an earlier load."""
+    kind = spec.partition(":")[0]
+    return kind in WORKLOADS and WORKLOADS[kind].trained
