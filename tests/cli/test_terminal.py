@@ -115,10 +115,11 @@ def test_no_verb_makes_a_console_of_its_own_or_writes_markup():
     assert offences('from rich.console import Console\nsay("[bold]x[/bold]")') == ["Console", "[bold]x[/bold]"]
 
 
-def test_a_budgets_further_axes_are_columns(capsys):
+def test_a_budgets_further_axes_are_columns(capsys, monkeypatch):
+    monkeypatch.setenv("COLUMNS", "200")
     plain, base = evaluation(), evaluation()
     held = replace(plain, cost={**plain.cost, "peak_memory_bytes": measured(22e6, "B")})
-    console(width=120).print(table("accuracy", [held, base], base, marked={}, words=["memory"]))
+    console().print(table("accuracy", [held, base], base, marked={}, words=["memory"]))
     head, first, second = seen(capsys.readouterr().out).splitlines()
     assert "memory" in head
     assert "22 MB" in first
