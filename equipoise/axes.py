@@ -21,7 +21,7 @@ class Axis:
         trained: Whether training changes it.
         predicted: Whether the tables tell it of any plan beforehand; such a bound steers search, recovery and pick.
         of: The word of the axis that it follows from, whose row stands before; empty for one that is read by itself.
-        meter: ``module:class`` of what reads it (`measure.meters.Meter`), imported when it is first used; empty for one that
+        meter: ``module:class`` of what reads it (`meters.Meter`), imported when it is first used; empty for one that
             every evaluation has, or that follows from another.
         better: Words for better and for worse.
     """

@@ -10,7 +10,7 @@ import pytest
 from equipoise.axes import ALWAYS, AXES, LABELS, SCALE_AXES, TRADED, Axis, on_request
 from equipoise.budget import Budget, parse_budget
 from equipoise.errors import InputError
-from equipoise.measure.meters import meter
+from equipoise.meters import meter
 from equipoise.records import Evaluation, Plan, measured
 from equipoise.road.features import FEATURES, PRIORS
 from equipoise.units import SCALES, show

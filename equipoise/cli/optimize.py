@@ -96,7 +96,7 @@ def run(args: argparse.Namespace) -> int:
 def _check_meters(args: argparse.Namespace) -> None:
     """Refuse a bound on what cannot be measured here, before anything slow is imported."""
     from equipoise.budget import parse_budget
-    from equipoise.measure.meters import Meters
+    from equipoise.meters import Meters
 
     Meters(args.target[0].batch if isinstance(args.target, tuple) else 1, args.price_per_hour, args.grid).check(
         parse_budget(args.budget)

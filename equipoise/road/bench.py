@@ -17,7 +17,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
-from equipoise import runtimes
+from equipoise import meters, runtimes
 from equipoise.batch import Inputs, mapped, size, take
 from equipoise.compress.builder import Builder
 from equipoise.compress.fold import folded
@@ -26,7 +26,7 @@ from equipoise.compress.technique import Draft
 from equipoise.compress.trace import WEIGHTED, copied
 from equipoise.measure.counts import LayerCount, count
 from equipoise.measure.loads import compare_loads
-from equipoise.measure.meters import Meters
+from equipoise.meters import Meters
 from equipoise.records import (
     Evaluation,
     Fidelity,
@@ -227,7 +227,7 @@ class Workbench:
     def time(
         self, scored: Evaluation, read: Callable[[str], bytes], *, reference_s: float | None, seconds: float
     ) -> Evaluation:
-        """Return a scored evaluation with what must be measured alone: latency beside the untouched model, and the extras.
+        """Return a scored evaluation with what must be measured alone: latency beside the untouched model, and the `extra`.
 
         Args:
             read: Returns the bytes of a blob.
@@ -245,8 +245,7 @@ class Workbench:
         timed = compare_loads(contenders, seconds=seconds)
         speed = timed.speedup("reference", "candidate")
         latency = timed.latency("reference") if reference_s is None else latency_beside(reference_s, speed)
-        rows = mapped(take(request, np.arange(target.batch) % size(request)), np.ascontiguousarray)
-        cost = self.meters.read(self.extra, {"latency_s": latency, **scored.cost}, program, target, rows)
+        cost = self.meters.read(self.extra, {"latency_s": latency, **scored.cost}, program, target, self._rows(target))
         return replace(
             scored,
             cost=cost,
@@ -254,6 +253,17 @@ class Workbench:
             speed_up=speed.reading("1") if speed.bounded else None,
             seconds=scored.seconds + time.perf_counter() - began,
         )
+
+    def metered(self, word: str, scored: Evaluation, read: Callable[[str], bytes]) -> Reading:
+        """Return what the meter of one more axis reads of a scored evaluation; `read` returns the bytes of a blob."""
+        ref = program_ref(scored)
+        target = Target.parse(ref.target)
+        return meters.read(word, Program.stored(ref, read), target, self._rows(target))
+
+    def _rows(self, target: Target) -> Inputs:
+        """One request of a target's batch, from the first samples of the validation split."""
+        request = self.samples(target.batch)
+        return mapped(take(request, np.arange(target.batch) % size(request)), np.ascontiguousarray)
 
     def _hold(self, program: Program, model: torch.nn.Module, outputs: Array, *, untouched: bool) -> None:
         """Raise where a float program differs from its model; the untouched one is held to the user's own, unfolded model."""

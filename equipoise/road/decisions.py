@@ -13,11 +13,12 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
+from equipoise.axes import AXES
 from equipoise.budget import Budget
 from equipoise.errors import EquipoiseError
 from equipoise.events import Listener
-from equipoise.measure.meters import Meters
-from equipoise.records import Evaluation, Fidelity, Plan, as_data, digest, evaluation_from
+from equipoise.meters import Meters
+from equipoise.records import Evaluation, Fidelity, Plan, as_data, digest
 from equipoise.road import entries, rungs
 from equipoise.road.facts import TARGET, facts_from
 from equipoise.road.features import Features, completed
@@ -26,7 +27,7 @@ from equipoise.road.proposals import FIRST, WORST_LOSS, Known, worst_loss
 from equipoise.search import LossTable, converged, front_volume, loss_table
 from equipoise.stats import median
 from equipoise.study.header import Header
-from equipoise.study.record import Study
+from equipoise.study.record import Study, evaluated, following
 from equipoise.units import show
 
 SEARCH_SHARE = 0.5
@@ -162,7 +163,7 @@ class Road(Walk):
         if self.walked(job):
             return next(e for e in self.evaluations if e.key == key)
         data = yield from self._step(job)
-        found = evaluation_from(data["evaluation"])
+        (found,) = evaluated([data], self.record.all("meter"))
         self.evaluations.append(found)
         self.tell("evaluate", fidelity, evaluation=found)
         return found
@@ -199,15 +200,28 @@ class Road(Walk):
             space=self.facts.offered,
             left_whole=self.facts.left_whole,
             notes=tuple(notes),
+            batch=asked.meters.batch,
             price_per_hour=asked.meters.price_per_hour,
             grid=asked.meters.grid,
             **asked.about,
         )
         yield from self._step(Job("study", self.header.asked, {"header": as_data(self.header)}))
+        yield from self._metered()
         for target, precisions in asked.targets.items():
             for bits in precisions:
                 if self.left() - self.reserve > self.expected("one-shot"):
                     yield from self._one_shot(self.uniform(target, bits))
+
+    def _metered(self) -> Steps[None]:
+        """Have what was evaluated for another budget read on the axes that this one names."""
+        for found in evaluated(self.record.all("evaluation"), self.record.all("meter")):
+            for word in self.asked.meters.metered(self.budget):
+                key = f"{found.key}:{word}"
+                lacks = AXES[word].key not in found.cost or self.record.get("meter", key) is not None
+                if found.ok and lacks and self.left() > self.reserve:
+                    args, says = {"evaluation": found.key, "word": word}, f"the {word} of plan {found.plan.digest}"
+                    yield from self._step(Job("meter", key, args, "measuring host", says=says))
+        self.evaluations = list(evaluated(self.record.all("evaluation"), self.record.all("meter"))[:1])
 
     def uniform(self, target: str, bits: int) -> Plan:
         """Return the untouched model on one target in one precision: what hand use of one tool would give."""
@@ -447,10 +461,9 @@ class Road(Walk):
     def _final(self) -> Steps[None]:
         """Have the shortlist timed side by side with the untouched model, until the intervals are narrow or the time is up."""
         assert self.header is not None, "the baseline comes first"
-        every = tuple(evaluation_from(row["evaluation"]) for row in self.record.all("evaluation"))
-        study = Study(
-            Path(), self.header, every, {}
-        )  # not raced: else the race's own result would change its field on a replay
+        rows = evaluated(self.record.all("evaluation"), self.record.all("meter"))
+        # not raced: else the race's own result would change its field on a replay
+        study = Study(Path(), self.header, following(rows, self.header), {})
         chosen = {e.key: e for e in (study.best, study.knee, *self._contenders(), *study.front) if e.fidelity != "untouched"}
         shortlist = list(chosen)[:SHORTLIST]
         seconds = max(self.reserve, min(FINAL_LEAST_S, self.left()))

@@ -69,6 +69,7 @@ class Here:
             "prepare": lambda _: {"facts": as_data(self.maker.facts())},
             "notes": lambda _: {"notes": list(cautions(self.bench.work))},
             "study": self._header,
+            "meter": self._meter,
             "evaluation": self._evaluation,
             "table": lambda job: self.maker.entry(job),
             "guess": lambda job: self.maker.estimates(job),
@@ -119,6 +120,13 @@ class Here:
         if trained_on_loading(self.spec):
             kept["source_state"] = self.store.blob(packed(self.bench.work.model))
         return {"header": {**job.args["header"], **kept}}
+
+    def _meter(self, job: Job) -> Mapping[str, Any]:
+        """One more axis of what was evaluated for another budget."""
+        row = self.store.get("evaluation", job.args["evaluation"])
+        assert row is not None, "the road asks it of what is recorded"
+        found = self.bench.metered(job.args["word"], evaluation_from(row["evaluation"]), self.store.read_blob)
+        return {**job.args, "reading": as_data(found)}
 
     def _times(self, job: Job) -> Mapping[str, Any]:
         target, knobs = Target.parse(job.args["target"]), frozenset(job.args["knobs"])

@@ -10,7 +10,7 @@ import numpy as np
 
 from equipoise.axes import AXES
 from equipoise.budget import Budget
-from equipoise.measure.meters import Meters
+from equipoise.meters import Meters
 from equipoise.records import Evaluation, Reading
 from equipoise.road.facts import TARGET
 from equipoise.road.features import PRIORS, Features

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from equipoise.budget import Budget
-from equipoise.measure.meters import Meters
+from equipoise.meters import Meters
 from equipoise.records import Evaluation, Plan, as_data
 from equipoise.road import prediction
 from equipoise.road.features import Features

@@ -11,7 +11,7 @@ from equipoise import runtimes
 from equipoise.budget import parse_budget
 from equipoise.errors import EquipoiseError, InputError, MissingExtraError, StoreError, must_be
 from equipoise.events import Listener
-from equipoise.measure.meters import Meters
+from equipoise.meters import Meters
 from equipoise.progress import of_events
 from equipoise.road.bench import Workbench
 from equipoise.road.decisions import Asked, Road
@@ -130,7 +130,7 @@ def _walk(
         with road.watched(job), staying("preparing the model") if job.kind == "prepare" else nullcontext():
             yield
 
-    bench = Workbench(work, targets, store.blob, asked.meters, asked.meters.extra(asked.budget))
+    bench = Workbench(work, targets, store.blob, asked.meters, asked.meters.metered(asked.budget))
     with ExitStack() as open_:
         maker: Maker = Trials(bench, store, asked.seed, road.tell)
         if isolate:

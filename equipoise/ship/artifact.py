@@ -34,10 +34,10 @@ from equipoise.batch import mapped, restored, stored
 from equipoise.budget import Budget, Constraint, parse_budget
 from equipoise.errors import InputError, StoreError, must_be
 from equipoise.measure.machine import describe
-from equipoise.measure.meters import Meters
+from equipoise.meters import Meters
 from equipoise.records import Evaluation, Plan, Reading, as_data, dumps, program_ref
 from equipoise.road.racing import race_stored
-from equipoise.runtimes.base import Program, get, parse_targets
+from equipoise.runtimes.base import Program, get
 from equipoise.ship.agreement import divided
 from equipoise.ship.card import card
 from equipoise.ship.manifest import KIND, PROBE, SCHEMA, SOURCE_STATE, WEIGHTS, WIDEST_RATIO, Manifest, checked, parse
@@ -233,9 +233,8 @@ def _raced(evaluation: Evaluation, store: Store) -> Study:
 def _manifest(study: Study, evaluation: Evaluation, *, budget: Budget, pick: str, fingerprint: str) -> dict[str, Any]:
     """Everything but the files: claims, each of which `verify` computes again, and what is only recorded."""
     header, base = study.header, study.baseline
-    meters = Meters(parse_targets(header.target)[0].batch, header.price_per_hour, header.grid)
     promise, baseline = _figures(study, evaluation)
-    promise |= _asked(evaluation, promise, meters)
+    promise |= _asked(evaluation, promise, header.meters)
     bounds, missed = divided(budget, promise)
     manifest: dict[str, Any] = {
         "schema": SCHEMA,
@@ -245,7 +244,7 @@ def _manifest(study: Study, evaluation: Evaluation, *, budget: Budget, pick: str
             "target": header.target,
             "metric": {k: header.metric[k] for k in ("name", "maximize", "unit")},
             "budget": budget.text,
-            "told": meters.told(on_request(promise)),
+            "told": header.meters.told(on_request(promise)),
             "fingerprint": fingerprint,
             "source_state": bool(header.source_state),
         },

@@ -25,7 +25,7 @@ from typing import Any, Literal
 from equipoise.axes import AXES, on_request
 from equipoise.budget import parse_budget
 from equipoise.errors import InputError, must_be
-from equipoise.measure.meters import Meters
+from equipoise.meters import Meters
 from equipoise.records import Choice, Reading
 from equipoise.runtimes.base import PRECISIONS, RUNTIMES, Target, parse_targets
 

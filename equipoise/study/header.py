@@ -6,6 +6,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from equipoise.meters import Meters
 from equipoise.records import Choice, Knob, Plan, as_data, digest
 
 SCHEMA = 3
@@ -37,7 +38,7 @@ class Header:
         damage_unit: What the loss to the untouched model is counted in.
         left_whole: What can not be changed -> why.
         notes: What was done to the model and its data so that they can be used.
-        price_per_hour, grid: As `measure.meters.Meters`.
+        batch, price_per_hour, grid: As `meters.Meters`.
         probe: SHA-256 of real inputs, with which files are tried.
         source_state: SHA-256 of the weights of a model that loading would train anew; empty for one that is loaded.
         machine: `measure.machine.describe`.
@@ -55,6 +56,7 @@ class Header:
     damage_unit: str = "nats"
     left_whole: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
+    batch: int = 1
     price_per_hour: float | None = None
     grid: float | None = None
     probe: str = ""
@@ -67,6 +69,11 @@ class Header:
         """Identity of what was asked: 16 hex digits."""
         kept = ("probe", "source_state", "machine")
         return digest({k: v for k, v in as_data(self).items() if k not in kept})
+
+    @property
+    def meters(self) -> Meters:
+        """What follows from a latency or an energy here."""
+        return Meters(self.batch, self.price_per_hour, self.grid)
 
     @property
     def untouched(self) -> Plan:

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -88,7 +88,7 @@ class Study:
             raise StoreError(f"the study at {store.path} has no baseline yet. Run `equipoise optimize` on it first.")
         asked = [row["header"] for row in store.all("asking")]  # the last one counts
         header = header_from(((asked and store.get("study", asked[-1])) or headers[-1])["header"])
-        rows = tuple(evaluation_from(row["evaluation"]) for row in store.all("evaluation"))
+        rows = evaluated(store.all("evaluation"), store.all("meter"))
         if not rows or not rows[0].ok:
             raise StoreError(f"the study at {store.path} has no usable baseline. Run `equipoise optimize` on another --store.")
         reference = reading_from(finals[-1]["reference"]) if finals else rows[0].axis("latency_s")
@@ -97,7 +97,7 @@ class Study:
         extent = (store.get("extent", asked[-1]) if asked else None) or {}
         if raced and finals:
             rows = _raced(rows, reference, ratios)
-        return cls(Path(store.path), header, rows, ratios, unread, extent)
+        return cls(Path(store.path), header, following(rows, header), ratios, unread, extent)
 
     @property
     def budget(self) -> Budget:
@@ -348,25 +348,22 @@ def _raced(rows: tuple[Evaluation, ...], reference: Reading, ratios: Mapping[str
         ratio = ratios.get(e.key) or (interval_of(e.speed_up) if e.speed_up else None)
         return latency_beside(reference.get(), ratio) if ratio else None
 
-    return tuple(replace(e, cost={**e.cost, **_at(beside, e)}) if (beside := latency(e)) else e for e in rows)
+    return tuple(replace(e, cost={**e.cost, "latency_s": beside}) if (beside := latency(e)) else e for e in rows)
 
 
-def _at(latency: Reading, e: Evaluation) -> dict[str, Reading]:
-    """The costs of an evaluation that are what they are by its latency, at this one."""
-    out, before = {"latency_s": latency}, e.axis("latency_s")
-    for axis in AXES.values():
-        found = e.axis(axis.key)
-        if axis.of != "latency" or found.value is None:
-            continue
-        if axis.smaller:
-            share = found.value / before.get()
-            low, high = (None if end is None else share * end for end in (latency.low, latency.high))
-            out[axis.key] = replace(found, value=share * latency.get(), low=low, high=high, n=latency.n)
-        else:
-            amount = found.value * before.get()
-            low, high = (None if end is None else amount / end for end in (latency.high, latency.low))
-            out[axis.key] = replace(found, value=amount / latency.get(), low=low, high=high, n=latency.n)
-    return out
+def evaluated(rows: Sequence[Mapping[str, Any]], metered: Sequence[Mapping[str, Any]]) -> tuple[Evaluation, ...]:
+    """Return recorded evaluations, each with what was read of it when it was asked for later."""
+    later: dict[str, dict[str, Reading]] = {}
+    for row in metered:
+        later.setdefault(row["evaluation"], {})[AXES[row["word"]].key] = reading_from(row["reading"])
+    found = (evaluation_from(row["evaluation"]) for row in rows)
+    return tuple(replace(e, cost={**e.cost, **later.get(e.key, {})}) for e in found)
+
+
+def following(rows: Iterable[Evaluation], header: Header) -> tuple[Evaluation, ...]:
+    """Return evaluations with the axes of the budget that follow from others beside them: never recorded, always worked out."""
+    budget, meters = parse_budget(header.budget), header.meters
+    return tuple(replace(e, cost={**e.cost, **meters.following(budget, e.cost)}) for e in rows)
 
 
 def describe(evaluation: Evaluation, baseline: Evaluation) -> str:

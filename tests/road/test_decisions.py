@@ -14,9 +14,20 @@ from record_in_memory import Memory
 from equipoise.budget import parse_budget
 from equipoise.errors import EquipoiseError
 from equipoise.events import Event
-from equipoise.measure.meters import Meters
+from equipoise.meters import Meters
 from equipoise.ops import Op
-from equipoise.records import Evaluation, Knob, LayerRow, Plan, ProgramRef, Training, as_data, evaluation_from, measured
+from equipoise.records import (
+    Evaluation,
+    Knob,
+    LayerRow,
+    Plan,
+    ProgramRef,
+    Reading,
+    Training,
+    as_data,
+    evaluation_from,
+    measured,
+)
 from equipoise.road import prediction, proposals
 from equipoise.road.bench import failed
 from equipoise.road.decisions import Asked, Road
@@ -24,7 +35,7 @@ from equipoise.road.facts import TARGET, Act, Facts, Layer, facts_from
 from equipoise.road.jobs import Job
 from equipoise.search import converged
 from equipoise.study.header import Offered, header_from
-from equipoise.study.record import Study
+from equipoise.study.record import Study, evaluated, following
 
 ONE = "onnxruntime:cpu?threads=1&batch=1"
 TWO = "onnxruntime:cpu?threads=2&batch=1"
@@ -140,6 +151,10 @@ class Formula:
         assert self.road is not None
         return {**self.road.proposal(), "seconds": 0.05}
 
+    def meter(self, job: Job) -> dict[str, Any]:
+        (found,) = (e for e in evaluations(self.record) if e.key == job.args["evaluation"])
+        return {**job.args, "reading": as_data(memory_of(found)), "seconds": 0.2}
+
     def leg(self, job: Job) -> dict[str, Any]:
         legs = [row["leg"] for row in self.record.all("leg") if row["plan"] == job.args["plan"]]
         return {"plan": job.args["plan"], "leg": 1 + max(legs, default=0), "seconds": 0.0}
@@ -187,7 +202,13 @@ class Formula:
             seconds=took,
             leg=job.args["leg"],
         )
+        if self.road is not None and self.road.budget.bound("memory") is not None:
+            found = replace(found, cost={**found.cost, "peak_memory_bytes": memory_of(found)})
         return {"evaluation": as_data(found), "seconds": took}
+
+
+def memory_of(found: Evaluation) -> Reading:
+    return measured(5 * found.axis("size_bytes").get(), "B")
 
 
 def evaluations(record: Memory) -> list[Evaluation]:
@@ -216,7 +237,7 @@ def walked(what: Asked, record: Memory | None = None, said: list[Event] | None =
 
 def study_of(record: Memory) -> Study:
     header = header_from(record.all("study")[-1]["header"])
-    return Study(Path(), header, tuple(evaluations(record)), {})
+    return Study(Path(), header, following(evaluated(record.all("evaluation"), record.all("meter")), header), {})
 
 
 @pytest.fixture(scope="module")
@@ -242,6 +263,37 @@ def test_the_whole_road_ends_with_a_front_within_its_budget_and_its_time_in_mome
     assert 100 < formula.record.spent_s <= 120
     assert said[-1].spent_s == pytest.approx(formula.record.spent_s, abs=15)  # the last race is told before it is run
     assert [event.text for event in said if event.stage == "notes"] == ["WARNING: few samples"]
+
+
+def test_an_axis_that_is_asked_for_later_is_read_of_what_is_recorded_and_only_once() -> None:
+    record = walked(asked(limit_s=60.0)).record
+    before = {e.key for e in evaluations(record)}
+    budget = "drop<=1, memory<=30KB"
+    again = walked(asked(budget, 120.0), record)
+    read = [job.args["evaluation"] for job in again.done if job.kind == "meter"]
+    assert sorted(read) == sorted(before)
+    assert len(evaluations(record)) > len(before)
+    study = study_of(record)
+    assert study.met
+    assert study.best.axis("peak_memory_bytes").get() <= 30e3
+    assert all(e.axis("peak_memory_bytes").get() == memory_of(e).get() for e in study.evaluations)
+    assert not [job for job in walked(asked(budget, 120.0), record).done if job.kind == "meter"]
+
+
+def test_an_axis_that_follows_from_another_is_known_of_all_that_is_recorded() -> None:
+    record = walked(asked(limit_s=60.0)).record
+    walked(asked("drop<=1, throughput>=10000/s", 60.0), record)
+    for found in study_of(record).evaluations:
+        assert found.axis("throughput_per_s").get() == pytest.approx(1 / found.axis("latency_s").get())
+    assert study_of(record).met
+    cheap = asked("price<=1$", 60.0, meters=Meters(1, price_per_hour=3.6))
+    walked(cheap, record)
+    before = study_of(record).best.axis("price_per_million").get()
+    walked(replace(cheap, meters=Meters(1, price_per_hour=7.2)), record)  # the machine has become dearer
+    assert study_of(record).baseline.axis("price_per_million").get() == pytest.approx(
+        2e3 * study_of(record).baseline.axis("latency_s").get()
+    )
+    assert before > 0
 
 
 def test_every_kind_of_step_is_taken_in_its_turn(whole: Formula) -> None:

@@ -8,7 +8,7 @@ import pytest
 from equipoise.axes import AXES
 from equipoise.budget import parse_budget
 from equipoise.compress.width import narrowed
-from equipoise.measure.meters import Meters
+from equipoise.meters import Meters
 from equipoise.ops import Op
 from equipoise.records import Evaluation, Knob, Plan, ProgramRef, measured
 from equipoise.road import prediction

@@ -14,7 +14,7 @@ from equipoise import workloads
 from equipoise.budget import parse_budget
 from equipoise.compress.technique import Draft
 from equipoise.measure import machine
-from equipoise.measure.meters import Meters
+from equipoise.meters import Meters
 from equipoise.records import Evaluation, as_data
 from equipoise.road.bench import Workbench
 from equipoise.runtimes import Target

@@ -14,7 +14,7 @@ from test_verify import forge
 
 from equipoise.cli import main
 from equipoise.measure import energy
-from equipoise.measure.meters import JOULES_PER_KWH, Meters
+from equipoise.meters import JOULES_PER_KWH, Meters
 from equipoise.records import measured, unavailable
 from equipoise.road import consumption
 from equipoise.runtimes import Target

@@ -162,14 +162,9 @@ def test_a_raced_latency_is_the_one_that_is_told_and_held_to_the_budget(tmp_path
 
 
 def test_what_follows_from_the_latency_follows_from_the_raced_one(tmp_path) -> None:
-    more = {
-        "price_per_million": measured(0.5, "$"),
-        "throughput_per_s": measured(1000.0, "1/s"),
-        "energy_j": measured(1e-3, "J"),
-    }
-    half = replace(HALF, cost={**HALF.cost, **more})  # at 1 ms
+    half = replace(HALF, cost={**HALF.cost, "energy_j": measured(1e-3, "J")})  # at 1 ms
     with Store.open(tmp_path / "study") as store:
-        fill(store, (BASE, half), "price<=0.42$, throughput>=1200/s")
+        fill(store, (BASE, half), "price<=0.42$, throughput>=1200/s", price_per_hour=1.8)
         store.put(
             "final", "x", raced(HALF.key, {"value": 2.5, "low": 2.0, "high": 4.0, "n": 12, "confidence": 0.95}), seconds=1
         )
@@ -177,7 +172,7 @@ def test_what_follows_from_the_latency_follows_from_the_raced_one(tmp_path) -> N
     price, rate = (found.evaluations[1].axis(axis) for axis in ("price_per_million", "throughput_per_s"))
     assert (price.value, price.low, price.high) == pytest.approx((0.4, 0.25, 0.5))  # 0.8 ms, from 0.5 to 1.0
     assert (rate.value, rate.low, rate.high) == pytest.approx((1250.0, 1000.0, 2000.0))
-    assert found.evaluations[1].axis("energy_j") == more["energy_j"]
+    assert found.evaluations[1].axis("energy_j") == measured(1e-3, "J")
     assert (found.met, searched.met) == (True, False)
 
 

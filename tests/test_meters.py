@@ -13,7 +13,7 @@ from equipoise.axes import AXES, Axis
 from equipoise.budget import parse_budget
 from equipoise.errors import InputError
 from equipoise.measure import energy
-from equipoise.measure.meters import Meters
+from equipoise.meters import Meters
 from equipoise.records import Reading, measured, unavailable
 
 COST = {

@@ -101,6 +101,15 @@ class Meters:
         before = [AXES[word].of for word in named if AXES[word].of and AXES[word].of not in ALWAYS]
         return tuple(dict.fromkeys([*before, *named]))
 
+    def metered(self, budget: Budget) -> tuple[str, ...]:
+        """Return the words of `extra` that a meter reads; the others follow from what was read."""
+        return tuple(word for word in self.extra(budget) if AXES[word].meter)
+
+    def following(self, budget: Budget, cost: Mapping[str, Reading]) -> dict[str, Reading]:
+        """Return the axes of `budget` that follow from others, as they do from `cost` (axis -> reading)."""
+        words = [word for word in self.extra(budget) if AXES[word].of and AXES[AXES[word].of].key in cost]
+        return {AXES[word].key: self.follows(word, cost) for word in words if not self.untold(word)}
+
     def read(
         self, words: Iterable[str], cost: Mapping[str, Reading], program: Any, target: Any, rows: Inputs
     ) -> dict[str, Reading]:
