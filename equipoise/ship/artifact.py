@@ -30,7 +30,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 
 from equipoise.axes import AXES, on_request
-from equipoise.batch import mapped, restored, stored
+from equipoise.batch import mapped, named, restored, stored
 from equipoise.budget import Budget, Constraint, parse_budget
 from equipoise.errors import InputError, StoreError, must_be
 from equipoise.measure.machine import describe
@@ -208,7 +208,7 @@ def pack(
     manifest["digest"] = Artifact(folder, manifest).digest
     checked(manifest)
     contents["manifest.json"] = (json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
-    contents["README.md"] = card(manifest, _taken(contents["model.onnx"]) if "model.onnx" in contents else {}).encode()
+    contents["README.md"] = card(manifest, _taken(contents)).encode()
     _write(folder, contents)
     _remember(store, folder, evaluation, manifest["digest"])
     return Artifact.load(folder)
@@ -345,11 +345,14 @@ def _answered(program: Program, probe: bytes) -> bytes:
     return bytes(save({**stored(inputs), "outputs": outputs}))
 
 
-def _taken(content: bytes) -> dict[str, tuple[str | int, ...]]:
-    """Return the axes of each input of an ONNX file, by its name: a number where one is fixed, a word where it is free."""
+def _taken(contents: Mapping[str, bytes]) -> dict[str, tuple[str | int, ...]]:
+    """Return the axes of each input by its name, as the ONNX file tells them: a number is fixed, a word is free."""
     from onnx import load_from_string
+    from safetensors.numpy import load
 
-    shapes = {value.name: value.type.tensor_type.shape.dim for value in load_from_string(content).graph.input}
+    if "model.onnx" not in contents:
+        return dict.fromkeys(named(restored(load(contents[PROBE]))), ())
+    shapes = {value.name: value.type.tensor_type.shape.dim for value in load_from_string(contents["model.onnx"]).graph.input}
     return {name: tuple(axis.dim_param or axis.dim_value for axis in shape) for name, shape in shapes.items()}
 
 

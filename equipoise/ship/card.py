@@ -32,39 +32,57 @@ import onnxruntime
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = {threads}  # as it was timed
 session = onnxruntime.InferenceSession("{file}", options)
-outputs = session.run(None, {{session.get_inputs()[0].name: inputs}})[0]""",
+outputs = session.run(None, {fed})[0]""",
     "openvino": """\
 import openvino
 core = openvino.Core()
 read = core.read_model("{file}")
-read.reshape({{0: [{batch}, *list(read.input(0).partial_shape)[1:]]}})  # one batch size, as it was timed
-model = core.compile_model(read, "CPU", {{"INFERENCE_NUM_THREADS": {threads}}})
+read.reshape({{x: [{batch}, *list(x.partial_shape)[1:]] for x in read.inputs}})  # one batch size, as it was timed
+exact = {{"PERFORMANCE_HINT": "LATENCY", "INFERENCE_PRECISION_HINT": "f32"}}  # else a CPU with AMX computes in bfloat16
+model = core.compile_model(read, "CPU", {{"INFERENCE_NUM_THREADS": {threads}, **exact}})
 outputs = model(inputs)[0]""",
     "torch": """\
 import torch
 model = torch.export.load("{file}").module()
-outputs = model(inputs)""",
+outputs = model({fed})""",
 }
+_ONE = {"onnxruntime": "{session.get_inputs()[0].name: inputs}", "torch": "torch.from_numpy(inputs)"}
+_SEVERAL = {"onnxruntime": "inputs", "torch": "*map(torch.from_numpy, inputs.values())"}
+"""What is handed over where the model takes one input, and where it takes several by name."""
 
 
 Axes = tuple[str | int, ...]
 """Axes of an input: a number where one is fixed, a word where it is free."""
 
 
-def card(manifest: Mapping[str, Any], takes: Mapping[str, Axes] | None = None) -> str:
-    """Return the model card of a manifest as Markdown.
+def loading(deployable: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return the lines of Python that load a program as it was timed and hand `inputs` to it.
 
     Args:
-        takes: The inputs of the file by name; None where that is not known.
+        deployable: The manifest's entry of the program.
+        names: Of its inputs.
     """
+    runtime = deployable["runtime"]
+    option = dict(pair.split("=") for pair in deployable["target"].partition("?")[2].split("&") if "=" in pair)
+    return _LOAD.get(runtime, 'files: "{file}"').format(
+        file=_main(deployable),
+        threads=option.get("threads", 1),
+        batch=option.get("batch", 1),
+        fed=(_SEVERAL if len(names) > 1 else _ONE).get(runtime, ""),
+    )
+
+
+def _main(deployable: Mapping[str, Any]) -> str:
+    """The file that a runtime is given."""
+    return str(next((f for f in deployable["files"] if f.endswith((".onnx", ".xml", ".pt2"))), deployable["files"][0]))
+
+
+def card(manifest: Mapping[str, Any], takes: Mapping[str, Axes]) -> str:
+    """Return the model card of a manifest as Markdown; `takes` holds the axes of each input, none where the file tells none."""
     study, deployable = manifest["study"], manifest["deployable"]
     runtime, precision = deployable["runtime"], deployable["precision"]
     tags = ["equipoise", "compressed", runtime, precision]
-    main = next((f for f in deployable["files"] if f.endswith((".onnx", ".xml", ".pt2"))), deployable["files"][0])
-    option = dict(pair.split("=") for pair in deployable["target"].partition("?")[2].split("&") if "=" in pair)
-    load = _LOAD.get(runtime, 'files: "{file}"').format(
-        file=main, threads=option.get("threads", 1), batch=option.get("batch", 1)
-    )
+    told = "holds the inputs by name, each" if len(takes) > 1 else "is"
     free = "" if runtime == "openvino" else "; the first axis is free"
     return f"""\
 ---
@@ -76,7 +94,7 @@ tags: {json.dumps(tags)}
 
 {verified_block()}
 
-The file that was scored and that ships is `{main}` ({precision}, for `{deployable["target"]}`).
+The file that was scored and that ships is `{_main(deployable)}` ({precision}, for `{deployable["target"]}`).
 
 {figures(manifest)}
 
@@ -87,11 +105,11 @@ The file that was scored and that ships is `{main}` ({precision}, for `{deployab
 ## How to load it
 
 ```python
-{load}
+{loading(deployable, tuple(takes))}
 ```
 
-`inputs` is a batch (N, ...) as the training code makes it, as a NumPy array of the type that the file takes
-(floats in float32){free}.{_taken(takes or {})}
+`inputs` {told} a batch (N, ...) as the training code makes it, as a NumPy array of the type that the file takes
+(floats in float32){free}.{_taken(takes)}
 `equipoise verify .` checks every figure above on the files, in a clean process.
 
 ## Limits
@@ -125,7 +143,7 @@ def figures(manifest: Mapping[str, Any]) -> str:
 
 def _taken(takes: Mapping[str, Axes]) -> str:
     """Say which axes of the inputs are free: of sequences the length is, unless the model's code fixes it."""
-    shapes = [f"{_code(name)} ({', '.join(map(_plain, axes))})" for name, axes in takes.items()]
+    shapes = [f"{_code(name)} ({', '.join(map(_plain, axes))})" for name, axes in takes.items() if axes]
     return f"\nThe file takes {', '.join(shapes)}: an axis with a number is fixed, one with a word is free." if shapes else ""
 
 

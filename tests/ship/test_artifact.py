@@ -11,16 +11,21 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from many_inputs import paired, pairs
 from onnx import TensorProto, helper, numpy_helper
 from safetensors.numpy import save
+from torch import nn
 
+from equipoise.batch import call, mapped, named, positional
 from equipoise.budget import parse_budget
 from equipoise.cli import main
 from equipoise.errors import InputError, StoreError
 from equipoise.records import Evaluation, Plan, ProgramRef, as_data, measured, program_ref
-from equipoise.runtimes import Source, get
+from equipoise.runtimes import Source, available, get
+from equipoise.runtimes.export import Exporter
 from equipoise.ship.artifact import Artifact, pack
-from equipoise.ship.card import BEGIN
+from equipoise.ship.card import BEGIN, loading
 from equipoise.ship.verify import integrity, verify
 from equipoise.study.header import Header
 from equipoise.study.store import Store
@@ -220,6 +225,21 @@ def test_the_card_loads_what_was_timed_as_it_was_timed(artifact: Artifact, monke
     found = {"inputs": inputs}
     exec(code, found)
     np.testing.assert_allclose(found["outputs"], get("onnxruntime").load(artifact.program, batch=1).run(inputs), rtol=1e-6)
+
+
+@pytest.mark.parametrize("runtime", available())
+@pytest.mark.parametrize("several", [False, True])
+def test_the_cards_lines_load_and_run_whatever_the_runtime(
+    runtime: str, several: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    net, example = (paired(), positional(pairs(3)[0])) if several else (nn.Linear(4, 2).eval(), torch.randn(3, 4))
+    made = get(runtime).compile(Exporter().source(net, example, topology=""))
+    made.write(tmp_path)
+    deployable = {"runtime": runtime, "files": list(made.files), "target": f"{runtime}:cpu?threads=1&batch=3"}
+    monkeypatch.chdir(tmp_path)
+    found = {"inputs": mapped(example, torch.Tensor.numpy)}
+    exec(loading(deployable, tuple(named(example))), found)
+    np.testing.assert_allclose(torch.as_tensor(found["outputs"]).detach(), call(net, example).detach(), atol=1e-5)
 
 
 def test_a_file_of_the_users_own_is_not_lost_to_overwrite(artifact: Artifact, store: Store) -> None:

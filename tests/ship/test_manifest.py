@@ -151,7 +151,7 @@ def rewrite(folder: Path, manifest: Json) -> None:
     """Write a manifest with a digest that fits and a card that fits, as far as one can be made."""
     try:
         manifest = manifest | {"digest": Artifact(folder, manifest).digest}
-        text = card(manifest)
+        text = card(manifest, {})
     except (ArithmeticError, AttributeError, KeyError, TypeError, ValueError, IndexError, EquipoiseError):
         text = None
     (folder / "manifest.json").write_text(json.dumps(manifest))

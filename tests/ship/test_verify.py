@@ -149,7 +149,7 @@ def forge(artifact: Artifact, edit: Callable[[dict[str, Any]], None] = lambda ma
     edit(manifest)
     manifest["digest"] = Artifact(artifact.path, manifest).digest
     (artifact.path / "manifest.json").write_text(json.dumps(manifest))
-    (artifact.path / "README.md").write_text(card(manifest))
+    (artifact.path / "README.md").write_text(card(manifest, {}))
 
 
 def swap_weight(artifact: Artifact, *, name: str = "model.onnx") -> None:
