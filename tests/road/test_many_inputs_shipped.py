@@ -19,7 +19,7 @@ from equipoise.study.store import Store
 @pytest.mark.parametrize("padded", [True, False])
 def test_a_transformer_of_ids_and_mask_goes_the_whole_road(padded: bool, tmp_path: Path) -> None:
     work = workload(padded=padded)
-    study = optimize(work, time="30s", store=tmp_path / "study", recovery=True)
+    study = optimize(work, time="22s", store=tmp_path / "study", recovery=True)
     assert not [e.reason for e in study.evaluations if not e.ok]
     assert len(study.evaluations) >= 3
     pick = min((e for e in study.evaluations if e.fidelity != "untouched"), key=lambda e: e.drop.get())

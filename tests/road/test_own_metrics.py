@@ -62,7 +62,7 @@ def top1(outputs: Tensor, targets: Tensor) -> Tensor:
 def test_one_point_of_a_fraction_is_one_in_a_hundred(tmp_path: Path) -> None:
     y = (X[:, :3].sum(1) > 0).long() + (X[:, 3] > 0.5).long()
     net = trained(F.cross_entropy, 3, X, y)
-    study = optimize(work(net, y, top1), budget="drop<=1", time=12, store=tmp_path / "own", recovery=False)
+    study = optimize(work(net, y, top1), budget="drop<=1", time=8, store=tmp_path / "own", recovery=False)
     base = study.baseline.quality
     assert base.get() > 60  # points of 100, not a fraction
     assert study.header.metric["point"] == "one point is 0.01 of top1"
@@ -85,7 +85,7 @@ def test_one_point_of_a_fraction_is_one_in_a_hundred(tmp_path: Path) -> None:
 def test_a_sigmoid_is_scored_as_one(tmp_path: Path) -> None:
     y = (X[:, :3].sum(1) > 0).long()
     net = trained(lambda o, t: F.binary_cross_entropy(o[:, 0], t.float()), 1, X, y, nn.Sigmoid())
-    study = optimize(work(net, y, "accuracy"), time=12, store=tmp_path / "sigmoid", recovery=False)
+    study = optimize(work(net, y, "accuracy"), time=8, store=tmp_path / "sigmoid", recovery=False)
     assert study.baseline.quality.get() > 85
     for found in study.evaluations:
         assert not found.ok or found.drop.get() > -5  # no "gain" by another threshold
@@ -96,7 +96,7 @@ def test_r_squared_and_several_values(tmp_path: Path) -> None:
     y = torch.stack([X[:, 0], 100 * X[:, 1], X[:, 2] + X[:, 3]], 1)
     net = trained(lambda o, t: ((o - t) / t.std(0)).square().mean(), 3, X, y)
     metric = Metric("r2", True, lambda o, t: r2_score(t, o))
-    study = optimize(work(net, y, metric), time=12, store=tmp_path / "r2", recovery=False)
+    study = optimize(work(net, y, metric), time=8, store=tmp_path / "r2", recovery=False)
     assert study.header.metric["scale"] == 100
     assert study.baseline.quality.get() == pytest.approx(100 * r2_score(y[400:550], net(X[400:550]).detach()), abs=0.1)
     assert all(found.drop.low is not None for found in study.evaluations if found.ok and found.fidelity != "untouched")

@@ -22,7 +22,6 @@ from torch import nn
 SAMPLE = (
     "timm:test_byobnet",
     "timm:test_convnext",
-    "timm:test_efficientnet",
     "timm:test_efficientnet_gn",
     "timm:test_nfnet",
     "timm:test_resnet",
@@ -30,12 +29,9 @@ SAMPLE = (
     "timm:densenet121",
     "timm:mobilenetv3_small_050",
     "timm:starnet_s050",
-    "torchvision:densenet",
     "torchvision:lraspp_mobilenet_v3_large",
-    "torchvision:mobilenet_v2",
     "torchvision:shufflenet_v2_x0_5",
     "torchvision:swin",
-    "torchvision:squeezenet1_1",
 )
 """Architectures that differ in kind: built-in activations, weight standardisation, gates, shuffles, concatenations, windows,
 dictionaries of outputs, norms of four kinds."""

@@ -225,7 +225,7 @@ def save(done: Trained, path: Path) -> None:
 
 def endless(folder: Path, kind: str, kill_at: int | None) -> None:
     """Train on, saving each step; rank 1 is killed, as the machine might, after step `kill_at`."""
-    where = connect(kind, timeout_s=30.0)
+    where = connect(kind, timeout_s=float(os.environ.get("SILENCE_S", "30")))
     (folder / f"pid{where.rank}").write_text(str(os.getpid()))
 
     def told(progress: Progress) -> None:

@@ -113,7 +113,7 @@ def test_a_rank_says_that_its_launcher_is_gone_while_torch_writes_its_traceback_
 def test_ranks_end_when_the_launcher_is_killed_or_a_rank_is_silent(tmp_path: Path, broken: str) -> None:
     start = "import sys; from equipoise.training.distribution.launch import launch; sys.exit(launch(sys.argv[1:], 2))"
     command = [sys.executable, "-c", start, *program(tmp_path, "endless", "ddp")]
-    launcher = subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
+    launcher = subprocess.Popen(command, stderr=subprocess.PIPE, text=True, env={**os.environ, "SILENCE_S": "12"})
     try:
         started(tmp_path, launcher)
         if broken == "launcher killed":
