@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.batch import Inputs, call
-from equipoise.compress.trace import RUN_ERRORS, WEIGHTED, Tape, record
+from equipoise.compress.trace import RUN_ERRORS, WEIGHTED, Tape, Watched, record, unwatched
 from equipoise.errors import unknown
 
 
@@ -22,7 +22,7 @@ class Skip(nn.Module):
         return x
 
 
-def droppable(model: nn.Module, example: Inputs) -> tuple[str, ...]:
+def droppable(model: nn.Module, example: Inputs, *, watched: Watched = unwatched) -> tuple[str, ...]:
     """Return the names of blocks that can be replaced by the identity, in execution order.
 
     A block qualifies when its input is added to what it computes (so the model has a meaning without it), it holds at
@@ -32,12 +32,13 @@ def droppable(model: nn.Module, example: Inputs) -> tuple[str, ...]:
     Args:
         model: any module; it is not changed.
         example: a small batch `(N, ...)` that the model accepts.
+        watched: Entered around each run without a block, with its name.
     """
     tape = record(model, example)
     held = {name: sum(isinstance(part, WEIGHTED) for part in module.modules()) for name, module in model.named_modules()}
     able = [name for name in held if name and held[name] >= 2 and _is_residual(name, tape)]
     inner = [name for name in able if not any(other.startswith(f"{name}.") for other in able)]
-    ready = [name for name in inner if _still_runs(model, name, example, tape)]
+    ready = [name for name in inner if _still_runs(model, name, example, tape, watched)]
     return tuple(sorted(ready, key=lambda name: tape.runs[name][0][0][0]))
 
 
@@ -73,10 +74,12 @@ def _is_residual(name: str, tape: Tape) -> bool:
     return any(call.op == "add" and name in call.scope and taken[0] in call.inputs for call in tape.calls)
 
 
-def _still_runs(model: nn.Module, name: str, example: Inputs, tape: Tape) -> bool:
+def _still_runs(model: nn.Module, name: str, example: Inputs, tape: Tape, watched: Watched) -> bool:
     """Return whether the model without the block gives an output of the same shape."""
     try:
-        with torch.no_grad():
+        with torch.no_grad(), watched(frozenset([name])) as known:
+            if known:
+                return False
             output = call(drop(model, [name]).eval(), example)
     except RUN_ERRORS:
         return False

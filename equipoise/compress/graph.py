@@ -21,15 +21,16 @@ from equipoise.compress.cut import axis_size, refusal
 from equipoise.compress.fold import shared_parameters
 from equipoise.compress.group_proof import first_line, prove
 from equipoise.compress.group_proof import silence as _silence  # noqa: F401 - the same comparison by hand
-from equipoise.compress.trace import WEIGHTED, copied, record
+from equipoise.compress.trace import WEIGHTED, Watched, copied, record, unwatched
 
 
-def groups(model: nn.Module, example: Inputs) -> tuple[Group, ...]:
+def groups(model: nn.Module, example: Inputs, *, watched: Watched = unwatched) -> tuple[Group, ...]:
     """Return the channel groups of `model` in execution order, prunable or with the reason why not.
 
     Args:
         model: any module; it is not changed.
         example: a small batch `(N, ...)` that the model accepts, N >= 1.
+        watched: As `group_proof.prove`.
 
     Returns:
         Every group found. When the model cannot be traced at all, one group named "" that is not prunable and says why.
@@ -57,7 +58,7 @@ def groups(model: nn.Module, example: Inputs) -> tuple[Group, ...]:
         twice = "its first layer begins another group too" if group.name in judged else ""
         why = reason or twice or _static_reason(group, subject, shared)
         judged[group.name] = replace(group, prunable=not why, reason=why)
-    proofs = prove(subject, example, [group for group in judged.values() if group.prunable])
+    proofs = prove(subject, example, [group for group in judged.values() if group.prunable], watched=watched)
     for name, why in proofs.items():
         judged[name] = replace(judged[name], prunable=not why, reason=why)
     return tuple(sorted(judged.values(), key=lambda group: places.get(group.name, len(places))))

@@ -23,24 +23,25 @@ from torch import Tensor, nn
 from equipoise.batch import Inputs, call, mapped
 from equipoise.compress.coupling import Group, keeping
 from equipoise.compress.cut import Keep, sliced
-from equipoise.compress.trace import WEIGHTED, copied, tensors
+from equipoise.compress.trace import WEIGHTED, Watched, copied, tensors, unwatched
 
 ROUNDS = 6
 """How many patterns every group is cut in."""
 
 
-def prove(model: nn.Module, example: Inputs, candidates: Sequence[Group]) -> Mapping[str, str]:
+def prove(model: nn.Module, example: Inputs, candidates: Sequence[Group], *, watched: Watched = unwatched) -> Mapping[str, str]:
     """Return, by group name, "" when the group can be cut in any pattern, otherwise what goes wrong.
 
     Args:
         model: in eval mode; it is not changed.
         example: a small batch `(N, ...)` that the model accepts.
         candidates: groups whose layers can all be sliced.
+        watched: Entered around each cut, with the names of its groups.
     """
     if not candidates:
         return {}
     try:
-        trial = _Trial.of(model, example, candidates)
+        trial = _Trial.of(model, example, candidates, watched)
     except Exception as error:  # noqa: BLE001 - the user's forward may raise anything; the group is left whole and says why
         return {group.name: f"the model could not be run for a comparison: {first_line(error)}" for group in candidates}
     reasons: dict[str, str] = {}
@@ -97,16 +98,17 @@ class _Trial:
     places: Mapping[str, int]
     near: float
     equal: float
+    watched: Watched
 
     @classmethod
-    def of(cls, model: nn.Module, example: Inputs, candidates: Sequence[Group]) -> _Trial:
+    def of(cls, model: nn.Module, example: Inputs, candidates: Sequence[Group], watched: Watched) -> _Trial:
         places = {group.name: place for place, group in enumerate(candidates)}
         plain = _floating(_run(model, example))
         subject, inputs = _precise(model, example, plain)
         subject = _shaken(subject, inputs)
         answers = _floating(_run(subject, inputs))
         unit = max((float(torch.finfo(answer.dtype).eps) for answer in answers), default=1.0)
-        return cls(subject, inputs, answers, places, min(max(1e3 * unit, 1e-7), 0.02), 20 * unit)
+        return cls(subject, inputs, answers, places, min(max(1e3 * unit, 1e-7), 0.02), 20 * unit, watched)
 
     def faults(self, chosen: Sequence[Group], turn: int) -> dict[str, str]:
         """Return the groups of `chosen` that fail in this turn and why, found by halving."""
@@ -120,6 +122,10 @@ class _Trial:
 
     def fault(self, chosen: Sequence[Group], turn: int) -> str:
         """Cut all of `chosen` at once; return what is wrong, or "" when the result is what it must be."""
+        with self.watched(frozenset(group.name for group in chosen)) as known:
+            return known or self._fault(chosen, turn)
+
+    def _fault(self, chosen: Sequence[Group], turn: int) -> str:
         kept = {group.name: pattern(group.size, turn, self.places[group.name]) for group in chosen}
         keep = keeping(self.model, chosen, kept)
         try:

@@ -14,6 +14,7 @@ from equipoise.compress.fold import folded
 from equipoise.compress.graph import Group, groups
 from equipoise.compress.operators import operators
 from equipoise.compress.statistics import Moments, Statistics, collect
+from equipoise.compress.trace import Watched, unwatched
 from equipoise.errors import unknown
 from equipoise.ops import Op
 
@@ -54,7 +55,14 @@ class Subject:
 
     @classmethod
     def prepare(
-        cls, model: nn.Module, example: Inputs, calibration: Inputs, *, criterion: str = "obs", likes: int = 8
+        cls,
+        model: nn.Module,
+        example: Inputs,
+        calibration: Inputs,
+        *,
+        criterion: str = "obs",
+        likes: int = 8,
+        watched: Watched = unwatched,
     ) -> Subject:
         """Fold, trace, and measure `model` once; some seconds for a ResNet-20 and 256 inputs. `model` is not changed.
 
@@ -64,8 +72,9 @@ class Subject:
             calibration: Unlabelled inputs (N, ...), drawn at random; 192 to 512 are enough.
             criterion: How channels are ordered, see `criteria.CRITERIA`.
             likes: See the class.
+            watched: Entered around each run of a changed model, with the names of what was changed.
         """
-        subject = cls._traced(model, example, calibration, likes=likes)
+        subject = cls._traced(model, example, calibration, likes=likes, watched=watched)
         chosen = [group for group in subject.groups if group.prunable]
         if criterion in ("obs", "activation"):
             readers = frozenset(name for group in chosen for name in group.consumers)
@@ -86,19 +95,22 @@ class Subject:
         )
 
     @classmethod
-    def of_shapes(cls, model: nn.Module, example: Inputs, data: Inputs, *, likes: int = 8) -> Subject:
+    def of_shapes(
+        cls, model: nn.Module, example: Inputs, data: Inputs, *, likes: int = 8, watched: Watched = unwatched
+    ) -> Subject:
         """Fold and trace `model` alone: enough to rebuild the shapes of a plan, without what its weights are chosen by.
 
         Args:
             data: A few inputs (N, ...) on which folding is compared.
         """
-        subject = cls._traced(model, example, data, likes=likes)
+        subject = cls._traced(model, example, data, likes=likes, watched=watched)
         return replace(subject, fitted=tuple(collect(subject.model, example).targets))
 
     @classmethod
-    def _traced(cls, model: nn.Module, example: Inputs, data: Inputs, *, likes: int) -> Subject:
+    def _traced(cls, model: nn.Module, example: Inputs, data: Inputs, *, likes: int, watched: Watched) -> Subject:
         done = folded(model, example, data=data)
-        layers, found, blocks = operators(done.model, example), groups(done.model, example), droppable(done.model, example)
+        layers, found = operators(done.model, example), groups(done.model, example, watched=watched)
+        blocks = droppable(done.model, example, watched=watched)
         return cls(done.model, example, layers, found, blocks, left=done.left, likes=likes)
 
     def group(self, name: str) -> Group:

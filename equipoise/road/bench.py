@@ -23,7 +23,7 @@ from equipoise.compress.builder import Builder
 from equipoise.compress.fold import folded
 from equipoise.compress.subject import Subject
 from equipoise.compress.technique import Draft
-from equipoise.compress.trace import WEIGHTED, copied
+from equipoise.compress.trace import WEIGHTED, Watched, copied, unwatched
 from equipoise.measure.counts import LayerCount, count
 from equipoise.measure.loads import compare_loads
 from equipoise.meters import Meters
@@ -68,6 +68,7 @@ class Workbench:
         save: Keeps bytes and returns their SHA-256 (the store's blobs).
         extra: Words of axes that are measured beside those of every evaluation.
         shapes: Whether the shapes of plans will do, so that no statistics are collected.
+        watched: As `Subject.prepare`.
     """
 
     work: Workload
@@ -76,6 +77,7 @@ class Workbench:
     meters: Meters = field(default_factory=Meters)
     extra: tuple[str, ...] = ()
     shapes: bool = False
+    watched: Watched = unwatched
     exporter: Exporter = field(default_factory=Exporter)
 
     @cached_property
@@ -89,7 +91,9 @@ class Workbench:
         """What makes of plans models: groups traced and proven, statistics collected (seconds)."""
         with one_thread():
             make = Subject.of_shapes if self.shapes else Subject.prepare
-            return Builder(make(self.teacher, self.work.example, self._calibration, likes=liked_channels()))
+            return Builder(
+                make(self.teacher, self.work.example, self._calibration, likes=liked_channels(), watched=self.watched)
+            )
 
     @cached_property
     def _calibration(self) -> Inputs:

@@ -28,6 +28,7 @@ from typing import IO, Any
 
 from equipoise import workloads
 from equipoise.built_in import trained_on_loading
+from equipoise.compress.trace import Watched
 from equipoise.errors import EquipoiseError, InputError, StoreError, missing_extra
 from equipoise.records import Evaluation, as_data, evaluation_from
 from equipoise.road.bench import Workbench
@@ -48,6 +49,8 @@ MEMORY_SHARE = 0.8
 """Share of the memory that is free at the start which a child may take."""
 LOOK_S = 0.2
 """Seconds between looks at the child's memory."""
+FATAL = "a process that tried it did not live"
+"""Why a change is left alone that took a process down while the workload was prepared."""
 WORDS = 400
 """Characters of a dead child's last words that are told."""
 
@@ -72,6 +75,8 @@ class Child:
     _errors: IO[bytes] | None = None
     _facts: Facts | None = None
     _held: bytearray = field(default_factory=bytearray)
+    _trying: list[str] = field(default_factory=list)
+    _fatal: list[list[str]] = field(default_factory=list)
 
     def facts(self) -> Facts:
         """Return what can be changed in the model, as the child found it."""
@@ -129,10 +134,20 @@ class Child:
         return self._answer(process, max(PATIENCE_S, GENEROUS * job.expected_s))
 
     def _ready(self) -> subprocess.Popen[bytes]:
-        """Return a process that has prepared the workload."""
-        if self._process is not None and self._process.poll() is None:
-            return self._process
-        self.close()
+        """Return a process that has prepared the workload; what takes it down meanwhile is left whole from then on."""
+        while self._process is None or self._process.poll() is not None:
+            self.close()
+            try:
+                self._prepare()
+            except Died as error:
+                if not self._trying or self._trying in self._fatal:
+                    raise Died(f"{error}, while the workload was loaded and prepared in it") from None
+                self._fatal.append(self._trying)
+                told = ", ".join(self._trying[:3]) + (" and more" if len(self._trying) > 3 else "")
+                self.tell("prepare", f"WARNING: {error}, as {told} was tried on a changed copy; prepare again without", 0.0)
+        return self._process
+
+    def _prepare(self) -> None:
         package = str(Path(__file__).resolve().parents[2])
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
         self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
@@ -143,12 +158,12 @@ class Child:
             stderr=self._errors,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
         )
-        self._write(self._process, self.recipe)
+        self._trying = []
+        self._write(self._process, {**self.recipe, "fatal": self._fatal})
         answer = self._answer(self._process, PREPARE_S)
         if "failed" in answer:
             raise InputError(f"the workload must load in a process of its own; there it failed: {answer['failed']}")
         self._facts = facts_from(answer["facts"])
-        return self._process
 
     def _write(self, process: subprocess.Popen[bytes], data: Mapping[str, Any]) -> None:
         assert process.stdin is not None, "it was started with a pipe"
@@ -162,6 +177,7 @@ class Child:
         """Return the child's answer; pass on what it tells meanwhile, and stop it where it oversteps its limits."""
         assert process.stdout is not None, "it was started with a pipe"
         began = time.monotonic()
+        until = began + patience_s
         while True:
             line = self._line(process.stdout)
             dead = line is None and process.poll() is not None
@@ -169,17 +185,22 @@ class Child:
                 line = self._line(process.stdout)  # what it said before it ended
             if line is not None:
                 said: dict[str, Any] = json.loads(line)
-                if "tell" not in said:
+                if "trying" in said:
+                    self._trying = said["trying"]
+                    until = time.monotonic() + PATIENCE_S if self._trying else began + patience_s
+                elif "tell" in said:
+                    self.tell(*said["tell"])
+                else:
                     return said
-                self.tell(*said["tell"])
                 continue
             if dead:
                 raise self._dead(process)
             if _resident(process.pid) > self.limit_bytes:
                 self.close()
                 raise Died(f"its process took more than {show(self.limit_bytes, 'B')} of memory and was stopped")
-            if time.monotonic() - began > patience_s:
+            if time.monotonic() > until:
                 self.close()
+                patience_s = PATIENCE_S if self._trying else patience_s
                 raise Died(f"its process did not end within {show(patience_s, 's')} and was stopped")
 
     def _line(self, stream: IO[bytes]) -> bytes | None:
@@ -290,8 +311,21 @@ def serve(orders: IO[bytes], answers: IO[bytes]) -> None:
 
     threading.Thread(target=read, daemon=True).start()
     recipe = json.loads(lines.get())
+
+    @contextmanager
+    def watched(names: frozenset[str]) -> Iterator[str]:
+        """Tell what is about to be tried, and that it was lived through; what contains a fatal change is not tried."""
+        if any(names.issuperset(fatal) for fatal in recipe["fatal"]):
+            yield FATAL
+            return
+        say({"trying": sorted(names)})
+        try:
+            yield ""
+        finally:
+            say({"trying": []})
+
     try:
-        trials = _trials(recipe, lambda *told: say({"tell": told}))
+        trials = _trials(recipe, lambda *told: say({"tell": told}), watched)
         say({"facts": as_data(trials.facts())})
     except Exception as error:  # noqa: BLE001 - whatever keeps the workload from being prepared is told to the parent
         say({"failed": f"{type(error).__name__}: {error}"})
@@ -318,14 +352,15 @@ def _scored(trials: Trials, job: Job) -> dict[str, Any]:
         return {"failed": traceback.format_exc(limit=-6)}
 
 
-def _trials(recipe: Mapping[str, Any], tell: Tell) -> Trials:
+def _trials(recipe: Mapping[str, Any], tell: Tell, watched: Watched) -> Trials:
     sys.path[:] = recipe["path"]
     held, spec = Path(recipe["held"]).read_bytes(), recipe["spec"]
     work = _by_name(spec, held) if spec else pickle.loads(held)
     if work.fingerprint != recipe["fingerprint"]:
         raise InputError(f"workload {spec or work.name} must be the same each time that it is loaded; it has changed since")
     files = Files(Path(recipe["store"]))
-    return Trials(Workbench(work, parse_targets(recipe["targets"]), files.blob), files, int(recipe["seed"]), tell)
+    bench = Workbench(work, parse_targets(recipe["targets"]), files.blob, watched=watched)
+    return Trials(bench, files, int(recipe["seed"]), tell)
 
 
 def _by_name(spec: str, weights: bytes) -> Workload:

@@ -26,7 +26,7 @@ class Net(nn.Module):
         self.a, self.b, self.c = nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 4)
 
     def forward(self, x):
-        if self.a.weight.shape[0] == 8:
+        if self.a.weight.shape[0] == {width}:
             exec(Path(__file__).with_suffix(".end").read_text())
         return self.c(torch.relu(self.b(torch.relu(self.a(x)))))
 
@@ -34,8 +34,8 @@ def make():
     torch.manual_seed(0)
     net, x = Net(), torch.randn(600, 16)
     rows = (x, x[:, :4].argmax(1))
-    return eq.Workload(model=net, **{n: tuple(r[i : i + 200] for r in rows) for n, i in
-                       (("train", 0), ("validation", 200), ("test", 400))})
+    parts = (("train", 0), ("validation", 200), ("test", 400))
+    return eq.Workload(model=net, **dict((n, tuple(r[i : i + 200] for r in rows)) for n, i in parts))
 """
 
 
@@ -52,7 +52,7 @@ def test_a_candidate_that_takes_its_process_down_is_a_failed_reading_and_the_nex
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     file = tmp_path / "work.py"
-    file.write_text(MODULE)
+    file.write_text(MODULE.format(width=8))
     spec = f"{file}:make"
     with Store.open(tmp_path / "store") as store:
         bench = Workbench(workloads.load(spec), parse_targets("onnxruntime"), store.blob)
@@ -66,3 +66,20 @@ def test_a_candidate_that_takes_its_process_down_is_a_failed_reading_and_the_nex
                 assert told in bad["error"]
                 assert bad["loss"] is None
             assert child.entry(Job("table", f"{knob}=16", {"knob": knob, "choice": 16, "samples": 64}))["loss"] > 0
+
+
+@pytest.mark.slow
+def test_a_group_that_takes_the_preparation_down_is_left_whole_and_the_others_are_offered(tmp_path: Path) -> None:
+    """Half the width is tried while all groups are proven at once: the one at fault is found by halving, over new processes."""
+    file, said = tmp_path / "work.py", []
+    file.write_text(MODULE.format(width=16))
+    file.with_suffix(".end").write_text("os._exit(3)")
+    spec = f"{file}:make"
+    with Store.open(tmp_path / "store") as store:
+        bench = Workbench(workloads.load(spec), parse_targets("onnxruntime"), store.blob)
+        with room.isolated(bench, store, spec=spec, seed=0, tell=lambda *told: said.append(told[1])) as child:
+            facts = child.facts()
+    widths = {row.knob.name for row in facts.offered if row.knob.kind == "width"}
+    assert widths == {"width.b"}
+    assert facts.left_whole["a"] == room.FATAL
+    assert 1 <= len([text for text in said if "exit code 3" in text]) <= 3
