@@ -72,13 +72,15 @@ def parse_budget(text: str | None, *, axes: Mapping[str, Axis] = AXES) -> Budget
         text: Bounds separated by commas; None or empty for none.
         axes: The words it may use.
     Raises:
-        InputError: An unknown word, a wrong direction or an unreadable quantity.
+        InputError: Commas alone, an unknown word, a wrong direction or an unreadable quantity.
     """
     if not isinstance(text, str | None):
         raise must_be("budget", "text, or None", text, 'Write for example "latency<=1ms, drop<=1".')
     found: dict[str, Constraint] = {}
     mistakes: list[str] = []
     parts = [part for part in (text or "").split(",") if part.strip()]
+    if text and text.strip() and not parts:
+        raise must_be("budget", "bounds separated by commas", text, 'Write for example "latency<=1ms, drop<=1".')
     for part in parts:
         try:
             constraint = _parse_one(part, axes)

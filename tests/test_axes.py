@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
 
 import pytest
 
@@ -15,6 +17,7 @@ from equipoise.records import Evaluation, Plan, measured
 from equipoise.road.features import FEATURES, PRIORS
 from equipoise.units import SCALES, show
 
+PAGE = Path(__file__).resolve().parent.parent / "docs/add-an-axis.md"
 AMOUNTS = {"s": "2ms", "B": "300KB", "1": "2M", "J": "3mJ", "g": "0.5g", "1/s": "50/s", "$": "0.2$", "points": "1.5"}
 
 
@@ -44,6 +47,8 @@ def faults(table: Mapping[str, Axis]) -> list[str]:
             out.append(f"{word} must follow from a row above it that follows from none")
         elif axis.of and axis.predicted != table[axis.of].predicted:
             out.append(f"{word} must be predicted exactly where {axis.of} is")
+        if word in ALWAYS and axis.predicted == axis.trained:
+            out.append(f"{word} must be predicted unless training changes it")
         if axis.predicted and not axis.of and not (axis.key in FEATURES and axis.key in PRIORS):
             out.append(f"{word} is predicted without features and a prior")
     return out
@@ -55,8 +60,20 @@ def test_the_table_holds_together() -> None:
     assert len(LABELS) == len(AXES)
     assert set(ALWAYS) <= AXES.keys()
     assert set(TRADED) <= LABELS.keys()
-    assert {word for word, axis in AXES.items() if axis.trained} == {"drop", "quality"}
-    assert {word for word, axis in AXES.items() if not axis.predicted} == {"drop", "quality"}
+    assert {word for word in ALWAYS if AXES[word].trained} == {"drop", "quality"}
+
+
+def test_a_row_that_is_made_by_the_page_holds() -> None:
+    (line,) = (line for line in PAGE.read_text(encoding="utf-8").splitlines() if line.startswith("AXES["))
+    table = dict(AXES)
+    exec(line, {"AXES": table, "Axis": Axis})
+    assert table.keys() - AXES.keys() == {"start"}
+    assert faults(table) == []
+
+
+def test_what_every_evaluation_has_is_predicted_unless_training_changes_it() -> None:
+    (fault,) = faults({**AXES, "drop": replace(AXES["drop"], trained=False)})
+    assert fault == "drop must be predicted unless training changes it"
 
 
 @pytest.mark.parametrize(
@@ -101,4 +118,11 @@ def test_a_word_of_no_axis_and_a_second_bound_are_told_together() -> None:
     assert "latency" in str(told.value)
     assert "Remove the second drop" in str(told.value)
     assert "budget size must be positive" in str(told.value)
-    assert parse_budget(None) == Budget() == parse_budget("")
+    assert parse_budget(None) == Budget() == parse_budget("") == parse_budget(" ")
+
+
+@pytest.mark.parametrize("text", [",", " , ", ",,"])
+def test_commas_alone_are_no_budget(text) -> None:
+    with pytest.raises(InputError, match="budget must be bounds separated by commas"):
+        parse_budget(text)
+    assert parse_budget("drop<=1,").text == "drop<=1"

@@ -100,18 +100,19 @@ def table(
 ) -> Table:
     """Return the front as a table, fastest first; `marked` names evaluations by key, `words` the budget's further axes."""
     out = Table(box=None, pad_edge=False, header_style="dim")
-    for name in ("plan", "latency", "faster", "size", *words, metric, "drop [95 %]", "trained", ""):
+    further = [AXES[word].label.lower() for word in words]
+    for name in ("plan", "latency", "faster", "size", *further, metric, "drop [95 %]", "trained", ""):
         out.add_column(name, justify="left" if name in ("plan", "trained", "") else "right", no_wrap=name != "plan")
     base = baseline.axis("latency_s").get()
     for e in front:
         latency = e.axis("latency_s").get()
-        mark, further = marked.get(e.key, ""), [e.axis(AXES[word].key) for word in words]
+        mark, found = marked.get(e.key, ""), [e.axis(AXES[word].key) for word in words]
         out.add_row(
             describe(e, baseline),
             show(latency, "s"),
             f"{base / latency:.2f}×",
             show(e.axis("size_bytes").get(), "B"),
-            *(show(found.get(), found.unit) if found.known else "not measured" for found in further),
+            *(show(r.get(), r.unit) if r.known else "not measured" for r in found),
             f"{e.quality.get():.2f}",
             str(e.drop),
             "distilled" if e.fidelity == "recovered" else "no",

@@ -45,7 +45,8 @@ def add_parser(subparsers: Any) -> None:
     option(parser, "--time", duration(zero=True), default="10min", help="wall time for the whole run (default: %(default)s)")
     parser.add_argument("--store", type=Path, default=None, help="folder of the study (default: runs/NAME)")
     option(parser, "--seed", whole(), default=0, help="of every random choice (default: %(default)s)")
-    option(parser, "--price-per-hour", positive("0.10"), metavar="USD", help="price of this machine, for a bound on the price")
+    paid = "price of this machine, for a bound on the price (dollars per million samples)"
+    option(parser, "--price-per-hour", positive("0.10"), metavar="USD", help=paid)
     option(parser, "--grid", positive("250"), metavar="GRAMS", help="CO2e of a kilowatt-hour, for a bound on carbon")
     apart = "make and score each candidate in a process of its own: one that crashes or hangs is a failed trial"
     parser.add_argument("--isolate", action="store_true", help=apart)

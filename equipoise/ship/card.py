@@ -62,14 +62,18 @@ def loading(deployable: Mapping[str, Any], names: Sequence[str]) -> str:
         deployable: The manifest's entry of the program.
         names: Of its inputs.
     """
-    runtime = deployable["runtime"]
-    option = dict(pair.split("=") for pair in deployable["target"].partition("?")[2].split("&") if "=" in pair)
+    runtime, option = deployable["runtime"], _options(deployable)
     return _LOAD.get(runtime, 'files: "{file}"').format(
         file=_main(deployable),
         threads=option.get("threads", 1),
         batch=option.get("batch", 1),
         fed=(_SEVERAL if len(names) > 1 else _ONE).get(runtime, ""),
     )
+
+
+def _options(deployable: Mapping[str, Any]) -> dict[str, str]:
+    """What the target's text says of threads and batch."""
+    return dict(pair.split("=") for pair in deployable["target"].partition("?")[2].split("&") if "=" in pair)
 
 
 def _main(deployable: Mapping[str, Any]) -> str:
@@ -83,7 +87,11 @@ def card(manifest: Mapping[str, Any], takes: Mapping[str, Axes]) -> str:
     runtime, precision = deployable["runtime"], deployable["precision"]
     tags = ["equipoise", "compressed", runtime, precision]
     told = "holds the inputs by name, each" if len(takes) > 1 else "is"
-    free = "" if runtime == "openvino" else "; the first axis is free"
+    batch, free = "a batch (N, ...)", "; the first axis is free"
+    if runtime == "openvino":  # the lines that load it reshape it to the batch that was timed
+        n = int(_options(deployable).get("batch", 1))
+        batch, free = f"a batch of exactly N={n} samples (N, ...), as it was timed,", ""
+        takes = {name: (n, *axes[1:]) if axes else axes for name, axes in takes.items()}
     return f"""\
 ---
 library_name: {json.dumps(runtime)}
@@ -108,7 +116,7 @@ The file that was scored and that ships is `{_main(deployable)}` ({precision}, f
 {loading(deployable, tuple(takes))}
 ```
 
-`inputs` {told} a batch (N, ...) as the training code makes it, as a NumPy array of the type that the file takes
+`inputs` {told} {batch} as the training code makes it, as a NumPy array of the type that the file takes
 (floats in float32){free}.{_taken(takes)}
 `equipoise verify .` checks every figure above on the files, in a clean process.
 

@@ -180,7 +180,8 @@ def executes(artifact: Artifact, workload: Any = None, *, trust_nothing: bool = 
     if not file.endswith(".py"):
         if spec.partition(":")[0] not in WORKLOADS:
             kinds = "built in or FILE.py:FUNCTION (this study was made from an object in Python)"
-            raise must_be("the workload that the manifest names", kinds, spec, "Pass its file with --workload SPEC.")
+            remedy = "Pass its file with --workload SPEC, or the object in Python: eq.verify(artifact, workload=work)."
+            raise must_be("the workload that the manifest names", kinds, spec, remedy)
         return f"the built-in workload {spec}; no code from the folder"
     if workload is None and artifact.path.resolve() in Path(file).resolve().parents:
         raise must_be("the workload that the manifest names", "outside the artifact", spec, ASK)

@@ -118,11 +118,15 @@ def test_no_verb_makes_a_console_of_its_own_or_writes_markup():
 def test_a_budgets_further_axes_are_columns(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "200")
     plain, base = evaluation(), evaluation()
-    held = replace(plain, cost={**plain.cost, "peak_memory_bytes": measured(22e6, "B")})
-    console().print(table("accuracy", [held, base], base, marked={}, words=["memory"]))
+    held = replace(
+        plain, cost={**plain.cost, "peak_memory_bytes": measured(22e6, "B"), "price_per_million": measured(0.4, "$")}
+    )
+    console().print(table("accuracy", [held, base], base, marked={}, words=["memory", "price"]))
     head, first, second = seen(capsys.readouterr().out).splitlines()
-    assert "memory" in head
+    assert "peak memory" in head
+    assert "price per million" in head
     assert "22 MB" in first
+    assert "$0.4" in first
     assert "not measured" in second
 
 

@@ -104,6 +104,13 @@ def recorded(store: Store, found: Evaluation) -> Evaluation:
     return found
 
 
+def answered_by(text: str, inputs: np.ndarray) -> np.ndarray:
+    """Run the lines of Python of a card, in its folder."""
+    found = {"inputs": inputs}
+    exec(text.partition("```python\n")[2].partition("```")[0], found)
+    return found["outputs"]
+
+
 def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
 
@@ -119,18 +126,25 @@ def test_the_scored_bytes_ship(artifact: Artifact) -> None:
     assert [p.name for p in artifact.path.parent.iterdir() if p.name.startswith(".")] == []
 
 
-def test_openvino_goes_into_its_own_folder_beside_onnx(store: Store, tmp_path: Path) -> None:
+def test_openvino_goes_into_its_own_folder_beside_onnx(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("openvino")
     compiled = get("openvino").compile(Source.of_onnx(SMALL))
     base, kept = evaluation(store, "small"), {name: store.blob(content) for name, content in compiled.files.items()}
-    ref = ProgramRef("openvino", "fp32", "openvino:cpu?threads=1&batch=1", kept, onnx=store.blob(SMALL))
+    ref = ProgramRef("openvino", "fp32", "openvino:cpu?threads=1&batch=3", kept, onnx=store.blob(SMALL))
     cost = {**base.cost, "size_bytes": measured(compiled.size_bytes, "B")}
     plan = Plan({"width.conv1": 32, "bits.fc": 8})
     made = recorded(store, evaluation(store, "small", program=ref, cost=cost, plan=plan))
     found = pack(made, store, tmp_path / "out")
     assert {"openvino/model.xml", "openvino/model.bin", "model.onnx"} <= files(found.path).keys()
     assert found.program == compiled
-    assert "openvino" in (found.path / "README.md").read_text()
+    text = (found.path / "README.md").read_text()
+    assert "`inputs` is a batch of exactly N=3 samples (N, ...), as it was timed, as the training code makes it" in text
+    assert "The file takes `input` (3, 4): an axis with a number is fixed" in text
+    assert "first axis is free" not in text
+    monkeypatch.chdir(found.path)
+    assert answered_by(text, np.ones((3, 4), np.float32)).shape == (3, 4)
+    with pytest.raises(RuntimeError):
+        answered_by(text, np.ones((2, 4), np.float32))
 
 
 def test_the_manifest_promises_what_was_measured_and_only_bounds_that_hold(artifact: Artifact) -> None:
@@ -219,12 +233,11 @@ def test_the_card_tells_and_cannot_be_broken_out_of(artifact: Artifact) -> None:
 
 def test_the_card_loads_what_was_timed_as_it_was_timed(artifact: Artifact, monkeypatch: pytest.MonkeyPatch) -> None:
     text = (artifact.path / "README.md").read_text()
-    code = text.partition("```python\n")[2].partition("```")[0]
     inputs = np.eye(4, dtype=np.float32)
     monkeypatch.chdir(artifact.path)
-    found = {"inputs": inputs}
-    exec(code, found)
-    np.testing.assert_allclose(found["outputs"], get("onnxruntime").load(artifact.program, batch=1).run(inputs), rtol=1e-6)
+    np.testing.assert_allclose(
+        answered_by(text, inputs), get("onnxruntime").load(artifact.program, batch=1).run(inputs), rtol=1e-6
+    )
 
 
 @pytest.mark.parametrize("runtime", available())

@@ -115,7 +115,9 @@ def test_an_artifact_that_was_moved_asks_for_its_workload(
     for spec in ("elsewhere/mymodule.py:make_workload", "Sequential"):  # another folder; a study made from Python
         forge(Artifact.load(path), lambda m, spec=spec: m["recorded"].update(workload=spec))  # type: ignore[misc]
         assert main(["verify", str(path)]) == 2
-        assert "--workload SPEC" in capsys.readouterr().err
+        told = capsys.readouterr().err
+        assert "--workload SPEC" in told
+        assert ("eq.verify(artifact, workload=work)" in told) == (spec == "Sequential")
 
 
 def test_a_workload_inside_the_artifact_is_never_run(originals: dict[str, Artifact], tmp_path: Path) -> None:
