@@ -42,7 +42,7 @@ class Study:
         finals: Key -> the last, interleaved latency measurement against the untouched model.
         unread: What was left as it is because its probe failed (``width.conv1=16``) -> why.
         extent: How far the tables of the last asking reached: ``entries``, ``read``, ``before_s`` (spent by their end) and
-            ``enough_s`` (what a first search would need); empty where that was not recorded.
+            ``enough_s`` (with which a search would begin); empty where that was not recorded.
     """
 
     path: Path
@@ -258,8 +258,8 @@ class Study:
 
     @property
     def searched(self) -> bool:
-        """Whether plans that a search proposed were tried; the baseline's own contenders are none."""
-        return any(e.predicted for e in self.evaluations)
+        """Whether a plan that a search proposed was tried and ended well; the baseline's own contenders are none."""
+        return any(e.ok and e.predicted for e in self.evaluations)
 
     @property
     def answered(self) -> bool:
@@ -268,11 +268,15 @@ class Study:
         return met and (self.searched or not self.extent or self.best.key != self.baseline.key)
 
     def unsearched(self) -> str:
-        """Say why nothing was searched and how much time would be enough; empty where something was, or it is not known."""
+        """Say why nothing was searched, and how much time would be enough where time was the cause; empty where not known."""
         if self.searched or not self.extent:
             return ""
         if len(self.unread) >= self.extent["entries"]:
             return "nothing was searched: there is nothing in this model that could be changed and tried"
+        trials = [e for e in self.evaluations if e.fidelity == "one-shot"]
+        begun = self.extent["read"] and trials and not any(e.ok for e in trials)
+        if begun or any(e.predicted for e in trials):
+            return f"nothing was searched: {self.failed()}"
         need = show(self.extent["before_s"], "s")
         asked, enough = show(self.header.time_s, "s"), _rounded(self.extent["enough_s"])
         what = "preparing, the baseline and the tables" if self.extent["read"] else "preparing and the baseline"
