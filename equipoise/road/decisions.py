@@ -23,7 +23,7 @@ from equipoise.road import entries, rungs
 from equipoise.road.facts import TARGET, facts_from
 from equipoise.road.features import Features, completed
 from equipoise.road.jobs import Job, Record, Steps, Walk
-from equipoise.road.proposals import FIRST, WORST_LOSS, Known, worst_loss
+from equipoise.road.proposals import WORST_LOSS, Known, worst_loss
 from equipoise.search import LossTable, converged, front_volume, loss_table
 from equipoise.stats import median
 from equipoise.study.header import Header
@@ -268,9 +268,7 @@ class Road(Walk):
         yield from self._extent(len(todo), read=len(losses) + len(failed))
         self.table: LossTable = loss_table(self.space, known, errors=entries.LEAST / 2)
 
-    def _probed(
-        self, todo: Sequence[entries.Entry], until: float
-    ) -> Steps[tuple[entries.Losses, dict[entries.Key, str]]]:
+    def _probed(self, todo: Sequence[entries.Entry], until: float) -> Steps[tuple[entries.Losses, dict[entries.Key, str]]]:
         """Have entries read in order while they fit; return the losses, and what failed and why.
 
         Where all fit, those that cannot be told apart are read on more samples while there is time; else the rest is estimated.
@@ -337,7 +335,7 @@ class Road(Walk):
         return entries.calibrated(guesses, read, kinds)
 
     def _extent(self, count: int, *, read: int) -> Steps[None]:
-        """Record how many of the `count` entries of the loss table were `read` under this asking, and how much time is enough."""
+        """Record how many of the `count` entries of the loss table were `read`, and how much time would be enough."""
         assert self.header is not None, "the baseline comes first"
         args = {"entries": count, "read": read, "before_s": self.spent_s, "enough_s": self.enough_s}
         yield from self._step(Job("extent", self.header.asked, args))
@@ -424,7 +422,7 @@ class Road(Walk):
         """
         alive = rungs.candidates(self.evaluations, self.budget)
         trained: dict[str, list[tuple[float, float]]] = {e.plan.digest: [] for e in alive}
-        carried = 0.0
+        carried, any_time = 0.0, False
         for rung, (_, share) in enumerate(rungs.RUNGS):
             if not alive:
                 return
@@ -433,7 +431,10 @@ class Road(Walk):
             overhead = max(self.expected("recovered"), self.expected("one-shot"))
             count, time = rungs.trainees(rung, len(alive), room, overhead, carried)
             if count < 1:
+                if rung == len(rungs.RUNGS) - 1 and not any_time:
+                    yield from self._untrained(room, rungs.LEAST_S + overhead)
                 continue
+            any_time = True
             last = rung == len(rungs.RUNGS) - 1
             alive = rungs.promote(alive, trained, count, self.budget, horizon=room if last else 0.5 * room)
             seconds = time / len(alive) - overhead
@@ -447,6 +448,11 @@ class Road(Walk):
                     history.append(((history[-1][0] if history else 0.0) + seconds, max(after.drop.get(), LEAST_DROP)))
             alive = [e for e in done if e.ok]
             carried = 0.0
+
+    def _untrained(self, left_s: float, least_s: float) -> Steps[None]:
+        """Record that there was something to train but no time for it."""
+        assert self.header is not None, "the baseline comes first"
+        yield from self._step(Job("untrained", self.header.asked, {"left_s": max(0.0, left_s), "least_s": least_s}))
 
     def _leg(self, start: Evaluation, rung: int, seconds: float) -> Steps[Evaluation]:
         """Have a plan trained on from where an evaluation of it stands."""

@@ -78,6 +78,7 @@ class Here:
             "proposal": lambda _: self._propose(),
             "leg": self._leg,
             "extent": lambda job: job.args,
+            "untrained": lambda job: job.args,
             "final": self._race,
         }
 

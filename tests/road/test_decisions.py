@@ -162,6 +162,9 @@ class Formula:
     def extent(self, job: Job) -> dict[str, Any]:
         return {**job.args, "seconds": 0.0}
 
+    def untrained(self, job: Job) -> dict[str, Any]:
+        return {**job.args, "seconds": 0.0}
+
     def final(self, job: Job) -> dict[str, Any]:
         rows = {e.key: e for e in evaluations(self.record)}
         base = rows[job.args["baseline"]].axis("latency_s").get()
@@ -240,8 +243,9 @@ def walked(what: Asked, record: Memory | None = None, said: list[Event] | None =
 
 def study_of(record: Memory) -> Study:
     header = header_from(record.all("study")[-1]["header"])
-    extent = (record.all("extent") or [{}])[-1]
-    return Study(Path(), header, following(evaluated(record.all("evaluation"), record.all("meter")), header), {}, {}, extent)
+    extent, untrained = ((record.all(kind) or [{}])[-1] for kind in ("extent", "untrained"))
+    rows = following(evaluated(record.all("evaluation"), record.all("meter")), header)
+    return Study(Path(), header, rows, {}, {}, extent, untrained)
 
 
 @pytest.fixture(scope="module")
@@ -407,6 +411,17 @@ def test_the_time_that_is_advised_is_enough_and_not_far_from_what_is_needed(
     assert not study_of(less.record).searched
 
 
+def test_recovery_that_had_no_time_is_told(whole: Formula) -> None:
+    study = study_of(walked(asked(limit_s=7.0), trial_s=0.1, probe_s=0.02).record)
+    assert study.searched
+    assert not any(e.training for e in study.evaluations)
+    assert study.verdict().endswith(" s it takes at least")
+    assert "; no plan was trained: " in study.verdict()
+    without = walked(asked(limit_s=7.0, recovery=False), trial_s=0.1, probe_s=0.02)
+    assert "trained" not in study_of(without.record).verdict()
+    assert "trained" not in study_of(whole.record).verdict()
+
+
 def test_slow_tables_end_within_their_share_and_the_search_begins() -> None:
     formula = walked(asked(limit_s=120.0), probe_s=6.0)
     extent = formula.record.all("extent")[-1]
@@ -436,7 +451,8 @@ def test_when_every_trial_fails_the_untouched_model_is_the_answer() -> None:
     assert len(study.failures) == sum(e.fidelity == "one-shot" for e in study.evaluations) > 0
     assert not study.searched
     assert not study.answered
-    assert study.verdict() == f"nothing was searched: all {len(study.failures)} trials failed: ValueError: planted"
+    first = f"(plan {study.failures[0].plan.digest})"
+    assert study.verdict() == f"nothing was searched: all {len(study.failures)} trials failed: ValueError: planted {first}"
 
 
 def test_a_contender_that_was_well_does_not_blame_the_time_for_searched_plans_that_fail() -> None:
@@ -447,7 +463,6 @@ def test_a_contender_that_was_well_does_not_blame_the_time_for_searched_plans_th
     said = f"nothing was searched: {total - 1} trials failed of {total}: ValueError: planted"
     assert study.unsearched().startswith(said)
     assert "--time" not in study.verdict()
-
 
 
 def test_when_every_training_fails_nothing_is_trained_after_the_first_rung_and_the_search_goes_on() -> None:
