@@ -29,7 +29,6 @@ def few() -> Iterator[None]:
     """Let a round try one or two plans, so that a search converges in seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proposals, "FIRST", 2)
-        patch.setattr(decisions, "FIRST", 2)
         patch.setattr(proposals, "ROUND", 1)
         yield
 
