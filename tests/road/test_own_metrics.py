@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from equipoise.budget import parse_budget
 from equipoise.records import Plan
-from equipoise.road import decisions, proposals, training
+from equipoise.road import proposals, training
 from equipoise.road.walk import optimize
 from equipoise.workloads import Metric, Workload
 from equipoise.workloads.divergence import Divergence
