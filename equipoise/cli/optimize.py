@@ -169,7 +169,7 @@ def show(study: Study, *, as_json: bool = False) -> None:
     if point := study.header.metric.get("point"):
         out.print(point, style="dim")
     out.print(study.verdict(), soft_wrap=True)
-    if failed := study.failed():
+    if (failed := study.failed()) and failed not in study.verdict():
         out.print(failed, soft_wrap=True)
     out.print(study.sentence(best), style="bold", soft_wrap=True)
     out.print(f"study: {study.path}", soft_wrap=True)

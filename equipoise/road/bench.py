@@ -296,7 +296,9 @@ def _row(layer: LayerCount, request: Mapping[str, int]) -> LayerRow:
     return LayerRow(layer.name, layer.kind, channels, layer.params, layer.macs, request.get(layer.name, 32))
 
 
-def failed(plan: Plan, fidelity: Fidelity, error: str, *, leg: int = 0) -> Evaluation:
-    """Return the record of a failed trial."""
+def failed(
+    plan: Plan, fidelity: Fidelity, error: str, *, leg: int = 0, predicted: Mapping[str, float] | None = None
+) -> Evaluation:
+    """Return the record of a failed trial; what was `predicted` tells that the search proposed it."""
     nothing = unavailable("points", "the trial failed")
-    return Evaluation(plan, fidelity, nothing, nothing, {}, error=error, leg=leg)
+    return Evaluation(plan, fidelity, nothing, nothing, {}, predicted=predicted or {}, error=error, leg=leg)

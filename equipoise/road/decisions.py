@@ -23,7 +23,7 @@ from equipoise.road import entries, rungs
 from equipoise.road.facts import TARGET, facts_from
 from equipoise.road.features import Features, completed
 from equipoise.road.jobs import Job, Record, Steps, Walk
-from equipoise.road.proposals import FIRST, WORST_LOSS, Known, worst_loss
+from equipoise.road.proposals import WORST_LOSS, Known, worst_loss
 from equipoise.search import LossTable, converged, front_volume, loss_table
 from equipoise.stats import median
 from equipoise.study.header import Header
@@ -49,7 +49,7 @@ WORTH_TABLES = 3
 ROUNDS = 4
 """Rounds of the search before recovery: what training brings then tells more than further one-shot trials."""
 HEADROOM = 1.25
-"""Times the time that a first search is thought to need, where more is advised."""
+"""Times the time that a search is thought to need to begin, where more is advised."""
 SHORTLIST = 6
 GUESS_SHARE = 0.2
 """Share of the loss table's time that is kept for estimating what there is no time to read."""
@@ -107,7 +107,7 @@ class Road(Walk):
         self.space = self.facts.space
         yield from self._baseline()
         if self.left() - self.reserve < WORTH_TABLES * self.expected("one-shot"):
-            yield from self._extent(sum(len(k.menu) - 1 for k in self.space.knobs), read=0, seconds=0.0)
+            yield from self._extent(sum(len(k.menu) - 1 for k in self.space.knobs), read=0)
         else:
             yield from self._tables()
             yield from self._search(self.search_s() if self.asked.recovery else self.left() - self.reserve)
@@ -121,6 +121,17 @@ class Road(Walk):
     def reserve(self) -> float:
         """Seconds kept for the last measurement."""
         return min(max(FINAL_LEAST_S, FINAL_SHARE * self.limit_s), FINAL_MOST_SHARE * self.limit_s)
+
+    @property
+    def enough_s(self) -> float:
+        """Seconds in all with which the search would begin: what is behind, the contenders left out and `WORTH_TABLES` trials.
+
+        The reserve grows with the limit: this is the limit that leaves as much beside it, with headroom.
+        """
+        tried = {e.plan for e in self.evaluations}
+        missing = len({self.uniform(target, bits) for target, some in self.asked.targets.items() for bits in some} - tried)
+        need = self.spent_s + (missing + WORTH_TABLES) * self.expected("one-shot")
+        return HEADROOM * min(need / (1 - FINAL_MOST_SHARE), max(need + FINAL_LEAST_S, need / (1 - FINAL_SHARE)))
 
     def search_s(self) -> float:
         """Seconds that the search may take before recovery: the first half of the time, or a fair part of what is left."""
@@ -190,7 +201,6 @@ class Road(Walk):
         first = yield from self._evaluate(self.space.untouched, "untouched")
         if not first.ok:
             raise EquipoiseError(f"the untouched model could not be measured on {next(iter(asked.targets))}: {first.reason}")
-        self.fixed_s = self.spent_s
         self.header = Header(
             target=",".join(asked.targets),
             budget=asked.budget.text,
@@ -244,7 +254,7 @@ class Road(Walk):
         macs = {row.name: float(row.macs) for row in self.evaluations[0].layers if row.macs}
         todo = entries.ordered(self.space, self.facts, macs)
         early = max(TABLE_LEAST * room, FIRST_BY * self.limit_s - self.spent_s, TABLE_FEWEST * self.expected("one-shot"))
-        losses, failed, probes_s = yield from self._probed(todo, self.spent_s + min(TABLE_SHARE * room, early))
+        losses, failed = yield from self._probed(todo, self.spent_s + min(TABLE_SHARE * room, early))
         self.space, known = entries.offered(self.space, losses, failed)
         self.features: dict[str, Features] = {}
         for target, precisions in self.asked.targets.items():
@@ -255,13 +265,11 @@ class Road(Walk):
             found = yield from self._step(Job("lut", target, args, "measuring host", 2 * seconds))
             times = completed(found["times"], self.facts.layers, precisions)
             self.features[target] = Features(self.space, self.facts.layers, times, precisions)
-        yield from self._extent(len(todo), read=len(losses) + len(failed), seconds=probes_s)
+        yield from self._extent(len(todo), read=len(losses) + len(failed))
         self.table: LossTable = loss_table(self.space, known, errors=entries.LEAST / 2)
 
-    def _probed(
-        self, todo: Sequence[entries.Entry], until: float
-    ) -> Steps[tuple[entries.Losses, dict[entries.Key, str], float]]:
-        """Have entries read in order while they fit; return the losses, what failed and why, and the seconds of all of them.
+    def _probed(self, todo: Sequence[entries.Entry], until: float) -> Steps[tuple[entries.Losses, dict[entries.Key, str]]]:
+        """Have entries read in order while they fit; return the losses, and what failed and why.
 
         Where all fit, those that cannot be told apart are read on more samples while there is time; else the rest is estimated.
         """
@@ -283,8 +291,7 @@ class Road(Walk):
                 if not growing or key in failed:
                     growing = False
                     break
-        seconds = sum(median(took[k.kind]) if k.kind in took else anyhow for k, _ in todo)
-        return {key: loss.mean for key, loss in (read | guessed).items() if key not in failed}, failed, seconds
+        return {key: loss.mean for key, loss in (read | guessed).items() if key not in failed}, failed
 
     def _entry(
         self,
@@ -327,19 +334,10 @@ class Road(Walk):
         guesses = {(name, choice): entries.Loss(mean, error, 0) for name, choice, mean, error in rows}
         return entries.calibrated(guesses, read, kinds)
 
-    def _extent(self, count: int, *, read: int, seconds: float) -> Steps[None]:
-        """Record how far the tables reached under this asking, and the seconds that would be enough for all and a first search.
-
-        Args:
-            count: Entries of the loss table, all together.
-            read: How many were read.
-            seconds: What reading all would take; 0 where none was read.
-        """
+    def _extent(self, count: int, *, read: int) -> Steps[None]:
+        """Record how many of the `count` entries of the loss table were `read`, and how much time would be enough."""
         assert self.header is not None, "the baseline comes first"
-        trial = self.expected("one-shot")
-        probes = min(seconds or count * trial / 2, 2 * FIRST * trial)  # beyond that they are predicted from one another
-        enough = HEADROOM * (self.fixed_s + probes + 2 * FIRST * trial)
-        args = {"entries": count, "read": read, "before_s": self.spent_s, "enough_s": enough}
+        args = {"entries": count, "read": read, "before_s": self.spent_s, "enough_s": self.enough_s}
         yield from self._step(Job("extent", self.header.asked, args))
 
     # ---- the search ----------------------------------------------------------------------------------------------------------
@@ -424,7 +422,7 @@ class Road(Walk):
         """
         alive = rungs.candidates(self.evaluations, self.budget)
         trained: dict[str, list[tuple[float, float]]] = {e.plan.digest: [] for e in alive}
-        carried = 0.0
+        carried, any_time = 0.0, False
         for rung, (_, share) in enumerate(rungs.RUNGS):
             if not alive:
                 return
@@ -433,7 +431,10 @@ class Road(Walk):
             overhead = max(self.expected("recovered"), self.expected("one-shot"))
             count, time = rungs.trainees(rung, len(alive), room, overhead, carried)
             if count < 1:
+                if rung == len(rungs.RUNGS) - 1 and not any_time:
+                    yield from self._untrained(room, rungs.LEAST_S + overhead)
                 continue
+            any_time = True
             last = rung == len(rungs.RUNGS) - 1
             alive = rungs.promote(alive, trained, count, self.budget, horizon=room if last else 0.5 * room)
             seconds = time / len(alive) - overhead
@@ -447,6 +448,11 @@ class Road(Walk):
                     history.append(((history[-1][0] if history else 0.0) + seconds, max(after.drop.get(), LEAST_DROP)))
             alive = [e for e in done if e.ok]
             carried = 0.0
+
+    def _untrained(self, left_s: float, least_s: float) -> Steps[None]:
+        """Record that there was something to train but no time for it."""
+        assert self.header is not None, "the baseline comes first"
+        yield from self._step(Job("untrained", self.header.asked, {"left_s": max(0.0, left_s), "least_s": least_s}))
 
     def _leg(self, start: Evaluation, rung: int, seconds: float) -> Steps[Evaluation]:
         """Have a plan trained on from where an evaluation of it stands."""

@@ -18,6 +18,7 @@ from equipoise.records import Evaluation, Plan, as_data, evaluation_from
 from equipoise.road import probing
 from equipoise.road.bench import Workbench, failed
 from equipoise.road.facts import Facts
+from equipoise.road.isolated import Died
 from equipoise.road.jobs import Job
 from equipoise.road.racing import race_stored
 from equipoise.runtimes import Target
@@ -77,6 +78,7 @@ class Here:
             "proposal": lambda _: self._propose(),
             "leg": self._leg,
             "extent": lambda job: job.args,
+            "untrained": lambda job: job.args,
             "final": self._race,
         }
 
@@ -108,7 +110,7 @@ class Here:
         except BaseException as error:  # the one place: a failed trial, whatever the user's code raised
             if fidelity == "untouched":
                 raise self._unmeasured(error) from error
-            found = failed(plan, fidelity, traceback.format_exc(limit=-6), leg=leg)
+            found = failed(plan, fidelity, _told(error), leg=leg, predicted=args["predicted"])
         return {"evaluation": as_data(found)}
 
     def _header(self, job: Job) -> Mapping[str, Any]:
@@ -151,3 +153,8 @@ class Here:
         said = reason if isinstance(error, EquipoiseError) else f"{type(error).__name__}: {reason}"
         kind = InputError if isinstance(error, InputError) else EquipoiseError
         return kind(f"the untouched model could not be measured on {self.bench.targets[0]}: {said}")
+
+
+def _told(error: BaseException) -> str:
+    """What is recorded of a failed trial: its traceback, but of a dead child how it ended, as nothing of ours was wrong."""
+    return str(error) if isinstance(error, Died) else traceback.format_exc(limit=-6)

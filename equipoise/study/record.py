@@ -42,7 +42,8 @@ class Study:
         finals: Key -> the last, interleaved latency measurement against the untouched model.
         unread: What was left as it is because its probe failed (``width.conv1=16``) -> why.
         extent: How far the tables of the last asking reached: ``entries``, ``read``, ``before_s`` (spent by their end) and
-            ``enough_s`` (what a first search would need); empty where that was not recorded.
+            ``enough_s`` (with which a search would begin); empty where that was not recorded.
+        untrained: Where recovery had candidates but no time: ``left_s`` for it and ``least_s``, what one training takes.
     """
 
     path: Path
@@ -51,6 +52,7 @@ class Study:
     finals: Mapping[str, Interval]
     unread: Mapping[str, str] = field(default_factory=dict)
     extent: Mapping[str, Any] = field(default_factory=dict)
+    untrained: Mapping[str, float] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         budget = self.header.budget or "none"
@@ -94,10 +96,10 @@ class Study:
         reference = reading_from(finals[-1]["reference"]) if finals else rows[0].axis("latency_s")
         ratios = {key: _in_state_of(final, key, reference) for final in finals for key in final["ratios"]}
         unread = {f"{r['knob']}={r['choice']}": r["error"] for r in store.all("table") if r.get("error")}
-        extent = (store.get("extent", asked[-1]) if asked else None) or {}
+        extent, untrained = ((store.get(kind, asked[-1]) if asked else None) or {} for kind in ("extent", "untrained"))
         if raced and finals:
             rows = _raced(rows, reference, ratios)
-        return cls(Path(store.path), header, following(rows, header), ratios, unread, extent)
+        return cls(Path(store.path), header, following(rows, header), ratios, unread, extent, untrained)
 
     @property
     def budget(self) -> Budget:
@@ -242,7 +244,7 @@ class Study:
         kinds = {"one-shot": "trial", "recovered": "training"}
         out = []
         for fidelity, noun in kinds.items():
-            reasons = [e.reason for e in self.failures if e.fidelity == fidelity]
+            reasons = [(f"plan {e.plan.digest}", e.reason) for e in self.failures if e.fidelity == fidelity]
             total = sum(e.fidelity == fidelity for e in self.evaluations)
             if reasons:
                 count = f"{counted(len(reasons), noun)} failed of {total}"
@@ -252,14 +254,14 @@ class Study:
             were = "was" if len(self.unread) == 1 else "were"
             out.append(
                 f"{counted(len(self.unread), 'choice')} could not be probed and {were} left out"
-                + _commonest(list(self.unread.values()))
+                + _commonest(list(self.unread.items()))
             )
         return "; ".join(out)
 
     @property
     def searched(self) -> bool:
-        """Whether plans that a search proposed were tried; the baseline's own contenders are none."""
-        return any(e.predicted for e in self.evaluations)
+        """Whether a plan that a search proposed was tried and ended well; the baseline's own contenders are none."""
+        return any(e.ok and e.predicted for e in self.evaluations)
 
     @property
     def answered(self) -> bool:
@@ -268,11 +270,15 @@ class Study:
         return met and (self.searched or not self.extent or self.best.key != self.baseline.key)
 
     def unsearched(self) -> str:
-        """Say why nothing was searched and how much time would be enough; empty where something was, or it is not known."""
+        """Say why nothing was searched, and how much time would be enough where time was the cause; empty where not known."""
         if self.searched or not self.extent:
             return ""
         if len(self.unread) >= self.extent["entries"]:
             return "nothing was searched: there is nothing in this model that could be changed and tried"
+        trials = [e for e in self.evaluations if e.fidelity == "one-shot"]
+        begun = self.extent["read"] and trials and not any(e.ok for e in trials)
+        if begun or any(e.predicted for e in trials):
+            return f"nothing was searched: {self.failed()}"
         need = show(self.extent["before_s"], "s")
         asked, enough = show(self.header.time_s, "s"), _rounded(self.extent["enough_s"])
         what = "preparing, the baseline and the tables" if self.extent["read"] else "preparing and the baseline"
@@ -282,6 +288,9 @@ class Study:
         """Say whether the budget was met, and if not by how much and which bound binds; a pick that is slower is announced."""
         said = [self._met()] if self.answered or not self.unsearched() else []
         said += [text for text in (self.unsearched(),) if text]
+        if self.untrained and self.searched and not any(e.training for e in self.evaluations):
+            left, least = (show(self.untrained[key], "s") for key in ("left_s", "least_s"))
+            said.append(f"no plan was trained: the {left} left are less than the {least} it takes at least")
         if verdict(self.ratio(self.best)) == "slower":
             said.append("this pick is SLOWER than the untouched model")
         return "; ".join(said)
@@ -316,11 +325,12 @@ def _in_state_of(final: Mapping[str, Any], key: str, reference: Reading) -> Inte
     return carried(ratio, slower=reference.get() / then["value"], elasticity=tuple(slope))
 
 
-def _commonest(reasons: Sequence[str]) -> str:
-    """Say the commonest of some reasons, with its number where there are others."""
-    reason, count = Counter(reasons).most_common(1)[0]
+def _commonest(reasons: Sequence[tuple[str, str]]) -> str:
+    """Say the commonest of some (place, reason), with its number where there are others, and the first place that has it."""
+    reason, count = Counter(reason for _, reason in reasons).most_common(1)[0]
+    place = next(place for place, why in reasons if why == reason)
     often = "" if count == len(reasons) else f" {count} times"
-    return f"{', most often' if often else ''}{often}: {reason}"
+    return f"{', most often' if often else ''}{often}: {reason} ({place})"
 
 
 def _rounded(seconds: float) -> str:

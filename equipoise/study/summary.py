@@ -122,10 +122,11 @@ def notes(study: Study) -> list[str]:
     """Return what a reader must know: groups left whole, failed trials, what is not measured here."""
     out = [f"{name or 'model'} was left whole: {reason}" for name, reason in study.header.left_whole.items()]
     out += [f"{what} was left out: its probe failed ({reason})" for what, reason in study.unread.items()]
-    if said := study.failed():
-        out.append(f"{said} (the table has every reason)")
-    if said := study.unsearched():
-        out.append(said)
+    failed, unsearched = study.failed(), study.unsearched()
+    if failed and failed not in unsearched:
+        out.append(f"{failed} (the table has every reason)")
+    if unsearched:
+        out.append(unsearched)
     entries, read = (study.extent.get(key, 0) for key in ("entries", "read"))
     if study.searched and read < entries:
         out.append(

@@ -53,7 +53,7 @@ def drop_reading(
         wanted = targets[rows]
         return metric.drop(metric.score(one[rows], wanted), metric.score(other[rows], wanted))
 
-    return _bootstrapped(drop, len(targets), _least(metric, len(targets)), "paired", seconds, seed)
+    return _bootstrapped(drop, len(targets), _least(metric, targets), "paired", seconds, seed)
 
 
 def quality_reading(
@@ -69,7 +69,7 @@ def quality_reading(
     def score(rows: Tensor | None) -> float:
         return _defined(metric, found, targets) if rows is None else metric.score(found[rows], targets[rows])
 
-    return _bootstrapped(score, len(targets), _least(metric, len(targets)), note, seconds, seed)
+    return _bootstrapped(score, len(targets), _least(metric, targets), note, seconds, seed)
 
 
 def _defined(metric: Metric, outputs: Tensor, targets: Tensor) -> float:
@@ -107,9 +107,14 @@ def _of_mean(each: list[float], value: float) -> tuple[float | None, float | Non
     return value - margin, value + margin
 
 
-def _least(metric: Metric, n: int) -> float:
-    """Points by which one sample more could have changed a score of 100: "nothing changed" on few samples is no certainty."""
-    of_hundred = metric.unit == "points" and (metric.scale == 100 or metric.labels is True)
+def _least(metric: Metric, targets: Tensor) -> float:
+    """Points by which one sample more could have changed a score of 100: "nothing changed" on few samples is no certainty.
+
+    Only labels can all stay as they are by chance: of values (targets that are not whole) every difference is seen.
+    """
+    n = len(targets)
+    values = metric.labels is False or (targets.is_floating_point() and not bool((targets == targets.round()).all()))
+    of_hundred = metric.unit == "points" and (metric.labels is True or (metric.scale == 100 and not values))
     return 100 * NormalDist().inv_cdf(0.5 + CONFIDENCE / 2) / n if of_hundred and n else 0.0
 
 

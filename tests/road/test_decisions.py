@@ -162,6 +162,9 @@ class Formula:
     def extent(self, job: Job) -> dict[str, Any]:
         return {**job.args, "seconds": 0.0}
 
+    def untrained(self, job: Job) -> dict[str, Any]:
+        return {**job.args, "seconds": 0.0}
+
     def final(self, job: Job) -> dict[str, Any]:
         rows = {e.key: e for e in evaluations(self.record)}
         base = rows[job.args["baseline"]].axis("latency_s").get()
@@ -175,9 +178,12 @@ class Formula:
     def evaluation(self, job: Job) -> dict[str, Any]:
         plan, fidelity, trained_s = Plan(job.args["plan"]), job.args["fidelity"], job.args.get("training_s", 0.0)
         took = self.trial_s + trained_s
-        if fidelity in self.fails or (fidelity == "one-shot" and plan.choices["width.a"] in self.fails):
+        fails = {fidelity, "searched" if job.args["predicted"] else "by hand"}
+        fails |= {plan.choices["width.a"]} if fidelity == "one-shot" else set()
+        if fails & set(self.fails):
             error = "Traceback (most recent call last)\n  at x\nValueError: planted"
-            broken = replace(failed(plan, fidelity, error, leg=job.args["leg"]), seconds=took)
+            broken = failed(plan, fidelity, error, leg=job.args["leg"], predicted=job.args["predicted"])
+            broken = replace(broken, seconds=took)
             return {"evaluation": as_data(broken), "seconds": took}
         seconds, size = cost_of(plan)
         loss = 0.0 if fidelity == "untouched" else loss_of(plan)
@@ -237,7 +243,9 @@ def walked(what: Asked, record: Memory | None = None, said: list[Event] | None =
 
 def study_of(record: Memory) -> Study:
     header = header_from(record.all("study")[-1]["header"])
-    return Study(Path(), header, following(evaluated(record.all("evaluation"), record.all("meter")), header), {})
+    extent, untrained = ((record.all(kind) or [{}])[-1] for kind in ("extent", "untrained"))
+    rows = following(evaluated(record.all("evaluation"), record.all("meter")), header)
+    return Study(Path(), header, rows, {}, {}, extent, untrained)
 
 
 @pytest.fixture(scope="module")
@@ -389,6 +397,31 @@ def test_too_little_time_measures_the_untouched_model_and_tells_how_much_is_enou
     assert study_of(study.record).searched  # what was advised is enough
 
 
+@pytest.mark.parametrize("recovery", [True, False])
+@pytest.mark.parametrize(("trial_s", "limit"), [(1.0, 0.0), (3.7, 25.0), (5.0, 20.0), (30.0, 60.0)])
+def test_the_time_that_is_advised_is_enough_and_not_far_from_what_is_needed(
+    trial_s: float, limit: float, recovery: bool
+) -> None:
+    formula = walked(asked(limit_s=limit, recovery=recovery), trial_s=trial_s)
+    assert not study_of(formula.record).searched
+    enough = formula.record.all("extent")[-1]["enough_s"]
+    assert enough > limit
+    assert study_of(walked(asked(limit_s=enough, recovery=recovery), trial_s=trial_s).record).searched
+    less = walked(asked(limit_s=enough / 1.5, recovery=recovery), trial_s=trial_s)
+    assert not study_of(less.record).searched
+
+
+def test_recovery_that_had_no_time_is_told(whole: Formula) -> None:
+    study = study_of(walked(asked(limit_s=7.0), trial_s=0.1, probe_s=0.02).record)
+    assert study.searched
+    assert not any(e.training for e in study.evaluations)
+    assert study.verdict().endswith(" s it takes at least")
+    assert "; no plan was trained: " in study.verdict()
+    without = walked(asked(limit_s=7.0, recovery=False), trial_s=0.1, probe_s=0.02)
+    assert "trained" not in study_of(without.record).verdict()
+    assert "trained" not in study_of(whole.record).verdict()
+
+
 def test_slow_tables_end_within_their_share_and_the_search_begins() -> None:
     formula = walked(asked(limit_s=120.0), probe_s=6.0)
     extent = formula.record.all("extent")[-1]
@@ -416,6 +449,20 @@ def test_when_every_trial_fails_the_untouched_model_is_the_answer() -> None:
     assert study.best.key == study.baseline.key
     assert not any(job.kind == "final" for job in formula.done)
     assert len(study.failures) == sum(e.fidelity == "one-shot" for e in study.evaluations) > 0
+    assert not study.searched
+    assert not study.answered
+    first = f"(plan {study.failures[0].plan.digest})"
+    assert study.verdict() == f"nothing was searched: all {len(study.failures)} trials failed: ValueError: planted {first}"
+
+
+def test_a_contender_that_was_well_does_not_blame_the_time_for_searched_plans_that_fail() -> None:
+    formula = walked(asked(), fails=("searched",))
+    study = study_of(formula.record)
+    assert not study.searched
+    total = sum(e.fidelity == "one-shot" for e in study.evaluations)
+    said = f"nothing was searched: {total - 1} trials failed of {total}: ValueError: planted"
+    assert study.unsearched().startswith(said)
+    assert "--time" not in study.verdict()
 
 
 def test_when_every_training_fails_nothing_is_trained_after_the_first_rung_and_the_search_goes_on() -> None:

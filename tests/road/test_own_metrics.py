@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from equipoise.budget import parse_budget
 from equipoise.records import Plan
-from equipoise.road import decisions, proposals, training
+from equipoise.road import proposals, training
 from equipoise.road.walk import optimize
 from equipoise.workloads import Metric, Workload
 from equipoise.workloads.divergence import Divergence
@@ -29,7 +29,6 @@ def few() -> Iterator[None]:
     """Let a round try one or two plans, so that a search converges in seconds."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proposals, "FIRST", 2)
-        patch.setattr(decisions, "FIRST", 2)
         patch.setattr(proposals, "ROUND", 1)
         yield
 

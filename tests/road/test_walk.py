@@ -18,6 +18,7 @@ from equipoise.measure import energy
 from equipoise.records import Evaluation, as_data
 from equipoise.road import decisions, here, probing, proposals
 from equipoise.road.bench import Workbench
+from equipoise.road.isolated import Died
 from equipoise.road.prober import Prober
 from equipoise.road.walk import optimize
 from equipoise.study.record import Study
@@ -38,7 +39,6 @@ def few() -> Iterator[None]:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(proposals, "FIRST", 2)
-        patch.setattr(decisions, "FIRST", 2)
         patch.setattr(proposals, "ROUND", 1)
         patch.setattr(here, "race_stored", race)
         patch.setattr(decisions.Road, "_latency_seconds", 0.2)
@@ -175,6 +175,21 @@ def test_whatever_the_users_code_raises_is_a_failed_trial(tmp_path, monkeypatch,
     assert study.failures
     assert study.best.key == study.baseline.key
     assert study.failed().startswith(f"all {len(study.failures)} trials failed: {type(raised).__name__}")
+
+
+def test_a_trial_whose_process_died_tells_its_plan_and_no_class(tmp_path, monkeypatch) -> None:
+    score = Workbench.score
+
+    def dies(self, plan, draft, **rest):
+        if rest["fidelity"] != "untouched":
+            raise Died("its process was killed by SIGKILL")
+        return score(self, plan, draft, **rest)
+
+    monkeypatch.setattr(Workbench, "score", dies)
+    study = optimize(make(), budget="drop<=50", time=AMPLE_S, store=tmp_path / "study", recovery=False)
+    plan = study.failures[0].plan.digest
+    assert study.failed() == f"all {len(study.failures)} trials failed: its process was killed by SIGKILL (plan {plan})"
+    assert study.verdict() == f"nothing was searched: {study.failed()}"
 
 
 def test_an_interrupt_is_no_failed_trial(tmp_path, monkeypatch) -> None:

@@ -292,9 +292,9 @@ def test_failures_are_counted_with_the_commonest_reason(tmp_path) -> None:
         store.put("lut", "onnxruntime:cpu", {"times": {}, "failed": {"32:x": "conv 3x8, 32 bits: D: d"}}, seconds=1)
         found, summary = Study.read(store), summarize(store)
     said = found.failed()
-    assert "3 trials failed of 4, most often 2 times: B: b" in said
+    assert f"3 trials failed of 4, most often 2 times: B: b (plan {broken[1].plan.digest})" in said
     assert "all 2 trainings failed: TypeError: tuple has no shape" in said
-    assert "1 choice could not be probed and was left out: C: c" in said
+    assert "1 choice could not be probed and was left out: C: c (bits.fc=8)" in said
     assert any(said in note for note in summary["notes"])
     assert "bits.fc=8 was left out: its probe failed (C: c)" in summary["notes"]
     assert any(note.startswith("1 operator could not be timed") and "D: d" in note for note in summary["notes"])
@@ -304,7 +304,7 @@ def test_failures_are_counted_with_the_commonest_reason(tmp_path) -> None:
 def test_a_study_with_nothing_but_failures_answers_in_sentences(tmp_path) -> None:
     found = study(tmp_path, BASE, BROKEN, budget="drop<=1")
     assert found.best.key == found.knee.key == BASE.key
-    assert found.failed() == "1 trial failed of 1: ValueError: no"
+    assert found.failed() == f"1 trial failed of 1: ValueError: no (plan {BROKEN.plan.digest})"
     only = study(tmp_path / "b", BASE, BROKEN)
     assert only.verdict().startswith("no budget given")
     with Store.open(tmp_path / "c") as store:

@@ -136,6 +136,14 @@ def test_nothing_changed_on_few_samples_is_no_certainty() -> None:
     assert found.high == pytest.approx(100 * 1.96 / 40, rel=1e-3)
 
 
+def test_a_metric_of_values_against_itself_has_no_drop_and_no_interval() -> None:
+    targets = torch.randn(500, generator=SOURCE)
+    outputs = (targets + 0.1 * torch.randn(500, generator=SOURCE))[:, None].numpy()
+    metric = Metric("r2", True, lambda o, t: r2_score(t, o[:, 0]), scale=100)
+    found = drop_reading(metric, outputs, outputs, targets)
+    assert (found.get(), *ends(found)) == (0.0, 0.0, 0.0)
+
+
 def test_a_slow_metric_gets_fewer_resamples_and_a_very_slow_one_none() -> None:
     def after(seconds: float) -> Callable[[Tensor, Tensor], float]:
         def metric(outputs: Tensor, targets: Tensor) -> float:
