@@ -100,10 +100,9 @@ def probed(until: float):
 
 
 def test_where_time_is_ample_only_what_cannot_be_told_apart_is_read_again() -> None:
-    (losses, failed, seconds), rows, _ = probed(1000.0)
+    (losses, failed), rows, _ = probed(1000.0)
     assert losses.keys() == {(knob.name, choice) for knob, choice in TODO}
     assert not failed
-    assert seconds == len(TODO)
     again = {key.partition("@")[0] for kind, key in rows if kind == "table" and "@" in key}
     assert "bits.a=8" in again  # as bad as bits.b
     assert "width.a=16" not in again  # far from every other
@@ -111,7 +110,7 @@ def test_where_time_is_ample_only_what_cannot_be_told_apart_is_read_again() -> N
 
 
 def test_what_found_no_time_is_estimated_on_the_scale_of_what_was_read() -> None:
-    (losses, _, seconds), rows, spent_s = probed(7.0)
+    (losses, _), rows, spent_s = probed(7.0)
     read = [key for kind, key in rows if kind == "table"]
     assert 0 < len(read) < len(TODO)
     unread = [(knob.name, choice) for knob, choice in TODO if f"{knob.name}={choice}" not in read]
@@ -120,4 +119,3 @@ def test_what_found_no_time_is_estimated_on_the_scale_of_what_was_read() -> None
     for key in guessed:
         assert losses[key] == pytest.approx(truth(*key), rel=0.2)
     assert spent_s <= 8.0
-    assert seconds == len(TODO)
