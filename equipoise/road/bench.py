@@ -249,7 +249,7 @@ class Workbench:
         timed = compare_loads(contenders, seconds=seconds)
         speed = timed.speedup("reference", "candidate")
         latency = timed.latency("reference") if reference_s is None else latency_beside(reference_s, speed)
-        cost = self.meters.read(self.extra, {"latency_s": latency, **scored.cost}, program, target, self._rows(target))
+        cost = self.meters.read(self.extra, {"latency_s": latency, **scored.cost}, program, target, _rows(request, target))
         return replace(
             scored,
             cost=cost,
@@ -262,12 +262,7 @@ class Workbench:
         """Return what the meter of one more axis reads of a scored evaluation; `read` returns the bytes of a blob."""
         ref = program_ref(scored)
         target = Target.parse(ref.target)
-        return meters.read(word, Program.stored(ref, read), target, self._rows(target))
-
-    def _rows(self, target: Target) -> Inputs:
-        """One request of a target's batch, from the first samples of the validation split."""
-        request = self.samples(target.batch)
-        return mapped(take(request, np.arange(target.batch) % size(request)), np.ascontiguousarray)
+        return meters.read(word, Program.stored(ref, read), target, _rows(self.samples(target.batch), target))
 
     def _hold(self, program: Program, model: torch.nn.Module, outputs: Array, *, untouched: bool) -> None:
         """Raise where a float program differs from its model; the untouched one is held to the user's own, unfolded model."""
@@ -288,6 +283,11 @@ class Workbench:
         metric, targets = self.work.metric, self.validated[:samples]
         quality = quality_reading(metric, outputs, targets, note=f"{metric.name}, validation split")
         return quality, drop_reading(metric, self.reference[:samples], outputs, targets)
+
+
+def _rows(samples: Inputs, target: Target) -> Inputs:
+    """One request of a target's batch, from samples that may be fewer or more."""
+    return mapped(take(samples, np.arange(target.batch) % size(samples)), np.ascontiguousarray)
 
 
 def _row(layer: LayerCount, request: Mapping[str, int]) -> LayerRow:

@@ -224,8 +224,11 @@ class Road(Walk):
 
     def _metered(self) -> Steps[None]:
         """Have what was evaluated for another budget read on the axes that this one names."""
+        words = self.asked.meters.metered(self.budget)
+        if not words:
+            return
         for found in evaluated(self.record.all("evaluation"), self.record.all("meter")):
-            for word in self.asked.meters.metered(self.budget):
+            for word in words:
                 key = f"{found.key}:{word}"
                 lacks = AXES[word].key not in found.cost or self.record.get("meter", key) is not None
                 if found.ok and lacks and self.left() > self.reserve:
