@@ -9,12 +9,14 @@ from __future__ import annotations
 import time as clock
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
+from itertools import product
 
 import torch
 
 from equipoise import runtimes
 from equipoise.batch import mapped
 from equipoise.measure import latency
+from equipoise.ops import Op
 from equipoise.records import Choice
 from equipoise.road.bench import Workbench
 from equipoise.road.entries import MOST_SAMPLES
@@ -24,6 +26,11 @@ from equipoise.road.prober import Change, Prober
 from equipoise.runtimes import Target
 from equipoise.runtimes.ops import op_inputs, op_program
 from equipoise.stats import median
+
+NOTHING = Op("add", 1, 1)
+"""An operator whose time is that of the call."""
+LEAST = 0.05
+"""Share of its time that is an operator's own at least, however small it is."""
 
 
 def prober(bench: Workbench) -> Prober:
@@ -48,8 +55,9 @@ def layer_times(
 ) -> tuple[dict[str, float], dict[str, str]]:
     """Return the seconds of the operators that plans could contain, keyed by `entry`, and why some could not be timed.
 
-    Each is its own little program on the target, timed in blocks beside all the others. Half of `seconds` may go into making
-    the programs, whole layers first; those that found no time are in neither answer.
+    Each is its own little program on the target, timed in blocks beside all the others, less what a call of next to nothing
+    takes: a net pays that once, and the sum of its operators would hold it for each. Half of `seconds` may go into making the
+    programs, whole layers first; those that found no time are in neither answer.
 
     Args:
         knobs: Those that are still in the space; what others would make of a layer is not timed.
@@ -58,23 +66,24 @@ def layer_times(
     calls: dict[str, Callable[[], object]] = {}
     failed: dict[str, str] = {}
     began = clock.perf_counter()
-    for op in variants(layers, knobs):
-        for bits in runtime.precisions:
-            if calls and clock.perf_counter() - began > seconds / 2:
-                break
-            try:
-                session = runtime.load(op_program(op, runtime, bits=bits), threads=target.threads, batch=target.batch)
-                request = op_inputs(op, bits=bits, batch=target.batch)
-                session.run(request)
-            except Exception as error:  # noqa: BLE001 - an operator that the runtime cannot run is predicted, and told
-                failed[entry(op, bits)] = f"{op.kind} {op.cin}x{op.cout}, {bits} bits: {one_line(error)}"
-                continue
-            calls[entry(op, bits)] = partial(session.run, request)
+    for op, bits in ((NOTHING, 32), *product(variants(layers, knobs), runtime.precisions)):
+        if len(calls) > 1 and clock.perf_counter() - began > seconds / 2:
+            break
+        try:
+            session = runtime.load(op_program(op, runtime, bits=bits), threads=target.threads, batch=target.batch)
+            request = op_inputs(op, bits=bits, batch=target.batch)
+            session.run(request)
+        except Exception as error:  # noqa: BLE001 - an operator that the runtime cannot run is predicted, and told
+            failed[entry(op, bits)] = f"{op.kind} {op.cin}x{op.cout}, {bits} bits: {one_line(error)}"
+            continue
+        calls[entry(op, bits)] = partial(session.run, request)
     if not calls:
         return {}, failed
     left = max(0.3, seconds - (clock.perf_counter() - began))
     timed = latency.interleave(calls, rounds=8, calls=12, discard=4, min_block_s=0.0005, seconds=left)
-    return {key: median([median(block) for block in timed[key]]) for key in calls}, failed
+    times = {key: median([median(block) for block in timed[key]]) for key in calls}
+    nothing = times.pop(entry(NOTHING, 32), 0.0)
+    return {key: max(time - nothing, LEAST * time) for key, time in times.items()}, failed
 
 
 def one_line(error: BaseException) -> str:

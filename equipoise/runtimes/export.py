@@ -29,7 +29,7 @@ from torch import Tensor, nn
 from equipoise.batch import Inputs, call, joined, leaves, named, size, take
 from equipoise.errors import InputError, must_be
 from equipoise.runtimes.base import Source, cached
-from equipoise.runtimes.simplify import simplify
+from equipoise.runtimes.simplify import selects, simplify
 
 OPSET = 20
 """ONNX operator set written; every runtime of the table reads it."""
@@ -217,7 +217,7 @@ def layer_nodes(content: bytes) -> dict[str, tuple[str, ...]]:
     layers: dict[str, tuple[str, ...]] = {}
     for node in graph.node:
         index = WEIGHT_INPUT.get(node.op_type, -1)
-        if index >= 0 and node.input[index] in initializers:
+        if index >= 0 and node.input[index] in initializers and not selects(node):
             module, dot, last = _parameter_of(node.input[index]).rpartition(".")
             if dot or last == "weight":  # otherwise a constant of the graph, not a parameter
                 layers[module] = (*layers.get(module, ()), node.name)
@@ -235,7 +235,7 @@ def scoped_nodes(content: bytes) -> dict[str, tuple[str, ...]]:
     found: dict[str, tuple[str, ...]] = {}
     for node in graph.node:
         scope = node.name.rpartition("/")[0]
-        if node.op_type in WEIGHT_INPUT and node.name not in named and scope:
+        if node.op_type in WEIGHT_INPUT and node.name not in named and scope and not selects(node):
             found[scope] = (*found.get(scope, ()), node.name)
     return found
 

@@ -19,6 +19,8 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape
 
 IMAGE_AXES = (2, 3)
 """Height and width of (N, C, H, W)."""
+KERNEL = "/kernel"
+"""In the names of the weights of a rewritten shortcut, and of no other."""
 
 
 def simplify(model: ModelProto) -> ModelProto:
@@ -79,6 +81,11 @@ class _View:
         return [int(value) for value in self.constants[node.input[index]].ravel()]
 
 
+def selects(node: NodeProto) -> bool:
+    """Whether the weights of an operator only select channels: a rewritten shortcut, which is no layer."""
+    return node.op_type == "Conv" and KERNEL in node.input[1]
+
+
 def _subsampling(pad: NodeProto, view: _View) -> tuple[str, dict[int, int]] | None:
     """The tensor that a chain of strided slices starts from, and axis -> stride, when `pad` only adds zero channels."""
     pads = view.ints(pad, 1)
@@ -122,8 +129,8 @@ def _convolution(pad: NodeProto, source: str, strides: dict[int, int], view: _Vi
     weight = np.zeros((pads[1] + channels + pads[5], channels, 1, 1), dtype=np.float32)
     weight[np.arange(channels) + pads[1], np.arange(channels)] = 1
     name = _free(pad.name.removesuffix("/Pad") + "/Subsample", view)
-    model.graph.initializer.append(numpy_helper.from_array(weight, f"{name}/kernel"))
-    inputs = [source, f"{name}/kernel"]
+    model.graph.initializer.append(numpy_helper.from_array(weight, name + KERNEL))
+    inputs = [source, name + KERNEL]
     return [helper.make_node("Conv", inputs, list(pad.output), name=name, strides=[strides[axis] for axis in IMAGE_AXES])]
 
 

@@ -17,6 +17,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, load_from_strin
 
 from equipoise.errors import InputError, must_be
 from equipoise.runtimes.export import TRANSPOSED, WEIGHT_INPUT
+from equipoise.runtimes.simplify import selects
 
 DOMAINS = ("", "ai.onnx", "com.microsoft")
 """Domains of operators that ONNX Runtime itself brings along."""
@@ -85,7 +86,7 @@ def layer_bits(content: bytes) -> dict[str, int]:
     bits: dict[str, int] = {}
     for node in graph.node:
         index = WEIGHT_INPUT.get(node.op_type, -1)
-        if not 0 <= index < len(node.input):
+        if not 0 <= index < len(node.input) or selects(node):
             continue
         name, width = node.input[index], 32
         maker = makers.get(name)

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+import onnx
+import onnxruntime
 import pytest
 import torch
 from torch import Tensor, nn
@@ -14,7 +17,7 @@ from equipoise import runtimes
 from equipoise.errors import InputError
 from equipoise.runtimes import Program, Source
 from equipoise.runtimes import onnxruntime as ort
-from equipoise.runtimes.export import Exporter, scoped_nodes
+from equipoise.runtimes.export import Exporter, layer_nodes, scoped_nodes
 from equipoise.runtimes.fallback import culprits, told
 from equipoise.runtimes.structure import layer_bits
 
@@ -80,6 +83,65 @@ def test_a_program_is_timed_with_the_batch_axis_free_as_it_is_loaded_by_its_card
     session = runtimes.get("onnxruntime").load(program, batch=1)
     assert len(session.run(inputs[:1])) == 1
     assert len(session.run(inputs[:3])) == 3
+
+
+def run_kinds(program: Program, folder: Path) -> list[str]:
+    """Kinds of operators that ONNX Runtime really runs for a file, as anybody loads it."""
+    options = onnxruntime.SessionOptions()
+    options.optimized_model_filepath, options.log_severity_level = str(folder / "run.onnx"), 4
+    onnxruntime.InferenceSession(program.file(ort.FILE), options, providers=["CPUExecutionProvider"])
+    return [node.op_type for node in onnx.load(folder / "run.onnx", load_external_data=False).graph.node]
+
+
+CHAINS: dict[str, tuple[Callable[[], nn.Module], str]] = {
+    "convolution": (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)), "2"),
+    "grouped": (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 3)), "2"),
+    "transposed": (lambda: upsampler(1), "2"),
+    "pooled": (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 1)), "2"),
+    "product": (lambda: nn.Sequential(nn.Flatten(), nn.Linear(192, 32), nn.ReLU(), nn.Linear(32, 32), nn.Linear(32, 4)), "3"),
+}
+
+
+@pytest.mark.parametrize("chain", CHAINS)
+def test_a_layer_left_float_between_int8_ones_stays_float_where_it_is_run(chain: str, tmp_path: Path) -> None:
+    """ONNX Runtime quantizes such weights while it loads a file, 8 bits for the whole tensor, if the file lets it."""
+    make, middle = CHAINS[chain]
+    model, source, inputs, wanted = made(make)
+    with torch.no_grad():  # one weight far from the others: with one scale for all they round to a few steps
+        dict(model.named_modules())[middle].weight.view(-1)[0] = 40.0
+        wanted = model(torch.from_numpy(inputs)).numpy()
+    source = Exporter().source(model, torch.from_numpy(inputs[:2]), topology="")
+    program = runtimes.get("onnxruntime").compile(source, calibration=inputs, float_layers=frozenset({middle}))
+    kinds = run_kinds(program, tmp_path)
+    assert len([kind for kind in kinds if kind in ("Conv", "ConvTranspose", "Gemm", "FusedConv", "FusedGemm")]) == 1, kinds
+    assert apart(program, inputs, wanted) < 0.05
+
+
+class Shortcuts(nn.Module):
+    """Two blocks with a shortcut that subsamples and pads, and a last layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b, self.head = nn.Conv2d(3, 8, 3, 2, 1), nn.Conv2d(8, 16, 3, 2, 1), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.a(x) + nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 2, 3)))
+        x = torch.relu(self.b(x) + nn.functional.pad(x[:, :, ::2, ::2], (0, 0, 0, 0, 4, 4)))
+        return self.head(x.mean((2, 3)))
+
+
+def test_a_shortcut_is_in_int8_only_between_int8_layers(tmp_path: Path) -> None:
+    _, source, inputs, wanted = made(Shortcuts)
+    assert set(layer_nodes(source.onnx())) == {"a", "b", "head"}  # no layers of their own
+    whole, last, both = (
+        runtimes.get("onnxruntime").compile(source, calibration=inputs, float_layers=frozenset(left))
+        for left in (set(), {"a", "b"}, {"head"})
+    )
+    assert set(layer_bits(last.file(ort.FILE))) == {"a", "b", "head"}
+    assert run_kinds(whole, tmp_path).count("QLinearConv") == 3  # of four: what stands before the first layer stays float
+    assert run_kinds(last, tmp_path).count("QLinearConv") == 0
+    assert run_kinds(both, tmp_path).count("QLinearConv") == 2  # the last layer in int8 is `b`, beside its shortcut
+    assert max(apart(program, inputs, wanted) for program in (whole, last, both)) < 0.05
 
 
 class Unlike(nn.Module):
