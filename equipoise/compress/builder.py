@@ -80,9 +80,14 @@ class Builder:
         """Return the knobs of the techniques that a plan changes."""
         return {name: c for name, c in plan.choices.items() if name in self.offers and c != self.offers[name].menu[0]}
 
-    def ops(self, name: str, layer: str, choice: Choice) -> tuple[Op, ...]:
-        """Return the operators that `layer` becomes when the knob `name` alone is set to `choice`."""
-        return technique(name.partition(".")[0]).ops(self.subject, self.offers[name], layer, choice)
+    def ops(self, name: str, layer: str, choice: Choice, *, of: Op | None = None) -> tuple[Op, ...]:
+        """Return the operators that `layer` becomes when the knob `name` alone is set to `choice`.
+
+        Args:
+            of: What other choices made of the layer before; None is the untouched layer.
+        """
+        subject = self.subject if of is None else replace(self.subject, ops={**self.subject.ops, layer: of})
+        return technique(name.partition(".")[0]).ops(subject, self.offers[name], layer, choice)
 
     def _applied(self, draft: Draft, plan: Plan, stage: Stage) -> Draft:
         changed = self.touched(plan)

@@ -21,8 +21,7 @@ from equipoise.records import Choice
 LEVELS = (100, 50, 25)
 """Percent of a layer's weights that its two halves hold together; all of them: it stays whole.
 
-A share, not a rank: of a layer that other choices have narrowed it is the same share of less, so what a search predicts of
-several choices together, a product of shares, holds.
+A share, not a rank: of a layer that other choices have narrowed it is the same share of less, as near as whole steps come.
 """
 
 
@@ -59,10 +58,11 @@ class Rank:
     def ops(self, subject: Subject, offer: Offer, layer: str, choice: Choice) -> tuple[Op, ...]:
         """Return the two halves: for a convolution its rows, then its columns."""
         op = subject.ops[layer]
-        if choice == offer.menu[0]:
-            return (op,)
-        rank = _rank(choice, _even(op.weights, op.cin, op.cout, op.kernel), subject)
         (high, wide), (down, across), (above, beside) = op.kernel, op.stride, op.padding
+        even = _even(op.weights, op.cin, op.cout, op.kernel)
+        rank = _rank(choice, even, subject)
+        if choice == offer.menu[0] or rank >= min(op.cin * high, op.cout * wide, even):
+            return (op,)
         rows = replace(op, cout=rank, kernel=(high, 1), stride=(down, 1), padding=(above, 0), relu=False)
         left = (op.height + 2 * above - high) // down + 1 if op.kind == "conv" else op.height
         return rows, replace(op, cin=rank, kernel=(1, wide), stride=(1, across), padding=(0, beside), height=left)

@@ -76,7 +76,7 @@ class Technique(Protocol):
         ...
 
     def ops(self, subject: Subject, offer: Offer, layer: str, choice: Choice) -> tuple[Op, ...]:
-        """Return the operators that `layer` becomes under one choice alone; empty where it is gone."""
+        """Return the operators that `subject.ops[layer]` becomes under one choice; empty where the layer is gone."""
         ...
 
 

@@ -22,11 +22,21 @@ TARGET = "target"
 
 @dataclass(frozen=True, slots=True)
 class Act:
-    """What one knob makes of one layer: the operators under each choice of `menu`; none where it is gone."""
+    """What one knob makes of one layer.
+
+    Attributes:
+        menu: All its choices, the one that changes nothing first.
+        ops: The operators under each choice alone; none where the layer is gone.
+        given: Name and menu of knobs under which its share of the weights is another than alone: where few channels are left, a
+            step between two widths is a larger part of them.
+        factors: Its share over its share alone, for each choice of the knobs of `given` and of its own; the last runs fastest.
+    """
 
     knob: str
     menu: tuple[Choice, ...]
     ops: tuple[tuple[Op, ...], ...]
+    given: tuple[tuple[str, tuple[Choice, ...]], ...] = ()
+    factors: tuple[float, ...] = ()
 
     def of(self, choice: Choice) -> tuple[Op, ...]:
         """Return the operators under one choice."""
@@ -91,4 +101,6 @@ def facts_from(data: Mapping[str, Any]) -> Facts:
 
 
 def _act_from(data: Mapping[str, Any]) -> Act:
-    return Act(data["knob"], tuple(data["menu"]), tuple(tuple(map(op_from, ops)) for ops in data["ops"]))
+    ops = tuple(tuple(map(op_from, ops)) for ops in data["ops"])
+    given = tuple((name, tuple(menu)) for name, menu in data["given"])
+    return Act(data["knob"], tuple(data["menu"]), ops, given, tuple(data["factors"]))

@@ -16,6 +16,8 @@ from equipoise.search import Genomes, Space
 from equipoise.stats import median
 
 Floats = np.ndarray[Any, Any]
+Shares = tuple[tuple[int, ...], Floats]
+"""Columns, and what is left under each of their choices together; an axis each."""
 
 
 def entry(op: Op, bits: int) -> str:
@@ -50,8 +52,9 @@ def completed(times: Mapping[str, float], layers: Sequence[Layer], precisions: S
 class Features:
     """Turns genomes into features, for one target.
 
-    What several knobs make of a layer together is taken as the product of what each makes of it alone; what that misses, the
-    fit on whole nets absorbs.
+    What several knobs make of a layer together is taken as the product of what each makes of it alone; weights and MACs are
+    that times the factors that an act names. Seconds are nearer without: 2.8 against 4.5 % off on ResNet-20, 4.0 against 6.4
+    on digits. What is still missed, the fit on whole nets absorbs.
 
     Attributes:
         times: Seconds of operators by `entry`, complete.
@@ -110,12 +113,12 @@ class Features:
                 int8[:, i] = genomes[:, self.space.positions[layer.bits]] > 0
         return live, int8
 
-    def _product(self, genomes: Genomes, ratios: Sequence[Sequence[tuple[int, Floats]]], whole: Floats) -> Floats:
+    def _product(self, genomes: Genomes, ratios: Sequence[Sequence[Shares]], whole: Floats) -> Floats:
         """What is left of `whole` `(layers,)` under each genome, ``(n, layers)``."""
         out = np.repeat(whole[None], len(genomes), axis=0)
         for i, acts in enumerate(ratios):
-            for column, shares in acts:
-                out[:, i] *= shares[genomes[:, column]]
+            for columns, shares in acts:
+                out[:, i] *= shares[tuple(genomes[:, column] for column in columns)]
         return out
 
     @cached_property
@@ -123,40 +126,54 @@ class Features:
         return {bits: np.array([self.times[entry(layer.op, bits)] for layer in self.layers]) for bits in self.precisions}
 
     @cached_property
-    def _time_ratios(self) -> dict[int, list[list[tuple[int, Floats]]]]:
-        return {bits: self._ratios(lambda op, bits=bits: self.times[entry(op, bits)]) for bits in self.precisions}
+    def _time_ratios(self) -> dict[int, list[list[Shares]]]:
+        return {b: self._ratios(lambda op, b=b: self.times[entry(op, b)], together=False) for b in self.precisions}
 
     @cached_property
-    def _weight_ratios(self) -> list[list[tuple[int, Floats]]]:
+    def _weight_ratios(self) -> list[list[Shares]]:
         return self._ratios(lambda op: float(op.weights))
 
     @cached_property
-    def _work_ratios(self) -> list[list[tuple[int, Floats]]]:
+    def _work_ratios(self) -> list[list[Shares]]:
         return self._ratios(lambda op: op.work)
 
     @cached_property
-    def _count_ratios(self) -> list[list[tuple[int, Floats]]]:
-        return self._ratios(lambda _: 1.0)
+    def _count_ratios(self) -> list[list[Shares]]:
+        return self._ratios(lambda _: 1.0, together=False)
 
-    def _ratios(self, value: Any) -> list[list[tuple[int, Floats]]]:
-        """For each layer, for each knob that reshapes it: its column, and what it leaves under each choice of its menu."""
-        return [
-            [
-                (column, np.array([sum(map(value, ops)) / value(layer.op) if ops else 1.0 for ops in under]))
-                for column, under in self._acting(layer)
-            ]
-            for layer in self.layers
-        ]
+    def _ratios(self, value: Any, *, together: bool = True) -> list[list[Shares]]:
+        """For each layer and each knob that reshapes it, what is left under its choices, and those of others `together`."""
+        out = []
+        for layer in self.layers:
+            found = []
+            for act, column, under in self._acting(layer):
+                shares = np.array([sum(map(value, ops)) / value(layer.op) if ops else 1.0 for ops in under])
+                found.append(self._beside(act, column, shares) if together and act.given else ((column,), shares))
+            out.append(found)
+        return out
+
+    def _beside(self, act: Act, column: int, alone: Floats) -> Shares:
+        """What an act leaves under each choice of the knobs that it depends on; one that is gone changes nothing."""
+        factors = np.array(act.factors).reshape([*(len(menu) for _, menu in act.given), len(act.menu)])
+        columns, kept = [], []
+        for name, menu in act.given:
+            there = name in self.space.positions
+            columns += [self.space.positions[name]] if there else []
+            kept.append([menu.index(choice) for choice in self.space.knob(name).menu] if there else 0)
+        kept.append([act.menu.index(choice) for choice in self.space.knob(act.knob).menu])
+        for axis in reversed(range(len(kept))):
+            factors = factors.take(kept[axis], axis=axis)
+        return (*columns, column), factors * alone
 
     @cached_property
     def _removals(self) -> list[list[tuple[int, Floats]]]:
-        found = [[(column, np.array([not ops for ops in under])) for column, under in self._acting(x)] for x in self.layers]
+        found = [[(column, np.array([not ops for ops in under])) for _, column, under in self._acting(x)] for x in self.layers]
         return [[(column, gone) for column, gone in some if gone.any()] for some in found]
 
-    def _acting(self, layer: Layer) -> list[tuple[int, list[tuple[Op, ...]]]]:
-        """The columns that act on a layer, with the operators under each choice that is left on the menu."""
-        acts: list[Act] = [act for act in layer.acts if act.knob in self.space.positions]
-        return [(self.space.positions[act.knob], [act.of(c) for c in self.space.knob(act.knob).menu]) for act in acts]
+    def _acting(self, layer: Layer) -> list[tuple[Act, int, list[tuple[Op, ...]]]]:
+        """What acts on a layer, its column, and the operators under each choice that is left on the menu."""
+        acts = [act for act in layer.acts if act.knob in self.space.positions]
+        return [(act, self.space.positions[act.knob], [act.of(c) for c in self.space.knob(act.knob).menu]) for act in acts]
 
 
 def _changes(live: Floats, int8: Floats) -> Floats:

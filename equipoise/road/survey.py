@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
@@ -13,6 +14,9 @@ from equipoise.road.facts import TARGET, Act, Facts, Layer
 from equipoise.study.header import Offered
 
 NOTHING = "Equipoise changes Conv and Linear layers; `equipoise profile` lists those of your model."
+
+SAME = 0.02
+"""Shares that differ by no more are alike."""
 
 
 def survey(builder: Builder, precisions: Mapping[str, Sequence[int]]) -> Facts:
@@ -63,12 +67,38 @@ def _layers(builder: Builder, offers: Mapping[str, Offer]) -> list[Layer]:
     out = []
     for name, op in builder.subject.ops.items():
         acting = {knob: offer for knob, offer in offers.items() if name in offer.layers}
-        acts = []
+        acts: list[Act] = []
         for knob, offer in acting.items():
             ops = tuple(builder.ops(knob, name, choice) for choice in offer.menu)
             if any(under != (op,) for under in ops):
-                acts.append(Act(knob, offer.menu, ops))
+                acts.append(_together(builder, name, acts, Act(knob, offer.menu, ops)))
         precise = next((knob for knob, offer in acting.items() if offer.needs), "")
         params = sum(p.numel() for p in modules[name].parameters(recurse=False))
         out.append(Layer(name, op, params, tuple(acts), precise))
     return out
+
+
+def _together(builder: Builder, layer: str, before: Sequence[Act], act: Act) -> Act:
+    """Return an act with what it leaves of a layer that the acts before it have reshaped, where that is another share."""
+    whole = builder.subject.ops[layer]
+    given = [other for other in before if all(map(len, other.ops)) and len(_weights(other)) > 1]
+    if not given or len(_weights(act)) == 1:
+        return act
+    factors = []
+    for choices in itertools.product(*(other.menu for other in given)):
+        op = whole
+        for other, choice in zip(given, choices, strict=True):
+            (op, *more) = builder.ops(other.knob, layer, choice, of=op)
+            if more:  # two operators have no shape to go on from
+                return act
+        for choice, alone in zip(act.menu, act.ops, strict=True):
+            share = sum(o.weights for o in builder.ops(act.knob, layer, choice, of=op)) / op.weights
+            factors.append(round(share * whole.weights / sum(o.weights for o in alone), 4) if alone else 1.0)
+    if max(abs(factor - 1) for factor in factors) < SAME:
+        return act
+    return replace(act, given=tuple((other.knob, other.menu) for other in given), factors=tuple(factors))
+
+
+def _weights(act: Act) -> set[int]:
+    """How many weights a layer may have under one knob."""
+    return {sum(op.weights for op in ops) for ops in act.ops}

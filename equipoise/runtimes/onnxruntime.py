@@ -299,7 +299,7 @@ def _float_weights(graph: Any) -> None:
 
 def _channels_in(node: Any, weight: Sequence[int]) -> int:
     """How many channels or features the input of a layer has."""
-    number = {attribute.name: attribute.i for attribute in node.attribute}
+    number: dict[str, int] = {attribute.name: attribute.i for attribute in node.attribute}
     if node.op_type == "Conv":
         return int(weight[1]) * number.get("group", 1)
     if node.op_type == "Gemm":

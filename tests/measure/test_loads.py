@@ -12,6 +12,8 @@ from equipoise.measure import latency, loads
 from equipoise.measure.loads import BATCH, VISITS, Call, Load, LoadComparison, compare_loads, summarize
 from equipoise.stats import verdict
 
+pytestmark = pytest.mark.slow  # times real loads
+
 
 class Clock:
     """A clock that only contenders move."""

@@ -14,6 +14,8 @@ from equipoise.pareto import non_dominated
 from equipoise.records import SCHEMA
 from equipoise.study.picks import pick
 
+pytestmark = pytest.mark.slow  # opens pages in a browser
+
 HOSTILE = "</script><img src=x onerror=\"document.title='hacked'\">"
 ADDRESS = {
     "#latency=0.45ms": "latency<=0.45ms",

@@ -16,6 +16,8 @@ from equipoise.road.faithful import answers, gap, hold
 from equipoise.runtimes import Target
 from equipoise.workloads import METRICS, Workload
 
+pytestmark = pytest.mark.slow  # trains and compiles a candidate
+
 
 class NormAct(nn.BatchNorm2d):
     """The activation is not a child: the norm cannot be folded, and must not be."""

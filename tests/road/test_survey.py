@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import replace
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor, nn
@@ -13,12 +16,15 @@ from equipoise.compress.builder import Builder
 from equipoise.compress.subject import Subject
 from equipoise.errors import InputError
 from equipoise.ops import Op
+from equipoise.records import as_data
 from equipoise.road.bench import Workbench
-from equipoise.road.facts import TARGET, Facts
+from equipoise.road.facts import TARGET, Facts, facts_from
+from equipoise.road.features import Features, completed
 from equipoise.road.here import Here
 from equipoise.road.jobs import Job
 from equipoise.road.survey import survey
 from equipoise.runtimes import Target
+from equipoise.search import Space
 from equipoise.study.store import Store
 from equipoise.techniques import TECHNIQUES
 from equipoise.workloads import Workload
@@ -87,6 +93,28 @@ def test_what_each_knob_makes_of_each_layer_is_an_operator(one: Facts) -> None:
     assert "bits.block.two" not in acts  # another precision is another time, not another operator
     assert layers["head"].params == 16 * 3 + 3
     assert isinstance(layers["head"].op, Op)
+
+
+def counted(facts: Facts, space: Space, genomes: np.ndarray[Any, Any]) -> np.ndarray[Any, Any]:
+    return Features(space, facts.layers, completed({}, facts.layers, BOTH), BOTH).params(genomes)[:, 1]
+
+
+def test_what_several_knobs_leave_of_a_layer_together_is_known() -> None:
+    """Ranks go in steps, so of a narrowed layer two halves hold a larger share of the weights, or it stays whole."""
+    builder = Builder(Subject.of_shapes(net(48), X[:2], X[:20]))
+    facts = survey(builder, {"ort": BOTH})
+    space = facts.space
+    genomes = space.sample(np.random.default_rng(0), n=60)
+    held = [sum(p.numel() for p in builder.build(space.decode(row), repair=False).model.parameters()) for row in genomes]
+    assert counted(facts, space, genomes) / held == pytest.approx(1, abs=0.03)
+    alone = tuple(replace(x, acts=tuple(replace(act, given=(), factors=()) for act in x.acts)) for x in facts.layers)
+    assert np.abs(counted(replace(facts, layers=alone), space, genomes) / held - 1).max() > 0.1  # a product is not enough
+
+    less = space.restrict({"width.block.one": [24], "rank.block.two": [100, 25]})
+    same = less.sample(np.random.default_rng(1), n=20)
+    there = space.encode_all([space.untouched.but(dict(less.decode(row).choices)) for row in same])
+    assert counted(facts, less, same) == pytest.approx(counted(facts, space, there))  # menus that lost choices
+    assert facts_from(json.loads(json.dumps(as_data(facts)))) == facts
 
 
 def test_what_is_left_whole_says_why(one: Facts) -> None:

@@ -26,6 +26,8 @@ from equipoise.study.store import Store
 from equipoise.study.summary import summarize
 from equipoise.workloads import Workload
 
+pytestmark = pytest.mark.slow  # walks whole roads on real programs; the decisions alone are in test_decisions.py
+
 AMPLE_S = 200.0
 """Enough for a search of a small net on the busiest machine; hardly any of it is used, since the search converges at once."""
 
@@ -90,7 +92,6 @@ def test_asking_the_same_again_measures_nothing(asked) -> None:
     assert (again.best.key, again.verdict()) == (first.best.key, first.verdict())
 
 
-@pytest.mark.slow
 def test_more_time_goes_on_and_every_training_is_an_evaluation_of_its_own(tmp_path) -> None:
     store, seen = tmp_path / "study", []
     for seconds in (0, 15, 25):
@@ -103,7 +104,6 @@ def test_more_time_goes_on_and_every_training_is_an_evaluation_of_its_own(tmp_pa
     assert all((e.leg > 0) == (e.fidelity == "recovered") for e in study.evaluations)
 
 
-@pytest.mark.slow
 def test_the_time_is_kept_and_all_of_it_is_counted(tmp_path) -> None:
     limit = 20.0
     began = time.perf_counter()

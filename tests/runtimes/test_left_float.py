@@ -21,6 +21,8 @@ from equipoise.runtimes.export import Exporter, layer_nodes, scoped_nodes
 from equipoise.runtimes.fallback import culprits, told
 from equipoise.runtimes.structure import layer_bits
 
+pytestmark = pytest.mark.slow  # quantizes models for every runtime
+
 
 class Residual(nn.Module):
     """Operators with and without weights, the addition and the gate among them."""
@@ -59,9 +61,8 @@ def apart(program: Program, inputs: np.ndarray[Any, Any], wanted: np.ndarray[Any
     return float(np.abs(found - wanted).max() / np.abs(wanted).max())
 
 
-def int8_names() -> list[Any]:
-    names = [name for name in runtimes.available() if 8 in runtimes.get(name).precisions]
-    return [pytest.param(name, marks=pytest.mark.slow) if name == "openvino" else name for name in names]
+def int8_names() -> list[str]:
+    return [name for name in runtimes.available() if 8 in runtimes.get(name).precisions]
 
 
 @pytest.mark.parametrize("name", int8_names())
@@ -94,7 +95,10 @@ def run_kinds(program: Program, folder: Path) -> list[str]:
 
 
 CHAINS: dict[str, tuple[Callable[[], nn.Module], str]] = {
-    "convolution": (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)), "2"),
+    "convolution": (
+        lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3), nn.ReLU(), nn.Conv2d(8, 4, 3)),
+        "2",
+    ),
     "grouped": (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.ReLU(), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 4, 3)), "2"),
     "transposed": (lambda: upsampler(1), "2"),
     "pooled": (lambda: nn.Sequential(nn.Conv2d(3, 8, 3), nn.MaxPool2d(2), nn.Conv2d(8, 8, 3), nn.Conv2d(8, 4, 1)), "2"),

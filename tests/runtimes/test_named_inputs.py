@@ -17,6 +17,8 @@ from equipoise.runtimes.export import Exporter, layer_nodes
 from equipoise.runtimes.structure import read
 from equipoise.workloads.outputs import Chosen
 
+pytestmark = pytest.mark.slow  # exports models for every runtime
+
 IDS, _ = sentences(64)
 ENCODER = Chosen(Encoder(), "logits").eval()
 EXPORTER = Exporter()

@@ -160,6 +160,7 @@ def test_kill_9_sweep(path: Path) -> None:
     assert not list((path / "blobs").glob(".torn-*"))
 
 
+@pytest.mark.slow
 def test_the_sweep_sees_a_walk_that_speaks_too_early(path: Path) -> None:
     early = WALK.replace('return {"i"', 'print(f"done {i}", flush=True); time.sleep(0.5 * (i % 10 == 5)); return {"i"')
     early = early.replace("import sys", "import sys, time")

@@ -25,6 +25,8 @@ from equipoise.runtimes.base import Program, Source, Target
 from equipoise.verbs import profile as profiler
 from equipoise.verbs.profile import Profile, profile, program_memory
 
+pytestmark = pytest.mark.slow  # compiles and times real programs
+
 
 class Planted:
     """A runtime that needs no export and sees every batch it is given."""
@@ -136,7 +138,6 @@ def test_a_meter_is_read_where_there_is_one(monkeypatch: pytest.MonkeyPatch) -> 
     assert "W a core" not in note, "a meter goes before an estimate"
 
 
-@pytest.mark.slow
 def test_a_target_that_cannot_run_says_why_and_the_others_go_on() -> None:
     absent, planted = _profile(targets=["absent", Target("planted", batch=2)]).targets
     assert absent.reason == "absent is not installed"
@@ -187,7 +188,6 @@ def test_a_model_that_one_runtime_refuses_is_still_counted() -> None:
     assert planted.reason == ""
 
 
-@pytest.mark.slow
 def test_a_real_profile_on_onnx_runtime(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(profiler, "program_memory", program_memory)
     (target,) = _profile(targets=["onnxruntime"]).targets

@@ -9,6 +9,8 @@ from many_inputs import Encoder, paired, pairs, sentences, trained
 import equipoise as eq
 from equipoise.batch import take
 
+pytestmark = pytest.mark.slow  # trains and quantizes models
+
 IDS, LABELS = sentences(256)
 BOTH, _ = pairs(256)
 
@@ -42,7 +44,6 @@ def test_an_image_and_a_row_are_taken_by_position() -> None:
         assert 1e-5 < off(quantized(*BOTH), net(*BOTH)) < 0.1
 
 
-@pytest.mark.slow
 def test_a_profile_times_all_inputs() -> None:
     found = eq.profile(trained(steps=1), take(IDS, slice(2)), targets=["onnxruntime", "torch"], batch=4, seconds=0.5)
     assert [target.reason for target in found.targets] == ["", ""]

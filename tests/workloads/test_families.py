@@ -447,6 +447,7 @@ def test_the_contract_catches_a_liar(liar: str) -> None:
         check_family(made_of(builder, **more))
 
 
+@pytest.mark.slow
 def test_a_family_is_a_file_and_a_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     from equipoise.cli import main
     from equipoise.workloads import load_family
