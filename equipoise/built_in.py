@@ -5,7 +5,7 @@ Words only, so that a wrong name is told before torch is loaded. A new one is a 
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -34,8 +34,7 @@ class BuiltIn:
 
     def imported(self) -> Any:
         """Return what `maker` names."""
-        module, _, name = self.maker.partition(":")
-        return getattr(importlib.import_module(module), name)
+        return pkgutil.resolve_name(self.maker)
 
 
 _TASK: Options = {"shift": int, "holdout": int}

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import math
+import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Protocol, cast
@@ -43,8 +43,7 @@ class Meter(Protocol):
 
 def meter(word: str) -> Meter:
     """Return the meter of an axis, importing it now."""
-    module, _, name = AXES[word].meter.partition(":")
-    return cast(Meter, getattr(importlib.import_module(module), name)())
+    return cast(Meter, pkgutil.resolve_name(AXES[word].meter)())
 
 
 def read(word: str, program: Any, target: Any, rows: Inputs) -> Reading:

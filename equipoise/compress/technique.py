@@ -5,7 +5,7 @@ The search, the tables, the reports and the export work on offers alone and know
 
 from __future__ import annotations
 
-import importlib
+import pkgutil
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Protocol, cast, runtime_checkable
@@ -82,5 +82,4 @@ class Technique(Protocol):
 
 def technique(kind: str) -> Technique:
     """Return the technique of a kind of knob, importing it now."""
-    module, _, name = TECHNIQUES[kind].maker.partition(":")
-    return cast(Technique, getattr(importlib.import_module(module), name)())
+    return cast(Technique, pkgutil.resolve_name(TECHNIQUES[kind].maker)())

@@ -6,9 +6,9 @@ plain JSON. Nothing is pickled.
 
 from __future__ import annotations
 
-import importlib
 import json
 import os
+import pkgutil
 import subprocess
 import sys
 import tempfile
@@ -75,6 +75,5 @@ def children(payload: Mapping[str, bytes]) -> Iterator[Children]:
 def main(root: str) -> None:
     """Do the order in folder `root` and write ``result.json``: the child's side."""
     order = json.loads((Path(root) / "order.json").read_text(encoding="utf-8"))
-    module, _, function = order["entry"].partition(":")
-    found = getattr(importlib.import_module(module), function)(Path(root) / "payload", order["options"])
+    found = pkgutil.resolve_name(order["entry"])(Path(root) / "payload", order["options"])
     (Path(root) / "result.json").write_text(json.dumps(found), encoding="utf-8")

@@ -10,7 +10,7 @@ from __future__ import annotations
 import contextlib
 import ctypes
 import gc
-import importlib
+import pkgutil
 import sys
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -77,8 +77,7 @@ def peak_memory(
 
 def watched(folder: Path, order: Mapping[str, Any]) -> dict[str, int]:
     """Do the ordered work and return the resident bytes before it and at its peak: the child's side of `peak_memory`."""
-    module, _, function = order["entry"].partition(":")
-    work: Iterator[None] = getattr(importlib.import_module(module), function)(folder, order["options"])
+    work: Iterator[None] = pkgutil.resolve_name(order["entry"])(folder, order["options"])
     next(work)
     baseline = _settle()
     for _ in work:

@@ -16,8 +16,8 @@ References:
 
 from __future__ import annotations
 
-import importlib
 import math
+import pkgutil
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -182,8 +182,7 @@ def race(
 
 def run(folder: Path, order: Mapping[str, Any]) -> dict[str, Any]:
     """Load and time every contender in this process: the child's side of `race`."""
-    module, _, function = order["entry"].partition(":")
-    contenders = getattr(importlib.import_module(module), function)(folder, order["options"])
+    contenders = pkgutil.resolve_name(order["entry"])(folder, order["options"])
     found = compare_loads(contenders, seconds=order["seconds"], precision=0.0, most=LOADS, seed=order["seed"])
     rounds = {name: [[median(calls) for calls in load] for load in found.blocks[name]] for name in contenders}
     return {"rounds": rounds, "wait": dict(found.wait)}

@@ -8,8 +8,8 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import importlib
 import os
+import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -292,8 +292,7 @@ def get(name: str) -> Runtime:
     """
     if name not in RUNTIMES:
         raise unknown("runtime", name, RUNTIMES)
-    module, _, attribute = RUNTIMES[name].partition(":")
-    return cast(Runtime, getattr(importlib.import_module(module), attribute)())
+    return cast(Runtime, pkgutil.resolve_name(RUNTIMES[name])())
 
 
 def runs_code(name: str) -> bool:
