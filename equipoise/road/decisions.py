@@ -424,6 +424,8 @@ class Road(Walk):
         ended early. Nothing is trained on after a rung in which every training failed.
         """
         alive = rungs.candidates(self.evaluations, self.budget)
+        if not alive:
+            self.tell("recover", "nothing is trained: no plan within the other bounds has lost what training could win back")
         trained: dict[str, list[tuple[float, float]]] = {e.plan.digest: [] for e in alive}
         carried, any_time = 0.0, False
         for rung, (_, share) in enumerate(rungs.RUNGS):

@@ -386,6 +386,14 @@ def test_the_recorded_seconds_stay_within_the_time(limit: float) -> None:
     assert study_of(formula.record).searched
 
 
+@pytest.mark.parametrize(("budget", "told"), [("drop<=1", False), ("drop<=90", True)])
+def test_recovery_without_a_candidate_is_told(budget: str, told: bool) -> None:
+    said: list[Event] = []
+    formula = walked(asked(budget), said=said)
+    assert told == any(event.text.startswith("nothing is trained") for event in said)
+    assert told != any(e.training for e in study_of(formula.record).evaluations)
+
+
 @pytest.mark.parametrize("limit", [0.0, 3.0, 6.0])
 def test_too_little_time_measures_the_untouched_model_and_tells_how_much_is_enough(limit: float) -> None:
     formula = walked(asked(limit_s=limit))
