@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from equipoise.errors import must_be
 
-Kind = Literal["conv", "linear", "add", "quantize", "dequantize"]
+Kind = Literal["conv", "linear", "add", "resize", "quantize", "dequantize"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,9 +16,10 @@ class Op:
     """One operator and its shapes; a pruned layer is ``replace(spec, cin=..., cout=...)``.
 
     Attributes:
-        kind: ``conv``; ``linear``; ``add`` (residual sum); ``quantize`` and ``dequantize`` (borders of an int8 run).
-        cin, cout: Channels or features in and out; equal for the last three kinds.
-        kernel, stride, padding, dilation: (height, width); of ``conv`` only.
+        kind: ``conv``; ``linear``; ``add`` (residual sum); ``resize`` (bilinear); ``quantize`` and ``dequantize`` (borders of
+            an int8 run).
+        cin, cout: Channels or features in and out; equal for the last four kinds.
+        kernel, stride, padding, dilation: (height, width); of ``conv`` only, but the kernel of a ``resize`` is what it makes.
         groups: Of ``conv`` only; a depthwise layer has ``groups == cin == cout``.
         height, width: Of the input map. A ``linear`` layer has its rows per sample in `height`.
         relu: A rectifier follows and is fused into the operator.
@@ -49,7 +50,9 @@ class Op:
 
     @property
     def work(self) -> float:
-        """MACs on one sample, near enough to compare operators by."""
+        """MACs on one sample, near enough to compare operators by; one of what has no weights."""
+        if not self.weights:
+            return 1.0
         steps = self.height * self.width / (self.stride[0] * self.stride[1])
         return max(1.0, self.cin / self.groups * self.cout * self.kernel[0] * self.kernel[1] * steps)
 

@@ -51,11 +51,13 @@ class Resolution:
             or not layers
         ):
             return
-        height = int(images.shape[2])
+        channels, height, width = map(int, images.shape[1:])
         menu = dict.fromkeys(round(level * height / STEP) * STEP for level in LEVELS)
         useful = tuple(rows for rows in menu if 0 < rows < height and _answers_alike(subject, rows))
         refused = "" if useful else "the model does not run on smaller images, or answers in another shape"
-        yield Offer("", (height, *useful), layers, refused=refused)
+        whole = Op("resize", channels, channels, height=height, width=width)
+        adds: dict[Choice, tuple[Op, ...]] = {rows: (replace(whole, kernel=_size(subject, rows)),) for rows in useful}
+        yield Offer("", (height, *useful), layers, adds=adds, refused=refused)
 
     def apply(self, draft: Draft, subject: Subject, chosen: Mapping[str, Choice]) -> Draft:
         """Let a copy of the model resize what it is given."""

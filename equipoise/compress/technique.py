@@ -29,6 +29,7 @@ class Offer:
         layers: Names of the layers that it acts on.
         removes: Choice -> the layers that are gone under it; knobs that act on these alone then do nothing.
         needs: Choice -> bits that the runtime must be able to compute in.
+        adds: Choice -> the operators that it puts before the model, to be timed as the layers are.
         refused: Why nothing can be chosen here, where that is so; the menu then holds the untouched choice alone.
     """
 
@@ -37,6 +38,7 @@ class Offer:
     layers: tuple[str, ...]
     removes: Mapping[Choice, tuple[str, ...]] = field(default_factory=dict)
     needs: Mapping[Choice, int] = field(default_factory=dict)
+    adds: Mapping[Choice, tuple[Op, ...]] = field(default_factory=dict)
     refused: str = ""
 
 

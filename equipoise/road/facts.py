@@ -45,7 +45,7 @@ class Act:
 
 @dataclass(frozen=True, slots=True)
 class Layer:
-    """A layer with weights.
+    """A layer with weights, or what a choice puts before the model: no parameters, and gone under the other choices.
 
     Attributes:
         op: As it is in the untouched model.

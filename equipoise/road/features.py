@@ -104,7 +104,7 @@ class Features:
 
     def _state(self, genomes: Genomes) -> tuple[Floats, Floats]:
         """Whether each layer is there, and whether it is int8: two ``(n, layers)`` masks."""
-        live = np.ones((len(genomes), len(self.layers)), dtype=bool)
+        live = np.tile(self._present, (len(genomes), 1))
         int8 = np.zeros_like(live)
         for i, layer in enumerate(self.layers):
             for column, gone in self._removals[i]:
@@ -147,7 +147,8 @@ class Features:
         for layer in self.layers:
             found = []
             for act, column, under in self._acting(layer):
-                shares = np.array([sum(map(value, ops)) / value(layer.op) if ops else 1.0 for ops in under])
+                whole = value(layer.op) or 1.0  # what has no weights keeps none
+                shares = np.array([sum(map(value, ops)) / whole if ops else 1.0 for ops in under])
                 found.append(self._beside(act, column, shares) if together and act.given else ((column,), shares))
             out.append(found)
         return out
@@ -164,6 +165,11 @@ class Features:
         for axis in reversed(range(len(kept))):
             factors = factors.take(kept[axis], axis=axis)
         return (*columns, column), factors * alone
+
+    @cached_property
+    def _present(self) -> Floats:
+        """Whether a layer is there at all, ``(layers,)``: what a knob that is gone would put before the model is not."""
+        return np.array([all(act.ops[0] or act.knob in self.space.positions for act in layer.acts) for layer in self.layers])
 
     @cached_property
     def _removals(self) -> list[list[tuple[int, Floats]]]:

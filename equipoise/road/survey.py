@@ -36,9 +36,8 @@ def survey(builder: Builder, precisions: Mapping[str, Sequence[int]]) -> Facts:
     if not rows:
         raise InputError(f"model must offer something to change; got nothing that can be cut or quantized. {NOTHING}")
     refused = {offer.place or "model": offer.refused for offer in builder.offers.values() if offer.refused}
-    return Facts(
-        tuple(rows), tuple(_layers(builder, offers)), tuple(_moot(offers, precisions)), refused | dict(builder.subject.left)
-    )
+    layers = (*_added(offers), *_layers(builder, offers))
+    return Facts(tuple(rows), layers, tuple(_moot(offers, precisions)), refused | dict(builder.subject.left))
 
 
 def _within(offer: Offer, usable: set[int]) -> Offer:
@@ -60,6 +59,15 @@ def _moot(offers: Mapping[str, Offer], precisions: Mapping[str, Sequence[int]]) 
             if lost:
                 rows.append((TARGET, target, lost))
     return rows
+
+
+def _added(offers: Mapping[str, Offer]) -> list[Layer]:
+    """What choices put before the model, as layers that are gone under all others."""
+    out = []
+    for knob, offer in offers.items():
+        act = Act(knob, offer.menu, tuple(offer.adds.get(choice, ()) for choice in offer.menu))
+        out += [Layer(knob, ops[0], 0, (act,)) for ops in act.ops if ops][:1]
+    return out
 
 
 def _layers(builder: Builder, offers: Mapping[str, Offer]) -> list[Layer]:

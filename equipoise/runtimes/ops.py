@@ -72,6 +72,8 @@ def _module(spec: Op) -> nn.Module:
         )
     elif spec.kind == "linear":
         layer = nn.Linear(spec.cin, spec.cout)
+    elif spec.kind == "resize":
+        layer = nn.Upsample(size=spec.kernel, mode="bilinear", align_corners=False)
     else:
         layer = _Double()
     return (nn.Sequential(layer, nn.ReLU()) if spec.relu else layer).eval()
@@ -92,6 +94,9 @@ def _onnx(spec: Op, bits: int) -> bytes:
     value = graph.dequantized("input", 0.02) if narrow_in else "input"
     if spec.kind == "add":
         value = graph.add("Add", [value, graph.dequantized("input", 0.03) if narrow_in else value])
+    elif spec.kind == "resize":
+        sizes = graph.constant(np.array(spec.kernel, dtype=np.int64))
+        value = graph.add("Resize", [value, "", "", sizes], axes=[2, 3], mode="linear")
     elif spec.kind in ("conv", "linear"):
         value = _weighted(graph, spec, value, bits)
     if spec.relu and not narrow_out:

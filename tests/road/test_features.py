@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -64,6 +66,22 @@ def test_a_layer_put_into_two_is_two_operators() -> None:
     rows = found.size(np.array([(0, 0), (1, 0), (1, 1)]))
     assert rows == pytest.approx(np.array([(1, 64, 0, 1, 0), (1, 32, 0, 2, 0), (1, 0, 32, 0, 2)]))
     assert found.latency(np.array([(1, 0)]))[0, -1] == 2
+
+
+def test_what_a_choice_puts_before_the_model_is_timed_and_there_under_it_alone() -> None:
+    """Smaller images must be made first; the times of the layers alone promised half the latency that was then measured."""
+    whole = Op("resize", 3, 3, height=8, width=8)
+    small, smaller = replace(whole, kernel=(6, 6)), replace(whole, kernel=(4, 4))
+    layers = (Layer("resolution", small, 0, (Act("resolution", (8, 6, 4), ((), (small,), (smaller,))),)), *LAYERS)
+    space = Space((Knob("resolution", (8, 6, 4)), *SPACE.knobs))
+    times = completed({**TIMES, entry(small, 32): 7.0, entry(smaller, 32): 4.0}, layers, (32, 8))
+    found = Features(space, layers, times, (32, 8))
+    rows = found.latency(np.array([(choice, 0, 0, 0, 0) for choice in range(3)]))
+    assert rows == pytest.approx(np.array([(1, 30, 0, 0, 2), (1, 37, 0, 0, 3), (1, 34, 0, 0, 3)]))
+    assert found.size(np.array([(2, 0, 0, 0, 0)])) == pytest.approx(np.array([(1, 112, 0, 3, 0)]))
+    gone = Features(SPACE, layers, times, (32, 8))
+    assert gone.latency(np.array([(0, 0, 0, 0)])) == pytest.approx(np.array([(1, 30, 0, 0, 2)]))
+    assert {small, smaller} <= set(variants(layers, {"resolution"}))
 
 
 def test_without_int8_everything_is_float() -> None:

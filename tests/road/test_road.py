@@ -79,9 +79,9 @@ def test_the_same_command_again_replays_without_measuring(finished) -> None:
 @pytest.mark.slow
 def test_a_budget_out_of_reach_exits_1_and_names_what_binds(finished) -> None:
     store, _ = finished
-    done = optimize(store, "digits", "--budget", "latency<=1us, drop<=1", "--time", "60s", code=EXIT_FAILED)
+    done = optimize(store, "digits", "--budget", "latency<=0.1us, drop<=1", "--time", "60s", code=EXIT_FAILED)
     assert "budget NOT met" in done.stdout
-    assert "binding constraint is latency" in done.stdout
+    assert "binding constraint is latency" in done.stdout  # whatever is found misses it by far more than the drop
 
 
 @pytest.mark.slow

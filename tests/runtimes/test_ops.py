@@ -23,6 +23,7 @@ OPS = [
     Op("linear", 16, 5),
     Op("linear", 16, 8, height=7, relu=True),
     Op("add", 8, 8, height=4, width=4, relu=True),
+    Op("resize", 3, 3, (6, 5), height=10, width=8),
 ]
 
 
@@ -90,8 +91,8 @@ def test_an_operator_survives_its_record_and_knows_its_weights_and_work() -> Non
     for op in OPS:
         assert op_from(json.loads(json.dumps(as_data(op)))) == op
     assert (CONV.weights, CONV.work) == (8 * 16 * 9, 8 * 16 * 9 * 12 * 10 / 4)
-    assert [op.depthwise for op in OPS] == [False, True, False, False, False]
-    assert (OPS[1].weights, OPS[4].weights) == (16 * 9, 0)
+    assert [op.depthwise for op in OPS] == [False, True, False, False, False, False]
+    assert (OPS[1].weights, OPS[4].weights, OPS[5].work) == (16 * 9, 0, 1)
 
 
 def test_wrong_operators_are_refused() -> None:
