@@ -36,7 +36,8 @@ def variants(layers: Sequence[Layer], knobs: Collection[str] | None = None) -> l
 def completed(times: Mapping[str, float], layers: Sequence[Layer], precisions: Sequence[int]) -> dict[str, float]:
     """Return `times` with what was not timed predicted from its MACs, at the pace of its layer or else of what was timed."""
     every = {entry(op, bits): (op, bits) for op in variants(layers) for bits in precisions}
-    paces = {bits: [times[k] / op.work for k, (op, b) in every.items() if b == bits and k in times] for bits in precisions}
+    timed = [(times[key] / op.work, bits) for key, (op, bits) in every.items() if key in times and op.weights]
+    paces = {bits: [pace for pace, b in timed if b == bits] for bits in precisions}
     anywhere = [pace for some in paces.values() for pace in some] or [1e-9]
     out = dict(times)
     for layer in layers:

@@ -79,6 +79,8 @@ def test_what_a_choice_puts_before_the_model_is_timed_and_there_under_it_alone()
     rows = found.latency(np.array([(choice, 0, 0, 0, 0) for choice in range(3)]))
     assert rows == pytest.approx(np.array([(1, 30, 0, 0, 2), (1, 37, 0, 0, 3), (1, 34, 0, 0, 3)]))
     assert found.size(np.array([(2, 0, 0, 0, 0)])) == pytest.approx(np.array([(1, 112, 0, 3, 0)]))
+    few = completed({entry(small, 32): 7.0, entry(A, 32): TIMES[entry(A, 32)]}, layers, (32,))  # the time ended early
+    assert few[entry(B, 32)] == pytest.approx(B.work * TIMES[entry(A, 32)] / A.work)  # what has no MACs tells no pace
     gone = Features(SPACE, layers, times, (32, 8))
     assert gone.latency(np.array([(0, 0, 0, 0)])) == pytest.approx(np.array([(1, 30, 0, 0, 2)]))
     assert {small, smaller} <= set(variants(layers, {"resolution"}))
