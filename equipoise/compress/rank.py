@@ -31,9 +31,10 @@ class Rank:
     def offers(self, subject: Subject) -> Iterable[Offer]:
         """Yield the shares at which a layer's two halves are less than the whole, each of another rank."""
         for name, op in subject.ops.items():
-            full, even = full_rank(subject.model.get_submodule(name)), _even(op.weights, op.cin, op.cout, op.kernel)
-            ranks = {_rank(level, even, subject): level for level in reversed(LEVELS[1:])}
-            useful = [level for rank, level in ranks.items() if rank < min(full, even)]
+            if not full_rank(subject.model.get_submodule(name)):
+                continue
+            ranks = {_rank(level, op.cin, op.cout, op.kernel, subject): level for level in reversed(LEVELS[1:])}
+            useful = [level for rank, level in ranks.items() if rank]
             if useful:
                 yield Offer(name, (LEVELS[0], *sorted(useful, reverse=True)), (name,))
 
@@ -48,9 +49,8 @@ class Rank:
             if not full_rank(layer):  # gone with its block, or put in a form that has no two halves
                 continue
             kernel = getattr(layer, "kernel_size", (1, 1))
-            even = _even(layer.weight.numel(), axis_size(layer, "in"), axis_size(layer, "out"), kernel)
-            rank = _rank(level, even, subject)
-            if rank < min(full_rank(layer), even):
+            rank = _rank(level, axis_size(layer, "in"), axis_size(layer, "out"), kernel, subject)
+            if rank:
                 parts[name] = halves(layer, rank, _second_moment(draft, name, layer, subject.ops[name], moments.get(name)))
         renamed = {**draft.renamed, **{name: f"{name}.1" for name in parts}}
         return replace(draft, model=replaced(draft.model, parts), damaged=draft.damaged or bool(parts), renamed=renamed)
@@ -58,24 +58,21 @@ class Rank:
     def ops(self, subject: Subject, offer: Offer, layer: str, choice: Choice) -> tuple[Op, ...]:
         """Return the two halves: for a convolution its rows, then its columns."""
         op = subject.ops[layer]
-        (high, wide), (down, across), (above, beside) = op.kernel, op.stride, op.padding
-        even = _even(op.weights, op.cin, op.cout, op.kernel)
-        rank = _rank(choice, even, subject)
-        if choice == offer.menu[0] or rank >= min(op.cin * high, op.cout * wide, even):
+        rank = 0 if choice == offer.menu[0] else _rank(choice, op.cin, op.cout, op.kernel, subject)
+        if not rank:
             return (op,)
+        (high, wide), (down, across), (above, beside) = op.kernel, op.stride, op.padding
         rows = replace(op, cout=rank, kernel=(high, 1), stride=(down, 1), padding=(above, 0), relu=False)
         left = (op.height + 2 * above - high) // down + 1 if op.kind == "conv" else op.height
         return rows, replace(op, cin=rank, kernel=(1, wide), stride=(1, across), padding=(0, beside), height=left)
 
 
-def _rank(level: Choice, even: float, subject: Subject) -> int:
-    """Channels between the two halves at a level, in whole steps of what kernels like."""
-    return max(1, round(int(level) / 100 * even / subject.likes)) * subject.likes
-
-
-def _even(weights: int, cin: int, cout: int, kernel: tuple[int, int]) -> float:
-    """Rank at which two halves hold as much as the whole."""
-    return weights / (cin * kernel[0] + cout * kernel[1])
+def _rank(level: Choice, cin: int, cout: int, kernel: tuple[int, int], subject: Subject) -> int:
+    """Channels between the two halves at a level, in whole steps of what kernels like; 0 where they would not pay."""
+    reading, giving = cin * kernel[0], cout * kernel[1]
+    even = reading * giving / (reading + giving)  # two halves of this rank hold as much as the whole
+    rank = max(1, round(int(level) / 100 * even / subject.likes)) * subject.likes
+    return rank if rank < min(reading, giving, even) else 0
 
 
 def _second_moment(draft: Draft, name: str, layer: Any, op: Op, moments: Moments | None) -> torch.Tensor:

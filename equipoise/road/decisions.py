@@ -426,6 +426,7 @@ class Road(Walk):
         alive = rungs.candidates(self.evaluations, self.budget)
         if not alive:
             self.tell("recover", "nothing is trained: no plan within the other bounds has lost what training could win back")
+            return
         trained: dict[str, list[tuple[float, float]]] = {e.plan.digest: [] for e in alive}
         carried, any_time = 0.0, False
         for rung, (_, share) in enumerate(rungs.RUNGS):

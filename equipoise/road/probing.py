@@ -27,9 +27,9 @@ from equipoise.runtimes import Target
 from equipoise.runtimes.ops import op_inputs, op_program
 from equipoise.stats import median
 
-NOTHING = Op("add", 1, 1)
+CALL = Op("add", 1, 1)
 """An operator whose time is that of the call."""
-LEAST = 0.05
+OWN = 0.05
 """Share of its time that is an operator's own at least, however small it is."""
 
 
@@ -66,7 +66,7 @@ def layer_times(
     calls: dict[str, Callable[[], object]] = {}
     failed: dict[str, str] = {}
     began = clock.perf_counter()
-    for op, bits in ((NOTHING, 32), *product(variants(layers, knobs), runtime.precisions)):
+    for op, bits in ((CALL, 32), *product(variants(layers, knobs), runtime.precisions)):
         if len(calls) > 1 and clock.perf_counter() - began > seconds / 2:
             break
         try:
@@ -82,8 +82,8 @@ def layer_times(
     left = max(0.3, seconds - (clock.perf_counter() - began))
     timed = latency.interleave(calls, rounds=8, calls=12, discard=4, min_block_s=0.0005, seconds=left)
     times = {key: median([median(block) for block in timed[key]]) for key in calls}
-    nothing = times.pop(entry(NOTHING, 32), 0.0)
-    return {key: max(time - nothing, LEAST * time) for key, time in times.items()}, failed
+    call = times.pop(entry(CALL, 32), 0.0)
+    return {key: max(time - call, OWN * time) for key, time in times.items()}, failed
 
 
 def one_line(error: BaseException) -> str:

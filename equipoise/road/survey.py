@@ -9,12 +9,12 @@ from dataclasses import replace
 from equipoise.compress.builder import Builder
 from equipoise.compress.technique import Offer
 from equipoise.errors import InputError
+from equipoise.ops import Op
 from equipoise.records import Choice, Knob
 from equipoise.road.facts import TARGET, Act, Facts, Layer
 from equipoise.study.header import Offered
 
 NOTHING = "Equipoise changes Conv and Linear layers; `equipoise profile` lists those of your model."
-
 SAME = 0.02
 """Shares that differ by no more are alike."""
 
@@ -89,8 +89,8 @@ def _layers(builder: Builder, offers: Mapping[str, Offer]) -> list[Layer]:
 def _together(builder: Builder, layer: str, before: Sequence[Act], act: Act) -> Act:
     """Return an act with what it leaves of a layer that the acts before it have reshaped, where that is another share."""
     whole = builder.subject.ops[layer]
-    given = [other for other in before if all(map(len, other.ops)) and len(_weights(other)) > 1]
-    if not given or len(_weights(act)) == 1:
+    given = [other for other in before if all(other.ops) and len(set(map(_weights, other.ops))) > 1]
+    if not given or len(set(map(_weights, act.ops))) == 1:
         return act
     factors = []
     for choices in itertools.product(*(other.menu for other in given)):
@@ -100,13 +100,12 @@ def _together(builder: Builder, layer: str, before: Sequence[Act], act: Act) -> 
             if more:  # two operators have no shape to go on from
                 return act
         for choice, alone in zip(act.menu, act.ops, strict=True):
-            share = sum(o.weights for o in builder.ops(act.knob, layer, choice, of=op)) / op.weights
-            factors.append(round(share * whole.weights / sum(o.weights for o in alone), 4) if alone else 1.0)
+            share = _weights(builder.ops(act.knob, layer, choice, of=op)) / op.weights
+            factors.append(round(share * whole.weights / _weights(alone), 4) if alone else 1.0)
     if max(abs(factor - 1) for factor in factors) < SAME:
         return act
     return replace(act, given=tuple((other.knob, other.menu) for other in given), factors=tuple(factors))
 
 
-def _weights(act: Act) -> set[int]:
-    """How many weights a layer may have under one knob."""
-    return {sum(op.weights for op in ops) for ops in act.ops}
+def _weights(ops: Sequence[Op]) -> int:
+    return sum(op.weights for op in ops)

@@ -110,7 +110,7 @@ CHAINS: dict[str, tuple[Callable[[], nn.Module], str]] = {
 def test_a_layer_left_float_between_int8_ones_stays_float_where_it_is_run(chain: str, tmp_path: Path) -> None:
     """ONNX Runtime quantizes such weights while it loads a file, 8 bits for the whole tensor, if the file lets it."""
     make, middle = CHAINS[chain]
-    model, source, inputs, wanted = made(make)
+    model, _, inputs, _ = made(make)
     with torch.no_grad():  # one weight far from the others: with one scale for all they round to a few steps
         dict(model.named_modules())[middle].weight.view(-1)[0] = 40.0
         wanted = model(torch.from_numpy(inputs)).numpy()
