@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from equipoise.errors import must_be
 
-Kind = Literal["conv", "linear", "add", "resize", "quantize", "dequantize"]
+Kind = Literal["conv", "linear", "embedding", "add", "resize", "quantize", "dequantize"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,12 +16,12 @@ class Op:
     """One operator and its shapes; a pruned layer is ``replace(spec, cin=..., cout=...)``.
 
     Attributes:
-        kind: ``conv``; ``linear``; ``add`` (residual sum); ``resize`` (bilinear); ``quantize`` and ``dequantize`` (borders of
-            an int8 run).
-        cin, cout: Channels or features in and out; equal for the last four kinds.
+        kind: ``conv``; ``linear``; ``embedding``; ``add`` (residual sum); ``resize`` (bilinear); ``quantize`` and
+            ``dequantize`` (borders of an int8 run).
+        cin, cout: Channels or features in and out; equal for the last four kinds; rows and width of an embedding.
         kernel, stride, padding, dilation: (height, width); of ``conv`` only, but the kernel of a ``resize`` is what it makes.
         groups: Of ``conv`` only; a depthwise layer has ``groups == cin == cout``.
-        height, width: Of the input map. A ``linear`` layer has its rows per sample in `height`.
+        height, width: Of the input map. A ``linear`` layer has its rows per sample in `height`, an embedding what it reads.
         relu: A rectifier follows and is fused into the operator.
     """
 
@@ -46,12 +46,18 @@ class Op:
     @property
     def weights(self) -> int:
         """Weights that it holds, without biases."""
-        return self.cin // self.groups * self.cout * self.kernel[0] * self.kernel[1] if self.kind in ("conv", "linear") else 0
+        weighted = self.kind in ("conv", "linear", "embedding")
+        return self.cin // self.groups * self.cout * self.kernel[0] * self.kernel[1] if weighted else 0
+
+    @property
+    def row(self) -> int:
+        """Weights that make one output (of an embedding: one row)."""
+        return self.cout if self.kind == "embedding" else self.cin // self.groups * self.kernel[0] * self.kernel[1]
 
     @property
     def work(self) -> float:
-        """MACs on one sample, near enough to compare operators by; one of what has no weights."""
-        if not self.weights:
+        """MACs on one sample, near enough to compare operators by; one of what multiplies nothing."""
+        if not self.weights or self.kind == "embedding":
             return 1.0
         steps = self.height * self.width / (self.stride[0] * self.stride[1])
         return max(1.0, self.cin / self.groups * self.cout * self.kernel[0] * self.kernel[1] * steps)

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from enum import IntEnum
 
 from equipoise.records import Choice
+from equipoise.schemes import scheme
 from equipoise.units import counted
 
 Changed = Sequence[tuple[Choice, Choice]]
@@ -88,6 +89,8 @@ TECHNIQUES: dict[str, Kind] = {
         lambda changed, _: f"{counted(len(changed), 'layer')} factorized" if changed else "",
         lambda _old, new: f"two halves that hold {new}% of its weights",
     ),
-    "bits": Kind("equipoise.compress.bits:Bits", Stage.ROUND, "bits", lambda _changed, _: "", lambda _old, new: f"{new}-bit"),
+    "bits": Kind(
+        "equipoise.compress.bits:Bits", Stage.ROUND, "bits", lambda _changed, _: "", lambda _old, new: scheme(new).says
+    ),
 }
 """Kind of a knob -> its technique; the order is that of the knobs in a space."""

@@ -1,4 +1,4 @@
-"""Precision: which layers the runtime is asked to compute in int8."""
+"""Precision: how the runtime is asked to hold and compute each layer."""
 
 from __future__ import annotations
 
@@ -7,29 +7,31 @@ from dataclasses import replace
 
 from equipoise.compress.subject import Subject
 from equipoise.compress.technique import Draft, Offer
-from equipoise.compress.trace import WEIGHTED
+from equipoise.compress.trace import HOLDING
 from equipoise.errors import unknown
 from equipoise.ops import Op
 from equipoise.records import Choice
+from equipoise.schemes import menu
 
 
 class Bits:
-    """Bits of each layer with weights."""
+    """Scheme of each layer with weights, by the name that it has in `schemes.SCHEMES`."""
 
     def offers(self, subject: Subject) -> Iterable[Offer]:
-        """Yield 32 or 8 bits for each layer."""
-        for layer in subject.ops:
-            yield Offer(layer, (32, 8), (layer,), needs={8: 8})
+        """Yield the schemes of each layer's kind."""
+        for layer, op in subject.ops.items():
+            ways = menu(op.kind)
+            yield Offer(layer, ways, (layer,), needs={way: way for way in ways[1:]})
 
     def apply(self, draft: Draft, subject: Subject, chosen: Mapping[str, Choice]) -> Draft:
-        """Ask for the bits; the weights themselves are rounded by the runtime."""
-        weighted = [name for name, part in draft.model.named_modules() if isinstance(part, WEIGHTED)]
+        """Ask for the schemes; the weights themselves are rounded once nothing changes them any more."""
+        weighted = [name for name, part in draft.model.named_modules() if isinstance(part, HOLDING)]
         asked = dict(draft.request)
         for layer in chosen:
             if layer not in subject.ops:
                 raise unknown("layer", layer, subject.ops)
-        for layer, bits in chosen.items():  # one that was put in another form is asked for in all of its parts
-            asked.update({name: int(bits) for name in weighted if name == layer or name.startswith(layer + ".")})
+        for layer, way in chosen.items():  # one that was put in another form is asked for in all of its parts
+            asked.update({name: way for name in weighted if name == layer or name.startswith(layer + ".")})
         return replace(draft, request=asked)
 
     def ops(self, subject: Subject, offer: Offer, layer: str, choice: Choice) -> tuple[Op, ...]:

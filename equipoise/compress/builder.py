@@ -11,12 +11,14 @@ from torch import nn
 
 from equipoise.compress import fakequant
 from equipoise.compress.repair import HELD, refit
+from equipoise.compress.rounding import on_grid
 from equipoise.compress.subject import Subject
 from equipoise.compress.technique import Draft, Offer, technique
 from equipoise.compress.trace import WEIGHTED
 from equipoise.errors import unknown
 from equipoise.ops import Op
 from equipoise.records import Choice, Plan, digest
+from equipoise.schemes import scheme
 from equipoise.techniques import TECHNIQUES, Stage
 
 
@@ -54,15 +56,22 @@ class Builder:
         return self._applied(draft, plan, Stage.ROUND)
 
     def changed(self, name: str, choice: Choice, ranges: Mapping[str, tuple[float, float]]) -> Draft:
-        """Return the draft of one choice alone, neither repaired nor trained, int8 imitated in torch.
+        """Return the draft of one choice alone, neither repaired nor trained, integers imitated in torch.
 
         Args:
             ranges: Layer -> range of its input, from which int8 is imitated.
         """
         plan = Plan({name: choice})
         draft = self._applied(self._cut(self._applied(Draft(self.subject.model), plan, Stage.SCALE), plan), plan, Stage.ROUND)
-        rounded = {layer: ranges[layer] for layer, bits in draft.request.items() if bits == 8}
-        return replace(draft, model=fakequant.rounded(draft.model, rounded)) if rounded else draft
+        if not draft.request:
+            return draft
+        subject, asked = self.subject, {layer: scheme(way) for layer, way in draft.request.items()}
+        moments = subject.moments([layer for layer, way in asked.items() if way.encoded and layer in subject.ops])
+        model = on_grid(draft.model, draft.request, exact=subject.exact, moments=moments)
+        static = {layer: ranges[layer] for layer, way in asked.items() if way.inputs == "static"}
+        model = fakequant.rounded(model, static) if static else model
+        dynamic = [layer for layer, way in asked.items() if way.inputs == "dynamic"]
+        return replace(draft, model=fakequant.rounding_inputs(model, dynamic))
 
     def reach(self, name: str, draft: Draft) -> frozenset[str] | None:
         """Return the modules in which a draft of the knob `name` differs from the untouched model; None where all may."""

@@ -8,7 +8,7 @@ saturate there, and only a run of the real file shows what 8-bit ones do.
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from typing import Any
 
@@ -31,8 +31,8 @@ class FakeQuantized(nn.Module):
     `layer.weight.dtype` or `layer.in_features`, and subclasses that pad or standardise, run as they always did.
     """
 
-    input_low: Tensor
-    input_high: Tensor
+    input_low: Tensor | None
+    input_high: Tensor | None
     weight_bits: int
 
     def forward(self, *args: Any, **kwargs: Any) -> Any:
@@ -45,7 +45,7 @@ class FakeQuantized(nn.Module):
 class _Rounded(TorchFunctionMode):
     """Round what every dense product inside reads, however the layer has come by it."""
 
-    def __init__(self, low: Tensor, high: Tensor, bits: int, axis: int) -> None:
+    def __init__(self, low: Tensor | None, high: Tensor | None, bits: int, axis: int) -> None:
         super().__init__()
         self._range, self._bits, self._axis = (low, high), bits, axis
 
@@ -55,23 +55,24 @@ class _Rounded(TorchFunctionMode):
             for place, name in enumerate(("input", "weight")):
                 holder: Any = given if place < len(given) else named
                 key: Any = place if place < len(given) else name
-                holder[key] = (
-                    round_input(holder[key], *self._range)
-                    if name == "input"
-                    else round_weight(holder[key], bits=self._bits, axis=self._axis)
-                )
+                if name == "input":
+                    holder[key] = round_input(holder[key], *self._range)
+                elif self._bits:
+                    holder[key] = round_weight(holder[key], bits=self._bits, axis=self._axis)
         return func(*given, **named)
 
 
-def fake_quantize(layer: nn.Module, low: float, high: float, *, weight_bits: int = 8) -> None:
+def fake_quantize(layer: nn.Module, low: float | None, high: float | None, *, weight_bits: int = 8) -> None:
     """Make one layer compute in place as int8 would, its input rounded between `low` and `high`.
+
+    Without them it is rounded in its own range, sample by sample; with no `weight_bits` the weights stay as they are.
 
     A hook that does nothing keeps `nn.TransformerEncoderLayer` from its fused path, which would read the weights and
     never call the layer.
     """
     device = next((value.device for value in layer.parameters()), None)
-    layer.register_buffer("input_low", torch.tensor(low, device=device))
-    layer.register_buffer("input_high", torch.tensor(high, device=device))
+    for name, end in (("input_low", low), ("input_high", high)):
+        layer.register_buffer(name, None if end is None else torch.tensor(end, device=device))
     layer.weight_bits = weight_bits  # type: ignore[assignment]
     layer.register_forward_pre_hook(_stay_seen)
     layer.__class__ = type(f"FakeQuantized{type(layer).__name__}", (FakeQuantized, type(layer)), {})
@@ -124,6 +125,19 @@ def rounded(model: nn.Module, seen: Mapping[str, tuple[float, float]], *, weight
     return copied
 
 
+def rounding_inputs(model: nn.Module, layers: Sequence[str]) -> nn.Module:
+    """Return a copy of `model` in which the named layers round what they read in the range of each sample, weights as they are.
+
+    A runtime takes the range of the whole request: the same for one sample, and wider for many.
+    """
+    if not layers:
+        return model
+    copied = copy.deepcopy(model)
+    for name in layers:
+        fake_quantize(copied.get_submodule(name), None, None, weight_bits=0)
+    return copied
+
+
 def plain(model: nn.Module) -> nn.Module:
     """Return a copy of a simulated (and perhaps trained) model whose layers compute in floating point again."""
     bare = copy.deepcopy(model)
@@ -145,8 +159,15 @@ def round_weight(weight: Tensor, *, bits: int, axis: int = 0) -> Tensor:
     return _straight_through(weight, (weight / scale).round().clamp(-top, top) * scale)
 
 
-def round_input(x: Tensor, low: Tensor, high: Tensor) -> Tensor:
-    """Return `x` clipped to [low, high] and rounded to 256 affine levels of which one is exactly zero."""
+def round_input(x: Tensor, low: Tensor | None, high: Tensor | None) -> Tensor:
+    """Return `x` clipped to [low, high] and rounded to 256 affine levels of which one is exactly zero.
+
+    Without a range it is that of each sample (N, ...), zero included.
+    """
+    if low is None or high is None:
+        axes = list(range(1, x.dim()))
+        low = x.detach().amin(axes, keepdim=True).clamp_max(0.0)
+        high = x.detach().amax(axes, keepdim=True).clamp_min(0.0)
     scale = ((high - low) / _LEVELS).clamp_min(1e-12)
     zero = (-low / scale).round()
     bounded = torch.clamp(x, -zero * scale, (_LEVELS - zero) * scale)  # no gradient outside the range

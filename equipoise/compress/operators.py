@@ -14,14 +14,15 @@ from equipoise.ops import Op
 
 
 def operators(model: nn.Module, example: Inputs) -> dict[str, Op]:
-    """Return module name -> operator for every convolution and linear layer that runs.
+    """Return module name -> operator for every convolution, linear layer and embedding that runs.
 
     Args:
         model: BatchNorm folded, so that a rectifier is seen to follow its convolution. Not changed.
         example: (N, ...) inputs, one tensor or several by name.
 
     Limits:
-        2-D convolutions with zero padding, and linear layers. A layer that runs more than once counts once.
+        2-D convolutions with zero padding, linear layers, and embeddings that only look up. A layer that runs more than once
+        counts once.
     """
     found: dict[str, Op] = {}
     outputs: dict[int, tuple[str, Tensor]] = {}
@@ -52,6 +53,8 @@ def operators(model: nn.Module, example: Inputs) -> dict[str, Op]:
 
 
 def _counted(layer: nn.Module) -> bool:
+    if isinstance(layer, nn.Embedding):
+        return layer.max_norm is None
     return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros")
 
 
@@ -59,6 +62,8 @@ def _spec(layer: nn.Module, inputs: Tensor) -> Op:
     """The operator of a layer, from its attributes and one input."""
     if isinstance(layer, nn.Linear):
         return Op("linear", layer.in_features, layer.out_features, height=max(1, inputs[0].numel() // layer.in_features))
+    if isinstance(layer, nn.Embedding):
+        return Op("embedding", layer.num_embeddings, layer.embedding_dim, height=max(1, inputs[0].numel()))
     if not isinstance(layer, nn.Conv2d):
         raise TypeError(type(layer).__name__)
     kernel, stride, dilation = ((pair[0], pair[1]) for pair in (layer.kernel_size, layer.stride, layer.dilation))

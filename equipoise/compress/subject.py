@@ -36,6 +36,7 @@ class Subject:
         left: Why a BatchNorm could not be folded, by name.
         notes: Which groups could not be ordered as asked, a sentence each.
         likes: Channel counts are kept to multiples of this, where the target is quick.
+        exact: Whether the CPU adds 8-bit products without overflow, see `schemes.top`.
     """
 
     model: nn.Module
@@ -50,6 +51,7 @@ class Subject:
     left: Mapping[str, str] = field(default_factory=dict)
     notes: tuple[str, ...] = ()
     likes: int = 8
+    exact: bool = False
     _moments: dict[str, Moments] = field(default_factory=dict, repr=False, compare=False)
     _answers: dict[str, Statistics] = field(default_factory=dict, repr=False, compare=False)
 
@@ -62,6 +64,7 @@ class Subject:
         *,
         criterion: str = "obs",
         likes: int = 8,
+        exact: bool = False,
         watched: Watched = unwatched,
     ) -> Subject:
         """Fold, trace, and measure `model` once; some seconds for a ResNet-20 and 256 inputs. `model` is not changed.
@@ -71,10 +74,10 @@ class Subject:
             example: A small batch (N, ...) that the model accepts.
             calibration: Unlabelled inputs (N, ...), drawn at random; 192 to 512 are enough.
             criterion: How channels are ordered, see `criteria.CRITERIA`.
-            likes: See the class.
+            likes, exact: See the class.
             watched: Entered around each run of a changed model, with the names of what was changed.
         """
-        subject = cls._traced(model, example, calibration, likes=likes, watched=watched)
+        subject = cls._traced(model, example, calibration, likes=likes, exact=exact, watched=watched)
         chosen = [group for group in subject.groups if group.prunable]
         if criterion in ("obs", "activation"):
             readers = frozenset(name for group in chosen for name in group.consumers)
@@ -96,22 +99,29 @@ class Subject:
 
     @classmethod
     def of_shapes(
-        cls, model: nn.Module, example: Inputs, data: Inputs, *, likes: int = 8, watched: Watched = unwatched
+        cls,
+        model: nn.Module,
+        example: Inputs,
+        data: Inputs,
+        *,
+        likes: int = 8,
+        exact: bool = False,
+        watched: Watched = unwatched,
     ) -> Subject:
         """Fold and trace `model` alone: enough to rebuild the shapes of a plan, without what its weights are chosen by.
 
         Args:
             data: A few inputs (N, ...) on which folding is compared.
         """
-        subject = cls._traced(model, example, data, likes=likes, watched=watched)
+        subject = cls._traced(model, example, data, likes=likes, exact=exact, watched=watched)
         return replace(subject, fitted=tuple(collect(subject.model, example).targets))
 
     @classmethod
-    def _traced(cls, model: nn.Module, example: Inputs, data: Inputs, *, likes: int, watched: Watched) -> Subject:
+    def _traced(cls, model: nn.Module, example: Inputs, data: Inputs, *, likes: int, exact: bool, watched: Watched) -> Subject:
         done = folded(model, example, data=data)
         layers, found = operators(done.model, example), groups(done.model, example, watched=watched)
         blocks = droppable(done.model, example, watched=watched)
-        return cls(done.model, example, layers, found, blocks, left=done.left, likes=likes)
+        return cls(done.model, example, layers, found, blocks, left=done.left, likes=likes, exact=exact)
 
     def group(self, name: str) -> Group:
         """Return the group of that name.

@@ -28,7 +28,7 @@ class Offer:
         menu: The choices, the untouched one first.
         layers: Names of the layers that it acts on.
         removes: Choice -> the layers that are gone under it; knobs that act on these alone then do nothing.
-        needs: Choice -> bits that the runtime must be able to compute in.
+        needs: Choice -> the scheme that the runtime must have, see `schemes.SCHEMES`.
         adds: Choice -> the operators that it puts before the model, to be timed as the layers are.
         refused: Why nothing can be chosen here, where that is so; the menu then holds the untouched choice alone.
     """
@@ -37,7 +37,7 @@ class Offer:
     menu: tuple[Choice, ...]
     layers: tuple[str, ...]
     removes: Mapping[Choice, tuple[str, ...]] = field(default_factory=dict)
-    needs: Mapping[Choice, int] = field(default_factory=dict)
+    needs: Mapping[Choice, Choice] = field(default_factory=dict)
     adds: Mapping[Choice, tuple[Op, ...]] = field(default_factory=dict)
     refused: str = ""
 
@@ -51,14 +51,14 @@ class Draft:
         damaged: Whether it computes something else than it did, so that repair has something to mend.
         keep: (layer, axis) -> the places that it kept, int64, where it lost some.
         renamed: Layer -> the one inside it that now gives its answer.
-        request: Layer -> bits that the runtime is asked to compute it in, where not 32.
+        request: Layer -> scheme that the runtime is asked to hold and compute it in, where not floats.
     """
 
     model: nn.Module
     damaged: bool = False
     keep: Keep = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
-    request: Mapping[str, int] = field(default_factory=dict)
+    request: Mapping[str, Choice] = field(default_factory=dict)
 
 
 @runtime_checkable

@@ -20,6 +20,9 @@ from equipoise.batch import Inputs, call, mapped
 
 CONVS = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose1d, nn.ConvTranspose2d, nn.ConvTranspose3d)
 WEIGHTED = (*CONVS, nn.Linear)
+"""Layers that multiply by weights."""
+HOLDING = (*WEIGHTED, nn.Embedding)
+"""Layers that hold weights which a runtime may hold otherwise."""
 NORMS = (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d)
 
 Watched = Callable[[frozenset[str]], AbstractContextManager[str]]

@@ -21,13 +21,15 @@ from equipoise import meters, runtimes
 from equipoise.batch import Inputs, mapped, size, take
 from equipoise.compress.builder import Builder
 from equipoise.compress.fold import folded
+from equipoise.compress.rounding import on_grid
 from equipoise.compress.subject import Subject
 from equipoise.compress.technique import Draft
-from equipoise.compress.trace import WEIGHTED, Watched, copied, unwatched
+from equipoise.compress.trace import HOLDING, Watched, copied, unwatched
 from equipoise.measure.counts import LayerCount, count
 from equipoise.measure.loads import compare_loads
 from equipoise.meters import Meters
 from equipoise.records import (
+    Choice,
     Evaluation,
     Fidelity,
     LayerRow,
@@ -43,9 +45,10 @@ from equipoise.road import faithful
 from equipoise.road.facts import TARGET, Facts
 from equipoise.road.racing import Contender
 from equipoise.road.survey import survey
-from equipoise.runtimes import Program, Session, Source, Target
-from equipoise.runtimes.cpu import liked_channels
+from equipoise.runtimes import Program, Session, Source, Target, requested
+from equipoise.runtimes.cpu import has_exact_int8, liked_channels
 from equipoise.runtimes.export import Exporter, layer_nodes
+from equipoise.schemes import scheme
 from equipoise.study.record import latency_beside
 from equipoise.workloads import Workload, predict
 from equipoise.workloads.running import at_once, one_thread
@@ -91,9 +94,8 @@ class Workbench:
         """What makes of plans models: groups traced and proven, statistics collected (seconds)."""
         with one_thread():
             make = Subject.of_shapes if self.shapes else Subject.prepare
-            return Builder(
-                make(self.teacher, self.work.example, self._calibration, likes=liked_channels(), watched=self.watched)
-            )
+            likes, exact, watched = liked_channels(), has_exact_int8(), self.watched
+            return Builder(make(self.teacher, self.work.example, self._calibration, likes=likes, exact=exact, watched=watched))
 
     @cached_property
     def _calibration(self) -> Inputs:
@@ -127,7 +129,7 @@ class Workbench:
     @cached_property
     def unset(self) -> frozenset[str]:
         """Names of the layers with weights that have no precision of their own to choose."""
-        weighted = {name for name, layer in self.teacher.named_modules() if isinstance(layer, WEIGHTED)}
+        weighted = {name for name, layer in self.teacher.named_modules() if isinstance(layer, HOLDING)}
         return frozenset(weighted - set(self.builder.subject.ops))
 
     def target_of(self, plan: Plan) -> Target:
@@ -168,13 +170,22 @@ class Workbench:
         would cost every mixed plan the same, whatever it chose.
         """
         runtime = runtimes.get(target.runtime)
-        if 8 not in draft.request.values():
-            return runtime.compile(source)
-        present = {name for name, layer in draft.model.named_modules() if isinstance(layer, WEIGHTED)}
-        floats = frozenset(present - {name for name, bits in draft.request.items() if bits == 8} - self.unset)
-        if floats and self.unset:  # the file is read for nothing else
-            floats |= self.unset & layer_nodes(source.onnx()).keys()
-        return runtime.compile(source, calibration=take(self.calibration, slice(samples)), float_layers=floats)
+        options: dict[str, Any] = {}
+        if held := {name: way for name, way in draft.request.items() if scheme(way).encoded}:
+            options["schemes"] = held
+        if 8 in draft.request.values():
+            present = {name for name, layer in draft.model.named_modules() if isinstance(layer, HOLDING)}
+            floats = frozenset(present - {name for name, way in draft.request.items() if way == 8} - self.unset)
+            if floats and self.unset:  # the file is read for nothing else
+                floats |= self.unset & layer_nodes(source.onnx()).keys()
+            options |= {"calibration": take(self.calibration, slice(samples)), "float_layers": floats}
+        return runtime.compile(source, **options)
+
+    def on_grid(self, draft: Draft) -> Draft:
+        """Return a draft whose weights lie where its schemes hold them: what is scored, shipped and stored is one model."""
+        with one_thread():
+            model = on_grid(draft.model, draft.request, exact=has_exact_int8(), calibration=self._calibration)
+        return replace(draft, model=model)
 
     def samples(self, count: int) -> Inputs:
         """Return the first inputs of the validation split, as runtimes take them."""
@@ -183,8 +194,8 @@ class Workbench:
     def outputs(self, program: Program, samples: int) -> Array:
         """Run the first `samples` of the validation split through `program`, on all cores."""
         session = runtimes.get(program.runtime).load(program, threads=os.cpu_count() or 1)
-        kept = self.work.validation.take(samples)
-        return predict(lambda few: session.run(mapped(few, torch.Tensor.numpy)), kept, batch=self.at_once)[0].numpy()
+        kept, batch = self.work.validation.take(samples), requested(program, self.targets[0].batch, self.at_once)
+        return predict(lambda few: session.run(mapped(few, torch.Tensor.numpy)), kept, batch=batch)[0].numpy()
 
     @cached_property
     def reference_program(self) -> Program:
@@ -201,6 +212,7 @@ class Workbench:
     ) -> Evaluation:
         """Compile a draft and score the program: quality on validation, size, counts; all but what must be timed alone."""
         began = time.perf_counter()
+        draft = self.on_grid(draft)
         target, source = self.target_of(plan), self.source(draft.model)
         program = self.compile(draft, source, target)
         samples = len(self.work.validation) if fidelity != "one-shot" else min(QUICK_SAMPLES, len(self.work.validation))
@@ -290,10 +302,10 @@ def _rows(samples: Inputs, target: Target) -> Inputs:
     return mapped(take(samples, np.arange(target.batch) % size(samples)), np.ascontiguousarray)
 
 
-def _row(layer: LayerCount, request: Mapping[str, int]) -> LayerRow:
+def _row(layer: LayerCount, request: Mapping[str, Choice]) -> LayerRow:
     """A layer as it is reported; its channels lie on dimension 1 of a map, on the last one of tokens."""
     channels = layer.output[1] if layer.kind.startswith(("Conv", "BatchNorm")) else layer.output[-1]
-    return LayerRow(layer.name, layer.kind, channels, layer.params, layer.macs, request.get(layer.name, 32))
+    return LayerRow(layer.name, layer.kind, channels, layer.params, layer.macs, scheme(request.get(layer.name, 32)).bits)
 
 
 def failed(

@@ -18,12 +18,13 @@ from equipoise.budget import Budget
 from equipoise.errors import EquipoiseError
 from equipoise.events import Listener
 from equipoise.meters import Meters
-from equipoise.records import Evaluation, Fidelity, Plan, as_data, digest
+from equipoise.records import Choice, Evaluation, Fidelity, Plan, as_data, digest
 from equipoise.road import entries, rungs
 from equipoise.road.facts import TARGET, facts_from
 from equipoise.road.features import Features, completed
 from equipoise.road.jobs import Job, Record, Steps, Walk
 from equipoise.road.proposals import WORST_LOSS, Known, worst_loss
+from equipoise.schemes import scheme
 from equipoise.search import LossTable, converged, front_volume, loss_table
 from equipoise.stats import median
 from equipoise.study.header import Header
@@ -66,12 +67,12 @@ class Asked:
     """What the user asked of which workload, as far as decisions depend on it.
 
     Attributes:
-        targets: Target -> bits that it computes in; the first is the reference.
+        targets: Target -> schemes that it computes in; the first is the reference.
         samples: Validation samples there are.
         about: Fields of the header that only tell: ``workload``, ``name``, ``metric``, ``damage_unit``.
     """
 
-    targets: Mapping[str, tuple[int, ...]]
+    targets: Mapping[str, tuple[Choice, ...]]
     budget: Budget
     limit_s: float
     seed: int
@@ -129,7 +130,7 @@ class Road(Walk):
         The reserve grows with the limit: this is the limit that leaves as much beside it, with headroom.
         """
         tried = {e.plan for e in self.evaluations}
-        missing = len({self.uniform(target, bits) for target, some in self.asked.targets.items() for bits in some} - tried)
+        missing = len(self.uniforms.keys() - tried)
         need = self.spent_s + (missing + WORTH_TABLES) * self.expected("one-shot")
         return HEADROOM * min(need / (1 - FINAL_MOST_SHARE), max(need + FINAL_LEAST_S, need / (1 - FINAL_SHARE)))
 
@@ -217,10 +218,9 @@ class Road(Walk):
         )
         yield from self._step(Job("study", self.header.asked, {"header": as_data(self.header)}))
         yield from self._metered()
-        for target, precisions in asked.targets.items():
-            for bits in precisions:
-                if self.left() - self.reserve > self.expected("one-shot"):
-                    yield from self._one_shot(self.uniform(target, bits))
+        for plan in self.uniforms:
+            if self.left() - self.reserve > self.expected("one-shot"):
+                yield from self._one_shot(plan)
 
     def _metered(self) -> Steps[None]:
         """Have what was evaluated for another budget read on the axes that this one names."""
@@ -236,9 +236,23 @@ class Road(Walk):
                     yield from self._step(Job("meter", key, args, "measuring host", says=says))
         self.evaluations = list(evaluated(self.record.all("evaluation"), self.record.all("meter"))[:1])
 
-    def uniform(self, target: str, bits: int) -> Plan:
-        """Return the untouched model on one target in one precision: what hand use of one tool would give."""
-        changes: dict[str, Any] = {k.name: bits for k in self.space.knobs if bits in k.menu and k.kind == "bits"}
+    @property
+    def uniforms(self) -> dict[Plan, None]:
+        """The plans of one target and one scheme, in order: of those schemes that at least every second layer offers."""
+        knobs = [knob for knob in self.space.knobs if knob.kind == "bits"]
+        common = {way for knob in knobs for way in knob.menu if 2 * sum(way in k.menu for k in knobs) >= len(knobs)} | {32}
+        return {self.uniform(t, way): None for t, some in self.asked.targets.items() for way in some if way in common}
+
+    def uniform(self, target: str, way: Choice) -> Plan:
+        """Return the untouched model on one target in one scheme: what hand use of one tool would give.
+
+        A layer that has no such form, an embedding, holds its weights in as many bits.
+        """
+        changes: dict[str, Choice] = {}
+        for knob in (knob for knob in self.space.knobs if knob.kind == "bits"):
+            alike = [c for c in knob.menu if scheme(c).bits == scheme(way).bits and (c == way or scheme(c).inputs == "float")]
+            if alike:
+                changes[knob.name] = way if way in alike else alike[0]
         if TARGET in self.space.positions:
             changes[TARGET] = target
         return self.space.untouched.but(changes)
@@ -487,5 +501,5 @@ class Road(Walk):
 
     def _contenders(self) -> list[Evaluation]:
         """The best that hand use of one tool gives: the untouched model quantized for each target."""
-        plans = {self.uniform(target, bits) for target, some in self.asked.targets.items() for bits in some}
+        plans = set(self.uniforms)
         return [e for e in self.evaluations if e.ok and e.fidelity == "one-shot" and e.plan in plans]

@@ -10,19 +10,26 @@ from typing import Any
 import numpy as np
 
 from equipoise.ops import Op
-from equipoise.records import digest
+from equipoise.records import Choice, digest
 from equipoise.road.facts import Act, Layer
+from equipoise.schemes import bytes_per_weight, menu, scheme
 from equipoise.search import Genomes, Space
 from equipoise.stats import median
 
+FLOAT_BYTES = 4
 Floats = np.ndarray[Any, Any]
 Shares = tuple[tuple[int, ...], Floats]
 """Columns, and what is left under each of their choices together; an axis each."""
 
 
-def entry(op: Op, bits: int) -> str:
-    """Key of a look-up entry."""
-    return f"{bits}:{digest(op)}"
+def entry(op: Op, way: Choice) -> str:
+    """Key of a look-up entry: an operator in a scheme."""
+    return f"{way}:{digest(op)}"
+
+
+def timed_in(ops: Sequence[Op], precisions: Sequence[Choice]) -> list[tuple[Op, Choice]]:
+    """Return each operator with each scheme that it may be timed in."""
+    return [(op, way) for op in ops for way in menu(op.kind) if way in precisions]
 
 
 def variants(layers: Sequence[Layer], knobs: Collection[str] | None = None) -> list[Op]:
@@ -33,18 +40,25 @@ def variants(layers: Sequence[Layer], knobs: Collection[str] | None = None) -> l
     return list({digest(op): op for op in (*whole, *changed)}.values())
 
 
-def completed(times: Mapping[str, float], layers: Sequence[Layer], precisions: Sequence[int]) -> dict[str, float]:
-    """Return `times` with what was not timed predicted from its MACs, at the pace of its layer or else of what was timed."""
-    every = {entry(op, bits): (op, bits) for op in variants(layers) for bits in precisions}
-    timed = [(times[key] / op.work, bits) for key, (op, bits) in every.items() if key in times and op.weights]
+def completed(times: Mapping[str, float], layers: Sequence[Layer], precisions: Sequence[Choice]) -> dict[str, float]:
+    """Return `times` with what was not timed predicted from its MACs, at the pace of its layer or else of what was timed.
+
+    What has no form of its own in a scheme is in floats, and there as quick.
+    """
+    every = {entry(op, way): (op, way) for op, way in timed_in(variants(layers), precisions)}
+    timed = [(times[key] / op.work, bits) for key, (op, bits) in every.items() if key in times and op.work > 1]
     paces = {bits: [pace for pace, b in timed if b == bits] for bits in precisions}
     anywhere = [pace for some in paces.values() for pace in some] or [1e-9]
     out = dict(times)
     for layer in layers:
+        shapes = [layer.op, *(op for act in layer.acts for under in act.ops for op in under)]
         for bits in precisions:
             whole = entry(layer.op, bits)
+            for op in shapes:
+                if bits not in menu(op.kind) and entry(op, 32) in out:
+                    out.setdefault(entry(op, bits), out[entry(op, 32)])
             out.setdefault(whole, layer.op.work * median(paces[bits] or anywhere))
-            for op in (op for act in layer.acts for under in act.ops for op in under):
+            for op in shapes[1:]:
                 out.setdefault(entry(op, bits), out[whole] * op.work / layer.op.work)
     return out
 
@@ -59,39 +73,48 @@ class Features:
 
     Attributes:
         times: Seconds of operators by `entry`, complete.
-        precisions: Bits that the target computes in.
+        precisions: Schemes that the target computes in, floats first.
     """
 
     space: Space
     layers: tuple[Layer, ...]
     times: Mapping[str, float]
-    precisions: tuple[int, ...]
+    precisions: tuple[Choice, ...]
 
     def of(self, axis: str, genomes: Genomes) -> Floats:
         """Return the features `(n, ...)` of an axis, by its key."""
         return FEATURES[axis](self, genomes)
 
     def latency(self, genomes: Genomes) -> Floats:
-        """Return ``(n, 5)``: one, seconds in fp32 layers, seconds in int8 layers, precision changes, operators."""
-        live, int8 = self._state(genomes)
-        seconds = {bits: self._product(genomes, self._time_ratios[bits], self._seconds[bits]) for bits in self.precisions}
-        fp32 = (seconds[32] * live * ~int8).sum(axis=1)
-        quantized = (seconds[8] * live * int8).sum(axis=1) if 8 in seconds else np.zeros(len(genomes))
+        """Return ``(n, 5)``: one, seconds in layers that take floats, seconds in int8 layers, changes from one to the other,
+        operators.
+        """
+        live, ways = self._state(genomes)
+        seconds = np.zeros(live.shape)
+        for way, whole in self._seconds.items():
+            chosen = ways == self.precisions.index(way)
+            if chosen.any():
+                seconds += np.where(chosen, self._product(genomes, self._time_ratios[way], whole), 0.0)
+        seconds, int8 = seconds * live, self._static(ways)
         operators = (self._operators(genomes) * live).sum(axis=1)
-        return np.stack([np.ones(len(genomes)), fp32, quantized, _changes(live, int8), operators], axis=1)
+        columns = [(seconds * ~int8).sum(axis=1), (seconds * int8).sum(axis=1), _changes(live, int8), operators]
+        return np.stack([np.ones(len(genomes)), *columns], axis=1)
 
     def size(self, genomes: Genomes) -> Floats:
-        """Return ``(n, 5)``: one, parameters kept in fp32, in int8, operators in fp32, in int8."""
-        live, int8 = self._state(genomes)
-        kept = self._product(genomes, self._weight_ratios, np.array([float(layer.params) for layer in self.layers])) * live
-        there = self._operators(genomes) * live
-        columns = [(kept * ~int8).sum(1), (kept * int8).sum(1), (there * ~int8).sum(1), (there * int8).sum(1)]
+        """Return ``(n, 5)``: one, parameters kept in layers that take floats, in int8, operators that do the one, the other.
+
+        What is held in fewer bits counts as as many floats as take its bytes.
+        """
+        live, ways = self._state(genomes)
+        int8, kept, there = self._static(ways), self._kept(genomes, live), self._operators(genomes) * live
+        held = kept * np.take_along_axis(self._bytes, ways.T, axis=1).T / FLOAT_BYTES
+        columns = [(held * ~int8).sum(1), (kept * int8).sum(1), (there * ~int8).sum(1), (there * int8).sum(1)]
         return np.stack([np.ones(len(genomes)), *columns], axis=1)
 
     def params(self, genomes: Genomes) -> Floats:
         """Return ``(n, 2)``: one, parameters kept."""
-        size = self.size(genomes)
-        return np.stack([size[:, 0], size[:, 1] + size[:, 2]], axis=1)
+        live, _ = self._state(genomes)
+        return np.stack([np.ones(len(genomes)), self._kept(genomes, live).sum(axis=1)], axis=1)
 
     def macs(self, genomes: Genomes) -> Floats:
         """Return ``(n, 2)``: one, MACs of the layers."""
@@ -103,16 +126,27 @@ class Features:
         """How many operators each layer is, ``(n, layers)``: one that was put into two is two."""
         return self._product(genomes, self._count_ratios, np.ones(len(self.layers)))
 
+    def _kept(self, genomes: Genomes, live: Floats) -> Floats:
+        """Parameters that each layer keeps, ``(n, layers)``."""
+        return self._product(genomes, self._weight_ratios, np.array([float(layer.params) for layer in self.layers])) * live
+
     def _state(self, genomes: Genomes) -> tuple[Floats, Floats]:
-        """Whether each layer is there, and whether it is int8: two ``(n, layers)`` masks."""
+        """Whether each layer is there, and in which of the `precisions` it is: ``(n, layers)`` each."""
         live = np.tile(self._present, (len(genomes), 1))
-        int8 = np.zeros_like(live)
+        ways = np.zeros(live.shape, dtype=np.int64)
         for i, layer in enumerate(self.layers):
             for column, gone in self._removals[i]:
                 live[:, i] &= ~gone[genomes[:, column]]
-            if 8 in self.precisions and layer.bits in self.space.positions:
-                int8[:, i] = genomes[:, self.space.positions[layer.bits]] > 0
-        return live, int8
+            if layer.bits in self.space.positions:
+                offered = self.space.knob(layer.bits).menu
+                places = np.array([self.precisions.index(way) if way in self.precisions else 0 for way in offered])
+                ways[:, i] = places[genomes[:, self.space.positions[layer.bits]]]
+        return live, ways
+
+    def _static(self, ways: Floats) -> Floats:
+        """Which layers compute in int8 among others that do, ``(n, layers)``."""
+        static = np.array([scheme(way).inputs == "static" for way in self.precisions])
+        return static[ways]
 
     def _product(self, genomes: Genomes, ratios: Sequence[Sequence[Shares]], whole: Floats) -> Floats:
         """What is left of `whole` `(layers,)` under each genome, ``(n, layers)``."""
@@ -123,11 +157,17 @@ class Features:
         return out
 
     @cached_property
-    def _seconds(self) -> dict[int, Floats]:
+    def _seconds(self) -> dict[Choice, Floats]:
         return {bits: np.array([self.times[entry(layer.op, bits)] for layer in self.layers]) for bits in self.precisions}
 
     @cached_property
-    def _time_ratios(self) -> dict[int, list[list[Shares]]]:
+    def _bytes(self) -> Floats:
+        """Bytes of a weight of each layer in each of the `precisions`, ``(layers, precisions)``."""
+        rows = [(layer.op.kind, layer.op.row) for layer in self.layers]
+        return np.array([[bytes_per_weight(way, kind, width) for way in self.precisions] for kind, width in rows])
+
+    @cached_property
+    def _time_ratios(self) -> dict[Choice, list[list[Shares]]]:
         return {b: self._ratios(lambda op, b=b: self.times[entry(op, b)], together=False) for b in self.precisions}
 
     @cached_property
@@ -156,12 +196,12 @@ class Features:
 
     def _beside(self, act: Act, column: int, alone: Floats) -> Shares:
         """What an act leaves under each choice of the knobs that it depends on; one that is gone changes nothing."""
-        factors = np.array(act.factors).reshape([*(len(menu) for _, menu in act.given), len(act.menu)])
+        factors = np.array(act.factors).reshape([*(len(choices) for _, choices in act.given), len(act.menu)])
         columns, kept = [], []
-        for name, menu in act.given:
+        for name, choices in act.given:
             there = name in self.space.positions
             columns += [self.space.positions[name]] if there else []
-            kept.append([menu.index(choice) for choice in self.space.knob(name).menu] if there else 0)
+            kept.append([choices.index(choice) for choice in self.space.knob(name).menu] if there else 0)
         kept.append([act.menu.index(choice) for choice in self.space.knob(act.knob).menu])
         for axis in reversed(range(len(kept))):
             factors = factors.take(kept[axis], axis=axis)

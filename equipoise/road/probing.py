@@ -9,7 +9,6 @@ from __future__ import annotations
 import time as clock
 from collections.abc import Callable, Collection, Sequence
 from functools import partial
-from itertools import product
 
 import torch
 
@@ -21,7 +20,7 @@ from equipoise.records import Choice
 from equipoise.road.bench import Workbench
 from equipoise.road.entries import MOST_SAMPLES
 from equipoise.road.facts import Layer
-from equipoise.road.features import entry, variants
+from equipoise.road.features import entry, timed_in, variants
 from equipoise.road.prober import Change, Prober
 from equipoise.runtimes import Target
 from equipoise.runtimes.ops import op_inputs, op_program
@@ -66,7 +65,7 @@ def layer_times(
     calls: dict[str, Callable[[], object]] = {}
     failed: dict[str, str] = {}
     began = clock.perf_counter()
-    for op, bits in ((CALL, 32), *product(variants(layers, knobs), runtime.precisions)):
+    for op, bits in ((CALL, 32), *timed_in(variants(layers, knobs), runtime.precisions)):
         if len(calls) > 1 and clock.perf_counter() - began > seconds / 2:
             break
         try:

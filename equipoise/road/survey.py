@@ -19,12 +19,12 @@ SAME = 0.02
 """Shares that differ by no more are alike."""
 
 
-def survey(builder: Builder, precisions: Mapping[str, Sequence[int]]) -> Facts:
+def survey(builder: Builder, precisions: Mapping[str, Sequence[Choice]]) -> Facts:
     """Read off a model what can be changed, on these targets.
 
     Args:
         builder: Of the model.
-        precisions: Target -> bits that it computes in; more than one target make a knob of it.
+        precisions: Target -> schemes that it computes in; more than one target make a knob of it.
     Raises:
         InputError: Nothing can be changed.
     """
@@ -40,13 +40,13 @@ def survey(builder: Builder, precisions: Mapping[str, Sequence[int]]) -> Facts:
     return Facts(tuple(rows), layers, tuple(_moot(offers, precisions)), refused | dict(builder.subject.left))
 
 
-def _within(offer: Offer, usable: set[int]) -> Offer:
+def _within(offer: Offer, usable: set[Choice]) -> Offer:
     """An offer without the choices that no target can compute in."""
     menu = tuple(c for c in offer.menu if offer.needs.get(c, 32) in usable or c == offer.menu[0])
     return replace(offer, menu=menu)
 
 
-def _moot(offers: Mapping[str, Offer], precisions: Mapping[str, Sequence[int]]) -> list[tuple[str, Choice, tuple[str, ...]]]:
+def _moot(offers: Mapping[str, Offer], precisions: Mapping[str, Sequence[Choice]]) -> list[tuple[str, Choice, tuple[str, ...]]]:
     """Knobs that do nothing: those that act on removed layers alone, and those whose every choice a target lacks."""
     rows: list[tuple[str, Choice, tuple[str, ...]]] = []
     for name, offer in offers.items():

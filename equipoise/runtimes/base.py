@@ -18,7 +18,8 @@ from urllib.parse import parse_qsl
 
 from equipoise.batch import Inputs, size
 from equipoise.errors import InputError, must_be, unknown
-from equipoise.records import ProgramRef
+from equipoise.records import Choice, ProgramRef
+from equipoise.schemes import scheme
 
 if TYPE_CHECKING:
     import numpy as np
@@ -35,7 +36,7 @@ DEVICES = ("cpu",)
 """Devices a target may name."""
 
 PRECISIONS = ("fp32", "int8", "mixed")
-"""What a program computes in: all float, all int8 where the runtime can, or int8 with named layers left float."""
+"""What a program computes in: all float, all int8 where the runtime can, or each layer in a scheme of its own."""
 
 
 MOST_BATCH = 65_536
@@ -243,8 +244,8 @@ class Runtime(Protocol):
     """Something that runs models, checked by `equipoise.testing.check_runtime`; see `runs_code` for what it may add."""
 
     name: str
-    precisions: tuple[int, ...]
-    """Bits it can compute in: 32 always, 8 where it has a quantizer."""
+    precisions: tuple[Choice, ...]
+    """How it can compute a layer, names of `schemes.SCHEMES`: 32 always, 8 with a quantizer, others that it can hold."""
 
     def unavailable(self) -> str:
         """Return why it cannot be used here, with the remedy; empty when it can."""
@@ -256,6 +257,7 @@ class Runtime(Protocol):
         *,
         calibration: Inputs | None = None,
         float_layers: frozenset[str] | None = None,
+        schemes: Mapping[str, Choice] | None = None,
     ) -> Program:
         """Return the program that would ship.
 
@@ -264,6 +266,8 @@ class Runtime(Protocol):
             calibration: Representative inputs (N, ...), unlabelled, one array or several by name; needed for int8 only.
             float_layers: None compiles the model as it is. A set makes it int8 everywhere except in the layers named (dotted
                 module names as in the torch model); an empty set leaves nothing out.
+            schemes: Layer -> how it holds its weights, of those in `precisions` that are ``encoded``; such a layer is left out
+                of int8. What lies on a grid (`compress.rounding`) is held without loss. Given only where a plan asks for it.
 
         Raises:
             InputError: int8 without calibration data, a layer name the model does not have, or a precision the runtime has not.
@@ -308,6 +312,14 @@ def available() -> tuple[str, ...]:
     return tuple(name for name in RUNTIMES if not get(name).unavailable())
 
 
+def requested(program: Program, batch: int, most: int) -> int:
+    """Return how many samples a program is to be scored on at once: `most`, or a request of `batch` where answers depend on it.
+
+    They do where inputs are rounded in the range of the request: among many samples it is wider than a user's own.
+    """
+    return batch if any(b"DynamicQuantizeLinear" in content for content in program.files.values()) else most
+
+
 def cached(source: Source) -> Source:
     """Return `source` with its ONNX made at most once, for several runtimes."""
     return replace(source, onnx=functools.cache(source.onnx))
@@ -335,6 +347,24 @@ def feeds(inputs: Inputs, names: Sequence[str]) -> dict[str, np.ndarray[Any, Any
     if lost:
         raise must_be("inputs", f"a mapping of {', '.join(names)}", ", ".join(inputs), f"Give {lost[0]} too.")
     return {name: inputs[name] for name in names}
+
+
+def precision_of(float_layers: frozenset[str] | None, schemes: Mapping[str, Choice] | None) -> str:
+    """Return which of `PRECISIONS` a program of these arguments of `Runtime.compile` computes in."""
+    return "mixed" if float_layers or schemes else "fp32" if float_layers is None else "int8"
+
+
+def check_schemes(runtime: str, precisions: Sequence[Choice], schemes: Mapping[str, Choice] | None) -> dict[str, Choice]:
+    """Return the schemes that a runtime is asked for; raise `InputError` for one that it has not."""
+    held = [choice for choice in precisions if scheme(choice).encoded]
+    for layer, choice in (schemes or {}).items():
+        if choice not in held:
+            ways = ", ".join(map(str, held)) or "none: it computes in floats alone"
+            raise must_be(f"schemes[{layer!r}] on {runtime}", f"one of those that it holds weights in ({ways})", choice, _WAYS)
+    return dict(schemes or {})
+
+
+_WAYS = "Choose another, or another runtime; `equipoise doctor` lists what each computes in."
 
 
 def check_quantizable(calibration: Inputs | None, float_layers: frozenset[str], known: frozenset[str]) -> Inputs:

@@ -29,7 +29,17 @@ from numpy.typing import NDArray
 
 from equipoise.batch import Inputs, parts, take
 from equipoise.errors import InputError, must_be
-from equipoise.runtimes.base import Program, Session, Source, check_program, check_quantizable, feeds
+from equipoise.records import Choice
+from equipoise.runtimes.base import (
+    Program,
+    Session,
+    Source,
+    check_program,
+    check_quantizable,
+    check_schemes,
+    feeds,
+    precision_of,
+)
 from equipoise.runtimes.cpu import has_exact_int8
 from equipoise.runtimes.failures import failures
 from equipoise.runtimes.fallback import WHOLE_MODEL, culprits, told
@@ -64,7 +74,7 @@ class OnnxRuntime:
     """ONNX Runtime, CPU execution provider. See `base.Runtime` for the methods."""
 
     name = "onnxruntime"
-    precisions = (32, 8)
+    precisions: tuple[Choice, ...] = (32, 8, "8-dynamic", "8-weights", "4-weights")
     runs_code = False
 
     def unavailable(self) -> str:
@@ -72,25 +82,37 @@ class OnnxRuntime:
         return ""
 
     def compile(
-        self, source: Source, *, calibration: Inputs | None = None, float_layers: frozenset[str] | None = None
+        self,
+        source: Source,
+        *,
+        calibration: Inputs | None = None,
+        float_layers: frozenset[str] | None = None,
+        schemes: Mapping[str, Choice] | None = None,
     ) -> Program:
         """Return the exported file, quantized when `float_layers` is a set; what cannot be quantized is named in `left`."""
-        content = source.onnx()
-        if float_layers is None:
-            return Program(self.name, "fp32", {FILE: content})
+        content, held = source.onnx(), check_schemes(self.name, self.precisions, schemes)
+        precision, reasons = precision_of(float_layers, held), dict[str, str]()
+        if float_layers is not None:
+            content, reasons = self._int8(content, calibration, float_layers | held.keys())
+        if held:
+            from equipoise.runtimes.encoding import encoded
+
+            content = encoded(content, held, exact=has_exact_int8())
+        return Program(self.name, precision, {FILE: content}, reasons)
+
+    def _int8(self, content: bytes, calibration: Inputs | None, float_layers: frozenset[str]) -> tuple[bytes, dict[str, str]]:
+        """Return the file in int8 but for the named layers, and why others had to be left in floats too."""
         from equipoise.runtimes.export import layer_nodes, scoped_nodes
 
         layers = layer_nodes(content)
         known = {**scoped_nodes(content), **layers}
         data = check_quantizable(calibration, float_layers, frozenset(known))
         excluded = {node for layer in float_layers for node in known[layer]}
-        precision = "mixed" if float_layers else "int8"
         if layers and excluded >= {node for nodes in layers.values() for node in nodes}:
-            return Program(self.name, precision, {FILE: content})  # nothing with weights is left to quantize
+            return content, {}  # nothing with weights is left to quantize
         quantized, left = _quantized(content, data, excluded)
         owners = {node: layer for layer, nodes in known.items() for node in nodes}
-        reasons = {owners.get(node, node): why for node, why in left.items()}
-        return Program(self.name, precision, {FILE: quantized}, reasons)
+        return quantized, {owners.get(node, node): why for node, why in left.items()}
 
     def load(self, program: Program, *, threads: int = 1, batch: int | None = None) -> Session:
         """Return a session with all graph optimizations; nothing but the program's own bytes is read.

@@ -22,7 +22,17 @@ from numpy.typing import NDArray
 
 from equipoise.batch import Inputs, parts, take
 from equipoise.errors import InputError, missing_extra
-from equipoise.runtimes.base import Program, Session, Source, check_program, check_quantizable, feeds
+from equipoise.records import Choice
+from equipoise.runtimes.base import (
+    Program,
+    Session,
+    Source,
+    check_program,
+    check_quantizable,
+    check_schemes,
+    feeds,
+    precision_of,
+)
 from equipoise.runtimes.cpu import has_exact_int8
 from equipoise.runtimes.fallback import WHOLE_MODEL, culprits, told
 
@@ -41,7 +51,7 @@ class OpenVino:
     """OpenVINO, CPU plugin. See `base.Runtime` for the methods."""
 
     name = "openvino"
-    precisions = (32, 8)
+    precisions: tuple[Choice, ...] = (32, 8, "8-weights", "4-weights")
     runs_code = False
 
     def unavailable(self) -> str:
@@ -52,21 +62,33 @@ class OpenVino:
         return ""
 
     def compile(
-        self, source: Source, *, calibration: Inputs | None = None, float_layers: frozenset[str] | None = None
+        self,
+        source: Source,
+        *,
+        calibration: Inputs | None = None,
+        float_layers: frozenset[str] | None = None,
+        schemes: Mapping[str, Choice] | None = None,
     ) -> Program:
         """Return OpenVINO's own graph and weights, quantized when `float_layers` is a set."""
-        content = source.onnx()
+        content, held = source.onnx(), check_schemes(self.name, self.precisions, schemes)
+        precision = precision_of(float_layers, held)
+        plain = content
+        if held:
+            from equipoise.runtimes.encoding import encoded
+
+            content = encoded(content, held, exact=has_exact_int8())
         if float_layers is None:
-            return Program(self.name, "fp32", _save(_read(content)))
+            return Program(self.name, precision, _save(_read(content)))
         from equipoise.runtimes.export import layer_nodes, scoped_nodes
 
-        layers = layer_nodes(content)
-        known = {**scoped_nodes(content), **layers}
+        float_layers = float_layers | held.keys()
+        layers = layer_nodes(plain)
+        known = {**scoped_nodes(plain), **layers}
         data = check_quantizable(calibration, float_layers, frozenset(known))
         excluded = {node for layer in float_layers for node in known[layer]}
-        precision = "mixed" if float_layers else "int8"
         if layers and excluded >= {node for nodes in layers.values() for node in nodes}:
             return Program(self.name, precision, _save(_read(content)))  # nothing with weights is left to quantize
+        excluded &= _named(content)  # what was put in another form has no operator left to leave out
         files, left = _quantized(content, data, excluded)
         owners = {node: layer for layer, nodes in known.items() for node in nodes}
         return Program(self.name, precision, files, {owners.get(node, node): why for node, why in left.items()})
@@ -254,6 +276,13 @@ def _quantize(model: Any, calibration: Inputs, excluded: set[str]) -> Any:
                 overflow_fix=OverflowFix.DISABLE if has_exact_int8() else OverflowFix.ENABLE
             ),
         )
+
+
+def _named(content: bytes) -> set[str]:
+    """Names of the operators of an ONNX file."""
+    import onnx
+
+    return {node.name for node in onnx.load_from_string(content).graph.node}
 
 
 def _operators(model: Any, nodes: set[str], *, strict: bool = False) -> list[str]:

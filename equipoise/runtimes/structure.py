@@ -7,7 +7,7 @@ of other domains, and draws random numbers for a few operators; none of these ha
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import numpy as np
@@ -29,7 +29,13 @@ RANDOM = {
 MOST_LEVELS = 8
 """Graphs within graphs beyond which a file is refused."""
 QUANTIZED = "_quantized"
-"""Suffix that ONNX Runtime's quantizer gives to the integers of a tensor."""
+"""Suffix that ONNX Runtime's quantizer gives to the integers of a tensor, and `encoding` too."""
+SCALE = "_scale"
+"""Suffix of their steps."""
+TURNING = ("DequantizeLinear", "Mul", "Cast")
+"""Operators by which integers become the floats that a layer multiplies with."""
+INTEGER_INPUT = {"MatMulInteger": 1, "GatherBlockQuantized": 0}
+"""Operators that read integer weights themselves -> which input they are."""
 
 
 @dataclass(frozen=True)
@@ -79,25 +85,29 @@ def faults(content: bytes) -> list[str]:
 
 
 def layer_bits(content: bytes) -> dict[str, int]:
-    """Return module name -> 8 where the layer's weights reach its operator as integers of 8 bits, else 32."""
+    """Return module name -> bits of the integers as which a layer's weights reach its operator; 32 where they are floats."""
     graph = read(content).graph
     held = {tensor.name: tensor for tensor in graph.initializer}
     makers = {name: node for node in graph.node for name in node.output}
     bits: dict[str, int] = {}
     for node in graph.node:
-        index = WEIGHT_INPUT.get(node.op_type, -1)
+        index = INTEGER_INPUT.get(node.op_type, WEIGHT_INPUT.get(node.op_type, -1))
         if not 0 <= index < len(node.input) or selects(node):
             continue
-        name, width = node.input[index], 32
-        maker = makers.get(name)
-        if maker is not None and maker.op_type == "DequantizeLinear" and maker.input[0] in held:
-            name, width = maker.input[0].removesuffix(QUANTIZED), _width(held[maker.input[0]])
-        elif name not in held:
+        name = _source(node.input[index], held, makers)
+        if name not in held:
             continue
-        module, dot, last = name.removesuffix(TRANSPOSED).rpartition(".")
+        module, dot, last = parameter_of(name).rpartition(".")
         if dot or last == "weight":
-            bits[module] = min(width, bits.get(module, 32))
+            bits[module] = min(_width(held[name]), bits.get(module, 32))
     return bits
+
+
+def _source(name: str, held: Mapping[str, TensorProto], makers: Mapping[str, NodeProto]) -> str:
+    """The tensor of the file that a weight is made from, by steps that only turn integers to floats."""
+    while name not in held and name in makers and makers[name].op_type in TURNING:
+        name = makers[name].input[0]
+    return name
 
 
 def parameters(content: bytes) -> dict[str, Stored]:
@@ -113,13 +123,26 @@ def parameters(content: bytes) -> dict[str, Stored]:
     for name, tensor in held.items():
         if name in used and tensor.data_type == TensorProto.FLOAT:
             value = numpy_helper.to_array(tensor).astype(np.float64)
-            found[_parameter(name)] = _upright(name, value, np.zeros_like(value), 32)
+            found[parameter_of(name)] = _upright(name, value, np.zeros_like(value), 32)
     for node in graph.node:
         if node.op_type == "DequantizeLinear" and node.input[0] in held and node.input[0].endswith(QUANTIZED):
             name = node.input[0].removesuffix(QUANTIZED)
-            if set(node.output) & used:
-                found[_parameter(name)] = _upright(name, *_dequantized(node, held), _width(held[node.input[0]]))
+            if set(node.output) & used and not _by_group(node):
+                found[parameter_of(name)] = _upright(name, *_dequantized(node, held), _width(held[node.input[0]]))
+    for name in [name.removesuffix(QUANTIZED) for name in held if name.endswith(QUANTIZED)]:
+        scale = held.get(f"{name}{SCALE}")
+        integers = held[f"{name}{QUANTIZED}"]
+        if parameter_of(name) not in found and scale is not None and len(scale.dims) == len(integers.dims):
+            step = numpy_helper.to_array(scale).astype(np.float64)
+            for axis, extent in enumerate(integers.dims):
+                step = step.repeat(extent // step.shape[axis], axis)
+            value = numpy_helper.to_array(integers).astype(np.float64) * step
+            found[parameter_of(name)] = _upright(name, value, step, _width(integers))
     return found
+
+
+def _by_group(node: NodeProto) -> bool:
+    return any(attribute.name == "block_size" and attribute.i for attribute in node.attribute)
 
 
 def _dequantized(node: NodeProto, held: dict[str, TensorProto]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
@@ -139,13 +162,21 @@ def _upright(name: str, value: NDArray[np.float64], step: NDArray[np.float64], b
     return Stored(value.T if turned else value, step.T if turned else step, bits)
 
 
-def _parameter(name: str) -> str:
-    return name.removesuffix(TRANSPOSED)
+def parameter_of(tensor: str) -> str:
+    """Return the torch name of the parameter that a tensor of a file holds."""
+    return tensor.removesuffix(QUANTIZED).removesuffix(TRANSPOSED)
 
 
 def _width(tensor: TensorProto) -> int:
-    kind = tensor.data_type
-    return 8 if kind in (TensorProto.INT8, TensorProto.UINT8) else 16 if kind in (TensorProto.INT16, TensorProto.UINT16) else 32
+    return WIDTHS.get(int(tensor.data_type), 32)
+
+
+WIDTHS: dict[int, int] = {
+    **dict.fromkeys((TensorProto.INT4, TensorProto.UINT4), 4),
+    **dict.fromkeys((TensorProto.INT8, TensorProto.UINT8), 8),
+    **dict.fromkeys((TensorProto.INT16, TensorProto.UINT16), 16),
+}
+"""Type of a tensor -> bits of its integers."""
 
 
 def _graphs(graph: GraphProto, level: int = 0) -> Iterator[GraphProto]:

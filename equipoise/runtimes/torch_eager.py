@@ -13,7 +13,8 @@ from numpy.typing import NDArray
 
 from equipoise.batch import ONE, Inputs, joined, named, size, take
 from equipoise.errors import InputError, must_be
-from equipoise.runtimes.base import Program, Session, Source, check_program, feeds
+from equipoise.records import Choice
+from equipoise.runtimes.base import Program, Session, Source, check_program, check_schemes, feeds
 
 FILE = "model.pt2"
 """The one file of a program."""
@@ -29,7 +30,7 @@ class TorchEager:
     """PyTorch on the CPU, float only. See `base.Runtime` for the methods."""
 
     name = "torch"
-    precisions = (32,)
+    precisions: tuple[Choice, ...] = (32,)
     runs_code = True
 
     def unavailable(self) -> str:
@@ -37,7 +38,12 @@ class TorchEager:
         return ""
 
     def compile(
-        self, source: Source, *, calibration: Inputs | None = None, float_layers: frozenset[str] | None = None
+        self,
+        source: Source,
+        *,
+        calibration: Inputs | None = None,
+        float_layers: frozenset[str] | None = None,
+        schemes: Mapping[str, Choice] | None = None,
     ) -> Program:
         """Return the module as a ``torch.export`` file with a free first axis.
 
@@ -48,6 +54,7 @@ class TorchEager:
 
         from equipoise.runtimes.export import by_position, quiet
 
+        check_schemes(self.name, self.precisions, schemes)
         if float_layers is not None:
             raise must_be("bits for torch", "32", 8, "Choose onnxruntime or openvino to run int8.")
         if source.model is None or source.example is None:

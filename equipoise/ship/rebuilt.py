@@ -20,6 +20,7 @@ from equipoise.records import Knob, Plan, Reading, measured
 from equipoise.road.bench import BATCH, Array, Workbench
 from equipoise.runtimes import Source, parse_targets
 from equipoise.runtimes.structure import Stored, layer_bits, parameters
+from equipoise.schemes import scheme
 from equipoise.search import Space
 from equipoise.ship.manifest import WEIGHTS
 from equipoise.ship.promises import Check, judged
@@ -113,12 +114,12 @@ def in_the_graph(scene: Scene) -> Iterator[Check]:
 
 def _bits(plan: Mapping[str, int | str], floats: Sequence[str], layers: list[str], real: Mapping[str, int]) -> Check:
     """Compare the plan's bits, layer by layer, with the widths of the integers that reach the operators."""
-    wanted = {name: 32 if name in floats else plan[f"bits.{name}"] for name in layers}
+    wanted = {name: 32 if name in floats else scheme(plan[f"bits.{name}"]).bits for name in layers}
     held = {name: [bits for other, bits in real.items() if other == name or other.startswith(name + ".")] for name in layers}
     wrong = [f"{name} has {some[0]}" for name, some in held.items() if any(bits != wanted[name] for bits in some)]
     lost = [name for name, some in held.items() if not some]
-    told = f"{sum(bits == 8 for bits in real.values())} of {len(layers)} layers in 8 bits"
-    stated = f"{sum(bits == 8 for bits in wanted.values())} of {len(layers)}"
+    told = f"{sum(bits < 32 for bits in real.values())} of {len(layers)} layers in fewer than 32 bits"
+    stated = f"{sum(bits < 32 for bits in wanted.values())} of {len(layers)}"
     if lost and not wrong:
         return Check("bits", stated, told, "cannot tell", f"{lost[0]} is stored under another name")
     return judged("bits", stated, told, not wrong, "; ".join(wrong[:5]))
@@ -126,8 +127,8 @@ def _bits(plan: Mapping[str, int | str], floats: Sequence[str], layers: list[str
 
 def _precision(scene: Scene, plan: Plan) -> Iterator[Check]:
     """Hold the program's precision to the plan's bits."""
-    bits = [b for name, b in plan.of("bits").items() if not _gone(plan.choices, name)]
-    expected = "fp32" if 8 not in bits else "mixed" if 32 in bits else "int8"
+    ways = {way for name, way in plan.of("bits").items() if not _gone(plan.choices, name)}
+    expected = "fp32" if ways <= {32} else "int8" if ways == {8} else "mixed"
     stated = scene.artifact.claims.deployable.precision
     yield judged("precision", stated, expected, stated == expected, "of the plan's bits")
 
@@ -163,7 +164,7 @@ def _compiled_again(scene: Scene, bench: Workbench, plan: Plan, draft: Draft) ->
 def _fidelity(scene: Scene, bench: Workbench, plan: Plan, weights: Mapping[str, Tensor]) -> Check:
     """Tell whether the weights are the source's own, or those that repair alone gives."""
     stated = scene.artifact.claims.fidelity
-    repaired = bench.teacher.state_dict() if stated == "untouched" else bench.build(plan).model.state_dict()
+    repaired = bench.teacher.state_dict() if stated == "untouched" else bench.on_grid(bench.build(plan)).model.state_dict()
     off = max((apart(repaired[k].double(), w.double()) for k, w in weights.items() if w.is_floating_point()), default=0.0)
     told = f"weights {off:.2g} from {'the source' if stated == 'untouched' else 'repair alone'}"
     wide = REPAIRED if scene.at_home else math.inf

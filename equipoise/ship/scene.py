@@ -15,7 +15,7 @@ from equipoise import runtimes
 from equipoise.batch import Inputs, mapped, restored, size, take
 from equipoise.measure.machine import describe
 from equipoise.road.bench import BATCH, Array
-from equipoise.runtimes import Program
+from equipoise.runtimes import Program, Target, requested
 from equipoise.ship.artifact import Artifact
 from equipoise.ship.manifest import PROBE
 from equipoise.ship.promises import Check, judged
@@ -61,7 +61,8 @@ class Scene:
     def outputs(self, program: Program, split: Split) -> Tensor:
         """Answers of a program to a split, scored as the study scored it."""
         session = runtimes.get(program.runtime).load(program, threads=os.cpu_count() or 1)
-        return predict(lambda x: session.run(mapped(x, Tensor.numpy)), split, batch=BATCH)[0]
+        batch = requested(program, Target.parse(self.artifact.claims.deployable.target).batch, BATCH)
+        return predict(lambda x: session.run(mapped(x, Tensor.numpy)), split, batch=batch)[0]
 
     def source(self, split: Split) -> Tensor:
         """Answers of the rebuilt source model."""

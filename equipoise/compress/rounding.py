@@ -1,0 +1,159 @@
+"""Weights on the grid of their scheme, each rounding made good by the weights that are still to be rounded.
+
+A runtime stores what lies on a grid without loss, so the model that is scored in torch, the weights that ship in floats and the
+file all compute with the same numbers.
+
+References:
+    Frantar et al. 2023, "GPTQ", algorithm 1: columns in a fixed order, the inverse of the second moment by Cholesky.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from equipoise.batch import Inputs
+from equipoise.compress.statistics import WIDEST, Moments, as_matrix, as_weight, collect
+from equipoise.compress.trace import HOLDING, copied
+from equipoise.errors import must_be
+from equipoise.records import Choice
+from equipoise.schemes import SCHEMES, group, scheme, top
+
+MOST_COLUMNS = 2048
+"""Layers that read more columns are rounded to the nearest: what is made good costs the cube of them."""
+SHRUNK = torch.linspace(1.0, 0.6, 17)
+"""Shares of the largest weight that a scale is tried for: a few clipped weights buy a finer step for the rest."""
+DAMPING = 0.01
+"""Of the mean variance, added to each: columns that hardly vary say nothing about the others."""
+_BLOCK = 128
+
+
+def on_grid(
+    model: nn.Module,
+    schemes: Mapping[str, Choice],
+    *,
+    exact: bool,
+    calibration: Inputs | None = None,
+    moments: Mapping[str, Moments] | None = None,
+) -> nn.Module:
+    """Return `model` with the weights of the named layers rounded to the grids of their schemes; others stay.
+
+    Args:
+        model: In evaluation mode; not changed.
+        schemes: Layer -> how it is held, by name of `SCHEMES`; those that hold no grid of their own are left aside.
+        exact: Whether the CPU adds 8-bit products without overflow, see `schemes.top`.
+        calibration: Unlabelled inputs (N, ...) that the second moments are taken from. None, and no `moments`: every weight is
+            rounded to the nearest.
+        moments: What the layers read, where it is known.
+    Raises:
+        InputError: A layer that is not there, or that has no weights to round.
+    """
+    wanted = {name: choice for name, choice in schemes.items() if scheme(choice).encoded}
+    if not wanted:
+        return model
+    layers = dict(model.named_modules())
+    for name in wanted:
+        if not isinstance(layers.get(name), HOLDING):
+            raise must_be("layers to round", "convolutions, linear layers and embeddings", name, "See equipoise profile.")
+    if moments is None:
+        read = frozenset(name for name in wanted if not isinstance(layers[name], nn.Embedding))
+        moments = {} if calibration is None else collect(model, calibration, moments_of=read, targets=False).moments
+    rounded = copied(model).eval()
+    for name, choice in wanted.items():
+        round_layer(rounded.get_submodule(name), choice, moments.get(name), exact=exact)
+    return rounded
+
+
+@torch.no_grad()
+def round_layer(layer: Any, choice: Choice, moments: Moments | None, *, exact: bool) -> None:
+    """Put the weights of `layer` (in place) on the grid of a scheme, and let its bias take the mean of what is lost."""
+    weight = as_matrix(layer.weight).double() if layer.weight.ndim > 2 else layer.weight.double()  # (O, d)
+    known = moments is not None and moments.finite and len(moments.mean) == weight.shape[1] <= min(WIDEST, MOST_COLUMNS)
+    bias = getattr(layer, "bias", None)
+    second = None
+    if known and moments is not None:  # a bias takes the mean of what is lost, so that spread alone counts
+        second = moments.gram if bias is None else moments.covariance
+    found = rounded_matrix(weight, choice, kind_of(layer), second, exact=exact)
+    if known and moments is not None and bias is not None:
+        bias += ((weight - found) @ moments.mean).to(bias.dtype)
+    shaped = as_weight(found, layer.weight) if layer.weight.ndim > 2 else found
+    layer.weight.copy_(shaped.to(layer.weight.dtype))
+
+
+def kind_of(layer: nn.Module) -> str:
+    """Return the kind of operator that a layer is to `schemes.group`."""
+    return "embedding" if isinstance(layer, nn.Embedding) else "linear" if isinstance(layer, nn.Linear) else "conv"
+
+
+def rounded_matrix(weight: Tensor, choice: Choice, kind: str, second: Tensor | None, *, exact: bool) -> Tensor:
+    """Return the weights (O, d) on the grid of a scheme.
+
+    Args:
+        weight: In double precision.
+        second: Second moment (d, d) of what the columns are multiplied with; None rounds each weight to the nearest.
+    Raises:
+        InputError: A scheme without a grid.
+    """
+    if choice not in SCHEMES or not scheme(choice).encoded:
+        raise must_be("scheme", f"one of {[c for c, s in SCHEMES.items() if s.encoded]}", choice, "Others round nothing here.")
+    most, size = top(choice, exact=exact), group(choice, kind, weight.shape[1])
+    share = torch.ones(weight.shape[1], dtype=torch.float64) if second is None else second.diagonal().clamp_min(0.0)
+    steps = scales(weight, share, most, size).repeat_interleave(size, 1)  # (O, d)
+    nearest = (weight / steps).round().clamp(-most, most) * steps
+    if second is None:
+        return nearest
+    upper = _inverse_factor(second)
+    if upper is None:
+        return nearest
+    made_good = _compensated(weight.clone(), steps, most, upper, second.diagonal().argsort(descending=True))
+    return torch.where((_error(made_good - weight, second) < _error(nearest - weight, second))[:, None], made_good, nearest)
+
+
+def scales(weight: Tensor, share: Tensor, most: int, size: int) -> Tensor:
+    """Return the step of each group (O, d / size): of those tried, that of the least squared error, weighed by `share` (d,)."""
+    groups, weighed = weight.reshape(len(weight), -1, size), share.reshape(-1, size)
+    largest = groups.abs().amax(2)
+    best, least = torch.full_like(largest, torch.finfo(torch.float32).tiny), torch.full_like(largest, torch.inf)
+    for part in SHRUNK.tolist():
+        step = (largest * part / most).clamp_min(torch.finfo(torch.float32).tiny).float().double()  # as a file holds it
+        lost = (groups / step[..., None]).round().clamp(-most, most) * step[..., None] - groups
+        error = (lost.square() * weighed).sum(2)
+        best, least = torch.where(error < least, step, best), torch.minimum(error, least)
+    return best
+
+
+def _error(lost: Tensor, second: Tensor) -> Tensor:
+    """Mean square (O,) of what each output loses."""
+    return ((lost @ second) * lost).sum(1)
+
+
+def _inverse_factor(second: Tensor) -> Tensor | None:
+    """The upper factor U of the inverse UᵀU of the damped second moment, columns by falling variance; None if there is none."""
+    order = second.diagonal().argsort(descending=True)
+    even = second[order][:, order]
+    damped = even + DAMPING * even.diagonal().mean().clamp_min(1e-12) * torch.eye(len(even), dtype=even.dtype)
+    lower, failed = torch.linalg.cholesky_ex(damped)
+    if int(failed) or not bool(lower.isfinite().all()):
+        return None
+    upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+    return None if int(failed) or not bool(upper.isfinite().all()) else upper
+
+
+def _compensated(weight: Tensor, steps: Tensor, most: int, upper: Tensor, order: Tensor) -> Tensor:
+    """Round column by column, in `order`, and spread what each loses over those that are left; `weight` is used up."""
+    left, step = weight[:, order], steps[:, order]
+    done = torch.empty_like(left)
+    for begin in range(0, left.shape[1], _BLOCK):
+        block = range(begin, min(begin + _BLOCK, left.shape[1]))
+        lost = torch.zeros(len(left), len(block), dtype=left.dtype)
+        for place, column in enumerate(block):
+            done[:, column] = (left[:, column] / step[:, column]).round().clamp(-most, most) * step[:, column]
+            lost[:, place] = (left[:, column] - done[:, column]) / upper[column, column]
+            left[:, column : block.stop] -= lost[:, place, None] * upper[column, column : block.stop]
+        left[:, block.stop :] -= lost @ upper[block.start : block.stop, block.stop :]
+    out = torch.empty_like(done)
+    out[:, order] = done
+    return out

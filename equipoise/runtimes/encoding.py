@@ -1,0 +1,220 @@
+"""Weights in fewer bits inside an ONNX file whose graph stays in floats: by group, or beside inputs rounded for each request.
+
+Values that lie on a grid (multiples of one step, in each group) are stored without loss, others to the nearest. A product keeps
+its integers (ONNX Runtime and OpenVINO have kernels for them), a filter is turned to floats once, as the file is loaded; an
+embedding turns the rows that it reads. All but the table of 4 bits are standard ONNX.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from onnx import ModelProto, NodeProto, TensorProto, checker, helper, load_from_string, numpy_helper
+
+from equipoise.errors import unknown
+from equipoise.records import Choice
+from equipoise.runtimes.export import TRANSPOSED, WEIGHT_INPUT
+from equipoise.runtimes.simplify import selects
+from equipoise.runtimes.structure import QUANTIZED, SCALE, parameter_of
+from equipoise.schemes import GROUPS, group, scheme, top
+
+OPSET = 21
+"""The first with 4-bit integers and scales by group."""
+FEW = 8
+"""Levels below the highest within which the largest values of at least half of the groups lie, where weights are on a grid."""
+EXACT = 1e-3
+"""Of a step: values that are no further from multiples lie on its grid."""
+
+Floats = NDArray[np.float64]
+
+
+def encoded(content: bytes, schemes: Mapping[str, Choice], *, exact: bool) -> bytes:
+    """Return an ONNX file in which the named layers hold their weights as their schemes say.
+
+    Args:
+        content: With float weights in these layers.
+        schemes: Layer -> scheme, see `equipoise.schemes`.
+        exact: Whether the CPU adds 8-bit products without overflow.
+    Raises:
+        InputError: A layer that the file does not have in floats.
+    """
+    model = load_from_string(content)
+    writer = _Writer(model, exact)
+    missing = dict(schemes)
+    for node in model.graph.node:
+        index = WEIGHT_INPUT.get(node.op_type, -1)
+        name = node.input[index] if 0 <= index < len(node.input) and not selects(node) else ""
+        layer = parameter_of(name).rpartition(".")[0]
+        if name in writer.floats and layer in schemes:
+            writer.write(node, name, schemes[layer])
+            missing.pop(layer, None)
+        else:
+            writer.nodes.append(node)
+    if missing:
+        raise unknown("layer with float weights", next(iter(missing)), sorted(map(parameter_of, writer.floats)))
+    return writer.finished()
+
+
+def grid(rows: Floats, most: int, size: int) -> tuple[NDArray[np.int8], Floats]:
+    """Return integers (O, d) and steps (O, d / size) of weights (O, d).
+
+    In each group all values are multiples of the step, where there is one such that the largest is at most `most` of them; else
+    the largest is `most` steps, and the values are rounded.
+
+    Example:
+        >>> grid(np.array([[0.2, -0.6, 0.4, 0.0]]), 7, 4)
+        (array([[ 2, -6,  4,  0]], dtype=int8), array([[0.1]]))
+    """
+    groups = rows.reshape(len(rows), -1, size)
+    largest = np.abs(groups).max(2)
+    steps, missing = np.where(largest > 0, largest / most, 1.0), largest > 0
+    for level in range(most, 0, -1):
+        if not missing.any() or (level == most - FEW and missing.sum() > 0.5 * largest.size):
+            break  # no more is to be found, or it does not look as if anything were
+        tried = largest[missing] / level
+        parts = groups[missing] / tried[:, None]
+        fits = (np.abs(parts - np.rint(parts)) <= EXACT * level / most).all(1)
+        places = np.argwhere(missing)[fits]
+        steps[tuple(places.T)] = tried[fits]
+        missing[tuple(places.T)] = False
+    steps = steps.astype(np.float32).astype(np.float64)
+    integers = np.clip(np.rint(groups / steps[..., None]), -most, most).astype(np.int8)
+    return integers.reshape(rows.shape), steps
+
+
+class _Writer:
+    """The graph in the making."""
+
+    def __init__(self, model: ModelProto, exact: bool) -> None:
+        self.model, self.exact = model, exact
+        self.floats = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
+        self.nodes: list[NodeProto] = []
+        self._held = {tensor.name for tensor in model.graph.initializer}
+        self._rounded: dict[str, tuple[str, str, str]] = {}
+
+    def write(self, node: NodeProto, name: str, choice: Choice) -> None:
+        """Append what computes `node` from its weights `name` in a scheme."""
+        value = numpy_helper.to_array(self.floats[name]).astype(np.float64)
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        plain = attributes.get("alpha", 1.0) == 1.0 and attributes.get("beta", 1.0) == 1.0 and not attributes.get("transA")
+        if node.op_type == "Gather":
+            self._table(node, name, value, choice)
+        elif node.op_type == "MatMul" or (node.op_type == "Gemm" and plain):
+            turned = bool(attributes.get("transB"))
+            self._product(node, name + TRANSPOSED if turned else name, value.T if turned else value, choice)
+        else:
+            self._filters(node, name, value, choice)
+
+    def _product(self, node: NodeProto, name: str, value: Floats, choice: Choice) -> None:
+        """A matrix product with weights (K, N)."""
+        given, output = node.input[0], node.output[0]
+        size, summed = group(choice, "linear", len(value)), len(node.input) > 2
+        product = f"{output}/product" if summed else output
+        if scheme(choice).inputs == "dynamic":
+            integers, scale = self._keep(name, value, choice, size, turned=True)
+            rounded, step, zero = self._round(given)
+            counts, floats, steps = (f"{node.name}/{part}" for part in ("counts", "floats", "steps"))
+            self._add("MatMulInteger", [rounded, integers, zero], counts)
+            self._add("Cast", [counts], floats, to=TensorProto.FLOAT)
+            self._add("Mul", [step, scale], steps)
+            self._add("Mul", [floats, steps], product)
+        else:
+            weight = self._floated(name, value, choice, size)
+            self._add("MatMul", [given, weight], product, name=node.name)
+        if summed:
+            self._add("Add", [product, node.input[2]], output)
+
+    def _floated(self, name: str, value: Floats, choice: Choice, size: int) -> str:
+        """Weights (K, N) as floats: by a step that runtimes fuse with the product, where groups have a size that they know."""
+        integers, scale = self._keep(name, value, choice, size, turned=True)
+        floats = f"{name}/floats"
+        if size in GROUPS:
+            self._add("DequantizeLinear", [integers, scale], floats, axis=0, block_size=size)
+        else:
+            self._turned(integers, scale, floats)
+        return floats
+
+    def _filters(self, node: NodeProto, name: str, value: Floats, choice: Choice) -> None:
+        """A convolution, or what has no integer form of its own."""
+        integers, scale = self._keep(name, value, choice, value[0].size)
+        self._turned(integers, scale, f"{name}/floats")
+        node.input[WEIGHT_INPUT[node.op_type]] = f"{name}/floats"
+        self.nodes.append(node)
+
+    def _table(self, node: NodeProto, name: str, value: Floats, choice: Choice) -> None:
+        """An embedding: the rows that are read are turned to floats."""
+        size = group(choice, "embedding", value.shape[1])
+        integers, scale = self._keep(name, value, choice, size)
+        if scheme(choice).bits == 4 and size in GROUPS:
+            axes: dict[str, Any] = {"block_size": size, "gather_axis": 0, "quantize_axis": 1, "domain": "com.microsoft"}
+            self._add("GatherBlockQuantized", [integers, node.input[1], scale], node.output[0], **axes)
+            return
+        rows, floats, steps = (f"{node.name}/{part}" for part in ("rows", "floats", "steps"))
+        self._add("Gather", [integers, node.input[1]], rows)
+        self._add("Cast", [rows], floats, to=TensorProto.FLOAT)
+        self._add("Gather", [scale, node.input[1]], steps)
+        self._add("Mul", [floats, steps], node.output[0])
+
+    def _turned(self, integers: str, scale: str, floats: str) -> None:
+        """Integers to floats by operators that are folded as the file is loaded."""
+        self._add("Cast", [integers], f"{floats}/cast", to=TensorProto.FLOAT)
+        self._add("Mul", [f"{floats}/cast", scale], floats)
+
+    def _round(self, given: str) -> tuple[str, str, str]:
+        """What a tensor is rounded to in the range of the request: integers, step, zero; once for all that read it."""
+        if given not in self._rounded:
+            outputs = tuple(f"{given}/{part}" for part in ("rounded", "step", "zero"))
+            self.nodes.append(helper.make_node("DynamicQuantizeLinear", [given], outputs, name=f"{given}/rounding"))
+            self._rounded[given] = (outputs[0], outputs[1], outputs[2])
+        return self._rounded[given]
+
+    def _keep(self, name: str, value: Floats, choice: Choice, size: int, *, turned: bool = False) -> tuple[str, str]:
+        """Keep a tensor as integers and steps and return their names; `turned` where its rows are columns."""
+        names = f"{name}{QUANTIZED}", f"{name}{SCALE}"
+        if names[0] not in self._held:
+            rows = value.T if turned else value.reshape(len(value), -1)
+            integers, steps = grid(rows, top(choice, exact=self.exact), size)
+            integers = integers.T if turned else integers.reshape(value.shape)
+            steps = steps.T if turned else steps.reshape(*steps.shape, *[1] * (value.ndim - 2))
+            packed = _packed if scheme(choice).bits == 4 else numpy_helper.from_array
+            self.model.graph.initializer.append(packed(np.ascontiguousarray(integers), names[0]))
+            self.model.graph.initializer.append(numpy_helper.from_array(steps.astype(np.float32), names[1]))
+            self._held.update(names)
+        return names
+
+    def _add(self, kind: str, inputs: list[str], output: str, *, name: str = "", **attributes: Any) -> None:
+        self.nodes.append(helper.make_node(kind, inputs, [output], name=name or output, **attributes))
+
+    def finished(self) -> bytes:
+        """Return the file: each tensor made once, and none that nothing reads."""
+        graph = self.model.graph
+        made: dict[str, NodeProto] = {}
+        for node in self.nodes:
+            made.setdefault(node.output[0] if node.output else node.name, node)
+        nodes = list(made.values())
+        used = {name for node in nodes for name in node.input}
+        kept = [tensor for tensor in graph.initializer if tensor.name in used]
+        del graph.node[:], graph.initializer[:], graph.value_info[:]
+        graph.node.extend(nodes)
+        graph.initializer.extend(kept)
+        foreign = any(node.domain for node in nodes)
+        for entry in self.model.opset_import:
+            if entry.domain in ("", "ai.onnx"):
+                entry.version = max(entry.version, OPSET)
+        if foreign and "com.microsoft" not in {entry.domain for entry in self.model.opset_import}:
+            self.model.opset_import.append(helper.make_opsetid("com.microsoft", 1))
+        checker.check_model(self.model)
+        content: bytes = self.model.SerializeToString(deterministic=True)
+        return content
+
+
+def _packed(integers: NDArray[np.int8], name: str) -> TensorProto:
+    """A tensor of 4-bit integers, two to a byte, the first in the low half."""
+    flat = integers.reshape(-1).view(np.uint8) & 15
+    flat = np.append(flat, np.uint8(0)) if len(flat) % 2 else flat
+    return TensorProto(
+        name=name, data_type=TensorProto.INT4, dims=list(integers.shape), raw_data=(flat[0::2] | flat[1::2] << 4).tobytes()
+    )

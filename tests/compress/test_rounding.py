@@ -1,0 +1,127 @@
+"""Weights on the grid of a scheme: nearer than rounding alone, on a second oracle, and the input left as it was."""
+
+from __future__ import annotations
+
+import copy
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from equipoise.compress.rounding import on_grid, rounded_matrix, scales
+from equipoise.errors import InputError
+from equipoise.schemes import SCHEMES, group, top
+
+ENCODED = [choice for choice, scheme in SCHEMES.items() if scheme.encoded]
+
+
+def correlated(columns: int = 64, rows: int = 400) -> Tensor:
+    """Inputs (rows, columns) whose columns say much about one another."""
+    generator = torch.Generator().manual_seed(0)
+    mixed = torch.randn(columns, columns, generator=generator, dtype=torch.float64) + 3.0
+    return torch.randn(rows, columns, generator=generator, dtype=torch.float64) @ mixed
+
+
+def weights(outputs: int = 12, columns: int = 64) -> Tensor:
+    return torch.randn(outputs, columns, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+
+def one_by_one(weight: Tensor, second: Tensor, steps: Tensor, most: int) -> Tensor:
+    """Optimal brain quantization as it is written down: the inverse is downdated after every column, no blocks, no factor."""
+    damped = second + 0.01 * second.diagonal().mean() * torch.eye(len(second), dtype=second.dtype)
+    inverse, left, done = torch.linalg.inv(damped), weight.clone(), weight.clone()
+    for column in second.diagonal().argsort(descending=True).tolist():
+        done[:, column] = (left[:, column] / steps[:, column]).round().clamp(-most, most) * steps[:, column]
+        lost = (left[:, column] - done[:, column]) / inverse[column, column]
+        left -= torch.outer(lost, inverse[column])
+        inverse = inverse - torch.outer(inverse[:, column], inverse[column]) / inverse[column, column]
+        inverse[column], inverse[:, column] = 0.0, 0.0
+        inverse[column, column] = 1.0  # never read again
+    return done
+
+
+@pytest.mark.parametrize("choice", ENCODED)
+def test_it_is_the_published_algorithm_and_loses_less_than_rounding_alone(choice: str) -> None:
+    x, weight = correlated(), weights()
+    second = x.T @ x / len(x)
+    most, size = top(choice, exact=False), group(choice, "linear", 64)
+    steps = scales(weight, second.diagonal(), most, size).repeat_interleave(size, 1)
+    slow = one_by_one(weight, second, steps, most)
+    nearest = (weight / steps).round().clamp(-most, most) * steps
+
+    def lost(found: Tensor) -> Tensor:
+        return ((found - weight) @ x.T).square().sum(1)
+
+    found = rounded_matrix(weight, choice, "linear", second, exact=False)
+    better = lost(slow) < lost(nearest)
+    assert better.any()
+    assert torch.allclose(found[better], slow[better])
+    assert (lost(found) <= lost(nearest) * (1 + 1e-9)).all()
+    assert lost(found).sum() < 0.7 * lost(nearest).sum()
+    assert not torch.allclose(nearest[better], slow[better]), "the oracle tells the two apart"
+
+
+@pytest.mark.parametrize("choice", ENCODED)
+@pytest.mark.parametrize("known", [True, False])
+def test_every_group_lies_on_its_grid(choice: str, known: bool) -> None:
+    x, weight = correlated(), weights()
+    found = rounded_matrix(weight, choice, "linear", x.T @ x / len(x) if known else None, exact=True)
+    most, size = top(choice, exact=True), group(choice, "linear", 64)
+    for row in found.reshape(-1, size):
+        level = next((k for k in range(1, most + 1) if _whole(row / (row.abs().max() / k))), None)
+        assert level is not None
+    off = found + 1e-2 * torch.randn(found.shape, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+    row = off.reshape(-1, size)[0]
+    assert not any(_whole(row / (row.abs().max() / k)) for k in range(1, 8)), "what lies off the grid is seen"
+
+
+def _whole(values: Tensor) -> bool:
+    return bool((values - values.round()).abs().max() < 1e-4)
+
+
+class Net(nn.Module):
+    """Every kind of layer that can be held on a grid."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.a, self.b = nn.Embedding(20, 64), nn.Linear(64, 32), nn.Linear(32, 16, bias=False)
+        self.filters = nn.Conv1d(16, 8, 3, padding=1, groups=2)
+        generator = torch.Generator().manual_seed(3)
+        with torch.no_grad():
+            for value in self.parameters():
+                value.normal_(std=0.3, generator=generator)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.b(torch.relu(self.a(self.table(ids))))
+        out: Tensor = self.filters(x.transpose(1, 2)).mean(2)
+        return out
+
+
+def test_a_model_is_rounded_on_a_copy_and_its_biases_take_the_mean() -> None:
+    net, ids = Net().eval(), torch.randint(0, 20, (64, 12), generator=torch.Generator().manual_seed(4))
+    before, schemes = copy.deepcopy(net.state_dict()), dict.fromkeys(("table", "a", "b", "filters"), "4-weights")
+    rounded = on_grid(net, schemes, exact=False, calibration=ids)
+    assert all(torch.equal(before[k], v) for k, v in net.state_dict().items())
+    with torch.no_grad():
+        table = net.table(ids)
+        off = rounded.a(table) - net.a(table)
+        plain = on_grid(net, schemes, exact=False).a(table) - net.a(table)
+    assert off.mean((0, 1)).abs().max() < 1e-5  # of every output, over what it was calibrated on
+    assert plain.mean((0, 1)).abs().max() > 1e-3, "rounding alone moves the mean"
+    assert on_grid(net, {"a": 8, "b": 32}, exact=False) is net  # a runtime's own quantizer rounds these
+
+
+def test_what_cannot_be_rounded_is_told() -> None:
+    with pytest.raises(InputError, match=r"layers to round must be .* got 'nowhere'"):
+        on_grid(Net(), {"nowhere": "4-weights"}, exact=False)
+    with pytest.raises(InputError, match="4-weights"):
+        rounded_matrix(weights(), 8, "linear", None, exact=False)
+
+
+def test_moments_that_say_nothing_leave_rounding_alone() -> None:
+    weight = weights()
+    plain = rounded_matrix(weight, "4-weights", "linear", None, exact=False)
+    assert torch.equal(rounded_matrix(weight, "4-weights", "linear", torch.eye(64, dtype=torch.float64), exact=False), plain)
+    broken = torch.full((64, 64), torch.nan, dtype=torch.float64)
+    found = rounded_matrix(weight, "4-weights", "linear", broken, exact=False)
+    assert bool(found.isfinite().all())

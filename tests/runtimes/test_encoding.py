@@ -1,0 +1,146 @@
+"""Weights held in fewer bits: what is on a grid is stored without loss, in every form of layer, beside int8 and alone."""
+
+from __future__ import annotations
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from equipoise import runtimes
+from equipoise.batch import mapped
+from equipoise.compress.rounding import on_grid
+from equipoise.errors import InputError
+from equipoise.runtimes.encoding import encoded, grid
+from equipoise.runtimes.export import Exporter
+from equipoise.runtimes.structure import layer_bits, parameters
+from equipoise.schemes import SCHEMES, bytes_per_weight
+
+NAMES = ("table", "a", "b", "filters", "head")
+INPUT_NOISE = 0.05
+"""Where a runtime rounds what a layer reads: as a share of the answers' spread."""
+
+
+class Net(nn.Module):
+    """Tokens and weights through a table, products of tokens, filters and a product of one row."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.a, self.b = nn.Embedding(50, 128), nn.Linear(128, 192), nn.Linear(192, 128, bias=False)
+        self.filters, self.head = nn.Conv1d(128, 64, 3, padding=1), nn.Linear(64, 10)
+
+    def forward(self, ids: Tensor, mask: Tensor) -> Tensor:
+        x = self.table(ids) * mask[..., None]
+        x = x + self.b(torch.relu(self.a(x)))
+        out: Tensor = self.head(self.filters(x.transpose(1, 2)).mean(2))
+        return out
+
+
+@pytest.fixture(scope="module")
+def net() -> Net:
+    net = Net().eval()
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for value in net.parameters():
+            value.normal_(std=0.1, generator=generator)
+    return net
+
+
+@pytest.fixture(scope="module")
+def example() -> dict[str, Tensor]:
+    generator = torch.Generator().manual_seed(1)
+    return {"ids": torch.randint(0, 50, (64, 12), generator=generator), "mask": torch.rand(64, 12, generator=generator)}
+
+
+@pytest.fixture(scope="module")
+def exporter() -> Exporter:
+    return Exporter()
+
+
+def held(choice: str) -> dict[str, str]:
+    """The scheme for the layers that offer it."""
+    return dict.fromkeys(NAMES if choice != "8-dynamic" else ("a", "b", "head"), choice)
+
+
+@pytest.mark.parametrize("choice", [c for c, s in SCHEMES.items() if s.encoded])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_rounded_model_is_stored_without_loss(
+    name: str, choice: str, net: Net, example: dict[str, Tensor], exporter: Exporter
+) -> None:
+    runtime = runtimes.get(name)
+    if runtime.unavailable() or choice not in runtime.precisions:
+        pytest.skip(runtime.unavailable() or f"{name} has no {choice}")
+    schemes = held(choice)
+    rounded = on_grid(net, schemes, exact=False, calibration=example)
+    source = exporter.source(rounded, example, topology="net")
+    program = runtime.compile(source, schemes=schemes)
+    assert program.precision == "mixed"
+    with torch.no_grad():
+        wanted, plain = rounded(**example).numpy(), net(**example).numpy()
+    for batch in (1, 64):  # a request of one sample has the inputs' own range
+        got = runtime.load(program).run(mapped(example, lambda value: value[:batch].numpy()))
+        assert np.abs(got - wanted[:batch]).max() < INPUT_NOISE * wanted.std()
+    if choice == "4-weights":
+        assert np.abs(plain - wanted).max() > 2 * INPUT_NOISE * wanted.std(), "the bound tells the float model apart"
+    weights = sum(net.get_submodule(layer).weight.numel() for layer in schemes)
+    saved = runtime.compile(source).size_bytes - program.size_bytes
+    assert saved > 0.95 * weights * (4 - bytes_per_weight(choice, "linear", 64))
+
+
+@pytest.mark.parametrize("choice", [c for c, s in SCHEMES.items() if s.encoded])
+def test_the_file_is_read_back_as_what_was_stored(
+    choice: str, net: Net, example: dict[str, Tensor], exporter: Exporter
+) -> None:
+    schemes = held(choice)
+    rounded = on_grid(net, schemes, exact=False, calibration=example)
+    content = encoded(exporter.onnx(rounded, example, topology="net"), schemes, exact=False)
+    assert layer_bits(content) == {name: SCHEMES[schemes.get(name, 32)].bits for name in NAMES}
+    found = parameters(content)
+    for name in schemes:
+        weight = rounded.get_submodule(name).weight.detach().double().numpy()
+        assert np.abs(found[f"{name}.weight"].value - weight).max() <= 1e-6 * np.abs(weight).max()
+        assert found[f"{name}.weight"].bits == SCHEMES[choice].bits
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_layers_of_several_schemes_stand_beside_int8(
+    name: str, net: Net, example: dict[str, Tensor], exporter: Exporter
+) -> None:
+    runtime = runtimes.get(name)
+    if runtime.unavailable():
+        pytest.skip(runtime.unavailable())
+    schemes = {"table": "8-weights", "a": "4-weights"}
+    rounded = on_grid(net, schemes, exact=False, calibration=example)
+    source, given = exporter.source(rounded, example, topology="net"), mapped(example, Tensor.numpy)
+    both = runtime.compile(source, calibration=given, float_layers=frozenset(), schemes=schemes)
+    alone = runtime.compile(source, schemes=schemes)
+    assert both.size_bytes < alone.size_bytes
+    if name == "onnxruntime":
+        assert layer_bits(both.file("model.onnx")) == {"table": 8, "a": 4, "b": 8, "filters": 8, "head": 8}
+    with torch.no_grad():
+        wanted = rounded(**example).numpy()
+    assert np.abs(runtime.load(both).run(given) - wanted).max() < 0.15 * np.abs(wanted).max()
+
+
+def test_a_grid_is_found_again_and_what_lies_off_it_is_rounded() -> None:
+    rng = np.random.default_rng(0)
+    integers, steps = rng.integers(-7, 8, (30, 64)), rng.uniform(0.01, 1.0, (30, 2))
+    values = (integers * np.repeat(steps, 32, axis=1)).astype(np.float32).astype(np.float64)
+    found, step = grid(values, 7, 32)
+    assert np.abs(found * np.repeat(step, 32, axis=1) - values).max() < 1e-6
+    off = values + rng.uniform(0.2, 0.3, values.shape) * np.repeat(steps, 32, axis=1)
+    found, step = grid(off, 7, 32)
+    lost = np.abs(found * np.repeat(step, 32, axis=1) - off)
+    assert lost.max() > 1e-3
+    assert (lost <= np.repeat(step, 32, axis=1) * 0.501).all()
+    assert not grid(np.zeros((2, 4)), 7, 4)[0].any()
+
+
+def test_what_a_runtime_does_not_have_is_told(net: Net, example: dict[str, Tensor], exporter: Exporter) -> None:
+    source = exporter.source(net, example, topology="net")
+    with pytest.raises(InputError, match=r"schemes\['a'\] on onnxruntime must be .*4-weights.* got '3-weights'"):
+        runtimes.get("onnxruntime").compile(source, schemes={"a": "3-weights"})
+    with pytest.raises(InputError, match="none: it computes in floats alone"):
+        runtimes.get("torch").compile(source, schemes={"a": "4-weights"})
+    with pytest.raises(InputError, match="layer with float weights must be one of .* got 'nowhere'"):
+        runtimes.get("onnxruntime").compile(source, schemes={"nowhere": "4-weights"})
