@@ -41,6 +41,8 @@ SCHEMES: Mapping[Choice, Scheme] = {
     "8-dynamic": Scheme(8, "dynamic", "8-bit weights, inputs rounded in the range of each request"),
     "8-weights": Scheme(8, "float", "8-bit weights in groups"),
     "4-weights": Scheme(4, "float", "4-bit weights in groups"),
+    "float16": Scheme(16, "float", "weights in half precision"),
+    "bfloat16": Scheme(16, "float", "weights in bfloat16"),
 }
 """How a plan writes it -> the scheme; floats first."""
 
@@ -53,7 +55,13 @@ MENUS: Mapping[str, tuple[Choice, ...]] = {
 """Kind of operator -> what is worth choosing from; the most telling stands in the middle, where tables begin.
 
 A convolution has no kernels for integers but those of static ranges: 4 bits save bytes alone. A table of rows is only read.
+Half precision is left to hand use: 8-bit weights are half its size, as quick or quicker, and lose next to nothing.
 """
+
+
+def forms(kind: str) -> tuple[Choice, ...]:
+    """Return the schemes in which a layer of a kind has a form of its own, those that are not worth choosing too."""
+    return (*MENUS.get(kind, ()), *(("8-weights",) if kind == "conv" else ()), "float16", "bfloat16")
 
 
 def menu(kind: str) -> tuple[Choice, ...]:
@@ -99,4 +107,4 @@ def group(choice: Choice, kind: str, width: int) -> int:
 def bytes_per_weight(choice: Choice, kind: str, width: int) -> float:
     """Return the bytes that a weight takes in a file, with its share of the scales."""
     bits = scheme(choice).bits
-    return 4.0 if bits == 32 else bits / 8 + 4.0 / group(choice, kind, width)
+    return bits / 8 + (4.0 / group(choice, kind, width) if bits < 16 else 0.0)

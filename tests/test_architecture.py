@@ -26,6 +26,7 @@ L0 = {
     "events",
     "markup",
     "meters",
+    "schemes",
     "public",
     "units",
     "records",

@@ -28,6 +28,7 @@ SHRUNK = torch.linspace(1.0, 0.6, 17)
 """Shares of the largest weight that a scale is tried for: a few clipped weights buy a finer step for the rest."""
 DAMPING = 0.01
 """Of the mean variance, added to each: columns that hardly vary say nothing about the others."""
+HALVES: Mapping[Choice, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _BLOCK = 128
 
 
@@ -99,6 +100,8 @@ def rounded_matrix(weight: Tensor, choice: Choice, kind: str, second: Tensor | N
     """
     if choice not in SCHEMES or not scheme(choice).encoded:
         raise must_be("scheme", f"one of {[c for c, s in SCHEMES.items() if s.encoded]}", choice, "Others round nothing here.")
+    if choice in HALVES:
+        return weight.to(HALVES[choice]).double()
     most, size = top(choice, exact=exact), group(choice, kind, weight.shape[1])
     share = torch.ones(weight.shape[1], dtype=torch.float64) if second is None else second.diagonal().clamp_min(0.0)
     steps = scales(weight, share, most, size).repeat_interleave(size, 1)  # (O, d)

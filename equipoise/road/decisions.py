@@ -20,11 +20,10 @@ from equipoise.events import Listener
 from equipoise.meters import Meters
 from equipoise.records import Choice, Evaluation, Fidelity, Plan, as_data, digest
 from equipoise.road import entries, rungs
-from equipoise.road.facts import TARGET, facts_from
+from equipoise.road.facts import facts_from
 from equipoise.road.features import Features, completed
 from equipoise.road.jobs import Job, Record, Steps, Walk
-from equipoise.road.proposals import WORST_LOSS, Known, worst_loss
-from equipoise.schemes import scheme
+from equipoise.road.proposals import WORST_LOSS, Known, uniform_plans, worst_loss
 from equipoise.search import LossTable, converged, front_volume, loss_table
 from equipoise.stats import median
 from equipoise.study.header import Header
@@ -238,24 +237,8 @@ class Road(Walk):
 
     @property
     def uniforms(self) -> dict[Plan, None]:
-        """The plans of one target and one scheme, in order: of those schemes that at least every second layer offers."""
-        knobs = [knob for knob in self.space.knobs if knob.kind == "bits"]
-        common = {way for knob in knobs for way in knob.menu if 2 * sum(way in k.menu for k in knobs) >= len(knobs)} | {32}
-        return {self.uniform(t, way): None for t, some in self.asked.targets.items() for way in some if way in common}
-
-    def uniform(self, target: str, way: Choice) -> Plan:
-        """Return the untouched model on one target in one scheme: what hand use of one tool would give.
-
-        A layer that has no such form, an embedding, holds its weights in as many bits.
-        """
-        changes: dict[str, Choice] = {}
-        for knob in (knob for knob in self.space.knobs if knob.kind == "bits"):
-            alike = [c for c in knob.menu if scheme(c).bits == scheme(way).bits and (c == way or scheme(c).inputs == "float")]
-            if alike:
-                changes[knob.name] = way if way in alike else alike[0]
-        if TARGET in self.space.positions:
-            changes[TARGET] = target
-        return self.space.untouched.but(changes)
+        """The plans of one target and one scheme, in order: what hand use of one tool would give."""
+        return uniform_plans(self.space, self.asked.targets)
 
     def _one_shot(self, plan: Plan, predicted: Callable[[], Mapping[str, float]] = dict) -> Steps[Evaluation]:
         """Have a plan evaluated compressed and repaired, not trained (unless it is the untouched one, which is known)."""

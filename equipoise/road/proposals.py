@@ -11,10 +11,12 @@ import numpy as np
 
 from equipoise.budget import Budget
 from equipoise.meters import Meters
-from equipoise.records import Evaluation, Plan, as_data
+from equipoise.records import Choice, Evaluation, Plan, as_data
 from equipoise.road import prediction
+from equipoise.road.facts import TARGET
 from equipoise.road.features import Features
 from equipoise.road.rungs import lost
+from equipoise.schemes import scheme
 from equipoise.search import Evaluated, Genomes, LossModel, LossTable, Space, fit_loss
 from equipoise.search.front import predicted_front
 from equipoise.search.propose import first_points, halving, propose
@@ -145,3 +147,26 @@ class Known:
             excess=self._bounded.excess,
             focus=self.bounds.get("latency_s"),
         )
+
+
+def uniform_plans(space: Space, targets: Mapping[str, Sequence[Choice]]) -> dict[Plan, None]:
+    """Return the plans of the untouched model on one target in one scheme, in order: of those that every second layer offers.
+
+    A layer that has no such form, an embedding, holds its weights in as many bits.
+    """
+    knobs = [knob for knob in space.knobs if knob.kind == "bits"]
+    plans: dict[Plan, None] = {}
+    for target, ways in targets.items():
+        for way in ways:
+            changes: dict[str, Choice] = {TARGET: target} if TARGET in space.positions else {}
+            offering = [knob for knob in knobs if way in knob.menu]
+            if way != 32 and 2 * len(offering) < len(knobs):
+                continue
+            for knob in knobs:
+                alike = [
+                    c for c in knob.menu if scheme(c).bits == scheme(way).bits and (c == way or scheme(c).inputs == "float")
+                ]
+                if alike:
+                    changes[knob.name] = way if way in alike else alike[0]
+            plans[space.untouched.but(changes)] = None
+    return plans

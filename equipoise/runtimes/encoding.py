@@ -23,6 +23,7 @@ from equipoise.schemes import GROUPS, group, scheme, top
 
 OPSET = 21
 """The first with 4-bit integers and scales by group."""
+HALVES: Mapping[Choice, int] = {"float16": TensorProto.FLOAT16, "bfloat16": TensorProto.BFLOAT16}
 FEW = 8
 """Levels below the highest within which the largest values of at least half of the groups lie, where weights are on a grid."""
 EXACT = 1e-3
@@ -97,6 +98,9 @@ class _Writer:
 
     def write(self, node: NodeProto, name: str, choice: Choice) -> None:
         """Append what computes `node` from its weights `name` in a scheme."""
+        if choice in HALVES:
+            self._half(node, name, choice)
+            return
         value = numpy_helper.to_array(self.floats[name]).astype(np.float64)
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         plain = attributes.get("alpha", 1.0) == 1.0 and attributes.get("beta", 1.0) == 1.0 and not attributes.get("transA")
@@ -136,6 +140,21 @@ class _Writer:
         else:
             self._turned(integers, scale, floats)
         return floats
+
+    def _half(self, node: NodeProto, name: str, choice: Choice) -> None:
+        """A layer with weights in half precision: turned to floats as the file is loaded, a table's rows as they are read."""
+        kept, tensor = f"{name}{QUANTIZED}", self.floats[name]
+        if kept not in self._held:
+            half = numpy_helper.to_array(tensor).astype(helper.tensor_dtype_to_np_dtype(HALVES[choice]))
+            self.model.graph.initializer.append(numpy_helper.from_array(half, kept))
+            self._held.add(kept)
+        if node.op_type == "Gather":
+            self._add("Gather", [kept, node.input[1]], f"{node.name}/rows")
+            self._add("Cast", [f"{node.name}/rows"], node.output[0], to=TensorProto.FLOAT)
+            return
+        self._add("Cast", [kept], f"{name}/floats", to=TensorProto.FLOAT)
+        node.input[WEIGHT_INPUT[node.op_type]] = f"{name}/floats"
+        self.nodes.append(node)
 
     def _filters(self, node: NodeProto, name: str, value: Floats, choice: Choice) -> None:
         """A convolution, or what has no integer form of its own."""

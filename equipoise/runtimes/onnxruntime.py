@@ -74,7 +74,7 @@ class OnnxRuntime:
     """ONNX Runtime, CPU execution provider. See `base.Runtime` for the methods."""
 
     name = "onnxruntime"
-    precisions: tuple[Choice, ...] = (32, 8, "8-dynamic", "8-weights", "4-weights")
+    precisions: tuple[Choice, ...] = (32, 8, "8-dynamic", "8-weights", "4-weights", "float16", "bfloat16")
     runs_code = False
 
     def unavailable(self) -> str:

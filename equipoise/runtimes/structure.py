@@ -132,6 +132,9 @@ def parameters(content: bytes) -> dict[str, Stored]:
     for name in [name.removesuffix(QUANTIZED) for name in held if name.endswith(QUANTIZED)]:
         scale = held.get(f"{name}{SCALE}")
         integers = held[f"{name}{QUANTIZED}"]
+        if integers.data_type in (TensorProto.FLOAT16, TensorProto.BFLOAT16):
+            value = numpy_helper.to_array(integers).astype(np.float64)
+            found[parameter_of(name)] = _upright(name, value, np.zeros_like(value), 16)
         if parameter_of(name) not in found and scale is not None and len(scale.dims) == len(integers.dims):
             step = numpy_helper.to_array(scale).astype(np.float64)
             for axis, extent in enumerate(integers.dims):
@@ -174,9 +177,9 @@ def _width(tensor: TensorProto) -> int:
 WIDTHS: dict[int, int] = {
     **dict.fromkeys((TensorProto.INT4, TensorProto.UINT4), 4),
     **dict.fromkeys((TensorProto.INT8, TensorProto.UINT8), 8),
-    **dict.fromkeys((TensorProto.INT16, TensorProto.UINT16), 16),
+    **dict.fromkeys((TensorProto.INT16, TensorProto.UINT16, TensorProto.FLOAT16, TensorProto.BFLOAT16), 16),
 }
-"""Type of a tensor -> bits of its integers."""
+"""Type of a tensor -> bits of its numbers."""
 
 
 def _graphs(graph: GraphProto, level: int = 0) -> Iterator[GraphProto]:

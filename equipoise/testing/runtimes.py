@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from equipoise.batch import mapped, take
 from equipoise.errors import InputError
 from equipoise.runtimes.base import Program, Runtime, Source
 from equipoise.runtimes.export import Exporter, layer_nodes
+from equipoise.schemes import scheme
 
 FLOAT_BOUND = 1e-4
 """Largest difference of a float program from torch, as a fraction of the largest output."""
@@ -98,6 +100,7 @@ def check_runtime(runtime: Runtime, source: Source | None = None) -> None:
     _check_named(runtime)
     for bound, name in ((FLOAT_BOUND, "float"), (INT8_BOUND, "int8")):
         _require(error_of(np.roll(wanted, 1, axis=0), wanted) > 2 * bound, f"the {name} bound tells samples apart")
+    _check_schemes(runtime, source, inputs, program)
     if 8 in runtime.precisions:
         _check_int8(runtime, source, inputs, wanted)
     else:
@@ -162,6 +165,28 @@ def _check_int8(runtime: Runtime, source: Source, inputs: NDArray[Any], wanted: 
     _require(errors["mixed"] < errors["int8"], f"layers left float are closer; errors {errors}")
     _refuses("an unknown layer", lambda: runtime.compile(source, calibration=inputs, float_layers=frozenset({"nowhere"})))
     _refuses("int8 without data", lambda: runtime.compile(source, float_layers=frozenset()))
+
+
+def _check_schemes(runtime: Runtime, source: Source, inputs: NDArray[Any], floats: Program) -> None:
+    """Weights on a grid are held without loss and in their bits; a request of one sample has the range of its own inputs."""
+    exporter, model = Exporter(), copy.deepcopy(source.model)
+    assert model is not None
+    for way in (way for way in runtime.precisions if scheme(way).encoded):
+        layers = ("inner", "head") if scheme(way).inputs == "float" else ("head",)
+        with torch.no_grad():
+            for layer in map(model.get_submodule, layers):
+                weight: Any = layer.weight
+                top = weight.abs().flatten(1).amax(1).reshape(-1, *[1] * (weight.dim() - 1))
+                weight.copy_((weight / top * 7).round() / 8)  # seven levels of an eighth: on the grid of any scheme
+            wanted = model(torch.from_numpy(inputs[:1])).numpy()
+        on_grid = exporter.source(model, torch.from_numpy(inputs), topology="on a grid")
+        held = runtime.compile(on_grid, schemes=dict.fromkeys(layers, way))
+        bound = FLOAT_BOUND if scheme(way).inputs == "float" and scheme(way).bits == 16 else INT8_BOUND / 4
+        _require(error_of(runtime.load(held).run(inputs[:1]), wanted) <= bound, f"{way} holds what is on a grid without loss")
+        if scheme(way).inputs == "float":
+            _require(held.size_bytes < floats.size_bytes, f"{way} is smaller than floats")
+        _refuses(f"{way} of an unknown layer", lambda way=way: runtime.compile(source, schemes={"nowhere": way}))
+    _refuses("a scheme that nobody has", lambda: runtime.compile(source, schemes={"head": "3-weights"}))
 
 
 def _require(condition: bool, what: str) -> None:

@@ -24,11 +24,17 @@ from equipoise import runtimes
 from equipoise.batch import Inputs, call, is_array, leaves, mapped, positional, size, take
 from equipoise.batch import named as batch_of
 from equipoise.compress.fold import folded
+from equipoise.compress.operators import operators
 from equipoise.compress.proof import SAMPLES, changed
 from equipoise.compress.prune import prune as _prune
+from equipoise.compress.rounding import on_grid
 from equipoise.errors import InputError, must_be, unknown
-from equipoise.runtimes import Program, Session, Target
+from equipoise.records import Choice
+from equipoise.runtimes import Program, Runtime, Session, Target
+from equipoise.runtimes.base import RUNTIMES
+from equipoise.runtimes.cpu import has_exact_int8
 from equipoise.runtimes.export import Exporter
+from equipoise.schemes import SCHEMES, forms
 from equipoise.training.recipe import Recipe
 from equipoise.training.recover import distill as _distill
 from equipoise.workloads import Split, predict
@@ -42,7 +48,7 @@ from equipoise.workloads.wrapped import bare, copied, single
 
 @dataclass(frozen=True)
 class Quantized:
-    """A model in int8 on one target: call it like the module it came from.
+    """A model in fewer bits on one target: call it like the module it came from.
 
     Attributes:
         program: The files that would ship; ``program.size_bytes`` is their size.
@@ -89,19 +95,29 @@ def prune(model: nn.Module, example: Inputs, *, data: Inputs | None = None, **op
 
 
 def quantize(
-    model: nn.Module, calibration: Inputs, *, target: str = "onnxruntime:cpu", float_layers: Collection[str] = ()
+    model: nn.Module,
+    calibration: Inputs,
+    *,
+    target: str = "onnxruntime:cpu",
+    scheme: Choice = 8,
+    float_layers: Collection[str] = (),
 ) -> Quantized:
-    """Return `model` in int8 by the target's own quantizer, in the scheme that is right and fastest on this CPU.
+    """Return `model` in fewer bits on a target; by default in int8, in the form that is right and fastest on this CPU.
 
     Args:
         model: Any module with one tensor out, or one called ``logits`` or ``out`` among several; not changed.
-        calibration: Representative inputs (N, ...), unlabelled, 100 or more; ranges are read from them. Several inputs are a
-            mapping by the keywords of the model's forward, or a tuple by position.
+        calibration: Representative inputs (N, ...), unlabelled, 100 or more; ranges are read from them, and what rounding one
+            weight loses is made good by the others on them. Several inputs are a mapping by the keywords of the model's
+            forward, or a tuple by position.
         target: ``runtime[:device][?threads=N&batch=N]``.
+        scheme: How layers are held and computed, a name of `equipoise.schemes.SCHEMES`: 8 (static ranges, by the target's own
+            quantizer), ``8-dynamic`` (products whose inputs are rounded for each request), ``8-weights`` and ``4-weights``
+            (by group, for products, filters and tables), ``float16``, ``bfloat16``. A layer that has no form of its own in a
+            scheme, as a convolution with dynamic ranges, stays in fp32.
         float_layers: Dotted names of layers to leave in fp32. A layer that the quantizer cannot take is left so by itself
             and named in `Quantized.left`.
     Raises:
-        InputError: A runtime without int8 or not usable here, an unknown layer, or a model that cannot be exported.
+        InputError: A runtime without the scheme or not usable here, an unknown layer, or a model that cannot be exported.
     Example:
         >>> small = quantize(net, inputs[:256])            # doctest: +SKIP
         >>> small(inputs[:1]).shape, small.program.size_bytes   # doctest: +SKIP
@@ -110,20 +126,40 @@ def quantize(
     runtime = runtimes.get(wanted.runtime)
     if reason := runtime.unavailable():
         raise must_be("target", "a runtime that can be used here", target, reason)
-    if 8 not in runtime.precisions:
-        raise must_be("target", "a runtime with an int8 quantizer", target, "Use onnxruntime:cpu or openvino:cpu.")
+    if scheme not in SCHEMES or scheme == 32:
+        raise must_be("scheme", f"one of {[way for way in SCHEMES if way != 32]}", scheme, "8 is int8 with static ranges.")
+    if scheme not in runtime.precisions:
+        having = [name for name in RUNTIMES if scheme in runtimes.get(name).precisions]
+        raise must_be("target", f"a runtime with {SCHEMES[scheme].says}", target, f"Use {':cpu or '.join(having)}:cpu.")
     plain, notes = _prepared("model", model)
     calibration = _batch("calibration", calibration)
     example = take(calibration, slice(2))
     whole = _judged("model", plain, example)
     inside = "" if whole is plain else "model."
     done = folded(whole, example, data=calibration)
-    source = Exporter().source(done.model, example, topology="")
     floats = frozenset(f"{inside}{name}" for name in float_layers)
-    program = runtime.compile(source, calibration=mapped(calibration, Tensor.numpy), float_layers=floats)
+    if SCHEMES[scheme].encoded:
+        program = _held(done.model, example, calibration, runtime, scheme, floats)
+    else:
+        source = Exporter().source(done.model, example, topology="")
+        program = runtime.compile(source, calibration=mapped(calibration, Tensor.numpy), float_layers=floats)
     session = runtime.load(program, threads=wanted.threads)
     left = {name.removeprefix(inside): why for name, why in {**done.left, **program.left}.items()}
     return Quantized(program, wanted, session, left, notes)
+
+
+def _held(
+    model: nn.Module, example: Inputs, calibration: Inputs, runtime: Runtime, scheme: Choice, floats: Collection[str]
+) -> Program:
+    """Return a program in which every layer that has a form in the scheme holds its weights so."""
+    ops = operators(model, example)
+    if lost := sorted(set(floats) - ops.keys()):
+        raise unknown("float_layers", lost[0], ops)
+    schemes = {name: scheme for name, op in ops.items() if name not in floats and scheme in forms(op.kind)}
+    if not schemes:
+        raise must_be("scheme", "one that some layer has a form in", scheme, "Use 8 for convolutions.")
+    rounded = on_grid(model, schemes, exact=has_exact_int8(), calibration=calibration)
+    return runtime.compile(Exporter().source(rounded, example, topology=""), schemes=schemes)
 
 
 def distill(

@@ -12,7 +12,7 @@ from equipoise.compress.rounding import on_grid, rounded_matrix, scales
 from equipoise.errors import InputError
 from equipoise.schemes import SCHEMES, group, top
 
-ENCODED = [choice for choice, scheme in SCHEMES.items() if scheme.encoded]
+ENCODED = [choice for choice, scheme in SCHEMES.items() if scheme.encoded and scheme.bits < 16]
 
 
 def correlated(columns: int = 64, rows: int = 400) -> Tensor:

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise import runtimes
-from equipoise.batch import mapped
+from equipoise.batch import mapped, take
 from equipoise.compress.rounding import on_grid
 from equipoise.errors import InputError
 from equipoise.runtimes.encoding import encoded, grid
@@ -78,7 +78,7 @@ def test_a_rounded_model_is_stored_without_loss(
     with torch.no_grad():
         wanted, plain = rounded(**example).numpy(), net(**example).numpy()
     for batch in (1, 64):  # a request of one sample has the inputs' own range
-        got = runtime.load(program).run(mapped(example, lambda value: value[:batch].numpy()))
+        got = runtime.load(program).run(mapped(take(example, slice(batch)), Tensor.numpy))
         assert np.abs(got - wanted[:batch]).max() < INPUT_NOISE * wanted.std()
     if choice == "4-weights":
         assert np.abs(plain - wanted).max() > 2 * INPUT_NOISE * wanted.std(), "the bound tells the float model apart"
@@ -142,5 +142,5 @@ def test_what_a_runtime_does_not_have_is_told(net: Net, example: dict[str, Tenso
         runtimes.get("onnxruntime").compile(source, schemes={"a": "3-weights"})
     with pytest.raises(InputError, match="none: it computes in floats alone"):
         runtimes.get("torch").compile(source, schemes={"a": "4-weights"})
-    with pytest.raises(InputError, match="layer with float weights must be one of .* got 'nowhere'"):
+    with pytest.raises(InputError, match=r"layer with float weights must be one of .* got 'nowhere'"):
         runtimes.get("onnxruntime").compile(source, schemes={"nowhere": "4-weights"})
