@@ -24,8 +24,13 @@ from typing import Any
 
 import numpy as np
 
-from equipoise.advise.costs import sample_time
-from equipoise.advise.small_runs import (
+from equipoise.measure import machine
+from equipoise.records import as_data, digest
+from equipoise.scaling import Available, PlannedRun, Run, fit, for_compute, hold_out, plan, predict, rules
+from equipoise.scaling.decide import decide
+from equipoise.scaling.runs import BACKWARD
+from equipoise.sizing.costs import sample_time
+from equipoise.sizing.small_runs import (
     FEWEST_STEPS,
     SmallRuns,
     in_quick_precision,
@@ -34,11 +39,6 @@ from equipoise.advise.small_runs import (
     recipe_for,
     step_seconds,
 )
-from equipoise.measure import machine
-from equipoise.records import as_data, digest
-from equipoise.scaling import Available, PlannedRun, Run, fit, for_compute, hold_out, plan, predict, rules
-from equipoise.scaling.decide import decide
-from equipoise.scaling.runs import BACKWARD
 from equipoise.study.store import Store
 from equipoise.workloads import family, load_task
 

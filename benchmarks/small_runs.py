@@ -18,9 +18,9 @@ from typing import Any
 
 import torch
 
-from equipoise.advise.costs import named, positions
-from equipoise.advise.small_runs import in_quick_precision, recipe_for, step_seconds
 from equipoise.measure import machine
+from equipoise.sizing.costs import named, positions
+from equipoise.sizing.small_runs import in_quick_precision, recipe_for, step_seconds
 from equipoise.training import Recipe, fit
 from equipoise.workloads import Task, load_task
 from equipoise.workloads.families import Family, Scale, family

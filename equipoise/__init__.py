@@ -12,11 +12,11 @@ from typing import TYPE_CHECKING, Any
 from equipoise.public import PUBLIC, public
 
 if TYPE_CHECKING:
-    from equipoise.advise.walk import scale as scale
     from equipoise.road.walk import optimize as optimize
     from equipoise.ship.export import export as export
     from equipoise.ship.report import report as report
     from equipoise.ship.verify import verify as verify
+    from equipoise.sizing.walk import scale as scale
     from equipoise.study.record import Study as Study
     from equipoise.verbs.compress import distill as distill
     from equipoise.verbs.compress import prune as prune

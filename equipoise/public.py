@@ -21,7 +21,7 @@ PUBLIC = {
     "prune": "equipoise.verbs.compress",
     "quantize": "equipoise.verbs.compress",
     "report": "equipoise.ship.report",
-    "scale": "equipoise.advise.walk",
+    "scale": "equipoise.sizing.walk",
     "train": "equipoise.verbs.train",
     "verify": "equipoise.ship.verify",
 }

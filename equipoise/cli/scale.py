@@ -24,9 +24,9 @@ from equipoise.cli.train import plain
 from equipoise.errors import EXIT_FAILED, EXIT_OK, InputError, must_be
 
 if TYPE_CHECKING:
-    from equipoise.advise.advice import Advice
     from equipoise.events import Event
     from equipoise.scaling import Fit
+    from equipoise.sizing.advice import Advice
 
 
 def add_parser(subparsers: Any) -> None:
@@ -96,9 +96,9 @@ def _advise(args: argparse.Namespace) -> int:
     store = args.store or Path("runs") / f"scale-{plain(f'{family}-{task}')}"
     check_store(store)
     doing("loading torch", quiet=args.quiet)
-    from equipoise.advise.small_runs import recipe_for
-    from equipoise.advise.walk import scale
     from equipoise.pages import render_scale
+    from equipoise.sizing.small_runs import recipe_for
+    from equipoise.sizing.walk import scale
     from equipoise.study.store import write_atomic
     from equipoise.verbs.train import recipe_of
     from equipoise.workloads import load_family, load_task
@@ -179,9 +179,9 @@ def _show(found: Advice) -> None:
 def _table(args: argparse.Namespace) -> int:
     """Print what a family costs over its scales."""
     doing("loading torch", quiet=args.quiet)
-    from equipoise.advise.costs import costs, named
-    from equipoise.advise.small_runs import recipe_for
     from equipoise.runtimes import Target
+    from equipoise.sizing.costs import costs, named
+    from equipoise.sizing.small_runs import recipe_for
     from equipoise.units import show
     from equipoise.workloads import load_family, load_task
 

@@ -37,6 +37,6 @@ def told(folder: Path) -> tuple[dict[str, Any], bool]:
     with Store.open(folder, create=False, readonly=True) as store:
         if not store.all("asked"):
             return summarize(store), False
-        from equipoise.advise.advice import read
+        from equipoise.sizing.advice import read
 
         return read(store).summary(), True

@@ -12,14 +12,14 @@ from typing import Any, Literal, get_args, get_origin, get_type_hints
 import torch
 from torch import nn
 
-from equipoise.advise.costs import check_size
-from equipoise.advise.small_runs import recipe_for
 from equipoise.errors import InputError, must_be, unknown
 from equipoise.measure import device, energy, machine
 from equipoise.measure.counts import count
 from equipoise.progress import of_steps
 from equipoise.records import SCHEMA, Reading, as_data, dumps, estimated, measured, unavailable
 from equipoise.scaling import Curves, Diagnosis, diagnose
+from equipoise.sizing.costs import check_size
+from equipoise.sizing.small_runs import recipe_for
 from equipoise.study.store import write_atomic
 from equipoise.training import Recipe, Trained, fit
 from equipoise.training.distribution import PRECISIONS, Distribution, OneProcess

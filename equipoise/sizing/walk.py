@@ -10,11 +10,6 @@ import math
 from pathlib import Path
 
 from equipoise import runtimes
-from equipoise.advise.advice import Advice, check_version, read
-from equipoise.advise.decisions import Advisor, Asked
-from equipoise.advise.here import Here
-from equipoise.advise.sizes import Sizes
-from equipoise.advise.small_runs import SmallRuns, recipe_for
 from equipoise.axes import SCALE_AXES
 from equipoise.budget import parse_budget
 from equipoise.errors import must_be
@@ -24,6 +19,11 @@ from equipoise.records import as_data
 from equipoise.road.jobs import drive
 from equipoise.runtimes import Target
 from equipoise.runtimes.base import check_threads
+from equipoise.sizing.advice import Advice, check_version, read
+from equipoise.sizing.decisions import Advisor, Asked
+from equipoise.sizing.here import Here
+from equipoise.sizing.sizes import Sizes
+from equipoise.sizing.small_runs import SmallRuns, recipe_for
 from equipoise.study.store import Store
 from equipoise.training import Recipe
 from equipoise.units import check_seed, duration

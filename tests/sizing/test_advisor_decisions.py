@@ -16,13 +16,6 @@ import pytest
 from record_in_memory import Memory
 from test_shapes import CNN, LAW, available
 
-from equipoise.advise import advice, decisions
-from equipoise.advise.advice import HEADER_SCHEMA, Advice
-from equipoise.advise.costs import ScaleCost
-from equipoise.advise.decisions import Advisor, Asked
-from equipoise.advise.sizes import Sizes
-from equipoise.advise.small_runs import SMALL, planned_from
-from equipoise.advise.walk import scale
 from equipoise.axes import SCALE_AXES
 from equipoise.budget import parse_budget
 from equipoise.errors import InputError, StoreError
@@ -32,6 +25,13 @@ from equipoise.road.jobs import Job
 from equipoise.scaling import Available, Fit, Law, Option, Run
 from equipoise.scaling.decide import SLACK
 from equipoise.scaling.runs import BACKWARD
+from equipoise.sizing import advice, decisions
+from equipoise.sizing.advice import HEADER_SCHEMA, Advice
+from equipoise.sizing.costs import ScaleCost
+from equipoise.sizing.decisions import Advisor, Asked
+from equipoise.sizing.sizes import Sizes
+from equipoise.sizing.small_runs import SMALL, planned_from
+from equipoise.sizing.walk import scale
 from equipoise.study.store import Store
 from equipoise.training import Recipe
 from equipoise.units import duration
@@ -447,7 +447,7 @@ def test_advice_of_another_version_is_refused_in_one_sentence_before_anything_is
 
 
 def test_a_store_keeps_to_the_recipe_that_its_runs_were_made_by(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("equipoise.advise.walk.drive", lambda *_, **__: None)
+    monkeypatch.setattr("equipoise.sizing.walk.drive", lambda *_, **__: None)
 
     def begin(recipe: Recipe | None, name: str) -> None:
         with pytest.raises(StoreError, match="no answer yet"):  # it got as far as the walk

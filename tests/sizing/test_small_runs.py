@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from equipoise.advise.small_runs import SmallRuns, in_quick_precision, rates_to_try, recipe_for, step_seconds
 from equipoise.scaling import PlannedRun
+from equipoise.sizing.small_runs import SmallRuns, in_quick_precision, rates_to_try, recipe_for, step_seconds
 from equipoise.study.store import Store
 from equipoise.workloads import load_task
 from equipoise.workloads.families import Family, family

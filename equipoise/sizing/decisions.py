@@ -13,11 +13,6 @@ from typing import Any
 
 import numpy as np
 
-from equipoise.advise.advice import HEADER_SCHEMA
-from equipoise.advise.costs import named
-from equipoise.advise.shapes import Shapes
-from equipoise.advise.sizes import Rates, Sizes
-from equipoise.advise.small_runs import FEWEST_STEPS, in_quick_precision, planned_from, quickest, rates_to_try
 from equipoise.budget import Budget
 from equipoise.errors import InputError, must_be
 from equipoise.events import Listener
@@ -26,6 +21,11 @@ from equipoise.road.jobs import Job, Record, Steps, Walk
 from equipoise.scaling import Available, Fit, PlannedRun, Run, fit, plan
 from equipoise.scaling.design import TooLittleTimeError
 from equipoise.scaling.runs import BACKWARD
+from equipoise.sizing.advice import HEADER_SCHEMA
+from equipoise.sizing.costs import named
+from equipoise.sizing.shapes import Shapes
+from equipoise.sizing.sizes import Rates, Sizes
+from equipoise.sizing.small_runs import FEWEST_STEPS, in_quick_precision, planned_from, quickest, rates_to_try
 from equipoise.training import Recipe
 from equipoise.units import duration, show
 from equipoise.workloads.families import Scale

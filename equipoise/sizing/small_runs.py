@@ -16,11 +16,11 @@ import safetensors.torch
 import torch
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from equipoise.advise.costs import positions, sample_time
 from equipoise.errors import EquipoiseError
 from equipoise.measure.counts import count
 from equipoise.records import as_data, digest
 from equipoise.scaling import Available, PlannedRun, Run
+from equipoise.sizing.costs import positions, sample_time
 from equipoise.study.store import Store
 from equipoise.training import Recipe, Trained, fit
 from equipoise.training.progress import Progress

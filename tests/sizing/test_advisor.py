@@ -16,8 +16,8 @@ from typing import Any
 
 import pytest
 
-from equipoise.advise.advice import Advice
 from equipoise.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK
+from equipoise.sizing.advice import Advice
 from equipoise.study.store import Store
 
 COMMAND = [sys.executable, "-m", "equipoise", "scale"]
@@ -126,7 +126,7 @@ def test_other_limits_are_answered_from_the_same_runs(finished: Finished) -> Non
 def test_the_record_reads_without_torch(finished: Finished) -> None:
     store, found = finished.store, finished.found
     code = (
-        "import sys; from equipoise.advise.advice import Advice; "
+        "import sys; from equipoise.sizing.advice import Advice; "
         f"a = Advice.load({str(store)!r}); print(len(a.fit.runs), 'torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)

@@ -7,9 +7,9 @@ import math
 import numpy as np
 import pytest
 
-from equipoise.advise.shapes import Shapes
 from equipoise.scaling import Available, Law, Run, fit
 from equipoise.scaling.runs import BACKWARD
+from equipoise.sizing.shapes import Shapes
 from equipoise.workloads import family
 
 CNN = family("cnn")

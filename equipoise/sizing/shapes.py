@@ -13,13 +13,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from equipoise.advise.advice import CAUTIOUS
 from equipoise.errors import InputError
 from equipoise.records import Knob
 from equipoise.scaling import Available, Fit, Run, predict
 from equipoise.scaling.runs import BACKWARD, Floats
 from equipoise.search import Genomes, Space, nsga2
 from equipoise.search.surrogate import GaussianProcess, fit_gp
+from equipoise.sizing.advice import CAUTIOUS
 from equipoise.workloads.families import Family, Scale
 
 UNIT = 0.1

@@ -5,8 +5,6 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any
 
-from equipoise.advise.costs import costs, sample_time
-from equipoise.advise.small_runs import SmallRuns, planned_from, step_seconds
 from equipoise.errors import EquipoiseError
 from equipoise.measure import machine
 from equipoise.records import as_data
@@ -14,6 +12,8 @@ from equipoise.road.jobs import Job
 from equipoise.road.trials import Tell
 from equipoise.road.walk import optimize
 from equipoise.runtimes import Target
+from equipoise.sizing.costs import costs, sample_time
+from equipoise.sizing.small_runs import SmallRuns, planned_from, step_seconds
 from equipoise.study.record import Study
 from equipoise.study.store import Store
 from equipoise.training import Recipe
