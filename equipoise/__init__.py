@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from equipoise.public import PUBLIC, public
 
 if TYPE_CHECKING:
+    from equipoise.road.explain import explain as explain
     from equipoise.road.walk import optimize as optimize
     from equipoise.ship.export import export as export
     from equipoise.ship.report import report as report
@@ -38,6 +39,7 @@ __all__ = [
     "Workload",
     "__version__",
     "distill",
+    "explain",
     "export",
     "family",
     "optimize",

@@ -14,6 +14,7 @@ PUBLIC = {
     "Task": "equipoise.workloads",
     "Workload": "equipoise.workloads",
     "distill": "equipoise.verbs.compress",
+    "explain": "equipoise.road.explain",
     "export": "equipoise.ship.export",
     "family": "equipoise.workloads",
     "optimize": "equipoise.road.walk",

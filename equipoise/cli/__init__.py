@@ -30,6 +30,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "scale": ("equipoise.cli.scale", "how large a model the data and the limits deserve, before it is trained"),
     "train": ("equipoise.cli.train", "train a model of a family, and see what holds it back"),
     "optimize": ("equipoise.cli.optimize", "search the best balance of quality and cost within a budget"),
+    "explain": ("equipoise.cli.explain", "why a point of a study is as it is: what each change brought, what was left and why"),
     "export": ("equipoise.cli.export", "write one point of a study as a folder that can ship"),
     "verify": ("equipoise.cli.verify", "re-measure an exported folder and hold it to its promises"),
     "report": ("equipoise.cli.report", "write a study as one self-contained HTML page"),

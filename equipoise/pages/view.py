@@ -11,6 +11,7 @@ from equipoise.budget import Budget, parse_budget
 from equipoise.errors import must_be
 from equipoise.pages.axes import MISSING, Axis, axes_of, figure, times
 from equipoise.pages.document import finite
+from equipoise.pages.explained import explained, layer_times
 from equipoise.pages.facts import facts, provenance
 from equipoise.records import SCHEMA, Evaluation, Reading, evaluation_from
 from equipoise.techniques import TECHNIQUES
@@ -40,7 +41,9 @@ def page_data(study: Mapping[str, Any]) -> dict[str, Any]:
         "bounds": bounds(budget, pick),
         "choices": [a for a in axes if a.key not in ("drop", "quality")],
         "limits": [a for a in axes if a.key in ("latency_s", "size_bytes", "drop")],
-        "layers": layer_rows(study.get("layers") or ()),
+        "layers": layer_rows(study.get("layers") or (), times=layer_times(study)),
+        "timed": bool(layer_times(study)),
+        "explained": explained(study),
         "told": any(_finite(layer.get("loss")) is not None for layer in study.get("layers") or ()),
         "damage_unit": header.get("damage_unit") or "nats",
         "layer_totals": layer_totals(study.get("layers") or ()),
@@ -179,8 +182,8 @@ def bounds(budget: Budget, pick: Evaluation | None) -> list[dict[str, Any]]:
     ]
 
 
-def layer_rows(layers: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
-    """Return the before/after table of the pick, one row per layer."""
+def layer_rows(layers: Iterable[Mapping[str, Any]], *, times: Mapping[str, str] | None = None) -> list[dict[str, Any]]:
+    """Return the before/after table of the pick, one row per layer; `times` is what `explained.layer_times` gives."""
     layers = list(layers)
     widest = max((_number(layer["before"], "out") or 0.0 for layer in layers), default=0.0) or 1.0
     rows = []
@@ -198,6 +201,7 @@ def layer_rows(layers: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
                 "before_share": f"{100 * out / widest:.1f}%",
                 "after_share": f"{100 * left / widest:.1f}%",
                 "loss": _small(layer.get("loss")),
+                "time": (times or {}).get(str(layer["name"]), MISSING),
                 "why": str(layer.get("why", "")),
             }
         )

@@ -89,6 +89,15 @@ class Features:
         """Return ``(n, 5)``: one, seconds in layers that take floats, seconds in int8 layers, changes from one to the other,
         operators.
         """
+        return np.stack([np.ones(len(genomes)), *(part.sum(axis=1) for part in self._parts(genomes))], axis=1)
+
+    def by_layer(self, genomes: Genomes) -> Floats:
+        """Return ``(n, layers, 5)``: what each layer adds to the features of `latency`, and to the first of them nothing."""
+        parts = self._parts(genomes)
+        return np.stack([np.zeros(parts[0].shape), *parts], axis=2)
+
+    def _parts(self, genomes: Genomes) -> tuple[Floats, ...]:
+        """What each layer adds to the features of `latency` but the first, ``(n, layers)`` each."""
         live, ways = self._state(genomes)
         seconds = np.zeros(live.shape)
         for way, whole in self._seconds.items():
@@ -96,9 +105,7 @@ class Features:
             if chosen.any():
                 seconds += np.where(chosen, self._product(genomes, self._time_ratios[way], whole), 0.0)
         seconds, int8 = seconds * live, self._static(ways)
-        operators = (self._operators(genomes) * live).sum(axis=1)
-        columns = [(seconds * ~int8).sum(axis=1), (seconds * int8).sum(axis=1), _changes(live, int8), operators]
-        return np.stack([np.ones(len(genomes)), *columns], axis=1)
+        return seconds * ~int8, seconds * int8, _changes(live, int8), self._operators(genomes) * live
 
     def size(self, genomes: Genomes) -> Floats:
         """Return ``(n, 5)``: one, parameters kept in layers that take floats, in int8, operators that do the one, the other.
@@ -224,11 +231,11 @@ class Features:
 
 
 def _changes(live: Floats, int8: Floats) -> Floats:
-    """Number of times the precision changes from one live layer to the next, ``(n,)``."""
-    changes, last = np.zeros(len(live)), np.full(len(live), -1)
+    """Whether the precision changes from the live layer before to each, ``(n, layers)``."""
+    changes, last = np.zeros(live.shape), np.full(len(live), -1)
     for layer in range(live.shape[1]):
         here, state = live[:, layer], int8[:, layer].astype(np.int64)
-        changes += here & (last >= 0) & (state != last)
+        changes[:, layer] = here & (last >= 0) & (state != last)
         last = np.where(here, state, last)
     return changes
 

@@ -47,6 +47,12 @@ class Cost:
                 out[mask] = self.features[name].of(self.axis, rows[mask]) @ fit.weights
         return np.maximum(out, 1e-12)
 
+    def by_layer(self, genome: Genomes) -> Floats:
+        """Return the predicted seconds of each layer `(layers,)` under one genome; what a call takes at all is not in them."""
+        rows = self.space.canonical(genome[None])
+        name = str(self._targets(rows)[0])
+        return np.asarray(self.features[name].by_layer(rows)[0] @ self.fits[name].weights)
+
     def _targets(self, rows: Genomes) -> np.ndarray[Any, Any]:
         at = self.space.positions.get(TARGET)
         if at is None:

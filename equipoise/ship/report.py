@@ -7,6 +7,8 @@ from typing import Any
 
 from equipoise.errors import must_be
 from equipoise.pages import render, render_scale
+from equipoise.records import as_data
+from equipoise.road.explain import explained
 from equipoise.ship.export import folder_of
 from equipoise.study.record import Study
 from equipoise.study.store import Store, write_atomic
@@ -36,7 +38,8 @@ def told(folder: Path) -> tuple[dict[str, Any], bool]:
     """Return the data behind the page of the record in `folder`, and whether it is of the road before training."""
     with Store.open(folder, create=False, readonly=True) as store:
         if not store.all("asked"):
-            return summarize(store), False
+            found = explained(store)
+            return {**summarize(store), "explained": None if found is None else as_data(found)}, False
         from equipoise.sizing.advice import read
 
         return read(store).summary(), True
