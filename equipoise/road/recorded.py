@@ -112,13 +112,17 @@ class Recorded:
         """Relative standard deviation of one layer's predicted time, were the whole error of the sums that of their terms.
 
         A sum of n independent terms is off by a share that is the root of n smaller than theirs, n being the number of equal
-        terms that would vary as much. What else makes a whole model's latency differ is in it too, so it is rather too wide.
+        terms that would vary as much; what all terms have in common the fit takes up, so one of the n does not show. What else
+        makes the latency of a whole model differ is counted as well.
         """
         if self.typical_error is None:
             return None
         rows = [self.costs["latency_s"].by_layer(self.space.encode(e.plan)) for e in self.evaluations]
         terms = [float(row.sum() ** 2 / (row**2).sum()) for row in rows if row.any()]
-        return 1.4826 * self.typical_error * math.sqrt(median(terms)) if terms else None
+        if not terms:
+            return None
+        n = max(1.5, median(terms))
+        return 1.4826 * self.typical_error * n / math.sqrt(n - 1)
 
     def gained(self, axis: str, before: Plan, after: Plan) -> Reading:
         """Return how much less `after` is predicted to cost than `before`."""
@@ -187,14 +191,16 @@ class Recorded:
     def points_per_loss(self, pick: Evaluation) -> Reading:
         """Return how many points of drop a unit of summed loss came to.
 
-        By the pick's own drop where that is shown to be above zero, else by the median of the others taken as far as it.
+        By the pick's own drop where that is shown to be above zero, else by the median of the others taken as far as it (of an
+        untouched pick, of those that were not trained).
         """
         summed = self.summed(pick.plan)
         if pick.drop.low is not None and pick.drop.low > 0 and summed > 0:
             return estimated(
                 pick.drop.get() / summed, "points", note="its measured drop, shared out by the losses of the tables"
             )
-        rows = [(e.drop.get(), self.summed(e.plan)) for e in self.evaluations if e.fidelity == pick.fidelity and e.drop.known]
+        as_far = "one-shot" if pick.fidelity == "untouched" else pick.fidelity
+        rows = [(e.drop.get(), self.summed(e.plan)) for e in self.evaluations if e.fidelity == as_far and e.drop.known]
         rates = [drop / loss for drop, loss in rows if loss > TELLING_LOSS and drop > 0]
         if not rates:
             return unavailable("points", "no evaluation has a drop by which losses could be told in points")
