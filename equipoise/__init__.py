@@ -19,6 +19,7 @@ if TYPE_CHECKING:
     from equipoise.ship.verify import verify as verify
     from equipoise.sizing.walk import scale as scale
     from equipoise.study.record import Study as Study
+    from equipoise.verbs.advise import advise as advise
     from equipoise.verbs.compress import distill as distill
     from equipoise.verbs.compress import prune as prune
     from equipoise.verbs.compress import quantize as quantize
@@ -38,6 +39,7 @@ __all__ = [
     "Task",
     "Workload",
     "__version__",
+    "advise",
     "distill",
     "explain",
     "export",

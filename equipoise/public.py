@@ -13,6 +13,7 @@ PUBLIC = {
     "Study": "equipoise.study.record",
     "Task": "equipoise.workloads",
     "Workload": "equipoise.workloads",
+    "advise": "equipoise.verbs.advise",
     "distill": "equipoise.verbs.compress",
     "explain": "equipoise.road.explain",
     "export": "equipoise.ship.export",

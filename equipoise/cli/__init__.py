@@ -27,6 +27,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "demo": ("equipoise.cli.demo", "the whole road on handwritten digits, offline, in two minutes"),
     "doctor": ("equipoise.cli.doctor", "what can be measured and run on this machine"),
     "profile": ("equipoise.cli.profile", "what a model costs here, from params to price"),
+    "advise": ("equipoise.cli.advise", "what is worth trying on a model and this machine, in a minute, without training"),
     "scale": ("equipoise.cli.scale", "how large a model the data and the limits deserve, before it is trained"),
     "train": ("equipoise.cli.train", "train a model of a family, and see what holds it back"),
     "optimize": ("equipoise.cli.optimize", "search the best balance of quality and cost within a budget"),

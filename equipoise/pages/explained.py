@@ -55,8 +55,8 @@ def _row(change: Mapping[str, Any]) -> dict[str, Any]:
     rate = change["rate"]
     cells = {key: _cell(reading_from(change[key])) for key in (*GAINS, "points")}
     loss = reading_from(change["loss"])
-    known = loss.value is not None
-    cells["loss"] = {"text": _marked(loss, figure(loss.value)) if known else MISSING, "spread": "", "why": loss.note}
+    said = MISSING if loss.value is None else _marked(loss, figure(loss.value))
+    cells["loss"] = {"text": said, "spread": "", "why": loss.note}
     return {
         "where": change["where"],
         "layers": f"{len(change['layers'])} layers" if len(change["layers"]) > 1 else "",

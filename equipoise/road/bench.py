@@ -10,7 +10,7 @@ import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any
 
 import numpy as np
@@ -71,7 +71,7 @@ class Workbench:
         save: Keeps bytes and returns their SHA-256 (the store's blobs).
         extra: Words of axes that are measured beside those of every evaluation.
         shapes: Whether the shapes of plans will do, so that no statistics are collected.
-        watched: As `Subject.prepare`.
+        watched, criterion: As `Subject.prepare`.
     """
 
     work: Workload
@@ -81,6 +81,7 @@ class Workbench:
     extra: tuple[str, ...] = ()
     shapes: bool = False
     watched: Watched = unwatched
+    criterion: str = "obs"
     exporter: Exporter = field(default_factory=Exporter)
 
     @cached_property
@@ -93,7 +94,7 @@ class Workbench:
     def builder(self) -> Builder:
         """What makes of plans models: groups traced and proven, statistics collected (seconds)."""
         with one_thread():
-            make = Subject.of_shapes if self.shapes else Subject.prepare
+            make = Subject.of_shapes if self.shapes else partial(Subject.prepare, criterion=self.criterion)
             likes, exact, watched = liked_channels(), has_exact_int8(), self.watched
             return Builder(make(self.teacher, self.work.example, self._calibration, likes=likes, exact=exact, watched=watched))
 

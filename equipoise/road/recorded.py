@@ -235,5 +235,6 @@ def recorded(store: Readable, study: Study) -> Recorded:
         for name, choice, mean, error in row["estimated"]
         if (name, choice) in kinds
     }
-    times = {target: row["times"] for target in study.header.target.split(",") if (row := store.get("lut", target))}
+    timed = {target: store.get("lut", target) for target in study.header.target.split(",")}
+    times = {target: row["times"] for target, row in timed.items() if row}
     return Recorded(study, facts, times, read, entries.calibrated(rough, read, kinds), failed)

@@ -75,7 +75,8 @@ def _trust(noise: Floats) -> Floats:
 
 def _fit_relative(x: Floats, y: Floats, trust: Floats, prior: Floats, strength: float) -> Floats:
     """Reweighted nonnegative least squares on errors relative to the fit, with rows that pull towards `prior`."""
-    scale = np.maximum((x / y[:, None]).mean(axis=0), 1e-12)
+    shares = (x / y[:, None]).mean(axis=0)
+    scale = np.where(shares > 0, shares, 1.0)  # what no model has stays as it is believed to be
     pull = np.diag(scale) * math.sqrt(strength)
     size, weights, solution = y, np.ones(len(y)), prior
     for _ in range(25):

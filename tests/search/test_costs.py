@@ -90,6 +90,13 @@ def test_with_one_measurement_the_prior_carries_what_it_cannot_tell():
     assert 0.8 < fit.weights[2] < 1.3
 
 
+def test_what_no_measured_model_has_stays_as_it_is_believed() -> None:
+    rows, prior = np.array([[1.0, 4.0, 0.0], [1.0, 8.0, 0.0]]), np.array([0.0, 1.0, 0.7])
+    fit = fit_cost(rows, np.array([2.0, 4.0]), prior=prior)
+    assert fit.weights[1] < 0.7  # it was measured, and is not as believed
+    assert fit.weights[2] == pytest.approx(0.7)  # was 0: a layer in a precision that nothing was measured in cost nothing
+
+
 @pytest.mark.parametrize(
     ("features", "costs"),
     [
