@@ -318,7 +318,8 @@ class Advising:
                 failed[knob.name, choice] = probing.one_line(error)
             took.append(clock.perf_counter() - began)
         if len(read) + len(failed) < len(todo):
-            self.skipped.append(f"{len(read)} of {len(todo)} one-knob losses were read; the others are told from these")
+            told = f"{len(read)} of {len(todo)} losses of single changes were read; the others are told from these"
+            self.skipped.append(told if read else "there was no time to read what single changes lose")
         return read, failed, len(todo)
 
     def _loss_model(self, space: Space, known: entries.Losses) -> LossModel | None:

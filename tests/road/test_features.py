@@ -51,6 +51,14 @@ def test_latency_features_are_the_sums_of_their_entries(genome, expected) -> Non
     assert COSTS.latency(np.array([genome]))[0] == pytest.approx(expected)
 
 
+def test_what_each_layer_adds_sums_to_the_features() -> None:
+    genomes = np.array([(0, 0, 0, 0), (1, 0, 1, 0), (0, 1, 0, 1), (1, 0, 0, 1)])
+    parts = COSTS.by_layer(genomes)
+    assert parts[:, :, 1:].sum(axis=1) == pytest.approx(COSTS.latency(genomes)[:, 1:])
+    assert not parts[:, :, 0].any()  # what a call takes is no layer's
+    assert parts[1, :, 3].tolist() == [0.0, 1.0]  # a border is of the layer behind it
+
+
 def test_size_features_count_what_is_kept_by_precision() -> None:
     genomes = np.array([(0, 0, 0, 0), (1, 0, 1, 0), (0, 1, 0, 0)])
     assert COSTS.size(genomes) == pytest.approx(np.array([(1, 112, 0, 2, 0), (1, 32, 24, 1, 1), (1, 48, 0, 1, 0)]))
