@@ -15,9 +15,10 @@ import equipoise as eq
 from equipoise.cli import advise as command
 from equipoise.cli import main
 from equipoise.errors import EXIT_BAD_INPUT, InputError
-from equipoise.records import Reading, estimated, measured, unavailable
+from equipoise.records import Reading, dumps, estimated, measured, unavailable
 from equipoise.road.features import Features
 from equipoise.runtimes.onnxruntime import OnnxRuntime
+from equipoise.verbs import advise as adviser
 from equipoise.verbs.outlook import RUINED, Telling, _verdict, uniform
 from equipoise.verbs.prospect import Contest, Level, Part, Prospect, Prospects
 from equipoise.workloads import Workload
@@ -37,11 +38,24 @@ def images():
     return torch.randn(64, 1, 12, 12, generator=torch.Generator().manual_seed(1))
 
 
+ENOUGH = "10min"
+"""Time for all of it on any machine: nothing is begun without need, so it ends in well under one."""
+
+
+@pytest.fixture(autouse=True, scope="module")
+def short():
+    """Time operators and races no longer than a test needs."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(adviser, "TIMES_MOST_S", 1.0)
+        patch.setattr(adviser, "STEADY_S", 0.5)
+        yield
+
+
 @pytest.fixture(scope="module")
-def told(images):
+def told(images, short):
     model = net()
     before = {name: value.clone() for name, value in model.state_dict().items()}
-    found = eq.advise(model, images, target="onnxruntime:cpu", time="40s", on_step=lambda _: None)
+    found = eq.advise(model, images, target="onnxruntime:cpu", time=ENOUGH, on_step=lambda _: None)
     assert all(torch.equal(value, before[name]) for name, value in model.state_dict().items())
     return found
 
@@ -64,17 +78,11 @@ def test_the_whole_of_a_small_net(told) -> None:
             assert level.times_faster.low <= level.times_faster.get() <= level.times_faster.high
     widths = next(row for row in told.techniques if row.technique == "channels")
     assert widths.levels[-1].times_fewer_macs.get() > widths.levels[-2].times_fewer_macs.get() > 1
-    assert widths.refused == {"6": "it feeds the model's output"} or "output" in str(widths.refused)
+    assert widths.refused == {"6": "it feeds the model's output"}
     assert told.command.startswith("equipoise optimize WORKLOAD --target ")
     assert told.parts[0].seconds.known
     assert sum(part.share or 0 for part in told.parts) == pytest.approx(1)
-    assert json.loads(eq_json(told))["techniques"]
-
-
-def eq_json(found) -> str:
-    from equipoise.records import dumps
-
-    return dumps(found)
+    assert json.loads(dumps(told))["techniques"]
 
 
 @pytest.mark.slow
@@ -91,7 +99,7 @@ def test_losses_that_were_read_are_those_of_the_whole_change(told) -> None:
 
 @pytest.mark.slow
 def test_a_few_inputs_tell_no_loss(images) -> None:
-    found = eq.advise(net(), images[:2], time="12s", on_step=lambda _: None)
+    found = eq.advise(net(), images[:2], time=ENOUGH, on_step=lambda _: None)
     assert found.inputs == 0
     assert all(not level.loss.known for row in found.techniques for level in row.levels)
     assert all("inputs or more" in level.loss.note for row in found.techniques for level in row.levels)
@@ -111,7 +119,7 @@ def test_what_fails_is_a_row_and_what_does_not_fit_is_named(images, monkeypatch)
     found = eq.advise(net(), images, time="0.5s", on_step=lambda _: None)  # only what must be is measured
     assert any("there was no time to measure int8" in text for text in found.skipped)
     assert {row.reason for row in found.contests if row.reason} == {"there was no time to compile it"}
-    found = eq.advise(net(), images, time="12s", on_step=lambda _: None)
+    found = eq.advise(net(), images, time=ENOUGH, on_step=lambda _: None)
     assert any("planted" in text for text in found.skipped)
 
 
