@@ -111,21 +111,31 @@ def plans(count: int, *, seed: int = 0) -> list[Plan]:
     return list(found)
 
 
-def record(folder: Path, rows: list[Evaluation], *, timed: bool = True, prepared: bool = True, budget: str = "") -> Path:
-    """Write a study."""
+def record(
+    folder: Path,
+    rows: list[Evaluation],
+    *,
+    timed: bool = True,
+    prepared: bool = True,
+    budget: str = "",
+    targets: Mapping[str, Mapping[str, float]] | None = None,
+) -> Path:
+    """Write a study; several `targets` (each with its times) make a knob of it."""
+    luts = targets or {TARGET: times()}
+    space = (Offered(Knob("target", tuple(luts))), *SPACE) if len(luts) > 1 else SPACE
     header = Header(
-        "planted.py:make", "planted", TARGET, budget, 60.0, 0, rows[0].key,
-        {"name": "accuracy", "unit": "points", "maximize": True}, SPACE, left_whole=FACTS.left_whole,
+        "planted.py:make", "planted", ",".join(luts), budget, 60.0, 0, rows[0].key,
+        {"name": "accuracy", "unit": "points", "maximize": True}, space, left_whole=FACTS.left_whole,
     )  # fmt: skip
     with Store.open(folder) as store:
         if prepared:
-            store.put("prepare", "0", {"facts": as_data(FACTS)}, seconds=1)
+            store.put("prepare", "0", {"facts": as_data(replace(FACTS, offered=space))}, seconds=1)
         store.put("study", header.asked, {"header": as_data(header)}, seconds=0)
         for row in rows:
             store.put("evaluation", row.key, {"evaluation": as_data(row)}, seconds=1)
         for (knob, choice), loss in LOSSES.items():
             found: dict[str, Any] = {"knob": knob, "choice": choice, "samples": 64, "loss": loss, "se": 0.1 * loss}
             store.put("table", f"{knob}={choice}", found, seconds=0.1)
-        if timed:
-            store.put("lut", TARGET, {"times": times(), "failed": {}}, seconds=1)
+        for target, lut in luts.items() if timed else ():
+            store.put("lut", target, {"times": lut, "failed": {}}, seconds=1)
     return folder

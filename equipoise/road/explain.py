@@ -246,6 +246,9 @@ def _change(
 ) -> Change:
     """What the second plan of a pair gains over the first."""
     gains = {axis: known.gained(axis, *pair) for axis in UNITS}
+    if knob.name == TARGET:
+        same = "the model is the same on every target"
+        gains |= {axis: measured(0.0, UNITS[axis], note=same) for axis in ("macs", "params")}
     layers = dict.fromkeys(layer for name in knobs or (knob.name,) for layer in known.facts.acted_on(name))
     remark = _remark(known, gains, pair, place="" if knobs else knob.place)
     where = (TECHNIQUES[knob.kind].noun if knob.kind in TECHNIQUES else knob.kind) if knobs else knob.place or "the whole model"
@@ -271,12 +274,14 @@ def _what(knob: Knob, old: Choice, new: Choice) -> str:
 def _remark(known: Recorded, gains: Mapping[str, Reading], pair: tuple[Plan, Plan], *, place: str) -> str:
     """Say why a change that makes the model less gains no time; empty where it gains some, or nothing was timed."""
     seconds, less = gains["latency_s"], _less(gains)
-    if seconds.value is None or seconds.value > 0 or not less:
+    elsewhere = any(plan.choices.get(TARGET) != pair[0].choices.get(TARGET) for plan in pair)
+    if seconds.value is None or seconds.value > 0 or not (less or elsewhere):
         return ""
     was, now = (known.costs["latency_s"].by_layer(known.space.encode(plan)) for plan in pair)
     longer = float((now - was).max())
-    said = f"{less}, but {'slower here' if seconds.high is not None and seconds.high < 0 else 'gains no time here'}"
-    if longer <= 0:
+    told = "slower here" if seconds.high is not None and seconds.high < 0 else "gains no time here"
+    said = f"{less}, but {told}" if less else told
+    if longer <= 0 or elsewhere:
         return said
     worst = known.facts.layers[int(np.argmax(now - was))].name
     return f"{said}: {'it' if worst == place else worst} takes {show(longer, 's')} longer"

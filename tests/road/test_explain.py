@@ -18,6 +18,7 @@ from planted_study import (
     NARROW_B,
     POINTS,
     SPACE,
+    TARGET,
     UNTOUCHED,
     A,
     B,
@@ -86,6 +87,24 @@ def test_what_makes_it_smaller_but_slower_is_rejected_and_says_so(folder) -> Non
     assert "slower here" in rejected["bits.c"].remark  # saves 1 µs, and one border costs 3
     assert rejected["bits.c"].seconds.get() == pytest.approx(1e-6 - BORDER, abs=NEAR)
     assert not {"rank.b", "bits.c"} & {c.knob for c in found.next}
+
+
+def test_a_slower_target_is_rejected_as_one_and_takes_no_weights_away(tmp_path) -> None:
+    other = TARGET.replace("onnxruntime", "torch")
+    rows, took = [], {key: 3 * seconds for key, seconds in times().items()}
+    for plan in plans(12):
+        for target, tables in ((TARGET, times()), (other, took)):
+            made = evaluation(plan, tables)
+            program = replace(made.program, target=target, runtime=target.partition(":")[0])
+            first = plan == UNTOUCHED and target == TARGET
+            fidelity = "untouched" if first else "one-shot"
+            rows.append(replace(made, plan=plan.but({"target": target}), program=program, fidelity=fidelity))
+    path = record(tmp_path / "study", rows, targets={TARGET: times(), other: took})
+    found = explain(path, rows[0].key)
+    there = next(c for c in found.rejected if c.knob == "target")
+    assert (there.remark, there.where) == ("slower here", "the whole model")
+    assert there.macs.get() == there.loss.get() == 0
+    assert there.seconds.get() == pytest.approx(rows[0].axis("latency_s").get() - rows[1].axis("latency_s").get(), abs=5e-6)
 
 
 def test_the_next_is_the_unused_choice_that_costs_least_for_its_time(folder) -> None:
