@@ -25,8 +25,8 @@ def add_parser(subparsers: Any) -> None:
         "advise",
         help="what is worth trying on a model and this machine, in a minute, without training",
         description="Measure the model on the runtimes of this machine, in floats and in int8, time its layers, and read what "
-        "single changes lose, as far as the time goes. From these it tells for each technique what it would gain, with its range, "
-        "and what it risks; what does not pay here; and the command to run next. Nothing is trained and no study is made.",
+        "single changes lose, as far as the time goes. From these it tells for each technique what it would gain, with its "
+        "range, and what it risks; what does not pay here; and the command to run next. Nothing is trained, no study is made.",
     )
     parser.add_argument("workload", metavar="MODEL", help="as for optimize: digits, cifar10:DATA?weights=FILE, ...")
     where = "runtime[:device][?threads=N&batch=N] (default: %(default)s)"

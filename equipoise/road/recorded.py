@@ -16,6 +16,7 @@ from equipoise.road import entries, prediction
 from equipoise.road.facts import TARGET, Facts, facts_from
 from equipoise.road.features import Features, completed
 from equipoise.road.jobs import Record
+from equipoise.schemes import SCHEMES
 from equipoise.search import LossTable, Space, loss_table
 from equipoise.search.costs import Floats
 from equipoise.stats import median
@@ -83,9 +84,9 @@ class Recorded:
         out = {}
         for target in self.study.header.target.split(","):
             times = self.times.get(target, {})
-            told = {int(key.partition(":")[0]) for key in times}
-            told |= {int(c) for knob in self.space.knobs if knob.kind == "bits" for c in knob.menu} if not told else set()
-            precisions = tuple(sorted(told | {32}, reverse=True))
+            timed = {key.partition(":")[0] for key in times}
+            asked = {choice for knob in self.space.knobs if knob.kind == "bits" for choice in knob.menu}
+            precisions = tuple(way for way in SCHEMES if way == 32 or way in asked or str(way) in timed)
             whole = completed(times, self.facts.layers, precisions) if times else {}
             out[target] = Features(self.space, self.facts.layers, whole, precisions)
         return out

@@ -32,7 +32,7 @@ from equipoise.search import LossModel, Space, fit_loss, loss_table
 from equipoise.stats import median, verdict
 from equipoise.techniques import TECHNIQUES
 from equipoise.units import duration, show
-from equipoise.verbs.outlook import FEWEST, Telling, parts, uniform, whole_loss
+from equipoise.verbs.outlook import FEWEST, Telling, parts, uniform, whole_loss, within
 from equipoise.verbs.prospect import Contest, Prospect
 
 if TYPE_CHECKING:
@@ -44,6 +44,7 @@ SAMPLES = 64
 """Inputs that are calibrated on, and that losses are read on."""
 TIMES_SHARE, RACE_SHARE, QUANTIZE_SHARE = 0.15, 0.1, 0.3
 """Shares of the time: for timing operators, kept for the last comparison, and kept for quantizing for other runtimes."""
+TIMES_MOST_S = 8.0
 CANDIDATES = 40
 """Candidates that the suggested time suffices for in half of it; the other half trains."""
 SUGGESTED = (600.0, 1200.0, 1800.0, 3600.0, 7200.0)
@@ -195,19 +196,19 @@ class Advising:
 
     # ---- what is measured ----------------------------------------------------------------------------------------------------
 
-    def _try(self, plan: Plan, fidelity: Fidelity) -> Evaluation:
-        """Measure one whole model, not trained."""
-        draft = self.bench.untouched if fidelity == "untouched" else self.bench.build(plan)
+    def _try(self, plan: Plan, fidelity: Fidelity, *, repair: bool = True) -> Evaluation:
+        """Measure one whole model, not trained; one that was not repaired tells its costs alone."""
+        draft = self.bench.untouched if fidelity == "untouched" else self.bench.build(plan, repair=repair)
         scored = self.bench.score(plan, draft, fidelity=fidelity)
         reference = self.tried[self.space.untouched].axis("latency_s").get() if self.tried else None
         found = self.bench.time(scored, self.blobs.__getitem__, reference_s=reference, seconds=STEADY_S)
-        self.tried[plan] = found
+        self.tried[plan] = found if repair else replace(found, damage=None)
         return found
 
     def _times(self, facts: Facts) -> dict[str, float]:
         """Time the operators alone."""
         self.on_step("timing the layers")
-        seconds = max(1.0, min(TIMES_SHARE * self.limit_s, 0.5 * self.left()))
+        seconds = max(1.0, min(TIMES_MOST_S, TIMES_SHARE * self.limit_s, 0.5 * self.left()))
         knobs = frozenset(knob.name for knob in self.space.knobs)
         return probing.layer_times(self.target, facts.layers, knobs, seconds=seconds)[0]
 
@@ -215,17 +216,17 @@ class Advising:
         """Measure the model in int8, and with all its widths at their least."""
         kinds = {knob.kind for knob in self.space.knobs}
         if 8 in runtimes.get(self.target.runtime).precisions and "bits" in kinds:
-            self._anchor(uniform(self.space, "bits", last=True), "int8 as a whole")
+            self._anchor(uniform(self.space, "bits", choice=8), "int8 as a whole")
         if "width" in kinds:
-            self._anchor(uniform(self.space, "width", last=True), "all widths at their least, as a whole")
+            self._anchor(uniform(self.space, "width"), "all widths at their least, as a whole", repair=False)
 
-    def _anchor(self, plan: Plan, what: str) -> None:
+    def _anchor(self, plan: Plan, what: str, *, repair: bool = True) -> None:
         if self.left() < RACE_SHARE * self.limit_s:
             self.skipped.append(f"there was no time to measure {what}")
             return
         self.on_step(f"measuring {what}")
         try:
-            self._try(plan, "one-shot")
+            self._try(plan, "one-shot", repair=repair)
         except Exception as error:  # noqa: BLE001 - what others' code cannot do is told, and the rest goes on
             self.skipped.append(f"{what} could not be measured: {probing.one_line(error)}")
 
@@ -263,7 +264,7 @@ class Advising:
         losses = {(self.target, "fp32"): measured(0.0, "1", note="the model itself")}
         reasons: dict[tuple[Target, str], str] = {}
         whole = (
-            self.tried.get(uniform(self.space, "bits", last=True)) if any(k.kind == "bits" for k in self.space.knobs) else None
+            self.tried.get(uniform(self.space, "bits", choice=8)) if any(k.kind == "bits" for k in self.space.knobs) else None
         )
         if whole is not None and whole.program is not None and whole.plan != first.plan:
             programs[self.target, "int8"] = Program.stored(whole.program, self.blobs.__getitem__)
@@ -271,7 +272,7 @@ class Advising:
         source = self.bench.source(self.bench.teacher)
         for name in RUNTIMES:
             where, runtime = replace(self.target, runtime=name), runtimes.get(name)
-            for bits in runtime.precisions:
+            for bits in (way for way in (32, 8) if way in runtime.precisions):
                 key = (where, "fp32" if bits == 32 else "int8")
                 if key in programs:
                     continue
@@ -327,7 +328,7 @@ class Advising:
         if not known:
             return None
         table = loss_table(space, known, errors=entries.LEAST / 2)
-        inside = [e for e in self.tried.values() if all(c in space.knob(k).menu for k, c in e.plan.choices.items())]
+        inside = [e for e in self.tried.values() if e.damage is not None and within(space, e.plan)]
         damages = np.array([max(0.0, e.damage or 0.0) for e in inside])
         return fit_loss(table, space.encode_all([e.plan for e in inside]), damages)
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
 
 from equipoise.compress.technique import Offer
-from equipoise.records import Choice, Evaluation, Plan, Reading, estimated, measured, unavailable
+from equipoise.records import Choice, Evaluation, Knob, Plan, Reading, estimated, measured, unavailable
 from equipoise.road import prediction
 from equipoise.road.facts import Facts
 from equipoise.road.features import Features, entry
@@ -32,11 +32,16 @@ RUINED = 1.0
 NO_INPUTS = f"{FEWEST} real inputs or more are needed to tell a loss"
 
 
-def uniform(space: Space, kind: str, *, last: bool) -> Plan:
-    """Return the plan with every knob of a kind at its first step, or at its last."""
-    knobs = [knob for knob in space.knobs if knob.kind == kind]
-    changed = {knob.name: knob.menu[-1 if last else 1] for knob in knobs if len(knob.menu) > 1}
+def uniform(space: Space, kind: str, *, at: int = -1, choice: Choice | None = None) -> Plan:
+    """Return the plan with every knob of a kind at a place of its menu, or at a choice where it has that."""
+    knobs = [knob for knob in space.knobs if knob.kind == kind and len(knob.menu) > 1]
+    changed = {k.name: k.menu[at] if choice is None else choice for k in knobs if choice is None or choice in k.menu}
     return space.decode(space.encode(space.untouched.but(changed)))
+
+
+def within(space: Space, plan: Plan) -> bool:
+    """Whether every choice of a plan is on the menus of a space."""
+    return all(choice in space.knob(knob).menu for knob, choice in plan.choices.items())
 
 
 def whole_loss(found: Evaluation, inputs: int) -> Reading:
@@ -77,11 +82,18 @@ class Telling:
             alone = [self.level(f"{knob.place} alone", self._one(knob.name, knob.menu[1])) for knob in knobs]
             levels.append(max(alone, key=_worth))
         many = f"all {len(knobs)}" if len(knobs) > 1 else knobs[0].place or "the whole model"
-        for last in (False, True) if any(len(knob.menu) > 2 for knob in knobs) else (True,):
-            plan = uniform(self.space, kind, last=last)
-            how = "" if not any(len(knob.menu) > 2 for knob in knobs) else ", strongly" if last else ", mildly"
-            levels.append(self.level(f"{many}{how}", plan))
+        levels += [self.level(many + how, plan) for how, plan in self._everywhere(kind, knobs).items()]
         return Prospects(TECHNIQUES[kind].noun, len(knobs), refused, tuple(levels), _verdict(levels))
+
+    def _everywhere(self, kind: str, knobs: Sequence[Knob]) -> dict[str, Plan]:
+        """Return the ways to use a technique at all its places: the mildest and the strongest, or each of its choices."""
+        if all(knob.nested for knob in knobs) and any(len(knob.menu) > 2 for knob in knobs):
+            return {f", {how}": uniform(self.space, kind, at=at) for how, at in (("mildly", 1), ("strongly", -1))}
+        choices = dict.fromkeys(choice for knob in knobs for choice in knob.menu[1:])
+        plans = {choice: uniform(self.space, kind, choice=choice) for choice in choices}
+        if len(plans) == 1:
+            return {"": next(iter(plans.values()))}
+        return {f": {TECHNIQUES[kind].why(knobs[0].menu[0], choice)}": plan for choice, plan in plans.items()}
 
     def _one(self, name: str, choice: Choice) -> Plan:
         return self.space.decode(self.space.encode(self.space.untouched.but({name: choice})))
@@ -91,7 +103,8 @@ class Telling:
         tried, base = self.tried.get(plan), self.tried[self.space.untouched]
         if tried is not None and tried.speed_up is not None:
             size, macs = (measured(base.axis(a).get() / tried.axis(a).get(), "1") for a in ("size_bytes", "macs"))
-            return Level(what, tried.speed_up, size, macs, whole_loss(tried, self.inputs))
+            loss = self._loss(plan) if tried.damage is None else whole_loss(tried, self.inputs)
+            return Level(what, tried.speed_up, size, macs, loss)
         faster, size, macs = (self._predicted(axis, plan) for axis in ("latency_s", "size_bytes", "macs"))
         return Level(what, faster, size, macs, self._loss(plan))
 
@@ -116,7 +129,7 @@ class Telling:
         if self.model is None:
             return unavailable("1", "no loss could be read in the time")
         space = self.model.table.space
-        if any(choice not in space.knob(knob).menu for knob, choice in plan.choices.items()):
+        if not within(space, plan):
             return unavailable("1", "no loss of its kind was read")
         genome = space.encode(plan)[None]
         (log,), (sd,) = self.model.log(genome)
@@ -129,14 +142,14 @@ class Telling:
             return
         space = self.model.table.space
         features = {self.target: replace(self.features, space=space)}
-        inside = [e for e in self.tried.values() if all(c in space.knob(k).menu for k, c in e.plan.choices.items())]
+        inside = [e for e in self.tried.values() if within(space, e.plan)]
         costs = tuple(prediction.fit(axis, space, features, inside) for axis in prediction.TRADED)
         front = predicted_front(space, self.model.table, costs)
         losses, latencies = self.model.losses(front), costs[0].many(front)
         told = set()
         for most in TELLING:
-            within = np.flatnonzero(losses <= most)
-            best = int(within[np.argmin(latencies[within])]) if len(within) else -1
+            rows = np.flatnonzero(losses <= most)
+            best = int(rows[np.argmin(latencies[rows])]) if len(rows) else -1
             if best >= 0 and best not in told:
                 told.add(best)
                 yield self.level(f"all together, losing at most {most:g}", space.decode(front[best]))
