@@ -82,7 +82,10 @@ class Telling:
             alone = [self.level(f"{knob.place} alone", self._one(knob.name, knob.menu[1])) for knob in knobs]
             levels.append(max(alone, key=_worth))
         many = f"all {len(knobs)}" if len(knobs) > 1 else knobs[0].place or "the whole model"
-        levels += [self.level(many + how, plan) for how, plan in self._everywhere(kind, knobs).items()]
+        levels += [
+            self.level(how.removeprefix(", ") if " at " in how else many + how, plan)
+            for how, plan in self._everywhere(kind, knobs).items()
+        ]
         return Prospects(TECHNIQUES[kind].noun, len(knobs), refused, tuple(levels), _verdict(levels))
 
     def _everywhere(self, kind: str, knobs: Sequence[Knob]) -> dict[str, Plan]:
@@ -93,7 +96,9 @@ class Telling:
         plans = {choice: uniform(self.space, kind, choice=choice) for choice in choices}
         if len(plans) == 1:
             return {"": next(iter(plans.values()))}
-        return {f": {TECHNIQUES[kind].why(knobs[0].menu[0], choice)}": plan for choice, plan in plans.items()}
+        at = {choice: sum(choice in knob.menu for knob in knobs) for choice in choices}
+        why = TECHNIQUES[kind].why
+        return {f", {why(knobs[0].menu[0], c)} at {counted(at[c], 'place')}": plan for c, plan in plans.items()}
 
     def _one(self, name: str, choice: Choice) -> Plan:
         return self.space.decode(self.space.encode(self.space.untouched.but({name: choice})))
