@@ -21,14 +21,12 @@ from torch import Tensor, nn
 
 from equipoise.batch import Inputs, call
 from equipoise.compress.coupling import Cut
-from equipoise.compress.cut import Axis, axis_size
+from equipoise.compress.cut import AXES, Axis, axis_size
 from equipoise.compress.group_proof import first_line
 from equipoise.compress.trace import WEIGHTED, tensors
 
 FARTHEST = 4
 """A group is given up when its channels take this many times more places than the widest layer has: the graph goes astray."""
-
-_AXES: tuple[Axis, ...] = ("in", "out")
 
 
 def candidates(model: nn.Module, example: Inputs) -> Iterator[tuple[tuple[Cut, ...], str]]:
@@ -42,7 +40,7 @@ def candidates(model: nn.Module, example: Inputs) -> Iterator[tuple[tuple[Cut, .
         warnings.simplefilter("ignore")
         graph, broken = _graph(model, example)
         most = FARTHEST * max(
-            (axis_size(m, axis) for m in model.modules() if isinstance(m, WEIGHTED) for axis in _AXES), default=1
+            (axis_size(m, axis) for m in model.modules() if isinstance(m, WEIGHTED) for axis in AXES), default=1
         )
         for root in list(graph.module2node):
             name = names.get(id(root), "")

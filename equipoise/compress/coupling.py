@@ -8,13 +8,16 @@ from dataclasses import dataclass, field
 import torch
 from torch import nn
 
-from equipoise.compress.cut import Axis, Keep, axis_size
+from equipoise.compress.cut import AXES, Axis, Keep, axis_size
 from equipoise.errors import must_be
 
 
 @dataclass(frozen=True)
 class Cut:
-    """One axis of one layer that a group owns; `positions[c]` are the places of the group's channel `c` on it."""
+    """One axis of one layer that a group owns; `positions[c]` are the places of the group's channel `c` on it.
+
+    Of a whole number that code remembers (see `cut.Axis`), the channel's places are its share of the number.
+    """
 
     layer: str
     axis: Axis
@@ -36,6 +39,15 @@ class Group:
     prunable: bool
     reason: str = ""
     cuts: tuple[Cut, ...] = field(default=(), repr=False)
+
+    @property
+    def places(self) -> int:
+        """Return the fewest places that one channel takes in a layer: those of a head, where heads are the channels."""
+        return min((len(spots) for cut in self.cuts if cut.axis in AXES for spots in cut.positions), default=1)
+
+    def multiple(self, places: int) -> int:
+        """Return how many channels are kept at a time where a layer likes multiples of `places`."""
+        return max(1, places // self.places)
 
     @property
     def coupled(self) -> bool:

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping
-from typing import Any, Literal
+from typing import Any
 
 from torch import Tensor, nn
 
 from equipoise.compress.trace import CONVS, NORMS, copied
 
-Axis = Literal["in", "out"]
+Axis = str
+"""``in`` or ``out`` of a layer with weights; any other is the name of a whole number that a module's code remembers."""
+
+AXES: tuple[Axis, ...] = ("in", "out")
 Keep = Mapping[tuple[str, Axis], Tensor]
 """Kept positions (sorted, int64) for an axis of a named layer; an axis that is not named stays whole."""
 
@@ -24,6 +27,9 @@ def sliced(model: nn.Module, keep: Keep, *, borrow: bool = False) -> nn.Module:
     smaller = copy.deepcopy(model, own) if borrow else copied(model)
     for (name, axis), positions in keep.items():
         layer = smaller.get_submodule(name)
+        if axis not in AXES:
+            setattr(layer, axis, len(positions))
+            continue
         cutter = _cutter(layer)
         if cutter is None:
             raise TypeError(f"{name}: a {type(layer).__name__} cannot be sliced")
@@ -33,6 +39,8 @@ def sliced(model: nn.Module, keep: Keep, *, borrow: bool = False) -> nn.Module:
 
 def axis_size(layer: Any, axis: Axis) -> int:
     """Return how many positions the axis of a layer that can be sliced has now."""
+    if axis not in AXES:
+        return int(getattr(layer, axis))
     if isinstance(layer, CONVS):
         return int(getattr(layer, f"{axis}_channels"))
     if isinstance(layer, nn.Linear):

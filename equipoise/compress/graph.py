@@ -7,17 +7,18 @@ for what was removed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
 
 from equipoise.batch import Inputs
+from equipoise.compress.attention import attention
 from equipoise.compress.candidates import candidates
 from equipoise.compress.coupling import Cut as Cut
 from equipoise.compress.coupling import Group as Group
 from equipoise.compress.coupling import keeping as keeping
-from equipoise.compress.cut import axis_size, refusal
+from equipoise.compress.cut import AXES, axis_size, refusal
 from equipoise.compress.fold import shared_parameters
 from equipoise.compress.group_proof import first_line, prove
 from equipoise.compress.group_proof import silence as _silence  # noqa: F401 - the same comparison by hand
@@ -36,32 +37,64 @@ def groups(model: nn.Module, example: Inputs, *, watched: Watched = unwatched) -
         Every group found. When the model cannot be traced at all, one group named "" that is not prunable and says why.
 
     Limits:
-        Attention heads, recurrent layers, GroupNorm and grouped convolutions are left whole, with all that is tied to them.
+        Recurrent layers, GroupNorm and grouped convolutions are left whole, with all that is tied to them. Attention is cut by
+        whole heads where its queries, keys and values come from linear layers (`attention`).
         A group with a LayerNorm is proven against a LayerNorm over the kept channels alone.
     """
     try:
         subject = copied(model).eval()
         for parameter in subject.parameters():
             parameter.requires_grad_(parameter.is_floating_point())
-        found = list(candidates(subject, example))
-        calls = record(subject, example).calls
+        tape = record(subject, example)
+        heads = list(attention(subject, example, tape))
+        mixed = {cut.layer for ways in heads for cut in ways[0] if cut.axis == "out"}
+        channels = [found for found in candidates(subject, example) if not mixed & _writers(found[0])]
     except Exception as error:  # noqa: BLE001 - somebody else's graph builder walks somebody else's model
         reason = f"the dependency graph could not be built: {type(error).__name__}: {first_line(error)}"
         return (Group("", 0, (), (), False, reason),)
     places: dict[str, int] = {}
-    for place, call in enumerate(calls):
+    for place, call in enumerate(tape.calls):
         places.setdefault(call.layer, place)
     shared = {name for name, _ in _sharing(subject)}
     judged: dict[str, Group] = {}
-    for cuts, reason in found:
+    for cuts, reason in [*((ways[0], "") for ways in heads), *channels]:
         group = _describe(cuts, places, subject)
         twice = "its first layer begins another group too" if group.name in judged else ""
         why = reason or twice or _static_reason(group, subject, shared)
         judged[group.name] = replace(group, prunable=not why, reason=why)
     proofs = prove(subject, example, [group for group in judged.values() if group.prunable], watched=watched)
+    others = {group.name: rest for ways in heads for group, *rest in [[_describe(way, places, subject) for way in ways]]}
+    instead = _remembering(
+        subject, example, {name: others[name] for name in proofs if proofs[name] and name in others}, watched
+    )
+    if instead:
+        judged |= instead
+        alive = [group for group in judged.values() if group.prunable and (group.name in instead or not proofs[group.name])]
+        proofs = {**proofs, **prove(subject, example, alive, watched=watched)}
     for name, why in proofs.items():
         judged[name] = replace(judged[name], prunable=not why, reason=why)
     return tuple(sorted(judged.values(), key=lambda group: places.get(group.name, len(places))))
+
+
+def _remembering(
+    model: nn.Module, example: Inputs, failed: Mapping[str, Sequence[Group]], watched: Watched
+) -> dict[str, Group]:
+    """Return, of groups that fail as they are, those of which another way passes; what one group has tried teaches the next.
+
+    Args:
+        failed: Group -> the other ways to cut it.
+    """
+    found: dict[str, Group] = {}
+    known: dict[tuple[tuple[str, ...], ...], Sequence[int]] = {}
+    for name, ways in failed.items():
+        kind = tuple(tuple(cut.axis for cut in way.cuts) for way in ways)
+        tried = known.get(kind, range(len(ways)))
+        known[kind] = ()
+        for place in tried:
+            if not prove(model, example, [ways[place]], watched=watched)[name]:
+                found[name], known[kind] = ways[place], (place,)
+                break
+    return found
 
 
 def _describe(cuts: tuple[Cut, ...], places: Mapping[str, int], model: nn.Module) -> Group:
@@ -73,10 +106,16 @@ def _describe(cuts: tuple[Cut, ...], places: Mapping[str, int], model: nn.Module
     return Group(producers[0], len(cuts[0].positions), producers, consumers, True, "", tuple(ordered))
 
 
+def _writers(cuts: Iterable[Cut]) -> set[str]:
+    return {cut.layer for cut in cuts if cut.axis == "out"}
+
+
 def _static_reason(group: Group, model: nn.Module, shared: set[str]) -> str:
     """Return why the group must stay whole, as far as the layers themselves tell."""
     for cut in group.cuts:
         layer = model.get_submodule(cut.layer)
+        if cut.axis not in AXES:
+            continue
         if why := refusal(layer):
             return f"{cut.layer} is {why}, which is not sliced"
         if cut.layer in shared:

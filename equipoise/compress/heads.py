@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.batch import Inputs, call
-from equipoise.compress.cut import Axis, Keep, axis_size, is_depthwise, refusal
+from equipoise.compress.cut import AXES, Axis, Keep, axis_size, is_depthwise, refusal
 from equipoise.compress.trace import CONVS, NORMS, RUN_ERRORS
 
 Found = dict[tuple[str, Axis], Tensor]
@@ -65,6 +65,8 @@ def _marking(trial: nn.Module, keep: Keep) -> list[Any]:
     """Mark by NaN what goes of each output, and take the marks off each input."""
     handles = []
     for (name, axis), positions in keep.items():
+        if axis not in AXES:
+            continue
         layer = trial.get_submodule(name)
         handles.append(layer.register_forward_pre_hook(_clean))
         if axis == "out":

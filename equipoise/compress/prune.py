@@ -73,7 +73,8 @@ def prune(
         warnings.warn(f"nothing was cut: {whole or 'there is no group of channels to cut'}", stacklevel=2)
     if widths is None:
         widths = {group.name: round_half_up((1 - (ratio or 0.0)) * group.size) for group in chosen}
-    keeps = {name: rounded(width, member(found, name).size, round_to) for name, width in checked(found, widths).items()}
+    asked = [(member(found, name), width) for name, width in checked(found, widths).items()]
+    keeps = {group.name: rounded(width, group.size, group.multiple(round_to)) for group, width in asked}
     chosen = [group for group in chosen if keeps.get(group.name, group.size) < group.size]
     evidence = gather(source, chosen, criterion=criterion, data=data, loss=loss, generator=generator)
     told = [said for group in chosen if (said := compromise(group, criterion, evidence))]

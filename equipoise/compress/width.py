@@ -25,7 +25,7 @@ class Width:
         for group in subject.groups:
             layers = tuple(dict.fromkeys((*group.producers, *group.consumers)))
             if group.prunable:
-                yield Offer(group.name, widths(group.size, subject.likes), layers)
+                yield Offer(group.name, widths(group.size, group.multiple(subject.likes)), layers)
             else:
                 yield Offer(group.name, (group.size,), layers, refused=group.reason)
 
