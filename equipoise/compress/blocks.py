@@ -1,33 +1,67 @@
-"""Residual blocks: which may go, and the model without them."""
+"""Residual blocks: which may go, and the model without them.
+
+Two forms are known by what the tape shows. A part that adds one of its own inputs to what it computes may *hand that input on*
+(a block of a residual net, attention with the sum and the norm behind it). A part whose answer is added to what it was computed
+from may *add nothing* (attention and feed-forward network of a transformer that normalises first). Layers that only such a part
+needs go with it, wherever they stand.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import copy
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.batch import Inputs, call
-from equipoise.compress.trace import RUN_ERRORS, WEIGHTED, Tape, Watched, record, unwatched
+from equipoise.compress.trace import RUN_ERRORS, WEIGHTED, Tape, Watched, record, tensors, unwatched
 from equipoise.errors import unknown
+
+ZERO = -1
+"""In place of an input's number: nothing, to be added."""
 
 
 class Skip(nn.Module):
-    """Stand in for a dropped block: return the first argument, whatever else is passed."""
+    """Stand in for a dropped part: hand some of its inputs on, whatever else is passed.
 
-    def forward(self, x: Tensor, *_args: Any, **_kwargs: Any) -> Tensor:
-        """Return `x` itself."""
-        return x
+    Args:
+        answer: What to return: the number of an input, counted over all tensors passed; `ZERO`; None; or a tuple of such.
+    """
+
+    def __init__(self, answer: Any = 0) -> None:
+        super().__init__()
+        self.answer = answer
+
+    def forward(self, *given: Any, **named: Any) -> Any:
+        """Return the inputs asked for."""
+        return self._part(self.answer, list(tensors((given, named))))
+
+    def _part(self, answer: Any, given: list[Tensor]) -> Any:
+        if isinstance(answer, tuple):
+            return tuple(self._part(part, given) for part in answer)
+        if answer is None:
+            return None
+        return given[0].new_zeros((1,) * given[0].dim()) if answer == ZERO else given[answer]
 
 
-def droppable(model: nn.Module, example: Inputs, *, watched: Watched = unwatched) -> tuple[str, ...]:
-    """Return the names of blocks that can be replaced by the identity, in execution order.
+@dataclass(frozen=True)
+class Block:
+    """What takes the place of a part that may go, by module name, and the modules with weights that nothing then needs."""
 
-    A block qualifies when its input is added to what it computes (so the model has a meaning without it), it holds at
-    least two weighted layers, its output has the shape of its input, no smaller part of it qualifies, and the model
-    still runs, to the same output shape, with the block replaced.
+    parts: Mapping[str, nn.Module]
+    gone: tuple[str, ...]
+
+
+def droppable(model: nn.Module, example: Inputs, *, watched: Watched = unwatched) -> dict[str, Block]:
+    """Return the blocks that the model can do without, by the name of the part that goes, in execution order.
+
+    At least two weighted layers must go, no smaller part may qualify, and the model must still run, to outputs of the same
+    shapes, without the block. What goes lies in the part itself, or in a larger one around it that keeps the shape too.
 
     Args:
         model: any module; it is not changed.
@@ -35,24 +69,47 @@ def droppable(model: nn.Module, example: Inputs, *, watched: Watched = unwatched
         watched: Entered around each run without a block, with its name.
     """
     tape = record(model, example)
-    held = {name: sum(isinstance(part, WEIGHTED) for part in module.modules()) for name, module in model.named_modules()}
-    able = [name for name in held if name and held[name] >= 2 and _is_residual(name, tape)]
-    inner = [name for name in able if not any(other.startswith(f"{name}.") for other in able)]
-    ready = [name for name in inner if _still_runs(model, name, example, tape, watched)]
-    return tuple(sorted(ready, key=lambda name: tape.runs[name][0][0][0]))
+    forms = _forms(model, example)
+    owners = frozenset(name for name, part in model.named_modules() if any(True for _ in part.parameters(recurse=False)))
+    needed = _needed(tape, {})
+    ways = [way for name in tape.runs if name in forms for way in _ways(name, forms[name], tape)]
+    around = {way.name for way in ways if not way.adds}
+    found = []
+    for way in ways:
+        dead = needed - _needed(tape, {way.value: way.instead})
+        gone = frozenset(owner for owner in owners if owner in dead or _within(owner, way.name))
+        places = {way.name, *(name for name in around if _within(way.name, name))}
+        layers = frozenset(owner for owner in gone if isinstance(model.get_submodule(owner), WEIGHTED))
+        if len(layers) >= 2 and any(all(_within(owner, place) for owner in gone) for place in places):
+            found.append((way, layers, gone))
+    found.sort(key=lambda each: (len(each[1]), each[0].adds, each[0].name.count(".")))
+    ready: dict[str, Block] = {}
+    taken: list[frozenset[str]] = []
+    for way, layers, gone in found:
+        if any(layers >= done for done in taken):
+            continue
+        order = tuple(name for name, _ in model.named_modules() if name in gone)
+        skip = {way.name: Skip(way.answer)}
+        for parts in ({**_idle(model, gone, way.name, forms), **skip}, skip):
+            if _still_runs(model, way.name, Block(parts, order), example, tape, watched):
+                ready[way.name] = Block(parts, order)
+                taken.append(layers)
+                break
+    return dict(sorted(ready.items(), key=lambda item: tape.runs[item[0]][0][0][0]))
 
 
-def drop(model: nn.Module, names: Iterable[str]) -> nn.Module:
-    """Return a copy of `model` in which each named block only hands its input on.
+def drop(model: nn.Module, blocks: Iterable[Block]) -> nn.Module:
+    """Return a copy of `model` without these blocks of `droppable`.
 
     Raises:
-        InputError: a name is not a module of the model.
+        InputError: a block is not one of this model.
     """
+    parts = {name: part for block in blocks for name, part in block.parts.items()}
     valid = dict(model.named_modules())
-    for name in names:
+    for name in parts:
         if not name or name not in valid:
             raise unknown("block", name, [other for other in valid if other])
-    return replaced(model, {name: Skip() for name in names})
+    return replaced(model, parts)
 
 
 def replaced(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
@@ -64,23 +121,129 @@ def replaced(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
     return changed
 
 
-def _is_residual(name: str, tape: Tape) -> bool:
-    """Return whether the module runs once, keeps the shape, and adds its own input to something inside."""
-    if len(tape.runs.get(name, ())) != 1:
-        return False
-    taken, given = tape.runs[name][0]
-    if not taken or len(given) != 1 or tape.shapes[taken[0]] != tape.shapes[given[0]]:
-        return False
-    return any(call.op == "add" and name in call.scope and taken[0] in call.inputs for call in tape.calls)
+@dataclass(frozen=True)
+class _Way:
+    """How a part may go: what its stand-in answers, and the value that the rest then reads instead of the part's own."""
+
+    name: str
+    answer: Any
+    value: int
+    instead: int | None
+    adds: bool
 
 
-def _still_runs(model: nn.Module, name: str, example: Inputs, tape: Tape, watched: Watched) -> bool:
-    """Return whether the model without the block gives an output of the same shape."""
+def _ways(name: str, form: Any, tape: Tape) -> Iterator[_Way]:
+    """Yield the ways in which a part may go, as far as the tape tells."""
+    taken, given = tape.runs[name][0] if len(tape.runs[name]) == 1 else ((), ())
+    own = [value for value in given if value not in taken]
+    if not name or not taken or len(own) != 1:
+        return
+    value, shape = own[0], tape.shapes[own[0]]
+    sums = [step for step in tape.calls if step.op == "add"]
+    for place, other in enumerate(taken):
+        if tape.shapes[other] == shape and any(name in step.scope and other in step.inputs for step in sums):
+            answers = [place if given[spot] == value else taken.index(given[spot]) for spot in range(len(given))]
+            yield _Way(name, _filled(form, answers), value, other, False)
+    for step in sums:
+        others = [other for other in step.inputs if other != value]
+        alike = name not in step.scope and value in step.inputs and len(others) == 1 and tape.shapes[others[0]] == shape
+        if alike and others[0] in _ancestors(tape, value):
+            answers = [ZERO if each == value else taken.index(each) for each in given]
+            yield _Way(name, _filled(form, answers), value, None, True)
+
+
+def _filled(form: Any, answers: list[int]) -> Any:
+    """Return a form with the answers in place of the numbers of the tensors."""
+    if isinstance(form, tuple):
+        return tuple(_filled(part, answers) for part in form)
+    return None if form is None else answers[form]
+
+
+def _first(form: Any) -> Any:
+    """Return a form with the first input for every tensor."""
+    return tuple(map(_first, form)) if isinstance(form, tuple) else None if form is None else 0
+
+
+def _forms(model: nn.Module, example: Inputs) -> dict[str, Any]:
+    """Return how the answer of each module is put together, of tuples, None and tensors by number; other forms are left out."""
+    subject = copy.deepcopy(model).eval()
+    found: dict[str, Any] = {}
+
+    def form(answer: Any, count: Iterator[int]) -> Any:
+        if isinstance(answer, Tensor):
+            return next(count)
+        if isinstance(answer, (tuple, list)) and type(answer) in (tuple, list):
+            return tuple(form(part, count) for part in answer)
+        if answer is None:
+            return None
+        raise TypeError(type(answer).__name__)
+
+    def note(name: str) -> Any:
+        def hook(_m: nn.Module, _x: Any, answer: Any) -> None:
+            with contextlib.suppress(TypeError):
+                found[name] = form(answer, itertools.count())
+
+        return hook
+
+    for name, module in subject.named_modules():
+        module.register_forward_hook(note(name))
+    with torch.no_grad():
+        call(subject, example)
+    return found
+
+
+def _needed(tape: Tape, instead: Mapping[int, int | None]) -> frozenset[str]:
+    """Return the modules whose own calls the outputs need, some values replaced; none where a value's origin is not seen."""
+    makers = {value: step for step in tape.calls for value in step.outputs}
+    known = {*tape.held, *(value for taken, _ in tape.runs.get("", ()) for value in taken)}
+    waiting, seen, layers = list(tape.outputs), set(), set()
+    while waiting:
+        read = waiting.pop()
+        value = instead.get(read, read)
+        if value is None or value in seen or value in known:
+            continue
+        seen.add(value)
+        if value not in makers:
+            return frozenset()
+        layers.add(makers[value].layer)
+        waiting += makers[value].inputs
+    return frozenset(layers)
+
+
+def _ancestors(tape: Tape, value: int) -> frozenset[int]:
+    makers = {made: step for step in tape.calls for made in step.outputs}
+    waiting, seen = [value], set()
+    while waiting:
+        for other in makers[at].inputs if (at := waiting.pop()) in makers else ():
+            if other not in seen:
+                seen.add(other)
+                waiting.append(other)
+    return frozenset(seen)
+
+
+def _within(name: str, place: str) -> bool:
+    return name == place or name.startswith(f"{place}.")
+
+
+def _idle(model: nn.Module, gone: frozenset[str], name: str, forms: Mapping[str, Any]) -> dict[str, nn.Module]:
+    """Return stand-ins for the largest modules outside of the part in which all that has weights is gone."""
+    parts: dict[str, nn.Module] = {}
+    for other, module in model.named_modules():
+        inside = [owner for owner in gone if _within(owner, other)]
+        held = [o for o, m in module.named_modules(prefix=other) if any(True for _ in m.parameters(recurse=False))]
+        apart = not _within(other, name) and not _within(name, other)
+        if other in forms and inside and apart and len(inside) == len(held) and not any(_within(other, done) for done in parts):
+            parts[other] = Skip(_first(forms[other]))
+    return parts
+
+
+def _still_runs(model: nn.Module, name: str, block: Block, example: Inputs, tape: Tape, watched: Watched) -> bool:
+    """Return whether the model without the block gives outputs of the same shapes."""
     try:
         with torch.no_grad(), watched(frozenset([name])) as known:
             if known:
                 return False
-            output = call(drop(model, [name]).eval(), example)
+            outputs = list(tensors(call(drop(model, [block]).eval(), example)))
     except RUN_ERRORS:
         return False
-    return isinstance(output, Tensor) and tuple(output.shape) == tape.shapes[tape.outputs[0]]
+    return [tuple(output.shape) for output in outputs] == [tape.shapes[value] for value in tape.outputs]

@@ -16,21 +16,19 @@ KEEP, DROP = "keep", "drop"
 
 
 class Depth:
-    """Blocks whose input is added to what they compute, kept or dropped."""
+    """Residual blocks, kept or dropped."""
 
     def offers(self, subject: Subject) -> Iterable[Offer]:
         """Yield each block that can go; under it all of its layers are gone."""
-        owners = [name for name, part in subject.model.named_modules() if any(True for _ in part.parameters(recurse=False))]
-        for block in subject.blocks:
-            inside = tuple(name for name in owners if name.startswith(block + "."))
-            yield Offer(block, (KEEP, DROP), inside, removes={DROP: inside})
+        for name, block in subject.blocks.items():
+            yield Offer(name, (KEEP, DROP), block.gone, removes={DROP: block.gone})
 
     def apply(self, draft: Draft, subject: Subject, chosen: Mapping[str, Choice]) -> Draft:
-        """Replace each named block by its input."""
+        """Let each named block hand its input on, or add nothing."""
         for block in chosen:
             if block not in subject.blocks:
                 raise unknown("block", block, subject.blocks)
-        return replace(draft, model=drop(draft.model, tuple(chosen)), damaged=True)
+        return replace(draft, model=drop(draft.model, [subject.blocks[name] for name in chosen]), damaged=True)
 
     def ops(self, subject: Subject, offer: Offer, layer: str, choice: Choice) -> tuple[Op, ...]:
         """Return nothing for a layer of a block that is dropped."""

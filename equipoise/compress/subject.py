@@ -8,7 +8,7 @@ from dataclasses import dataclass, field, replace
 from torch import nn
 
 from equipoise.batch import Inputs
-from equipoise.compress.blocks import droppable
+from equipoise.compress.blocks import Block, droppable
 from equipoise.compress.criteria import Evidence, compromise, gather, ranking
 from equipoise.compress.fold import folded
 from equipoise.compress.graph import Group, groups
@@ -28,7 +28,7 @@ class Subject:
         example: A small batch (N, ...) that it accepts.
         ops: Layer -> operator, of the layers with weights that can be timed alone, in the order in which they run.
         groups: Coupled channels; those that must stay whole say why.
-        blocks: Names of the residual blocks that can be dropped.
+        blocks: The residual blocks that can be dropped, by name.
         calibration: Unlabelled inputs (N, ...) that repair fits to; None where only shapes are wanted.
         orders: Group -> its channels by importance; the first k are what width k keeps, so widths are nested.
         statistics: What the layers read and answer on the calibration inputs.
@@ -43,7 +43,7 @@ class Subject:
     example: Inputs
     ops: Mapping[str, Op]
     groups: tuple[Group, ...]
-    blocks: tuple[str, ...]
+    blocks: Mapping[str, Block]
     calibration: Inputs | None = None
     orders: Mapping[str, tuple[int, ...]] = field(default_factory=dict)
     statistics: Statistics | None = None

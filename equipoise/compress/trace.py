@@ -152,10 +152,11 @@ def record(model: nn.Module, example: Inputs) -> Tape:
     handles = []
     for name, module in subject.named_modules():
 
-        def note(_m: nn.Module, taken: Any, given: Any, name: str = name) -> None:
-            runs.setdefault(name, []).append((tuple(map(numbers.of, tensors(taken))), tuple(map(numbers.of, tensors(given)))))
+        def note(_m: nn.Module, taken: Any, named: Any, given: Any, name: str = name) -> None:
+            both = (tuple(map(numbers.of, tensors(part))) for part in ((taken, named), given))
+            runs.setdefault(name, []).append((next(both), next(both)))
 
-        handles.append(module.register_forward_hook(note))
+        handles.append(module.register_forward_hook(note, with_kwargs=True))
     outputs = watch(subject, example, answer)
     for handle in handles:
         handle.remove()

@@ -8,7 +8,7 @@ import torch
 from nets import EASY, TextEncoder, fingerprint, made
 from torch import Tensor, nn
 
-from equipoise.compress.blocks import drop
+from equipoise.compress.blocks import Block, Skip, drop
 from equipoise.compress.cut import sliced
 from equipoise.compress.fold import fold
 from equipoise.compress.graph import groups, keeping
@@ -237,7 +237,7 @@ def test_an_undamaged_model_does_not_move(name: str) -> None:
 def test_a_dropped_block_is_mended_by_those_after_it() -> None:
     model, inputs = made("option_a")
     teacher = fold(model, inputs[:2])
-    short = drop(teacher, ["layer1.1"])
+    short = drop(teacher, [Block({"layer1.1": Skip()}, ())])
     mended = repair(short, teacher, inputs)
     with torch.no_grad():
         exact = teacher(inputs)

@@ -75,8 +75,8 @@ def test_mended_to_the_end_it_is_the_whole_build(subject, prober, monkeypatch) -
     change = replace(change, mending=None)
     built = Builder(subject).build(Plan({f"width.{name}": 4})).model
     assert prober.loss(change, 90).mean == pytest.approx(whole(built, prober, 90), rel=1e-3, abs=1e-7)
-    block = subject.blocks[0]
-    gone = Change(lambda: drop(subject.model, [block]), frozenset({block}), mending=None)
+    block = next(iter(subject.blocks))
+    gone = Change(lambda: drop(subject.model, [subject.blocks[block]]), frozenset({block}), mending=None)
     assert prober.loss(gone, 90).mean == pytest.approx(
         whole(Builder(subject).build(Plan({f"depth.{block}": "drop"})).model, prober, 90), rel=1e-3, abs=1e-7
     )
