@@ -18,6 +18,7 @@ from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from equipoise.batch import Inputs, call, size, take
+from equipoise.compress.dense import linear_form, shared_parameters
 from equipoise.compress.proof import SAMPLES, changed, difference, own
 from equipoise.compress.trace import RUN_ERRORS, WEIGHTED, Call, Tape, copied, record, tensors
 
@@ -42,6 +43,8 @@ class _Pair:
 def fold(model: nn.Module, example: Inputs, *, data: Inputs | None = None) -> nn.Module:
     """Return a copy in eval mode whose BatchNorms are folded into the convolution or linear layer they follow.
 
+    Linear layers that hold their weight transposed become plain ones (`dense.linear_form`).
+
     A stale running mean is the commonest way in which pruning ruins a network; without BatchNorm there is none. Outputs
     are those of `model.eval()` up to rounding (about 1e-6 of their size).
 
@@ -64,7 +67,7 @@ def fold(model: nn.Module, example: Inputs, *, data: Inputs | None = None) -> nn
 
 def folded(model: nn.Module, example: Inputs, *, data: Inputs | None = None) -> Folded:
     """Do the work of `fold` and return why each BatchNorm that is left was left."""
-    original = copied(model).eval()
+    original = linear_form(copied(model).eval(), example)
     norms = [name for name, module in original.named_modules() if isinstance(module, _BatchNorm)]
     if not norms:
         return Folded(original, {})
@@ -81,15 +84,6 @@ def folded(model: nn.Module, example: Inputs, *, data: Inputs | None = None) -> 
 def pairs(model: nn.Module, tape: Tape) -> tuple[tuple[str, str], ...]:
     """Return the names of (layer, BatchNorm) that, as the tape shows, can become one, in execution order."""
     return tuple((pair.layer, pair.norm) for pair in _judged(model, tape)[0])
-
-
-def shared_parameters(model: nn.Module) -> frozenset[int]:
-    """Return the ids of parameters that more than one module (or more than one name) holds."""
-    seen: set[int] = set()
-    twice: set[int] = set()
-    for _, parameter in model.named_parameters(remove_duplicate=False):
-        (twice if id(parameter) in seen else seen).add(id(parameter))
-    return frozenset(twice)
 
 
 def _judged(model: nn.Module, tape: Tape) -> tuple[list[_Pair], dict[str, str]]:

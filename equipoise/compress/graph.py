@@ -19,7 +19,7 @@ from equipoise.compress.coupling import Cut as Cut
 from equipoise.compress.coupling import Group as Group
 from equipoise.compress.coupling import keeping as keeping
 from equipoise.compress.cut import AXES, axis_size, refusal
-from equipoise.compress.fold import shared_parameters
+from equipoise.compress.dense import shared_parameters
 from equipoise.compress.group_proof import first_line, prove
 from equipoise.compress.group_proof import silence as _silence  # noqa: F401 - the same comparison by hand
 from equipoise.compress.trace import WEIGHTED, Watched, copied, record, unwatched

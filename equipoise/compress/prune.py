@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from equipoise.batch import Inputs
 from equipoise.compress.criteria import compromise, gather, ranking
 from equipoise.compress.cut import sliced
+from equipoise.compress.dense import linear_form
 from equipoise.compress.fold import fold
 from equipoise.compress.graph import Group, groups, keeping
 from equipoise.compress.heads import heads
@@ -65,7 +66,8 @@ def prune(
         raise must_be("ratio", "a fraction of channels to remove in [0, 1)", ratio, "Pass e.g. ratio=0.5 to keep half.")
     if round_to < 1:
         raise must_be("round_to", "at least 1", round_to, "Pass 1 to round to whole channels only.")
-    source = fold(model, example, data=data) if repair and data is not None else copied(model).eval()
+    folds = repair and data is not None
+    source = fold(model, example, data=data) if folds else linear_form(copied(model).eval(), example)
     found = groups(source, example)
     chosen = [group for group in found if group.prunable]
     if ratio and not chosen:

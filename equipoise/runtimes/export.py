@@ -6,7 +6,7 @@ equal ones) and a constant that was folded from a parameter can never pass for t
 its outputs were compared with the module's at batch sizes 1 and 2; where filling in does not work, the module itself is
 exported.
 
-Of several inputs, the length of a sequence is free too where the module's code allows it: compared at two lengths as well.
+The length of a sequence is free too where the module's code allows it: compared at two lengths as well.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto, checker, load_from_string, numpy_helper
 from torch import Tensor, nn
 
-from equipoise.batch import Inputs, call, joined, leaves, named, size, take
+from equipoise.batch import ONE, Inputs, call, joined, leaves, named, size, take
 from equipoise.errors import InputError, must_be
 from equipoise.runtimes.base import Source, cached
 from equipoise.runtimes.simplify import selects, simplify
@@ -82,8 +82,8 @@ class Exporter:
         Args:
             model: Any module with one tensor out; copied, set to evaluation mode and never changed. Fold BatchNorm before, or
                 its statistics stop the template from being re-used.
-            example: (N, ...) inputs, any N >= 1: one tensor, or several by name. Of several, the second axis of integers
-                (tokens), and of all that is as long, is the length of a sequence.
+            example: (N, ...) inputs, any N >= 1: one tensor, or several by name. The second axis of whole numbers (tokens),
+                and of all that is as long, is the length of a sequence.
             topology: The same text for models that differ in weights and widths only. A wrong text costs time, never
                 correctness.
 
@@ -172,34 +172,32 @@ def by_position(model: nn.Module, example: Inputs, *, free: bool) -> tuple[nn.Mo
         free: Whether the lengths of sequences are to be free beside the first axis.
     """
     axis = torch.export.Dim("batch")
+    long = lengths(example) if free else {}
     if not isinstance(example, Mapping):
-        return model, (example,), ({0: axis},)
+        return model, (example,), ({0: axis, 1: torch.export.Dim.AUTO} if long else {0: axis},)
     arrays, forward, held = named(example), model.forward, dict(example)
 
     def flat(*given: Tensor) -> Any:
         return call(forward, {**held, **dict(zip(arrays, given, strict=True))})
 
     model.forward = flat
-    long = lengths(example) if free else {}
     axes = tuple({0: axis, 1: torch.export.Dim.AUTO} if name in long else {0: axis} for name in arrays)
     return model, tuple(arrays.values()), {"given": axes}
 
 
 def lengths(example: Inputs) -> dict[str, int]:
-    """Return the inputs that are sequences and how long: integers (N, T, ...), and whatever else is as long as they are.
-
-    One input alone has none here: its file is of the length of its example.
-    """
-    if not isinstance(example, Mapping):
-        return {}
-    second = {name: int(value.shape[1]) for name, value in named(example).items() if value.ndim > 1}
-    tokens = {extent for name, extent in second.items() if not example[name].is_floating_point()}
+    """Return the inputs that are sequences and how long: integers (N, T, ...), and whatever else is as long as they are."""
+    arrays = named(example)
+    second = {name: int(value.shape[1]) for name, value in arrays.items() if value.ndim > 1}
+    tokens = {extent for name, extent in second.items() if not arrays[name].is_floating_point()}
     return {name: extent for name, extent in second.items() if extent in tokens and extent >= SHORTEST}
 
 
 def _shorter(example: Inputs) -> Inputs:
     """Two samples of half the length."""
     long, two = lengths(example), _batches(example)[-1]
+    if not isinstance(two, Mapping):
+        return two[:, : long[ONE] // 2]
     return {name: value[:, : long[name] // 2] if name in long else value for name, value in two.items()}
 
 
