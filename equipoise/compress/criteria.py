@@ -187,8 +187,8 @@ class _Elimination:
         """Take the channels out and let the rest make up for them."""
         spots = self.reads[channels].flatten()
         update = _solved(self.inverse[spots][:, spots], self.inverse[spots])  # (s, d)
-        self.weight -= self.weight[:, spots] @ update
-        self.inverse -= self.inverse[:, spots] @ update
+        self.weight.addmm_(self.weight[:, spots], update, alpha=-1)
+        self.inverse.addmm_(self.inverse[:, spots], update, alpha=-1)
 
 
 def _solved(matrix: Tensor, right: Tensor) -> Tensor:
