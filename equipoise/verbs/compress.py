@@ -10,6 +10,7 @@ import copy
 import dataclasses
 import functools
 import inspect
+import warnings
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -37,6 +38,7 @@ from equipoise.runtimes.export import Exporter
 from equipoise.schemes import SCHEMES, forms
 from equipoise.training.recipe import Recipe
 from equipoise.training.recover import distill as _distill
+from equipoise.verbs.pretrained import is_pretrained, rebuilt
 from equipoise.workloads import Split, predict
 from equipoise.workloads.check import not_finite
 from equipoise.workloads.divergence import KINDS, Divergence, Kind
@@ -81,7 +83,11 @@ class Quantized:
 
 @functools.wraps(_prune)
 def prune(model: nn.Module, example: Inputs, *, data: Inputs | None = None, **options: Any) -> nn.Module:
-    """Do what `equipoise.compress.prune.prune` does, on any model that training leaves behind."""
+    """Do what `equipoise.compress.prune.prune` does, on any model that training leaves behind.
+
+    A model of Hugging Face's library comes back with a configuration of the new widths, so that `save_pretrained` writes what
+    `from_pretrained` loads; where the architecture knows no such widths, a warning says so.
+    """
     plain, _ = _prepared("model", model)
     example = _batch("example", example)
     data = data if data is None else _batch("data", data)
@@ -91,7 +97,14 @@ def prune(model: nn.Module, example: Inputs, *, data: Inputs | None = None, **op
         inputs = [example] if data is None else [example, take(data, slice(SAMPLES))]
         if changed(small, plain, inputs):  # nothing was to be cut, so nothing may change
             small = copied(plain).eval()
-    return _in_precision_of(bare(model), small)
+    small = _in_precision_of(bare(model), small)
+    if not is_pretrained(plain):
+        return small
+    written = rebuilt(small, bare(model), example)
+    if written is None:
+        said = f"no configuration of {type(plain).__name__} has these widths: what save_pretrained writes could not be loaded"
+        warnings.warn(f"{said}; keep it by torch.save(model, path)", stacklevel=2)
+    return written or small
 
 
 def quantize(
