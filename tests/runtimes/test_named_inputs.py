@@ -50,6 +50,25 @@ def test_ids_and_mask_at_other_batches_and_lengths(name: str) -> None:
     assert not np.allclose(session.run(numbers(blind)), answers(ENCODER, take(IDS, slice(7))), atol=1e-3)  # the mask is read
 
 
+class Alone(nn.Module):
+    """Takes the ids alone, and makes the mask of them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.encoder = ENCODER
+
+    def forward(self, ids: Tensor) -> Tensor:
+        return self.encoder(ids, (ids != 0).long())
+
+
+@pytest.mark.parametrize("name", runtimes.available())
+def test_ids_alone_are_free_in_batch_and_length_too(name: str) -> None:
+    runtime, net, ids = runtimes.get(name), Alone().eval(), IDS["input_ids"]
+    session = runtime.load(runtime.compile(EXPORTER.source(net, ids[:2], topology="alone")))
+    for few in (ids[:1], ids[:7, :3], ids[:3, : LENGTH - 1]):
+        assert np.allclose(session.run(few.numpy()), answers(net, few), atol=1e-5)
+
+
 @pytest.mark.parametrize("name", [name for name in runtimes.available() if 8 in runtimes.get(name).precisions])
 def test_int8_is_calibrated_on_all_inputs(name: str) -> None:
     runtime = runtimes.get(name)
