@@ -178,6 +178,9 @@ class _Elimination:
     def cost(self, channels: Tensor) -> Tensor:
         """Return the squared output error `(channels,)` that losing each would leave after the best update."""
         spots = self.reads[channels]  # (c, s)
+        alone = self.inverse.diagonal()[spots[:, 0]]
+        if spots.shape[1] == 1 and bool((alone > 0).all()):  # the blocks are numbers
+            return (self.weight.square().sum(0)[spots[:, 0]] / alone).to(self.weight)
         blocks = self.inverse[spots[:, :, None], spots[:, None, :]]  # (c, s, s)
         held = self.weight.T[spots]  # (c, s, O)
         error: Tensor = (held * _solved(blocks, held)).sum((1, 2))
