@@ -82,7 +82,7 @@ class Prober:
 
     Example:
         >>> prober = Prober(teacher, calibration, inputs, reference, divergence)  # doctest: +SKIP
-        >>> prober.loss(Change(lambda: drop(teacher, ["layer2.1"]), frozenset({"layer2.1"})))  # doctest: +SKIP
+        >>> prober.loss(Change(lambda: drop(teacher, [blocks["layer2.1"]]), frozenset({"layer2.1"})))  # doctest: +SKIP
         Loss(mean=0.066, error=0.008, samples=64)
     """
 
