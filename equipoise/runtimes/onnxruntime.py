@@ -19,10 +19,8 @@ The scheme, and why (ResNet-20 on CIFAR-10, batch 1, one thread of an AMD EPYC w
 
 from __future__ import annotations
 
-import tempfile
 from collections.abc import Mapping, Sequence
-from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -44,6 +42,9 @@ from equipoise.runtimes.cpu import has_exact_int8
 from equipoise.runtimes.failures import failures
 from equipoise.runtimes.fallback import WHOLE_MODEL, culprits, told
 from equipoise.runtimes.simplify import selects
+
+if TYPE_CHECKING:
+    from equipoise.runtimes.qdq import Scheme
 
 FILE = "model.onnx"
 """The one file of a program."""
@@ -225,36 +226,22 @@ def _quantizable(content: bytes) -> list[str]:
     return [node.name for node in sorted(nodes, key=lambda node: node.op_type not in WEIGHTED_OPS)]
 
 
-def _quantize(content: bytes, calibration: Inputs, excluded: list[str]) -> bytes:
-    """Run ONNX Runtime's static quantizer in a private folder that is gone afterwards."""
+def _quantize(content: bytes, calibration: Inputs, excluded: list[str], scheme: Scheme | None = None) -> bytes:
+    """Return the quantized file: see `qdq`."""
     import onnx
-    from onnxruntime.quantization import CalibrationMethod, QuantFormat, QuantType, quantize_static
-    from onnxruntime.quantization.quant_utils import add_pre_process_metadata
+
+    from equipoise.runtimes import qdq
 
     model = onnx.shape_inference.infer_shapes(onnx.load_from_string(content))
-    add_pre_process_metadata(model)  # the exporter's graph is already folded and its shapes are known
     attention = any(node.op_type in ATTENTION for node in model.graph.node)
     own = {node.name: tuple(node.output) for node in model.graph.node}
     options: dict[str, Any] = {"MatMulConstBOnly": True}
     if attention:
         options["OpTypesToExcludeOutputQuantization"] = ["MatMul", "Gemm"]
-    with tempfile.TemporaryDirectory(prefix="equipoise-") as folder:
-        path = Path(folder) / FILE
-        quantize_static(
-            model,
-            path,
-            _Reader([value.name for value in model.graph.input], calibration),
-            quant_format=QuantFormat.QDQ,
-            op_types_to_quantize=list(WEIGHTED_OPS if attention else QUANTIZED_OPS),
-            per_channel=True,
-            reduce_range=not has_exact_int8(),
-            activation_type=QuantType.QUInt8,
-            weight_type=QuantType.QInt8,
-            nodes_to_exclude=excluded,
-            calibrate_method=CalibrationMethod.MinMax,
-            extra_options=options,
-        )
-        quantized = onnx.load_from_string(path.read_bytes())
+    kinds = WEIGHTED_OPS if attention else QUANTIZED_OPS
+    seven_bits = not has_exact_int8()
+    scheme = scheme or qdq.Scheme()
+    quantized = qdq.quantized(model, calibration, excluded, kinds=kinds, options=options, seven_bits=seven_bits, scheme=scheme)
     _float_outputs(quantized.graph, own)
     _float_weights(quantized.graph)
     del quantized.metadata_props[:], quantized.graph.value_info[:]
