@@ -16,22 +16,24 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, numpy_helper
+from onnx import ModelProto, NodeProto, load_from_string, numpy_helper, shape_inference
 
-from equipoise.batch import Inputs, size
-from equipoise.runtimes.seen import Seen, runs
+from equipoise.batch import Inputs, size, take
+from equipoise.runtimes.seen import Seen, read, runs
 
 Array = NDArray[Any]
 
 MOST = 64.0
 """A channel is raised by this at most."""
 RECTIFIERS = ("Relu", "Clip")
+PROOF = 8
+"""Calibration inputs on which an equalized graph must give what it gave before."""
 TOLERANCE = 1e-4
 """Largest difference that equalizing may make, as a fraction of the largest answer: sums in another scale."""
 
@@ -99,13 +101,16 @@ def gains(link: Link, seen: Seen, weights: Mapping[str, Array], *, levels: int) 
     return np.asarray(np.clip(limit, 1.0, MOST))
 
 
-def equalized(model: ModelProto, tensors: Mapping[str, Seen], *, levels: int = 127) -> tuple[ModelProto, dict[str, Array]]:
+def equalized(
+    model: ModelProto, tensors: Mapping[str, Seen], *, levels: int = 127, left: Collection[str] = ()
+) -> tuple[ModelProto, dict[str, Array]]:
     """Return a copy of a float graph with its channels raised, and tensor -> gains (C,) where any was.
 
     Args:
         model: Not changed.
         tensors: What they held on the calibration inputs; a link whose tensor is not there is left.
         levels: Largest integer that a weight will be rounded to.
+        left: Nodes whose weights stay as they are.
     """
     made = ModelProto()
     made.CopyFrom(model)
@@ -113,7 +118,7 @@ def equalized(model: ModelProto, tensors: Mapping[str, Seen], *, levels: int = 1
     weights = {name: numpy_helper.to_array(tensor) for name, tensor in held.items()}
     done = {}
     for link in links(made):
-        if link.tensor not in tensors:
+        if link.tensor not in tensors or any(node.name in left for node in (link.maker, *link.readers)):
             continue
         gain = gains(link, tensors[link.tensor], weights, levels=levels)
         if len(gain) != len(weights[link.maker.input[1]]) or np.all(gain == 1):
@@ -128,6 +133,18 @@ def equalized(model: ModelProto, tensors: Mapping[str, Seen], *, levels: int = 1
             for name in node.input[1:]:
                 held[name].CopyFrom(numpy_helper.from_array(weights[name], name))
     return made, done
+
+
+def leveled(content: bytes, calibration: Inputs, left: Collection[str]) -> bytes:
+    """Return a float file with its channels raised, for a quantizer that reads files; `left` are nodes that it leaves float."""
+    model = shape_inference.infer_shapes(load_from_string(content))
+    reading = read(model, [link.tensor for link in links(model)], {}, calibration)
+    made, gains = equalized(model, reading.tensors, left=left)
+    if not gains or not same(made, model, take(calibration, slice(PROOF))):
+        return content
+    del made.graph.value_info[:]
+    result: bytes = made.SerializeToString(deterministic=True)
+    return result
 
 
 def same(made: ModelProto, model: ModelProto, inputs: Inputs) -> bool:

@@ -2,6 +2,10 @@
 
 Weights keep to 7 bits where the CPU has no VNNI (NNCF's overflow fix). ResNet-20 here: KL to the float model 0.0028 with it and
 0.093 without, at the same speed.
+
+Channels are equalized before (`equalize`): MobileNetV2 then agrees with its float model on 97.2 and 97.9 % of 713 photographs
+(7 and 8 bits), in place of 96.5 and 96.9. NNCF's slow bias correction takes a minute more and agrees no better, though its
+divergence is lower by up to a third; the preset ``mixed`` changes nothing that counts.
 """
 
 from __future__ import annotations
@@ -226,9 +230,11 @@ def _compacted(graph: bytes, weights: bytes) -> bytes:
 
 def _quantized(content: bytes, calibration: Inputs, excluded: set[str]) -> tuple[dict[str, bytes], dict[str, str]]:
     """Return the quantized files, and for each ONNX node that had to be left in floating point the reason."""
+    from equipoise.runtimes.equalize import leveled
     from equipoise.runtimes.export import layer_nodes
 
     _operators(_read(content), excluded, strict=True)
+    content = leveled(content, calibration, excluded)
     reasons: dict[str, str] = {}
 
     def attempt(data: Inputs, without: set[str]) -> dict[str, bytes] | None:

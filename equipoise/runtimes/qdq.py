@@ -16,7 +16,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper
 from equipoise.batch import Inputs, take
 from equipoise.errors import unknown
 from equipoise.runtimes import rounding
-from equipoise.runtimes.equalize import RECTIFIERS, equalized, same
+from equipoise.runtimes.equalize import PROOF, RECTIFIERS, equalized, same
 from equipoise.runtimes.ranges import RULES, rounded
 from equipoise.runtimes.seen import Reading, read
 
@@ -26,28 +26,26 @@ Shape = tuple[int, ...]
 
 LEVELS, LEVELS_OF_SEVEN_BITS = 127, 64
 """Largest integer of a weight: of 8 bits, and of 7, two of whose products fit in 16 bits."""
-PROOF = 8
-"""Calibration inputs on which an equalized graph must give what it gave before."""
 MOST_BIAS = 2.0**30
 """Largest integer of a bias, with room for its correction: where weights are next to nothing, their scale is raised."""
 
 
 @dataclass(frozen=True)
-class Scheme:
+class Rounding:
     """How a graph is made int8: the defaults are what was found best (benchmarks/int8.py).
 
     Attributes:
         ranges: How the range of a tensor is read off the calibration inputs: a name of `ranges.RULES`.
         per_channel: Whether each output channel of the weights has a scale of its own.
         equalize: Whether channels are brought to one scale before.
-        order: Whether weights are rounded in the order of second moments; None where they have 7 bits, where it counts.
+        order: Whether weights are rounded in the order of second moments.
         correct: Whether biases take up the mean error.
     """
 
     ranges: str = "mse"
     per_channel: bool = True
     equalize: bool = True
-    order: bool | None = None
+    order: bool = True
     correct: bool = True
 
     def __post_init__(self) -> None:
@@ -63,7 +61,7 @@ def quantized(
     kinds: Sequence[str],
     options: Mapping[str, Any],
     seven_bits: bool,
-    scheme: Scheme,
+    how: Rounding,
 ) -> ModelProto:
     """Return a graph with its nodes of these kinds between Q/DQ pairs: unsigned activations, signed weights.
 
@@ -75,27 +73,27 @@ def quantized(
         options: Of ONNX Runtime's quantizer.
         seven_bits: Whether weights keep to 7 bits.
     """
-    order, levels = seven_bits if scheme.order is None else scheme.order, LEVELS_OF_SEVEN_BITS if seven_bits else LEVELS
+    levels = LEVELS_OF_SEVEN_BITS if seven_bits else LEVELS
     chosen = [node for node in model.graph.node if node.op_type in kinds and node.name not in excluded]
-    layers = _layers(model, chosen) if order or scheme.correct else {}
+    layers = _layers(model, chosen) if how.order or how.correct else {}
     standing = _standing(model, _tensors(model, chosen))
     reading = read(model, list(dict.fromkeys(standing.values())), layers, calibration)
-    if scheme.equalize and scheme.per_channel:
-        raised, gains = equalized(model, reading.tensors, levels=levels)
+    if how.equalize and how.per_channel:
+        raised, gains = equalized(model, reading.tensors, levels=levels, left=excluded)
         if gains and same(raised, model, take(calibration, slice(PROOF))):
             model, reading = raised, _raised(reading, gains, {name: layer.input[0] for name, (layer, _) in layers.items()})
     found = {}
     for name, twin in standing.items():
         one = reading.tensors[twin]
         low, high = min(0.0, float(one.low.min())), max(0.0, float(one.high.max()))
-        found[name] = RULES[scheme.ranges](low, high, one.sample.ravel())
-    made = _placed(model, found, excluded, kinds, options, seven_bits=seven_bits, per_channel=scheme.per_channel)
+        found[name] = RULES[how.ranges](low, high, one.sample.ravel())
+    made = _placed(model, found, excluded, kinds, options, seven_bits=seven_bits, per_channel=how.per_channel)
     weights = {tensor.name: numpy_helper.to_array(tensor) for tensor in model.graph.initializer}
     held = {tensor.name: tensor for tensor in made.graph.initializer}
     for layer, backs in _between(made, layers):
         columns, bounds = reading.columns[layer.name], found[layers[layer.name][0].input[0]]
         values = [weights[name] for name in layers[layer.name][0].input[1:]]
-        _put(held, layer, backs, values, columns, bounds, levels=levels, order=order, correct=scheme.correct)
+        _put(held, layer, backs, values, columns, bounds, levels=levels, order=how.order, correct=how.correct)
     return made
 
 

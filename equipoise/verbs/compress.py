@@ -35,6 +35,8 @@ from equipoise.runtimes import Program, Runtime, Session, Target
 from equipoise.runtimes.base import RUNTIMES
 from equipoise.runtimes.cpu import has_exact_int8
 from equipoise.runtimes.export import Exporter
+from equipoise.runtimes.onnxruntime import OnnxRuntime
+from equipoise.runtimes.qdq import Rounding
 from equipoise.schemes import SCHEMES, forms
 from equipoise.training.recipe import Recipe
 from equipoise.training.recover import distill as _distill
@@ -114,6 +116,8 @@ def quantize(
     target: str = "onnxruntime:cpu",
     scheme: Choice = 8,
     float_layers: Collection[str] = (),
+    ranges: str = "mse",
+    per_channel: bool = True,
 ) -> Quantized:
     """Return `model` in fewer bits on a target; by default in int8, in the form that is right and fastest on this CPU.
 
@@ -129,6 +133,9 @@ def quantize(
             scheme, as a convolution with dynamic ranges, stays in fp32.
         float_layers: Dotted names of layers to leave in fp32. A layer that the quantizer cannot take is left so by itself
             and named in `Quantized.left`.
+        ranges: Of ONNX Runtime's scheme 8: how the range of a tensor is read off the calibration inputs, ``mse`` (of least
+            squared error), ``percentile`` (99.99 %) or ``minmax``. OpenVINO's quantizer has its own.
+        per_channel: Of the same: whether each output channel of the weights has a scale of its own, or all of them have one.
     Raises:
         InputError: A runtime without the scheme or not usable here, an unknown layer, or a model that cannot be exported.
     Example:
@@ -144,6 +151,11 @@ def quantize(
     if scheme not in runtime.precisions:
         having = [name for name in RUNTIMES if scheme in runtimes.get(name).precisions]
         raise must_be("target", f"a runtime with {SCHEMES[scheme].says}", target, f"Use {':cpu or '.join(having)}:cpu.")
+    if (ranges, per_channel) != ("mse", True):
+        if runtime.name != "onnxruntime" or scheme != 8:
+            asked = f"{ranges!r} and {per_channel} for {scheme} on {target}"
+            raise must_be("ranges and per_channel", "left alone but for scheme 8 of onnxruntime:cpu", asked, "Leave them out.")
+        runtime = OnnxRuntime(Rounding(ranges=ranges, per_channel=per_channel))
     plain, notes = _prepared("model", model)
     calibration = _batch("calibration", calibration)
     example = take(calibration, slice(2))

@@ -18,8 +18,9 @@ from equipoise.runtimes import onnxruntime as ort
 from equipoise.runtimes.equalize import MOST, equalized, links, same
 from equipoise.runtimes.export import Exporter
 from equipoise.runtimes.onnxruntime import OnnxRuntime
+from equipoise.verbs import compress as verbs
 
-PLAIN = qdq.Scheme("minmax", equalize=False, order=False, correct=False)
+PLAIN = qdq.Rounding("minmax", equalize=False, order=False, correct=False)
 
 
 class Inverted(nn.Module):
@@ -146,6 +147,18 @@ def test_a_raised_channel_that_reaches_the_bound_is_caught(net: tuple[ModelProto
     assert not same(raised, model, inputs)
 
 
+def test_a_layer_that_is_left_float_keeps_its_weights(net: tuple[ModelProto, np.ndarray[Any, Any]]) -> None:
+    model, inputs = net
+    for name, some in (("", 2), ("project", 1), ("depthwise", 0)):
+        left = [node.name for node in model.graph.node if name and node.name.startswith(f"{name}/")]
+        raised, gains = equalized(model, observed(model, inputs).tensors, left=left)
+        kept = {tensor.name: numpy_helper.to_array(tensor) for tensor in raised.graph.initializer}
+        assert len(gains) == some
+        for tensor in model.graph.initializer:
+            if name and tensor.name.startswith(f"{name}."):
+                np.testing.assert_array_equal(kept[tensor.name], numpy_helper.to_array(tensor))
+
+
 def test_only_tensors_that_convolutions_alone_read_are_links() -> None:
     class Read(nn.Module):
         def __init__(self) -> None:
@@ -232,14 +245,14 @@ def test_the_plain_scheme_gives_what_the_quantizer_of_onnx_runtime_gives(
     content = made()[0].SerializeToString()
     theirs = {tensor.name: tensor for tensor in onnx.load(tmp_path / "theirs.onnx").graph.initializer}
 
-    def unlike(scheme: qdq.Scheme) -> list[str]:
-        ours = onnx.load_from_string(ort._quantize(content, inputs, [], scheme)).graph.initializer
+    def unlike(how: qdq.Rounding) -> list[str]:
+        ours = onnx.load_from_string(ort._quantize(content, inputs, [], how)).graph.initializer
         pairs = [(numpy_helper.to_array(one), numpy_helper.to_array(theirs[one.name])) for one in ours if one.name in theirs]
         assert len(pairs) > 25
         return [f"{a} {b}" for a, b in pairs if not np.allclose(a, b, rtol=1e-6, atol=1 if a.dtype == np.int32 else 0)]
 
     assert not unlike(PLAIN)
-    assert unlike(qdq.Scheme("mse", equalize=False, order=False, correct=False))
+    assert unlike(qdq.Rounding("mse", equalize=False, order=False, correct=False))
 
 
 @pytest.mark.parametrize("seven_bits", [False, True])
@@ -249,8 +262,8 @@ def test_each_step_lowers_the_error(
     monkeypatch.setattr(ort, "has_exact_int8", lambda: not seven_bits)
     model, inputs = net
     content = model.SerializeToString()
-    steps = (PLAIN, qdq.Scheme("minmax", order=False, correct=False), qdq.Scheme())
-    found = [error(ort._quantize(content, inputs[:64], [], scheme), model, inputs[64:]) for scheme in steps]
+    steps = (PLAIN, qdq.Rounding("minmax", order=False, correct=False), qdq.Rounding())
+    found = [error(ort._quantize(content, inputs[:64], [], how), model, inputs[64:]) for how in steps]
     assert found[0] > found[1] > found[2], found
     assert found[0] > 3 * found[2], found
 
@@ -274,6 +287,24 @@ def test_dead_channels_keep_their_bias(monkeypatch: pytest.MonkeyPatch) -> None:
         assert off() > 0.2
 
 
+def test_ranges_and_scales_are_options_of_the_verb() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net, inputs = Inverted(nn.ReLU6).eval(), torch.randn(64, 6, 9, 9)
+    wanted = net(inputs).detach()
+    made = {
+        (way, apart): verbs.quantize(net, inputs, ranges=way, per_channel=apart)
+        for way, apart in (("mse", True), ("percentile", True), ("minmax", False))
+    }
+    assert len({small.program.digest for small in made.values()}) == 3
+    for small in made.values():
+        assert (small(inputs) - wanted).abs().max() < 0.3 * wanted.abs().max()
+    assert b"QuantizeLinear" in made["minmax", False].program.file(ort.FILE)
+    for options in ({"target": "openvino:cpu"}, {"scheme": "8-dynamic"}):
+        with pytest.raises(InputError, match="ranges"):
+            verbs.quantize(net, inputs, ranges="percentile", **options)  # type: ignore[arg-type]
+
+
 def test_an_unknown_range_is_told() -> None:
     with pytest.raises(InputError, match=r"ranges.*percentile"):
-        qdq.Scheme("percentil")
+        qdq.Rounding("percentil")
