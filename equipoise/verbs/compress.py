@@ -116,7 +116,7 @@ def quantize(
     target: str = "onnxruntime:cpu",
     scheme: Choice = 8,
     float_layers: Collection[str] = (),
-    ranges: str = "mse",
+    ranges: str = "best",
     per_channel: bool = True,
 ) -> Quantized:
     """Return `model` in fewer bits on a target; by default in int8, in the form that is right and fastest on this CPU.
@@ -134,7 +134,8 @@ def quantize(
         float_layers: Dotted names of layers to leave in fp32. A layer that the quantizer cannot take is left so by itself
             and named in `Quantized.left`.
         ranges: Of ONNX Runtime's scheme 8: how the range of a tensor is read off the calibration inputs, ``mse`` (of least
-            squared error), ``percentile`` (99.99 %) or ``minmax``. OpenVINO's quantizer has its own.
+            squared error), ``percentile`` (99.99 %), ``minmax``, or ``best``, the first or the last of them by the error of the
+            answers on calibration inputs. OpenVINO's quantizer has its own.
         per_channel: Of the same: whether each output channel of the weights has a scale of its own, or all of them have one.
     Raises:
         InputError: A runtime without the scheme or not usable here, an unknown layer, or a model that cannot be exported.
@@ -151,7 +152,7 @@ def quantize(
     if scheme not in runtime.precisions:
         having = [name for name in RUNTIMES if scheme in runtimes.get(name).precisions]
         raise must_be("target", f"a runtime with {SCHEMES[scheme].says}", target, f"Use {':cpu or '.join(having)}:cpu.")
-    if (ranges, per_channel) != ("mse", True):
+    if (ranges, per_channel) != ("best", True):
         if runtime.name != "onnxruntime" or scheme != 8:
             asked = f"{ranges!r} and {per_channel} for {scheme} on {target}"
             raise must_be("ranges and per_channel", "left alone but for scheme 8 of onnxruntime:cpu", asked, "Leave them out.")

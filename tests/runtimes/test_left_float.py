@@ -262,11 +262,11 @@ def test_a_quantizer_that_fails_on_two_layers_leaves_both(monkeypatch: pytest.Mo
     _, source, inputs, wanted = made(Residual)
     real, calls = ort._quantize, []
 
-    def broken(content: bytes, calibration: Any, excluded: list[str]) -> bytes:
+    def broken(content: bytes, calibration: Any, excluded: list[str], how: Any) -> bytes:
         calls.append(len(calibration))
         if not {"b/Conv", "head/Gemm"} <= set(excluded):
             raise KeyError("planted")
-        return real(content, calibration, excluded)
+        return real(content, calibration, excluded, how)
 
     monkeypatch.setattr(ort, "_quantize", broken)
     program = runtimes.get("onnxruntime").compile(source, calibration=inputs, float_layers=frozenset())
