@@ -280,7 +280,8 @@ def test_the_ranges_are_those_whose_answers_are_nearer() -> None:
             - answers(content, inputs[:64])).mean())
             for rule in ("mse", "minmax", "best")
         }  # fmt: skip
-        assert off["best"] == pytest.approx(min(off.values()), rel=1e-3)
+        chosen = "minmax" if off["mse"] > qdq.CUT_COSTS * off["minmax"] else "mse"
+        assert off["best"] == pytest.approx(off[chosen], rel=1e-3)
         assert off["mse"] != pytest.approx(off["minmax"], rel=1e-2)
 
 
