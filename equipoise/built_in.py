@@ -38,6 +38,7 @@ class BuiltIn:
 
 
 _TASK: Options = {"shift": int, "holdout": int}
+_TEXTS: Options = {"length": int, "text": str, "label": str}
 _NET: Options = {"weights": Path, "depth": int, "shortcut": str, **_TASK}
 
 FAMILIES: dict[str, BuiltIn] = {
@@ -51,13 +52,18 @@ FAMILIES: dict[str, BuiltIn] = {
     "speed": BuiltIn("equipoise.workloads.families.speed:SPEED"),
     "gpt": BuiltIn("equipoise.workloads.families.transformer:GPT"),
     "encoder": BuiltIn("equipoise.workloads.families.transformer:ENCODER"),
+    "bag": BuiltIn("equipoise.workloads.families.texts:BAG"),
+    "textcnn": BuiltIn("equipoise.workloads.families.texts:TEXTCNN"),
+    "gru": BuiltIn("equipoise.workloads.families.texts:GRU"),
+    "huggingface": BuiltIn("equipoise.workloads.huggingface:huggingface", "FOLDER"),
 }
-"""Families of models by name."""
+"""Families of models by name; one with `data` is read from there."""
 
 WORKLOADS: dict[str, BuiltIn] = {
     "digits": BuiltIn("equipoise.workloads.digits:digits", trained=True),
     "cifar10": BuiltIn("equipoise.workloads.images:cifar10", "DATA?weights=FILE", _NET),
     "images": BuiltIn("equipoise.workloads.images:image_workload", "DATA?weights=FILE", _NET),
+    "sentiment": BuiltIn("equipoise.workloads.huggingface:sentiment_workload", "DATA?model=FOLDER", {"model": Path, **_TEXTS}),
 }
 """Workloads by name."""
 
@@ -67,6 +73,11 @@ TASKS: dict[str, BuiltIn] = {
     "cifar10": BuiltIn("equipoise.workloads.images:cifar10_task", "DATA", _TASK),
     "images": BuiltIn("equipoise.workloads.images:image_task", "DATA", _TASK),
     "text": BuiltIn("equipoise.workloads.text:text_task", "FILE?context=64", {"context": int}),
+    "sentiment": BuiltIn(
+        "equipoise.workloads.sentiment:sentiment_task",
+        "DATA?length=64",
+        {**_TEXTS, "words": int, "tokenizer": Path},
+    ),
 }
 """Tasks by name: every workload, its model left aside, and those that need no model."""
 

@@ -92,7 +92,7 @@ def run(args: argparse.Namespace) -> int:
 
     doing(f"loading {args.task}", quiet=args.quiet or not first)
     family, task = load_family(args.family), load_task(args.task)
-    recipe = recipe_of(args.recipe, usual_recipe(task))
+    recipe = recipe_of(args.recipe, usual_recipe(task, family))
     kind = args.kind or ("ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "single")
     where = connect(kind, offload=tuple(filter(None, args.offload.split(","))), precision=recipe.precision)
     try:
@@ -125,6 +125,10 @@ def run(args: argparse.Namespace) -> int:
         print(dumps({"schema_version": 1, "sentence": found.sentence(), "report": str(page), **found.summary()}))
         return EXIT_OK
     print(visible(found.sentence()))
+    if found.classification is not None:
+        from equipoise.workloads.classification import lines
+
+        print(*map(visible, lines(found.classification)), sep="\n")
     if found.diagnosis is not None:
         for sign in found.diagnosis.evidence:
             print(f"  {sign.text}")

@@ -13,6 +13,7 @@ from equipoise.pages.chart import Chart, Point, Series, Zone, drawing, ruler
 from equipoise.pages.document import document, finite
 from equipoise.pages.facts import surroundings, titled
 from equipoise.pages.rows import line, written
+from equipoise.pages.schema import number
 from equipoise.pages.train_summary import REACHED, Said, TrainSummary, read_train
 from equipoise.records import as_data
 from equipoise.units import show
@@ -55,9 +56,32 @@ def page_data(found: TrainSummary) -> dict[str, Any]:
         "gains": any(said.value.known for said in told.remedies) if told else False,
         "foretold": bool(found.foretold),
         "level": f"{100 * found.level:g} %",
+        "told": classes(found),
         "notes": found.notes,
         "facts": facts(found),
     }
+
+
+WIDEST = 20
+"""Classes up to which it is shown which is taken for which."""
+
+
+def classes(found: TrainSummary) -> dict[str, Any] | None:
+    """Return the classification report in words: a row for each class and average, and the confusion of not too many."""
+    data = found.classification
+    if data is None:
+        return None
+
+    def cells(row: Mapping[str, Any]) -> list[str]:
+        shares = [number(row[key]) for key in ("precision", "recall", "f1")]
+        return [*("none" if share is None else f"{100 * share:.2f}" for share in shares), f"{row['support']:,}"]
+
+    rows = [{"name": str(row["name"]), "cells": cells(row)} for row in data["classes"]]
+    means = [{"name": f"{key} average", "cells": cells(data[key])} for key in ("macro", "weighted")]
+    names = [row["name"] for row in rows]
+    table = data["confusion"] if len(names) <= WIDEST else []
+    confusion = [{"name": name, "cells": [f"{n:,}" for n in row]} for name, row in zip(names, table, strict=False)]
+    return {"split": str(data["split"]), "rows": [*rows, *means], "names": names, "confusion": confusion}
 
 
 def headline(found: TrainSummary) -> str:

@@ -15,6 +15,7 @@ there is nothing to say. A field that is not named here is an error.
     diagnosis?   verdict, reason?; evidence? [{sign, value (reading), means?}];
                  remedies? [{do, gain (reading), why?}], in order; outlook? [{change, value (reading), why?}]
     extrapolation?  of ("validation_loss" or "validation_metric"), steps, value, low, high
+    classification?  split, accuracy, classes [{name, precision, recall, f1, support}], macro, weighted, confusion [[samples]]
     recipe       name -> value
     notes?       [text]
 """
@@ -89,6 +90,7 @@ class TrainSummary:
     diagnosis: Diagnosis | None
     foretells: str
     foretold: Sequence[Figures]
+    classification: Mapping[str, Any] | None
     recipe: Mapping[str, Any]
     notes: Sequence[str]
 
@@ -99,7 +101,7 @@ def read_train(summary: Any) -> TrainSummary:
     Raises:
         InputError: Another schema, a field missing or unknown, or a figure that does not say where it came from.
     """
-    takes = ("statement", "level", "best", "stopped", "diagnosis", "extrapolation", "notes")
+    takes = ("statement", "level", "best", "stopped", "diagnosis", "extrapolation", "classification", "notes")
     data = versioned(summary, WHERE, needs=("header", "curve", "reached", "recipe"), takes=takes)
     reached = demand(data["reached"], f"{WHERE} reached", needs=(), takes=REACHED)
     ahead = data.get("extrapolation")
@@ -116,6 +118,7 @@ def read_train(summary: Any) -> TrainSummary:
         diagnosis=_diagnosis(data.get("diagnosis"), f"{WHERE} diagnosis"),
         foretells=str(ahead["of"]) if ahead else "",
         foretold=_foretold(ahead, f"{WHERE} extrapolation") if ahead else (),
+        classification=_classification(data.get("classification"), f"{WHERE} classification"),
         recipe=demand(data["recipe"] or {}, f"{WHERE} recipe", needs=(), takes=None),
         notes=[str(note) for note in data.get("notes") or ()],
     )
@@ -132,6 +135,15 @@ def _foretold(data: Any, where: str) -> Sequence[Figures]:
     if data["of"] not in SEEN[1:3]:
         raise unknown(f"{where}.of", str(data["of"]), SEEN[1:3])
     return columns(data, where, names)
+
+
+def _classification(data: Any, where: str) -> Mapping[str, Any] | None:
+    if data is None:
+        return None
+    demand(data, where, needs=("split", "accuracy", "classes", "macro", "weighted", "confusion"))
+    for row in (*data["classes"], data["macro"], data["weighted"]):
+        demand(row, f"{where} row", needs=("name", "precision", "recall", "f1", "support"))
+    return dict(data)
 
 
 def _diagnosis(data: Any, where: str) -> Diagnosis | None:

@@ -24,6 +24,7 @@ from equipoise.road.racing import race_stored
 from equipoise.runtimes import Target
 from equipoise.study.store import Store
 from equipoise.workloads import cautions
+from equipoise.workloads.beside import shipped
 from equipoise.workloads.weights import packed
 
 PROBE = 32
@@ -114,13 +115,15 @@ class Here:
         return {"evaluation": as_data(found)}
 
     def _header(self, job: Job) -> Mapping[str, Any]:
-        """The header with what `verify` needs: real inputs to try files with, and weights that loading would train."""
+        """The header with what is kept: real inputs to try files with, weights that loading would train, files that ship."""
         probe = safetensors.torch.save(
             stored(mapped(self.bench.work.validation.take(PROBE).tensors()[0], torch.Tensor.contiguous))
         )
-        kept = {"probe": self.store.blob(probe), "machine": machine.describe()}
+        work = self.bench.work
+        files = {name: self.store.blob(content) for name, content in shipped(work.files, work.labels).items()}
+        kept = {"probe": self.store.blob(probe), "files": files, "machine": machine.describe()}
         if trained_on_loading(self.spec):
-            kept["source_state"] = self.store.blob(packed(self.bench.work.model))
+            kept["source_state"] = self.store.blob(packed(work.model))
         return {"header": {**job.args["header"], **kept}}
 
     def _meter(self, job: Job) -> Mapping[str, Any]:

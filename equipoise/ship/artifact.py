@@ -8,6 +8,7 @@
       openvino/           the scored program, where the runtime is OpenVINO (torch/ likewise)
       model.safetensors   the compressed weights
       probe.safetensors   real inputs with the program's answers
+      tokenizer.json ...  what the workload has beside its model, and labels.json, the names of its classes
       reference/          the untouched model's program, so that the ratio can be measured again on the spot, and its weights
                           where the workload trains it on loading
 
@@ -193,6 +194,7 @@ def pack(
     contents |= {place + name: content for name, content in program.files.items()}
     beside = {WEIGHTS: evaluation.weights, "model.onnx": program_ref(evaluation).onnx, SOURCE_STATE: study.header.source_state}
     contents |= {name: store.read_blob(sha) for name, sha in beside.items() if sha and name not in contents}
+    contents |= {name: store.read_blob(sha) for name, sha in study.header.files.items()}
     contents[PROBE] = _answered(program, store.read_blob(study.header.probe))
     fingerprint = (store.get("identity", "study") or {}).get("workload")
     if not isinstance(fingerprint, str):

@@ -119,7 +119,7 @@ The file that was scored and that ships is `{_main(deployable)}` ({precision}, f
 `inputs` {told} {batch} as the training code makes it, as a NumPy array of the type that the file takes
 (floats in float32){free}.{_taken(takes)}
 `equipoise verify .` checks every figure above on the files, in a clean process.
-
+{_from_text(manifest, tuple(takes))}
 ## Limits
 
 - The table was read on the validation split, which also chose this model; `verify` reads the test split, untouched until then.
@@ -127,6 +127,50 @@ The file that was scored and that ships is `{_main(deployable)}` ({precision}, f
   (recorded, not checked). On another CPU the ratio changes, and an int8 file may answer differently: verify it there.
 - `model.safetensors` holds the compressed weights in fp32; they are not what was scored when the file above is int8.
 """
+
+
+TOKENIZER, CLASSES = "tokenizer.json", "labels.json"
+_READ = {"attention_mask": "attention_mask", "token_type_ids": "type_ids"}
+"""Inputs that a tokenizer makes beside the token numbers -> what it calls them."""
+
+
+def _from_text(manifest: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return the section that goes from texts to labels, where the tokenizer ships; else an empty line."""
+    if TOKENIZER not in manifest["files"]:
+        return ""
+    return f"""
+## From text to label
+
+The tokenizer of its training cleans, cuts and fills up each text (`pip install tokenizers`):
+
+```python
+{from_text(manifest, names)}
+```
+"""
+
+
+def from_text(manifest: Mapping[str, Any], names: Sequence[str]) -> str:
+    """Return the lines of Python from texts to the names of their classes, or to scores where these have no names."""
+    batch = int(_options(manifest["deployable"]).get("batch", 1))
+
+    def array(name: str) -> str:
+        return f"numpy.array([text.{_READ.get(name, 'ids')} for text in read])"
+
+    several = ", ".join(f'"{name}": {array(name)}' for name in names)
+    ends = "print(outputs)"
+    if CLASSES in manifest["files"]:
+        read = f'labels = json.loads(pathlib.Path("{CLASSES}").read_text("utf-8"))'
+        ends = f"{read}\nprint([labels[place] for place in outputs.argmax(1)])"
+    return f"""\
+import json
+import pathlib
+import numpy
+import tokenizers
+texts = ["a film to remember"]{f" * {batch}" if batch > 1 else ""}
+read = tokenizers.Tokenizer.from_file("{TOKENIZER}").encode_batch(texts)
+inputs = {f"{{{several}}}" if len(names) > 1 else array("")}
+{loading(manifest["deployable"], names)}
+{ends}"""
 
 
 def figures(manifest: Mapping[str, Any]) -> str:

@@ -9,8 +9,9 @@ from typing import Any
 from equipoise.meters import Meters
 from equipoise.records import Choice, Knob, Plan, as_data, digest
 
-SCHEMA = 3
-"""Version of the header. History: 1 = first; 2 = what was asked is recorded each time; 3 = a record, with the space."""
+SCHEMA = 4
+"""Version of the header. History: 1 = first; 2 = what was asked is recorded each time; 3 = a record, with the space; 4 = the
+files that ship beside the model, none in a header of version 3."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -41,6 +42,7 @@ class Header:
         batch, price_per_hour, grid: As `meters.Meters`.
         probe: SHA-256 of real inputs, with which files are tried.
         source_state: SHA-256 of the weights of a model that loading would train anew; empty for one that is loaded.
+        files: Name -> SHA-256 of what belongs to the workload and ships beside the model.
         machine: `measure.machine.describe`.
     """
 
@@ -61,13 +63,14 @@ class Header:
     grid: float | None = None
     probe: str = ""
     source_state: str = ""
+    files: Mapping[str, str] = field(default_factory=dict)
     machine: Mapping[str, Any] = field(default_factory=dict)
     schema: int = SCHEMA
 
     @property
     def asked(self) -> str:
         """Identity of what was asked: 16 hex digits."""
-        kept = ("probe", "source_state", "machine")
+        kept = ("probe", "source_state", "files", "machine")
         return digest({k: v for k, v in as_data(self).items() if k not in kept})
 
     @property

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from equipoise.errors import InputError, must_be, unknown
 from equipoise.measure import device, energy, machine
@@ -25,13 +25,21 @@ from equipoise.training import Recipe, Trained, fit
 from equipoise.training.distribution import PRECISIONS, Distribution, OneProcess
 from equipoise.training.logs import CsvLog, Log, TensorBoardLog
 from equipoise.training.progress import Progress
+from equipoise.training.transfer import discriminative
 from equipoise.units import check_seed, show
 from equipoise.workloads import Task, as_family, as_task, predict
+from equipoise.workloads.beside import shipped
+from equipoise.workloads.classification import MOST_CLASSES, Classification, classification
 from equipoise.workloads.families import Family, Scale
 from equipoise.workloads.weights import packed
 
-LOOKS = 24
-"""Looks at the validation split in a run: enough for a diagnosis, few enough to cost little."""
+LOOKS, FEW_LOOKS = 24, 6
+"""Looks at the validation split in a run: enough for a diagnosis, few enough to cost little; in fine-tuning, which is short."""
+
+FINE_TUNED = Recipe(lr=7e-5, schedule="onecycle", rise_share=0.1, weight_decay=0.01, second_beta=0.999, clip=1.0, batch=32)
+"""For a model that was trained before: small rates, raised over the first tenth of the run (Devlin et al. 2018, A.3)."""
+LAYER_DECAY = 0.9
+"""Share of a layer's rate that the layer before it has, in fine-tuning (Howard & Ruder 2018)."""
 
 
 @dataclass(frozen=True)
@@ -43,6 +51,8 @@ class TrainedModel:
         run: What the loop recorded: curve, seconds, steps.
         diagnosis: What holds it back; None with too few looks at the validation split.
         reached: Name -> reading (quality, losses, training time and money).
+        classification: Precision, recall and F1 by class, on the test split if that was asked for, else on the validation
+            split; None where samples have no classes.
     """
 
     folder: Path
@@ -52,6 +62,8 @@ class TrainedModel:
     reached: Mapping[str, Reading]
     header: Mapping[str, Any]
     recipe: Recipe
+    classification: Classification | None = None
+    notes: tuple[str, ...] = ()
 
     def __repr__(self) -> str:
         return f"TrainedModel({self.header['model']} on {self.header['task']}: {self.sentence()}; in {self.folder})"
@@ -75,7 +87,9 @@ class TrainedModel:
             "stopped": self.run.stopped,
             "reached": {name: as_data(reading) for name, reading in self.reached.items()},
             "diagnosis": None if self.diagnosis is None else _told(self.diagnosis),
+            "classification": None if self.classification is None else as_data(self.classification),
             "recipe": {k: v for k, v in as_data(self.recipe).items() if v is not None},
+            "notes": list(self.notes),
         }
 
 
@@ -106,8 +120,9 @@ def train(
         family, task: Or their names, as on the command line.
         scale: Dimension -> value; the family's defaults stand for what is left out.
         store: Folder of the run; made if need be.
-        epochs, steps, seconds: Length; the first that is reached ends the run. None of them: 10 epochs.
-        recipe: None takes one for the kind of inputs, brought down over the whole run.
+        epochs, steps, seconds: Length; the first that is reached ends the run. None of them: 10 epochs, or 3
+            of a pretrained family.
+        recipe: None takes one for the kind of inputs, brought down over the whole run, or for a pretrained family `FINE_TUNED`.
         seed: Of weights, order and augmentation; recorded.
         distribution: Where to compute; rank 0 alone writes.
         price_per_hour: Dollars, for what the run cost.
@@ -123,9 +138,9 @@ def train(
     check_seed(seed)
     family, task = as_family(family), as_task(task)
     full = family.scale(**(scale or {}))
-    chosen = recipe or usual_recipe(task)
+    chosen = recipe or usual_recipe(task, family)
     if epochs is None and steps is None and seconds is None:
-        epochs = 10.0
+        epochs = 3.0 if family.pretrained else 10.0
     try:
         folder.mkdir(parents=True, exist_ok=True)
     except OSError as error:
@@ -159,7 +174,8 @@ def train(
         augment=task.augment,
         validation=task.validation,
         metric=task.metric,
-        evaluate_steps=max(1, expected // LOOKS),
+        evaluate_steps=max(1, expected // (FEW_LOOKS if family.pretrained else LOOKS)),
+        rates=discriminative(model, LAYER_DECAY) if family.pretrained else None,
         generator=torch.Generator().manual_seed(seed),
         checkpoint=folder / "checkpoint.safetensors",
         logs=logs,
@@ -167,12 +183,25 @@ def train(
         on_step=on_step or of_steps(),
     )
     reached = _reached(done, model, task, chosen, price_per_hour, watts_per_core, where)
-    if test and where.rank == 0:
-        reached |= _tested(done.model, task)
+    told: Classification | None = None
+    if where.rank == 0:
+        split = task.test if test else task.validation
+        outputs, targets = predict(done.model, split)
+        reached |= _tested(outputs, targets, task) if test else {}
+        told = _classified(outputs, targets, task, split.name)
     found = TrainedModel(
-        folder, done.model, done, _diagnosed(done, task, seed), reached, {**header, "machine": machine.describe()}, chosen
+        folder,
+        done.model,
+        done,
+        _diagnosed(done, task, seed),
+        reached,
+        {**header, "machine": machine.describe()},
+        chosen,
+        told,
+        _notes(task),
     )
     if where.rank == 0:
+        write_files(done.model, task, folder)
         write_atomic(folder / "model.safetensors", packed(done.model))
         write_atomic(folder / "run.json", dumps(found.summary()).encode())
     return found
@@ -203,9 +232,19 @@ def _built(family: Family, scale: Scale, task: Task, seed: int) -> nn.Module:
         ) from error
 
 
-def usual_recipe(task: Task) -> Recipe:
+def usual_recipe(task: Task, family: Family | None = None) -> Recipe:
     """Return the recipe that `train` takes where none is given: that of small runs, brought down over the whole run."""
-    return replace(recipe_for(task), schedule="onecycle")
+    return FINE_TUNED if family is not None and family.pretrained else replace(recipe_for(task), schedule="onecycle")
+
+
+def write_files(model: nn.Module, task: Task, folder: Path) -> None:
+    """Write what belongs to the data, and a model that has a layout of its own once more in that: ``folder/pretrained``."""
+    own = getattr(model, "save_pretrained", None)
+    place = folder / "pretrained" if callable(own) else folder
+    if callable(own):
+        own(place)
+    for name, content in shipped(task.files, task.labels).items():
+        write_atomic(place / name, content)
 
 
 def recipe_of(text: str, base: Recipe) -> Recipe:
@@ -319,8 +358,20 @@ def _reached(
     }
 
 
-def _tested(model: nn.Module, task: Task) -> dict[str, Reading]:
-    outputs, targets = predict(model, task.test)
+def _notes(task: Task) -> tuple[str, ...]:
+    """What is to be known of the data; of the test split too, which is told when the files are read."""
+    return tuple(dict.fromkeys(note for split in (task.train, task.validation, task.test) for note in split.notes))
+
+
+def _classified(outputs: Tensor, targets: Tensor, task: Task, split: str) -> Classification | None:
+    """Return the report where each sample has one of some classes."""
+    judged = task.metric.labels is not False and not targets.is_floating_point() and targets.ndim == 1
+    if not judged or not 2 <= max(2, task.outputs) <= MOST_CLASSES or outputs.ndim > 2:
+        return None
+    return classification(outputs, targets, names=task.labels, ignore=task.ignore_label, split=split)
+
+
+def _tested(outputs: Tensor, targets: Tensor, task: Task) -> dict[str, Reading]:
     score = measured(
         task.metric.score(outputs, targets), task.metric.unit, n=len(task.test), note=f"{task.metric.name}, test split"
     )

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any, Literal
@@ -15,6 +15,7 @@ from equipoise.batch import Inputs, arguments, call
 from equipoise.errors import InputError, must_be
 from equipoise.workloads import identity, labels
 from equipoise.workloads.augment import Augment
+from equipoise.workloads.beside import checked_files, checked_labels
 from equipoise.workloads.data import Split, Transform, predict
 from equipoise.workloads.divergence import Divergence
 from equipoise.workloads.meaning import divergence_of, settled
@@ -49,6 +50,8 @@ class Workload:
         ignore_label: A target that is not judged (void pixels, padding), or None.
         validation_from: Whether the validation split was given, or carved from the training or from the test data.
         notes: What was done to the model and the data so that they can be used.
+        labels: Names of the classes in the order of their numbers; empty where they have none.
+        files: Name -> content of what belongs to the data and ships in an artifact: a tokenizer.
         original: The model in its own precision, where it is not float32; or None.
 
     Example:
@@ -72,6 +75,8 @@ class Workload:
     ignore_label: int | None
     validation_from: Origin
     notes: tuple[str, ...]
+    labels: tuple[str, ...]
+    files: Mapping[str, bytes]
     original: nn.Module | None
     _code: Mapping[str, str]
 
@@ -93,6 +98,8 @@ class Workload:
         seed: int = 0,
         output: Key | None = None,
         ignore_label: int | None = None,
+        labels: Sequence[str] = (),
+        files: Mapping[str, bytes] | None = None,
     ) -> None:
         """Take what the user has; every mistake in it is reported together.
 
@@ -117,6 +124,8 @@ class Workload:
                 takes the only tensor, or the one called ``logits`` or ``out``.
             ignore_label: Positions with this target (255, -100) count neither in the built-in metrics nor in the named losses;
                 functions of the user's own are given them.
+            labels: Names of the classes, one for each output.
+            files: What belongs to the data and is to ship with the model, by name: ``{"tokenizer.json": content}``.
         Raises:
             InputError: Anything above in a form that cannot be used.
         """
@@ -141,6 +150,8 @@ class Workload:
             "classifier": judged.classifier,
             "ignore_label": ignore_label,
             "validation_from": "test" if share else "train" if read.get("validation") is None else "given",
+            "labels": checked_labels(labels, answers.shape[1] if answers is not None and answers.ndim > 1 else None),
+            "files": checked_files(files or {}),
             "notes": (*notes, *unasked, *more, *judged.notes, *(note for s in splits.values() for note in s.notes)),
             "original": original,
             "_code": {

@@ -34,6 +34,8 @@ class Split:
         name: ``train``, ``validation``, ``calibration`` or ``test``; for messages.
         seed: Seed of the shuffle.
         notes: What its user should know about how the data were read.
+        alike: A number for each sample of the source, or None: a shuffled reading puts samples of like numbers (lengths of
+            texts) into one batch.
         unused: Names of several inputs that are not handed out, since the model does not take them.
         values: Whether targets are handed out as floats, values to predict (True), or as whole numbers, classes (False); None
             leaves them as they are read.
@@ -52,6 +54,7 @@ class Split:
     notes: tuple[str, ...] = ()
     values: bool | None = None
     unused: tuple[str, ...] = ()
+    alike: Tensor | None = None
 
     def __repr__(self) -> str:
         return f"Split({self.name}: {len(self.order)} samples)"
@@ -107,6 +110,8 @@ class Split:
         if shuffle_with is not None:
             order = order[torch.randperm(len(order), generator=shuffle_with)]
             stop = max(stop - stop % size, min(stop, size))
+            if self.alike is not None:
+                order = beside(order[:stop], self.alike, size, shuffle_with)
         for start in range(0, stop, size):
             yield self._read(order[start : start + size])
 
@@ -160,6 +165,19 @@ class Split:
         if self.values is None:
             return targets
         return targets.float() if self.values else targets.round().long() if targets.is_floating_point() else targets
+
+
+POOL = 32
+"""Batches that are drawn together and sorted, where samples of like numbers go together: few enough to stay random."""
+
+
+def beside(order: Tensor, alike: Tensor, size: int, generator: torch.Generator) -> Tensor:
+    """Return `order` with samples of like numbers in one batch of `size`; which batch comes when is drawn."""
+    pools = [order[start : start + POOL * size] for start in range(0, len(order), POOL * size)]
+    sorted_ = torch.cat([pool[alike[pool].argsort(stable=True)] for pool in pools])
+    batches = [sorted_[start : start + size] for start in range(0, len(order), size)]
+    places = torch.randperm(len(batches) - 1, generator=generator).tolist()  # a shorter last one stays the last
+    return torch.cat([*(batches[place] for place in places), batches[-1]])
 
 
 def predict(run: Callable[..., Any], split: Split, *, batch: int = 256) -> tuple[Tensor, Tensor]:

@@ -6,6 +6,7 @@ comes with a Python file.
     digits
     cifar10:DATA.zip?weights=W.safetensors
     images:FOLDER?weights=W.safetensors&depth=56&shortcut=B&holdout=1000
+    sentiment:DATA?model=FOLDER&length=64
     path/to/mymodule.py:make_workload
 
 Tasks (`load_task`): data alone.
@@ -14,11 +15,13 @@ Tasks (`load_task`): data alone.
     cifar10:DATA.zip
     images:FOLDER?shift=4&holdout=1000
     text:FILE?context=64
+    sentiment:DATA?length=64&tokenizer=FOLDER
     path/to/mymodule.py:make_task
 
 Families (`load_family`): models of every scale.
 
     resnet
+    huggingface:FOLDER
     path/to/mymodule.py:make_model
 """
 
@@ -33,12 +36,12 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from types import ModuleType
-from typing import Any
+from typing import Any, cast
 from urllib.parse import parse_qsl
 
 from torch import Tensor
 
-from equipoise.built_in import TASKS, WORKLOADS, BuiltIn, Options, forms, trained_on_loading
+from equipoise.built_in import FAMILIES, TASKS, WORKLOADS, BuiltIn, Options, forms, trained_on_loading
 from equipoise.errors import EquipoiseError, InputError, must_be, unknown
 from equipoise.workloads.base import Workload
 from equipoise.workloads.families import Family, family
@@ -100,7 +103,9 @@ def load_family(spec: str) -> Family:
         >>> load_family("resnet").scale()
         {'width': 16, 'depth': 20, 'resolution': 1.0}
     """
-    found = _file(spec, "family")
+    found, kind = _file(spec, "family"), spec.partition(":")[0]
+    if found is None and kind in FAMILIES and FAMILIES[kind].data:
+        return cast(Family, _named("family", spec, FAMILIES))
     if found is None:
         return family(spec)
     builder = _own(*found, call=False)

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
-from dataclasses import dataclass, replace
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any, Literal
 
@@ -16,6 +16,7 @@ from equipoise.errors import InputError, must_be
 from equipoise.workloads import identity
 from equipoise.workloads.augment import Augment
 from equipoise.workloads.base import Workload, carved, readers, together
+from equipoise.workloads.beside import checked_files, checked_labels
 from equipoise.workloads.check import contents, judged_targets, sizes
 from equipoise.workloads.data import Split, Transform
 from equipoise.workloads.labels import masked_metric
@@ -39,6 +40,7 @@ class Shape:
         outputs: Classes, or numbers to predict for each sample.
         vocabulary: How many tokens there are; None where the inputs are numbers.
         dense: One label for each position of the input (the next character), rather than one for each sample.
+        padding: The token that fills a shorter text up; families whose models give one answer for each sample pass over it.
 
     Example:
         >>> Shape((3, 32, 32), 10).kind
@@ -49,6 +51,7 @@ class Shape:
     outputs: int
     vocabulary: int | None = None
     dense: bool = False
+    padding: int = field(default=0, repr=False)
 
     def __post_init__(self) -> None:
         counts = (*self.sample, self.outputs, 1 if self.vocabulary is None else self.vocabulary)
@@ -75,6 +78,8 @@ class Task:
         loss: (outputs, targets) -> scalar tensor.
         augment: (inputs, generator) -> inputs, random changes for training; or None.
         ignore_label: A target that is not judged, or None.
+        labels: Names of the classes in the order of their numbers; empty where they have none.
+        files: Name -> content of what belongs to the data and ships beside a model: a tokenizer.
 
     Example:
         >>> x, y = torch.randn(90, 4), torch.arange(90) % 3
@@ -92,6 +97,8 @@ class Task:
     loss: Loss
     augment: Augment | None = None
     ignore_label: int | None = None
+    labels: tuple[str, ...] = ()
+    files: Mapping[str, bytes] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(part)} {part.name}" for part in (self.train, self.validation, self.test))
@@ -114,6 +121,9 @@ class Task:
         vocabulary: int | None = None,
         seed: int = 0,
         ignore_label: int | None = None,
+        padding: int = 0,
+        labels: Sequence[str] = (),
+        files: Mapping[str, bytes] | None = None,
     ) -> Task:
         """Make a task of what the user has; everything in it that cannot be learned from is told in one error.
 
@@ -130,7 +140,8 @@ class Task:
                 for which a dataset that lies on disk is read once.
             vocabulary: How many tokens there are; None reads it off integer inputs that lie in memory.
             seed: Of the fixed shuffles.
-            ignore_label: As of a `Workload`.
+            ignore_label, labels, files: As of a `Workload`.
+            padding: As of a `Shape`.
         Raises:
             InputError: Empty splits, labels out of range or of the wrong type, a single class, inputs that are not finite or
                 not ready for a model, a metric or a loss that is undefined on these targets.
@@ -152,7 +163,9 @@ class Task:
         _raise(_untaught(held, shape, measure, criterion))
         if measure.scale is None:
             measure = replace(measure, scale=scale_of(measure, *_random_answers(held, shape)))
-        return cls(name, shape, seen, held, test, measure, criterion, augment, ignore_label)
+        shape = replace(shape, padding=padding)
+        names, beside = checked_labels(labels, shape.outputs), checked_files(files or {})
+        return cls(name, shape, seen, held, test, measure, criterion, augment, ignore_label, names, beside)
 
     @property
     def sample(self) -> tuple[int, ...]:
@@ -191,6 +204,8 @@ class Task:
             augment=self.augment,
             name=self.name,
             ignore_label=self.ignore_label,
+            labels=self.labels,
+            files=self.files,
         )
 
     @cached_property
@@ -223,6 +238,8 @@ def task_of(work: Workload) -> Task:
         name=work.name,
         outputs=outputs,
         ignore_label=work.ignore_label,
+        labels=work.labels,
+        files=work.files,
     )
 
 

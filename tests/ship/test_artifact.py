@@ -7,7 +7,9 @@ import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
+from hashlib import sha256
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,11 +26,17 @@ from equipoise.errors import InputError, StoreError
 from equipoise.records import Evaluation, Plan, ProgramRef, as_data, measured, program_ref
 from equipoise.runtimes import Source, available, get
 from equipoise.runtimes.export import Exporter
-from equipoise.ship.artifact import Artifact, pack
-from equipoise.ship.card import BEGIN, loading
+from equipoise.ship.artifact import OWN_FILES, Artifact, pack
+from equipoise.ship.card import BEGIN, from_text, loading
+from equipoise.ship.manifest import PROBE as PROBE_FILE
+from equipoise.ship.manifest import WEIGHTS
 from equipoise.ship.verify import integrity, verify
 from equipoise.study.header import Header
 from equipoise.study.store import Store
+from equipoise.workloads.beside import LABELS, TAKEN, checked_files, shipped
+from equipoise.workloads.families import family as load_family
+from equipoise.workloads.task import Shape
+from equipoise.workloads.tokens import Words
 
 
 def program(seed: int, hidden: int) -> bytes:
@@ -436,3 +444,45 @@ def test_a_pick_that_cannot_be_is_told_and_nothing_is_written(
 def test_exporting_and_checking_files_needs_no_torch(artifact: Artifact) -> None:
     code = "import sys; import equipoise.ship.artifact, equipoise.ship.verify; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0
+
+
+# ---- what goes with a model ------------------------------------------------------------------------------------------------
+
+
+def test_the_workloads_files_ship_and_are_hashed(store: Store, header: Callable[..., Header], tmp_path: Path) -> None:
+    base = evaluation(store, "base")
+    kept = {name: store.blob(content) for name, content in shipped({"tokenizer.json": b"{}"}, ("no", "yes")).items()}
+    asked = header(space=base.plan.choices, probe=store.blob(PROBE), baseline=base.key, files=kept, budget="drop<=2")
+    store.put("study", "again", {"header": as_data(asked)}, seconds=0.0)
+    made = pack(evaluation(store, "small"), store, tmp_path / "texts")
+    assert made.read("tokenizer.json") == b"{}"
+    assert json.loads(made.read("labels.json")) == ["no", "yes"]
+    assert made.manifest["files"]["tokenizer.json"] == {"bytes": 2, "sha256": sha256(b"{}").hexdigest()}
+    assert "## From text to label" in (made.path / "README.md").read_text()
+    assert made.unlisted == ()
+
+
+def test_names_that_an_artifact_takes_are_those_that_no_file_may_have(artifact: Artifact) -> None:
+    assert {*OWN_FILES, WEIGHTS, PROBE_FILE, "model.onnx", LABELS} == set(TAKEN)
+    for name in (*TAKEN, "a/b.json", "../x.json", ".hidden", "plain"):
+        with pytest.raises(InputError, match="files must be named"):
+            checked_files({name: b""})
+
+
+@pytest.mark.parametrize("runtime", available())
+def test_the_cards_lines_go_from_text_to_label(runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("tokenizers", reason="the extra text")
+    words = Words.of(["a film to remember", "a film to forget"] * 2, length=6)
+    net = load_family("bag").model({"width": 16}, Shape((6,), 2, words.size), generator=torch.Generator().manual_seed(0)).eval()
+    rows = words.encode(["a film to remember", "a film to forget"])
+    made = get(runtime).compile(Exporter().source(net, rows, topology=""))
+    made.write(tmp_path)
+    for name, content in shipped({"tokenizer.json": words.file}, ("bad", "good")).items():
+        (tmp_path / name).write_bytes(content)
+    deployable = {"runtime": runtime, "files": list(made.files), "target": f"{runtime}:cpu?threads=1&batch=1"}
+    monkeypatch.chdir(tmp_path)
+    found: dict[str, Any] = {}
+    exec(from_text({"deployable": deployable, "files": {"tokenizer.json": 0, "labels.json": 0}}, ("input",)), found)
+    assert np.array_equal(found["inputs"], rows[:1].numpy())
+    wanted = net(rows[:1]).detach().numpy()
+    np.testing.assert_allclose(torch.as_tensor(found["outputs"]).detach(), wanted, atol=1e-5)

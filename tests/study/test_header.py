@@ -55,7 +55,10 @@ def test_another_asking_has_another_name(change) -> None:
     assert replace(HEADER, **change).asked != HEADER.asked
 
 
-@pytest.mark.parametrize("change", [{"probe": "a" * 64}, {"source_state": "b" * 64}, {"machine": {"cpu": "another"}}])
+@pytest.mark.parametrize(
+    "change",
+    [{"probe": "a" * 64}, {"source_state": "b" * 64}, {"files": {"a.json": "c" * 64}}, {"machine": {"cpu": "another"}}],
+)
 def test_where_it_ran_and_what_it_keeps_is_no_part_of_what_was_asked(change) -> None:
     assert replace(HEADER, **change).asked == HEADER.asked
 
@@ -75,3 +78,9 @@ def test_it_is_plain_data() -> None:
         "knob": {"name": "width.a", "menu": [64, 32]},
         "layers": ["a", "b"],
     }
+
+
+def test_a_header_of_version_3_had_no_files() -> None:
+    former = {name: value for name, value in json.loads(dumps(HEADER)).items() if name != "files"} | {"schema": 3}
+    assert header_from(former) == replace(HEADER, schema=3)
+    assert header_from(former).files == {}

@@ -59,7 +59,7 @@ def test_the_largest_stage_is_as_small_as_it_can_be() -> None:
     assert sizes == [48, 64, 16]
 
 
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("name", [name for name in FAMILIES if not FAMILIES[name].data])
 def test_every_family_can_be_cut(name: str) -> None:
     kind = family(name)
     shape = shape_of(kind)

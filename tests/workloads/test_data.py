@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -175,3 +176,24 @@ def test_shift_and_flip_move_whole_images() -> None:
 def test_photographs_count_by_their_pixels() -> None:
     image = pytest.importorskip("PIL.Image")
     assert bytes_of((image.new("RGB", (100, 50)), 3)) == 100 * 50 * 3 + 64
+
+
+def test_samples_alike_go_into_one_batch() -> None:
+    lengths = torch.randint(1, 60, (2000,), generator=torch.Generator().manual_seed(3))
+    rows = torch.arange(2000)
+    plain = Split.of((rows, rows % 2))
+    sorted_ = replace(plain, alike=lengths)
+
+    def waste(split: Split) -> tuple[list[int], float]:
+        batches = [inputs for inputs, _ in split.batches(20, shuffle_with=torch.Generator().manual_seed(0))]
+        return [int(row) for batch in batches for row in batch], sum(float(lengths[b].max()) * len(b) for b in batches)
+
+    one, other = waste(plain), waste(sorted_)
+    assert sorted(other[0]) == sorted(one[0]) == list(range(2000))  # each once
+    assert other[1] < 0.6 * one[1]
+    assert other[1] < 1.06 * float(lengths.sum())
+    again = [i for i, _ in sorted_.batches(20, shuffle_with=torch.Generator().manual_seed(1))]
+    assert torch.cat(again).tolist() != other[0]
+    assert [len(b) for b, _ in sorted_.take(7).batches(20, shuffle_with=torch.Generator())] == [7]
+    fixed = [i for i, _ in sorted_.batches(20)]
+    assert torch.equal(torch.cat(fixed), plain.order)  # read in order it stays as it is

@@ -15,6 +15,7 @@ def family(name: str) -> Family:
     Raises:
         InputError: There is none.
     """
-    if name not in FAMILIES:
-        raise unknown("family", name, FAMILIES)
+    named = [key for key, row in FAMILIES.items() if not row.data]
+    if name not in named:
+        raise unknown("family", name, named)
     return cast(Family, FAMILIES[name].imported())

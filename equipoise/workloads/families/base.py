@@ -103,6 +103,7 @@ class Family:
         grows: What that is: ``params`` (those of the body, without embeddings and logits) or ``flops`` of one sample.
         growth: Dimension -> exponent: `grow` multiplies it by t to this power, the same t for all.
         initialize: (module, generator): draws the weights; None leaves what `build` drew.
+        pretrained: Whether `build` loads weights that were trained elsewhere, so that training is fine-tuning.
 
     Example:
         >>> from equipoise.workloads.families import family
@@ -120,6 +121,7 @@ class Family:
     grows: Literal["params", "flops"] = "params"
     dense: bool | None = False
     initialize: Callable[[nn.Module, torch.Generator], None] | None = None
+    pretrained: bool = False
 
     @classmethod
     def of(
@@ -249,7 +251,9 @@ class Family:
 
     def _suits(self, shape: Shape) -> None:
         """Raise unless models of this family can take `shape`."""
-        which = "Use mlp for vectors; gpt or encoder for tokens; any but gpt for images."
+        which = (
+            "Use mlp for vectors; gpt for the next token; bag, textcnn, gru or encoder for texts; any of the others for images."
+        )
         if shape.kind not in self.kinds:
             raise must_be("task", f"one of {' or '.join(self.kinds)} for the family {self.name}", shape.kind, which)
         if self.dense is not None and self.dense != shape.dense:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import OrderedDict
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +12,11 @@ from torch import Tensor, nn
 from equipoise.errors import must_be
 from equipoise.workloads.families.base import Dimension, Family, Scale
 from equipoise.workloads.families.layers import RESOLUTION, fan_in, front, named
+from equipoise.workloads.families.texts import mean_of
 from equipoise.workloads.task import Shape
+
+UNSEEN = -1e4
+"""Added to the score of a position that nothing is to attend to: its share is exactly zero, yet finite where all are such."""
 
 
 class Block(nn.Module):
@@ -36,11 +41,11 @@ class Block(nn.Module):
         self.drop = nn.Dropout(0.0)  # a recipe may ask for more
         self.heads, self.causal = heads, causal
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, T, width) to the same shape."""
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Map (N, T, width) to the same shape; `hidden` (N, 1, 1, T) is added to what any position is to make of these."""
         parts = self.attend(self.norm1(x)).unflatten(2, (3, self.heads, -1))  # (N, T, 3, heads, width / heads)
         query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)  # each (N, heads, T, width / heads)
-        seen = F.scaled_dot_product_attention(query, key, value, is_causal=self.causal)
+        seen = F.scaled_dot_product_attention(query, key, value, hidden, is_causal=self.causal)
         x = x + self.drop(self.merge(seen.transpose(1, 2).flatten(2)))
         out: Tensor = x + self.drop(self.narrow(self.act(self.widen(self.norm2(x)))))
         return out
@@ -106,16 +111,33 @@ class Next(nn.Module):
 
 
 class Classify(nn.Module):
-    """Logits (N, classes) from the mean of the normalized features (N, T, width)."""
+    """Logits (N, classes) from the mean of the normalized features (N, T, width), of those that are `seen` (N, T) if given."""
 
     def __init__(self, width: int, classes: int) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.logits = nn.Linear(width, classes)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, seen: Tensor | None = None) -> Tensor:
         """Return the logits."""
-        out: Tensor = self.logits(self.norm(x).mean(1))
+        x = self.norm(x)
+        out: Tensor = self.logits(x.mean(1) if seen is None else mean_of(x, seen))
+        return out
+
+
+class Reader(nn.Sequential):
+    """Embedding, blocks and head of an encoder of texts, one after the other; all pass over the padding."""
+
+    padding = 0
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        """Map tokens (N, T) to logits (N, classes)."""
+        embed, *blocks, head = self
+        seen, x = tokens != self.padding, embed(tokens)
+        hidden = torch.where(seen, 0.0, UNSEEN).to(x.dtype)[:, None, None, :]
+        for block in blocks:
+            x = block(x, hidden)
+        out: Tensor = head(x, seen)
         return out
 
 
@@ -146,7 +168,12 @@ def _encoder(scale: Scale, shape: Shape) -> nn.Sequential:
     else:
         layers, (height, across) = front(shape, scale, multiple=patch)
         layers["embed"] = Patches(shape.sample[0], width, height=height, across=across, patch=patch)
-    return named(**layers, **_blocks(scale, causal=False), head=Classify(width, shape.outputs))
+    net = named(**layers, **_blocks(scale, causal=False), head=Classify(width, shape.outputs))
+    if shape.vocabulary is None:
+        return net
+    reader = Reader(OrderedDict(net.named_children()))
+    reader.padding = shape.padding
+    return reader
 
 
 def _weights(scale: Scale) -> float:
