@@ -67,6 +67,13 @@ TECHNIQUES: dict[str, Kind] = {
         lambda changed, _: f"{changed[0][1]} rows of {changed[0][0]}" if changed else "",
         lambda old, new: f"sees images of {new} rows in place of {old}",
     ),
+    "length": Kind(
+        "equipoise.compress.length:Length",
+        Stage.SCALE,
+        "length",
+        lambda changed, _: f"{changed[0][1]} tokens of {changed[0][0]}" if changed else "",
+        lambda old, new: f"reads the first {new} tokens in place of {old}",
+    ),
     "width": Kind(
         "equipoise.compress.width:Width",
         Stage.CUT,

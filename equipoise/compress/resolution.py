@@ -2,19 +2,17 @@
 
 from __future__ import annotations
 
-import copy
 import math
 from collections.abc import Iterable, Mapping
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any
 
-import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
+from equipoise.compress.front import answers_alike, behind
 from equipoise.compress.subject import Subject
 from equipoise.compress.technique import Draft, Offer
-from equipoise.compress.trace import RUN_ERRORS
 from equipoise.errors import must_be, unknown
 from equipoise.ops import Op
 from equipoise.records import Choice
@@ -53,7 +51,9 @@ class Resolution:
             return
         channels, height, width = map(int, images.shape[1:])
         menu = dict.fromkeys(round(level * height / STEP) * STEP for level in LEVELS)
-        useful = tuple(rows for rows in menu if 0 < rows < height and _answers_alike(subject, rows))
+        useful = tuple(
+            rows for rows in menu if 0 < rows < height and answers_alike(subject, _resized(subject, subject.model, rows))
+        )
         refused = "" if useful else "the model does not run on smaller images, or answers in another shape"
         whole = Op("resize", channels, channels, height=height, width=width)
         adds: dict[Choice, tuple[Op, ...]] = {rows: (replace(whole, kernel=_size(subject, rows)),) for rows in useful}
@@ -67,7 +67,7 @@ class Resolution:
         rows = int(chosen[""])
         if not 0 < rows <= subject.example.shape[2]:
             raise must_be("resolution", f"in [1, {subject.example.shape[2]}]", rows, "It is a number of rows.")
-        return replace(draft, model=_resized(draft.model, _size(subject, rows)), damaged=True)
+        return replace(draft, model=_resized(subject, draft.model, rows), damaged=True)
 
     def ops(self, subject: Subject, offer: Offer, layer: str, choice: Choice) -> tuple[Op, ...]:
         """Return the layer on a map that is smaller in proportion."""
@@ -82,18 +82,5 @@ def _size(subject: Subject, rows: int) -> tuple[int, int]:
     return rows, max(1, round(width * rows / height))
 
 
-def _resized(model: nn.Module, size: tuple[int, int]) -> nn.Module:
-    smaller = copy.deepcopy(model)
-    kind = type(model)
-    smaller.__class__ = cast(type[nn.Module], type(f"Resized{kind.__name__}", (Resized, kind), {"size": size}))
-    return smaller
-
-
-def _answers_alike(subject: Subject, rows: int) -> bool:
-    """Whether the model at this size answers the example with finite numbers in the shape of its own answers."""
-    try:
-        with torch.no_grad():
-            wanted, found = subject.model(subject.example), _resized(subject.model, _size(subject, rows))(subject.example)
-    except RUN_ERRORS:
-        return False
-    return isinstance(found, Tensor) and found.shape == wanted.shape and bool(found.isfinite().all())
+def _resized(subject: Subject, model: nn.Module, rows: int) -> nn.Module:
+    return behind(model, Resized, size=_size(subject, rows))

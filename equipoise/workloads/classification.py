@@ -122,17 +122,18 @@ def _mean(name: str, rows: Sequence[ClassScores], weights: Sequence[float]) -> C
 
 
 def lines(found: Classification) -> list[str]:
-    """Return the report as lines of text, columns aligned.
+    """Return the report as lines of text, columns aligned, the name of the split in the corner.
 
     Example:
-        >>> found = classification(torch.tensor([[2.0, 1.0], [0.0, 1.0]]), torch.tensor([0, 1]), names=("bad", "good"))
+        >>> outputs = torch.tensor([[2.0, 1.0], [0.0, 1.0]])
+        >>> found = classification(outputs, torch.tensor([0, 1]), names=("bad", "good"), split="test")
         >>> print("\\n".join(lines(found)[:3]))
-                  precision  recall      f1  support
+        test      precision  recall      f1  support
         bad          1.0000  1.0000  1.0000        1
         good         1.0000  1.0000  1.0000        1
     """
-    width = max(len(row.name) for row in found.rows)
-    head = f"{'':{width}}  precision  recall      f1  support"
+    width = max(len(found.split), *(len(row.name) for row in found.rows))
+    head = f"{found.split:{width}}  precision  recall      f1  support"
     body = [
         f"{row.name:{width}}  {_written(row.precision):>9}  {_written(row.recall):>6}  {_written(row.f1):>6}  {row.support:>7}"
         for row in found.rows

@@ -7,17 +7,26 @@ from dataclasses import replace
 
 import pytest
 import torch
+from torch import nn
 
 from equipoise.compress.bits import Bits
 from equipoise.compress.technique import Draft, technique
 from equipoise.compress.width import Width
 from equipoise.techniques import TECHNIQUES
 from equipoise.testing.techniques import check_technique
+from equipoise.workloads.families import family
+from equipoise.workloads.task import Shape
+
+
+def of_texts() -> tuple[nn.Module, torch.Tensor]:
+    """An encoder of texts, and rows of tokens for it."""
+    net = family("encoder").model({"width": 32, "depth": 1}, Shape((24,), 3, 40), generator=torch.Generator().manual_seed(0))
+    return net.eval(), torch.randint(1, 40, (64, 24), generator=torch.Generator().manual_seed(1))
 
 
 @pytest.mark.parametrize("kind", TECHNIQUES)
 def test_a_technique_keeps_the_contract(kind: str) -> None:
-    check_technique(technique(kind))
+    check_technique(technique(kind), *(of_texts() if kind == "length" else ()))
 
 
 class Boasts(Width):
