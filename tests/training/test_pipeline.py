@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from equipoise.built_in import FAMILIES
 from equipoise.errors import EquipoiseError, InputError
-from equipoise.testing.families import samples, shape_of, smallest
+from equipoise.testing.families import SHAPES, samples, shape_of, smallest
 from equipoise.training.blocks import recomputed
 from equipoise.training.distribution.pipeline import _Answered, _divisor
 from equipoise.training.distribution.stages import split
@@ -62,7 +62,7 @@ def test_the_largest_stage_is_as_small_as_it_can_be() -> None:
 @pytest.mark.parametrize("name", [name for name in FAMILIES if not FAMILIES[name].data])
 def test_every_family_can_be_cut(name: str) -> None:
     kind = family(name)
-    shape = shape_of(kind)
+    shape = SHAPES["images"] if name == "encoder" else shape_of(kind)  # its texts carry their padding past every block
     model = kind.model(smallest(kind), shape, generator=torch.Generator().manual_seed(0)).eval()
     inputs = samples(shape)
     first, second = split(model, 2)

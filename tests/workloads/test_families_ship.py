@@ -67,8 +67,8 @@ def test_every_norm_folds(name: str) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("name", [name for name in FAMILIES if not FAMILIES[name].data])
-def test_channels_can_be_cut(name: str) -> None:
+@pytest.mark.parametrize("name", [name for name in FAMILIES if not FAMILIES[name].data and name != "gru"])
+def test_channels_can_be_cut(name: str) -> None:  # those of recurrent units are left whole
     kind = family(name)
     model, batch = ready(name, **kind.grow(4, **smallest(kind)))  # the smallest may be of 8 channels, which go together
     smaller = prune(model, batch[:2], ratio=0.5)
