@@ -32,7 +32,7 @@ RESULTS = Path(__file__).parent / "results" / "sentiment.json"
 LENGTH, FEWER = 64, 32
 """Tokens in training, which lose nothing of any sentence; and those of the workload, which one sentence in five exceeds."""
 SCRATCH = Recipe(lr=1e-3, batch=32, weight_decay=0.01, schedule="onecycle")
-EPOCHS = {"bag": 5, "textcnn": 5, "gru": 5, "encoder": 5, "minilm": 3}
+EPOCHS = {"bag": 5.0, "textcnn": 5.0, "gru": 5.0, "encoder": 5.0, "minilm": 3.0}
 DECLARED: list[torch.library.Library] = []
 """torchvision's operators, which transformers imports where it finds them: they have no build beside a CPU's torch."""
 

@@ -105,6 +105,7 @@ def image_workload(
         test=splits["test"],
         metric="accuracy",
         augment=shifted(shift, flip=True),
+        labels=images.classes,
     )
 
 
@@ -125,6 +126,7 @@ def image_task(path: Path, *, shift: int = 4, holdout: int = 0, name: str = "ima
         test=splits["test"],
         augment=shifted(shift, flip=True),
         outputs=count,
+        labels=images.classes,
         name=name,
     )
 
