@@ -110,7 +110,8 @@ def _config(folder: Path) -> Any:
             found = transformers.AutoConfig.from_pretrained(folder, local_files_only=True)
         except (OSError, ValueError, KeyError) as error:
             raise must_be(f"config.json in {folder}", "of an architecture that transformers knows", str(error), "") from error
-    if not hasattr(found, "num_hidden_layers") or not hasattr(found, "hidden_size"):
+    encoder = hasattr(found, "num_hidden_layers") and hasattr(found, "hidden_size") and hasattr(found, "vocab_size")
+    if not encoder or found.is_encoder_decoder:
         raise must_be(f"config.json in {folder}", "of an encoder of texts", found.model_type, "Take BERT or one like it.")
     return found
 

@@ -77,6 +77,37 @@ def test_a_folder_is_a_family(bert: Path, library: Any) -> None:
     assert torch.allclose(one, whole.head(states.mean(1)), atol=1e-5)  # the library's own answer, pooled by hand
 
 
+SMALL = {
+    "Roberta": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
+    "Electra": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
+    "DistilBert": {"dim": 32, "n_layers": 2, "n_heads": 2, "hidden_dim": 64},
+    "MPNet": {"hidden_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 64},
+}
+
+
+@pytest.mark.parametrize("kind", SMALL)
+def test_other_encoders_pass_over_their_padding_too(kind: str, library: Any, tmp_path: Path) -> None:
+    config = getattr(library, f"{kind}Config")(vocab_size=40, max_position_embeddings=24, pad_token_id=1, **SMALL[kind])
+    getattr(library, f"{kind}Model")(config).save_pretrained(tmp_path)
+    family = load_family(f"huggingface:{tmp_path}")
+    shape = Shape((12,), 3, 40, padding=1)
+    net = family.model({"depth": 1}, shape, generator=torch.Generator().manual_seed(0)).eval()
+    rows = torch.randint(2, 40, (4, 6), generator=torch.Generator().manual_seed(1))
+    padded = torch.nn.functional.pad(rows, (0, 6), value=1)
+    with torch.no_grad():
+        assert torch.allclose(net(rows), net(padded), atol=1e-5)
+        assert not torch.allclose(net(rows), net(torch.where(padded == 1, 2, padded)), atol=1e-4)  # control
+    net.train()(padded).square().mean().backward()
+    lost = [name for name, p in net.named_parameters() if p.requires_grad and p.grad is None]
+    assert lost == []
+
+
+def test_what_is_no_encoder_is_refused(library: Any, tmp_path: Path) -> None:
+    library.T5Config(vocab_size=40, d_model=32, num_layers=1).save_pretrained(tmp_path)
+    with pytest.raises(InputError, match="of an encoder of texts; got 't5'"):
+        load_family(f"huggingface:{tmp_path}")
+
+
 @pytest.mark.slow
 def test_fine_tuned_saved_and_brought_back(bert: Path, texts: Path, tmp_path: Path) -> None:
     task = load_task(f"sentiment:{texts}?length=12&tokenizer={bert}")
