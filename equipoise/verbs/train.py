@@ -33,7 +33,7 @@ from equipoise.workloads.classification import MOST_CLASSES, Classification, cla
 from equipoise.workloads.families import Family, Scale
 from equipoise.workloads.weights import packed
 
-LOOKS, FEW_LOOKS = 24, 6
+LOOKS, FEW_LOOKS = 24, 8
 """Looks at the validation split in a run: enough for a diagnosis, few enough to cost little; in fine-tuning, which is short."""
 
 FINE_TUNED = Recipe(lr=7e-5, schedule="onecycle", rise_share=0.1, weight_decay=0.01, second_beta=0.999, clip=1.0, batch=32)
