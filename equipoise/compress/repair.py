@@ -9,6 +9,7 @@ have broken. One forward pass of the student does it all: a layer is fitted the 
 from __future__ import annotations
 
 import contextlib
+import math
 import warnings
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -25,21 +26,26 @@ from equipoise.compress.statistics import (
     collect,
     decomposed,
     gram,
+    groups_of,
     input_rows,
+    is_attention,
     is_linear_map,
     is_own,
     output_rows,
+    projected,
 )
 from equipoise.compress.trace import Invocation, copied, watch
 from equipoise.errors import must_be
 
 RIDGE = 1e-3
+_STUCK = 1e-12  # of what the middle column does: less counts as so much, and the weight does not move
+_AT_ONCE = 2**20  # entries of unfolded inputs, of some of a convolution's groups
 HELD = 0.125
 """Share of the inputs that whole builds fit no layer on: wide layers would fit chance (docs/search.md, repair)."""
 
 
 def repair(student: nn.Module, teacher: nn.Module, inputs: Inputs, *, kept: Mapping[str, Tensor] | None = None) -> nn.Module:
-    """Return `student` with the weights of its dense layers re-solved to answer as `teacher` does on `inputs`.
+    """Return `student` with the weights of its linear maps re-solved to answer as `teacher` does on `inputs`.
 
     Args:
         student: `teacher` after pruning or block drops, BatchNorm folded in both (see `fold`); it is not changed.
@@ -55,9 +61,11 @@ def repair(student: nn.Module, teacher: nn.Module, inputs: Inputs, *, kept: Mapp
         InputError: a layer is narrower than the teacher's and `kept` does not say which channels are left.
 
     Limits:
-        Transposed and grouped convolutions, attention and recurrent layers, layers that run more than once, or with a weight
-        that is not theirs alone, and those that read more than `statistics.WIDEST` columns are left as they are; so is, with a
-        warning, a layer for which no finite fit exists. The fit is to `inputs` alone: a biased sample gives a biased model.
+        Linear layers, convolutions (dense, in groups, depthwise) and the output projection of `nn.MultiheadAttention` are
+        fitted. Transposed convolutions, what attention makes its queries, keys and values with in one product, recurrent
+        layers, embeddings, layers that run more than once, or with a weight that is not theirs alone, and those that read more
+        than `statistics.WIDEST` columns are left as they are; so is, with a warning, a layer for which no finite fit exists.
+        The fit is to `inputs` alone: a biased sample gives a biased model.
     """
     return refit(student, inputs, targets=collect(teacher, inputs).targets, kept=kept)
 
@@ -105,23 +113,24 @@ class _Settlement:
         self._layers = dict(student.named_modules())
         self._targets = dict(targets)
         self.unsolved: list[str] = []
-        self._open: dict[int, tuple[Invocation, Tensor, Tensor, int]] = {}  # output id -> call, output, rows, input version
+        self._open: dict[int, tuple[Invocation, Tensor, int]] = {}  # output id -> call, output, input version
 
     def answer(self, invocation: Invocation) -> Any:
         """Return the result of the call, computed with settled weights where a target is known."""
         if not self._targets:
             raise _Settled
+        if is_attention(invocation):
+            return projected(invocation, self.answer)
         if is_linear_map(invocation) and invocation.layer in self._targets:
             target = self._targets[invocation.layer]
             layer: Any = self._layers[invocation.layer]
             if not is_own(invocation, layer):
                 return invocation.run()
-            rows = input_rows(invocation, target.places)
             if not target.of_sum:
-                self._fit(invocation.layer, layer, rows, self._targets.pop(invocation.layer).rows)
+                self._fit(invocation, layer, target, target.rows)
                 return _rerun(invocation, layer)
             result = _rerun(invocation, layer)
-            self._open[id(result)] = (invocation, result, rows, invocation.args[0]._version)
+            self._open[id(result)] = (invocation, result, invocation.args[0]._version)
             return result
         if invocation.op == "add" and len(invocation.args) == 2 and not invocation.kwargs:
             for place, operand in enumerate(invocation.args):
@@ -131,59 +140,95 @@ class _Settlement:
 
     def _settle(self, output: Tensor, other: Any) -> None:
         """Fit the layer behind `output` to what is missing from `other` to the target sum; rewrite `output`."""
-        call, _, rows, version = self._open.pop(id(output))
+        call, _, version = self._open.pop(id(output))
         if call.args[0]._version != version or not isinstance(other, Tensor):
             return
-        target = self._targets.pop(call.layer)
+        target = self._targets[call.layer]
         layer: Any = self._layers[call.layer]
         shortcut = output_rows(other.expand_as(output), target.places, call.op)
-        self._fit(call.layer, layer, rows, target.rows - shortcut)
+        self._fit(call, layer, target, target.rows - shortcut)
         output.copy_(_rerun(call, layer))
 
-    def _fit(self, name: str, layer: Any, rows: Tensor, target: Tensor) -> None:
-        if not solve(layer, rows, target, held=self._held):
-            self.unsolved.append(name)
+    def _fit(self, call: Invocation, layer: Any, target: Target, wanted: Tensor) -> None:
+        """Fit `layer` to the `wanted` rows `(P, O)`, some groups of a convolution at a time."""
+        del self._targets[call.layer]
+        groups = groups_of(call)
+        each = len(layer.weight) // groups
+        step = max(1, _AT_ONCE // (len(target.places) * math.prod(layer.weight.shape[1:])))
+        for first in range(0, groups, step):
+            parts = slice(first, min(first + step, groups))
+            outputs = slice(parts.start * each, parts.stop * each)
+            rows = input_rows(call, target.places, parts=parts)
+            if not solve(layer, rows, wanted[:, outputs], outputs=outputs, held=self._held):
+                self.unsolved.append(call.layer)
+                return
 
 
 @torch.no_grad()
-def solve(layer: Any, rows: Tensor, target: Tensor, *, ridge: float = RIDGE, held: float = 0.0) -> bool:
-    """Set `layer` (in place) to the ridge least-squares fit of `target` `(P, O)` from `rows` `(P, d)`; return whether it could.
+def solve(
+    layer: Any, rows: Tensor, target: Tensor, *, outputs: slice = slice(None), ridge: float = RIDGE, held: float = 0.0
+) -> bool:
+    """Set `layer` (in place) to the ridge least-squares fit of `target` `(P, O)` from `rows`; return whether it could.
+
+    The ridge pulls towards the weights that the layer has: what the data does not decide stays, and a layer that is already
+    right does not move. A step d of the weights of a column costs `ridge` · d² · (s² + m²/w²), s being the deviation of the
+    column, w the size of its weights, and m the middle one of all products s·w that are not 0: steps are to be small beside
+    what the column does, and beside the weights that are there. The second part holds a column that hardly ever moves: least
+    squares would give a channel that fired once, by a hundredth, whatever weight mends that one place, and the next input on
+    which it fires for good would be lost. Both parts are free of a column's unit.
 
     With `held`, that share of the rows, the last ones, takes no part in the fit: each output goes only as far towards its fit
-    as is best on them, and stays where it was when nothing helps. Wide layers fitted to few inputs so do little harm: on
-    EfficientNet-Lite0, every layer after a change re-solved on 128 inputs, the loss is a sixth of what it is without.
+    as is best on them, and stays where it was when nothing helps. Wide layers fitted to few inputs so do little harm.
 
-    The ridge, `ridge` times the variance of each column, pulls towards the weights that the layer has: what the data does
-    not decide stays, and a layer that is already right does not move. Both sides are centred before they are multiplied, so
-    that inputs far from zero or nearly alike lose no digits. Where no finite fit exists the layer stays as it is.
+    Both sides are centred before they are multiplied, so that inputs far from zero or nearly alike lose no digits. Where no
+    finite fit exists the layer stays as it is.
+
+    Args:
+        rows: `(P, d)`; `(G, P, d)` of a convolution in G groups, each solved alone.
+        outputs: The channels of the layer that are solved, O of them.
     """
     kind = torch.promote_types(layer.weight.dtype, torch.float32)
-    rows, target, before = rows.to(kind), target.to(kind), as_matrix(layer.weight).to(kind)
+    rows = (rows if rows.dim() == 3 else rows[None]).to(kind)
+    target = target.to(kind).reshape(len(target), len(rows), -1).transpose(0, 1)  # (G, P, o)
+    weights, biases = layer.weight[outputs], layer.bias[outputs]
+    before = as_matrix(weights).to(kind).reshape(len(rows), -1, rows.shape[2])  # (G, o, d)
     around, middle = centred(rows)
     wanted, level = centred(target)
-    missing = wanted - around @ before.T
-    shift = level - (before.double() @ middle + layer.bias.double())
+    missing = wanted - around @ before.mT
+    shift = level - (before.double() @ middle[..., None])[..., 0] - biases.double().view_as(level)
     error = float(missing.square().mean() + shift.square().mean())
     if error <= max(1e-10 * float(wanted.square().mean()), 1e-11 * float(target.square().mean())):
         return True
-    fitted = len(rows) - int(held * len(rows))
-    found = decomposed(gram(around[:fitted]), ridge)
-    if found is None:
+    step = _step(around, missing, before, ridge=ridge, held=int(held * rows.shape[1]))
+    if step is None:
         return False
-    factor, scale = found
-    step = torch.cholesky_solve(gram(around[:fitted], missing[:fitted]) / scale[:, None], factor) / scale[:, None]  # (d, O)
-    if fitted < len(rows):
-        gained = (around[fitted:] @ step.to(kind)).double()
-        share = (missing[fitted:].double() * gained).sum(0) / gained.square().sum(0).clamp_min(torch.finfo(torch.float64).tiny)
-        step = step * share.clamp(0.0, 1.0)
-    after = before.double() + step.T
-    weight = as_weight(after, layer.weight).to(layer.weight.dtype)
-    bias = (level - after @ middle).to(layer.bias.dtype)
+    after = before.double() + step.mT
+    weight = as_weight(after.flatten(0, 1), weights).to(weights.dtype)
+    bias = (level - (after @ middle[..., None])[..., 0]).flatten().to(biases.dtype)
     if not bool(weight.isfinite().all() and bias.isfinite().all()):
         return False
-    layer.weight.copy_(weight)
-    layer.bias.copy_(bias)
+    weights.copy_(weight)
+    biases.copy_(bias)
     return True
+
+
+def _step(around: Tensor, missing: Tensor, before: Tensor, *, ridge: float, held: int) -> Tensor | None:
+    """Return how far the weights `before` `(G, o, d)` move, `(G, d, o)`, to give what is missing; None without a fit."""
+    fitted = around.shape[1] - held
+    moment = gram(around[:, :fitted])
+    does = moment.diagonal(dim1=-2, dim2=-1) * before.double().square().mean(1)  # (s w)²
+    middle = does.where(does > 0, torch.nan).nanmedian(-1, keepdim=True).values
+    each = 1 + (middle / does.clamp_min(0.0)).nan_to_num(0.0).clamp_max(1 / _STUCK)
+    found = decomposed(moment, ridge, each=each)
+    if found is None:
+        return None
+    factor, scale = found[0], found[1][..., None]
+    step = torch.cholesky_solve(gram(around[:, :fitted], missing[:, :fitted]) / scale, factor) / scale
+    if held:
+        gained = (around[:, fitted:] @ step.to(around.dtype)).double()
+        power = gained.square().sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)
+        step = step * ((missing[:, fitted:].double() * gained).sum(1, keepdim=True) / power).clamp(0.0, 1.0)
+    return step
 
 
 def _rerun(invocation: Invocation, layer: Any) -> Any:

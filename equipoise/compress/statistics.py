@@ -10,7 +10,7 @@ from __future__ import annotations
 import math
 import zlib
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,6 +22,8 @@ from equipoise.batch import Inputs, take
 from equipoise.compress.trace import WEIGHTED, Invocation, Tape, record, tensors, watch
 
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
+ATTENTION = "multi_head_attention_forward"
+_PROJECTION = 11  # where its output projection's weight stands among the arguments; the bias follows
 _CHUNK = 4096
 WIDEST = 8192
 """Layers that read more columns than this are left out: their second moments take half a gigabyte, squared with the width."""
@@ -95,11 +97,13 @@ def collect(model: nn.Module, inputs: Inputs, *, moments_of: frozenset[str] = fr
     layers = dict(model.named_modules())
 
     def answer(invocation: Invocation) -> Any:
+        if is_attention(invocation):
+            return projected(invocation, answer)
         result = invocation.run()
         if is_linear_map(invocation) and is_own(invocation, layers.get(invocation.layer)):
-            layer, width = invocation.layer, math.prod(weight_of(invocation).shape[1:])
-            places = sample(layer, result, invocation.op, width)
-            if layer in moments_of and layer not in found:
+            layer, weight = invocation.layer, weight_of(invocation)
+            places = sample(layer, result, invocation.op, math.prod(weight.shape[1:]), parts=groups_of(invocation))
+            if layer in moments_of and layer not in found and groups_of(invocation) == 1:
                 found[layer] = _moments(input_rows(invocation, places))
             if layer in sums:
                 waiting[id(result)] = (layer, result, places)
@@ -138,17 +142,39 @@ def shared_layers(tape: Tape) -> frozenset[str]:
     A layer that runs several times, one tied to another (a head to the embedding), one whose weight code borrows.
     """
     readers = Counter(value for call in tape.calls for value in {*call.inputs} & tape.held.keys())
-    multiplying = [call for call in tape.calls if call.op.startswith(("conv", "linear"))]
-    return frozenset(call.layer for call in multiplying if any(readers[value] > 1 for value in call.inputs))
+    multiplying = [(call, call.layer) for call in tape.calls if call.op.startswith(("conv", "linear"))]
+    attending = [(call, f"{call.layer}.out_proj") for call in tape.calls if call.op == ATTENTION]
+    both = (*multiplying, *attending)
+    return frozenset(layer for call, layer in both if any(readers[value] > 1 for value in call.inputs))
 
 
 def is_linear_map(invocation: Invocation) -> bool:
-    """Return whether the call is a linear layer or a dense 1-D to 3-D convolution of a batch, at most `WIDEST` wide."""
+    """Return whether the call is a linear layer or a 1-D to 3-D convolution of a batch, each group at most `WIDEST` wide."""
     if invocation.op not in ("linear", "conv1d", "conv2d", "conv3d"):
         return False
     given = _arguments(invocation)
-    dense = invocation.op == "linear" or (given["input"].dim() == given["weight"].dim() and given.get("groups", 1) == 1)
-    return bool(dense and math.prod(given["weight"].shape[1:]) <= WIDEST)
+    batched = invocation.op == "linear" or given["input"].dim() == given["weight"].dim()
+    return bool(batched and math.prod(given["weight"].shape[1:]) <= WIDEST)
+
+
+def is_attention(invocation: Invocation) -> bool:
+    """Return whether the call is all of an `nn.MultiheadAttention` at once, its output projection in it."""
+    return invocation.op == ATTENTION and len(invocation.args) > _PROJECTION + 1
+
+
+def projected(invocation: Invocation, answer: Callable[[Invocation], Any]) -> Any:
+    """Return what an attention returns, its output projection answered by `answer` as the linear layer that it is."""
+    weight, bias = invocation.args[_PROJECTION : _PROJECTION + 2]
+    alone = torch.eye(len(weight), dtype=weight.dtype, device=weight.device)
+    given = (*invocation.args[:_PROJECTION], alone, None, *invocation.args[_PROJECTION + 2 :])
+    attended, seen = invocation.function(*given, **invocation.kwargs)
+    scope = (*invocation.scope, f"{invocation.layer}.out_proj".lstrip("."))
+    return answer(Invocation(functional.linear, (attended, weight, bias), {}, scope)), seen
+
+
+def groups_of(invocation: Invocation) -> int:
+    """Return in how many groups the call convolves; 1 for a linear layer."""
+    return int(_arguments(invocation).get("groups", 1)) if invocation.op != "linear" else 1
 
 
 def is_own(invocation: Invocation, layer: Any) -> bool:
@@ -180,23 +206,33 @@ def columns(weight: Tensor, positions: tuple[tuple[int, ...], ...]) -> Tensor:
     return (spots[:, None, :] + steps[None, :, None]).flatten(1)
 
 
-def sample(layer: str, output: Tensor, op: str, width: int) -> Tensor:
-    """Return sorted output places `(P,)` for a layer whose rows are `width` wide; the same places on every call."""
+def sample(layer: str, output: Tensor, op: str, width: int, *, parts: int = 1) -> Tensor:
+    """Return sorted output places `(P,)` for a layer whose `parts` groups read `width` columns each; the same every time."""
     channels = output.shape[-1] if op == "linear" else output.shape[1]
     total = output.numel() // channels
     wanted = min(total, max(6000, min(20000, 10 * width)))
+    if parts > 1:
+        wanted = min(wanted, max(600, 20 * width))  # few columns to decide, but of many groups
     if wanted == total:
         return torch.arange(total)
     generator = torch.Generator().manual_seed(zlib.crc32(layer.encode()))
     return torch.randperm(total, generator=generator)[:wanted].sort().values
 
 
-def input_rows(invocation: Invocation, places: Tensor) -> Tensor:
-    """Return the unfolded inputs `(P, d)` that the call reads at the given output places."""
+def input_rows(invocation: Invocation, places: Tensor, *, parts: slice = slice(None)) -> Tensor:
+    """Return the unfolded inputs that the call reads at the given output places: `(P, d)`, or `(G, P, d)` of G groups.
+
+    Args:
+        parts: Of a convolution in groups, which of them.
+    """
     given = _arguments(invocation)
     x, weight = given["input"], given["weight"]
     if invocation.op == "linear":
         return x.reshape(-1, x.shape[-1])[places]  # type: ignore[no-any-return]
+    groups = groups_of(invocation)
+    if groups > 1:
+        first, last, _ = parts.indices(groups)
+        x = x[:, first * weight.shape[1] : last * weight.shape[1]]
     kernel = tuple(weight.shape[2:])
     stride, dilation = (_each(given.get(name, 1), len(kernel)) for name in ("stride", "dilation"))
     x = functional.pad(x, _padding(given.get("padding", 0), kernel, dilation)).movedim(1, -1).contiguous()  # (N, ..., C)
@@ -209,7 +245,11 @@ def input_rows(invocation: Invocation, places: Tensor) -> Tensor:
         along[1 + axis] = -1
         index.append(starts.view(-1, *[1] * len(kernel)) + steps.view(along))
     image = rest.view(-1, *[1] * len(kernel))
-    return x[(image, *reversed(index))].flatten(1)  # (P, k..., C) -> (P, d)
+    found = x[(image, *reversed(index))]  # (P, k..., C)
+    if groups == 1:
+        return found.flatten(1)
+    apart: Tensor = found.reshape(*found.shape[:-1], -1, weight.shape[1])  # (P, k..., G, c)
+    return apart.movedim(-2, 0).flatten(2)  # (G, P, d)
 
 
 def output_rows(output: Tensor, places: Tensor, op: str) -> Tensor:
@@ -223,39 +263,45 @@ def output_rows(output: Tensor, places: Tensor, op: str) -> Tensor:
 def gram(rows: Tensor, other: Tensor | None = None) -> Tensor:
     """Return rowsᵀ·other (other = rows when None), summed in double precision over chunks multiplied in their own.
 
-    Centre the rows first: what is small beside their mean would be rounded away.
+    Centre the rows first: what is small beside their mean would be rounded away. Rows `(..., P, d)` of several groups give as
+    many products.
     """
     right = rows if other is None else other
-    total = torch.zeros(rows.shape[1], right.shape[1], dtype=torch.float64)
-    for start in range(0, len(rows), _CHUNK):
-        total += rows[start : start + _CHUNK].T @ right[start : start + _CHUNK]
+    total = torch.zeros(*rows.shape[:-2], rows.shape[-1], right.shape[-1], dtype=torch.float64)
+    for ours, theirs in zip(torch.split(rows, _CHUNK, -2), torch.split(right, _CHUNK, -2), strict=True):
+        total += ours.mT @ theirs
     return total
 
 
 def centred(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the rows `(P, d)` without their mean, at least in single precision, and the mean `(d,)` in double."""
-    mean = torch.stack([part.double().sum(0) for part in torch.split(rows, _CHUNK)]).sum(0) / len(rows)
+    """Return the rows `(..., P, d)` without their mean, at least in single precision, and the mean `(..., d)` in double."""
+    mean = torch.stack([part.double().sum(-2) for part in torch.split(rows, _CHUNK, -2)]).sum(0) / rows.shape[-2]
     kind = torch.promote_types(rows.dtype, torch.float32)
-    return torch.cat([(part.double() - mean).to(kind) for part in torch.split(rows, _CHUNK)]), mean
+    return torch.cat([(part.double() - mean[..., None, :]).to(kind) for part in torch.split(rows, _CHUNK, -2)], -2), mean
 
 
-def decomposed(matrix: Tensor, damping: float) -> tuple[Tensor, Tensor] | None:
-    """Return the Cholesky factor of a damped second moment and the scale `(d,)` of each column; None when there is none.
+def decomposed(matrix: Tensor, damping: float, *, each: Tensor | None = None) -> tuple[Tensor, Tensor] | None:
+    """Return the Cholesky factor of a damped second moment and the scale `(..., d)` of each column; None when there is none.
 
     The factor is of matrix / (scale scaleᵀ) + damping · 1. Dividing by the diagonal first makes the damping relative to
     each column, so that neither a column of years beside one of fractions nor a constant one decides how far the others may
     move. Columns that repeat one another leave rounding in place of a pivot: damping grows tenfold until the factor exists.
+
+    Args:
+        matrix: `(..., d, d)`, of several groups at once.
+        damping: Of every column.
+        each: How many times as much of each column `(..., d)`; None for once.
     """
-    diagonal = matrix.diagonal().double()
+    diagonal = matrix.diagonal(dim1=-2, dim2=-1).double()
     if not bool(matrix.isfinite().all()):
         return None
-    floor = float(diagonal.max().clamp_min(0.0)) * _DEAD
-    scale = diagonal.clamp_min(max(floor, torch.finfo(torch.float64).tiny)).sqrt()
-    even = matrix.double() / scale / scale[:, None]
-    identity = torch.eye(len(matrix), dtype=torch.float64)
+    floor = (diagonal.amax(-1, keepdim=True).clamp_min(0.0) * _DEAD).clamp_min(torch.finfo(torch.float64).tiny)
+    scale = torch.maximum(diagonal, floor).sqrt()
+    even = matrix.double() / scale[..., None] / scale[..., None, :]
+    ridge = torch.ones_like(scale) if each is None else each
     while damping <= 1.0:
-        factor, failed = torch.linalg.cholesky_ex(even + damping * identity)
-        if not int(failed) and bool(factor.isfinite().all()):
+        factor, failed = torch.linalg.cholesky_ex(even + torch.diag_embed(damping * ridge))
+        if not bool(failed.any()) and bool(factor.isfinite().all()):
             return factor, scale
         damping *= 10
     return None

@@ -36,7 +36,7 @@ GUESSING = 32
 DRAWS = 2
 """Labels drawn for each of these samples: a backward pass each."""
 MENDING = 2
-"""Layers re-solved after the last one touched: as far as the next block's sum, which mends most of what is left."""
+"""Dense layers re-solved after the last one touched: as far as the next block's sum, which mends most of what is left."""
 
 
 class _EnoughSeen(BaseException):
@@ -54,7 +54,8 @@ class Change:
         kept: Output channels that each narrowed layer kept, by layer.
         renamed: Layer -> the one inside it that now gives its answer.
         mended: Whether layers are re-solved after it.
-        mending: How many layers beyond the last one touched; None for all that follow, as a whole build does.
+        mending: How many dense layers beyond the last one touched, and what lies between; None for all that follow, as a whole
+            build does.
     """
 
     make: Callable[[], nn.Module]
@@ -256,7 +257,10 @@ class Prober:
         places = {name: script.first([name]) for name in self._targets}
         inside = [name for name, place in places.items() if begin <= place <= end]
         after = [name for name, place in places.items() if place > end]
-        return {name: self._targets[name] for name in (*inside, *after[:further])}
+        dense = [i for i, name in enumerate(after, 1) if getattr(self.teacher.get_submodule(name), "groups", 1) == 1]
+        ends = [0, *dense]
+        enough = None if further is None or further >= len(ends) else ends[further]
+        return {name: self._targets[name] for name in (*inside, *after[:enough])}
 
     def _student(self, change: Change) -> nn.Module:
         """Return the changed model, mended, its untouched weights shared with the teacher."""

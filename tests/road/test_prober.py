@@ -82,6 +82,16 @@ def test_mended_to_the_end_it_is_the_whole_build(subject, prober, monkeypatch) -
     )
 
 
+@pytest.mark.parametrize(("further", "expected"), [(0, ""), (1, "1"), (2, "123"), (3, "1234"), (9, "1234"), (None, "1234")])
+def test_layers_in_groups_do_not_count_among_those_mended(further: int | None, expected: str) -> None:
+    names = ["0", "1", "2", "3", "4"]
+    layers = [nn.Conv2d(3, 8, 1), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 8, 3, groups=8), nn.Conv2d(8, 8, 1), nn.Conv2d(8, 4, 1)]
+    model = nn.Sequential(*layers, nn.Flatten(), nn.Linear(16, 3)).eval()
+    inputs = torch.randn(16, 3, 4, 4, generator=torch.Generator().manual_seed(0))
+    found = prober_of(model, inputs, inputs)._mending(frozenset({"0"}), further)
+    assert [name for name in found if name in names] == ["0", *expected]
+
+
 def test_mending_near_the_change_is_better_than_none(subject, prober) -> None:
     _, change = narrower(subject)
     bare = Change(change.make, change.layers, change.kept, mended=False)
