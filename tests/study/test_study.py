@@ -225,7 +225,7 @@ def test_what_became_of_each_layer_is_told_from_the_space() -> None:
         None,
     )
     assert found["fc"]["after"] == {"out": 10, "params": 40, "macs": 40, "bits": 8}
-    assert found["fc"]["why"] == "8-bit (alone: 0.5 squared spreads)"
+    assert found["fc"]["why"] == "8-bit weights and inputs, ranges known beforehand (alone: 0.5 squared spreads)"
     assert [row["why"] for row in layer_rows(header, base, base, {})] == ["left whole"] * 4
 
 
