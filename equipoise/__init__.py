@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from equipoise.verbs.compress import quantize as quantize
     from equipoise.verbs.profile import profile as profile
     from equipoise.verbs.train import train as train
+    from equipoise.verbs.weights import sparsify as sparsify
     from equipoise.workloads import Metric as Metric
     from equipoise.workloads import Scores as Scores
     from equipoise.workloads import Task as Task
@@ -50,6 +51,7 @@ __all__ = [
     "quantize",
     "report",
     "scale",
+    "sparsify",
     "train",
     "verify",
 ]

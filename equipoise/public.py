@@ -24,6 +24,7 @@ PUBLIC = {
     "quantize": "equipoise.verbs.compress",
     "report": "equipoise.ship.report",
     "scale": "equipoise.sizing.walk",
+    "sparsify": "equipoise.verbs.weights",
     "train": "equipoise.verbs.train",
     "verify": "equipoise.ship.verify",
 }

@@ -114,7 +114,7 @@ class Builder:
         kept = {layer: places for (layer, axis), places in draft.keep.items() if axis == "out"}
         targets = {draft.renamed.get(layer, layer): target for layer, target in statistics.targets.items()}
         kept = {draft.renamed.get(layer, layer): places for layer, places in kept.items()}
-        return refit(draft.model, calibration, targets=targets, kept=kept, held=HELD)
+        return refit(draft.model, calibration, targets=targets, kept=kept, zeros=draft.hold, held=HELD)
 
     def _with_biases(self, draft: Draft) -> nn.Module:
         """Give each layer that repair would fit a bias of zeros where it has none."""

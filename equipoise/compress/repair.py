@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import math
 import warnings
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.batch import Inputs
+from equipoise.compress.masked import masked_solution
 from equipoise.compress.statistics import (
     Target,
     as_matrix,
@@ -78,6 +79,7 @@ def refit(
     kept: Mapping[str, Tensor] | None = None,
     through: Callable[[nn.Module, Inputs, Callable[[Invocation], Any]], Any] = watch,
     held: float = 0.0,
+    zeros: Collection[str] = (),
 ) -> nn.Module:
     """Do the work of `repair` from targets that `statistics.collect` has already taken from the teacher.
 
@@ -85,6 +87,7 @@ def refit(
         targets: of the layers to fit; the others keep their weights, and nothing runs after the last one is fitted.
         through: runs the model, `watch` or something that gives the layers to fit the same inputs for less.
         held: share of the inputs, the last ones, that no layer is fitted on, see `solve`.
+        zeros: layers whose zero weights stay zeros; the others are fitted around them.
     """
     repaired = copied(student).eval()
     wanted = {
@@ -92,7 +95,7 @@ def refit(
         for name, target in targets.items()
         if name in dict(repaired.named_modules())
     }
-    settlement = _Settlement(repaired, wanted, held)
+    settlement = _Settlement(repaired, wanted, held, frozenset(zeros))
     with contextlib.suppress(_Settled):
         through(repaired, inputs, settlement.answer)
     if settlement.unsolved:
@@ -108,8 +111,8 @@ class _Settled(BaseException):
 class _Settlement:
     """Answer the student's calls: fit a layer when it runs, or when the sum it goes into runs."""
 
-    def __init__(self, student: nn.Module, targets: Mapping[str, Target], held: float) -> None:
-        self._held = held
+    def __init__(self, student: nn.Module, targets: Mapping[str, Target], held: float, zeros: frozenset[str]) -> None:
+        self._held, self._zeros = held, zeros
         self._layers = dict(student.named_modules())
         self._targets = dict(targets)
         self.unsolved: list[str] = []
@@ -159,14 +162,22 @@ class _Settlement:
             parts = slice(first, min(first + step, groups))
             outputs = slice(parts.start * each, parts.stop * each)
             rows = input_rows(call, target.places, parts=parts)
-            if not solve(layer, rows, wanted[:, outputs], outputs=outputs, held=self._held):
+            mask = as_matrix(layer.weight[outputs].detach()) != 0 if call.layer in self._zeros else None
+            if not solve(layer, rows, wanted[:, outputs], outputs=outputs, held=self._held, mask=mask):
                 self.unsolved.append(call.layer)
                 return
 
 
 @torch.no_grad()
 def solve(
-    layer: Any, rows: Tensor, target: Tensor, *, outputs: slice = slice(None), ridge: float = RIDGE, held: float = 0.0
+    layer: Any,
+    rows: Tensor,
+    target: Tensor,
+    *,
+    outputs: slice = slice(None),
+    ridge: float = RIDGE,
+    held: float = 0.0,
+    mask: Tensor | None = None,
 ) -> bool:
     """Set `layer` (in place) to the ridge least-squares fit of `target` `(P, O)` from `rows`; return whether it could.
 
@@ -186,6 +197,7 @@ def solve(
     Args:
         rows: `(P, d)`; `(G, P, d)` of a convolution in G groups, each solved alone.
         outputs: The channels of the layer that are solved, O of them.
+        mask: `(O, d)`, the weights that may move; None: all of them. See `masked.masked_solution`.
     """
     kind = torch.promote_types(layer.weight.dtype, torch.float32)
     rows = (rows if rows.dim() == 3 else rows[None]).to(kind)
@@ -199,7 +211,8 @@ def solve(
     error = float(missing.square().mean() + shift.square().mean())
     if error <= max(1e-10 * float(wanted.square().mean()), 1e-11 * float(target.square().mean())):
         return True
-    step = _step(around, missing, before, ridge=ridge, held=int(held * rows.shape[1]))
+    free = None if mask is None else mask.view_as(before)
+    step = _step(around, missing, before, ridge=ridge, held=int(held * rows.shape[1]), mask=free)
     if step is None:
         return False
     after = before.double() + step.mT
@@ -212,7 +225,9 @@ def solve(
     return True
 
 
-def _step(around: Tensor, missing: Tensor, before: Tensor, *, ridge: float, held: int) -> Tensor | None:
+def _step(
+    around: Tensor, missing: Tensor, before: Tensor, *, ridge: float, held: int, mask: Tensor | None
+) -> Tensor | None:
     """Return how far the weights `before` `(G, o, d)` move, `(G, d, o)`, to give what is missing; None without a fit."""
     fitted = around.shape[1] - held
     moment = gram(around[:, :fitted])
@@ -223,7 +238,13 @@ def _step(around: Tensor, missing: Tensor, before: Tensor, *, ridge: float, held
     if found is None:
         return None
     factor, scale = found[0], found[1][..., None]
-    step = torch.cholesky_solve(gram(around[:, :fitted], missing[:, :fitted]) / scale, factor) / scale
+    right = gram(around[:, :fitted], missing[:, :fitted]) / scale
+    if mask is None:
+        moved = torch.cholesky_solve(right, factor)
+    else:
+        each_group = zip(factor @ factor.mT, right.mT, mask, strict=True)
+        moved = torch.stack([masked_solution(*group) for group in each_group]).mT
+    step = moved / scale
     if held:
         gained = (around[:, fitted:] @ step.to(around.dtype)).double()
         power = gained.square().sum(1, keepdim=True).clamp_min(torch.finfo(torch.float64).tiny)

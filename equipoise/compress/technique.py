@@ -52,6 +52,7 @@ class Draft:
         keep: (layer, axis) -> the places that it kept, int64, where it lost some.
         renamed: Layer -> the one inside it that now gives its answer.
         request: Layer -> scheme that the runtime is asked to hold and compute it in, where not floats.
+        hold: Layers whose zero weights are meant: repair and training keep them.
     """
 
     model: nn.Module
@@ -59,6 +60,7 @@ class Draft:
     keep: Keep = field(default_factory=dict)
     renamed: Mapping[str, str] = field(default_factory=dict)
     request: Mapping[str, Choice] = field(default_factory=dict)
+    hold: frozenset[str] = frozenset()
 
 
 @runtime_checkable

@@ -14,6 +14,7 @@ from torch.nn.modules.batchnorm import _BatchNorm
 from equipoise.batch import Inputs, mapped, parts
 from equipoise.records import Plan
 from equipoise.road.bench import Workbench
+from equipoise.training.hold import Kept
 from equipoise.training.loop import Trained
 from equipoise.training.normalize import refold, unfold
 from equipoise.training.progress import Progress
@@ -34,6 +35,7 @@ def train(
     checkpoint: Path,
     leg: int,
     seed: int,
+    hold: Kept | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> Trained:
     """Distil `student` from the untouched model for `seconds`, with a checkpoint that a killed run goes on from.
@@ -51,6 +53,7 @@ def train(
         divergence=bench.work.divergence,
         augment=bench.work.augment,
         generator=generator,
+        hold=hold,
         checkpoint=checkpoint,
         every_s=min(20.0, seconds / 5),
         on_step=on_step,

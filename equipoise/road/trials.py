@@ -58,6 +58,7 @@ class Trials:
                 checkpoint=self.files.scratch(f"{plan.digest}-{leg}"),
                 leg=leg,
                 seed=self.seed,
+                hold="zeros" if draft.hold else None,
                 on_step=lambda p: self.tell("recover", f"rung {args['rung']}, step {p.step}, loss {p.loss:.3g}", p.seconds),
             )
             for note in done.notes:

@@ -23,6 +23,7 @@ from equipoise.training.blocks import recomputed
 from equipoise.training.distribution.base import Distribution, Objective, OneProcess
 from equipoise.training.dropout import dropping
 from equipoise.training.ema import Average
+from equipoise.training.hold import Hold
 from equipoise.training.logs import Log
 from equipoise.training.optimizers import optimizer_of
 from equipoise.training.progress import Progress
@@ -83,6 +84,7 @@ class Plan:
         validation: What to look at on the way.
         logs: Where the steps are written down.
         distribution: Where to compute.
+        hold: Puts back what a step has changed and must not; in one process alone.
     """
 
     steps: int | None = None
@@ -98,6 +100,7 @@ class Plan:
     validation: Validation | None = None
     logs: Sequence[Log] = ()
     distribution: Distribution = field(default_factory=OneProcess)
+    hold: Hold | None = None
 
 
 def run(
@@ -277,6 +280,8 @@ class _Run:
         else:
             state.scaler.step(state.optimizer)
             state.scaler.update()
+        if plan.hold is not None:
+            plan.hold(state.model)
         if state.average is not None:
             state.average.update(state.step)
         return loss, lr
@@ -381,6 +386,9 @@ def _check(data: Batches, recipe: Recipe, plan: Plan) -> None:
             raise must_be(name, "positive", value, "Give the length of the run.")
     if len(data) == 0:
         raise must_be("training data", "at least one sample", 0, "Pass a training split.")
+    if plan.hold is not None and not isinstance(plan.distribution, OneProcess):
+        kind = type(plan.distribution).__name__
+        raise must_be("hold", "None where a model is trained by several processes", kind, "Train in one process.")
     if recipe.accumulate > recipe.batch:
         raise must_be("recipe.accumulate", f"at most the batch of {recipe.batch}", recipe.accumulate, "Lower it.")
 

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from equipoise.batch import Inputs, call, leaves, mapped, take
 from equipoise.errors import must_be, unknown
 from equipoise.training.distribution.base import Distribution, beside
+from equipoise.training.hold import Kept, holding
 from equipoise.training.loop import Augment, Plan, Trained, run
 from equipoise.training.losses import Divergence, cross_entropy, mse
 from equipoise.training.outputs import Answer, answer_of, first_of
@@ -41,6 +42,7 @@ def distill(
     augment: Augment | None = None,
     generator: torch.Generator | None = None,
     hard_loss: Callable[[Tensor, Tensor], Tensor] | None = None,
+    hold: Kept | None = None,
     checkpoint: Path | None = None,
     every_s: float = 20.0,
     distribution: Distribution | None = None,
@@ -70,12 +72,15 @@ def distill(
         augment: Random changes of the inputs; both models see the changed ones.
         generator: Source of all randomness; None is seeded with 0.
         hard_loss: Loss on the labels; None takes the one that the divergence's kind asks for.
+        hold: What the student's weights must keep: ``zeros``: those that are zero now; ``shared``: that those are equal which
+            are equal now; None: nothing.
         checkpoint, every_s: File to go on from, and seconds between writes.
         distribution: Where to compute; None is this process, on the device of the student.
         before_step: Called with (student, fraction of the run done) before each step, to switch a fake quantizer on late.
         on_step: Called with the `Progress` after each step.
     Raises:
-        InputError: No length, no data, an unknown feature, outputs of different shapes, or a checkpoint of another run.
+        InputError: No length, no data, nothing to hold, an unknown feature, outputs of different shapes, or a checkpoint of
+            another run.
         EquipoiseError: The loss is no longer finite.
         StoreError: The checkpoint cannot be read or written.
 
@@ -116,7 +121,9 @@ def distill(
         return loss
 
     identity = {"divergence": repr(divergence), "features": pairs, "student": fingerprint(student)}
-    plan = Plan(steps, seconds, augment, before_step, on_step, checkpoint, every_s, identity, distribution=where)
+    identity |= {"hold": hold} if hold else {}
+    kept = holding(student, hold)
+    plan = Plan(steps, seconds, augment, before_step, on_step, checkpoint, every_s, identity, hold=kept, distribution=where)
     trained = run(student, data, objective, recipe, generator, plan)
     return replace(trained, notes=(answer.note,)) if answer.note else trained
 

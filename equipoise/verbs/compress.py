@@ -1,8 +1,4 @@
-"""Every technique alone, in one line: prune, quantize, distil, without a study.
-
-What a verb is given is first brought to the form that everything else works on: wrappers are taken off, other precisions are
-converted to float32, on a copy. What it gives back has the precision of what was given.
-"""
+"""Techniques alone, in one line, without a study: prune, quantize, distil. Those that change weights alone: `verbs.weights`."""
 
 from __future__ import annotations
 
@@ -22,8 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise import runtimes
-from equipoise.batch import Inputs, call, is_array, leaves, mapped, positional, size, take
-from equipoise.batch import named as batch_of
+from equipoise.batch import Inputs, call, leaves, mapped, positional, size, take
 from equipoise.compress.fold import folded
 from equipoise.compress.operators import operators
 from equipoise.compress.proof import SAMPLES, changed
@@ -40,14 +35,15 @@ from equipoise.runtimes.qdq import Rounding
 from equipoise.schemes import SCHEMES, forms
 from equipoise.training.recipe import Recipe
 from equipoise.training.recover import distill as _distill
+from equipoise.verbs.given import answers_of, as_single, in_precision_of, inputs_of, one_output, prepared
 from equipoise.verbs.pretrained import is_pretrained, rebuilt
 from equipoise.workloads import Split, predict
 from equipoise.workloads.check import not_finite
 from equipoise.workloads.divergence import KINDS, Divergence, Kind
 from equipoise.workloads.meaning import SAMPLE, decide, first_tensor, squashed
-from equipoise.workloads.outputs import Chosen, not_one, reduced
+from equipoise.workloads.outputs import Chosen
 from equipoise.workloads.sources import LABEL_KEYS
-from equipoise.workloads.wrapped import bare, copied, single
+from equipoise.workloads.wrapped import bare, copied
 
 
 @dataclass(frozen=True)
@@ -70,7 +66,7 @@ class Quantized:
     def __call__(self, *inputs: Any, **named: Any) -> Tensor:
         """Return the outputs (N, ...) for inputs (N, ...), called like the model, in the floating-point type of the inputs."""
         given: Inputs = dict(named) if named else inputs[0] if len(inputs) == 1 else positional(inputs)
-        run = self.session.run(mapped(given, lambda value: _as_single(value).detach().contiguous().numpy()))
+        run = self.session.run(mapped(given, lambda value: as_single(value).detach().contiguous().numpy()))
         outputs = torch.from_numpy(np.asarray(run))
         kinds = [value.dtype for value in leaves(given) if value.is_floating_point()]
         return outputs.to(kinds[0]) if kinds and outputs.is_floating_point() else outputs
@@ -90,16 +86,16 @@ def prune(model: nn.Module, example: Inputs, *, data: Inputs | None = None, **op
     A model of Hugging Face's library comes back with a configuration of the new widths, so that `save_pretrained` writes what
     `from_pretrained` loads; where the architecture knows no such widths, a warning says so.
     """
-    plain, _ = _prepared("model", model)
-    example = _batch("example", example)
-    data = data if data is None else _batch("data", data)
-    _answers("model", plain, example)
+    plain, _ = prepared("model", model)
+    example = inputs_of("example", example)
+    data = data if data is None else inputs_of("data", data)
+    answers_of("model", plain, example)
     small = _prune(plain, example, data=data, **options)
     if options.get("ratio") == 0:
         inputs = [example] if data is None else [example, take(data, slice(SAMPLES))]
         if changed(small, plain, inputs):  # nothing was to be cut, so nothing may change
             small = copied(plain).eval()
-    small = _in_precision_of(bare(model), small)
+    small = in_precision_of(bare(model), small)
     if not is_pretrained(plain):
         return small
     written = rebuilt(small, bare(model), example)
@@ -157,10 +153,10 @@ def quantize(
             asked = f"{ranges!r} and {per_channel} for {scheme} on {target}"
             raise must_be("ranges and per_channel", "left alone but for scheme 8 of onnxruntime:cpu", asked, "Leave them out.")
         runtime = OnnxRuntime(Rounding(ranges=ranges, per_channel=per_channel))
-    plain, notes = _prepared("model", model)
-    calibration = _batch("calibration", calibration)
+    plain, notes = prepared("model", model)
+    calibration = inputs_of("calibration", calibration)
     example = take(calibration, slice(2))
-    whole = _judged("model", plain, example)
+    whole = one_output("model", plain, example)
     inside = "" if whole is plain else "model."
     done = folded(whole, example, data=calibration)
     floats = frozenset(f"{inside}{name}" for name in float_layers)
@@ -219,16 +215,16 @@ def distill(
     """
     alone = isinstance(data, (Tensor, np.ndarray)) or (isinstance(data, Mapping) and not data.keys() & {*LABEL_KEYS})
     if alone:
-        data = (mapped(data, lambda value: _as_single(torch.as_tensor(value))), torch.zeros(size(data)))
+        data = (mapped(data, lambda value: as_single(torch.as_tensor(value))), torch.zeros(size(data)))
     split = data if isinstance(data, Split) else Split.of(data, name="train")
     if not len(split):
         raise InputError("data must hold at least one sample; got none. Pass the training inputs.")
     if found := not_finite(split):
         raise found
-    learner, guide = _prepared("student", student)[0], copied(_prepared("teacher", teacher)[0]).eval()
+    learner, guide = prepared("student", student)[0], copied(prepared("teacher", teacher)[0]).eval()
     example = split.take(2).tensors()[0]
-    learner, guide = _judged("student", learner, example), _judged("teacher", guide, example)
-    shapes = [tuple(_answers(name, part, example).shape) for name, part in (("student", learner), ("teacher", guide))]
+    learner, guide = one_output("student", learner, example), one_output("teacher", guide, example)
+    shapes = [tuple(answers_of(name, part, example).shape) for name, part in (("student", learner), ("teacher", guide))]
     if shapes[0] != shapes[1]:
         raise must_be("student", f"a model that answers in the teacher's shape {shapes[1]}", shapes[0], "Give both one head.")
     if kind not in (None, *KINDS):
@@ -241,7 +237,7 @@ def distill(
     )
     generator = torch.Generator().manual_seed(seed)
     trained = _distill(learner, guide, split, divergence=meaning, seconds=seconds, generator=generator, **options).model
-    return _in_precision_of(bare(student), trained.model if isinstance(trained, Chosen) else trained)
+    return in_precision_of(bare(student), trained.model if isinstance(trained, Chosen) else trained)
 
 
 def _with_recipe(options: dict[str, Any]) -> dict[str, Any]:
@@ -264,79 +260,3 @@ def _meaning(teacher: nn.Module, split: Split, loss: Any, kind: Kind | None) -> 
     if kind is None or kind == found.kind:
         return found
     return Divergence(kind, found.axis, kind != "values" and squashed(asked, split))
-
-
-def _prepared(name: str, model: Any) -> tuple[nn.Module, tuple[str, ...]]:
-    """Return the plain float32 module inside what was given, and what was done to it."""
-    if not isinstance(model, nn.Module):
-        raise must_be(name, "a torch.nn.Module", type(model).__name__, "Pass the trained model itself.")
-    plain = bare(model)
-    notes = () if plain is model else ("wrappers and weight normalization were taken off a copy",)
-    plain, said = single(plain)
-    return plain, (*notes, said) if said else notes
-
-
-def _batch(name: str, inputs: Any) -> Inputs:
-    """Return a batch of inputs (N, ...) in float32 (or whole numbers): one tensor, or several by name or position."""
-    if isinstance(inputs, (tuple, list)):
-        inputs = positional(inputs)
-    if isinstance(inputs, Mapping):
-        found = {key: _tensor(f"{name}[{key!r}]", value) if is_array(value) else value for key, value in inputs.items()}
-        if len({len(value) for value in leaves(found)}) != 1:
-            lengths = {key: len(value) for key, value in batch_of(found).items()}
-            raise must_be(name, "tensors of one length", lengths, "Give a row for each sample in every one.")
-        return found
-    return _tensor(name, inputs)
-
-
-def _tensor(name: str, inputs: Any) -> Tensor:
-    if not isinstance(inputs, Tensor) or inputs.dim() < 1 or len(inputs) < 1:
-        got = tuple(inputs.shape) if isinstance(inputs, Tensor) else type(inputs).__name__
-        raise must_be(name, "a tensor of inputs (N, ...), N of at least 1", got, "Pass for example one batch of your data.")
-    if inputs.is_floating_point() and not bool((good := inputs.detach().isfinite().reshape(len(inputs), -1).all(1)).all()):
-        row = int((~good).nonzero()[0])
-        raise must_be(name, "finite", f"NaN or infinity in row {row}", "Clean the data, or look at how they are normalised.")
-    return _as_single(inputs.detach())
-
-
-def _as_single(inputs: Tensor) -> Tensor:
-    return inputs.float() if inputs.is_floating_point() else inputs
-
-
-def _judged(name: str, model: nn.Module, example: Inputs) -> nn.Module:
-    """Return the model, reduced to the output that is meant where it gives a record, a mapping or a tuple."""
-    answer = _answers(name, model, example)
-    judged = reduced(model, answer)
-    if judged is model and not isinstance(answer, Tensor):
-        raise not_one(answer)
-    return judged
-
-
-def _answers(name: str, model: nn.Module, example: Inputs) -> Any:
-    """Return what the model answers in evaluation mode."""
-    subject = copied(model).eval()
-    try:
-        with torch.no_grad():
-            outputs = call(subject, example)
-    except Exception as error:
-        text = (str(error).strip().splitlines() or [""])[0][:200]
-        given = " and ".join(f"{tuple(value.shape)} of {str(value.dtype)[6:]}" for value in leaves(example))
-        what = f"a model that takes inputs {given}"
-        raise must_be(name, what, f"{type(error).__name__}: {text}", "Check the shape and type of the inputs.") from error
-    return outputs
-
-
-def _in_precision_of(model: nn.Module, result: nn.Module) -> nn.Module:
-    """Return `result` with each value in the type that it has in `model`, and new ones in that of the others beside them."""
-    types = {name: v.dtype for name, v in (*model.named_parameters(), *model.named_buffers()) if v.is_floating_point()}
-    if set(types.values()) <= {torch.float32}:
-        return result
-    beside = {name.rpartition(".")[0]: dtype for name, dtype in types.items()}
-    usual = max(set(types.values()), key=list(types.values()).count)
-    cast = copy.deepcopy(result)
-    for part_name, part in cast.named_modules():
-        for name, value in (*part._parameters.items(), *part._buffers.items()):
-            if value is not None and value.is_floating_point():
-                full = f"{part_name}.{name}" if part_name else name
-                value.data = value.data.to(types.get(full, beside.get(part_name, usual)))
-    return cast

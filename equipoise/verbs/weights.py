@@ -1,0 +1,166 @@
+"""Techniques that change single weights and leave every width as it is, in one line: sparsify."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Collection, Mapping
+from dataclasses import dataclass, replace
+from typing import Any, Literal
+
+from torch import nn
+
+from equipoise.batch import Inputs
+from equipoise.compress import sparse
+from equipoise.compress.fold import fold
+from equipoise.compress.repair import HELD, refit
+from equipoise.compress.statistics import collect
+from equipoise.compress.trace import WEIGHTED
+from equipoise.errors import must_be, unknown
+from equipoise.verbs.given import answers_of, in_precision_of, inputs_of, prepared
+from equipoise.workloads.wrapped import bare, copied
+
+Train = Callable[[nn.Module], nn.Module | None]
+"""Trains the model that it is given, in place or as a copy that it returns."""
+
+ZEROS_COST = (
+    "a zero costs ONNX Runtime and OpenVINO on a CPU what any number costs: the program is neither faster nor, unless it is "
+    "packed, smaller; eq.prune takes whole channels away"
+)
+
+
+@dataclass(frozen=True)
+class Sparse:
+    """A model with zeros among its weights.
+
+    Attributes:
+        model: The copy, in evaluation mode.
+        sparsity: Fraction of zeros among the weights of all its linear and convolution layers, biases aside.
+        layers: The same of each layer that was made sparse.
+        left: Why another was left whole.
+        notes: What the zeros do not gain.
+    """
+
+    model: nn.Module
+    sparsity: float
+    layers: Mapping[str, float]
+    left: Mapping[str, str]
+    notes: tuple[str, ...] = (ZEROS_COST,)
+
+
+def sparsify(
+    model: nn.Module,
+    example: Inputs,
+    *,
+    rate: float | None = None,
+    threshold: float | None = None,
+    pattern: str | None = None,
+    criterion: str = "magnitude",
+    scope: Literal["layer", "global"] = "layer",
+    layers: Collection[str] | None = None,
+    data: Inputs | None = None,
+    repair: bool = True,
+    steps: int = 1,
+    train: Train | None = None,
+) -> Sparse:
+    """Return a copy of `model` in which single weights are zero: those below a threshold, a share of them, or n of every m.
+
+    Args:
+        model: Any module; not changed.
+        example: A small batch (N, ...) that the model accepts.
+        rate: Fraction of the weights that become zero, in [0, 1), exact to a weight. Give this, `threshold` or `pattern`.
+        threshold: Magnitude below which a weight becomes zero; for criterion 'magnitude' alone.
+        pattern: ``n:m``, such as ``2:4``: of every m weights that read neighbouring channels, n stay.
+        criterion: Which go: 'magnitude'; 'activation' (magnitude times the size of what the weight reads: Wanda) or 'obs' (what
+            is left of its damage after the best update of the others: best), which need `data`.
+        scope: Whether `rate` is that of each layer or of all together (``global``), where a layer keeps at least 2 %.
+        layers: Names of the layers; None takes every linear and convolution layer.
+        data: Unlabelled inputs (N, ...) drawn at random, 192 to 512. None: weights alone decide, nothing is repaired.
+        repair: Whether to re-solve, on `data`, the weights that are left; the result then has its BatchNorms folded.
+        steps: Cuts on the way to `rate`, after each of which `train` is called: 1 - (1 - t)³ of it after the share t of them.
+        train: Called with the model after each cut; what it changes of the zeros is undone. With ``hold='zeros'`` `eq.distill`
+            keeps them while it trains.
+    Returns:
+        The model, and how sparse it and its layers are.
+    Raises:
+        InputError: None or several of rate, threshold and pattern, a value out of range, an unknown criterion or layer, a
+            criterion without its data, or a model in which nothing can be made sparse.
+    Example:
+        >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
+        >>> eq.sparsify(net, torch.randn(2, 8), rate=0.75).sparsity
+        0.75
+    Limits:
+        On the runtimes here zeros gain no time, see `Sparse.notes`; so `eq.optimize` does not search them.
+    References:
+        Zhu & Gupta 2017, "To prune, or not to prune", equation 1; `compress.sparse` names those of the criteria.
+    """
+    cut = _cut(rate, threshold, pattern, scope, criterion)
+    _check_steps(steps, train, graded=rate is not None)
+    plain, _ = prepared("model", model)
+    example = inputs_of("example", example)
+    data = None if data is None else inputs_of("data", data)
+    answers_of("model", plain, example)
+    repaired = repair and data is not None
+    made = fold(plain, example, data=data) if repaired else copied(plain).eval()
+    targets = collect(made, data).targets if repaired and data is not None else {}
+    masks: sparse.Masks | None = None
+    left: Mapping[str, str] = {}
+    for step in range(1, steps + 1):
+        part = cut if cut.rate is None else replace(cut, rate=cut.rate * sparse.eased(step / steps))
+        evidence = sparse.gather(made, criterion=criterion, data=data, layers=layers, pattern=cut.pattern)
+        left = evidence.left
+        masks, weights = sparse.chosen(evidence, part, criterion=criterion, before=masks)
+        sparse.settle(made, masks, weights)
+        if repaired and data is not None:
+            made = refit(made, data, targets=targets, zeros=masks, held=HELD)
+        if train is not None:
+            made = _trained(train, made)
+            sparse.settle(made, masks)
+    zeros = {name: float((~mask).double().mean()) for name, mask in (masks or {}).items()}
+    found = [part.weight.detach() for part in made.modules() if isinstance(part, WEIGHTED)]
+    share = sum(int((weight == 0).sum()) for weight in found) / sum(weight.numel() for weight in found)
+    return Sparse(in_precision_of(bare(model), made), share, zeros, left)
+
+
+def _cut(rate: float | None, threshold: float | None, pattern: str | None, scope: Any, criterion: str) -> sparse.Cut:
+    given = {
+        name: value for name, value in (("rate", rate), ("threshold", threshold), ("pattern", pattern)) if value is not None
+    }
+    if len(given) != 1:
+        raise must_be(
+            "rate, threshold or pattern", "given, one of them", given or None, "Pass rate=0.5 for half of the weights."
+        )
+    if rate is not None and not 0 <= rate < 1:
+        raise must_be("rate", "a fraction of the weights in [0, 1)", rate, "Pass e.g. rate=0.5 to make half of them zero.")
+    if threshold is not None and not threshold > 0:
+        raise must_be("threshold", "a magnitude above 0", threshold, "Weights below it become zero; or pass rate=0.5.")
+    if threshold is not None and criterion != "magnitude":
+        raise must_be("criterion", "'magnitude' with a threshold", criterion, "Pass rate= or pattern= for the others.")
+    if scope not in ("layer", "global"):
+        raise unknown("scope", str(scope), ("layer", "global"))
+    parsed = None if pattern is None else re.fullmatch(r"(\d+):(\d+)", str(pattern))
+    numbers = (int(parsed[1]), int(parsed[2])) if parsed else None
+    if pattern is not None and (numbers is None or not 0 < numbers[0] < numbers[1]):
+        raise must_be("pattern", "n:m with n from 1 to m - 1", pattern, "Pass e.g. pattern='2:4'; for a free choice rate=0.5.")
+    return sparse.Cut(rate, threshold, numbers, scope)
+
+
+def _check_steps(steps: int, train: Train | None, *, graded: bool) -> None:
+    if steps < 1:
+        raise must_be("steps", "at least 1", steps, "Pass 1 to cut once.")
+    if steps > 1 and train is None:
+        raise must_be(
+            "train", "given where there are several steps", None, "Pass a function that trains the model, or steps=1."
+        )
+    if steps > 1 and not graded:
+        raise must_be("steps", "1 without a rate to go to", steps, "Pass rate= in place of a threshold or a pattern.")
+
+
+def _trained(train: Train, model: nn.Module) -> nn.Module:
+    """Return what `train` made of the model, which must be the same layers with other weights."""
+    shapes = {name: value.shape for name, value in model.named_parameters()}
+    found = train(model)
+    made = model if found is None else found
+    if not isinstance(made, nn.Module) or {n: v.shape for n, v in made.named_parameters()} != shapes:
+        got = type(made).__name__
+        raise must_be("train", "a function that returns the model it is given, trained, or None", got, "Keep its layers.")
+    return copied(made).eval()

@@ -1,0 +1,131 @@
+"""eq.sparsify in one line: what it promises of the copy, of training and of bad asks."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import equipoise as eq
+from equipoise.errors import InputError
+
+INPUTS = torch.randn(256, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def net() -> nn.Sequential:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(
+            nn.Conv2d(3, 16, 3, padding=1),
+            nn.BatchNorm2d(16),
+            nn.ReLU(),
+            nn.Conv2d(16, 16, 3, padding=1),
+            nn.ReLU(),
+            nn.AdaptiveAvgPool2d(1),
+            nn.Flatten(),
+            nn.Linear(16, 4),
+        )
+        model.train()(INPUTS)
+    return model.eval()
+
+
+def off(model: nn.Module, of: nn.Module) -> float:
+    with torch.no_grad():
+        wanted = of(INPUTS)
+        return float((model(INPUTS) - wanted).square().mean() / wanted.var())
+
+
+def zeros(model: nn.Module) -> dict[str, torch.Tensor]:
+    return {name: weight == 0 for name, weight in model.named_parameters() if weight.ndim > 1}
+
+
+def test_the_copy_is_sparse_and_repaired_and_the_model_is_not_touched() -> None:
+    model = net()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    bare = eq.sparsify(model, INPUTS[:2], rate=0.75)
+    best = eq.sparsify(model, INPUTS[:2], rate=0.75, criterion="obs", data=INPUTS)
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+    for found in (bare, best):
+        assert found.sparsity == pytest.approx(0.75, abs=1e-3)
+        assert found.layers == pytest.approx(dict.fromkeys(("0", "3", "7"), 0.75), abs=1e-3)
+        counted = zeros(found.model)
+        assert sum(int(z.sum()) for z in counted.values()) / sum(z.numel() for z in counted.values()) == found.sparsity
+        assert "neither faster" in found.notes[0]
+    assert off(best.model, model) < 0.3 * off(bare.model, model)
+
+
+def test_a_threshold_and_a_pattern() -> None:
+    model = net()
+    found = eq.sparsify(model, INPUTS[:2], threshold=0.1, layers=["3"])
+    assert torch.equal(found.model[3].weight == 0, model[3].weight.abs() < 0.1)
+    assert set(found.layers) == {"3"}
+    found = eq.sparsify(model, INPUTS[:2], pattern="2:4", criterion="activation", data=INPUTS)
+    assert found.layers == {"3": 0.5, "7": 0.5}
+    assert "no multiple of 4" in found.left["0"]
+    assert bool(((found.model[7].weight != 0).view(-1, 4).sum(1) == 2).all())
+
+
+def test_precision_is_given_back() -> None:
+    found = eq.sparsify(net().double(), INPUTS[:2].double(), rate=0.5, criterion="obs", data=INPUTS.double())
+    assert {p.dtype for p in found.model.parameters()} == {torch.float64}
+    assert found.sparsity == pytest.approx(0.5, abs=1e-3)
+
+
+def test_steps_train_on_the_way_with_the_zeros_held() -> None:
+    model, seen = net(), []
+
+    def learn(made: nn.Module) -> nn.Module:
+        masks = zeros(made)
+        taught = eq.distill(made, model, INPUTS, steps=20, hold="zeros", lr=3e-3)
+        assert all(bool((zeros(taught)[name] >= mask).all()) for name, mask in masks.items())  # none came back
+        free = eq.distill(made, model, INPUTS, steps=2, lr=3e-3)
+        assert any(not bool((zeros(free)[name] >= mask).all()) for name, mask in masks.items())  # they would have
+        seen.append(sum(int(mask.sum()) for mask in masks.values()) / sum(mask.numel() for mask in masks.values()))
+        return taught
+
+    found = eq.sparsify(model, INPUTS[:2], rate=0.8, steps=3, train=learn)
+    assert seen == pytest.approx([0.8 * (1 - (1 - t / 3) ** 3) for t in (1, 2, 3)], abs=2e-3)
+    assert found.sparsity == pytest.approx(0.8, abs=1e-3)
+    assert off(found.model, model) < 0.5 * off(eq.sparsify(model, INPUTS[:2], rate=0.8).model, model)
+
+
+def test_training_that_does_not_hold_them_is_masked_after() -> None:
+    def learn(made: nn.Module) -> None:
+        with torch.no_grad():
+            for weight in made.parameters():
+                weight.add_(0.01)
+
+    assert eq.sparsify(net(), INPUTS[:2], rate=0.5, train=learn).sparsity == pytest.approx(0.5, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "rate, threshold or pattern must be given"),
+        ({"rate": 0.5, "pattern": "2:4"}, "one of them"),
+        ({"rate": 1.0}, r"rate must be .* \[0, 1\)"),
+        ({"threshold": -1.0}, "above 0"),
+        ({"threshold": 0.1, "criterion": "obs", "data": INPUTS}, "criterion must be 'magnitude' with a threshold"),
+        ({"pattern": "4:2"}, "n:m"),
+        ({"pattern": "half"}, "rate=0.5"),
+        ({"rate": 0.5, "scope": "all"}, "scope"),
+        ({"rate": 0.5, "criterion": "wanda"}, "criterion"),
+        ({"rate": 0.5, "criterion": "obs"}, "data must be"),
+        ({"rate": 0.5, "layers": ["nine"]}, "layer"),
+        ({"rate": 0.5, "steps": 3}, "train must be given"),
+        ({"pattern": "2:4", "steps": 3, "train": lambda m: m}, "steps must be 1"),
+        ({"rate": 0.5, "train": lambda m: nn.Linear(2, 2)}, "train must be a function that returns the model"),
+    ],
+)
+def test_bad_asks_are_told(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        eq.sparsify(net(), INPUTS[:2], **options)
+
+
+def test_what_cannot_be_held_is_told() -> None:
+    model = net()
+    for hold, message in (("zeros", "a model with zeros"), ("shared", "at most 256 values"), ("masks", "hold")):
+        with pytest.raises(InputError, match=message):
+            eq.distill(model, model, INPUTS, steps=1, hold=hold)
