@@ -25,6 +25,7 @@ if TYPE_CHECKING:
     from equipoise.verbs.compress import quantize as quantize
     from equipoise.verbs.profile import profile as profile
     from equipoise.verbs.train import train as train
+    from equipoise.verbs.weights import factorize as factorize
     from equipoise.verbs.weights import sparsify as sparsify
     from equipoise.workloads import Metric as Metric
     from equipoise.workloads import Scores as Scores
@@ -44,6 +45,7 @@ __all__ = [
     "distill",
     "explain",
     "export",
+    "factorize",
     "family",
     "optimize",
     "profile",

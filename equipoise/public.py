@@ -17,6 +17,7 @@ PUBLIC = {
     "distill": "equipoise.verbs.compress",
     "explain": "equipoise.road.explain",
     "export": "equipoise.ship.export",
+    "factorize": "equipoise.verbs.weights",
     "family": "equipoise.workloads",
     "optimize": "equipoise.road.walk",
     "profile": "equipoise.verbs.profile",

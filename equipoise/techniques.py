@@ -94,7 +94,7 @@ TECHNIQUES: dict[str, Kind] = {
         Stage.FACTORIZE,
         "rank",
         lambda changed, _: f"{counted(len(changed), 'layer')} factorized" if changed else "",
-        lambda _old, new: f"two halves that hold {new}% of its weights",
+        lambda _old, new: f"thin layers that hold {new}% of its weights",
     ),
     "bits": Kind(
         "equipoise.compress.bits:Bits", Stage.ROUND, "bits", lambda _changed, _: "", lambda _old, new: scheme(new).says

@@ -1,4 +1,4 @@
-"""Rank: a layer as the product of two thin ones, where that is less work."""
+"""Rank: a layer as the product of two or three thin ones, where that is less work."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import torch
 
 from equipoise.compress.blocks import replaced
 from equipoise.compress.cut import axis_size
-from equipoise.compress.factorize import full_rank, halves
+from equipoise.compress.factorize import full_rank, shares, thin, tuckers, weights
 from equipoise.compress.statistics import Moments
 from equipoise.compress.subject import Subject
 from equipoise.compress.technique import Draft, Offer
@@ -18,61 +18,79 @@ from equipoise.errors import unknown
 from equipoise.ops import Op
 from equipoise.records import Choice
 
-LEVELS = (100, 50, 25)
-"""Percent of a layer's weights that its two halves hold together; all of them: it stays whole.
+LEVELS = (100, 50, 25, 12)
+"""Percent of a layer's weights that the thin ones hold together; all of them: it stays whole.
 
 A share, not a rank: of a layer that other choices have narrowed it is the same share of less, as near as whole steps come.
 """
+TUCKER = 12
+"""Level from which a k×k convolution is put in Tucker-2 form: down to 25 its two halves lose less and are as quick."""
+CHANNELS = 8
+"""Steps of channels that a convolution must have for that form: of fewer, its core fills no register."""
 
 
 class Rank:
-    """Weights that the two halves of each dense layer hold, where it can be put into two."""
+    """Weights that the thin layers hold in place of each dense layer, where it can be put into such."""
 
     def offers(self, subject: Subject) -> Iterable[Offer]:
-        """Yield the shares at which a layer's two halves are less than the whole, each of another rank."""
+        """Yield the shares at which the thin layers are less than the whole, each of other ranks."""
         for name, op in subject.ops.items():
-            if not full_rank(subject.model.get_submodule(name)):
+            layer = subject.model.get_submodule(name)
+            if not full_rank(layer):
                 continue
-            ranks = {_rank(level, op.cin, op.cout, op.kernel, subject): level for level in reversed(LEVELS[1:])}
-            useful = [level for rank, level in ranks.items() if rank]
+            wide = tuckers(layer) and min(op.cin, op.cout) >= CHANNELS * subject.likes
+            levels = [level for level in reversed(LEVELS[1:]) if level > TUCKER or wide]
+            found = {_ranks(level, op.cin, op.cout, op.kernel, subject): level for level in levels}
+            useful = [level for ranks, level in found.items() if ranks]
             if useful:
                 yield Offer(name, (LEVELS[0], *sorted(useful, reverse=True)), (name,))
 
     def apply(self, draft: Draft, subject: Subject, chosen: Mapping[str, Choice]) -> Draft:
-        """Put each named layer in two; one that other choices have made so narrow that it would not pay stays whole."""
+        """Put each named layer in thin ones; one that other choices have made so narrow that it would not pay stays whole."""
         for name in chosen:
             if name not in subject.ops:
                 raise unknown("layer", name, subject.ops)
         moments, parts, modules = subject.moments(tuple(chosen)), {}, dict(draft.model.named_modules())
         for name, level in chosen.items():
             layer: Any = modules.get(name)
-            if not full_rank(layer):  # gone with its block, or put in a form that has no two halves
+            if not full_rank(layer):  # gone with its block, or put in a form that has no thin layers
                 continue
             kernel = getattr(layer, "kernel_size", (1, 1))
-            rank = _rank(level, axis_size(layer, "in"), axis_size(layer, "out"), kernel, subject)
-            if rank:
-                parts[name] = halves(layer, rank, _second_moment(draft, name, layer, subject.ops[name], moments.get(name)))
-        renamed = {**draft.renamed, **{name: f"{name}.1" for name in parts}}
+            ranks = _ranks(level, axis_size(layer, "in"), axis_size(layer, "out"), kernel, subject)
+            if ranks:
+                parts[name] = thin(layer, ranks, _second_moment(draft, name, layer, subject.ops[name], moments.get(name)))
+        renamed = {**draft.renamed, **{name: f"{name}.{len(part) - 1}" for name, part in parts.items()}}
         return replace(draft, model=replaced(draft.model, parts), damaged=draft.damaged or bool(parts), renamed=renamed)
 
     def ops(self, subject: Subject, offer: Offer, layer: str, choice: Choice) -> tuple[Op, ...]:
-        """Return the two halves: for a convolution its rows, then its columns."""
+        """Return the thin layers: of a convolution its rows, then its columns; or fewer channels, its core, all channels."""
         op = subject.ops[layer]
-        rank = 0 if choice == offer.menu[0] else _rank(choice, op.cin, op.cout, op.kernel, subject)
-        if not rank:
+        ranks = () if choice == offer.menu[0] else _ranks(choice, op.cin, op.cout, op.kernel, subject)
+        if not ranks:
             return (op,)
         (high, wide), (down, across), (above, beside) = op.kernel, op.stride, op.padding
-        rows = replace(op, cout=rank, kernel=(high, 1), stride=(down, 1), padding=(above, 0), relu=False)
         left = (op.height + 2 * above - high) // down + 1 if op.kind == "conv" else op.height
-        return rows, replace(op, cin=rank, kernel=(1, wide), stride=(1, across), padding=(0, beside), height=left)
+        if len(ranks) == 2:
+            point = replace(op, kernel=(1, 1), stride=(1, 1), padding=(0, 0))
+            right = (op.width + 2 * beside - wide) // across + 1
+            core = replace(op, cin=ranks[0], cout=ranks[1], relu=False)
+            return replace(point, cout=ranks[0], relu=False), core, replace(point, cin=ranks[1], height=left, width=right)
+        rows = replace(op, cout=ranks[0], kernel=(high, 1), stride=(down, 1), padding=(above, 0), relu=False)
+        return rows, replace(op, cin=ranks[0], kernel=(1, wide), stride=(1, across), padding=(0, beside), height=left)
 
 
-def _rank(level: Choice, cin: int, cout: int, kernel: tuple[int, int], subject: Subject) -> int:
-    """Channels between the two halves at a level, in whole steps of what kernels like; 0 where they would not pay."""
+def _ranks(level: Choice, cin: int, cout: int, kernel: tuple[int, int], subject: Subject) -> tuple[int, ...]:
+    """Channels between the thin layers at a level, in whole steps of what kernels like; none where they would not pay."""
+    share, step = int(level) / 100, subject.likes
+    if int(level) <= TUCKER:
+        narrow = shares(share, cin, cout, kernel)
+        ranks = tuple(max(1, round(narrow * width / step)) * step for width in (cin, cout))
+        pays = ranks[0] < cin and ranks[1] < cout and weights(ranks, cin, cout, kernel) < cin * cout * kernel[0] * kernel[1]
+        return ranks if pays else ()
     reading, giving = cin * kernel[0], cout * kernel[1]
     even = reading * giving / (reading + giving)  # two halves of this rank hold as much as the whole
-    rank = max(1, round(int(level) / 100 * even / subject.likes)) * subject.likes
-    return rank if rank < min(reading, giving, even) else 0
+    rank = max(1, round(share * even / step)) * step
+    return (rank,) if rank < min(reading, giving, even) else ()
 
 
 def _second_moment(draft: Draft, name: str, layer: Any, op: Op, moments: Moments | None) -> torch.Tensor:

@@ -1,8 +1,9 @@
-"""Techniques that change single weights and leave every width as it is, in one line: sparsify."""
+"""Techniques that leave every width as it is, in one line, without a study: sparsify, factorize."""
 
 from __future__ import annotations
 
 import re
+import warnings
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, replace
 from typing import Any, Literal
@@ -10,8 +11,11 @@ from typing import Any, Literal
 from torch import nn
 
 from equipoise.batch import Inputs
-from equipoise.compress import sparse
+from equipoise.compress import ranks, sparse
+from equipoise.compress.blocks import replaced
+from equipoise.compress.factorize import Ranks, full_rank
 from equipoise.compress.fold import fold
+from equipoise.compress.ranks import Form
 from equipoise.compress.repair import HELD, refit
 from equipoise.compress.statistics import collect
 from equipoise.compress.trace import WEIGHTED
@@ -119,6 +123,90 @@ def sparsify(
     found = [part.weight.detach() for part in made.modules() if isinstance(part, WEIGHTED)]
     share = sum(int((weight == 0).sum()) for weight in found) / sum(weight.numel() for weight in found)
     return Sparse(in_precision_of(bare(model), made), share, zeros, left)
+
+
+def factorize(
+    model: nn.Module,
+    example: Inputs,
+    *,
+    rank: int | Mapping[str, Ranks] | None = None,
+    energy: float | None = None,
+    ratio: float | None = None,
+    form: Form | None = None,
+    layers: Collection[str] | None = None,
+    data: Inputs | None = None,
+    round_to: int = 8,
+    repair: bool = True,
+) -> nn.Module:
+    """Return a copy of `model` in which thin layers stand for each thick one: of a rank, an energy or a share of its weights.
+
+    Args:
+        model: Any module; not changed.
+        example: A small batch (N, ...) that the model accepts.
+        rank: Channels between the two halves of each layer (of both sides of a Tucker core), or by layer name, where (in, out)
+            asks for a Tucker core. Give this, `energy` or `ratio`.
+        energy: Share of the power of each layer's outputs that its thin layers keep at least, in (0, 1).
+        ratio: Share of each layer's weights that goes, in (0, 1).
+        form: 'halves' (k×1 then 1×k; of a linear layer two matrices), or 'tucker' (1×1, k×k, 1×1), which convolutions alone
+            have. None takes the one of less output error at this ratio, or of fewer weights at this energy; of a rank, halves.
+        layers: Names of the layers; None takes every linear layer and ungrouped 2-D convolution.
+        data: Unlabelled inputs (N, ...) drawn at random, 192 to 512, by which directions are weighed. None: `example`.
+        round_to: Ranks that follow from energy or ratio are whole multiples of this; energy rounds up.
+        repair: Whether to re-solve the weights on `data`; the result then has its BatchNorms folded.
+    Returns:
+        A new module in evaluation mode. A layer whose thin layers would hold as many weights as it does stays whole, with a
+        warning where all do.
+    Raises:
+        InputError: None or several of rank, energy and ratio, a value out of range, an unknown layer or form.
+    Example:
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+        >>> thin = eq.factorize(net, torch.randn(200, 64), ratio=0.5, repair=False)
+        >>> [tuple(part.weight.shape) for part in thin[0]]
+        [(16, 64), (64, 16)]
+    References:
+        `compress.factorize` has those of the forms.
+    """
+    ask = _ask(rank, energy, ratio, form, round_to)
+    plain, _ = prepared("model", model)
+    example = inputs_of("example", example)
+    data = None if data is None else inputs_of("data", data)
+    answers_of("model", plain, example)
+    repaired = repair and data is not None
+    whole = fold(plain, example, data=data) if repaired else copied(plain).eval()
+    valid = {name: part for name, part in whole.named_modules() if full_rank(part)}
+    for name in (*(layers or ()), *(rank if isinstance(rank, Mapping) else ())):
+        if name not in valid:
+            raise unknown("layer", name, valid)
+    names = frozenset(valid if layers is None else layers) & frozenset(rank if isinstance(rank, Mapping) else valid)
+    found = collect(whole, example if data is None else data, moments_of=names, targets=repaired)
+    parts = {
+        name: made
+        for name in valid
+        if name in found.moments and (made := ranks.thinned(name, valid[name], found.moments[name].gram, ask))
+    }
+    if not parts:
+        warnings.warn("nothing was factorized: no layer would hold fewer weights; ask for less rank or energy", stacklevel=2)
+    small = replaced(whole, parts)
+    if repaired and data is not None:
+        targets = {f"{n}.{len(parts[n]) - 1}" if n in parts else n: target for n, target in found.targets.items()}
+        small = refit(small, data, targets=targets, held=HELD)
+    return in_precision_of(bare(model), small)
+
+
+def _ask(rank: Any, energy: float | None, ratio: float | None, form: Form | None, round_to: int) -> ranks.Ask:
+    given = [value for value in (rank, energy, ratio) if value is not None]
+    if len(given) != 1:
+        raise must_be("rank, energy or ratio", "given, one of them", given, "Pass ratio=0.5 for half of the weights.")
+    for name, value in (("energy", energy), ("ratio", ratio)):
+        if value is not None and not 0 < value < 1:
+            raise must_be(name, "a share in (0, 1)", value, f"Pass e.g. {name}=0.5.")
+    if isinstance(rank, int) and rank < 1:
+        raise must_be("rank", "at least 1", rank, "It is the number of channels between the thin layers.")
+    if form is not None and form not in ranks.FORMS:
+        raise unknown("form", str(form), ranks.FORMS)
+    if round_to < 1:
+        raise must_be("round_to", "at least 1", round_to, "Pass 1 for any rank.")
+    return ranks.Ask(rank, energy, ratio, form, round_to)
 
 
 def _cut(rate: float | None, threshold: float | None, pattern: str | None, scope: Any, criterion: str) -> sparse.Cut:

@@ -1,4 +1,4 @@
-"""eq.sparsify in one line: what it promises of the copy, of training and of bad asks."""
+"""eq.sparsify and eq.factorize in one line: what they promise of the copy, of training and of bad asks."""
 
 from __future__ import annotations
 
@@ -129,3 +129,52 @@ def test_what_cannot_be_held_is_told() -> None:
     for hold, message in (("zeros", "a model with zeros"), ("shared", "at most 256 values"), ("masks", "hold")):
         with pytest.raises(InputError, match=message):
             eq.distill(model, model, INPUTS, steps=1, hold=hold)
+
+
+def held(model: nn.Module) -> int:
+    return sum(p.numel() for p in model.parameters())
+
+
+def test_factorize_keeps_what_is_asked_and_repairs() -> None:
+    model = net()
+    before = {name: value.clone() for name, value in model.state_dict().items()}
+    bare, best = (
+        eq.factorize(model, INPUTS[:2], ratio=0.6, data=INPUTS, round_to=1, layers=["3"], repair=repair)
+        for repair in (False, True)
+    )
+    assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
+    assert held(bare[3]) < 0.45 * held(model[3])
+    assert off(best, model) < 0.8 * off(bare, model)
+    assert off(eq.factorize(model, INPUTS[:2], energy=0.99, data=INPUTS, round_to=1), model) < 0.02
+    halves = eq.factorize(model, INPUTS[:2], rank=4, data=INPUTS)
+    assert [tuple(part.kernel_size) for part in halves[3]] == [(3, 1), (1, 3)]
+    core = eq.factorize(model, INPUTS[:2], rank={"3": (4, 6)}, data=INPUTS)
+    assert [tuple(part.weight.shape[:2]) for part in core[3]] == [(4, 16), (6, 4), (16, 6)]
+    assert isinstance(core[7], nn.Linear)
+    assert [len(part) for part in eq.factorize(model, INPUTS[:2], rank=4, form="tucker", layers=["3"])[3:4]] == [3]
+
+
+def test_what_would_not_pay_is_left_and_told() -> None:
+    with pytest.warns(UserWarning, match="nothing was factorized"):
+        assert off(eq.factorize(net(), INPUTS[:2], rank=64, data=INPUTS), net()) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({}, "rank, energy or ratio must be given"),
+        ({"rank": 4, "ratio": 0.5}, "one of them"),
+        ({"ratio": 1.0}, r"ratio must be a share in \(0, 1\)"),
+        ({"energy": 0.0}, "energy"),
+        ({"rank": 0}, "at least 1"),
+        ({"rank": 4, "form": "cp"}, "form"),
+        ({"rank": {"nine": 4}}, "layer"),
+        ({"rank": {"3": 400}}, r"in \[1, 48\]"),
+        ({"rank": {"3": 4}, "form": "tucker"}, "Two numbers ask for Tucker"),
+        ({"ratio": 0.5, "round_to": 0}, "round_to"),
+        ({"ratio": 0.5, "layers": ["1"]}, "layer"),
+    ],
+)
+def test_bad_asks_of_factorize_are_told(options: dict[str, Any], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        eq.factorize(net(), INPUTS[:2], **options)
