@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     from equipoise.verbs.profile import profile as profile
     from equipoise.verbs.train import train as train
     from equipoise.verbs.weights import factorize as factorize
+    from equipoise.verbs.weights import share as share
     from equipoise.verbs.weights import sparsify as sparsify
     from equipoise.workloads import Metric as Metric
     from equipoise.workloads import Scores as Scores
@@ -53,6 +54,7 @@ __all__ = [
     "quantize",
     "report",
     "scale",
+    "share",
     "sparsify",
     "train",
     "verify",

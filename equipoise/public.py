@@ -25,6 +25,7 @@ PUBLIC = {
     "quantize": "equipoise.verbs.compress",
     "report": "equipoise.ship.report",
     "scale": "equipoise.sizing.walk",
+    "share": "equipoise.verbs.weights",
     "sparsify": "equipoise.verbs.weights",
     "train": "equipoise.verbs.train",
     "verify": "equipoise.ship.verify",

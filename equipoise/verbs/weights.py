@@ -1,18 +1,21 @@
-"""Techniques that leave every width as it is, in one line, without a study: sparsify, factorize."""
+"""Techniques that leave every width as it is, in one line, without a study: sparsify, factorize, share."""
 
 from __future__ import annotations
 
 import re
 import warnings
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
 from typing import Any, Literal
 
 from torch import nn
 
-from equipoise.batch import Inputs
-from equipoise.compress import ranks, sparse
+from equipoise.batch import Inputs, take
+from equipoise.compress import codebook, ranks, sparse
 from equipoise.compress.blocks import replaced
+from equipoise.compress.codebook import BYTE
 from equipoise.compress.factorize import Ranks, full_rank
 from equipoise.compress.fold import fold
 from equipoise.compress.ranks import Form
@@ -20,7 +23,11 @@ from equipoise.compress.repair import HELD, refit
 from equipoise.compress.statistics import collect
 from equipoise.compress.trace import WEIGHTED
 from equipoise.errors import must_be, unknown
-from equipoise.verbs.given import answers_of, in_precision_of, inputs_of, prepared
+from equipoise.runtimes import Program
+from equipoise.runtimes.export import Exporter
+from equipoise.runtimes.onnxruntime import FILE
+from equipoise.runtimes.palette import palettized
+from equipoise.verbs.given import answers_of, in_precision_of, inputs_of, one_output, prepared
 from equipoise.workloads.wrapped import bare, copied
 
 Train = Callable[[nn.Module], nn.Module | None]
@@ -29,6 +36,11 @@ Train = Callable[[nn.Module], nn.Module | None]
 ZEROS_COST = (
     "a zero costs ONNX Runtime and OpenVINO on a CPU what any number costs: the program is neither faster nor, unless it is "
     "packed, smaller; eq.prune takes whole channels away"
+)
+
+
+SHARED_COST = (
+    "sharing makes the file smaller alone: a runtime gathers the values when it loads it, and then runs as quick as before"
 )
 
 
@@ -191,6 +203,89 @@ def factorize(
         targets = {f"{n}.{len(parts[n]) - 1}" if n in parts else n: target for n, target in found.targets.items()}
         small = refit(small, data, targets=targets, held=HELD)
     return in_precision_of(bare(model), small)
+
+
+@dataclass(frozen=True)
+class Shared:
+    """A model whose weights share values.
+
+    Attributes:
+        model: The copy, in evaluation mode, BatchNorms folded. ``eq.distill(..., hold='shared')`` trains it as it is.
+        values: How many values each layer has.
+        notes: What it does not gain.
+    """
+
+    model: nn.Module
+    values: Mapping[str, int]
+    example: Inputs = field(repr=False)
+    notes: tuple[str, ...] = (SHARED_COST,)
+
+    @cached_property
+    def program(self) -> Program:
+        """The ONNX file that would ship, a byte or half of one for each shared weight; ``program.size_bytes`` is its size.
+
+        Raises:
+            InputError: A model that cannot be exported.
+        """
+        plain, _ = prepared("model", self.model)
+        example = inputs_of("example", self.example)
+        source = Exporter().source(one_output("model", plain, example), take(example, slice(2)), topology="")
+        return Program("onnxruntime", "fp32", {FILE: palettized(source.onnx())})
+
+    def save(self, folder: str | Path) -> Path:
+        """Write the program's file into `folder`, which is made when absent."""
+        path = Path(folder)
+        path.mkdir(parents=True, exist_ok=True)
+        self.program.write(path)
+        return path
+
+
+def share(
+    model: nn.Module,
+    example: Inputs,
+    *,
+    clusters: int = 16,
+    layers: Collection[str] | None = None,
+    data: Inputs | None = None,
+) -> Shared:
+    """Return a copy of `model` in which the weights of each layer share `clusters` values, for a file of an eighth or a fourth.
+
+    Args:
+        model: Any module; not changed.
+        example: A small batch (N, ...) that the model accepts.
+        clusters: Values of each layer, from 2 to 256: up to 16 take half a byte for each weight, more a byte. A layer of less
+            than 1 % of the weights takes up to 256.
+        layers: Names of the layers; None takes every linear and convolution layer.
+        data: Unlabelled inputs (N, ...) drawn at random, 192 to 512, by which a weight counts as the square of what it reads.
+            None: all count alike.
+    Returns:
+        The model, and the file that holds it.
+    Raises:
+        InputError: A number of clusters out of range, or an unknown layer.
+    Example:
+        >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
+        >>> small = eq.share(net, torch.randn(2, 64), clusters=16)
+        >>> len(small.model[0].weight.unique())
+        16
+        >>> small.program.size_bytes    # doctest: +SKIP
+    Limits:
+        Size alone, see `Shared.notes`. What `eq.quantize` computes in int8 is as small as a byte for each weight, and quicker.
+    References:
+        Han et al. 2016, "Deep compression", section 3.
+    """
+    if not 2 <= clusters <= BYTE:
+        raise must_be("clusters", f"from 2 to {BYTE}", clusters, "Pass 16 for half a byte a weight, 256 for a byte.")
+    plain, _ = prepared("model", model)
+    example = inputs_of("example", example)
+    data = None if data is None else inputs_of("data", data)
+    answers_of("model", plain, example)
+    made = fold(plain, example, data=data)
+    books, shifts = codebook.codebooks(made, clusters=clusters, data=data, layers=layers)
+    if not books:
+        raise must_be("model", "one with linear or convolution layers", type(model).__name__, "There is nothing to share.")
+    codebook.settle(made, books, shifts)
+    values = {name: len(book.values) for name, book in books.items()}
+    return Shared(in_precision_of(bare(model), made), values, example)
 
 
 def _ask(rank: Any, energy: float | None, ratio: float | None, form: Form | None, round_to: int) -> ranks.Ask:
