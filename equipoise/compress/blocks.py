@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from equipoise.batch import Inputs, call
 from equipoise.compress.trace import RUN_ERRORS, WEIGHTED, Tape, Watched, record, tensors, unwatched
-from equipoise.errors import unknown
+from equipoise.errors import must_be, unknown
 
 ZERO = -1
 """In place of an input's number: nothing, to be added."""
@@ -110,6 +110,30 @@ def drop(model: nn.Module, blocks: Iterable[Block]) -> nn.Module:
         if not name or name not in valid:
             raise unknown("block", name, [other for other in valid if other])
     return replaced(model, parts)
+
+
+@torch.no_grad()
+def least_needed(model: nn.Module, example: Inputs, count: int, *, data: Inputs | None = None) -> tuple[str, ...]:
+    """Return the `count` blocks whose absence changes the outputs least, found one after another; no labels are asked for.
+
+    Args:
+        data: inputs `(N, ...)` on which outputs are compared, in the mean square; None takes `example`.
+
+    Raises:
+        InputError: there are not so many blocks that can go.
+    """
+    able, inputs = droppable(model, example), example if data is None else data
+    if not 0 < count <= len(able):
+        raise must_be("blocks", f"from 1 to {len(able)}, or names of blocks that can go", count, f"They are {', '.join(able)}.")
+    wanted, gone = next(tensors(call(model, inputs))), list[str]()
+
+    def off(name: str) -> float:
+        shorter = drop(model, [able[block] for block in (*gone, name)])
+        return float((next(tensors(call(shorter, inputs))) - wanted).square().mean())
+
+    while len(gone) < count:
+        gone.append(min((name for name in able if name not in gone), key=off))
+    return tuple(gone)
 
 
 def replaced(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from equipoise.batch import Inputs
 from equipoise.compress.masked import masked_solution
+from equipoise.compress.schedule import eased
 from equipoise.compress.statistics import WIDEST, Moments, as_matrix, as_weight, collect, decomposed
 from equipoise.compress.trace import CONVS, WEIGHTED
 from equipoise.errors import must_be, unknown
@@ -169,15 +170,6 @@ def chosen(evidence: Evidence, cut: Cut, *, criterion: str, before: Masks | None
         for name, mask in masks.items():
             weights[name] = fitted(evidence.weights[name], mask, evidence.moments.get(name))
     return masks, weights
-
-
-def eased(done: float) -> float:
-    """Return the share of the final rate after the fraction `done` of the steps: much at first, when much is free.
-
-    References:
-        Zhu & Gupta 2017, "To prune, or not to prune", equation 1.
-    """
-    return 1 - (1 - done) ** 3
 
 
 def fitted(weight: Tensor, mask: Tensor, moments: Moments | None) -> Tensor:

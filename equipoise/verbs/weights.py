@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import warnings
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +20,7 @@ from equipoise.compress.factorize import Ranks, full_rank
 from equipoise.compress.fold import fold
 from equipoise.compress.ranks import Form
 from equipoise.compress.repair import HELD, refit
+from equipoise.compress.schedule import Train, check_steps, eased, trained
 from equipoise.compress.statistics import collect
 from equipoise.compress.trace import WEIGHTED
 from equipoise.errors import must_be, unknown
@@ -29,9 +30,6 @@ from equipoise.runtimes.onnxruntime import FILE
 from equipoise.runtimes.palette import palettized
 from equipoise.verbs.given import answers_of, in_precision_of, inputs_of, one_output, prepared
 from equipoise.workloads.wrapped import bare, copied
-
-Train = Callable[[nn.Module], nn.Module | None]
-"""Trains the model that it is given, in place or as a copy that it returns."""
 
 ZEROS_COST = (
     "a zero costs ONNX Runtime and OpenVINO on a CPU what any number costs: the program is neither faster nor, unless it is "
@@ -110,7 +108,9 @@ def sparsify(
         Zhu & Gupta 2017, "To prune, or not to prune", equation 1; `compress.sparse` names those of the criteria.
     """
     cut = _cut(rate, threshold, pattern, scope, criterion)
-    _check_steps(steps, train, graded=rate is not None)
+    check_steps(steps, train)
+    if steps > 1 and rate is None:
+        raise must_be("steps", "1 without a rate to go to", steps, "Pass rate= in place of a threshold or a pattern.")
     plain, _ = prepared("model", model)
     example = inputs_of("example", example)
     data = None if data is None else inputs_of("data", data)
@@ -121,7 +121,7 @@ def sparsify(
     masks: sparse.Masks | None = None
     left: Mapping[str, str] = {}
     for step in range(1, steps + 1):
-        part = cut if cut.rate is None else replace(cut, rate=cut.rate * sparse.eased(step / steps))
+        part = cut if cut.rate is None else replace(cut, rate=cut.rate * eased(step / steps))
         evidence = sparse.gather(made, criterion=criterion, data=data, layers=layers, pattern=cut.pattern)
         left = evidence.left
         masks, weights = sparse.chosen(evidence, part, criterion=criterion, before=masks)
@@ -129,7 +129,7 @@ def sparsify(
         if repaired and data is not None:
             made = refit(made, data, targets=targets, zeros=masks, held=HELD)
         if train is not None:
-            made = _trained(train, made)
+            made = trained(train, made)
             sparse.settle(made, masks)
     zeros = {name: float((~mask).double().mean()) for name, mask in (masks or {}).items()}
     found = [part.weight.detach() for part in made.modules() if isinstance(part, WEIGHTED)]
@@ -325,25 +325,3 @@ def _cut(rate: float | None, threshold: float | None, pattern: str | None, scope
     if pattern is not None and (numbers is None or not 0 < numbers[0] < numbers[1]):
         raise must_be("pattern", "n:m with n from 1 to m - 1", pattern, "Pass e.g. pattern='2:4'; for a free choice rate=0.5.")
     return sparse.Cut(rate, threshold, numbers, scope)
-
-
-def _check_steps(steps: int, train: Train | None, *, graded: bool) -> None:
-    if steps < 1:
-        raise must_be("steps", "at least 1", steps, "Pass 1 to cut once.")
-    if steps > 1 and train is None:
-        raise must_be(
-            "train", "given where there are several steps", None, "Pass a function that trains the model, or steps=1."
-        )
-    if steps > 1 and not graded:
-        raise must_be("steps", "1 without a rate to go to", steps, "Pass rate= in place of a threshold or a pattern.")
-
-
-def _trained(train: Train, model: nn.Module) -> nn.Module:
-    """Return what `train` made of the model, which must be the same layers with other weights."""
-    shapes = {name: value.shape for name, value in model.named_parameters()}
-    found = train(model)
-    made = model if found is None else found
-    if not isinstance(made, nn.Module) or {n: v.shape for n, v in made.named_parameters()} != shapes:
-        got = type(made).__name__
-        raise must_be("train", "a function that returns the model it is given, trained, or None", got, "Keep its layers.")
-    return copied(made).eval()

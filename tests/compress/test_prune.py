@@ -12,6 +12,7 @@ from nets import EASY, fingerprint, made
 from torch import Tensor, nn
 
 from equipoise.compress import statistics
+from equipoise.compress.blocks import Skip, droppable
 from equipoise.compress.criteria import CRITERIA, Evidence, gather, ranking
 from equipoise.compress.graph import groups
 from equipoise.compress.prune import prune, rounded
@@ -293,3 +294,45 @@ def test_a_weight_that_a_hook_computes_is_no_obstacle() -> None:
     assert (smaller[0].out_features, smaller[2].out_features) == (16, 16)
     with torch.no_grad():
         torch.testing.assert_close(prune(model, inputs[:2], ratio=0.0)(inputs), model(inputs))
+
+
+def test_steps_train_in_between_and_end_where_one_step_does() -> None:
+    model, inputs = made("cnn")
+    widths: list[int] = []
+
+    def learn(small: nn.Module) -> None:
+        widths.append(small[0].out_channels)
+        for weight in small.parameters():
+            weight.data.mul_(1.01)
+
+    at_once = prune(model, inputs[:2], ratio=0.5, round_to=1)
+    small = prune(model, inputs[:2], ratio=0.5, round_to=1, steps=3, train=learn)
+    first, last = model[0].out_channels, at_once[0].out_channels
+    assert [tuple(p.shape) for p in small.parameters()] == [tuple(p.shape) for p in at_once.parameters()]
+    assert widths == pytest.approx([first - (first - last) * (1 - (1 - t / 3) ** 3) for t in (1, 2, 3)], abs=0.51)
+    assert not torch.equal(small[0].weight, at_once[0].weight)
+    for options, message in (({"steps": 2}, "train must be given"), ({"steps": 0, "train": learn}, "steps must be")):
+        with pytest.raises(InputError, match=message):
+            prune(model, inputs[:2], ratio=0.5, **options)
+    with pytest.raises(InputError, match="train must be a function that returns the model"):
+        prune(model, inputs[:2], ratio=0.5, train=lambda small: nn.Linear(2, 2))
+
+
+def test_blocks_are_dropped_by_name_or_by_what_is_least_needed() -> None:
+    model, inputs = made("option_a")
+    able = droppable(model, inputs[:2])
+    with torch.no_grad():
+        model.get_submodule(able[-1]).bn2.weight.mul_(1e-3)  # it hardly adds anything
+        model.get_submodule(able[-1]).bn2.bias.mul_(1e-3)
+    small = prune(model, inputs[:2], blocks=1, data=inputs, repair=False)
+    assert isinstance(small.get_submodule(able[-1]), Skip)
+    both = prune(model, inputs[:2], blocks=[able[0]], ratio=0.5, data=inputs)
+    assert isinstance(both.get_submodule(able[0]), Skip)
+    assert sum(p.numel() for p in both.parameters()) < sum(p.numel() for p in small.parameters())
+    with torch.no_grad():
+        made_of = [prune(model, inputs[:2], blocks=[able[0]], data=inputs, repair=repair) for repair in (False, True)]
+        off = [float((shorter(inputs) - model(inputs)).std()) for shorter in made_of]
+    assert off[1] < off[0]
+    for blocks, message in ((len(able) + 1, "blocks must be from 1"), (["conv1"], "block"), (0, "blocks must be")):
+        with pytest.raises(InputError, match=message):
+            prune(model, inputs[:2], blocks=blocks, data=inputs)

@@ -13,7 +13,8 @@ from torch import Tensor
 from equipoise.compress import sparse
 from equipoise.compress.builder import Builder
 from equipoise.compress.masked import masked_solution
-from equipoise.compress.sparse import Cut, Evidence, chosen, eased, fitted
+from equipoise.compress.schedule import eased
+from equipoise.compress.sparse import Cut, Evidence, chosen, fitted
 from equipoise.compress.statistics import Moments
 from equipoise.compress.subject import Subject
 from equipoise.compress.technique import Draft, Offer
