@@ -28,6 +28,10 @@ class Divergence(Protocol):
         """Return which positions of these samples count; None where all do."""
         ...
 
+    def logits(self, outputs: Tensor) -> Tensor | None:
+        """Return class scores (..., C) with the classes last; None where outputs are none."""
+        ...
+
     def spread(self, wanted: Tensor) -> Tensor | None:
         """Return what `loss` is to take for the spread of outputs in every batch, or None."""
         ...

@@ -12,6 +12,7 @@ from equipoise.errors import InputError, must_be, unknown
 OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop", "muon")
 SCHEDULES = ("linear", "cosine", "constant", "onecycle", "wsd")
 PRECISIONS = ("fp32", "bf16", "fp16")
+SOFT = ("auto", "kl", "dkd")
 
 ONECYCLE_START, ONECYCLE_END = 1 / 25, 1 / 25e4
 """First and last rate of ``onecycle``, as shares of the peak: those of torch's OneCycleLR."""
@@ -55,6 +56,9 @@ class Recipe:
         channels_last: Hold 4-dimensional data in channels-last memory, often faster for convolutions.
         temperature: Softens both sides of the distillation loss.
         soft_weight, hard_weight, feature_weight: Weights of the teacher's outputs, of the labels and of the features.
+        soft: How the teacher's class scores are learned: ``kl``, the divergence; ``dkd``, decoupled, see `decoupled`; ``auto``
+            takes ``dkd`` from 50 classes on.
+        others_weight: Of ``dkd``: weight of how the teacher spreads what is left over the other classes (beta).
     """
 
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "muon"] = "adamw"
@@ -84,11 +88,13 @@ class Recipe:
     activation_checkpointing: bool | tuple[str, ...] = False
     patience: int | None = None
     deterministic: bool = False
+    soft: Literal["auto", "kl", "dkd"] = "auto"
+    others_weight: float = 4.0
 
     def __post_init__(self) -> None:
         """Report every value out of range together."""
         mistakes: list[InputError] = []
-        names = (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS))
+        names = (("optimizer", OPTIMIZERS), ("schedule", SCHEDULES), ("precision", PRECISIONS), ("soft", SOFT))
         for name, valid in names:
             if getattr(self, name) not in valid:
                 mistakes.append(unknown(f"recipe.{name}", str(getattr(self, name)), valid))
@@ -127,7 +133,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
     (
         "0 or more",
         lambda v: v >= 0,
-        ("warmup", "weight_decay", "soft_weight", "hard_weight", "feature_weight", "l1"),
+        ("warmup", "weight_decay", "soft_weight", "hard_weight", "feature_weight", "others_weight", "l1"),
     ),
     ("0 or more and less than 1", lambda v: 0 <= v < 1, ("momentum", "second_beta", "label_smoothing", "dropout", "ema")),
     ("from 0 to 1", lambda v: 0 <= v <= 1, ("rise_share", "decay_share")),

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from equipoise.batch import Inputs, call, leaves, mapped, take
 from equipoise.errors import must_be, unknown
+from equipoise.training.decoupled import MANY, decoupled
 from equipoise.training.distribution.base import Distribution, beside
 from equipoise.training.hold import Kept, holding
 from equipoise.training.loop import Augment, Plan, Trained, run
@@ -51,8 +52,9 @@ def distill(
 ) -> Trained:
     """Train a copy of `student` to answer as `teacher` does, and return it.
 
-    The loss is ``soft_weight`` times the `divergence` (for class scores ``T^2 KL(teacher || student)`` at temperature T), plus
-    ``feature_weight`` times the squared error of each feature over the teacher's mean square, plus ``hard_weight * hard_loss``.
+    The loss is ``soft_weight`` times the `divergence` (for class scores ``T^2 KL(teacher || student)`` at temperature T; from
+    50 classes on its decoupled form, see `Recipe.soft`), plus ``feature_weight`` times the squared error of each feature over
+    the teacher's mean square, plus ``hard_weight * hard_loss``.
     A model that returns more in training mode than in evaluation mode is trained by what it answers in evaluation mode;
     `Trained.notes` tells.
 
@@ -88,7 +90,7 @@ def distill(
         >>> small = distill(student, teacher, work.train, steps=200).model  # doctest: +SKIP
 
     References:
-        Hinton et al. 2015, "Distilling the knowledge in a neural network", section 2.
+        Hinton et al. 2015, "Distilling the knowledge in a neural network", section 2; `decoupled` has its own.
     """
     recipe = recipe or Recipe()
     pairs = [(name, name) if isinstance(name, str) else name for name in features]
@@ -111,7 +113,10 @@ def distill(
             outputs = answer.of(learner, inputs)
         _same_shape("output", outputs, wanted)
         kept = divergence.kept(inputs, targets)
-        soft = divergence.loss(outputs, wanted, temperature=recipe.temperature, spread=spread, kept=kept)
+        if (logits := _decoupling(divergence, recipe, outputs, wanted)) is not None:
+            soft = decoupled(*logits, targets, temperature=recipe.temperature, others=recipe.others_weight, kept=kept)
+        else:
+            soft = divergence.loss(outputs, wanted, temperature=recipe.temperature, spread=spread, kept=kept)
         loss = recipe.soft_weight * soft
         if recipe.hard_weight:
             loss = loss + recipe.hard_weight * criterion(outputs, targets)
@@ -126,6 +131,18 @@ def distill(
     plan = Plan(steps, seconds, augment, before_step, on_step, checkpoint, every_s, identity, hold=kept, distribution=where)
     trained = run(student, data, objective, recipe, generator, plan)
     return replace(trained, notes=(answer.note,)) if answer.note else trained
+
+
+def _decoupling(divergence: Divergence, recipe: Recipe, outputs: Tensor, wanted: Tensor) -> tuple[Tensor, Tensor] | None:
+    """Return the class scores of student and teacher where their distillation is decoupled, else None."""
+    if recipe.soft == "kl":
+        return None
+    ours, theirs = divergence.logits(outputs), divergence.logits(wanted)
+    if ours is None or theirs is None or ours.shape[-1] < 2:
+        if recipe.soft == "dkd":
+            raise must_be("recipe.soft", "'kl' or 'auto' where outputs are no class scores", "dkd", "Leave it out.")
+        return None
+    return (ours, theirs) if recipe.soft == "dkd" or ours.shape[-1] >= MANY else None
 
 
 def _understood(

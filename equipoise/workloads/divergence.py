@@ -85,6 +85,12 @@ class Divergence:
         found = [self.kept(inputs, targets) for inputs, targets in split.batches(ROWS)]
         return torch.cat([part for part in found if part is not None]) if found and found[0] is not None else None
 
+    def logits(self, outputs: Tensor) -> Tensor | None:
+        """Return class scores (..., C) with the classes last, as logits; None where outputs are no class scores."""
+        if self.kind != "softmax" or outputs.ndim <= self.axis:
+            return None
+        return (_logits(outputs, self.kind) if self.probabilities else outputs).movedim(self.axis, -1)
+
     def spread(self, wanted: Tensor) -> Tensor | None:
         """Return how far each output spreads where outputs are values, in a shape that broadcasts over (N, ...); else None."""
         return spreads(wanted) if self.kind == "values" else None
