@@ -99,9 +99,11 @@ def sparsify(
         InputError: None or several of rate, threshold and pattern, a value out of range, an unknown criterion or layer, a
             criterion without its data, or a model in which nothing can be made sparse.
     Example:
+        >>> from torch import randn
         >>> net = nn.Sequential(nn.Linear(8, 32), nn.ReLU(), nn.Linear(32, 4))
-        >>> eq.sparsify(net, torch.randn(2, 8), rate=0.75).sparsity
+        >>> sparsify(net, randn(2, 8), rate=0.75).sparsity
         0.75
+
     Limits:
         On the runtimes here zeros gain no time, see `Sparse.notes`; so `eq.optimize` does not search them.
     References:
@@ -171,10 +173,12 @@ def factorize(
     Raises:
         InputError: None or several of rank, energy and ratio, a value out of range, an unknown layer or form.
     Example:
+        >>> from torch import randn
         >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
-        >>> thin = eq.factorize(net, torch.randn(200, 64), ratio=0.5, repair=False)
+        >>> thin = factorize(net, randn(200, 64), ratio=0.5, repair=False)
         >>> [tuple(part.weight.shape) for part in thin[0]]
         [(16, 64), (64, 16)]
+
     References:
         `compress.factorize` has those of the forms.
     """
@@ -263,11 +267,13 @@ def share(
     Raises:
         InputError: A number of clusters out of range, or an unknown layer.
     Example:
+        >>> from torch import randn
         >>> net = nn.Sequential(nn.Linear(64, 64), nn.ReLU(), nn.Linear(64, 4))
-        >>> small = eq.share(net, torch.randn(2, 64), clusters=16)
+        >>> small = share(net, randn(2, 64), clusters=16)
         >>> len(small.model[0].weight.unique())
         16
         >>> small.program.size_bytes    # doctest: +SKIP
+
     Limits:
         Size alone, see `Shared.notes`. What `eq.quantize` computes in int8 is as small as a byte for each weight, and quicker.
     References:
