@@ -31,7 +31,7 @@ DAMPING = 1e-3
 
 
 @dataclass(frozen=True)
-class Cut:
+class Amount:
     """How much is to be zero: one of three.
 
     Attributes:
@@ -88,7 +88,7 @@ def _power(weight: Tensor, moments: Moments) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Evidence:
+class Weighed:
     """The weights to choose among, as matrices `(O, d)` in double precision, and what the layers read.
 
     Attributes:
@@ -111,7 +111,7 @@ def gather(
     data: Inputs | None,
     layers: Collection[str] | None = None,
     pattern: tuple[int, int] | None = None,
-) -> Evidence:
+) -> Weighed:
     """Read off the layers and, where the criterion asks for it, what they read.
 
     Args:
@@ -140,7 +140,7 @@ def gather(
         told = "; ".join(f"{name}: {why}" for name, why in left.items()) or "it has no linear or convolution layer"
         raise must_be("model", "one with layers that can be made sparse", told, "Try criterion='magnitude', or other layers.")
     channels = {name: int(chosen[name].weight.shape[1]) for name in weights}
-    return Evidence(weights, moments, channels, left)
+    return Weighed(weights, moments, channels, left)
 
 
 def _refusal(layer: Any, judged: bool, moments: Moments | None, pattern: tuple[int, int] | None) -> str:
@@ -153,20 +153,23 @@ def _refusal(layer: Any, judged: bool, moments: Moments | None, pattern: tuple[i
     return ""
 
 
-def chosen(evidence: Evidence, cut: Cut, *, criterion: str, before: Masks | None = None) -> tuple[Masks, Mapping[str, Tensor]]:
+def chosen(
+    evidence: Weighed, amount: Amount, *, criterion: str, before: Masks | None = None
+) -> tuple[Masks, Mapping[str, Tensor]]:
     """Return what stays of each layer, and its weight with what stays making up for what went where moments tell how.
 
     Args:
         before: What earlier steps left; what they took stays away.
     """
-    rounds = ROUNDS if criterion == "obs" and cut.rate is not None else 1
+    rounds = ROUNDS if criterion == "obs" and amount.rate is not None else 1
     weights, masks = dict(evidence.weights), dict(before or {name: w != 0 for name, w in evidence.weights.items()})
     for turn in range(1, rounds + 1):
         scores = {
             name: CRITERIA[criterion](weight, evidence.moments.get(name)).masked_fill(~masks[name], -1.0)
             for name, weight in weights.items()
         }
-        masks = _masks(scores, evidence, cut, rate=None if cut.rate is None else cut.rate * eased(turn / rounds))
+        rate = None if amount.rate is None else amount.rate * eased(turn / rounds)
+        masks = {name: mask & masks[name] for name, mask in _masks(scores, amount, rate=rate).items()}
         for name, mask in masks.items():
             weights[name] = fitted(evidence.weights[name], mask, evidence.moments.get(name))
     return masks, weights
@@ -183,13 +186,13 @@ def fitted(weight: Tensor, mask: Tensor, moments: Moments | None) -> Tensor:
     return kept + masked_solution(matrix, ((weight - kept) * scale) @ matrix, mask) / scale
 
 
-def _masks(scores: Mapping[str, Tensor], evidence: Evidence, cut: Cut, *, rate: float | None) -> dict[str, Tensor]:
-    if cut.threshold is not None:
-        return {name: score >= cut.threshold for name, score in scores.items()}
-    if cut.pattern is not None:
-        return {name: _best_of(score, *cut.pattern) for name, score in scores.items()}
+def _masks(scores: Mapping[str, Tensor], amount: Amount, *, rate: float | None) -> dict[str, Tensor]:
+    if amount.threshold is not None:
+        return {name: score >= amount.threshold for name, score in scores.items()}
+    if amount.pattern is not None:
+        return {name: _best_of(score, *amount.pattern) for name, score in scores.items()}
     assert rate is not None
-    if cut.scope == "layer":
+    if amount.scope == "layer":
         return {name: _all_but(score.flatten(), rate).view_as(score) for name, score in scores.items()}
     spared = {name: _spared(score) for name, score in scores.items()}
     flat = _all_but(torch.cat([score.flatten() for score in spared.values()]), rate)

@@ -388,7 +388,7 @@ def _check(data: Batches, recipe: Recipe, plan: Plan) -> None:
         raise must_be("training data", "at least one sample", 0, "Pass a training split.")
     if plan.hold is not None and not isinstance(plan.distribution, OneProcess):
         kind = type(plan.distribution).__name__
-        raise must_be("hold", "None where a model is trained by several processes", kind, "Train in one process.")
+        raise must_be("hold", "None where weights are spread or offloaded", kind, "Train in one process, on one device.")
     if recipe.accumulate > recipe.batch:
         raise must_be("recipe.accumulate", f"at most the batch of {recipe.batch}", recipe.accumulate, "Lower it.")
 

@@ -109,7 +109,7 @@ def sparsify(
     References:
         Zhu & Gupta 2017, "To prune, or not to prune", equation 1; `compress.sparse` names those of the criteria.
     """
-    cut = _cut(rate, threshold, pattern, scope, criterion)
+    amount = _amount(rate, threshold, pattern, scope, criterion)
     check_steps(steps, train)
     if steps > 1 and rate is None:
         raise must_be("steps", "1 without a rate to go to", steps, "Pass rate= in place of a threshold or a pattern.")
@@ -123,8 +123,8 @@ def sparsify(
     masks: sparse.Masks | None = None
     left: Mapping[str, str] = {}
     for step in range(1, steps + 1):
-        part = cut if cut.rate is None else replace(cut, rate=cut.rate * eased(step / steps))
-        evidence = sparse.gather(made, criterion=criterion, data=data, layers=layers, pattern=cut.pattern)
+        part = amount if amount.rate is None else replace(amount, rate=amount.rate * eased(step / steps))
+        evidence = sparse.gather(made, criterion=criterion, data=data, layers=layers, pattern=amount.pattern)
         left = evidence.left
         masks, weights = sparse.chosen(evidence, part, criterion=criterion, before=masks)
         sparse.settle(made, masks, weights)
@@ -310,7 +310,7 @@ def _ask(rank: Any, energy: float | None, ratio: float | None, form: Form | None
     return ranks.Ask(rank, energy, ratio, form, round_to)
 
 
-def _cut(rate: float | None, threshold: float | None, pattern: str | None, scope: Any, criterion: str) -> sparse.Cut:
+def _amount(rate: float | None, threshold: float | None, pattern: str | None, scope: Any, criterion: str) -> sparse.Amount:
     given = {
         name: value for name, value in (("rate", rate), ("threshold", threshold), ("pattern", pattern)) if value is not None
     }
@@ -330,4 +330,4 @@ def _cut(rate: float | None, threshold: float | None, pattern: str | None, scope
     numbers = (int(parsed[1]), int(parsed[2])) if parsed else None
     if pattern is not None and (numbers is None or not 0 < numbers[0] < numbers[1]):
         raise must_be("pattern", "n:m with n from 1 to m - 1", pattern, "Pass e.g. pattern='2:4'; for a free choice rate=0.5.")
-    return sparse.Cut(rate, threshold, numbers, scope)
+    return sparse.Amount(rate, threshold, numbers, scope)

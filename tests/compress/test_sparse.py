@@ -14,7 +14,7 @@ from equipoise.compress import sparse
 from equipoise.compress.builder import Builder
 from equipoise.compress.masked import masked_solution
 from equipoise.compress.schedule import eased
-from equipoise.compress.sparse import Cut, Evidence, chosen, fitted
+from equipoise.compress.sparse import Amount, Weighed, chosen, fitted
 from equipoise.compress.statistics import Moments
 from equipoise.compress.subject import Subject
 from equipoise.compress.technique import Draft, Offer
@@ -27,7 +27,7 @@ SOURCE = torch.Generator().manual_seed(0)
 ROWS = (torch.randn(500, 12, generator=SOURCE) @ torch.randn(12, 12, generator=SOURCE)).double()
 WEIGHT = torch.randn(6, 12, generator=SOURCE).double()
 MOMENTS = Moments(torch.cov(ROWS.T, correction=0), ROWS.mean(0))
-EVIDENCE = Evidence({"a": WEIGHT, "b": 10 * WEIGHT}, {"a": MOMENTS, "b": MOMENTS})
+WEIGHED = Weighed({"a": WEIGHT, "b": 10 * WEIGHT}, {"a": MOMENTS, "b": MOMENTS})
 
 
 def damage(weight: Tensor) -> float:
@@ -57,7 +57,7 @@ def test_what_is_left_makes_up_for_what_went() -> None:
 
 
 def test_obs_leaves_less_damage_than_activation_and_that_less_than_magnitude() -> None:
-    found = {c: chosen(EVIDENCE, Cut(rate=0.5), criterion=c) for c in sparse.CRITERIA}
+    found = {c: chosen(WEIGHED, Amount(rate=0.5), criterion=c) for c in sparse.CRITERIA}
     assert damage(found["obs"][1]["a"]) < damage(found["activation"][1]["a"]) < damage(found["magnitude"][0]["a"] * WEIGHT)
 
 
@@ -78,7 +78,7 @@ def test_saliency_is_the_damage_of_one_weight_after_the_best_update() -> None:
 @pytest.mark.parametrize("rate", [0.0, 0.3, 0.9])
 def test_the_rate_is_exact(criterion: str, rate: float) -> None:
     for scope in ("layer", "global"):
-        masks, _ = chosen(EVIDENCE, Cut(rate=rate, scope=scope), criterion=criterion)
+        masks, _ = chosen(WEIGHED, Amount(rate=rate, scope=scope), criterion=criterion)
         gone = {name: int((~mask).sum()) for name, mask in masks.items()}
         assert sum(gone.values()) == (round(144 * rate) if scope == "global" else 2 * round(72 * rate))
         if scope == "layer":
@@ -90,22 +90,24 @@ def test_the_rate_is_exact(criterion: str, rate: float) -> None:
 
 
 def test_no_layer_goes_whole_where_all_are_ranked_together() -> None:
-    masks, _ = chosen(Evidence({"a": WEIGHT, "b": 1e6 * WEIGHT}), Cut(rate=0.5, scope="global"), criterion="magnitude")
+    masks, _ = chosen(Weighed({"a": WEIGHT, "b": 1e6 * WEIGHT}), Amount(rate=0.5, scope="global"), criterion="magnitude")
     assert int(masks["a"].sum()) == 1
 
 
 def test_of_every_four_neighbours_the_two_largest_stay() -> None:
-    masks, _ = chosen(EVIDENCE, Cut(pattern=(2, 4)), criterion="magnitude")
+    masks, _ = chosen(WEIGHED, Amount(pattern=(2, 4)), criterion="magnitude")
     for row, mask in zip(WEIGHT.reshape(-1, 4), masks["a"].reshape(-1, 4), strict=True):
         assert set(mask.nonzero().flatten().tolist()) == set(row.abs().topk(2).indices.tolist())
 
 
-def test_the_schedule_is_cubic_and_what_went_stays_away() -> None:
+@pytest.mark.parametrize("criterion", sparse.CRITERIA)
+def test_the_schedule_is_cubic_and_what_went_stays_away(criterion: str) -> None:
     assert [round(eased(t), 4) for t in (0, 0.5, 1)] == [0, 0.875, 1]
-    first, _ = chosen(EVIDENCE, Cut(rate=0.3), criterion="magnitude")
-    swapped = replace(EVIDENCE, weights={name: 1 / w for name, w in EVIDENCE.weights.items()})  # now the others are small
-    masks, _ = chosen(swapped, Cut(rate=0.6), criterion="magnitude", before=first)
+    first, _ = chosen(WEIGHED, Amount(rate=0.5), criterion=criterion)
+    swapped = replace(WEIGHED, weights={name: first[name] / w for name, w in WEIGHED.weights.items()})  # the others are small
+    masks, weights = chosen(swapped, Amount(rate=0.6), criterion=criterion, before=first)
     assert all(not bool((masks[name] & ~first[name]).any()) for name in first)
+    assert all(not bool(weights[name][~masks[name]].any()) for name in first)
     assert int((~masks["a"]).sum()) == round(0.6 * 72)
 
 
