@@ -18,7 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.batch import Inputs
-from equipoise.compress.statistics import as_matrix, as_weight, collect
+from equipoise.compress.statistics import as_matrix, as_weight, collect, decomposed
 from equipoise.errors import must_be
 
 
@@ -171,10 +171,11 @@ def tucker(layer: Any, ranks: tuple[int, int], second_moment: Tensor) -> Factori
         Kim et al. 2016, "Compression of deep convolutional neural networks" (Tucker-2), section 3.1; the weighing is ours.
     """
     (high, wide), inputs, outputs, dtype = layer.kernel_size, layer.in_channels, layer.out_channels, layer.weight.dtype
-    damped = _damped(second_moment)
+    whole = _root(second_moment)
+    damped = whole @ whole.T
     matrix = as_matrix(layer.weight.detach()).double()  # (O, k k C), channels fastest
     outer = torch.linalg.eigh(matrix @ damped @ matrix.T).eigenvectors[:, -ranks[1] :]  # (O, r2)
-    root = torch.linalg.cholesky(_of_channels(damped, inputs))
+    root = _root(_of_channels(damped, inputs))
     projected = (outer.T @ matrix).view(-1, inputs) @ root  # (r2 k k, C)
     main = torch.linalg.svd(projected, full_matrices=False).Vh[: ranks[0]].T  # (C, r1)
     inner = torch.linalg.solve_triangular(root, main.T, upper=False, left=False)  # (r1, C): white, then projected
@@ -203,14 +204,14 @@ def spectra(layer: Any, second_moment: Tensor, *, tucker: bool, lost: float) -> 
         return [(_powers(matrix, second_moment), lost)]
     if not tucker:
         return [(_powers(*_by_columns(layer, second_moment)), lost)]
-    matrix, damped = as_matrix(matrix), _damped(second_moment)
-    outer = torch.linalg.eigvalsh(matrix @ damped @ matrix.T).flip(0).clamp_min(0.0)
-    inner = _powers(matrix.view(-1, layer.in_channels), _of_channels(damped, layer.in_channels))
+    matrix, root = as_matrix(matrix), _root(second_moment)
+    outer = torch.linalg.eigvalsh(matrix @ root @ root.T @ matrix.T).flip(0).clamp_min(0.0)
+    inner = _powers(matrix.view(-1, layer.in_channels), _of_channels(root @ root.T, layer.in_channels))
     return [(inner, lost / 2), (outer, lost / 2)]
 
 
 def _powers(matrix: Tensor, second_moment: Tensor) -> Tensor:
-    values: Tensor = torch.linalg.svdvals(matrix @ torch.linalg.cholesky(_damped(second_moment)))
+    values: Tensor = torch.linalg.svdvals(matrix @ _root(second_moment))
     return values.square()
 
 
@@ -230,14 +231,18 @@ def _by_columns(layer: Any, second_moment: Tensor) -> tuple[Tensor, Tensor]:
     return matrix, column.reshape(high * inputs, high * inputs)
 
 
-def _damped(second_moment: Tensor) -> Tensor:
-    even = second_moment.diagonal().mean().clamp_min(1e-12)
-    return second_moment + 1e-6 * even * torch.eye(len(second_moment)).double()
+def _root(second_moment: Tensor) -> Tensor:
+    """Return a lower triangular L with L Lᵀ near the second moment, damped until there is one; of no finite one, the identity.
+
+    Few inputs leave many directions empty, and rounding puts less than nothing there.
+    """
+    found = decomposed(second_moment, 1e-6)
+    return torch.eye(len(second_moment)).double() if found is None else found[1].expand(len(second_moment))[:, None] * found[0]
 
 
 def _truncated(matrix: Tensor, second_moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
     """Return left `(O, r)` and right `(r, d)` whose product is nearest `matrix` on inputs of that second moment."""
-    root = torch.linalg.cholesky(_damped(second_moment))
+    root = _root(second_moment)
     left, values, right = torch.linalg.svd(matrix @ root, full_matrices=False)
     balance = values[:rank].sqrt()
     back = torch.linalg.solve_triangular(root, right[:rank], upper=False, left=False)  # right · root⁻¹

@@ -180,6 +180,25 @@ def test_what_code_reads_off_a_layer_is_still_there() -> None:
         torch.testing.assert_close(thin.conv.weight, model.conv.weight, atol=1e-4, rtol=1e-4)
 
 
+@pytest.mark.parametrize("scale", [1e-3, 1.0, 1e3])
+def test_fewer_inputs_than_columns_are_enough(scale: float) -> None:
+    """Rounding leaves such a second moment below zero where nothing was read; EfficientNet-Lite0's head failed on 96 inputs."""
+    generator = torch.Generator().manual_seed(0)
+    inputs = scale * (5 + torch.randn(40, 300, generator=generator))
+    gram = collect(nn.Sequential(nn.Linear(300, 20)), inputs, moments_of=frozenset("0"), targets=False).moments["0"].gram
+    gram -= 3e-6 * gram.diagonal().mean() * torch.eye(300).double()  # as much as rounding may take away
+    assert float(torch.linalg.eigvalsh(gram)[0]) < 0
+    layer = nn.Linear(300, 20)
+    for ask in (Ask(ratio=0.4), Ask(energy=0.9)):
+        thin = thinned("0", layer, gram, ask)
+        assert thin is not None
+        with torch.no_grad():
+            off = (thin(inputs) - layer(inputs)).square().mean() / (layer(inputs) - layer.bias).square().mean()
+        assert float(off) < 0.1
+    conv = nn.Conv2d(30, 64, (5, 2))
+    assert bool(tucker(conv, (8, 8), gram).weight.isfinite().all())
+
+
 def test_a_wide_convolution_is_offered_a_core() -> None:
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
