@@ -59,10 +59,10 @@ def main() -> None:
             warnings.simplefilter("ignore")
             made = row()
         took = time.monotonic() - began
-        model = made if isinstance(made, nn.Module) else made.model
+        model = made if isinstance(made, nn.Module) else getattr(made, "model", net)  # int8 counts as the whole
         gained = "" if whole is None else _gained(name, made, model, whole, data)
         print(
-            f"{name:44s} accuracy {100 * _accuracy(model, inputs, targets):5.1f}  "
+            f"{name:44s} accuracy {100 * _accuracy(made if callable(made) else model, inputs, targets):5.1f}  "
             f"MACs / {macs / count(model, data[:1]).macs:4.2f}  {gained}{took:4.0f} s",
             flush=True,
         )
@@ -102,6 +102,8 @@ def _rows(net: nn.Module, data: Tensor, labels: Tensor) -> dict[str, Row]:
         rows[f"factorize energy={energy}"] = lambda energy=energy: eq.factorize(net, example, energy=energy, data=data)
     for clusters in (256, 16):
         rows[f"share clusters={clusters}"] = lambda clusters=clusters: eq.share(net, example, clusters=clusters, data=data)
+    for scheme in ("8-weights", "4-weights", 8):
+        rows[f"quantize scheme={scheme}"] = lambda scheme=scheme: eq.quantize(net, data, scheme=scheme)
     for criterion in ("magnitude", "fisher", "activation", "obs"):
         rows[f"prune ratio=0.25 {criterion}"] = lambda criterion=criterion: eq.prune(
             net, example, ratio=0.25, criterion=criterion, data=data, loss=known
@@ -111,7 +113,7 @@ def _rows(net: nn.Module, data: Tensor, labels: Tensor) -> dict[str, Row]:
 
 
 @torch.no_grad()
-def _accuracy(model: nn.Module, inputs: Tensor, targets: Tensor) -> float:
+def _accuracy(model: Callable[[Tensor], Tensor], inputs: Tensor, targets: Tensor) -> float:
     found = torch.cat([model(part).argmax(1) for part in inputs.split(50)])
     return float((found == targets).double().mean())
 

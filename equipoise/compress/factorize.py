@@ -101,9 +101,15 @@ def checked(name: str, layer: Any, rank: Ranks) -> None:
 
 
 def full_rank(layer: Any) -> int:
-    """Return the rank at which factorizing `layer` loses nothing; 0 when the layer cannot be factorized."""
+    """Return the rank at which factorizing `layer` loses nothing; 0 when the layer cannot be factorized.
+
+    A subclass with a forward of its own (TensorFlow's padding in timm) may do more than its weight says, and cannot.
+    """
+    kind = type(layer)
     if isinstance(layer, nn.Linear):
-        return min(layer.in_features, layer.out_features)
+        return min(layer.in_features, layer.out_features) if kind.forward is nn.Linear.forward else 0
+    if isinstance(layer, nn.Conv2d) and (kind.forward, kind._conv_forward) != (nn.Conv2d.forward, nn.Conv2d._conv_forward):
+        return 0
     if not isinstance(layer, nn.Conv2d) or layer.groups != 1 or layer.dilation != (1, 1) or isinstance(layer.padding, str):
         return 0
     high, wide = layer.kernel_size

@@ -9,6 +9,7 @@ import torch
 from nets import fingerprint, made
 from torch import nn
 
+import equipoise as eq
 from equipoise.compress.factorize import factorize, full_rank, shares, tucker, weights
 from equipoise.compress.rank import Rank
 from equipoise.compress.ranks import Ask, Form, damage, thinned
@@ -197,6 +198,28 @@ def test_fewer_inputs_than_columns_are_enough(scale: float) -> None:
         assert float(off) < 0.1
     conv = nn.Conv2d(30, 64, (5, 2))
     assert bool(tucker(conv, (8, 8), gram).weight.isfinite().all())
+
+
+class Same(nn.Conv2d):
+    """Pads by itself, as TensorFlow does; its `padding` says nothing of it."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return super().forward(nn.functional.pad(x, (0, 1, 0, 1)))
+
+
+class Doubled(nn.Linear):
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return 2 * super().forward(x)
+
+
+def test_a_layer_with_a_forward_of_its_own_stays_whole() -> None:
+    assert (full_rank(Same(4, 16, 3, stride=2)), full_rank(Doubled(8, 8))) == (0, 0)
+    assert full_rank(type("Named", (nn.Linear,), {})(8, 8)) == 8
+    model = nn.Sequential(Same(3, 32, 3, stride=2), nn.ReLU(), nn.Flatten(), nn.Linear(32 * 16, 64))
+    inputs = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    thin = eq.factorize(model, inputs[:2], ratio=0.5, data=inputs)
+    assert isinstance(thin[0], Same)
+    assert not isinstance(thin[3], nn.Linear)
 
 
 def test_a_wide_convolution_is_offered_a_core() -> None:
