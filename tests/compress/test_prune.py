@@ -320,7 +320,7 @@ def test_steps_train_in_between_and_end_where_one_step_does() -> None:
 
 def test_blocks_are_dropped_by_name_or_by_what_is_least_needed() -> None:
     model, inputs = made("option_a")
-    able = droppable(model, inputs[:2])
+    able = list(droppable(model, inputs[:2]))
     with torch.no_grad():
         model.get_submodule(able[-1]).bn2.weight.mul_(1e-3)  # it hardly adds anything
         model.get_submodule(able[-1]).bn2.bias.mul_(1e-3)
