@@ -225,9 +225,7 @@ def solve(
     return True
 
 
-def _step(
-    around: Tensor, missing: Tensor, before: Tensor, *, ridge: float, held: int, mask: Tensor | None
-) -> Tensor | None:
+def _step(around: Tensor, missing: Tensor, before: Tensor, *, ridge: float, held: int, mask: Tensor | None) -> Tensor | None:
     """Return how far the weights `before` `(G, o, d)` move, `(G, d, o)`, to give what is missing; None without a fit."""
     fitted = around.shape[1] - held
     moment = gram(around[:, :fitted])
