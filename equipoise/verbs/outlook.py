@@ -82,23 +82,20 @@ class Telling:
             alone = [self.level(f"{knob.place} alone", self._one(knob.name, knob.menu[1])) for knob in knobs]
             levels.append(max(alone, key=_worth))
         many = f"all {len(knobs)}" if len(knobs) > 1 else knobs[0].place or "the whole model"
-        levels += [
-            self.level(how.removeprefix(", ") if " at " in how else many + how, plan)
-            for how, plan in self._everywhere(kind, knobs).items()
-        ]
+        levels += [self.level(what, plan) for what, plan in self._everywhere(kind, knobs, many).items()]
         return Prospects(TECHNIQUES[kind].noun, len(knobs), refused, tuple(levels), _verdict(levels))
 
-    def _everywhere(self, kind: str, knobs: Sequence[Knob]) -> dict[str, Plan]:
-        """Return the ways to use a technique at all its places: the mildest and the strongest, or each of its choices."""
+    def _everywhere(self, kind: str, knobs: Sequence[Knob], many: str) -> dict[str, Plan]:
+        """Return the ways to use a technique at all its places, `many` in words: mildly and strongly, or by each choice."""
         if all(knob.nested for knob in knobs) and any(len(knob.menu) > 2 for knob in knobs):
-            return {f", {how}": uniform(self.space, kind, at=at) for how, at in (("mildly", 1), ("strongly", -1))}
+            return {f"{many}, {how}": uniform(self.space, kind, at=at) for how, at in (("mildly", 1), ("strongly", -1))}
         choices = dict.fromkeys(choice for knob in knobs for choice in knob.menu[1:])
         plans = {choice: uniform(self.space, kind, choice=choice) for choice in choices}
         if len(plans) == 1:
-            return {"": next(iter(plans.values()))}
+            return {many: next(iter(plans.values()))}
         at = {choice: sum(choice in knob.menu for knob in knobs) for choice in choices}
         why = TECHNIQUES[kind].why
-        return {f", {why(knobs[0].menu[0], c)} at {counted(at[c], 'place')}": plan for c, plan in plans.items()}
+        return {f"{why(knobs[0].menu[0], c)} at {counted(at[c], 'place')}": plan for c, plan in plans.items()}
 
     def _one(self, name: str, choice: Choice) -> Plan:
         return self.space.decode(self.space.encode(self.space.untouched.but({name: choice})))
