@@ -71,6 +71,7 @@ def offered(space: Space, losses: Losses, failed: Mapping[tuple[str, Choice], st
             menu = menu if guesses else menu[:1]
             known.update(guesses)
         if not knob.nested:
+            known.update(_beside(space, losses, Knob(knob.name, menu)))
             menu = (menu[0], *(c for c in menu[1:] if (knob.name, c) in known))
         menus[knob.name] = menu
     return space.restrict(menus), known
@@ -86,6 +87,21 @@ def _typical(space: Space, losses: Losses, knob: Knob) -> Losses:
         return {(knob.name, c): median([loss for _, _, loss in read]) for c in knob.menu[1:]}
     steep = median([loss / _gone(k, choice) ** 2 for k, choice, loss in read if k.nested])
     return {(knob.name, c): steep * _gone(knob, c) ** 2 for c in knob.menu[1:]}
+
+
+def _beside(space: Space, losses: Losses, knob: Knob) -> Losses:
+    """The losses of the choices of `knob` that were not read, by how much they lose on its kin beside one that was."""
+    kin = [k.name for k in space.knobs if k.kind == knob.kind and k.name != knob.name]
+    read = [c for c in knob.menu[1:] if (knob.name, c) in losses]
+    found: Losses = {}
+    for choice in (c for c in knob.menu[1:] if c not in read):
+        for other in read:
+            both = [name for name in kin if (name, choice) in losses and (name, other) in losses]
+            if both:
+                times = median([max(losses[name, choice], LEAST) / max(losses[name, other], LEAST) for name in both])
+                found[knob.name, choice] = max(losses[knob.name, other], LEAST) * times
+                break
+    return found
 
 
 def _gone(knob: Knob, choice: Choice) -> float:

@@ -119,3 +119,17 @@ def test_what_found_no_time_is_estimated_on_the_scale_of_what_was_read() -> None
     for key in guessed:
         assert losses[key] == pytest.approx(truth(*key), rel=0.2)
     assert spent_s <= 8.0
+
+
+def test_a_choice_that_found_no_time_is_predicted_from_others_of_its_knob() -> None:
+    menu = (32, "8-weights", 8, "4-weights")
+    space = Space(tuple(Knob(f"bits.{layer}", menu) for layer in "abcd"))
+    read = {
+        (f"bits.{layer}", way): loss for layer in "ab" for way, loss in (("8-weights", 0.01), (8, 0.02), ("4-weights", 0.08))
+    }
+    known = offered(space, {**read, ("bits.c", 8): 0.1}, {("bits.c", "8-weights"): "it crashed"})
+    assert known[1]["bits.c", "4-weights"] == pytest.approx(0.4)  # four times what was read of it, as elsewhere
+    assert known[0].knob("bits.c").menu == (32, 8, "4-weights")
+    assert known[0].knob("bits.d").menu == menu  # of which nothing was read: typical losses
+    alone = offered(space, {("bits.c", 8): 0.1}, {})
+    assert alone[0].knob("bits.c").menu == (32, 8)  # nothing tells how much more the others lose
