@@ -24,8 +24,9 @@ from equipoise.schemes import SCHEMES, group, scheme, top
 
 MOST_COLUMNS = 2048
 """Layers that read more columns are rounded to the nearest: what is made good costs the cube of them."""
-SHRUNK = torch.linspace(1.0, 0.6, 17)
-"""Shares of the largest weight that a scale is tried for: a few clipped weights buy a finer step for the rest."""
+SHRUNK = {4: tuple(1.0 - 0.025 * step for step in range(17)), 8: (1.0, 0.9, 0.8)}
+"""Bits -> shares of the largest weight that a scale is tried for: a few clipped weights buy a finer step for the rest."""
+_ROWS = 4096
 DAMPING = 0.01
 """Of the mean variance, added to each: columns that hardly vary say nothing about the others."""
 HALVES: Mapping[Choice, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
@@ -117,15 +118,19 @@ def rounded_matrix(weight: Tensor, choice: Choice, kind: str, second: Tensor | N
 
 def scales(weight: Tensor, share: Tensor, most: int, size: int) -> Tensor:
     """Return the step of each group (O, d / size): of those tried, that of the least squared error, weighed by `share` (d,)."""
-    groups, weighed = weight.reshape(len(weight), -1, size), share.reshape(-1, size)
+    return torch.cat([_scales(rows, share, most, size) for rows in torch.split(weight, _ROWS)])
+
+
+def _scales(weight: Tensor, share: Tensor, most: int, size: int) -> Tensor:
+    groups, weighed = weight.reshape(len(weight), -1, size).float(), share.reshape(-1, size).float()
     largest = groups.abs().amax(2)
     best, least = torch.full_like(largest, torch.finfo(torch.float32).tiny), torch.full_like(largest, torch.inf)
-    for part in SHRUNK.tolist():
-        step = (largest * part / most).clamp_min(torch.finfo(torch.float32).tiny).float().double()  # as a file holds it
-        lost = (groups / step[..., None]).round().clamp(-most, most) * step[..., None] - groups
-        error = (lost.square() * weighed).sum(2)
+    for part in SHRUNK[4 if most < 8 else 8]:
+        step = (largest * (part / most)).clamp_min(torch.finfo(torch.float32).tiny)  # in floats, as a file holds it
+        lost = (groups / step[..., None]).round_().clamp_(-most, most).mul_(step[..., None]).sub_(groups)
+        error = lost.square_().mul_(weighed).sum(2)
         best, least = torch.where(error < least, step, best), torch.minimum(error, least)
-    return best
+    return best.double()
 
 
 def _error(lost: Tensor, second: Tensor) -> Tensor:
