@@ -118,7 +118,7 @@ def _bits(plan: Mapping[str, int | str], floats: Sequence[str], layers: list[str
     held = {name: [bits for other, bits in real.items() if other == name or other.startswith(name + ".")] for name in layers}
     wrong = [f"{name} has {some[0]}" for name, some in held.items() if any(bits != wanted[name] for bits in some)]
     lost = [name for name, some in held.items() if not some]
-    told = f"{sum(bits < 32 for bits in real.values())} of {len(layers)} layers in fewer than 32 bits"
+    told = f"{sum(min(some, default=32) < 32 for some in held.values())} of {len(layers)} layers in fewer than 32 bits"
     stated = f"{sum(bits < 32 for bits in wanted.values())} of {len(layers)}"
     if lost and not wrong:
         return Check("bits", stated, told, "cannot tell", f"{lost[0]} is stored under another name")
