@@ -16,6 +16,8 @@ from equipoise.errors import must_be
 from equipoise.search.robust import huber_weights, nonnegative_least_squares
 
 Floats = NDArray[np.float64]
+HELD = 1e3
+"""Times the usual, by which a weight is held to its prior where the models cannot tell it from the constant."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -77,7 +79,8 @@ def _fit_relative(x: Floats, y: Floats, trust: Floats, prior: Floats, strength: 
     """Reweighted nonnegative least squares on errors relative to the fit, with rows that pull towards `prior`."""
     shares = (x / y[:, None]).mean(axis=0)
     scale = np.where(shares > 0, shares, 1.0)  # what no model has stays as it is believed to be
-    pull = np.diag(scale) * math.sqrt(strength)
+    alike = (np.ptp(x, axis=0) == 0) & (np.arange(x.shape[1]) > 0) & (len(y) > 1)  # and what all have alike, but a constant
+    pull = np.diag(scale * np.where(alike, HELD, 1.0)) * math.sqrt(strength)
     size, weights, solution = y, np.ones(len(y)), prior
     for _ in range(25):
         root = np.sqrt(weights * trust) / size

@@ -123,3 +123,16 @@ def test_what_is_known_badly_moves_the_fit_little() -> None:
     assert np.allclose(told, [1.0, 2.0], rtol=0.02)
     assert np.abs(told - [1.0, 2.0]).max() < np.abs(blind - [1.0, 2.0]).max()
     assert np.array_equal(fit_cost(x, costs, noise=np.zeros(12)).weights, blind)
+
+
+def test_what_all_models_have_alike_is_left_to_the_constant() -> None:
+    """Uniform plans have as many operators each: a weight on these would foretell any amount for a plan with more of them."""
+    seconds = np.array([3.1, 0.8, 1.7, 1.6])
+    operators = np.full(4, 36.0)
+    x = np.stack([np.ones(4), seconds, operators], axis=1)
+    fit = fit_cost(x, 2.1 + 1.05 * seconds, prior=np.array([0.0, 1.0, 0.0]))
+    assert fit.weights[2] < 1e-3
+    assert np.array([1.0, 3.3, 72.0]) @ fit.weights == pytest.approx(2.1 + 1.05 * 3.3, rel=0.02)
+    two = np.concatenate([x, [[1.0, 3.3, 72.0]]])
+    seen = fit_cost(two, np.append(2.1 + 1.05 * seconds, 2.1 + 1.05 * 3.3 + 36 * 0.02), prior=np.array([0.0, 1.0, 0.0]))
+    assert np.array([1.0, 3.0, 108.0]) @ seen.weights > 2.1 + 1.05 * 3.0 + 0.8  # once one has more, it is told
