@@ -31,6 +31,8 @@ _WHOLE = 0
 _OWN = -1
 """Number of every weight that the model holds."""
 
+FIRST = 16
+"""Inputs whose run is the script: enough to take the path that most batches take, where code looks at values."""
 Answer = Callable[[Invocation], Any]
 
 
@@ -277,7 +279,7 @@ class Suffixes:
     ) -> None:
         self._model, self._inputs, self._step = model, inputs, step
         self._kept: dict[int, Kept] = {}
-        self.script = script_of(model, take(inputs, slice(2)))
+        self.script = script_of(model, take(inputs, slice(FIRST)))
         places = [self.script.first([name]) for name, part in model.named_modules() if isinstance(part, WEIGHTED)]
         seams = chosen(self.script, places=places, samples=samples or size(inputs), most_bytes=most_bytes)
         self.seams = self._proven(seams)
@@ -285,7 +287,7 @@ class Suffixes:
     def _proven(self, seams: tuple[int, ...]) -> tuple[int, ...]:
         """Return the seams from which the untouched model gives its own answer again."""
         try:
-            kept = keep(self._model, take(self._inputs, slice(2)), self.script, seams)
+            kept = keep(self._model, take(self._inputs, slice(FIRST)), self.script, seams)
         except Astray:
             return ()
         return tuple(seam for seam in seams if self._returns(kept, seam))
@@ -319,10 +321,14 @@ class Suffixes:
             answer: stands for every step that is run.
         """
         if batch not in self._kept:
-            self._kept[batch] = keep(self._model, take(self._inputs, self.batches[batch]), self.script, self.seams)
-        place = _WHOLE if layers is None else self.script.first(layers)
-        seam = max((seam for seam in self.seams if seam <= place), default=_WHOLE)
+            inputs = take(self._inputs, self.batches[batch])
+            try:
+                self._kept[batch] = keep(self._model, inputs, self.script, self.seams)
+            except Astray:  # its code looks at values, such as whether anything is padding: from here it runs whole
+                self._kept[batch] = Kept(inputs)
         kept = self._kept[batch]
+        place = _WHOLE if layers is None else self.script.first(layers)
+        seam = max((seam for seam in kept.alive if seam <= place), default=_WHOLE)
         try:
             return resume(student, kept, self.script, seam, answer)
         except Astray:

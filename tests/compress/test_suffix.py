@@ -143,3 +143,32 @@ def test_a_random_model_has_no_seam() -> None:
             return self.b(x + torch.randn_like(x)) + torch.randn(4)
 
     assert Suffixes(Noisy(), torch.randn(8, 4), step=4).seams == ()
+
+
+class Padded(nn.Module):
+    """Looks whether anything is padding, as attention masks are often made: another path for a batch without any."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.token, self.first, self.second = nn.Embedding(9, 8), nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.token(ids)
+        if bool((ids == 0).any()):
+            x = x * (ids != 0)[..., None].to(x.dtype)
+        out: Tensor = self.second(torch.relu(self.first(x)).mean(1))
+        return out
+
+
+@pytest.mark.parametrize("padded_first", [True, False])
+def test_batches_that_take_another_path_run_whole(padded_first: bool) -> None:
+    model = Padded().eval()
+    full = torch.randint(1, 9, (20, 5), generator=torch.Generator().manual_seed(0))
+    padded = torch.where(torch.arange(5) < 3, full, 0)
+    suffixes = Suffixes(model, torch.cat([padded, full] if padded_first else [full, padded]), step=20)
+    assert suffixes.seams
+    student = copy.deepcopy(model)
+    student.second.weight.mul_(2.0)
+    for batch, ids in enumerate((padded, full) if padded_first else (full, padded)):
+        assert torch.equal(suffixes.run(student, ["second"], batch=batch), student(ids))
+    assert not torch.equal(model(full), model(padded))
