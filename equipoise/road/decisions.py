@@ -260,7 +260,7 @@ class Road(Walk):
         for target, precisions in self.asked.targets.items():
             self.tell("tables", f"layer times on {target.partition(':')[0]}")
             share = max(0.5, TIMES_SHARE * room / len(self.asked.targets))
-            seconds = min(max(2.0, min(20.0, self.limit_s / 100)), share)
+            seconds = min(max(2.0, min(30.0, self.limit_s / 60)), share)
             args = {"target": target, "seconds": seconds, "knobs": [k.name for k in self.space.knobs]}
             found = yield from self._step(Job("lut", target, args, "measuring host", 2 * seconds))
             times = completed(found["times"], self.facts.layers, precisions)
