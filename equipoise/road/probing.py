@@ -30,6 +30,8 @@ from equipoise.stats import median
 
 CALL = Op("add", 1, 1)
 """An operator whose time is that of the call."""
+MAKING = 0.7
+"""Share of the time of a table that may go into making its programs."""
 OWN = 0.05
 """Share of its time that is an operator's own at least, however small it is."""
 
@@ -57,7 +59,7 @@ def layer_times(
     """Return the seconds of the operators that plans could contain, keyed by `entry`, and why some could not be timed.
 
     Each is its own little program on the target, timed in blocks beside all the others, less what a call of next to nothing
-    takes: a net pays that once, and the sum of its operators would hold it for each. Half of `seconds` may go into making the
+    takes: a net pays that once, and the sum of its operators would hold it for each. Most of `seconds` may go into making the
     programs, whole layers first; those that found no time are in neither answer.
 
     Args:
@@ -68,7 +70,7 @@ def layer_times(
     failed: dict[str, str] = {}
     began = clock.perf_counter()
     for op, bits in ((CALL, 32), *timed_in(variants(layers, knobs), runtime.precisions)):
-        if len(calls) > 1 and clock.perf_counter() - began > seconds / 2:
+        if len(calls) > 1 and clock.perf_counter() - began > MAKING * seconds:
             break
         try:
             session = runtime.load(op_program(op, runtime, bits=bits), threads=target.threads, batch=target.batch)
