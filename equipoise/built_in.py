@@ -6,6 +6,7 @@ Words only, so that a wrong name is told before torch is loaded. A new one is a 
 from __future__ import annotations
 
 import pkgutil
+import re
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -91,6 +92,18 @@ def forms(table: Mapping[str, BuiltIn]) -> Iterable[str]:
     """
     yield from (f"{name}:{row.data}" if row.data else name for name, row in table.items())
     yield "FILE.py:FUNCTION"
+
+
+def scaled(text: str) -> tuple[str, str]:
+    """Split how a family at a scale is written into the family and the scale, which is empty where the text has none.
+
+    Example:
+        >>> scaled("cnn:0.5"), scaled("cnn:width=8,depth=3"), scaled("mine.py:net")
+        (('cnn', '0.5'), ('cnn', 'width=8,depth=3'), ('mine.py:net', ''))
+    """
+    name, _, scale = text.rpartition(":")
+    factor = re.fullmatch(r"[0-9.]+(e[+-]?[0-9]+)?", scale)
+    return (name, scale) if name and (factor or "=" in scale) else (text, "")
 
 
 def trained_on_loading(spec: str) -> bool:

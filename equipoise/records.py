@@ -27,7 +27,7 @@ LONGEST_REASON = 300
 
 Provenance = Literal["measured", "estimated", "unavailable"]
 Choice = int | str
-Fidelity = Literal["untouched", "one-shot", "recovered"]
+Fidelity = Literal["untouched", "untrained", "one-shot", "recovered"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -216,6 +216,7 @@ class Evaluation:
 
     Attributes:
         fidelity: ``untouched`` (the user's model), ``one-shot`` (compressed and repaired, no training) or ``recovered``.
+            ``untrained`` is a new model that is to be trained: its cost is known, and its quality says nothing.
         leg: Which training of this plan a ``recovered`` evaluation is, from 1; 0 for the other fidelities.
         quality: Metric on the validation split, in points of the metric, read on the target runtime's own file.
         drop: ``baseline - quality`` turned so that larger is worse.

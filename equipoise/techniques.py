@@ -22,7 +22,7 @@ class Stage(IntEnum):
     """When a technique is applied: what a later one works on is what the earlier ones left."""
 
     SCALE = 0
-    """What the model takes in."""
+    """Which model it is, and what it takes in."""
     CUT = 1
     """Parts of it are removed."""
     FACTORIZE = 2
@@ -42,6 +42,7 @@ class Kind:
         says: What it did to a whole model, in a few words; empty where another column says it.
         why: What it did to one layer, given what was untouched and what was chosen.
         upstream: The same of a layer that only reads what another one lost; empty where there is none.
+        replaces: Whether no layer is left: one of the same name is another model's.
     """
 
     maker: str
@@ -50,6 +51,7 @@ class Kind:
     says: Callable[[Changed, Changed], str]
     why: Callable[[Choice, Choice], str]
     upstream: str = ""
+    replaces: bool = False
 
 
 def _channels(changed: Changed, every: Changed) -> str:
@@ -59,7 +61,20 @@ def _channels(changed: Changed, every: Changed) -> str:
     return f"{100 * (1 - after / before):.0f}% channels cut" if after < before else ""
 
 
+def _named(choice: Choice) -> str:
+    """A student without its scheme, which is told elsewhere."""
+    return str(choice).partition("@")[0]
+
+
 TECHNIQUES: dict[str, Kind] = {
+    "student": Kind(
+        "equipoise.compress.student:Student",
+        Stage.SCALE,
+        "student",
+        lambda changed, _: f"a new {_named(changed[0][1])}" if changed else "",
+        lambda _old, new: f"a new {_named(new)} stands in its place, taught by the model",
+        replaces=True,
+    ),
     "resolution": Kind(
         "equipoise.compress.resolution:Resolution",
         Stage.SCALE,

@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from equipoise.built_in import WORKLOADS, forms, trained_on_loading
+from equipoise.built_in import FAMILIES, WORKLOADS, forms, scaled, trained_on_loading
 from equipoise.cli.arguments import (
     budget,
     check_named,
@@ -45,6 +45,8 @@ def add_parser(subparsers: Any) -> None:
     option(parser, "--time", duration(zero=True), default="10min", help="wall time for the whole run (default: %(default)s)")
     parser.add_argument("--store", type=Path, default=None, help="folder of the study (default: runs/NAME)")
     option(parser, "--seed", whole(), default=0, help="of every random choice (default: %(default)s)")
+    family = 'new models of a family compete too, distilled from scratch: "cnn", "cnn:0.25" of its size, "cnn:width=8,depth=3"'
+    option(parser, "--student", _student, default="", metavar="FAMILY[:SCALE]", help=family)
     paid = "price of this machine, for a bound on the price (dollars per million samples)"
     option(parser, "--price-per-hour", positive("0.10"), metavar="USD", help=paid)
     option(parser, "--grid", positive("250"), metavar="GRAMS", help="CO2e of a kilowatt-hour, for a bound on carbon")
@@ -83,6 +85,7 @@ def run(args: argparse.Namespace) -> int:
             store=store,
             seed=args.seed,
             recovery=not args.no_recovery,
+            student=args.student,
             price_per_hour=args.price_per_hour,
             grid=args.grid,
             isolate=args.isolate,
@@ -102,6 +105,12 @@ def _check_meters(args: argparse.Namespace) -> None:
     Meters(args.target[0].batch if isinstance(args.target, tuple) else 1, args.price_per_hour, args.grid).check(
         parse_budget(args.budget)
     )
+
+
+def _student(name: str, text: str) -> str:
+    """Read ``--student``: the family's name is judged here, its scale where torch is loaded."""
+    check_named(name, scaled(text)[0], FAMILIES)
+    return text
 
 
 def _name(workload: str) -> str:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
 from torch import nn
@@ -37,6 +37,7 @@ class Subject:
         notes: Which groups could not be ordered as asked, a sentence each.
         likes: Channel counts are kept to multiples of this, where the target is quick.
         exact: Whether the CPU adds 8-bit products without overflow, see `schemes.top`.
+        students: Name -> makes a new model for the same inputs and outputs, the same one each time, its weights drawn.
     """
 
     model: nn.Module
@@ -52,6 +53,7 @@ class Subject:
     notes: tuple[str, ...] = ()
     likes: int = 8
     exact: bool = False
+    students: Mapping[str, Callable[[], nn.Module]] = field(default_factory=dict)
     _moments: dict[str, Moments] = field(default_factory=dict, repr=False, compare=False)
     _answers: dict[str, Statistics] = field(default_factory=dict, repr=False, compare=False)
 

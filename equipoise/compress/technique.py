@@ -30,6 +30,8 @@ class Offer:
         removes: Choice -> the layers that are gone under it; knobs that act on these alone then do nothing.
         needs: Choice -> the scheme that the runtime must have, see `schemes.SCHEMES`.
         adds: Choice -> the operators that it puts before the model, to be timed as the layers are.
+        untrained: Choices whose model has weights that were drawn: what it costs can be measured, and nothing is lost or kept
+            before it is trained.
         refused: Why nothing can be chosen here, where that is so; the menu then holds the untouched choice alone.
     """
 
@@ -39,6 +41,7 @@ class Offer:
     removes: Mapping[Choice, tuple[str, ...]] = field(default_factory=dict)
     needs: Mapping[Choice, Choice] = field(default_factory=dict)
     adds: Mapping[Choice, tuple[Op, ...]] = field(default_factory=dict)
+    untrained: tuple[Choice, ...] = ()
     refused: str = ""
 
 
@@ -53,6 +56,7 @@ class Draft:
         renamed: Layer -> the one inside it that now gives its answer.
         request: Layer -> scheme that the runtime is asked to hold and compute it in, where not floats.
         hold: Layers whose zero weights are meant: repair and training keep them.
+        drawn: Of a new model, whose weights are not the subject's: itself as it was drawn, nothing folded; else None.
     """
 
     model: nn.Module
@@ -61,6 +65,7 @@ class Draft:
     renamed: Mapping[str, str] = field(default_factory=dict)
     request: Mapping[str, Choice] = field(default_factory=dict)
     hold: frozenset[str] = frozenset()
+    drawn: nn.Module | None = None
 
 
 @runtime_checkable

@@ -44,6 +44,7 @@ from equipoise.records import (
 from equipoise.road import faithful
 from equipoise.road.facts import TARGET, Facts
 from equipoise.road.racing import Contender
+from equipoise.road.students import students
 from equipoise.road.survey import survey
 from equipoise.runtimes import Program, Session, Source, Target, requested
 from equipoise.runtimes.cpu import has_exact_int8, liked_channels
@@ -72,6 +73,7 @@ class Workbench:
         extra: Words of axes that are measured beside those of every evaluation.
         shapes: Whether the shapes of plans will do, so that no statistics are collected.
         watched, criterion: As `Subject.prepare`.
+        student: Names a family, and a scale of it perhaps, whose new models stand beside the trained one; empty for none.
     """
 
     work: Workload
@@ -82,6 +84,7 @@ class Workbench:
     shapes: bool = False
     watched: Watched = unwatched
     criterion: str = "obs"
+    student: str = ""
     exporter: Exporter = field(default_factory=Exporter)
 
     @cached_property
@@ -96,7 +99,8 @@ class Workbench:
         with one_thread():
             make = Subject.of_shapes if self.shapes else partial(Subject.prepare, criterion=self.criterion)
             likes, exact, watched = liked_channels(), has_exact_int8(), self.watched
-            return Builder(make(self.teacher, self.work.example, self._calibration, likes=likes, exact=exact, watched=watched))
+            subject = make(self.teacher, self.work.example, self._calibration, likes=likes, exact=exact, watched=watched)
+            return Builder(replace(subject, students=students(self.student, self.work)) if self.student else subject)
 
     @cached_property
     def _calibration(self) -> Inputs:
@@ -159,9 +163,13 @@ class Workbench:
         """The untouched model's program with a thread for each core, for scoring and teaching."""
         return runtimes.get(self.reference_program.runtime).load(self.reference_program, threads=os.cpu_count() or 1)
 
-    def source(self, model: torch.nn.Module) -> Source:
-        """Return the model in the forms that runtimes read; models made of the same modules share one export."""
-        topology = digest([[name, type(part).__name__] for name, part in model.named_modules()])
+    def source(self, model: torch.nn.Module, *, of: str = "") -> Source:
+        """Return the model in the forms that runtimes read; models made of the same modules share one export.
+
+        Args:
+            of: What else must be the same: of a new model its name, as its scale may be in more than its modules.
+        """
+        topology = digest([of, *([name, type(part).__name__] for name, part in model.named_modules())])
         return self.exporter.source(model, self.work.example, topology=topology)
 
     def compile(self, draft: Draft, source: Source, target: Target, *, samples: int | None = None) -> Program:
@@ -214,9 +222,11 @@ class Workbench:
         """Compile a draft and score the program: quality on validation, size, counts; all but what must be timed alone."""
         began = time.perf_counter()
         draft = self.on_grid(draft)
-        target, source = self.target_of(plan), self.source(draft.model)
+        target, source = self.target_of(plan), self.source(draft.model, of=plan.digest if draft.drawn else "")
         program = self.compile(draft, source, target)
-        samples = len(self.work.validation) if fidelity != "one-shot" else min(QUICK_SAMPLES, len(self.work.validation))
+        samples = len(self.work.validation)
+        if fidelity in ("one-shot", "untrained"):
+            samples = min(QUICK_SAMPLES, samples)
         outputs = self.outputs(program, samples)
         self._hold(program, draft.model, outputs, untouched=fidelity == "untouched")
         quality, drop = self._quality(outputs, samples)

@@ -20,11 +20,12 @@ from equipoise.events import Listener
 from equipoise.meters import Meters
 from equipoise.records import Choice, Evaluation, Fidelity, Plan, as_data, digest
 from equipoise.road import entries, rungs
-from equipoise.road.facts import facts_from
+from equipoise.road.facts import TARGET, facts_from
 from equipoise.road.features import Features, completed
 from equipoise.road.jobs import Job, Record, Steps, Walk
 from equipoise.road.proposals import WORST_LOSS, Known, uniform_plans, worst_loss
 from equipoise.search import LossTable, converged, front_volume, loss_table
+from equipoise.search.propose import halving
 from equipoise.stats import median
 from equipoise.study.header import Header
 from equipoise.study.record import Study, evaluated, following
@@ -46,6 +47,8 @@ FINAL_SHARE, FINAL_LEAST_S, FINAL_MOST_SHARE = 0.06, 10.0, 0.2
 """Time kept for the last race, in fresh processes: a share of it all, but some seconds where that is not too much."""
 WORTH_TABLES = 3
 """Trials that must still fit after the baseline for tables, which alone show nothing, to be worth their time."""
+NEW_SHARE = 0.15
+"""Share of the time left for recovery that measuring the costs of new models may take."""
 ROUNDS = 4
 """Rounds of the search before recovery: what training brings then tells more than further one-shot trials."""
 HEADROOM = 1.25
@@ -104,7 +107,7 @@ class Road(Walk):
         self.tell("prepare", "fold the model, trace its groups, collect statistics")
         prepared = yield from self._step(Job("prepare", "0", says="preparing the model"))
         self.facts = facts_from(prepared["facts"])
-        self.space = self.facts.space
+        self.space = self.facts.searched
         yield from self._baseline()
         if self.left() - self.reserve < WORTH_TABLES * self.expected("one-shot"):
             yield from self._extent(sum(len(k.menu) - 1 for k in self.space.knobs), read=0)
@@ -157,7 +160,8 @@ class Road(Walk):
         **trained: Any,
     ) -> Steps[Evaluation]:
         """Have a plan evaluated, once and for all; what it was `predicted` is asked for only where it is not recorded."""
-        key = f"{plan.digest}:{fidelity}" + (f":{leg}" if leg else "")
+        axes = self.asked.meters.metered(self.budget) if fidelity == "untrained" else ()
+        key = ":".join([plan.digest, fidelity, *([str(leg)] if leg else []), *axes])
         known = self.evaluations[0].axis("latency_s").get() if self.evaluations else None
         foretold = dict(predicted()) if self.record.get("evaluation", key) is None else {}
         args = {
@@ -170,13 +174,15 @@ class Road(Walk):
             **({"training_s": training_s, **trained} if training_s else {}),
         }
         says, expected_s = f"the {fidelity} evaluation of plan {plan.digest}", self.expected(fidelity) + training_s
-        job = Job("evaluation", key, args, "measuring host", expected_s, says)
+        new = fidelity == "untrained"  # no evaluation of the study before it is trained
+        job = Job("new" if new else "evaluation", key, args, "measuring host", expected_s, says)
         if self.walked(job):
             return next(e for e in self.evaluations if e.key == key)
         data = yield from self._step(job)
         (found,) = evaluated([data], self.record.all("meter"))
-        self.evaluations.append(found)
-        self.tell("evaluate", fidelity, evaluation=found)
+        if not new:
+            self.evaluations.append(found)
+            self.tell("evaluate", fidelity, evaluation=found)
         return found
 
     @property
@@ -420,7 +426,8 @@ class Road(Walk):
         A rung too short to be worth its overhead trains fewer candidates, or leaves its time to the next; so does one that
         ended early. Nothing is trained on after a rung in which every training failed.
         """
-        alive = rungs.candidates(self.evaluations, self.budget)
+        cut, new = rungs.candidates(self.evaluations, self.budget), (yield from self._new())
+        alive = rungs.beside(cut, rungs.fresh(new, self.evaluations[0], self.budget))
         if not alive:
             self.tell("recover", "nothing is trained: no plan within the other bounds has lost what training could win back")
             return
@@ -432,7 +439,8 @@ class Road(Walk):
             carried += share
             room = self.left() - self.reserve
             overhead = max(self.expected("recovered"), self.expected("one-shot"))
-            count, time = rungs.trainees(rung, len(alive), room, overhead, carried)
+            kinds = 1 if any_time else len({e.fidelity for e in alive})
+            count, time = rungs.trainees(rung, len(alive), room, overhead, carried, kinds=kinds)
             if count < 1:
                 if rung == len(rungs.RUNGS) - 1 and not any_time:
                     yield from self._untrained(room, rungs.LEAST_S + overhead)
@@ -451,6 +459,18 @@ class Road(Walk):
                     history.append(((history[-1][0] if history else 0.0) + seconds, max(after.drop.get(), LEAST_DROP)))
             alive = [e for e in done if e.ok]
             carried = 0.0
+
+    def _new(self) -> Steps[list[Evaluation]]:
+        """Have the costs of new models measured while there is time."""
+        found: list[Evaluation] = []
+        until = self.spent_s + NEW_SHARE * (self.left() - self.reserve)
+        for target in self.asked.targets:
+            where = {TARGET: target} if TARGET in self.space.positions else {}
+            for plan in halving(self.facts.fresh):
+                if self.spent_s + self.expected("one-shot") > until:
+                    return found
+                found.append((yield from self._evaluate(plan.but(where), "untrained")))
+        return found
 
     def _untrained(self, left_s: float, least_s: float) -> Steps[None]:
         """Record that there was something to train but no time for it."""

@@ -169,6 +169,8 @@ def explained(store: Store, pick: str = "best") -> Explanation | None:
 
 def of(known: Recorded, pick: Evaluation) -> Explanation:
     """Explain one evaluation of a record."""
+    if any(pick.plan.choices.get(name) == choice for name, choice in known.facts.untrained):
+        return _of_new(known, pick)
     study, plan = known.study, known.canonical(pick.plan)
     rate = known.points_per_loss(pick)
     made = _made(known, plan, rate)
@@ -190,6 +192,51 @@ def of(known: Recorded, pick: Evaluation) -> Explanation:
         rejected=rejected,
         beaten=_beaten(study),
         layer_seconds={name: (before[name], after[name]) for name in before},
+        left_whole=study.header.left_whole,
+        failed=study.unread,
+    )
+
+
+def _of_new(known: Recorded, pick: Evaluation) -> Explanation:
+    """Explain a new model: it is one change, of the whole model, and what it brings is what was measured."""
+    study, base, why = known.study, known.study.baseline, "of a new model the tables tell nothing"
+    gains = {}
+    for axis, unit in UNITS.items():
+        old, new = base.axis(axis).value, pick.axis(axis).value
+        if old is None or new is None:
+            gains[axis] = unavailable(unit, "it was not measured")
+        else:
+            gains[axis] = measured(old - new, unit, note="as measured")
+    (name, choice), *_ = (one for one in known.facts.untrained if pick.plan.choices.get(one[0]) == one[1])
+    layers, untouched = known.facts.acted_on(name), base.plan[name]
+    loss = unavailable(study.header.damage_unit, "it keeps no weight of the model: its drop is what training left")
+    change = Change(
+        knob=name,
+        where="the whole model",
+        layers=layers,
+        what=TECHNIQUES[name.partition(".")[0]].why(untouched, choice),
+        loss=loss,
+        points=pick.drop,
+        seconds=gains["latency_s"],
+        bytes=gains["size_bytes"],
+        macs=gains["macs"],
+    )
+    return Explanation(
+        key=pick.key,
+        what=describe(pick, base),
+        sentence=study.sentence(pick),
+        target=pick.program.target if pick.program else study.header.target,
+        latency=pick.axis("latency_s"),
+        predicted=unavailable("s", why),
+        typical_error=known.typical_error,
+        unit=study.header.damage_unit,
+        points_per_loss=unavailable("points", why),
+        techniques=(change,),
+        changes=(change,),
+        next=(),
+        rejected=(),
+        beaten=_beaten(study),
+        layer_seconds={},
         left_whole=study.header.left_whole,
         failed=study.unread,
     )

@@ -10,7 +10,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from equipoise.ops import Op, op_from
-from equipoise.records import Choice, Knob
+from equipoise.records import Choice, Knob, Plan
 from equipoise.search import Space
 from equipoise.study.header import Offered
 
@@ -69,18 +69,32 @@ class Facts:
         offered: Every knob of the space, in its order.
         moot: (knob, choice, knobs that do nothing under it).
         left_whole: Place -> reason.
+        untrained: Knobs and choices whose models are new: they are trained, not searched.
     """
 
     offered: tuple[Offered, ...]
     layers: tuple[Layer, ...]
     moot: tuple[tuple[str, Choice, tuple[str, ...]], ...] = ()
     left_whole: Mapping[str, str] = field(default_factory=dict)
+    untrained: tuple[tuple[str, Choice], ...] = ()
 
     @property
     def space(self) -> Space:
         """All plans."""
         knobs, moot = tuple(row.knob for row in self.offered), {(name, choice): gone for name, choice, gone in self.moot}
         return Space(knobs, moot, {row.knob.name: row.layers for row in self.offered if len(row.layers) <= FEW})
+
+    @property
+    def searched(self) -> Space:
+        """The plans whose models keep weights of the untouched one, so that tables and one-shot losses tell of them."""
+        menus = {row.knob.name: row.knob.menu for row in self.offered}
+        cut = dict.fromkeys(name for name, _ in self.untrained)
+        return self.space.restrict({name: [c for c in menus[name] if (name, c) not in self.untrained] for name in cut})
+
+    @property
+    def fresh(self) -> list[Plan]:
+        """The plans of new models, in order."""
+        return [self.space.untouched.but({name: choice}) for name, choice in self.untrained]
 
     def acted_on(self, knob: str) -> tuple[str, ...]:
         """Return the layers that a knob acts on."""
@@ -97,7 +111,8 @@ def facts_from(data: Mapping[str, Any]) -> Facts:
         for row in data["layers"]
     )
     moot = tuple((name, choice, tuple(gone)) for name, choice, gone in data["moot"])
-    return Facts(offered, layers, moot, data["left_whole"])
+    untrained = tuple((name, choice) for name, choice in data.get("untrained", ()))  # records of earlier releases have none
+    return Facts(offered, layers, moot, data["left_whole"], untrained)
 
 
 def _act_from(data: Mapping[str, Any]) -> Act:

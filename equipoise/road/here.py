@@ -73,6 +73,7 @@ class Here:
             "study": self._header,
             "meter": self._meter,
             "evaluation": self._evaluation,
+            "new": self._evaluation,
             "table": lambda job: self.maker.entry(job),
             "guess": lambda job: self.maker.estimates(job),
             "lut": self._times,

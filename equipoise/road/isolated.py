@@ -250,6 +250,7 @@ def isolated(bench: Workbench, files: Files, *, spec: str, seed: int, tell: Tell
             "fingerprint": bench.work.fingerprint,
             "targets": ",".join(map(str, bench.targets)),
             "seed": seed,
+            "student": bench.student,
             "path": sys.path,
         }
         child = Child(recipe, MEMORY_SHARE * psutil.virtual_memory().available, tell)
@@ -359,7 +360,7 @@ def _trials(recipe: Mapping[str, Any], tell: Tell, watched: Watched) -> Trials:
     if work.fingerprint != recipe["fingerprint"]:
         raise InputError(f"workload {spec or work.name} must be the same each time that it is loaded; it has changed since")
     files = Files(Path(recipe["store"]))
-    bench = Workbench(work, parse_targets(recipe["targets"]), files.blob, watched=watched)
+    bench = Workbench(work, parse_targets(recipe["targets"]), files.blob, watched=watched, student=recipe["student"])
     return Trials(bench, files, int(recipe["seed"]), tell)
 
 

@@ -60,8 +60,8 @@ class Recorded:
 
     @cached_property
     def space(self) -> Space:
-        """All plans."""
-        return self.facts.space
+        """The plans that the tables tell of: no new models."""
+        return self.facts.searched
 
     @cached_property
     def evaluations(self) -> list[Evaluation]:

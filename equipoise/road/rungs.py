@@ -17,6 +17,7 @@ from equipoise.axes import AXES
 from equipoise.budget import Budget
 from equipoise.pareto import non_dominated
 from equipoise.records import Evaluation
+from equipoise.search.propose import halving
 
 RUNGS = ((4, 0.12), (2, 0.13), (1, 0.75))
 """(candidates, share of the recovery time) of each rung."""
@@ -31,11 +32,14 @@ MENDABLE = 10.0
 INTACT = 0.02
 """Loss under which a one-shot model needs no recovery to speak of."""
 
+FRESH = 2
+"""New models that are trained first, of the `RUNGS`' candidates: the larger may be too slow, and the smaller too weak."""
+
 History = Mapping[str, Sequence[tuple[float, float]]]
 """Plan digest -> (seconds trained in all, drop then), oldest first."""
 
 
-def trainees(rung: int, count: int, room_s: float, overhead_s: float, carried: float) -> tuple[int, float]:
+def trainees(rung: int, count: int, room_s: float, overhead_s: float, carried: float, *, kinds: int = 1) -> tuple[int, float]:
     """Return how many of `count` candidates a rung trains, and the seconds that it may take; none where there is too little.
 
     Args:
@@ -43,21 +47,20 @@ def trainees(rung: int, count: int, room_s: float, overhead_s: float, carried: f
         room_s: Seconds left for this rung and those after it.
         overhead_s: Of one training, its evaluation included.
         carried: Share of the time that is this rung's, with what earlier ones left.
+        kinds: Kinds of candidates none of which has been trained: a rung has room for one of each, or leaves its time to the
+            next; the last takes what there is.
     """
     later = sum(share for _, share in RUNGS[rung + 1 :])
     seconds = room_s * carried / (carried + later)
-    return min(RUNGS[rung][0], count, int(seconds / (LEAST_S + overhead_s))), seconds
+    fit = int(seconds / (LEAST_S + overhead_s))
+    return 0 if later and fit < kinds else min(max(RUNGS[rung][0], kinds), count, fit), seconds
 
 
 def candidates(evaluations: Sequence[Evaluation], budget: Budget) -> list[Evaluation]:
     """Return the one-shot evaluations to train first: within the bounds that training cannot change, spread over the loss."""
     count = RUNGS[0][0]
     fixed = [c for c in budget.constraints if not AXES[c.word].trained]
-
-    def within(e: Evaluation) -> bool:
-        return all(e.axis(c.axis).known and c.excess(e.axis(c.axis).get()) == 0 for c in fixed)
-
-    rows = [e for e in evaluations if e.ok and e.fidelity == "one-shot" and within(e)]
+    rows = [e for e in evaluations if e.ok and e.fidelity == "one-shot" and _within(e, budget)]
     bound = budget.bound("drop")
     if bound:
         kept = any(e.drop.get() <= MARGIN * bound for e in rows)  # then the search has a better use for the time
@@ -70,6 +73,38 @@ def candidates(evaluations: Sequence[Evaluation], budget: Budget) -> list[Evalua
     logs = np.log([lost(e) for e in front])
     wanted = np.linspace(logs[0], logs[-1], count)
     return [front[i] for i in sorted({int(np.argmin(np.abs(logs - w))) for w in wanted})]
+
+
+def fresh(untrained: Sequence[Evaluation], baseline: Evaluation, budget: Budget) -> list[Evaluation]:
+    """Return the new models to train first: within the bounds that training cannot change, and cheaper than the untouched one.
+
+    Nothing is known of what they will lose. Of those that cost alike the one with more MACs holds more, so those on the front
+    of MACs against the costs are spread; under a bound on a cost the largest that keep it come first.
+    """
+    fixed = [c for c in budget.constraints if not AXES[c.word].trained]
+    axes = tuple(dict.fromkeys(("latency_s", "size_bytes", *(c.axis for c in fixed if AXES[c.word].smaller))))
+
+    def cheaper(e: Evaluation) -> bool:
+        return any(e.axis(a).get() < baseline.axis(a).get() for a in ("latency_s", "size_bytes"))
+
+    rows = [e for e in untrained if e.ok and _within(e, budget) and cheaper(e)]
+    front = [rows[i] for i in non_dominated([[-e.axis("macs").get(), *(e.axis(a).get() for a in axes)] for e in rows])]
+    front = sorted(front, key=lambda e: (-e.axis("macs").get(), e.axis("latency_s").get()))
+    if any(AXES[c.word].smaller for c in fixed) or len(front) <= FRESH:
+        return front[:FRESH]
+    return halving(front)[:FRESH]
+
+
+def beside(cut: Sequence[Evaluation], new: Sequence[Evaluation]) -> list[Evaluation]:
+    """Return the candidates of the first rung: those that were cut down and new ones in turn, as many as it takes."""
+    turns = itertools.zip_longest(cut[: RUNGS[0][0] - len(new)], new)
+    return [e for pair in turns for e in pair if e is not None]
+
+
+def _within(e: Evaluation, budget: Budget) -> bool:
+    """Whether an evaluation keeps the bounds that training cannot change."""
+    fixed = [c for c in budget.constraints if not AXES[c.word].trained]
+    return all(e.axis(c.axis).known and c.excess(e.axis(c.axis).get()) == 0 for c in fixed)
 
 
 def lost(evaluation: Evaluation) -> float:

@@ -37,7 +37,8 @@ def survey(builder: Builder, precisions: Mapping[str, Sequence[Choice]]) -> Fact
         raise InputError(f"model must offer something to change; got nothing that can be cut or quantized. {NOTHING}")
     refused = {offer.place or "model": offer.refused for offer in builder.offers.values() if offer.refused}
     layers = (*_added(offers), *_layers(builder, offers))
-    return Facts(tuple(rows), layers, tuple(_moot(offers, precisions)), refused | dict(builder.subject.left))
+    untrained = tuple((name, c) for name, offer in offers.items() for c in offer.menu if c in offer.untrained)
+    return Facts(tuple(rows), layers, tuple(_moot(offers, precisions)), refused | dict(builder.subject.left), untrained)
 
 
 def _within(offer: Offer, usable: set[Choice]) -> Offer:

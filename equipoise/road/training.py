@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from equipoise.batch import Inputs, mapped, parts
+from equipoise.compress.technique import Draft
 from equipoise.records import Plan
 from equipoise.road.bench import Workbench
 from equipoise.training.hold import Kept
@@ -23,13 +24,14 @@ from equipoise.training.recover import distill
 
 WITH_NORM = Recipe(optimizer="sgd", lr=0.05, schedule="cosine", weight_decay=5e-4, temperature=4.0, channels_last=True)
 """For models with BatchNorm. Chosen after one short single-seed pilot on ResNet-20; no benchmark stands behind it yet."""
+FRESH = Recipe(optimizer="muon", lr=0.02, schedule="linear", weight_decay=0.1, clip=1.0, temperature=4.0, channels_last=True)
 FOLDED = Recipe(optimizer="adamw", lr=1e-3, schedule="linear", temperature=2.0)
 
 
 def train(
     bench: Workbench,
     plan: Plan,
-    student: nn.Module,
+    draft: Draft,
     *,
     seconds: float,
     checkpoint: Path,
@@ -38,18 +40,20 @@ def train(
     hold: Kept | None = None,
     on_step: Callable[[Progress], None] | None = None,
 ) -> Trained:
-    """Distil `student` from the untouched model for `seconds`, with a checkpoint that a killed run goes on from.
+    """Distil a draft's model from the untouched one for `seconds`, with a checkpoint that a killed run goes on from.
 
-    Where the user's model had BatchNorm it is put back for the training: a folded net only bears small learning rates.
+    Where the model had BatchNorm before it was folded it is put back for the training: a folded net only bears small learning
+    rates.
     """
     generator = torch.Generator().manual_seed(int(plan.digest[:8], 16) ^ (seed * 1000 + leg))
-    normed = any(isinstance(m, _BatchNorm) for m in bench.work.model.modules())
+    own, student = draft.drawn or bench.work.model, draft.model
+    normed = any(isinstance(m, _BatchNorm) for m in own.modules())
     done = distill(
         unfold(student, parts(mapped(bench.calibration, torch.from_numpy), 64)) if normed else student,
         teacher(bench),
         bench.work.train,
         seconds=seconds,
-        recipe=WITH_NORM if normed else FOLDED,
+        recipe=recipe_for(own, new=draft.drawn is not None),
         divergence=bench.work.divergence,
         augment=bench.work.augment,
         generator=generator,
@@ -59,6 +63,18 @@ def train(
         on_step=on_step,
     )
     return replace(done, model=refold(done.model).eval())
+
+
+def recipe_for(model: nn.Module, *, new: bool) -> Recipe:
+    """Return how a model of this kind is distilled.
+
+    Args:
+        model: Before anything was folded or cut.
+        new: Whether its weights were drawn, rather than trained before.
+    """
+    if new:
+        return FRESH
+    return WITH_NORM if any(isinstance(m, _BatchNorm) for m in model.modules()) else FOLDED
 
 
 def teacher(bench: Workbench) -> Callable[[Inputs], Tensor]:

@@ -53,7 +53,7 @@ class Trials:
             done = train(
                 bench,
                 plan,
-                draft.model,
+                draft,
                 seconds=args["training_s"],
                 checkpoint=self.files.scratch(f"{plan.digest}-{leg}"),
                 leg=leg,

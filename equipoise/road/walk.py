@@ -25,6 +25,7 @@ from equipoise.study.store import Store
 from equipoise.units import check_seed, duration
 from equipoise.workloads import Workload, as_workload, check
 from equipoise.workloads.spec import located
+from equipoise.workloads.students import read_student
 
 
 def optimize(
@@ -36,6 +37,7 @@ def optimize(
     store: str | Path,
     seed: int = 0,
     recovery: bool = True,
+    student: str = "",
     price_per_hour: float | None = None,
     grid: float | None = None,
     isolate: bool = False,
@@ -55,6 +57,9 @@ def optimize(
         store: Folder of the study. The same call again goes on where the last one stopped.
         seed: Of every random choice; recorded.
         recovery: Whether survivors are distilled from the untouched model (their training time counts).
+        student: Family of new models that are to compete with what the model can be cut down to: ``"mobilenet"`` (a few scales
+            that are cheaper than the model), ``"cnn:0.25"`` (that factor of its default size) or ``"cnn:width=16,depth=6"``.
+            They are distilled from scratch, for as long as the others at each stage.
         price_per_hour: Dollars an hour of this machine; a bound on the price needs it.
         grid: Grams of CO2 equivalent for a kilowatt-hour; a bound on carbon needs it.
         isolate: Whether each candidate is made, trained and scored in a process of its own, so that one that crashes, hangs, or
@@ -76,12 +81,18 @@ def optimize(
     for wanted in targets:
         if reason := runtimes.get(wanted.runtime).unavailable():
             raise MissingExtraError(f"target must be a runtime that can be used here; got {str(wanted)!r}. {reason}")
+    if not isinstance(student, str):
+        raise must_be("student", "the name of a family", type(student).__name__, 'Write for example student="mobilenet".')
+    if student and not recovery:
+        raise must_be("student", "left out where nothing is trained", student, "Leave recovery on.")
     meters = Meters(targets[0].batch, price_per_hour, grid)
     meters.check(bounds)
     spec = spec or (work if isinstance(work, str) else "")
     with staying("checking the workload"):
         work = as_workload(work)
         check(work)
+        if student:
+            read_student(student)
     for constraint in bounds.constraints:
         if constraint.word == "quality" and constraint.upper == work.metric.maximize:
             turned = "more" if work.metric.maximize else "less"
@@ -106,15 +117,17 @@ def optimize(
                 "damage_unit": "squared spreads" if work.divergence.kind == "values" else "nats",
             },
         )
-        _walk(opened, asked, work, targets, spec=located(spec), isolate=isolate, listen=told, started=started)
+        bench = Workbench(
+            work, targets, opened.blob, asked.meters, asked.meters.metered(asked.budget), student=located(student)
+        )
+        _walk(opened, asked, bench, spec=located(spec), isolate=isolate, listen=told, started=started)
         return Study.read(opened)
 
 
 def _walk(
     store: Store,
     asked: Asked,
-    work: Workload,
-    targets: tuple[Target, ...],
+    bench: Workbench,
     *,
     spec: str,
     isolate: bool,
@@ -130,7 +143,6 @@ def _walk(
         with road.watched(job), staying("preparing the model") if job.kind == "prepare" else nullcontext():
             yield
 
-    bench = Workbench(work, targets, store.blob, asked.meters, asked.meters.metered(asked.budget))
     with ExitStack() as open_:
         maker: Maker = Trials(bench, store, asked.seed, road.tell)
         if isolate:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -19,6 +20,7 @@ from equipoise.search.space import Genomes, Space
 from equipoise.search.surrogate import LossModel
 from equipoise.search.tables import EPSILON
 
+T = TypeVar("T")
 Floats = NDArray[np.float64]
 
 Excess = Callable[[Genomes], Floats]
@@ -71,8 +73,10 @@ def first_points(
     return [space.decode(front[i]) for i in sorted(chosen, key=lambda i: float(costs[i]))]
 
 
-def halving(plans: Sequence[Plan]) -> list[Plan]:
-    """Return plans in the order in which to try them: the middle one, the middles of what comes after and before it, and so on.
+def halving(plans: Sequence[T]) -> list[T]:
+    """Return plans, or what was measured of them, in the order in which to try them.
+
+    The middle one, the middles of what comes after and before it, and so on.
 
     So wherever the time ends, those that were tried are spread over all, and the first is no extreme.
     """

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from equipoise.compress.student import EIGHT, ITSELF
 from equipoise.compress.technique import Draft
 from equipoise.compress.trace import copied
 from equipoise.measure.counts import count
@@ -37,14 +38,15 @@ ROUNDING = 1e-3
 ALIKE = 1e-4
 """Largest relative difference of the answers of two programs that were compiled alike."""
 ONNX = "model.onnx"
+STUDENT = "student"
 
 
 def rebuilt(scene: Scene, found: dict[str, Reading]) -> Iterator[Check]:
     """Apply the plan to the source model again and compare shapes, counts, bits and weights."""
     claims, work = scene.artifact.claims, scene.data
     repaired = claims.fidelity == "one-shot"  # whose weights can be made again; else shapes will do
-    bench = Workbench(work, parse_targets(claims.study.target), lambda content: "", shapes=not repaired)
-    plan = Plan(claims.plan)
+    plan = _own(Plan(claims.plan))
+    bench = Workbench(work, parse_targets(claims.study.target), lambda content: "", shapes=not repaired, student=_new(plan))
     space = _taking(bench.facts.space, plan)
     untouched = space.untouched
     space.check(plan)
@@ -65,12 +67,23 @@ def rebuilt(scene: Scene, found: dict[str, Reading]) -> Iterator[Check]:
                 found[axis] = measured(value, "1")
     weights = _weights(scene)
     model.load_state_dict(weights)
-    yield from _precision(scene, plan)
+    yield from _precision(scene, plan, draft)
     yield from in_the_graph(scene)
     yield _answers(scene, model)
     if scene.program.runtime == "openvino" and ONNX in claims.files:
         yield _compiled_again(scene, bench, plan, draft)
-    yield from _trained(bench, weights) if claims.fidelity == "recovered" else [_fidelity(scene, bench, plan, weights)]
+    yield from _trained(bench, draft, weights) if claims.fidelity == "recovered" else [_fidelity(scene, bench, plan, weights)]
+
+
+def _own(plan: Plan) -> Plan:
+    """The plan without the choice of a model where it keeps the source: which others there were is no part of it."""
+    return Plan({name: choice for name, choice in plan.choices.items() if (name, choice) != (STUDENT, ITSELF)})
+
+
+def _new(plan: Plan) -> str:
+    """The name of the student that a plan puts in the model's place; empty where it keeps the model."""
+    name = str(plan.choices.get(STUDENT, ITSELF))
+    return "" if name == ITSELF else name.removesuffix(EIGHT)
 
 
 def _taking(space: Space, plan: Plan) -> Space:
@@ -125,9 +138,11 @@ def _bits(plan: Mapping[str, int | str], floats: Sequence[str], layers: list[str
     return judged("bits", stated, told, not wrong, "; ".join(wrong[:5]))
 
 
-def _precision(scene: Scene, plan: Plan) -> Iterator[Check]:
-    """Hold the program's precision to the plan's bits."""
+def _precision(scene: Scene, plan: Plan, draft: Draft) -> Iterator[Check]:
+    """Hold the program's precision to the plan's bits, or those of a new model."""
     ways = {way for name, way in plan.of("bits").items() if not _gone(plan.choices, name)}
+    if draft.drawn:
+        ways = set(draft.request.values()) or {32}
     expected = "fp32" if ways <= {32} else "int8" if ways == {8} else "mixed"
     stated = scene.artifact.claims.deployable.precision
     yield judged("precision", stated, expected, stated == expected, "of the plan's bits")
@@ -171,11 +186,17 @@ def _fidelity(scene: Scene, bench: Workbench, plan: Plan, weights: Mapping[str, 
     return near("fidelity", stated, told, off, tight=REPAIRED, wide=wide, note="" if scene.at_home else ELSEWHERE)
 
 
-def _trained(bench: Workbench, weights: Mapping[str, Tensor]) -> Iterator[Check]:
+def _trained(bench: Workbench, draft: Draft, weights: Mapping[str, Tensor]) -> Iterator[Check]:
     """Tell whether weights were trained: what repair alone gives has the source's own filters in the first layer.
 
-    Nothing before that layer was changed, so that repair leaves its filters as they are; training moves them all.
+    Nothing before that layer was changed, so that repair leaves its filters as they are; training moves them all. A new model
+    was drawn by its name, and has moved from there.
     """
+    if draft.drawn:
+        drawn = draft.model.state_dict()
+        moved = max(apart(drawn[name].double(), w.double()) for name, w in weights.items() if w.dim() > 1)
+        yield judged("fidelity", "recovered", f"weights {moved:.2g} from as drawn", moved > TRAINED, "training moves them")
+        return
     name = f"{next(iter(bench.builder.subject.ops), '')}.weight"
     source, found = bench.teacher.state_dict().get(name), weights.get(name)
     if source is None or found is None or source.shape[1:] != found.shape[1:]:

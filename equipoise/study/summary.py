@@ -55,6 +55,7 @@ def layer_rows(header: Header, pick: Evaluation, baseline: Evaluation, tables: M
     for row in baseline.layers:
         now = _joined([other for other in pick.layers if other.name == row.name or other.name.startswith(row.name + ".")])
         causes = {knob: changed[knob.name] for knob in header.acting_on(row.name) if knob.name in changed}
+        now = None if any(TECHNIQUES[knob.kind].replaces for knob in causes) else now
         entries = [f"{knob.name}={new}" for knob, (_, new) in causes.items()]
         losses = [tables[entry] for entry in entries if entry in tables]
         rows.append(

@@ -43,6 +43,7 @@ from equipoise.workloads.divergence import KINDS, Divergence, Kind
 from equipoise.workloads.meaning import SAMPLE, decide, first_tensor, squashed
 from equipoise.workloads.outputs import Chosen
 from equipoise.workloads.sources import LABEL_KEYS
+from equipoise.workloads.students import drawn, shape_of
 from equipoise.workloads.wrapped import bare, copied
 
 
@@ -185,7 +186,7 @@ def _held(
 
 
 def distill(
-    student: nn.Module,
+    student: nn.Module | str,
     teacher: nn.Module,
     data: Any,
     *,
@@ -197,7 +198,9 @@ def distill(
     """Return a copy of `student` trained to answer as `teacher` does.
 
     Args:
-        student, teacher: Modules with the same output shape; neither is changed.
+        student: A module, or a new model of a family for the same inputs and outputs: ``"mobilenet"`` (its default scale),
+            ``"mobilenet:0.25"`` (that factor of its size) or ``"cnn:width=16,depth=6"``.
+        teacher: A module with the same output shape. Neither is changed.
         data: Inputs (a tensor, or a mapping of several), or anything that `Split.of` takes; labels tell what outputs mean, and
             are learned with ``hard_weight``.
         seconds: Training time.
@@ -221,8 +224,11 @@ def distill(
         raise InputError("data must hold at least one sample; got none. Pass the training inputs.")
     if found := not_finite(split):
         raise found
-    learner, guide = prepared("student", student)[0], copied(prepared("teacher", teacher)[0]).eval()
-    example = split.take(2).tensors()[0]
+    guide, example = copied(prepared("teacher", teacher)[0]).eval(), split.take(2).tensors()[0]
+    if isinstance(student, str):
+        guide = one_output("teacher", guide, example)
+        student = drawn(student, shape_of(example, answers_of("teacher", guide, example), guide))
+    learner = prepared("student", student)[0]
     learner, guide = one_output("student", learner, example), one_output("teacher", guide, example)
     shapes = [tuple(answers_of(name, part, example).shape) for name, part in (("student", learner), ("teacher", guide))]
     if shapes[0] != shapes[1]:
