@@ -29,7 +29,6 @@ from equipoise.search.propose import halving
 from equipoise.stats import median
 from equipoise.study.header import Header
 from equipoise.study.record import Study, evaluated, following
-from equipoise.units import show
 
 SEARCH_SHARE = 0.5
 """Share of the time by which the one-shot search ends when recovery follows."""
@@ -371,7 +370,8 @@ class Road(Walk):
             found = yield from self._step(Job("proposal", self._turn(number), {"number": number}))
             self.proposing_s = found["seconds"]
             if not number:
-                self._tell_reach(found["reach"])
+                for text in self.known.reached(found["reach"]):
+                    self.tell("search", text)
             if not found["plans"] and number:
                 return
             for row in found["plans"]:
@@ -401,17 +401,6 @@ class Road(Walk):
         """Name of a proposal: what it is made from, so that another budget is proposed for anew and a replay finds its own."""
         untrained = [e.key for e in self.evaluations if e.fidelity != "recovered"]
         return digest([number, self.budget.text, self.asked.recovery, untrained])
-
-    def _tell_reach(self, reach: Mapping[str, Sequence[float]]) -> None:
-        """Say what the space is predicted to reach, so that a budget out of reach is known before the search, not after it."""
-        assert self.known is not None, "a proposal was made from what is known"
-        for word, unit, key in (("latency", "s", "latency_s"), ("size", "B", "size_bytes")):
-            low, middle, high = (show(v, unit) for v in reach[key])
-            self.tell("search", f"predicted {word} of the space: least {low}, median {middle}, most {high}")
-        for key, most in self.known.bounds.items():
-            if key in reach and most < reach[key][0]:
-                constraint = next(c for c in self.budget.constraints if self.asked.meters.on_base(c.word, c.bound)[1] == most)
-                self.tell("search", f"WARNING: {constraint} is below the least that this space is predicted to reach")
 
     def _inside(self) -> list[Evaluation]:
         """The evaluations whose plan is of the space, from which failed probes may have taken a choice."""

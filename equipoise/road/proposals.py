@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
@@ -21,6 +21,7 @@ from equipoise.search import Evaluated, Genomes, LossModel, LossTable, Space, fi
 from equipoise.search.front import predicted_front
 from equipoise.search.propose import first_points, halving, propose
 from equipoise.stats import median
+from equipoise.units import show
 
 ROUND = 8
 """Plans proposed together in a round of the genetic search."""
@@ -133,6 +134,16 @@ class Known:
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(1 << 20,)))
         genomes = np.concatenate([self.space.sample(rng, n=2000), front])
         return {cost.axis: [float(v) for v in np.quantile(cost.many(genomes), (0.0, 0.5, 1.0))] for cost in self.costs}
+
+    def reached(self, reach: Mapping[str, Sequence[float]]) -> Iterator[str]:
+        """Say what the space is predicted to reach, so that a budget out of reach is known before the search, not after it."""
+        for word, unit, key in (("latency", "s", "latency_s"), ("size", "B", "size_bytes")):
+            low, middle, high = (show(v, unit) for v in reach[key])
+            yield f"predicted {word} of the space: least {low}, median {middle}, most {high}"
+        for key, most in self.bounds.items():
+            if key in reach and most < reach[key][0]:
+                constraint = next(c for c in self.budget.constraints if self.meters.on_base(c.word, c.bound)[1] == most)
+                yield f"WARNING: {constraint} is below the least that this space is predicted to reach"
 
     def _next(self) -> list[Plan]:
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(self.number,)))

@@ -17,7 +17,7 @@ from equipoise.compress.student import EIGHT, ITSELF
 from equipoise.compress.technique import Draft
 from equipoise.compress.trace import copied
 from equipoise.measure.counts import count
-from equipoise.records import Knob, Plan, Reading, measured
+from equipoise.records import Choice, Knob, Plan, Reading, measured
 from equipoise.road.bench import BATCH, Array, Workbench
 from equipoise.runtimes import Source, parse_targets
 from equipoise.runtimes.structure import Stored, layer_bits, parameters
@@ -108,10 +108,12 @@ def in_the_graph(scene: Scene) -> Iterator[Check]:
         return
     content = scene.artifact.read(ONNX)
     held = parameters(content)
-    layers = [name.removeprefix("bits.") for name in claims.plan if name.startswith("bits.")]
-    alive = [name for name in layers if not _gone(claims.plan, name)]
+    ways = {name: way for name, way in Plan(claims.plan).of("bits").items() if not _gone(claims.plan, name)}
+    real = layer_bits(content)
+    if _new(Plan(claims.plan)):  # its layers are other ones, all alike
+        ways = dict.fromkeys(real, 8 if str(claims.plan[STUDENT]).endswith(EIGHT) else 32)
     wrong = [name for name, value in weights.items() if name in held and not _within(held[name], value)]
-    lost = [name for name in alive if f"{name}.weight" in weights and f"{name}.weight" not in held]
+    lost = [name for name in ways if f"{name}.weight" in weights and f"{name}.weight" not in held]
     told = f"{len(weights.keys() & held.keys())} of {len(weights)} compared"
     note = "floats equal, integers within half a step"
     if wrong:
@@ -122,17 +124,17 @@ def in_the_graph(scene: Scene) -> Iterator[Check]:
     else:
         yield judged("weights in the file", WEIGHTS, told, True, note)
     if scene.program.runtime == "onnxruntime":
-        yield _bits(claims.plan, claims.left_float, alive, layer_bits(content))
+        yield _bits(ways, claims.left_float, real)
 
 
-def _bits(plan: Mapping[str, int | str], floats: Sequence[str], layers: list[str], real: Mapping[str, int]) -> Check:
-    """Compare the plan's bits, layer by layer, with the widths of the integers that reach the operators."""
-    wanted = {name: 32 if name in floats else scheme(plan[f"bits.{name}"]).bits for name in layers}
-    held = {name: [bits for other, bits in real.items() if other == name or other.startswith(name + ".")] for name in layers}
+def _bits(ways: Mapping[str, Choice], floats: Sequence[str], real: Mapping[str, int]) -> Check:
+    """Compare the plan's schemes, layer by layer, with the widths of the integers that reach the operators."""
+    wanted = {name: 32 if name in floats else scheme(way).bits for name, way in ways.items()}
+    held = {name: [bits for other, bits in real.items() if other == name or other.startswith(name + ".")] for name in ways}
     wrong = [f"{name} has {some[0]}" for name, some in held.items() if any(bits != wanted[name] for bits in some)]
     lost = [name for name, some in held.items() if not some]
-    told = f"{sum(min(some, default=32) < 32 for some in held.values())} of {len(layers)} layers in fewer than 32 bits"
-    stated = f"{sum(bits < 32 for bits in wanted.values())} of {len(layers)}"
+    told = f"{sum(min(some, default=32) < 32 for some in held.values())} of {len(ways)} layers in fewer than 32 bits"
+    stated = f"{sum(bits < 32 for bits in wanted.values())} of {len(ways)}"
     if lost and not wrong:
         return Check("bits", stated, told, "cannot tell", f"{lost[0]} is stored under another name")
     return judged("bits", stated, told, not wrong, "; ".join(wrong[:5]))

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
+from dataclasses import replace
+
 import torch
 from torch import Tensor, nn
 
@@ -59,7 +62,13 @@ def probe_inputs() -> Tensor:
     return torch.randn(64, 3, 1, 1, generator=generator) + torch.randn(64, 3, SIDE, SIDE, generator=generator)
 
 
-def check_technique(technique: Technique, model: nn.Module | None = None, inputs: Tensor | None = None) -> None:
+def check_technique(
+    technique: Technique,
+    model: nn.Module | None = None,
+    inputs: Tensor | None = None,
+    *,
+    students: Mapping[str, Callable[[], nn.Module]] | None = None,
+) -> None:
     """Check that `technique` keeps the contract of `compress.technique.Technique`.
 
     Something is offered; menus, places and layers are sound; applying a choice changes neither the subject nor the draft, gives
@@ -69,13 +78,16 @@ def check_technique(technique: Technique, model: nn.Module | None = None, inputs
 
     Args:
         model, inputs: Something that the technique applies to, and inputs (N, ...); None takes a small network of images.
+        students: Makers of new models for the same inputs, for a technique that offers them.
     Raises:
         AssertionError: It does not, with the place and the choice.
     """
     inputs = probe_inputs() if inputs is None else inputs
     model = Probe().eval() if model is None else model
-    subject = Subject.prepare(model, inputs[:2], inputs)
-    shapes = Subject.of_shapes(model, inputs[:2], inputs)
+    subject, shapes = (
+        replace(made, students=students or {})
+        for made in (Subject.prepare(model, inputs[:2], inputs), Subject.of_shapes(model, inputs[:2], inputs))
+    )
     offers = list(technique.offers(subject))
     assert any(len(offer.menu) > 1 for offer in offers), "it offers nothing on a model that it should apply to"
     assert len({offer.place for offer in offers}) == len(offers), "two offers have the same place"
@@ -98,7 +110,7 @@ def _sound(offer: Offer, subject: Subject) -> None:
     assert len(set(offer.menu)) == len(offer.menu), f"{offer.place}: copies on the menu {offer.menu}"
     assert offer.layers, f"{offer.place}: it acts on nothing"
     assert set(offer.layers) <= set(names), f"{offer.place}: it acts on layers that are none: {offer.layers}"
-    for table in (offer.removes, offer.needs):
+    for table in (offer.removes, offer.needs, offer.untrained):
         assert set(table) <= set(offer.menu), f"{offer.place}: {set(table)} is not on the menu {offer.menu}"
     assert bool(offer.refused) <= (len(offer.menu) == 1), f"{offer.place}: refused, and offered all the same"
 
@@ -118,12 +130,13 @@ def _built(technique: Technique, offer: Offer, choice: Choice, subject: Subject,
     assert bool(found.isfinite().all()), f"{where}: its answers are not finite"
     asked = made.request != draft.request
     assert asked or not torch.equal(found, wanted), f"{where}: nothing changed"
-    assert asked or made.damaged, f"{where}: the draft does not say that it was damaged"
+    assert asked or made.damaged or made.drawn, f"{where}: the draft does not say that it was damaged"
+    assert (made.drawn is not None) == (choice in offer.untrained), f"{where}: it is a new model, or not, as one says"
     for layer in offer.layers:
         if layer in subject.ops:
             whole, ops = (technique.ops(subject, offer, layer, c) for c in (offer.menu[0], choice))
             assert whole == (subject.ops[layer],), f"{where}: {layer} is not itself under the untouched choice"
-            told, real = sum(op.weights for op in ops), _weights_of(made.model, layer)
+            told, real = sum(op.weights for op in ops), 0 if made.drawn else _weights_of(made.model, layer)
             assert told == real, f"{where}: {layer} is said to hold {told} weights and holds {real}"
             assert _plain(ops), f"{where}: {layer} becomes what is no operator"
             assert bool(ops) != (layer in offer.removes.get(choice, ())), f"{where}: {layer} is gone or not, as one says"

@@ -10,10 +10,13 @@ import torch
 from torch import nn
 
 from equipoise.compress.bits import Bits
+from equipoise.compress.student import Student
+from equipoise.compress.subject import Subject
 from equipoise.compress.technique import Draft, technique
 from equipoise.compress.width import Width
+from equipoise.errors import InputError
 from equipoise.techniques import TECHNIQUES
-from equipoise.testing.techniques import check_technique
+from equipoise.testing.techniques import SIDE, Probe, check_technique, probe_inputs
 from equipoise.workloads.families import family
 from equipoise.workloads.task import Shape
 
@@ -26,7 +29,35 @@ def of_texts() -> tuple[nn.Module, torch.Tensor]:
 
 @pytest.mark.parametrize("kind", TECHNIQUES)
 def test_a_technique_keeps_the_contract(kind: str) -> None:
-    check_technique(technique(kind), *(of_texts() if kind == "length" else ()))
+    students = {"cnn:width=8,depth=3": new_net} if kind == "student" else {}
+    check_technique(technique(kind), *(of_texts() if kind == "length" else ()), students=students)
+
+
+def new_net() -> nn.Module:
+    """A student of the contract's own network, the same one each time."""
+    shape = Shape((3, SIDE, SIDE), 5)
+    return family("cnn").model({"width": 8, "depth": 3}, shape, generator=torch.Generator().manual_seed(3)).eval()
+
+
+class Trained(Student):
+    """Does not say that its weights were drawn."""
+
+    def apply(self, draft, subject, chosen):
+        return replace(super().apply(draft, subject, chosen), drawn=None, damaged=True)
+
+
+def test_a_new_model_says_so_and_folds_its_own_norms() -> None:
+    with pytest.raises(AssertionError, match="new model, or not"):
+        check_technique(Trained(), students={"net": new_net})
+    subject = replace(Subject.prepare(Probe().eval(), probe_inputs()[:2], probe_inputs()), students={"net": new_net})
+    made = Student().apply(Draft(subject.model), subject, {"": "net@8"})
+    with torch.no_grad():
+        assert torch.allclose(made.model(probe_inputs()), new_net()(probe_inputs()), atol=1e-5)
+    assert not any(isinstance(part, nn.BatchNorm2d) for part in made.model.modules())
+    assert set(made.request.values()) == {8}
+    assert not Student().apply(Draft(subject.model), subject, {"": "net"}).request
+    with pytest.raises(InputError, match="student must be one of"):
+        Student().apply(Draft(subject.model), subject, {"": "another"})
 
 
 class Boasts(Width):
