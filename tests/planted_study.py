@@ -119,17 +119,21 @@ def record(
     prepared: bool = True,
     budget: str = "",
     targets: Mapping[str, Mapping[str, float]] | None = None,
+    students: tuple[str, ...] = (),
 ) -> Path:
-    """Write a study; several `targets` (each with its times) make a knob of it."""
+    """Write a study; several `targets` (each with its times) make a knob of it, and so do `students`."""
     luts = targets or {TARGET: times()}
     space = (Offered(Knob("target", tuple(luts))), *SPACE) if len(luts) > 1 else SPACE
+    if students:
+        space = (Offered(Knob("student", ("teacher", *students)), ("a", "b", "c")), *space)
+    new = tuple(("student", name) for name in students)
     header = Header(
         "planted.py:make", "planted", ",".join(luts), budget, 60.0, 0, rows[0].key,
         {"name": "accuracy", "unit": "points", "maximize": True}, space, left_whole=FACTS.left_whole,
     )  # fmt: skip
     with Store.open(folder) as store:
         if prepared:
-            store.put("prepare", "0", {"facts": as_data(replace(FACTS, offered=space))}, seconds=1)
+            store.put("prepare", "0", {"facts": as_data(replace(FACTS, offered=space, untrained=new))}, seconds=1)
         store.put("study", header.asked, {"header": as_data(header)}, seconds=0)
         for row in rows:
             store.put("evaluation", row.key, {"evaluation": as_data(row)}, seconds=1)

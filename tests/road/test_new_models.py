@@ -5,16 +5,21 @@ from __future__ import annotations
 from dataclasses import replace
 
 import pytest
+from planted_study import evaluation, plans, record, times
 from record_in_memory import Memory
 from test_decisions import ONE, POINTS_PER_NAT, TWO, Formula, asked, evaluations, facts, road, study_of
 
 from equipoise.budget import parse_budget
 from equipoise.records import Evaluation, Knob, Plan, as_data, evaluation_from, measured
 from equipoise.road.decisions import Asked
+from equipoise.road.explain import explain
 from equipoise.road.facts import Facts, facts_from
 from equipoise.road.jobs import Job
 from equipoise.road.rungs import FRESH, RUNGS, beside, fresh, trainees
 from equipoise.study.header import Offered
+from equipoise.study.record import Study
+from equipoise.study.store import Store
+from equipoise.study.summary import layer_rows
 
 NEW = {"net:1@8": (60e-6, 9e3, 4e5), "net:1": (90e-6, 36e3, 4e5), "net:0.5": (30e-6, 3e3, 1e5), "net:4": (900e-6, 9e5, 2e6)}
 """New model -> seconds, bytes, MACs; the last is slower and larger than the untouched one."""
@@ -120,6 +125,61 @@ def test_facts_survive_the_record_and_split_the_space() -> None:
     assert [plan["student"] for plan in found.fresh] == list(NEW)
     older = {key: value for key, value in as_data(facts(ONE)).items() if key != "untrained"}
     assert facts_from(older) == facts(ONE)
+
+
+# ---- what is told of them ----------------------------------------------------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """Sixteen plans that are exact, and a new model twice as fast as the untouched one, its layers named as the model's are."""
+    rows = [evaluation(plan, times()) for plan in plans(16)]
+    rows = [replace(row, plan=row.plan.but({"student": "teacher"})) for row in rows]
+    cost = {"latency_s": measured(rows[0].axis("latency_s").get() / 2, "s"), "size_bytes": measured(400.0, "B")}
+    new = replace(
+        rows[0],
+        plan=rows[0].plan.but({"student": "net:1"}),
+        fidelity="recovered",
+        leg=1,
+        drop=measured(0.7, "points", low=0.2, high=1.2),
+        cost={**rows[0].cost, **cost},
+    )
+    return record(tmp_path_factory.mktemp("planted") / "study", [*rows, new], students=("net:1",)), rows, new
+
+
+def test_a_new_model_is_one_change_and_its_gains_are_those_that_were_measured(folder) -> None:
+    path, rows, new = folder
+    found = explain(path, new.key)
+    (change,) = found.changes
+    assert (change.knob, change.where, change.points.get()) == ("student", "the whole model", 0.7)
+    assert change.what == "a new net:1 stands in its place, taught by the model"
+    assert change.seconds.get() == pytest.approx(rows[0].axis("latency_s").get() / 2)
+    assert change.bytes.get() == rows[0].axis("size_bytes").get() - 400
+    assert change.loss.value is None
+    assert found.next == ()
+    assert not found.predicted.known
+    assert "a new net:1" in found.what
+
+
+def test_the_tables_of_the_others_are_as_if_it_were_not_there(folder, tmp_path) -> None:
+    path, rows, _ = folder
+    alone = record(tmp_path / "study", [evaluation(plan, times()) for plan in plans(16)])
+    last = plans(16)[-1]
+    one, other = explain(path, rows[-1].key), explain(alone, evaluation(last, times()).key)
+    assert [(c.knob, c.seconds, c.bytes) for c in one.changes] == [(c.knob, c.seconds, c.bytes) for c in other.changes]
+    assert one.predicted == other.predicted
+    assert "student" not in {c.knob for c in (*one.next, *one.rejected)}
+
+
+def test_in_the_report_every_layer_of_the_model_is_gone(folder) -> None:
+    path, rows, new = folder
+    with Store.open(path, create=False, readonly=True) as store:
+        header = Study.read(store).header
+    assert [row["after"] for row in layer_rows(header, new, rows[0], {})] == [None] * 3
+    assert {row["why"] for row in layer_rows(header, new, rows[0], {})} == {
+        "a new net:1 stands in its place, taught by the model"
+    }
+    assert all(row["after"] for row in layer_rows(header, rows[1], rows[0], {}))
 
 
 # ---- which of them -----------------------------------------------------------------------------------------------------------

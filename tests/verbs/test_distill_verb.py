@@ -116,3 +116,20 @@ def test_nothing_given_is_changed() -> None:
 def test_bad_options_are_told(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         eq.distill(net(3, 2), net(3, 1), X, seconds=1, **options)
+
+
+def test_a_family_and_its_scale_make_a_student_in_one_line() -> None:
+    images = torch.randn(200, 1, 8, 8, generator=torch.Generator().manual_seed(2))
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        teacher = nn.Sequential(nn.Conv2d(1, 8, 3), nn.ReLU(), nn.Flatten(), nn.Linear(288, 3)).eval()
+    untaught = eq.distill("cnn:width=8,depth=3", teacher, images, seconds=60, steps=1, lr=1e-9)
+    done = eq.distill("cnn:width=8,depth=3", teacher, images, seconds=60, steps=150, lr=1e-2)
+    with torch.no_grad():
+        before, after = ((each(images) - teacher(images)).square().mean() for each in (untaught, done))
+    assert after < 0.3 * before
+    assert done(images).shape == (200, 3)
+    with pytest.raises(InputError, match=r"student must be FAMILY.*Did you mean 'cnn'.*resnet \(width 8 to 64"):
+        eq.distill("cnnn", teacher, images)
+    with pytest.raises(InputError, match="student must suit the data and the answers of the model; for gpt"):
+        eq.distill("gpt", teacher, images)

@@ -1,0 +1,83 @@
+"""Which scales of a family are offered beside a trained model, and what a bad request is told."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from equipoise.errors import InputError
+from equipoise.measure.counts import count
+from equipoise.road.students import SCALES, students
+from equipoise.road.training import FRESH, recipe_for
+from equipoise.road.walk import optimize
+from equipoise.workloads import Workload
+from equipoise.workloads.families import family
+from equipoise.workloads.task import Shape
+
+
+@pytest.fixture(scope="module")
+def work() -> Workload:
+    """A ResNet-8 for images of noise."""
+    shape, source = Shape((3, 16, 16), 4), torch.Generator().manual_seed(0)
+    net = family("resnet").model({"depth": 8}, shape, generator=source).eval()
+    x, y = torch.randn(90, 3, 16, 16, generator=source), torch.arange(90) % 4
+    return Workload(model=net, train=(x[:30], y[:30]), validation=(x[30:60], y[30:60]), test=(x[60:], y[60:]))
+
+
+def test_the_scales_are_cheaper_than_the_model_and_spread_over_its_cost(work: Workload) -> None:
+    found = students("cnn", work)
+    counts = [count(make(), work.example) for make in found.values()]
+    whole = count(work.model, work.example)
+    assert 2 <= len(found) <= SCALES
+    assert [c.macs for c in counts] == sorted((c.macs for c in counts), reverse=True)
+    assert all(c.macs < whole.macs or c.params < whole.params for c in counts)
+    assert counts[-1].macs < 0.3 * whole.macs
+    assert {tuple(make()(work.example).shape) for make in found.values()} == {(len(work.example), 4)}
+
+
+def test_a_scale_that_is_named_is_the_only_one(work: Workload) -> None:
+    (name,) = students("cnn:width=64,depth=3", work)
+    assert name == "cnn:width=64,depth=3,kernel=3,resolution=1"  # larger than the model, as was asked
+    (again,) = students(name, work)
+    assert again == name
+
+
+def test_what_cannot_be_a_student_is_told(work: Workload, tmp_path) -> None:
+    with pytest.raises(InputError, match="student must suit the data"):
+        students("bag", work)
+    (tmp_path / "mine.py").write_text(
+        "import torch\ndef net(width=8):\n    return torch.nn.Sequential(torch.nn.Flatten(), torch.nn.Linear(768, width))\n"
+    )
+    with pytest.raises(InputError, match="answers in the model's shape"):
+        students(f"{tmp_path}/mine.py:net", work)
+    tiny = Workload(model=Tiny().eval(), train=work.train, validation=work.validation, test=work.test)
+    with pytest.raises(InputError, match="scale that is cheaper than the model"):
+        students("mobilenet", tiny)
+
+
+class Tiny(nn.Module):
+    """One small layer."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.head = nn.Linear(3, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (N, 4)."""
+        scores: torch.Tensor = self.head(x.mean((2, 3)))
+        return scores
+
+
+def test_a_bad_request_is_refused_before_any_work(work: Workload, tmp_path) -> None:
+    for bad, told in (("cnnn", "Did you mean 'cnn'"), ("cnn:width=7", "multiple of 8"), (3, "name of a family")):
+        with pytest.raises(InputError, match=told):
+            optimize(work, student=bad, time=1, store=tmp_path / "study")
+    with pytest.raises(InputError, match="left out where nothing is trained"):
+        optimize(work, student="cnn", recovery=False, time=1, store=tmp_path / "study")
+    assert not (tmp_path / "study" / "study.db").exists()
+
+
+def test_a_new_model_has_a_recipe_of_its_own(work: Workload) -> None:
+    assert recipe_for(work.model, new=True) is FRESH
+    assert recipe_for(work.model, new=False) is not FRESH
