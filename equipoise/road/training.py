@@ -25,6 +25,8 @@ from equipoise.training.recover import distill
 WITH_NORM = Recipe(optimizer="sgd", lr=0.05, schedule="cosine", weight_decay=5e-4, temperature=4.0, channels_last=True)
 """For models with BatchNorm. Chosen after one short single-seed pilot on ResNet-20; no benchmark stands behind it yet."""
 FRESH = Recipe(optimizer="muon", lr=0.02, schedule="linear", weight_decay=0.1, clip=1.0, temperature=4.0, channels_last=True)
+"""For new models. On digits, one seed, a `cnn` of 16 channels in 5 and 15 s on a busy machine: 0.028 and 0.015 nats from the
+teacher, against 0.32 and 0.035 by `WITH_NORM` and 0.12 and 0.027 by AdamW at 3e-3."""
 FOLDED = Recipe(optimizer="adamw", lr=1e-3, schedule="linear", temperature=2.0)
 
 
