@@ -167,7 +167,7 @@ class Workbench:
         """Return the model in the forms that runtimes read; models made of the same modules share one export.
 
         Args:
-            of: What else must be the same: of a new model its name, as its scale may be in more than its modules.
+            of: What else must be the same: of a new model its shapes, as its scale may be in more than its modules.
         """
         topology = digest([of, *([name, type(part).__name__] for name, part in model.named_modules())])
         return self.exporter.source(model, self.work.example, topology=topology)
@@ -222,7 +222,7 @@ class Workbench:
         """Compile a draft and score the program: quality on validation, size, counts; all but what must be timed alone."""
         began = time.perf_counter()
         draft = self.on_grid(draft)
-        target, source = self.target_of(plan), self.source(draft.model, of=plan.digest if draft.drawn else "")
+        target, source = self.target_of(plan), self.source(draft.model, of=_shapes(draft.drawn) if draft.drawn else "")
         program = self.compile(draft, source, target)
         samples = len(self.work.validation)
         if fidelity in ("one-shot", "untrained"):
@@ -306,6 +306,11 @@ class Workbench:
         metric, targets = self.work.metric, self.validated[:samples]
         quality = quality_reading(metric, outputs, targets, note=f"{metric.name}, validation split")
         return quality, drop_reading(metric, self.reference[:samples], outputs, targets)
+
+
+def _shapes(model: torch.nn.Module) -> str:
+    """Name the shapes of a model's weights: in floats and in 8 bits a new model is one export."""
+    return digest([[name, list(value.shape)] for name, value in model.state_dict().items()])
 
 
 def _rows(samples: Inputs, target: Target) -> Inputs:

@@ -2,15 +2,22 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
 
 from equipoise.errors import InputError
 from equipoise.measure.counts import count
+from equipoise.records import Plan
+from equipoise.road import training
+from equipoise.road.bench import Workbench
 from equipoise.road.students import SCALES, students
-from equipoise.road.training import FRESH, recipe_for
+from equipoise.road.training import ATTENDING, FOLDED, FRESH, WITH_NORM, recipe_for
 from equipoise.road.walk import optimize
+from equipoise.runtimes import Target
+from equipoise.training.normalize import Normed
 from equipoise.workloads import Workload
 from equipoise.workloads.families import family
 from equipoise.workloads.task import Shape
@@ -79,5 +86,58 @@ def test_a_bad_request_is_refused_before_any_work(work: Workload, tmp_path) -> N
 
 
 def test_a_new_model_has_a_recipe_of_its_own(work: Workload) -> None:
-    assert recipe_for(work.model, new=True) is FRESH
-    assert recipe_for(work.model, new=False) is not FRESH
+    assert recipe_for(work.model, work.example, new=True) is FRESH
+    assert recipe_for(work.model, work.example, new=False) is WITH_NORM
+
+
+def test_a_new_model_is_trained_with_its_own_norms_first_and_folded_as_it_was_built(
+    work: Workload, tmp_path, monkeypatch
+) -> None:
+    monkeypatch.setattr(training, "teacher", lambda bench: bench.work.model)
+    seen: list[nn.Module] = []
+
+    def spy(student: nn.Module, *args: object, **options: object):
+        seen.append(student)
+        return distill(student, *args, **options)
+
+    distill = training.distill
+    monkeypatch.setattr(training, "distill", spy)
+    name = "cnn:width=8,depth=3,kernel=3,resolution=1"
+    bench, plan = Workbench(work, (Target("onnxruntime"),), lambda _: "", shapes=True, student=name), Plan({"student": name})
+    draft = bench.build(plan)
+    first = training.train(bench, plan, draft, seconds=0.5, checkpoint=tmp_path / "a", leg=1, seed=0).model
+    second = training.train(
+        bench, plan, replace(draft, model=first), seconds=0.5, checkpoint=tmp_path / "b", leg=2, seed=0
+    ).model
+    assert sum(isinstance(part, nn.BatchNorm2d) for part in seen[0].modules()) == 3
+    assert sum(isinstance(part, Normed) for part in seen[1].modules()) == 3
+    wanted = {key: value.shape for key, value in draft.model.state_dict().items()}
+    for made in (first, second):
+        assert {key: value.shape for key, value in made.state_dict().items()} == wanted
+        assert not made.training
+    assert not torch.allclose(first(work.example), draft.model(work.example))
+    assert not torch.allclose(first(work.example), second(work.example))
+
+
+class InParts(nn.Module):
+    """Attention written out, as a user's own code has it."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.heads, self.out = nn.Linear(8, 24), nn.Linear(8, 4)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return (N, 4) of rows (N, L, 8)."""
+        q, k, v = self.heads(x).chunk(3, -1)
+        scores: torch.Tensor = self.out(((q @ k.transpose(1, 2)).softmax(-1) @ v).mean(1))
+        return scores
+
+
+def test_a_model_with_attention_is_taught_at_a_small_rate_however_it_is_written() -> None:
+    rows, source = torch.randint(1, 40, (2, 24)), torch.Generator().manual_seed(0)
+    made = {name: family(name).model({}, Shape((24,), 3, 40), generator=source).eval() for name in ("encoder", "textcnn")}
+    assert recipe_for(made["encoder"], rows, new=False) is ATTENDING
+    assert recipe_for(InParts(), torch.randn(2, 5, 8), new=False) is ATTENDING
+    assert recipe_for(made["textcnn"], rows, new=False) is FOLDED
+    ending = nn.Sequential(nn.Linear(8, 4), nn.Softmax(-1))  # a softmax is no attention
+    assert recipe_for(ending, torch.randn(2, 8), new=False) is FOLDED
