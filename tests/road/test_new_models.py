@@ -92,7 +92,7 @@ def test_they_are_measured_once_trained_beside_the_others_and_never_searched(who
     assert {"teacher", "net:1@8", "net:0.5"} == set(kinds)  # not net:1, which holds as much and costs more; net:4 is too slow
     assert len({job.args["training_s"] for job in first}) == 1  # all for as long
     assert not [job for job in whole.done if job.kind == "table" and job.args["knob"] == "student"]
-    assert whole.record.spent_s <= 240
+    assert whole.record.spent_s <= 240 + 1e-6  # a sum of floats
 
 
 def test_the_better_of_both_kinds_is_picked() -> None:
