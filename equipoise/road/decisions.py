@@ -416,7 +416,10 @@ class Road(Walk):
         ended early. Nothing is trained on after a rung in which every training failed.
         """
         cut, new = rungs.candidates(self.evaluations, self.budget), (yield from self._new())
-        alive = rungs.beside(cut, rungs.fresh(new, self.evaluations[0], self.budget))
+        alive = rungs.beside(cut, first := rungs.fresh(new, self.evaluations[0], self.budget))
+        if self.facts.fresh and not first:
+            why = "of those measured none is cheaper within the bounds" if new else "there was no time to measure their costs"
+            self.tell("recover", f"WARNING: no new model is trained: {why}")
         if not alive:
             self.tell("recover", "nothing is trained: no plan within the other bounds has lost what training could win back")
             return

@@ -10,6 +10,7 @@ from record_in_memory import Memory
 from test_decisions import ONE, POINTS_PER_NAT, TWO, Formula, asked, evaluations, facts, road, study_of
 
 from equipoise.budget import parse_budget
+from equipoise.events import Event
 from equipoise.records import Evaluation, Knob, Plan, as_data, evaluation_from, measured
 from equipoise.road.decisions import Asked
 from equipoise.road.explain import explain
@@ -60,9 +61,9 @@ class WithNew(Formula):
         return {**answer, "evaluation": as_data(replace(found, cost=cost, drop=drop, damage=drop.get() / POINTS_PER_NAT))}
 
 
-def walked(what: Asked, record: Memory | None = None, *, learns: float = 0.05) -> WithNew:
+def walked(what: Asked, record: Memory | None = None, *, learns: float = 0.05, said: list[Event] | None = None) -> WithNew:
     record = Memory() if record is None else record
-    here = road(what)
+    here = road(what, said)
     formula = WithNew(record, here, with_new(*what.targets))
     formula.learns = learns
     while jobs := here.next(record):
@@ -110,6 +111,14 @@ def test_with_little_time_one_of_each_kind_is_trained_before_two_of_one() -> Non
     trained = [student(e) for e in evaluations(found.record) if e.fidelity == "recovered"]
     assert "teacher" in trained
     assert set(trained) & set(NEW)
+
+
+def test_where_none_can_compete_it_is_said_and_why() -> None:
+    said: list[Event] = []
+    walked(asked("latency<=1us, drop<=2", 240.0), said=said)
+    assert [e.text for e in said if "no new model" in e.text] == [
+        "WARNING: no new model is trained: of those measured none is cheaper within the bounds"
+    ]
 
 
 def test_each_target_has_costs_of_its_own() -> None:
