@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 
 import numpy as np
 import torch
@@ -68,10 +69,11 @@ def rebuilt(scene: Scene, found: dict[str, Reading]) -> Iterator[Check]:
     weights = _weights(scene)
     model.load_state_dict(weights)
     yield from _precision(scene, plan, draft)
-    yield from in_the_graph(scene)
+    again = ONNX in claims.files and (scene.program.runtime == "openvino" or 8 in draft.request.values())
+    yield from in_the_graph(scene, again=again)
     yield _answers(scene, model)
-    if scene.program.runtime == "openvino" and ONNX in claims.files:
-        yield _compiled_again(scene, bench, plan, draft)
+    if again:
+        yield _compiled_again(scene, bench, plan, replace(draft, model=model.eval()))
     yield from _trained(bench, draft, weights) if claims.fidelity == "recovered" else [_fidelity(scene, bench, plan, weights)]
 
 
@@ -97,8 +99,14 @@ def _taking(space: Space, plan: Plan) -> Space:
     return Space(tuple(map(menu, space.knobs)), space.moot, space.acts)
 
 
-def in_the_graph(scene: Scene) -> Iterator[Check]:
-    """Compare the weights that ship in fp32, and the plan's bits, with what the ONNX files hold; needs no source model."""
+def in_the_graph(scene: Scene, *, again: bool = False) -> Iterator[Check]:
+    """Compare the weights that ship in fp32, and the plan's bits, with what the ONNX files hold; needs no source model.
+
+    Layers in int8 may hold others: their channels are brought to one scale, their weights rounded for what they read.
+
+    Args:
+        again: Whether these are held to the plan by being compiled again.
+    """
     weights = {name: value.double().numpy() for name, value in _weights(scene).items() if value.is_floating_point()}
     claims = scene.artifact.claims
     if ONNX not in claims.files:
@@ -112,14 +120,22 @@ def in_the_graph(scene: Scene) -> Iterator[Check]:
     real = layer_bits(content)
     if _new(Plan(claims.plan)):  # its layers are other ones, all alike
         ways = dict.fromkeys(real, 8 if str(claims.plan[STUDENT]).endswith(EIGHT) else 32)
-    wrong = [name for name, value in weights.items() if name in held and not _within(held[name], value)]
+    static = tuple(f"{name}." for name, way in ways.items() if way == 8 and scene.program.runtime == "onnxruntime")
+    other = [name for name, value in weights.items() if name in held and not _within(held[name], value)]
+    wrong = [name for name in other if not name.startswith(static)] if static else other
+    adapted = len(other) - len(wrong)
     lost = [name for name in ways if f"{name}.weight" in weights and f"{name}.weight" not in held]
-    told = f"{len(weights.keys() & held.keys())} of {len(weights)} compared"
-    note = "floats equal, integers within half a step"
+    told = f"{len(weights.keys() & held.keys()) - adapted} of {len(weights)} compared"
+    note = "floats equal, integers within half a step" + (
+        f"; {adapted} of int8 layers, compiled again below" if adapted else ""
+    )
     if wrong:
         yield judged("weights in the file", WEIGHTS, f"{len(wrong)} others", False, ", ".join(wrong[:5]))
     elif lost:
         why = f"{len(lost)} layers are stored under other names, such as {lost[0]}"
+        yield Check("weights in the file", WEIGHTS, told, "cannot tell", why)
+    elif adapted and not again:
+        why = f"{adapted} of int8 layers are rounded for what they read: the source model compiles them again"
         yield Check("weights in the file", WEIGHTS, told, "cannot tell", why)
     else:
         yield judged("weights in the file", WEIGHTS, told, True, note)
@@ -167,14 +183,20 @@ def _answers(scene: Scene, model: torch.nn.Module) -> Check:
 
 
 def _compiled_again(scene: Scene, bench: Workbench, plan: Plan, draft: Draft) -> Check:
-    """Compile the ONNX file beside an OpenVINO program again, with the plan's bits: the quantizer repeats itself here."""
-    name, made = "compiled again", bench.compile(draft, Source.of_onnx(scene.artifact.read(ONNX)), bench.target_of(plan))
+    """Compile the weights that ship in fp32 again, with the plan's bits: the quantizer repeats itself here.
+
+    Those of an OpenVINO program lie in the ONNX file beside it.
+    """
+    beside = scene.program.runtime == "openvino"
+    source = Source.of_onnx(scene.artifact.read(ONNX)) if beside else bench.source(draft.model)
+    name, made = "compiled again", bench.compile(draft, source, bench.target_of(plan))
+    origin = f"{ONNX}, whose weights are compared above" if beside else WEIGHTS
     if made.digest == scene.program.digest:
-        return judged(name, "the same program", "the same", True, f"from {ONNX}, whose weights are compared above")
+        return judged(name, "the same program", "the same", True, f"from {origin}")
     kept = scene.data.validation.take(BATCH)
     off = apart(scene.outputs(made, kept), scene.outputs(scene.program, kept))
     wide = FP32_SLACK if scene.at_home else 0.2
-    note = f"difference of the answers; compiled from {ONNX}" + ("" if scene.at_home else f"; {ELSEWHERE}")
+    note = f"difference of the answers; compiled from {origin}" + ("" if scene.at_home else f"; {ELSEWHERE}")
     return near(name, f"≤ {ALIKE:g}", f"{off:.2g}", off, tight=ALIKE, wide=wide, note=note)
 
 
