@@ -28,6 +28,7 @@ from torch import Tensor, nn
 
 from equipoise.batch import ONE, Inputs, call, joined, leaves, named, size, take
 from equipoise.errors import InputError, must_be
+from equipoise.runtimes import decoding
 from equipoise.runtimes.base import Source, cached
 from equipoise.runtimes.simplify import selects, simplify
 
@@ -56,6 +57,8 @@ class _Template:
     graph: ModelProto
     shapes: tuple[tuple[str, tuple[int, ...]], ...]
     baked: Weights
+    tied: Mapping[str, str]
+    """Name of a parameter that the graph holds under another name -> that name."""
 
 
 class Exporter:
@@ -91,6 +94,8 @@ class Exporter:
             InputError: The output is not one finite tensor, the first axis is not free, or an operator has no ONNX form.
         """
         if lengths(example) and topology not in self._fixed:
+            if decoding.reads_on(model) and isinstance(example, Tensor):
+                decoding.hold(copy.deepcopy(model).eval(), _batches(example)[-1])
             try:
                 return self._made(model, example, f"{topology}, any length", (*_batches(example), _shorter(example)))
             except InputError:
@@ -101,18 +106,19 @@ class Exporter:
         """Return a file that computes what `model` does on all `batches`; the third of them is of another length."""
         wanted = tuple(_reference(model, batch) for batch in batches)
         weights, free = _floats(model), len(batches) > 2
+        parts = free and decoding.reads_on(model) and isinstance(example, Tensor)
         shapes = tuple((name, tuple(value.shape)) for name, value in weights.items())
         for key in (topology, f"{topology} {shapes}"):
             template = self._templates.get(key)
             if template is None:
                 template = self._templates[key] = self._template(model, example, free=free)
             filled = _fill(template, weights)
-            if filled is not None and _agrees(simplify(filled), batches, wanted):
+            if filled is not None and _agrees(simplify(filled), batches, wanted, parts=parts):
                 return _finish(filled)
             if template.shapes == shapes:
                 break  # exporting the same shapes again would give the same template
         graph = simplify(self._export(model, example, free=free))
-        if not _agrees(graph, batches, wanted):
+        if not _agrees(graph, batches, wanted, parts=parts):
             raise must_be("model", "one whose ONNX form computes what torch computes", type(model).__name__, _ADVICE)
         return _finish(graph)
 
@@ -130,12 +136,24 @@ class Exporter:
         graph = self._export(scrambled, example, free=free)
         weights = _floats(scrambled)
         held = {_parameter_of(initializer.name) for initializer in graph.graph.initializer}
-        baked = {name: value for name, value in weights.items() if name not in held}
-        return _Template(graph, tuple((name, tuple(value.shape)) for name, value in weights.items()), baked)
+        places = {value.__array_interface__["data"][0]: name for name, value in weights.items() if name in held}
+        tied = {name: places.get(value.__array_interface__["data"][0], "") for name, value in weights.items() if name not in held}
+        baked = {name: value for name, value in weights.items() if name not in held and not tied[name]}
+        shapes = tuple((name, tuple(value.shape)) for name, value in weights.items())
+        return _Template(graph, shapes, baked, {name: other for name, other in tied.items() if other})
 
     def _export(self, model: nn.Module, example: Inputs, *, free: bool) -> ModelProto:
         self.exports += 1
-        model, given, shapes = by_position(copy.deepcopy(model).eval(), _batches(example)[-1], free=free)
+        model, two = copy.deepcopy(model).eval(), _batches(example)[-1]
+        inputs, outputs, past = list(named(example)), ["output"], tuple[Tensor, ...]()
+        if free and isinstance(two, Tensor) and decoding.reads_on(model):
+            half = two.shape[1] // 2
+            past = decoding.begun(model, two[:, :half])
+            model, given, shapes = _in_parts(model, two[:, half:], past)
+            inputs += [f"{decoding.PAST}{number}" for number in range(len(past))]
+            outputs += [f"{decoding.PRESENT}{number}" for number in range(len(past))]
+        else:
+            model, given, shapes = by_position(model, two, free=free)
         try:
             with quiet(), torch.no_grad():
                 program = torch.onnx.export(
@@ -144,8 +162,8 @@ class Exporter:
                     dynamo=True,
                     dynamic_shapes=shapes,
                     external_data=False,
-                    input_names=list(named(example)),
-                    output_names=["output"],
+                    input_names=inputs,
+                    output_names=outputs,
                     opset_version=OPSET,
                     verbose=False,
                 )
@@ -154,7 +172,7 @@ class Exporter:
             fixed = "specialized" in reason or "Constraints violated" in reason
             what = "able to take any batch size" if fixed else "one that ONNX can express"
             raise InputError(f"model must be {what}; got {type(model).__name__}: {reason} {_ADVICE}") from error
-        return _clean(cast(Any, program).model_proto, _floats(model))
+        return decoding.opened(_clean(cast(Any, program).model_proto, _floats(model)), past)
 
 
 _ADVICE = (
@@ -183,6 +201,18 @@ def by_position(model: nn.Module, example: Inputs, *, free: bool) -> tuple[nn.Mo
     model.forward = flat
     axes = tuple({0: axis, 1: torch.export.Dim.AUTO} if name in long else {0: axis} for name in arrays)
     return model, tuple(arrays.values()), {"given": axes}
+
+
+def _in_parts(model: Any, tokens: Tensor, past: tuple[Tensor, ...]) -> tuple[nn.Module, tuple[Any, ...], Any]:
+    """As `by_position`, of what reads tokens (N, T) on from `past` (1, heads, T, features); its forward is replaced."""
+
+    def flat(tokens: Tensor, *past: Tensor) -> Any:
+        outputs, present = model.read_on(tokens, past)
+        return (outputs, *present)
+
+    model.forward = flat
+    free = torch.export.Dim.AUTO
+    return model, (tokens, *past), ({0: torch.export.Dim("batch"), 1: free}, tuple({decoding.GROWING: free} for _ in past))
 
 
 def lengths(example: Inputs) -> dict[str, int]:
@@ -285,9 +315,11 @@ def _fill(template: _Template, weights: Weights) -> ModelProto | None:
     baked = template.baked
     if not all(name in weights and np.array_equal(weights[name], value) for name, value in baked.items()):
         return None
+    if not all(name in weights and np.array_equal(weights[name], weights[other]) for name, other in template.tied.items()):
+        return None
     filled = ModelProto()
     filled.CopyFrom(template.graph)
-    reached = set(baked)
+    reached = {*baked, *template.tied}
     for initializer in filled.graph.initializer:
         name = _parameter_of(initializer.name)
         if name in weights:
@@ -297,8 +329,10 @@ def _fill(template: _Template, weights: Weights) -> ModelProto | None:
     return filled if reached == set(weights) else None
 
 
-def _agrees(graph: ModelProto, batches: tuple[Inputs, ...], wanted: tuple[np.ndarray[Any, Any], ...]) -> bool:
-    """Whether ONNX Runtime computes `wanted` from `batches`."""
+def _agrees(
+    graph: ModelProto, batches: tuple[Inputs, ...], wanted: tuple[np.ndarray[Any, Any], ...], *, parts: bool = False
+) -> bool:
+    """Whether ONNX Runtime computes `wanted` from `batches`, and from the second of them read in `parts` too."""
     import onnxruntime
 
     from equipoise.runtimes.failures import failures
@@ -310,12 +344,12 @@ def _agrees(graph: ModelProto, batches: tuple[Inputs, ...], wanted: tuple[np.nda
     try:
         session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
         for batch, expected in zip(batches, wanted, strict=True):
-            (got,) = session.run(None, {name: value.numpy() for name, value in named(batch).items()})
+            (got, *_) = session.run(None, {name: value.numpy() for name, value in named(batch).items()})
             if got.shape != expected.shape or not np.allclose(got, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max()):
                 return False
     except failures():
         return False  # a shape of the template is baked in, or an operator has no kernel for the type
-    return True
+    return not parts or decoding.continues(graph, batches[1], wanted[1])
 
 
 def _clean(graph: ModelProto, weights: Weights) -> ModelProto:

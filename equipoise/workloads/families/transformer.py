@@ -15,6 +15,8 @@ from equipoise.workloads.families.layers import RESOLUTION, fan_in, front, named
 from equipoise.workloads.families.texts import mean_of
 from equipoise.workloads.task import Shape
 
+Past = tuple[Tensor, ...]
+
 UNSEEN = -1e4
 """Added to the score of a position that nothing is to attend to: its share is exactly zero, yet finite where all are such."""
 
@@ -43,9 +45,27 @@ class Block(nn.Module):
 
     def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
         """Map (N, T, width) to the same shape; `hidden` (N, 1, 1, T) is added to what any position is to make of these."""
+        query, key, value = self._asked(x)
+        return self._added(x, F.scaled_dot_product_attention(query, key, value, hidden, is_causal=self.causal))
+
+    def step(self, x: Tensor, past: Past, hidden: Tensor) -> tuple[Tensor, Past]:
+        """Map what follows on `past`: keys and values (N or 1, heads, P, width / heads), or nothing; return them with those of x.
+
+        Args:
+            hidden: (T, P + T), added to what each new position is to make of all.
+        """
+        query, *new = self._asked(x)
+        kept = tuple(torch.cat((old.expand(len(x), -1, -1, -1), own), 2) for old, own in zip(past, new, strict=True)) if past else new
+        key, value = kept  # each (N, heads, P + T, width / heads)
+        return self._added(x, F.scaled_dot_product_attention(query, key, value, hidden)), (key, value)
+
+    def _asked(self, x: Tensor) -> tuple[Tensor, ...]:
+        """Queries, keys and values, each (N, heads, T, width / heads)."""
         parts = self.attend(self.norm1(x)).unflatten(2, (3, self.heads, -1))  # (N, T, 3, heads, width / heads)
-        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)  # each (N, heads, T, width / heads)
-        seen = F.scaled_dot_product_attention(query, key, value, hidden, is_causal=self.causal)
+        return parts.permute(2, 0, 3, 1, 4).unbind(0)
+
+    def _added(self, x: Tensor, seen: Tensor) -> Tensor:
+        """The features with what attention saw, and what the network makes of both, added."""
         x = x + self.drop(self.merge(seen.transpose(1, 2).flatten(2)))
         out: Tensor = x + self.drop(self.narrow(self.act(self.widen(self.norm2(x)))))
         return out
@@ -69,11 +89,11 @@ class Embed(nn.Module):
         self.parts = -(-length // context)
         self.scale = math.sqrt(width)
 
-    def forward(self, tokens: Tensor) -> Tensor:
-        """Return the features."""
+    def forward(self, tokens: Tensor, before: int = 0) -> Tensor:
+        """Return the features of tokens that follow on as many `before`."""
         if self.parts > 1:
             tokens = F.pad(tokens, (0, self.missing)).reshape(-1, self.context)
-        features: Tensor = self.token(tokens) + self.position[: tokens.shape[1]]
+        features: Tensor = self.token(tokens) + self.position.narrow(0, before, tokens.shape[1])
         return features * self.scale
 
 
@@ -125,6 +145,31 @@ class Classify(nn.Module):
         return out
 
 
+class Decoder(nn.Sequential):
+    """Embedding, blocks and head of a decoder, one after the other; it can go on from what it has read (`read_on`)."""
+
+    def read_on(self, tokens: Tensor, past: Past) -> tuple[Tensor, Past]:
+        """Map tokens (N, T) that follow on `past` to logits (N, V, T), with the past of what comes next.
+
+        Args:
+            past: Keys and values of each block in turn, (N or 1, heads, P, width / heads), P + T at most the context; nothing
+                where a text begins.
+        """
+        embed, *blocks, head = self
+        before = past[0].shape[2] if past else 0
+        places = torch.arange(before + tokens.shape[1], device=tokens.device)
+        x = embed(tokens, before)
+        hidden = torch.where(places[before:, None] >= places, 0.0, UNSEEN).to(x.dtype)
+        present: Past = ()
+        for block in blocks:
+            if isinstance(block, Block):  # in place of one that was dropped stands what has no past
+                x, kept = block.step(x, past[len(present) : len(present) + 2], hidden)
+                present = (*present, *kept)
+            else:
+                x = block(x)
+        return head(x), present
+
+
 class Reader(nn.Sequential):
     """Embedding, blocks and head of an encoder of texts, one after the other; all pass over the padding."""
 
@@ -156,7 +201,8 @@ def _gpt(scale: Scale, shape: Shape) -> nn.Sequential:
     length = shape.sample[0]
     context = max(1, round(length * scale["context"]))
     embed = Embed(shape.outputs, int(scale["width"]), length=length, context=context)
-    return named(embed=embed, **_blocks(scale, causal=True), head=Next(embed, length=length))
+    net = named(embed=embed, **_blocks(scale, causal=True), head=Next(embed, length=length))
+    return net if embed.parts > 1 else Decoder(OrderedDict(net.named_children()))
 
 
 def _encoder(scale: Scale, shape: Shape) -> nn.Sequential:

@@ -1,0 +1,141 @@
+"""Generation: a model that reads on from what it has read, in the very file that scores whole windows.
+
+A model that has ``read_on(tokens, past) -> (outputs, past)`` beside its forward is exported by it. The file then takes, beside
+``input``, the tensors ``past_0``, ``past_1``, ...; each has an empty one for a default, so that whoever gives none of them reads
+a window from its beginning as before, and it gives ``present_0``, ... beside ``output``: the past of what comes next. Weights
+are held once, and what is scored is what generates.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from onnx import ModelProto, numpy_helper
+from torch import Tensor, nn
+
+from equipoise.batch import ONE, Inputs, take
+from equipoise.errors import InputError, must_be
+from equipoise.runtimes.base import Program, check_program
+from equipoise.runtimes.failures import failures
+
+PAST, PRESENT = "past_", "present_"
+GROWING = 2
+"""The axis of a past that is as long as what was read."""
+TOLERANCE = 1e-4
+"""Largest difference from a whole window, as a fraction of the largest output."""
+
+
+class Reads(Protocol):
+    """A causal model that need not read again what it has read."""
+
+    def read_on(self, tokens: Tensor, past: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
+        """Return the outputs (N, V, T) of tokens (N, T) that follow on `past`, and the past of what comes next.
+
+        Args:
+            past: Tensors (N or 1, heads, P, features), P tokens read; none where a text begins.
+        """
+        ...
+
+
+def reads_on(model: nn.Module) -> bool:
+    """Return whether a model says that it can read on."""
+    return callable(getattr(model, "read_on", None))
+
+
+def hold(model: nn.Module, tokens: Tensor) -> None:
+    """Raise `InputError` unless reading tokens (N, T) in parts gives what `model` makes of the whole; it is in evaluation mode.
+
+    Three cuts: all at once, in the middle, and each of the last two tokens alone.
+    """
+    reader = cast(Reads, model)
+    length = tokens.shape[1]
+    with torch.inference_mode():
+        whole = model(tokens)
+        for cuts in ((), (length // 2,), (length - 2, length - 1)):
+            past: tuple[Tensor, ...] = ()
+            parts = []
+            for part in tokens.tensor_split(cuts, 1):
+                out, past = reader.read_on(part, past)
+                parts.append(out)
+            off = float((torch.cat(parts, -1) - whole).abs().max() / whole.abs().max())
+            if not off <= TOLERANCE:
+                remedy = "Check the mask, the positions and the order of the past."
+                raise must_be("model.read_on", "what forward computes, read in parts", f"outputs that are {off:.1g} off", remedy)
+
+
+def begun(model: nn.Module, tokens: Tensor) -> tuple[Tensor, ...]:
+    """Return the past of a first sample's tokens, (1, heads, T, features) each."""
+    with torch.inference_mode():
+        past = cast(Reads, model).read_on(tokens[:1], ())[1]
+    return tuple(part.detach().clone() for part in past)
+
+
+def opened(graph: ModelProto, past: Sequence[Tensor]) -> ModelProto:
+    """Return `graph` (changed in place) with an empty default for each past, of any number of samples and any length."""
+    for number, part in enumerate(past):
+        empty = np.zeros((1, *part.shape[1:GROWING], 0, *part.shape[GROWING + 1 :]), np.float32)
+        graph.graph.initializer.append(numpy_helper.from_array(empty, f"{PAST}{number}"))
+    return graph
+
+
+class Reading:
+    """A loaded program that reads on.
+
+    Example:
+        reading = Reading(program)
+        logits = reading.on(prompt)  # (1, V, T)
+        logits = reading.on(next_token)  # (1, V, 1)
+    """
+
+    def __init__(self, program: Program, *, threads: int = 1) -> None:
+        """Load a program.
+
+        Raises:
+            InputError: It is not for ONNX Runtime, or its file takes no past.
+        """
+        import onnxruntime
+
+        check_program(program, "onnxruntime")
+        (content,) = program.files.values()
+        options = onnxruntime.SessionOptions()
+        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
+        try:
+            self._session: Any = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+        except failures() as error:
+            raise InputError(f"program must be one that ONNX Runtime can load; it says: {error}") from error
+        optional = [value.name for value in self._session.get_overridable_initializers()]
+        self._names = sorted((name for name in optional if name.startswith(PAST)), key=lambda name: int(name[len(PAST) :]))
+        if not self._names:
+            raise must_be("program", "one whose file takes a past", repr(program), "Its model needs read_on (docs/generation.md).")
+        self.past: Mapping[str, NDArray[Any]] = {}
+
+    def on(self, tokens: NDArray[Any]) -> NDArray[Any]:
+        """Return the outputs (N, V, T) of tokens (N, T) that follow on the past, which they are added to."""
+        output, *present = self._session.run(None, {ONE: tokens, **self.past})
+        self.past = dict(zip(self._names, present, strict=True))
+        return cast("NDArray[Any]", output)
+
+
+def reads(program: Program) -> bool:
+    """Return whether a program's file takes a past."""
+    return program.runtime == "onnxruntime" and any(f"{PAST}0".encode() in content for content in program.files.values())
+
+
+def continues(graph: ModelProto, tokens: Inputs, wanted: NDArray[Any]) -> bool:
+    """Whether a file reads tokens (N, T) in parts as `wanted` (N, V, T), for one sample and for several."""
+    try:
+        reading = Reading(Program("onnxruntime", "fp32", {"model.onnx": graph.SerializeToString()}))
+        for some in (slice(1), slice(None)):
+            whole, expected = np.asarray(take(tokens, some)), wanted[some]
+            reading.past = {}
+            length = whole.shape[1]
+            parts = [reading.on(part) for part in np.split(whole, (length // 2, length - 1), 1)]
+            if not np.allclose(np.concatenate(parts, -1), expected, rtol=0, atol=TOLERANCE * np.abs(expected).max()):
+                return False
+    except (*failures(), InputError):
+        return False
+    return True
