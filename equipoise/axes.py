@@ -48,6 +48,10 @@ AXES: dict[str, Axis] = {
     "throughput": Axis(
         "throughput_per_s", "1/s", "Throughput", smaller=False, predicted=True, of="latency", better=("more", "less")
     ),
+    "prefill": Axis("prefill_s", "s", "Prefill", meter="equipoise.road.generation:Prefill", better=("faster", "slower")),
+    "decode": Axis(
+        "decode_per_s", "1/s", "Decode", smaller=False, meter="equipoise.road.generation:Decode", better=("more", "less")
+    ),
     "price": Axis("price_per_million", "$", "Price per million", predicted=True, of="latency", better=("cheaper", "dearer")),
     "drop": Axis("drop", "points", "Drop", trained=True),
     "quality": Axis("quality", "points", "Quality", smaller=None, trained=True),

@@ -54,9 +54,11 @@ def metric(header: Mapping[str, Any]) -> str:
     return str((header.get("metric") or {}).get("name") or "quality")
 
 
-def reading(data: Any, where: str) -> Reading:
+def reading(data: Any, where: str, *, own: str = "") -> Reading:
     """Return the `Reading` that ``records.as_data`` wrote; a value that is not finite is unavailable.
 
+    Args:
+        own: A unit that is taken beside those of `units.SCALES`: a metric may have one of its own.
     Raises:
         InputError: Not a reading: a bare number does not say where it came from.
     """
@@ -67,7 +69,7 @@ def reading(data: Any, where: str) -> Reading:
         found = reading_from(data)
     except TypeError:
         raise must_be(where, "a reading with value, unit and provenance", dict(data), remedy) from None
-    if found.unit not in SCALES:
+    if found.unit not in SCALES and not (own and found.unit == own):
         raise unknown(f"{where} unit", str(found.unit), SCALES)
     if found.value is None:
         return unavailable(found.unit, found.note or "no reason was recorded")

@@ -106,6 +106,7 @@ def read_train(summary: Any) -> TrainSummary:
     reached = demand(data["reached"], f"{WHERE} reached", needs=(), takes=REACHED)
     ahead = data.get("extrapolation")
     header = demand(data["header"], f"{WHERE} header", needs=("model", "task"), takes=None)
+    own = str((header.get("metric") or {}).get("unit") or "")
     return TrainSummary(
         header=header,
         metric=metric(header),
@@ -114,8 +115,8 @@ def read_train(summary: Any) -> TrainSummary:
         curve=[_point(p, f"{WHERE} curve[{i}]") for i, p in enumerate(data["curve"] or ())],
         best=_point(data["best"], f"{WHERE} best") if data.get("best") else None,
         stopped=str(data.get("stopped") or ""),
-        reached={key: reading(reached[key], f"{WHERE} reached.{key}") for key in REACHED if reached.get(key) is not None},
-        diagnosis=_diagnosis(data.get("diagnosis"), f"{WHERE} diagnosis"),
+        reached={k: reading(reached[k], f"{WHERE} reached.{k}", own=own) for k in REACHED if reached.get(k) is not None},
+        diagnosis=_diagnosis(data.get("diagnosis"), f"{WHERE} diagnosis", own),
         foretells=str(ahead["of"]) if ahead else "",
         foretold=_foretold(ahead, f"{WHERE} extrapolation") if ahead else (),
         classification=_classification(data.get("classification"), f"{WHERE} classification"),
@@ -146,7 +147,7 @@ def _classification(data: Any, where: str) -> Mapping[str, Any] | None:
     return dict(data)
 
 
-def _diagnosis(data: Any, where: str) -> Diagnosis | None:
+def _diagnosis(data: Any, where: str, own: str) -> Diagnosis | None:
     if data is None:
         return None
     demand(data, where, needs=("verdict",), takes=("reason", "evidence", "remedies", "outlook"))
@@ -156,7 +157,7 @@ def _diagnosis(data: Any, where: str) -> Diagnosis | None:
         for i, entry in enumerate(data.get(name) or ()):
             place = f"{where}.{name}[{i}]"
             demand(entry, place, needs=(what, value), takes=(why,))
-            out.append(Said(str(entry[what]), reading(entry[value], f"{place}.{value}"), str(entry.get(why) or "")))
+            out.append(Said(str(entry[what]), reading(entry[value], f"{place}.{value}", own=own), str(entry.get(why) or "")))
         return out
 
     return Diagnosis(

@@ -137,7 +137,9 @@ class Exporter:
         weights = _floats(scrambled)
         held = {_parameter_of(initializer.name) for initializer in graph.graph.initializer}
         places = {value.__array_interface__["data"][0]: name for name, value in weights.items() if name in held}
-        tied = {name: places.get(value.__array_interface__["data"][0], "") for name, value in weights.items() if name not in held}
+        tied = {
+            name: places.get(value.__array_interface__["data"][0], "") for name, value in weights.items() if name not in held
+        }
         baked = {name: value for name, value in weights.items() if name not in held and not tied[name]}
         shapes = tuple((name, tuple(value.shape)) for name, value in weights.items())
         return _Template(graph, shapes, baked, {name: other for name, other in tied.items() if other})

@@ -74,7 +74,9 @@ class OpenVino:
         schemes: Mapping[str, Choice] | None = None,
     ) -> Program:
         """Return OpenVINO's own graph and weights, quantized when `float_layers` is a set."""
-        content, held = source.onnx(), check_schemes(self.name, self.precisions, schemes)
+        from equipoise.runtimes.decoding import closed
+
+        content, held = closed(source.onnx()), check_schemes(self.name, self.precisions, schemes)
         precision = precision_of(float_layers, held)
         plain = content
         if held:

@@ -11,7 +11,8 @@ from equipoise.errors import InputError
 from equipoise.pages import render_train
 from equipoise.pages.train import MOST, headline, loss_chart, metric_chart, rate_chart
 from equipoise.pages.train_summary import read_train
-from equipoise.records import as_data, unavailable
+from equipoise.records import as_data, measured, unavailable
+from equipoise.workloads.metrics import METRICS
 
 
 def words(page):
@@ -92,3 +93,14 @@ def test_the_headline_takes_what_is_known(train_summary):
 def test_a_wrong_field_is_named(train_summary, change, message):
     with pytest.raises(InputError, match=message):
         render_train(train_summary(**change))
+
+
+@pytest.mark.parametrize("metric", METRICS.values(), ids=lambda metric: metric.name)
+def test_every_metric_has_a_page_in_its_own_unit(train_summary, metric):
+    data = train_summary()
+    data["header"]["metric"] = {"name": metric.name, "unit": metric.unit}
+    data["reached"]["quality"] = as_data(measured(1.25, metric.unit))
+    assert "1.25" in headline(read_train(data))
+    data["reached"]["quality"] = as_data(measured(1.25, f"other {metric.unit}"))
+    with pytest.raises(InputError, match="unit must be one of"):
+        read_train(data)

@@ -49,20 +49,26 @@ class Block(nn.Module):
         return self._added(x, F.scaled_dot_product_attention(query, key, value, hidden, is_causal=self.causal))
 
     def step(self, x: Tensor, past: Past, hidden: Tensor) -> tuple[Tensor, Past]:
-        """Map what follows on `past`: keys and values (N or 1, heads, P, width / heads), or nothing; return them with those of x.
+        """Map what follows on a past to the same shape, and return the past of what comes next.
 
         Args:
+            past: Keys and values, (N or 1, heads, P, width / heads) each, or nothing.
             hidden: (T, P + T), added to what each new position is to make of all.
         """
         query, *new = self._asked(x)
-        kept = tuple(torch.cat((old.expand(len(x), -1, -1, -1), own), 2) for old, own in zip(past, new, strict=True)) if past else new
+        kept = (
+            tuple(torch.cat((old.expand(len(x), -1, -1, -1), own), 2) for old, own in zip(past, new, strict=True))
+            if past
+            else new
+        )
         key, value = kept  # each (N, heads, P + T, width / heads)
         return self._added(x, F.scaled_dot_product_attention(query, key, value, hidden)), (key, value)
 
     def _asked(self, x: Tensor) -> tuple[Tensor, ...]:
         """Queries, keys and values, each (N, heads, T, width / heads)."""
         parts = self.attend(self.norm1(x)).unflatten(2, (3, self.heads, -1))  # (N, T, 3, heads, width / heads)
-        return parts.permute(2, 0, 3, 1, 4).unbind(0)
+        query, key, value = parts.permute(2, 0, 3, 1, 4).unbind(0)
+        return query, key, value
 
     def _added(self, x: Tensor, seen: Tensor) -> Tensor:
         """The features with what attention saw, and what the network makes of both, added."""
