@@ -29,7 +29,7 @@ class Prefill:
         """Return the typical seconds over loads, of the first text of `rows` (N, T)."""
         if not reads(program) or not isinstance(rows, np.ndarray):
             return unavailable("s", NOT_HERE)
-        found = _timed(_Prompt(program, target, rows[:1], 0))
+        found = _timed(Prompt(program, target, rows[:1], 0))
         return replace(found, note=f"{rows.shape[1]} tokens of one text; {found.note}")
 
 
@@ -44,14 +44,14 @@ class Decode:
         """Return 1 / the typical seconds over loads, of the last token of the first text of `rows` (N, T)."""
         if not reads(program) or not isinstance(rows, np.ndarray):
             return unavailable("1/s", NOT_HERE)
-        found, before = _timed(_Prompt(program, target, rows[:1], rows.shape[1] - 1)), rows.shape[1] - 1
+        found, before = _timed(Prompt(program, target, rows[:1], rows.shape[1] - 1)), rows.shape[1] - 1
         low, high = (None if end is None else 1.0 / end for end in (found.high, found.low))
         note = f"one text, {before} tokens before; {found.note}"
         return replace(found, value=1.0 / found.get(), unit="1/s", low=low, high=high, note=note)
 
 
 @dataclass(frozen=True)
-class _Prompt:
+class Prompt:
     """A program, and tokens (1, T) of which as many as `before` were read."""
 
     program: Program
@@ -73,6 +73,6 @@ class _Prompt:
         return once
 
 
-def _timed(prompt: _Prompt) -> Reading:
+def _timed(prompt: Prompt) -> Reading:
     """Typical seconds of reading the rest of a prompt."""
     return compare_loads({"reading": prompt.load}, seconds=SECONDS).latency("reading")

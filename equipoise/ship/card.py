@@ -85,6 +85,8 @@ def card(manifest: Mapping[str, Any], takes: Mapping[str, Axes]) -> str:
     """Return the model card of a manifest as Markdown; `takes` holds the axes of each input, none where the file tells none."""
     study, deployable = manifest["study"], manifest["deployable"]
     runtime, precision = deployable["runtime"], deployable["precision"]
+    read_on = runtime == "onnxruntime" and any(name.startswith(PAST) for name in takes)
+    takes = {name: axes for name, axes in takes.items() if not name.startswith(PAST)}
     tags = ["equipoise", "compressed", runtime, precision]
     told = "holds the inputs by name, each" if len(takes) > 1 else "is"
     batch, free = "a batch (N, ...)", "; the first axis is free"
@@ -119,7 +121,7 @@ The file that was scored and that ships is `{_main(deployable)}` ({precision}, f
 `inputs` {told} {batch} as the training code makes it, as a NumPy array of the type that the file takes
 (floats in float32){free}.{_taken(takes)}
 `equipoise verify .` checks every figure above on the files, in a clean process.
-{_from_text(manifest, tuple(takes))}
+{_from_text(manifest, tuple(takes))}{_written(manifest) if read_on else ""}
 ## Limits
 
 - The table was read on the validation split, which also chose this model; `verify` reads the test split, untouched until then.
@@ -129,7 +131,9 @@ The file that was scored and that ships is `{_main(deployable)}` ({precision}, f
 """
 
 
-TOKENIZER, CLASSES = "tokenizer.json", "labels.json"
+TOKENIZER, CLASSES, ALPHABET = "tokenizer.json", "labels.json", "alphabet.json"
+PAST = "past_"
+"""How the inputs begin that hold what was read before; each has an empty one for a default."""
 _READ = {"attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 """Inputs that a tokenizer makes beside the token numbers -> what it calls them."""
 
@@ -171,6 +175,50 @@ read = tokenizers.Tokenizer.from_file("{TOKENIZER}").encode_batch(texts)
 inputs = {f"{{{several}}}" if len(names) > 1 else array("")}
 {loading(manifest["deployable"], names)}
 {ends}"""
+
+
+def _written(manifest: Mapping[str, Any]) -> str:
+    """Return the section of a file that reads on from what it has read."""
+    return f"""
+## How to write on
+
+The same file takes, beside `input`, the past that it gave (`present_0`, ... become `{PAST}0`, ...), so that each token is read
+once; all together at most as many as in a window of its training. Temperature 0 takes the likeliest token each time.
+
+```python
+{written(manifest)}
+```
+"""
+
+
+def written(manifest: Mapping[str, Any]) -> str:
+    """Return the lines of Python that write on from a text, or from numbers of tokens where no alphabet ships."""
+    deployable = manifest["deployable"]
+    begin, end = "tokens = [0]", "print(tokens)"
+    if ALPHABET in manifest["files"]:
+        begin = f"""\
+characters = json.loads(pathlib.Path("{ALPHABET}").read_text("utf-8"))
+tokens = [characters.index(one) if one in characters else 0 for one in "The "]"""
+        end = 'print("".join(characters[token] for token in tokens))'
+    return f"""\
+import json
+import pathlib
+import numpy
+import onnxruntime
+options = onnxruntime.SessionOptions()
+options.intra_op_num_threads = {_options(deployable).get("threads", 1)}
+session = onnxruntime.InferenceSession("{_main(deployable)}", options)
+{begin}
+length, temperature, generator = 60, 0.7, numpy.random.default_rng(0)
+new, past = tokens, {{}}
+while len(tokens) < length:
+    scores, *present = session.run(None, {{"input": numpy.array([new]), **past}})
+    past = {{f"{PAST}{{number}}": part for number, part in enumerate(present)}}
+    last = scores[0, :, -1]
+    drawn = last / temperature + generator.gumbel(size=len(last)) if temperature else last
+    new = [int(drawn.argmax())]
+    tokens = tokens + new
+{end}"""
 
 
 def figures(manifest: Mapping[str, Any]) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,6 +16,9 @@ from equipoise.workloads.task import Task
 
 TRAIN, VALIDATION = 0.90, 0.05
 """Shares of the text, in the order of the file; the rest is the test region."""
+
+FILE = "alphabet.json"
+"""What ships beside a model: its characters, a JSON list by token."""
 
 UNKNOWN = "\ufffd"
 """Stands for every character that is not in the vocabulary; token 0."""
@@ -43,6 +47,11 @@ class Alphabet:
 
     def __len__(self) -> int:
         return len(self.characters)
+
+    @property
+    def file(self) -> bytes:
+        """The characters as a JSON list."""
+        return (json.dumps(self.characters, ensure_ascii=False) + "\n").encode()
 
     def encode(self, text: str) -> Tensor:
         """Return the tokens (length,) int64 of `text`."""
@@ -87,6 +96,7 @@ def text_task(path: Path, *, context: int = 64, name: str = "text") -> Task:
         name=name,
         outputs=len(alphabet),
         vocabulary=len(alphabet),
+        files={FILE: alphabet.file},
     )
 
 
