@@ -377,8 +377,10 @@ def _clean(graph: ModelProto, weights: Weights) -> ModelProto:
     renamed: dict[str, str] = {}
     for initializer in graph.graph.initializer:
         free = [new for new in _transposed(initializer, weights) if new not in renamed.values()]
-        if free:  # layers may hold the same numbers, and each needs a name of its own
-            renamed[initializer.name] = free[0]
+        if free:  # layers may hold the same numbers, and each needs a name of its own: of tied ones that of the reader
+            readers = [_scope_of(node) for node in graph.graph.node if initializer.name in node.input]
+            own = [name for name in free if name.rpartition(".weight")[0] in readers]
+            renamed[initializer.name] = (own or free)[0]
     for initializer in graph.graph.initializer:
         initializer.name = renamed.get(initializer.name, initializer.name)
         initializer.doc_string = ""
@@ -387,6 +389,11 @@ def _clean(graph: ModelProto, weights: Weights) -> ModelProto:
         for index, name in enumerate(node.input):
             node.input[index] = renamed.get(name, name)
     return graph
+
+
+def _scope_of(node: NodeProto) -> str:
+    """The dotted name of the module that a node was named after."""
+    return node.name.rpartition("/")[0]
 
 
 def _scope(node: NodeProto) -> str:

@@ -187,7 +187,8 @@ def test_a_model_that_reads_on_otherwise_is_refused(liar: type[Decoder], tokens:
 
 def test_tied_weights_are_exported_once(tokens: Tensor) -> None:
     exporter, net = Exporter(), decoder()
-    exporter.onnx(net, tokens, topology="")
+    layers = layer_nodes(exporter.onnx(net, tokens, topology=""))
+    assert {"embed.token": ("embed.token/Gather",), "head.logits": ("head.logits/MatMul",)}.items() <= layers.items()
     with torch.no_grad():
         net.embed.token.weight.mul_(0.5)  # type: ignore[operator, union-attr]
     again = exporter.onnx(net, tokens, topology="")

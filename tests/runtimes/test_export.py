@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 import equipoise
 from equipoise.errors import InputError
-from equipoise.runtimes import export
+from equipoise.runtimes import export, get
 from equipoise.runtimes.base import Source
 from equipoise.runtimes.export import Exporter, layer_nodes
 from equipoise.testing.runtimes import FLOAT_BOUND, Probe, error_of
@@ -223,3 +223,21 @@ def test_layers_that_hold_the_same_numbers_each_keep_a_name_of_their_own() -> No
     cleaned = _clean(helper.make_model(graph), weights)
     assert [initializer.name for initializer in cleaned.graph.initializer] == ["a.weight.T", "b.weight.T"]
     assert [list(node.input) for node in cleaned.graph.node] == [["input", "a.weight.T"], ["x", "b.weight.T"]]
+
+
+def test_a_layer_that_is_used_twice_is_exported_once_until_it_is_two() -> None:
+    exporter, layer = Exporter(), nn.Linear(6, 6)
+    net = nn.Sequential(layer, nn.Tanh(), layer).eval()
+    given = torch.randn(3, 6, generator=torch.Generator().manual_seed(0))
+
+    def off() -> float:
+        made = get("onnxruntime").compile(exporter.source(net, given, topology="twice"))
+        return float(np.abs(get("onnxruntime").load(made).run(given.numpy()) - net(given).detach().numpy()).max())
+
+    assert off() < 1e-6
+    with torch.no_grad():
+        layer.weight.mul_(0.5)
+    assert off() < 1e-6
+    assert exporter.exports == 1
+    net[2] = nn.Linear(6, 6)
+    assert off() < 1e-6
