@@ -55,9 +55,9 @@ def programs(model: torch.nn.Module, task: Task) -> dict[str, Program]:
     assert isinstance(inputs, torch.Tensor)
     exporter, runtime = Exporter(), runtimes.get("onnxruntime")
     found = {"fp32": runtime.compile(exporter.source(model, inputs[:4], topology="gpt"))}
-    products = [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear) and name != "head.logits"]
+    products = [name for name, layer in model.named_modules() if isinstance(layer, torch.nn.Linear)]
     for scheme in SCHEMES:
-        table = "8-weights" if scheme == "8-dynamic" else scheme  # the table is the last product's weights as well
+        table = "8-weights" if scheme == "8-dynamic" else scheme
         held = {"embed.token": table, **dict.fromkeys(products, scheme)}
         rounded = on_grid(model, held, exact=has_exact_int8(), calibration=inputs)
         found[scheme] = runtime.compile(exporter.source(rounded, inputs[:4], topology="gpt"), schemes=held)

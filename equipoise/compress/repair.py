@@ -90,10 +90,11 @@ def refit(
         zeros: layers whose zero weights stay zeros; the others are fitted around them.
     """
     repaired = copied(student).eval()
+    layers = dict(repaired.named_modules())  # in the place of one may stand what has no weights: its block was dropped
     wanted = {
         name: _narrowed(name, target, repaired, kept or {})
         for name, target in targets.items()
-        if name in dict(repaired.named_modules())
+        if hasattr(layers.get(name), "weight")
     }
     settlement = _Settlement(repaired, wanted, held, frozenset(zeros))
     with contextlib.suppress(_Settled):

@@ -16,7 +16,7 @@ from onnx import ModelProto, NodeProto, TensorProto, checker, helper, load_from_
 
 from equipoise.errors import unknown
 from equipoise.records import Choice
-from equipoise.runtimes.export import TRANSPOSED, WEIGHT_INPUT
+from equipoise.runtimes.export import TRANSPOSED, WEIGHT_INPUT, tied
 from equipoise.runtimes.simplify import selects
 from equipoise.runtimes.structure import QUANTIZED, SCALE, parameter_of
 from equipoise.schemes import GROUPS, group, scheme, top
@@ -43,6 +43,7 @@ def encoded(content: bytes, schemes: Mapping[str, Choice], *, exact: bool) -> by
         InputError: A layer that the file does not have in floats.
     """
     model = load_from_string(content)
+    _untie(model, schemes)
     writer = _Writer(model, exact)
     missing = dict(schemes)
     for node in model.graph.node:
@@ -57,6 +58,21 @@ def encoded(content: bytes, schemes: Mapping[str, Choice], *, exact: bool) -> by
     if missing:
         raise unknown("layer with float weights", next(iter(missing)), sorted(map(parameter_of, writer.floats)))
     return writer.finished()
+
+
+def _untie(model: ModelProto, schemes: Mapping[str, Choice]) -> None:
+    """Give each named product that reads another layer's weights turned (in place) weights of its own, to be encoded."""
+    graph = model.graph
+    held = {tensor.name: tensor for tensor in graph.initializer}
+    for node, name in tied(graph):
+        layer = node.name.rpartition("/")[0]
+        if layer in schemes:
+            own = f"{layer}.weight{TRANSPOSED}"
+            graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(numpy_helper.to_array(held[name]).T), own))
+            node.input[1] = own
+    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
+    for node in [node for node in graph.node if node.op_type == "Transpose" and node.output[0] not in read]:
+        graph.node.remove(node)
 
 
 def grid(rows: Floats, most: int, size: int) -> tuple[NDArray[np.int8], Floats]:

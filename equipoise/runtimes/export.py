@@ -23,7 +23,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from onnx import ModelProto, NodeProto, TensorProto, checker, load_from_string, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, checker, load_from_string, numpy_helper
 from torch import Tensor, nn
 
 from equipoise.batch import ONE, Inputs, call, joined, leaves, named, size, take
@@ -251,7 +251,15 @@ def layer_nodes(content: bytes) -> dict[str, tuple[str, ...]]:
             module, dot, last = _parameter_of(node.input[index]).rpartition(".")
             if dot or last == "weight":  # otherwise a constant of the graph, not a parameter
                 layers[module] = (*layers.get(module, ()), node.name)
-    return layers
+    return {**layers, **{_scope_of(node): (node.name,) for node, _ in tied(graph)}}
+
+
+def tied(graph: GraphProto) -> list[tuple[NodeProto, str]]:
+    """Return each product with weights that another layer holds, turned as the product reads them, and their name there."""
+    held = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 2}
+    turned = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Transpose" and node.input[0] in held}
+    products = [node for node in graph.node if node.op_type == "MatMul" and node.input[1] in turned and _scope_of(node)]
+    return [(node, turned[node.input[1]]) for node in products]
 
 
 def scoped_nodes(content: bytes) -> dict[str, tuple[str, ...]]:
@@ -374,7 +382,7 @@ def _clean(graph: ModelProto, weights: Weights) -> ModelProto:
             if dim.dim_param:  # the exporter's own name for it, numbered by what was traced before
                 dim.dim_param = symbols.setdefault(dim.dim_param, f"length_{len(symbols)}" if symbols else "length")
         del value.metadata_props[:]
-    renamed: dict[str, str] = {}
+    renamed = _by_readers(graph, weights)
     for initializer in graph.graph.initializer:
         free = [new for new in _transposed(initializer, weights) if new not in renamed.values()]
         if free:  # layers may hold the same numbers, and each needs a name of its own: of tied ones that of the reader
@@ -389,6 +397,21 @@ def _clean(graph: ModelProto, weights: Weights) -> ModelProto:
         for index, name in enumerate(node.input):
             node.input[index] = renamed.get(name, name)
     return graph
+
+
+def _by_readers(graph: ModelProto, weights: Weights) -> dict[str, str]:
+    """Return old name -> new name of tied parameters that are held under the name of a layer that does not read them there."""
+    readers: dict[str, str] = {}
+    for node in graph.graph.node:
+        index = WEIGHT_INPUT.get(node.op_type, -1)
+        if 0 <= index < len(node.input):
+            readers.setdefault(node.input[index], _scope_of(node))
+    renamed: dict[str, str] = {}
+    for initializer in graph.graph.initializer:
+        name, own = initializer.name, f"{readers.get(initializer.name, '')}.weight"
+        if name in weights and own in weights and own != name and np.shares_memory(weights[name], weights[own]):
+            renamed[name] = own
+    return renamed
 
 
 def _scope_of(node: NodeProto) -> str:

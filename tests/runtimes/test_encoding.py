@@ -144,3 +144,34 @@ def test_what_a_runtime_does_not_have_is_told(net: Net, example: dict[str, Tenso
         runtimes.get("torch").compile(source, schemes={"a": "4-weights"})
     with pytest.raises(InputError, match=r"layer with float weights must be one of .* got 'nowhere'"):
         runtimes.get("onnxruntime").compile(source, schemes={"nowhere": "4-weights"})
+
+
+class Tied(nn.Module):
+    """A table that gives the features of tokens, and from features the logits."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.logits = nn.Embedding(400, 64), nn.Linear(64, 400, bias=False)
+        self.logits.weight = self.table.weight
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        logits: torch.Tensor = self.logits(torch.tanh(self.table(tokens)))
+        return logits
+
+
+@pytest.mark.parametrize("asked", [("table",), ("logits",), ("table", "logits")])
+def test_a_table_that_is_a_product_too_is_encoded_where_it_is_asked_for(asked: tuple[str, ...]) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = Tied().eval()
+    tokens = torch.arange(24).reshape(2, 12)
+    floats = Exporter().onnx(net, tokens, topology="tied")
+    assert len(floats) < 1.1 * 400 * 64 * 4  # held once
+    held = dict.fromkeys(asked, "4-weights")
+    rounded = on_grid(net, held, exact=True)
+    made = encoded(Exporter().onnx(rounded, tokens, topology="tied"), held, exact=True)
+    found = runtimes.get("onnxruntime").load(runtimes.Program("onnxruntime", "mixed", {"model.onnx": made})).run(tokens.numpy())
+    wanted, before = rounded(tokens).detach().numpy(), net(tokens).detach().numpy()
+    assert np.abs(found - wanted).max() < 0.25 * np.abs(wanted - before).max()
+    if len(asked) == 2:
+        assert len(made) < 0.35 * len(floats)  # twice 4 bits, and no floats
