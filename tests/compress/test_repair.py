@@ -8,11 +8,11 @@ import torch
 from nets import EASY, TextEncoder, fingerprint, made
 from torch import Tensor, nn
 
-from equipoise.compress.blocks import Block, Skip, drop
+from equipoise.compress.blocks import Block, Skip, drop, replaced
 from equipoise.compress.cut import sliced
 from equipoise.compress.fold import fold
 from equipoise.compress.graph import groups, keeping
-from equipoise.compress.repair import repair, solve
+from equipoise.compress.repair import refit, repair, solve
 from equipoise.compress.statistics import (
     Invocation,
     as_matrix,
@@ -334,3 +334,15 @@ def test_a_weight_that_another_call_reads_too_stays(turned: bool) -> None:
     with torch.no_grad():
         exact = model(inputs)
         assert float((mended(inputs) - exact).square().mean()) < float((cut(inputs) - exact).square().mean())
+
+
+def test_a_layer_of_a_dropped_block_is_not_refitted() -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        teacher = nn.Sequential(nn.Linear(6, 6), nn.Tanh(), nn.Linear(6, 6), nn.Linear(6, 3)).eval()
+    inputs = torch.randn(64, 6, generator=torch.Generator().manual_seed(1))
+    student = replaced(teacher, {"2": Skip(0)})
+    repaired = refit(student, inputs, targets=collect(teacher, inputs).targets)
+    wanted = teacher(inputs)
+    assert isinstance(repaired[2], Skip)
+    assert (repaired(inputs) - wanted).square().mean() < 0.5 * (student(inputs) - wanted).square().mean()
