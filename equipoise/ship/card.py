@@ -207,6 +207,7 @@ import numpy
 import onnxruntime
 options = onnxruntime.SessionOptions()
 options.intra_op_num_threads = {_options(deployable).get("threads", 1)}
+options.log_severity_level = 3  # it would warn that a past has a default
 session = onnxruntime.InferenceSession("{_main(deployable)}", options)
 {begin}
 length, temperature, generator = 60, 0.7, numpy.random.default_rng(0)
