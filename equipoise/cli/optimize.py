@@ -108,8 +108,9 @@ def _check_meters(args: argparse.Namespace) -> None:
 
 
 def _student(name: str, text: str) -> str:
-    """Read ``--student``: the family's name is judged here, its scale where torch is loaded."""
-    check_named(name, scaled(text)[0], FAMILIES)
+    """Read ``--student``: the family's name is judged here, its scale where torch is loaded; none is named without it."""
+    if text:
+        check_named(name, scaled(text)[0], FAMILIES)
     return text
 
 

@@ -223,7 +223,7 @@ def test_tied_weights_leave_the_other_layers_in_int8(capfd: pytest.CaptureFixtur
     model, words = Tied().eval(), torch.randint(0, 50, (64, 12))
     source = Exporter().source(model, words[:2], topology="")
     program = runtimes.get("onnxruntime").compile(source, calibration=words.numpy(), float_layers=frozenset())
-    assert list(program.left) == ["head"]
+    assert list(program.left) in (["head"], ["words"])  # one of the two keeps the table in floats
     assert layer_bits(program.file(ort.FILE))["inner"] == 8
     with torch.no_grad():
         assert 1e-4 < apart(program, words.numpy(), model(words).numpy()) < 0.05

@@ -400,7 +400,8 @@ def test_scaled_weights_beside_an_int8_program_are_found(copied: Artifact, work:
     for factor, off in ((1.02, True), (0.98, True), (1.0, False)):
         file.write_bytes(save({name: (value * np.float32(factor)).astype(value.dtype) for name, value in weights.items()}))
         again(copied)
-        assert ("weights in the file" in broken(verify(copied.path, workload=work, seconds=0.05))) == off
+        found = broken(verify(copied.path, workload=work, seconds=0.05)).keys()
+        assert bool({"weights in the file", "compiled again"} & found) == off
 
 
 # ---- OpenVINO ----------------------------------------------------------------------------------------------------------------

@@ -372,7 +372,7 @@ def test_a_promised_speed_that_is_not_there_is_broken(originals: dict[str, Artif
 
 INT8_MUTANTS: dict[str, tuple[str, Callable[[Artifact], None]]] = {
     "swapped weight": ("distance to source", swap_weight),
-    "weights 2 % off": ("weights in the file", scaled_safetensors),
+    "weights 2 % off": ("compiled again", scaled_safetensors),
     "noise in the graph": ("structure of model.onnx", noisy),
     "program in fp32": ("bits", lambda a: copied(a, "reference/model.onnx", "model.onnx")),
 }
@@ -475,25 +475,27 @@ def test_nothing_of_the_author_is_executed_without_trust(
     assert not (tmp_path / "pwned").exists()
     found = json.loads((path / "verify.json").read_text())
     states = {check["name"]: check["state"] for check in found["checks"]}
-    checked = ("files", "structure of model.onnx", "probe", "program repeats", "size", "weights in the file", "bits")
+    checked = ("files", "structure of model.onnx", "probe", "program repeats", "size", "bits")
     assert {states[name] for name in checked} == {"kept"}
     assert states["budget drop"] == "cannot tell"
+    assert states["weights in the file"] == "cannot tell"  # int8 is rounded for what it reads: the source compiles it again
 
 
-UNTRUSTED: dict[str, Callable[[Artifact], None]] = {
-    "noise in the graph": noisy,
-    "data outside": outside,
-    "operator of a library": foreign,
-    "tensor of a terabyte": hollow,
-    "weights 2 % off": scaled_safetensors,
-    "swapped weight": swap_weight,
+UNTRUSTED: dict[str, tuple[str, Callable[[Artifact], None]]] = {
+    "noise in the graph": ("int8", noisy),
+    "data outside": ("int8", outside),
+    "operator of a library": ("int8", foreign),
+    "tensor of a terabyte": ("int8", hollow),
+    "weights 2 % off": ("fp32", scaled_safetensors),
+    "swapped weight": ("int8", swap_weight),
 }
 
 
 @pytest.mark.parametrize("name", UNTRUSTED)
 def test_forgeries_are_caught_without_trust(originals: dict[str, Artifact], as_fast: None, name: str, tmp_path: Path) -> None:
-    artifact = Artifact.load(shutil.copytree(originals["int8"].path, tmp_path / "a"))
-    UNTRUSTED[name](artifact)
+    which, mutate = UNTRUSTED[name]
+    artifact = Artifact.load(shutil.copytree(originals[which].path, tmp_path / "a"))
+    mutate(artifact)
     checks = recheck(Artifact.load(artifact.path), None, seconds=0.1)
     assert [check.name for check in checks if check.state == "broken"]
 
