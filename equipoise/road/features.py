@@ -108,14 +108,16 @@ class Features:
         return seconds * ~int8, seconds * int8, _changes(live, int8), self._operators(genomes) * live
 
     def size(self, genomes: Genomes) -> Floats:
-        """Return ``(n, 5)``: one, parameters kept in layers that take floats, in int8, operators that do the one, the other.
+        """Return ``(n, 6)``: one, parameters kept in layers that take floats, in int8, operators in floats, in int8, encoded.
 
         What is held in fewer bits counts as as many floats as take its bytes.
         """
         live, ways = self._state(genomes)
         int8, kept, there = self._static(ways), self._kept(genomes, live), self._operators(genomes) * live
         held = kept * np.take_along_axis(self._bytes, ways.T, axis=1).T / FLOAT_BYTES
-        columns = [(held * ~int8).sum(1), (kept * int8).sum(1), (there * ~int8).sum(1), (there * int8).sum(1)]
+        encoded = np.array([scheme(way).encoded for way in self.precisions])[ways]
+        counted = [(there * which).sum(1) for which in (~int8 & ~encoded, int8, encoded)]
+        columns = [(held * ~int8).sum(1), (kept * int8).sum(1), *counted]
         return np.stack([np.ones(len(genomes)), *columns], axis=1)
 
     def params(self, genomes: Genomes) -> Floats:
@@ -253,13 +255,13 @@ FEATURES = {
 PRIORS = {
     "latency_s": np.array([0.0, 1.0, 1.0, 0.0, 0.0]),
     "energy_j": np.array([0.0, 10.0, 10.0, 0.0, 0.0]),
-    "size_bytes": np.array([0.0, 4.0, 1.0, 300.0, 1300.0]),
-    "peak_memory_bytes": np.array([0.0, 4.0, 1.0, 0.0, 0.0]),
+    "size_bytes": np.array([0.0, 4.0, 1.0, 300.0, 1300.0, 700.0]),
+    "peak_memory_bytes": np.array([0.0, 4.0, 1.0, 0.0, 0.0, 0.0]),
     "params": np.array([0.0, 1.0]),
     "macs": np.array([0.0, 1.0]),
 }
 """Believed before any whole net is measured: the sum of the isolated operators, four bytes a float and one an int8 weight.
 
-Names, shapes and scales take some hundred bytes an operator, and of an int8 one with its zero points some four times that, as
-counted in the ONNX files of the digits study.
+Names, shapes and scales take some hundred bytes an operator, of an int8 one with its zero points some four times that, and of one
+with encoded weights twice, as counted in the ONNX files of the digits study.
 """

@@ -61,7 +61,7 @@ def test_what_each_layer_adds_sums_to_the_features() -> None:
 
 def test_size_features_count_what_is_kept_by_precision() -> None:
     genomes = np.array([(0, 0, 0, 0), (1, 0, 1, 0), (0, 1, 0, 0)])
-    assert COSTS.size(genomes) == pytest.approx(np.array([(1, 112, 0, 2, 0), (1, 32, 24, 1, 1), (1, 48, 0, 1, 0)]))
+    assert COSTS.size(genomes) == pytest.approx(np.array([(1, 112, 0, 2, 0, 0), (1, 32, 24, 1, 1, 0), (1, 48, 0, 1, 0, 0)]))
     assert COSTS.params(genomes) == pytest.approx(np.array([(1, 112), (1, 56), (1, 48)]))
     assert COSTS.macs(genomes) == pytest.approx(np.array([(1, 112), (1, 56), (1, 48)]))  # on one pixel a MAC a weight
 
@@ -72,7 +72,7 @@ def test_a_layer_put_into_two_is_two_operators() -> None:
     layer = Layer("a", whole, 64, (Act("rank.a", (100, 50), ((whole,), halves)),), "bits.a")
     found = Features(space, (layer,), completed({}, (layer,), (32, 8)), (32, 8))
     rows = found.size(np.array([(0, 0), (1, 0), (1, 1)]))
-    assert rows == pytest.approx(np.array([(1, 64, 0, 1, 0), (1, 32, 0, 2, 0), (1, 0, 32, 0, 2)]))
+    assert rows == pytest.approx(np.array([(1, 64, 0, 1, 0, 0), (1, 32, 0, 2, 0, 0), (1, 0, 32, 0, 2, 0)]))
     assert found.latency(np.array([(1, 0)]))[0, -1] == 2
 
 
@@ -86,7 +86,7 @@ def test_what_a_choice_puts_before_the_model_is_timed_and_there_under_it_alone()
     found = Features(space, layers, times, (32, 8))
     rows = found.latency(np.array([(choice, 0, 0, 0, 0) for choice in range(3)]))
     assert rows == pytest.approx(np.array([(1, 30, 0, 0, 2), (1, 37, 0, 0, 3), (1, 34, 0, 0, 3)]))
-    assert found.size(np.array([(2, 0, 0, 0, 0)])) == pytest.approx(np.array([(1, 112, 0, 3, 0)]))
+    assert found.size(np.array([(2, 0, 0, 0, 0)])) == pytest.approx(np.array([(1, 112, 0, 3, 0, 0)]))
     few = completed({entry(small, 32): 7.0, entry(A, 32): TIMES[entry(A, 32)]}, layers, (32,))  # the time ended early
     assert few[entry(B, 32)] == pytest.approx(B.work * TIMES[entry(A, 32)] / A.work)  # what has no MACs tells no pace
     gone = Features(SPACE, layers, times, (32, 8))
