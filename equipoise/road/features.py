@@ -262,6 +262,6 @@ PRIORS = {
 }
 """Believed before any whole net is measured: the sum of the isolated operators, four bytes a float and one an int8 weight.
 
-Names, shapes and scales take some hundred bytes an operator, of an int8 one with its zero points some four times that, and of one
-with encoded weights twice, as counted in the ONNX files of the digits study.
+Names, shapes and scales take some hundred bytes an operator, some four times that of an int8 one with its zero points, and
+twice that of one with encoded weights, as counted in the ONNX files of the digits study.
 """

@@ -16,6 +16,7 @@ from sklearn.metrics import r2_score
 from torch import Tensor, nn
 
 from equipoise.budget import parse_budget
+from equipoise.compress.technique import Draft
 from equipoise.records import Plan
 from equipoise.road import proposals, training
 from equipoise.road.walk import optimize
@@ -114,7 +115,7 @@ def test_several_labels_are_won_back_as_such() -> None:
     bench: Any = SimpleNamespace(work=several, calibration=X[:64].numpy(), reference_on_all_cores=session)
 
     def recovered(path: Path) -> float:
-        done = training.train(bench, Plan({}), student, seconds=4.0, checkpoint=path, leg=1, seed=0)
+        done = training.train(bench, Plan({}), Draft(student), seconds=4.0, checkpoint=path, leg=1, seed=0)
         return several.quality(done.model, split=several.test)
 
     with TemporaryDirectory() as folder, pytest.MonkeyPatch.context() as patch:
