@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.batch import Inputs
-from equipoise.compress.statistics import WIDEST, Moments, as_matrix, as_weight, collect
+from equipoise.compress.statistics import Moments, as_matrix, as_weight, collect
 from equipoise.compress.trace import HOLDING, copied
 from equipoise.errors import must_be
 from equipoise.records import Choice
@@ -73,7 +73,7 @@ def on_grid(
 def round_layer(layer: Any, choice: Choice, moments: Moments | None, *, exact: bool) -> None:
     """Put the weights of `layer` (in place) on the grid of a scheme, and let its bias take the mean of what is lost."""
     weight = as_matrix(layer.weight).double() if layer.weight.ndim > 2 else layer.weight.double()  # (O, d)
-    known = moments is not None and moments.finite and len(moments.mean) == weight.shape[1] <= min(WIDEST, MOST_COLUMNS)
+    known = moments is not None and moments.finite and len(moments.mean) == weight.shape[1] <= MOST_COLUMNS
     bias = getattr(layer, "bias", None)
     second = None
     if known and moments is not None:  # a bias takes the mean of what is lost, so that spread alone counts

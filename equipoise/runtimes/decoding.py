@@ -21,6 +21,7 @@ from equipoise.batch import ONE, Inputs, take
 from equipoise.errors import InputError, must_be
 from equipoise.runtimes.base import Program, check_program
 from equipoise.runtimes.failures import failures
+from equipoise.runtimes.sessions import opened as opened_file
 
 PAST, PRESENT = "past_", "present_"
 GROWING = 2
@@ -134,16 +135,9 @@ class Reader:
         Raises:
             InputError: It is not for ONNX Runtime, or its file takes no past.
         """
-        import onnxruntime
-
         check_program(program, "onnxruntime")
         (content,) = program.files.values()
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads, options.inter_op_num_threads, options.log_severity_level = threads, 1, 4
-        try:
-            self._session: Any = onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
-        except failures() as error:
-            raise InputError(f"program must be one that ONNX Runtime can load; it says: {error}") from error
+        self._session = opened_file(content, threads=threads)
         optional = [value.name for value in self._session.get_overridable_initializers()]
         self._names = sorted((name for name in optional if name.startswith(PAST)), key=lambda name: int(name[len(PAST) :]))
         if not self._names:

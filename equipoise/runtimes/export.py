@@ -343,18 +343,13 @@ def _agrees(
     graph: ModelProto, batches: tuple[Inputs, ...], wanted: tuple[np.ndarray[Any, Any], ...], *, parts: bool = False
 ) -> bool:
     """Whether ONNX Runtime computes `wanted` from `batches`, and from the second of them read in `parts` too."""
-    import onnxruntime
-
     from equipoise.runtimes.failures import failures
+    from equipoise.runtimes.sessions import session
 
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
     try:
-        session = onnxruntime.InferenceSession(graph.SerializeToString(), options, providers=["CPUExecutionProvider"])
+        loaded = session(graph.SerializeToString(), basic=True)
         for batch, expected in zip(batches, wanted, strict=True):
-            (got, *_) = session.run(None, {name: value.numpy() for name, value in named(batch).items()})
+            (got, *_) = loaded.run(None, {name: value.numpy() for name, value in named(batch).items()})
             if got.shape != expected.shape or not np.allclose(got, expected, rtol=0, atol=TOLERANCE * np.abs(expected).max()):
                 return False
     except failures():

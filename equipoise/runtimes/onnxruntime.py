@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.batch import Inputs, parts, take
+from equipoise.batch import Inputs, take
 from equipoise.errors import InputError, must_be
 from equipoise.records import Choice
 from equipoise.runtimes.base import (
@@ -42,6 +42,7 @@ from equipoise.runtimes.base import (
 from equipoise.runtimes.cpu import has_exact_int8
 from equipoise.runtimes.failures import failures
 from equipoise.runtimes.fallback import WHOLE_MODEL, culprits, told
+from equipoise.runtimes.sessions import damaged, opened
 from equipoise.runtimes.simplify import selects
 
 if TYPE_CHECKING:
@@ -68,8 +69,6 @@ PRODUCTS = ("Gemm", "MatMul")
 
 REWEIGHTED = ("Conv", "ConvTranspose", "Gemm")
 """Operators whose float weights ONNX Runtime (1.21 and later) quantizes by itself between int8 tensors."""
-
-CALIBRATION_BATCH = 32
 
 
 class OnnxRuntime:
@@ -126,19 +125,12 @@ class OnnxRuntime:
         The batch axis stays free, as it is for whoever loads the file: fixed to 1 it gains at most 4 % (a transformer in fp32),
         and ONNX Runtime 1.32 then gives up its integer kernels for int8 layers of tokens, which made them 2 to 5 times slower.
         """
-        import onnxruntime
-
         check_program(program, self.name)
-        content = program.file(FILE)
-        _refuse_external_data(content)
-        options = onnxruntime.SessionOptions()
-        options.intra_op_num_threads = threads
-        options.inter_op_num_threads = 1
-        options.log_severity_level = 4  # every failure is raised; what it prints beside that would only tear a live table
+        session = opened(program.file(FILE), threads=threads)
         try:
-            return _Session(onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"]))
+            return _Session(session)
         except failures() as error:
-            raise _damaged(str(error)) from error
+            raise damaged(str(error)) from error
 
 
 class _Session:
@@ -320,35 +312,3 @@ def _channels_in(node: Any, weight: Sequence[int]) -> int:
     if node.op_type == "Gemm":
         return int(weight[1 if number.get("transB") else 0])
     return int(weight[0])
-
-
-class _Reader:
-    """Hands calibration batches to the quantizer."""
-
-    def __init__(self, names: Sequence[str], data: Inputs) -> None:
-        self._batches = (feeds(few, names) for few in parts(data, CALIBRATION_BATCH))
-
-    def get_next(self) -> dict[str, NDArray[Any]] | None:
-        return next(self._batches, None)
-
-
-def _refuse_external_data(content: bytes) -> None:
-    """Refuse a file whose tensors lie in other files: they could name any path."""
-    import onnx
-    from google.protobuf.message import DecodeError  # type: ignore[import-untyped]
-
-    try:
-        graphs = [onnx.load_from_string(content).graph]
-    except DecodeError as error:
-        raise _damaged(str(error)) from error
-    while graphs:
-        graph = graphs.pop()
-        attributes = [attribute for node in graph.node for attribute in node.attribute]
-        tensors = [*graph.initializer, *(a.t for a in attributes), *(t for a in attributes for t in a.tensors)]
-        if any(tensor.data_location == onnx.TensorProto.EXTERNAL for tensor in tensors):
-            raise must_be(FILE, "self-contained", "tensors in other files", "Export it with external_data=False.")
-        graphs += [*(a.g for a in attributes if a.HasField("g")), *(g for a in attributes for g in a.graphs)]
-
-
-def _damaged(reason: str) -> InputError:
-    return InputError(f"{FILE} must be an ONNX file that ONNX Runtime can read: {reason[:200]}. Compile the program again.")

@@ -17,6 +17,7 @@ from onnx import ModelProto, NodeProto, TensorProto, helper
 
 from equipoise.batch import Inputs, parts, size
 from equipoise.runtimes.base import feeds
+from equipoise.runtimes.sessions import session
 
 Array = NDArray[Any]
 
@@ -93,21 +94,16 @@ def read(
 
 def runs(model: ModelProto, names: Sequence[str], inputs: Inputs, *, at_once: int = AT_ONCE) -> Iterator[dict[str, Array]]:
     """Yield the values of the named tensors of floats for a few samples at a time."""
-    import onnxruntime
-
     shown = ModelProto()
     shown.CopyFrom(model)
     given = [value.name for value in shown.graph.input]
     made = [name for name in names if name not in given]
     own = {value.name for value in shown.graph.output}
     shown.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in made if name not in own)
-    options = onnxruntime.SessionOptions()
-    options.intra_op_num_threads = 1
-    options.log_severity_level = 4
-    session = onnxruntime.InferenceSession(shown.SerializeToString(), options, providers=["CPUExecutionProvider"])
+    loaded = session(shown.SerializeToString())
     for few in parts(inputs, at_once):
         fed = feeds(few, given)
-        yield {**fed, **dict(zip(made, session.run(made, fed) if made else (), strict=True))}
+        yield {**fed, **dict(zip(made, loaded.run(made, fed) if made else (), strict=True))}
 
 
 def _keep(found: dict[str, Seen], name: str, value: Array, generator: np.random.Generator, batches: int) -> None:

@@ -10,6 +10,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from vision_names import declare
 
+from equipoise.compress.statistics import is_linear_map
+from equipoise.compress.trace import Invocation, watch
+
 
 class OptionABlock(nn.Module):
     """Basic block whose widening shortcut subsamples and pads channels with zeros: no parameters, hard to trace."""
@@ -211,3 +214,18 @@ def from_timm(name: str, **options: object) -> nn.Module:
     declare()
     timm = pytest.importorskip("timm")
     return timm.create_model(name, **options)
+
+
+def only_product(layer: nn.Module, shape: tuple[int, ...]) -> tuple[Invocation, Tensor]:
+    """Run a layer on random inputs of a shape; return the one product in it and what that gave."""
+    calls: list[tuple[Invocation, Tensor]] = []
+
+    def answer(invocation: Invocation) -> Tensor:
+        result: Tensor = invocation.run()
+        if is_linear_map(invocation):
+            calls.append((invocation, result))
+        return result
+
+    watch(layer, torch.randn(*shape, generator=torch.Generator().manual_seed(0)), answer)
+    (found,) = calls
+    return found

@@ -7,6 +7,7 @@ import math
 import numpy as np
 import pytest
 import torch
+from conv_net import conv_net, off
 from torch import Tensor, nn
 
 import equipoise as eq
@@ -58,26 +59,7 @@ def test_few_values_are_kept_and_zeros_stay() -> None:
 
 
 def net() -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Conv2d(3, 32, 3, padding=1),
-            nn.BatchNorm2d(32),
-            nn.ReLU(),
-            nn.Conv2d(32, 64, 3, padding=1),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(64, 75),
-        )
-        model.train()(INPUTS)
-    return model.eval()
-
-
-def off(model: nn.Module, of: nn.Module) -> float:
-    with torch.no_grad():
-        wanted = of(INPUTS)
-        return float((model(INPUTS) - wanted).square().mean() / wanted.var())
+    return conv_net(INPUTS, widths=(32, 64), classes=75)
 
 
 def test_share_in_one_line() -> None:
@@ -86,8 +68,8 @@ def test_share_in_one_line() -> None:
     small, blind = (eq.share(model, INPUTS[:2], clusters=16, data=data) for data in (INPUTS, None))
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
     assert small.values == {"0": 16, "3": 16, "7": 16}
-    assert off(small.model, model) < off(blind.model, model) < 0.1
-    assert off(eq.share(model, INPUTS[:2], clusters=256, data=INPUTS).model, model) < 1e-3
+    assert off(small.model, model, INPUTS) < off(blind.model, model, INPUTS) < 0.1
+    assert off(eq.share(model, INPUTS[:2], clusters=256, data=INPUTS).model, model, INPUTS) < 1e-3
     assert "smaller alone" in small.notes[0]
 
 
@@ -98,7 +80,7 @@ def test_shared_values_are_trained_together() -> None:
     codes, again = (torch.unique(m[3].weight, return_inverse=True)[1] for m in (small, taught))
     assert torch.equal(codes, again)
     assert not torch.equal(small[3].weight, taught[3].weight)
-    assert off(taught, model) < 0.8 * off(small, model)
+    assert off(taught, model, INPUTS) < 0.8 * off(small, model, INPUTS)
     assert len(eq.distill(small, model, INPUTS, steps=1)[3].weight.unique()) > 4  # without it they part
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from nets import EASY, TextEncoder, fingerprint, made
+from nets import EASY, TextEncoder, fingerprint, made, only_product
 from torch import Tensor, nn
 
 from equipoise.compress.blocks import Block, Skip, drop, replaced
@@ -46,16 +46,7 @@ from equipoise.errors import InputError
 )
 @pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch on even kernels
 def test_rows_times_the_weight_are_the_layers_output(layer: nn.Module, shape: tuple[int, ...]) -> None:
-    calls: list[tuple[Invocation, Tensor]] = []
-
-    def answer(invocation: Invocation) -> Tensor:
-        result: Tensor = invocation.run()
-        if is_linear_map(invocation):
-            calls.append((invocation, result))
-        return result
-
-    watch(layer, torch.randn(*shape, generator=torch.Generator().manual_seed(0)), answer)
-    ((call, output),) = calls
+    call, output = only_product(layer, shape)
     total = output.numel() // 5
     places = torch.randperm(total, generator=torch.Generator().manual_seed(1))[: total // 2]
     rows = input_rows(call, places)

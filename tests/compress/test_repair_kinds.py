@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
+from nets import only_product
 from torch import Tensor, nn
 
 from equipoise.compress.cut import Keep, sliced
@@ -18,7 +19,6 @@ from equipoise.compress.statistics import (
     groups_of,
     input_rows,
     is_attention,
-    is_linear_map,
     output_rows,
     projected,
 )
@@ -37,16 +37,7 @@ from equipoise.compress.trace import record, watch
     ids=str,
 )
 def test_rows_of_each_group_times_its_weight_are_its_output(layer: nn.Module, shape: tuple[int, ...]) -> None:
-    calls: list[tuple[Invocation, Tensor]] = []
-
-    def answer(invocation: Invocation) -> Tensor:
-        result: Tensor = invocation.run()
-        if is_linear_map(invocation):
-            calls.append((invocation, result))
-        return result
-
-    watch(layer, torch.randn(*shape, generator=torch.Generator().manual_seed(0)), answer)
-    ((call, output),) = calls
+    call, output = only_product(layer, shape)
     count, outputs = groups_of(call), layer.weight.shape[0]
     places = torch.randperm(output.numel() // outputs, generator=torch.Generator().manual_seed(1))[:40]
     rows = input_rows(call, places)

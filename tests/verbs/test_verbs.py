@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from conv_net import conv_net
 from torch import Tensor, nn
 from torch.nn.utils import parametrizations
 
@@ -18,20 +19,7 @@ INPUTS = torch.randn(128, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def net() -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Conv2d(3, 16, 3, padding=1),
-            nn.BatchNorm2d(16),
-            nn.ReLU(),
-            nn.Conv2d(16, 16, 3, padding=1),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(16, 4),
-        )
-        model.train()(INPUTS)
-    return model.eval()
+    return conv_net(INPUTS)
 
 
 def size(model: nn.Module) -> int:

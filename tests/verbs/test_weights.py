@@ -6,6 +6,7 @@ from typing import Any
 
 import pytest
 import torch
+from conv_net import conv_net, off
 from torch import nn
 
 import equipoise as eq
@@ -15,26 +16,7 @@ INPUTS = torch.randn(256, 3, 8, 8, generator=torch.Generator().manual_seed(0))
 
 
 def net() -> nn.Sequential:
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        model = nn.Sequential(
-            nn.Conv2d(3, 16, 3, padding=1),
-            nn.BatchNorm2d(16),
-            nn.ReLU(),
-            nn.Conv2d(16, 16, 3, padding=1),
-            nn.ReLU(),
-            nn.AdaptiveAvgPool2d(1),
-            nn.Flatten(),
-            nn.Linear(16, 4),
-        )
-        model.train()(INPUTS)
-    return model.eval()
-
-
-def off(model: nn.Module, of: nn.Module) -> float:
-    with torch.no_grad():
-        wanted = of(INPUTS)
-        return float((model(INPUTS) - wanted).square().mean() / wanted.var())
+    return conv_net(INPUTS)
 
 
 def zeros(model: nn.Module) -> dict[str, torch.Tensor]:
@@ -53,7 +35,7 @@ def test_the_copy_is_sparse_and_repaired_and_the_model_is_not_touched() -> None:
         counted = zeros(found.model)
         assert sum(int(z.sum()) for z in counted.values()) / sum(z.numel() for z in counted.values()) == found.sparsity
         assert "neither faster" in found.notes[0]
-    assert off(best.model, model) < 0.3 * off(bare.model, model)
+    assert off(best.model, model, INPUTS) < 0.3 * off(bare.model, model, INPUTS)
 
 
 def test_a_threshold_and_a_pattern() -> None:
@@ -88,7 +70,7 @@ def test_steps_train_on_the_way_with_the_zeros_held() -> None:
     found = eq.sparsify(model, INPUTS[:2], rate=0.8, steps=3, train=learn)
     assert seen == pytest.approx([0.8 * (1 - (1 - t / 3) ** 3) for t in (1, 2, 3)], abs=2e-3)
     assert found.sparsity == pytest.approx(0.8, abs=1e-3)
-    assert off(found.model, model) < 0.5 * off(eq.sparsify(model, INPUTS[:2], rate=0.8).model, model)
+    assert off(found.model, model, INPUTS) < 0.5 * off(eq.sparsify(model, INPUTS[:2], rate=0.8).model, model, INPUTS)
 
 
 def test_training_that_does_not_hold_them_is_masked_after() -> None:
@@ -144,8 +126,8 @@ def test_factorize_keeps_what_is_asked_and_repairs() -> None:
     )
     assert all(torch.equal(value, model.state_dict()[name]) for name, value in before.items())
     assert held(bare[3]) < 0.45 * held(model[3])
-    assert off(best, model) < 0.8 * off(bare, model)
-    assert off(eq.factorize(model, INPUTS[:2], energy=0.99, data=INPUTS, round_to=1), model) < 0.02
+    assert off(best, model, INPUTS) < 0.8 * off(bare, model, INPUTS)
+    assert off(eq.factorize(model, INPUTS[:2], energy=0.99, data=INPUTS, round_to=1), model, INPUTS) < 0.02
     halves = eq.factorize(model, INPUTS[:2], rank=4, data=INPUTS)
     assert [tuple(part.kernel_size) for part in halves[3]] == [(3, 1), (1, 3)]
     core = eq.factorize(model, INPUTS[:2], rank={"3": (4, 6)}, data=INPUTS)
@@ -156,7 +138,7 @@ def test_factorize_keeps_what_is_asked_and_repairs() -> None:
 
 def test_what_would_not_pay_is_left_and_told() -> None:
     with pytest.warns(UserWarning, match="nothing was factorized"):
-        assert off(eq.factorize(net(), INPUTS[:2], rank=64, data=INPUTS), net()) < 1e-6
+        assert off(eq.factorize(net(), INPUTS[:2], rank=64, data=INPUTS), net(), INPUTS) < 1e-6
 
 
 @pytest.mark.parametrize(
