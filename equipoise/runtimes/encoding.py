@@ -32,19 +32,21 @@ EXACT = 1e-3
 Floats = NDArray[np.float64]
 
 
-def encoded(content: bytes, schemes: Mapping[str, Choice], *, exact: bool) -> bytes:
+def encoded(content: bytes, schemes: Mapping[str, Choice], *, exact: bool, gathers: bool = False) -> bytes:
     """Return an ONNX file in which the named layers hold their weights as their schemes say.
 
     Args:
         content: With float weights in these layers.
         schemes: Layer -> scheme, see `equipoise.schemes`.
         exact: Whether the CPU adds 8-bit products without overflow.
+        gathers: Whether the runtime gathers rows of 4-bit integers, which ONNX Runtime does not (and OpenVINO does, but knows no
+            block that is longer than its row).
     Raises:
         InputError: A layer that the file does not have in floats.
     """
     model = load_from_string(content)
     _untie(model, schemes)
-    writer = _Writer(model, exact)
+    writer = _Writer(model, exact, gathers)
     missing = dict(schemes)
     for node in model.graph.node:
         index = WEIGHT_INPUT.get(node.op_type, -1)
@@ -105,8 +107,8 @@ def grid(rows: Floats, most: int, size: int) -> tuple[NDArray[np.int8], Floats]:
 class _Writer:
     """The graph in the making."""
 
-    def __init__(self, model: ModelProto, exact: bool) -> None:
-        self.model, self.exact = model, exact
+    def __init__(self, model: ModelProto, exact: bool, gathers: bool) -> None:
+        self.model, self.exact, self.gathers = model, exact, gathers
         self.floats = {t.name: t for t in model.graph.initializer if t.data_type == TensorProto.FLOAT}
         self.nodes: list[NodeProto] = []
         self._held = {tensor.name for tensor in model.graph.initializer}
@@ -183,8 +185,9 @@ class _Writer:
         """An embedding: the rows that are read are turned to floats."""
         size = group(choice, "embedding", value.shape[1])
         integers, scale = self._keep(name, value, choice, size)
-        if scheme(choice).bits == 4 and size in GROUPS:
-            axes: dict[str, Any] = {"block_size": size, "gather_axis": 0, "quantize_axis": 1, "domain": "com.microsoft"}
+        if scheme(choice).bits == 4 and (size in GROUPS or not self.gathers):  # a block of two to some power, from 16
+            block = max(GROUPS[-1], 1 << (size - 1).bit_length())
+            axes: dict[str, Any] = {"block_size": block, "gather_axis": 0, "quantize_axis": 1, "domain": "com.microsoft"}
             self._add("GatherBlockQuantized", [integers, node.input[1], scale], node.output[0], **axes)
             return
         rows, floats, steps = (f"{node.name}/{part}" for part in ("rows", "floats", "steps"))

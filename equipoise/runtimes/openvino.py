@@ -82,7 +82,7 @@ class OpenVino:
         if held:
             from equipoise.runtimes.encoding import encoded
 
-            content = encoded(content, held, exact=has_exact_int8())
+            content = encoded(content, held, exact=has_exact_int8(), gathers=True)
         if float_layers is None:
             return Program(self.name, precision, _save(_read(content)))
         from equipoise.runtimes.export import layer_nodes, scoped_nodes

@@ -122,6 +122,39 @@ def test_layers_of_several_schemes_stand_beside_int8(
     assert np.abs(runtime.load(both).run(given) - wanted).max() < 0.15 * np.abs(wanted).max()
 
 
+class Narrow(nn.Module):
+    """A table, a product and filters whose rows have `width` weights: no group divides them, or a byte is left half full."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__()
+        self.table, self.a, self.filters = nn.Embedding(51, width), nn.Linear(width, 9), nn.Conv1d(width, 9, 3)
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids)
+        out: Tensor = self.a(x).mean(1) + self.filters(x.transpose(1, 2)).mean(2)
+        return out
+
+
+@pytest.mark.parametrize("width", [7, 16, 24, 129])
+@pytest.mark.parametrize("choice", [c for c, s in SCHEMES.items() if s.encoded and s.inputs == "float"])
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_rows_of_every_width_are_stored(name: str, choice: str, width: int, exporter: Exporter) -> None:
+    runtime = runtimes.get(name)
+    if runtime.unavailable() or choice not in runtime.precisions:
+        pytest.skip(runtime.unavailable() or f"{name} has no {choice}")
+    net, example = Narrow(width).eval(), {"ids": torch.randint(0, 51, (8, 12), generator=torch.Generator().manual_seed(0))}
+    schemes = dict.fromkeys(("table", "a", "filters"), choice)
+    rounded = on_grid(net, schemes, exact=False, calibration=example)
+    program = runtime.compile(exporter.source(rounded, example, topology=f"narrow {width}"), schemes=schemes)
+    with torch.no_grad():
+        wanted = rounded(**example).numpy()
+    got = runtime.load(program).run(mapped(example, Tensor.numpy))
+    assert np.abs(got - wanted).max() < INPUT_NOISE * wanted.std()
+    if name == "onnxruntime":
+        found = parameters(program.file("model.onnx"))["table.weight"].value
+        assert np.abs(found - rounded.table.weight.detach().numpy()).max() < 1e-6
+
+
 def test_a_grid_is_found_again_and_what_lies_off_it_is_rounded() -> None:
     rng = np.random.default_rng(0)
     integers, steps = rng.integers(-7, 8, (30, 64)), rng.uniform(0.01, 1.0, (30, 2))
