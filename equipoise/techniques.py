@@ -10,6 +10,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from enum import IntEnum
 
+from equipoise.errors import unknown
 from equipoise.records import Choice
 from equipoise.schemes import scheme
 from equipoise.units import counted
@@ -116,3 +117,20 @@ TECHNIQUES: dict[str, Kind] = {
     ),
 }
 """Kind of a knob -> its technique; the order is that of the knobs in a space."""
+
+
+def named(text: str | Sequence[str], what: str = "only") -> tuple[str, ...]:
+    """Return the techniques that a text names with commas between, each once, in the order of their rows; none for none.
+
+    Raises:
+        InputError: One that is unknown.
+
+    Example:
+        >>> named("bits, width")
+        ('width', 'bits')
+    """
+    found = [word.strip() for word in (text.split(",") if isinstance(text, str) else text)] if text else []
+    for word in found:
+        if word not in TECHNIQUES:
+            raise unknown(what, word, TECHNIQUES)
+    return tuple(name for name in TECHNIQUES if name in found)

@@ -20,6 +20,7 @@ from equipoise.cli.arguments import (
     whole,
 )
 from equipoise.errors import EXIT_FAILED, EXIT_OK
+from equipoise.techniques import TECHNIQUES, named
 from equipoise.units import counted
 
 if TYPE_CHECKING:
@@ -47,6 +48,8 @@ def add_parser(subparsers: Any) -> None:
     option(parser, "--seed", whole(), default=0, help="of every random choice (default: %(default)s)")
     family = 'new models of a family compete too, distilled from scratch: "cnn", "cnn:0.25" of its size, "cnn:width=8,depth=3"'
     option(parser, "--student", _student, default="", metavar="FAMILY[:SCALE]", help=family)
+    kinds = f"techniques to search, several with commas: {', '.join(TECHNIQUES)} (default: all that the model offers)"
+    option(parser, "--only", named_techniques, default="", metavar="TECHNIQUES", help=kinds)
     paid = "price of this machine, for a bound on the price (dollars per million samples)"
     option(parser, "--price-per-hour", positive("0.10"), metavar="USD", help=paid)
     option(parser, "--grid", positive("250"), metavar="GRAMS", help="CO2e of a kilowatt-hour, for a bound on carbon")
@@ -86,6 +89,7 @@ def run(args: argparse.Namespace) -> int:
             seed=args.seed,
             recovery=not args.no_recovery,
             student=args.student,
+            only=args.only,
             price_per_hour=args.price_per_hour,
             grid=args.grid,
             isolate=args.isolate,
@@ -112,6 +116,11 @@ def _student(name: str, text: str) -> str:
     if text:
         check_named(name, scaled(text)[0], FAMILIES)
     return text
+
+
+def named_techniques(name: str, text: str) -> tuple[str, ...]:
+    """Read ``--only``."""
+    return named(text, name)
 
 
 def _name(workload: str) -> str:

@@ -71,6 +71,7 @@ class Asked:
         targets: Target -> schemes that it computes in; the first is the reference.
         samples: Validation samples there are.
         about: Fields of the header that only tell: ``workload``, ``name``, ``metric``, ``damage_unit``.
+        only: The techniques to search; none for all.
     """
 
     targets: Mapping[str, tuple[Choice, ...]]
@@ -81,6 +82,7 @@ class Asked:
     samples: int
     about: Mapping[str, Any]
     meters: Meters = field(default_factory=Meters)
+    only: tuple[str, ...] = ()
 
 
 class Road(Walk):
@@ -104,9 +106,8 @@ class Road(Walk):
         """Yield the jobs of the road in their order."""
         self.record = record
         self.tell("prepare", "fold the model, trace its groups, collect statistics")
-        prepared = yield from self._step(Job("prepare", "0", says="preparing the model"))
-        self.facts = facts_from(prepared["facts"])
-        self.space = self.facts.searched
+        self.facts = facts_from((yield from self._step(Job("prepare", "0", says="preparing the model")))["facts"])
+        self.space = self.facts.narrowed(self.asked.only)
         yield from self._baseline()
         if self.left() - self.reserve < WORTH_TABLES * self.expected("one-shot"):
             yield from self._extent(sum(len(k.menu) - 1 for k in self.space.knobs), read=0)
@@ -141,11 +142,9 @@ class Road(Walk):
 
     def expected(self, fidelity: Fidelity) -> float:
         """Seconds that the next evaluation will take, its training left out, as those before it tell."""
-        seen = [
-            e.seconds - (e.training.seconds if e.training else 0.0) for e in self.evaluations if e.ok and e.fidelity == fidelity
-        ]
+        seen = [e for e in self.evaluations if e.ok and e.fidelity == fidelity][-9:]
         if seen:
-            return median(seen[-9:])
+            return median([e.seconds - (e.training.seconds if e.training else 0.0) for e in seen])
         return max((e.seconds for e in self.evaluations if e.ok), default=0.0)
 
     def _evaluate(
@@ -199,7 +198,8 @@ class Road(Walk):
     def _baseline(self) -> Steps[None]:
         """Measure the untouched model, on every target and in every precision, and write the study's header."""
         asked = self.asked
-        notes = (yield from self._step(Job("notes", "workload")))["notes"]
+        notes = list((yield from self._step(Job("notes", "workload")))["notes"])
+        notes += [f"searched as asked: {', '.join(asked.only)} alone"] if asked.only else []
         for note in notes:
             self.tell("notes", f"WARNING: {note}")
         self.tell("baseline", f"the untouched model; {asked.about['metric']['point']}")
@@ -327,10 +327,8 @@ class Road(Walk):
         self, left: Sequence[entries.Key], read: Mapping[entries.Key, entries.Loss], kinds: Mapping[entries.Key, str], most: int
     ) -> Steps[dict[entries.Key, entries.Loss]]:
         """Have what was not read estimated, as far as there is time, on the scale of some of what was read."""
-        turns = itertools.zip_longest(
-            *([k for k in read if kinds[k] == kind][:CALIBRATING] for kind in dict.fromkeys(kinds.values()))
-        )
-        known = [key for turn in turns for key in turn if key is not None][: most // 2]
+        each = [[k for k in read if kinds[k] == kind][:CALIBRATING] for kind in dict.fromkeys(kinds.values())]
+        known = [key for turn in itertools.zip_longest(*each) for key in turn if key is not None][: most // 2]
         if not known:
             return {}
         self.tell("tables", "estimate of losses that there was no time to read")
@@ -400,7 +398,7 @@ class Road(Walk):
     def _turn(self, number: int) -> str:
         """Name of a proposal: what it is made from, so that another budget is proposed for anew and a replay finds its own."""
         untrained = [e.key for e in self.evaluations if e.fidelity != "recovered"]
-        return digest([number, self.budget.text, self.asked.recovery, untrained])
+        return digest([number, self.budget.text, self.asked.recovery, untrained, *self.asked.only])
 
     def _inside(self) -> list[Evaluation]:
         """The evaluations whose plan is of the space, from which failed probes may have taken a choice."""
@@ -471,8 +469,8 @@ class Road(Walk):
 
     def _leg(self, start: Evaluation, rung: int, seconds: float) -> Steps[Evaluation]:
         """Have a plan trained on from where an evaluation of it stands."""
-        args = {"plan": start.plan.digest}
-        leg = int((yield from self._step(Job("leg", digest([start.key, round(seconds, 6)]), args)))["leg"])
+        job = Job("leg", digest([start.key, round(seconds, 6)]), {"plan": start.plan.digest})
+        leg = int((yield from self._step(job))["leg"])
         predicted = {k: v for k, v in start.predicted.items() if k != "damage"}
         trained: dict[str, Any] = {"training_s": seconds, "weights": start.weights, "rung": rung}
         return (yield from self._evaluate(start.plan, "recovered", leg=leg, predicted=lambda: predicted, **trained))

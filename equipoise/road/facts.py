@@ -5,10 +5,11 @@ All that the road decides by is here, so it decides without the model, and a stu
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from equipoise.errors import must_be
 from equipoise.ops import Op, op_from
 from equipoise.records import Choice, Knob, Plan
 from equipoise.search import Space
@@ -90,6 +91,20 @@ class Facts:
         menus = {row.knob.name: row.knob.menu for row in self.offered}
         cut = dict.fromkeys(name for name, _ in self.untrained)
         return self.space.restrict({name: [c for c in menus[name] if (name, c) not in self.untrained] for name in cut})
+
+    def narrowed(self, only: Sequence[str]) -> Space:
+        """Return the searched plans that leave all untouched but what the named techniques change; none names all.
+
+        Raises:
+            InputError: None of them has anything to change here.
+        """
+        kinds = dict.fromkeys(row.knob.kind for row in self.offered if row.knob.name != TARGET)
+        if not only:
+            return self.searched
+        if not set(only) & kinds.keys():
+            raise must_be("only", "something that this model offers", ", ".join(only), f"It offers {', '.join(kinds)}.")
+        held = {k.name: k.menu[:1] for k in self.searched.knobs if k.name != TARGET and k.kind not in only}
+        return self.searched.restrict(held)
 
     @property
     def fresh(self) -> list[Plan]:

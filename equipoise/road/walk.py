@@ -22,6 +22,7 @@ from equipoise.road.trials import Trials
 from equipoise.runtimes import Target, parse_targets
 from equipoise.study.record import Study
 from equipoise.study.store import Store
+from equipoise.techniques import named
 from equipoise.units import check_seed, duration
 from equipoise.workloads import Workload, as_workload, check
 from equipoise.workloads.spec import located
@@ -38,6 +39,7 @@ def optimize(
     seed: int = 0,
     recovery: bool = True,
     student: str = "",
+    only: str | Sequence[str] = (),
     price_per_hour: float | None = None,
     grid: float | None = None,
     isolate: bool = False,
@@ -60,6 +62,8 @@ def optimize(
         student: Family of new models that are to compete with what the model can be cut down to: ``"mobilenet"`` (a few scales
             that are cheaper than the model), ``"cnn:0.25"`` (that factor of its default size) or ``"cnn:width=16,depth=6"``.
             They are distilled from scratch, for as long as the others at each stage.
+        only: The techniques to search, ``"width,bits"`` or several of `techniques.TECHNIQUES`; none for all that the model
+            offers. Another choice in the same store goes on from what is recorded there.
         price_per_hour: Dollars an hour of this machine; a bound on the price needs it.
         grid: Grams of CO2 equivalent for a kilowatt-hour; a bound on carbon needs it.
         isolate: Whether each candidate is made, trained and scored in a process of its own, so that one that crashes, hangs, or
@@ -85,6 +89,7 @@ def optimize(
         raise must_be("student", "the name of a family", type(student).__name__, 'Write for example student="mobilenet".')
     if student and not recovery:
         raise must_be("student", "left out where nothing is trained", student, "Leave recovery on.")
+    only = named(only)
     meters = Meters(targets[0].batch, price_per_hour, grid)
     meters.check(bounds)
     spec = spec or (work if isinstance(work, str) else "")
@@ -108,6 +113,7 @@ def optimize(
             limit_s=limit,
             seed=seed,
             recovery=recovery,
+            only=(*only, "student") if only and student else only,
             samples=len(work.validation),
             meters=meters,
             about={
