@@ -32,7 +32,7 @@ from torch import Tensor, nn
 from equipoise import workloads
 from equipoise.batch import Inputs, call, parts, size
 from equipoise.compress.fold import folded
-from equipoise.compress.rounding import kind_of, round_layer
+from equipoise.compress.rounding import round_layer
 from equipoise.compress.statistics import collect
 from equipoise.compress.trace import copied
 from equipoise.measure import machine

@@ -39,8 +39,8 @@ def encoded(content: bytes, schemes: Mapping[str, Choice], *, exact: bool, gathe
         content: With float weights in these layers.
         schemes: Layer -> scheme, see `equipoise.schemes`.
         exact: Whether the CPU adds 8-bit products without overflow.
-        gathers: Whether the runtime gathers rows of 4-bit integers, which ONNX Runtime does not (and OpenVINO does, but knows no
-            block that is longer than its row).
+        gathers: Whether the runtime gathers rows of 4-bit integers. ONNX Runtime does not, and has blocks longer than a row;
+            OpenVINO does, and has none.
     Raises:
         InputError: A layer that the file does not have in floats.
     """

@@ -12,7 +12,7 @@ import pytest
 from record_in_memory import Memory
 
 from equipoise.budget import parse_budget
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, InputError
 from equipoise.events import Event
 from equipoise.meters import Meters
 from equipoise.ops import Op
@@ -302,6 +302,23 @@ def test_an_axis_that_follows_from_another_is_known_of_all_that_is_recorded() ->
         2e3 * study_of(record).baseline.axis("latency_s").get()
     )
     assert before > 0
+
+
+def test_only_the_techniques_asked_for_are_searched_and_what_they_showed_is_there_for_others() -> None:
+    said: list[Event] = []
+    record = walked(asked(limit_s=60.0, only=("bits",)), said=said).record
+    space = facts(ONE).space
+    kinds = {
+        knob.partition(".")[0] for e in evaluations(record) for knob, c in e.plan.choices.items() if c != space.untouched[knob]
+    }
+    assert kinds == {"bits"}
+    assert [e.text for e in said if e.stage == "notes"] == ["WARNING: few samples", "WARNING: searched as asked: bits alone"]
+    before = {e.key for e in evaluations(record)}
+    again = walked(asked(limit_s=120.0), record)
+    assert before < {e.key for e in evaluations(record)}
+    assert any(job.kind == "table" and job.args["knob"].startswith("width") for job in again.done)
+    with pytest.raises(InputError, match="only must be something that this model offers; got 'student'"):
+        walked(asked(only=("student",)))
 
 
 def test_every_kind_of_step_is_taken_in_its_turn(whole: Formula) -> None:
