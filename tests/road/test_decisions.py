@@ -307,10 +307,8 @@ def test_an_axis_that_follows_from_another_is_known_of_all_that_is_recorded() ->
 def test_only_the_techniques_asked_for_are_searched_and_what_they_showed_is_there_for_others() -> None:
     said: list[Event] = []
     record = walked(asked(limit_s=60.0, only=("bits",)), said=said).record
-    space = facts(ONE).space
-    kinds = {
-        knob.partition(".")[0] for e in evaluations(record) for knob, c in e.plan.choices.items() if c != space.untouched[knob]
-    }
+    plain = facts(ONE).space.untouched
+    kinds = {knob.partition(".")[0] for e in evaluations(record) for knob, c in e.plan.choices.items() if c != plain[knob]}
     assert kinds == {"bits"}
     assert [e.text for e in said if e.stage == "notes"] == ["WARNING: few samples", "WARNING: searched as asked: bits alone"]
     before = {e.key for e in evaluations(record)}
