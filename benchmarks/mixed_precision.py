@@ -8,9 +8,9 @@ Each layer's weights are held in 4, 8 or 16 bits; both sides round by the same c
 *Theirs* is the recipe of ModelOpt's AutoQuantize, from its formula: a layer's score is the sum of (dL/dY)^2 (Y_q - Y)^2 over
 its outputs, with one backward pass, made to fall with the bits; an integer program (HiGHS) finds the least sum within a budget.
 It is run with L the loss on the labels and with L on labels drawn from the model's own answers: the better of the two counts at
-each budget. *Ours* is the search of the road: one divergence a layer and choice, the predicted front, then rounds of proposals
-(`--n` evaluations in all); of those within a budget the one of least divergence on the calibration inputs counts. What is
-compared is the divergence (nats) on validation inputs that neither saw, paired, with the interval of the difference.
+each budget. *Ours* is the search of the road: one divergence a layer and choice, twelve plans of the predicted front, then
+`--rounds` proposals for each budget; of those within a budget the one of least divergence on the calibration inputs counts. What
+is compared is the divergence (nats) on validation inputs that neither saw, paired, with the interval of the difference.
 """
 
 from __future__ import annotations
@@ -38,12 +38,12 @@ from equipoise.compress.trace import copied
 from equipoise.measure import machine
 from equipoise.records import Choice, Knob, Plan
 from equipoise.runtimes.cpu import has_exact_int8
-from equipoise.search import Space
+from equipoise.search import Evaluated, Space, first_points, fit_loss, loss_table, predicted_front, propose
 from equipoise.workloads import Workload
 
 sys.path.insert(0, str(Path(__file__).parent))
 import photographs
-from search_quality import guided
+from search_quality import KnownCost
 
 RESULTS = Path(__file__).parent / "results"
 BITS: Mapping[Choice, int] = {"float16": 16, "8-weights": 8, "4-weights": 4}
@@ -53,8 +53,6 @@ BATCH = 64
 
 class Layers:
     """The problem: layers held in few bits, their bits for a cost, the divergence on the calibration inputs for a loss."""
-
-    worst_loss = 1.0
 
     def __init__(self, work: Workload, *, calibration: int, held_out: int) -> None:
         self.name, self.work = work.name, work
@@ -79,6 +77,8 @@ class Layers:
         self.work_model = copied(self.model)
         self.wanted, self.wanted_held_out = (self.answers(self.model, given) for given in (inputs, self.held_out))
         self.memo: dict[Plan, float] = {}
+        least = Plan({knob.name: knob.menu[-1] for knob in self.space.knobs})
+        self.unit = self.evaluate(least)
 
     def cost(self, plan: Plan) -> float:
         """Bits of a weight in the mean."""
@@ -111,6 +111,35 @@ class Layers:
     @torch.no_grad()
     def answers(self, model: nn.Module, inputs: Inputs) -> Tensor:
         return torch.cat([call(model, few) for few in parts(inputs, BATCH)])
+
+    def search(self, *, rounds: int, seed: int) -> None:
+        """Evaluate what the road's search proposes; losses are counted in what 4 bits everywhere lose."""
+        space, cost = self.space, KnownCost(self)
+        entries = {
+            (k.name, c): self.evaluate(space.untouched.but({k.name: c})) / self.unit for k in space.knobs for c in k.menu[1:]
+        }
+        table = loss_table(space, entries)
+        front = predicted_front(space, table, [cost])
+        front = front[np.any(front > 0, axis=1)]
+        for plan in first_points(space, front, cost.many(front), table.sums(front), n=12):
+            self.evaluate(plan)
+        for turn in range(rounds):
+            for place, budget in enumerate(BUDGETS):
+                plans = list(self.memo)
+                losses = np.array(list(self.memo.values())) / self.unit
+                known = Evaluated(space.encode_all(plans), np.array([[self.cost(plan)] for plan in plans]), losses)
+                for plan in propose(
+                    space,
+                    fit_loss(table, known.genomes, known.losses),
+                    [cost],
+                    known,
+                    rng=np.random.default_rng((seed, turn, place)),
+                    q=1,
+                    worst_loss=2.0,
+                    excess=lambda genomes, most=budget: np.maximum(cost.many(genomes) / most - 1.0, 0.0)[:, None],
+                    focus=budget,
+                ):
+                    self.evaluate(plan)
 
     def fisher(self, *, own: bool) -> dict[tuple[str, Choice], float]:
         """The score of each layer and choice; `own` draws the labels from the model's answers."""
@@ -172,23 +201,20 @@ def main() -> None:
     parser.add_argument("--workload", required=True)
     parser.add_argument("--calibration", type=int, default=256, help="inputs that both see (%(default)s)")
     parser.add_argument("--held-out", type=int, default=1000, help="inputs that neither sees (%(default)s)")
-    parser.add_argument("--n", type=int, default=0, help="evaluations of ours; 0: the table's and 60")
+    parser.add_argument("--rounds", type=int, default=4, help="proposals of ours for each budget (%(default)s)")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     torch.set_num_threads(1)
     problem = Layers(workloads.load(args.workload), calibration=args.calibration, held_out=args.held_out)
-    entries = len(problem.layers) * (len(BITS) - 1)
     began = time.process_time()
     theirs = {own: problem.fisher(own=own) for own in (False, True)}
     theirs_s = (time.process_time() - began) / 2
-    n = args.n or entries + 61
     began = time.process_time()
-    ledger = guided(problem, n=n, seed=args.seed, table_share=entries / n)
+    problem.search(rounds=args.rounds, seed=args.seed)
     ours_s = time.process_time() - began
-    rows = []
+    rows, seen = [], tuple(problem.memo)
     for budget in BUDGETS:
-        within = [plan for plan, (bits, _) in ledger.seen.items() if bits <= budget]
-        ours = min(within, key=problem.evaluate) if within else problem.space.untouched.but({})
+        ours = min((plan for plan in seen if problem.cost(plan) <= budget), key=problem.evaluate)
         plans = {own: problem.program(scores, budget) for own, scores in theirs.items()}
         lost = {own: problem.divergences(plan, problem.held_out, problem.wanted_held_out) for own, plan in plans.items()}
         best = min(lost, key=lambda own: float(lost[own].mean()))
@@ -218,7 +244,7 @@ def main() -> None:
         "what": f"{problem.name}, weights of {len(problem.layers)} layers in 4, 8 or 16 bits; divergence in nats",
         "calibration": size(problem.inputs),
         "held_out": len(problem.wanted_held_out),
-        "evaluations": len(ledger.seen),
+        "evaluations": len(seen),
         "seed": args.seed,
         "cpu_s": {"ours": ours_s, "theirs": theirs_s},
         "budgets": rows,
