@@ -7,8 +7,8 @@
 *Together* is `optimize`; *alone* is `optimize --only` (channels; precision); *one after the other* gives 70 % of the time to
 channels, blocks and recovery in floats, then makes every file of that front int8 and whatever else every second layer can be,
 on each target, until the time is over. All start from the same model with the same seed; what counts is the volume that a front
-dominates, of latency and drop, and of latency, bytes and drop: shares of the untouched model's, drops of up to `WORST` points, all
-on validation samples. The result file holds one row a seed; the same seed again is replaced.
+dominates, of latency and drop, and of latency, bytes and drop: shares of the untouched model's, drops of up to `WORST` points,
+all on validation samples. The result file holds one row a seed; the same seed again is replaced.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import sys
 import time
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 from equipoise import workloads
 from equipoise.measure import machine

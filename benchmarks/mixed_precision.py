@@ -9,8 +9,8 @@ Each layer's weights are held in 4, 8 or 16 bits; both sides round by the same c
 its outputs, with one backward pass, made to fall with the bits; an integer program (HiGHS) finds the least sum within a budget.
 It is run with L the loss on the labels and with L on labels drawn from the model's own answers: the better of the two counts at
 each budget. *Ours* is the search of the road: one divergence a layer and choice, twelve plans of the predicted front, then
-`--rounds` proposals for each budget; of those within a budget the one of least divergence on the calibration inputs counts. What
-is compared is the divergence (nats) on validation inputs that neither saw, paired, with the interval of the difference.
+`--rounds` proposals for each budget; of those within a budget the one of least divergence on the calibration inputs counts.
+What is compared is the divergence (nats) on validation inputs that neither saw, paired, with the interval of the difference.
 """
 
 from __future__ import annotations
@@ -218,11 +218,7 @@ def main() -> None:
         plans = {own: problem.program(scores, budget) for own, scores in theirs.items()}
         lost = {own: problem.divergences(plan, problem.held_out, problem.wanted_held_out) for own, plan in plans.items()}
         best = min(lost, key=lambda own: float(lost[own].mean()))
-        mine = (
-            problem.divergences(ours, problem.held_out, problem.wanted_held_out)
-            if within
-            else torch.full_like(lost[best], torch.inf)
-        )
+        mine = problem.divergences(ours, problem.held_out, problem.wanted_held_out)
         gap = lost[best] - mine
         rows.append(
             {
