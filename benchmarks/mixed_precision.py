@@ -8,9 +8,10 @@ Each layer's weights are held in 4, 8 or 16 bits; both sides round by the same c
 *Theirs* is the recipe of ModelOpt's AutoQuantize, from its formula: a layer's score is the sum of (dL/dY)^2 (Y_q - Y)^2 over
 its outputs, with one backward pass, made to fall with the bits; an integer program (HiGHS) finds the least sum within a budget.
 It is run with L the loss on the labels and with L on labels drawn from the model's own answers: the better of the two counts at
-each budget. *Ours* is the search of the road: one divergence a layer and choice, twelve plans of the predicted front, then
-`--rounds` proposals for each budget; of those within a budget the one of least divergence on the calibration inputs counts.
-What is compared is the divergence (nats) on validation inputs that neither saw, paired, with the interval of the difference.
+each budget. *Ours* is the search of the road: one divergence a layer and choice, of the predicted front the best plan within each
+budget, then `--rounds` proposals for each; of those within a budget the one of least divergence on the calibration inputs
+counts. What is compared is the divergence (nats) on validation inputs that neither saw, paired, with the interval of the
+difference.
 """
 
 from __future__ import annotations
@@ -38,7 +39,7 @@ from equipoise.compress.trace import copied
 from equipoise.measure import machine
 from equipoise.records import Choice, Knob, Plan
 from equipoise.runtimes.cpu import has_exact_int8
-from equipoise.search import Evaluated, Space, first_points, fit_loss, loss_table, predicted_front, propose
+from equipoise.search import Evaluated, Space, fit_loss, loss_table, predicted_front, propose
 from equipoise.workloads import Workload
 
 sys.path.insert(0, str(Path(__file__).parent))
@@ -120,9 +121,10 @@ class Layers:
         }
         table = loss_table(space, entries)
         front = predicted_front(space, table, [cost])
-        front = front[np.any(front > 0, axis=1)]
-        for plan in first_points(space, front, cost.many(front), table.sums(front), n=12):
-            self.evaluate(plan)
+        bits, sums = cost.many(front), table.sums(front)
+        for budget in BUDGETS:
+            best = np.where(bits <= budget, sums, np.inf).argmin()
+            self.evaluate(space.decode(front[best]))
         for turn in range(rounds):
             for place, budget in enumerate(BUDGETS):
                 plans = list(self.memo)

@@ -24,7 +24,7 @@ from equipoise.road.facts import TARGET, facts_from
 from equipoise.road.features import Features, completed
 from equipoise.road.jobs import Job, Record, Steps, Walk
 from equipoise.road.proposals import WORST_LOSS, Known, uniform_plans, worst_loss
-from equipoise.search import LossTable, converged, front_volume, loss_table
+from equipoise.search import converged, front_volume
 from equipoise.search.propose import halving
 from equipoise.stats import median
 from equipoise.study.header import Header
@@ -259,8 +259,8 @@ class Road(Walk):
         macs = {row.name: float(row.macs) for row in self.evaluations[0].layers if row.macs}
         todo = entries.ordered(self.space, self.facts, macs)
         early = max(TABLE_LEAST * room, FIRST_BY * self.limit_s - self.spent_s, TABLE_FEWEST * self.expected("one-shot"))
-        losses, failed = yield from self._probed(todo, self.spent_s + min(TABLE_SHARE * room, early))
-        self.space, known = entries.offered(self.space, losses, failed)
+        read, failed = yield from self._probed(todo, self.spent_s + min(TABLE_SHARE * room, early))
+        self.space, known = entries.offered(self.space, {key: loss.mean for key, loss in read.items()}, failed)
         self.features: dict[str, Features] = {}
         for target, precisions in self.asked.targets.items():
             self.tell("tables", f"layer times on {target.partition(':')[0]}")
@@ -270,10 +270,12 @@ class Road(Walk):
             found = yield from self._step(Job("lut", target, args, "measuring host", 2 * seconds))
             times = completed(found["times"], self.facts.layers, precisions)
             self.features[target] = Features(self.space, self.facts.layers, times, precisions)
-        yield from self._extent(len(todo), read=len(losses) + len(failed))
-        self.table: LossTable = loss_table(self.space, known, errors=entries.LEAST / 2)
+        yield from self._extent(len(todo), read=len(read) + len(failed))
+        self.table = entries.table_of(self.space, known, read)
 
-    def _probed(self, todo: Sequence[entries.Entry], until: float) -> Steps[tuple[entries.Losses, dict[entries.Key, str]]]:
+    def _probed(
+        self, todo: Sequence[entries.Entry], until: float
+    ) -> Steps[tuple[dict[entries.Key, entries.Loss], dict[entries.Key, str]]]:
         """Have entries read in order while they fit; return the losses, and what failed and why.
 
         Where all fit, those that cannot be told apart are read on more samples while there is time; else the rest is estimated.
@@ -296,7 +298,7 @@ class Road(Walk):
                 if not growing or key in failed:
                     growing = False
                     break
-        return {key: loss.mean for key, loss in (read | guessed).items() if key not in failed}, failed
+        return {key: loss for key, loss in (read | guessed).items() if key not in failed}, failed
 
     def _entry(
         self,
@@ -320,7 +322,7 @@ class Road(Walk):
         if row.get("error"):
             failed[key] = row["error"]
         else:
-            read[key] = entries.Loss(row["loss"], row["se"], row["samples"])
+            read[key] = entries.loss_from(row)
         return True
 
     def _estimated(

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import base64
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
 
 from equipoise.records import Choice, Knob
 from equipoise.road.facts import TARGET, Facts
-from equipoise.search import Space
+from equipoise.search import LossTable, Space, loss_table
 from equipoise.stats import median
 
 Entry = tuple[Knob, Choice]
@@ -110,11 +114,50 @@ def _gone(knob: Knob, choice: Choice) -> float:
 
 
 class Loss(NamedTuple):
-    """Mean divergence from the untouched model, its standard error, and the samples that it was read on (0: estimated)."""
+    """What a change does to the answers.
+
+    Attributes:
+        mean: Divergence from the untouched model.
+        error: Its standard error.
+        samples: That it was read on; 0 where it was estimated.
+        toward: Which way it moves the answers to the first samples, as `sketched` writes it; empty where that was not read.
+    """
 
     mean: float
     error: float
     samples: int
+    toward: str = ""
+
+
+def sketched(push: Sequence[float]) -> str:
+    """Return a direction as text: whole numbers of a byte, the largest 127.
+
+    Example:
+        >>> directed(sketched([0.5, 0.0, -1.0])).tolist()
+        [64.0, 0.0, -127.0]
+    """
+    values = np.asarray(push, dtype=float)
+    largest = float(np.abs(values).max(initial=0.0))
+    return (
+        base64.b64encode(np.rint(values * (127 / largest)).astype(np.int8).tobytes()).decode() if 0 < largest < math.inf else ""
+    )
+
+
+def directed(text: str) -> NDArray[np.float64]:
+    """Return the direction of a `sketched` text, of no certain length."""
+    return np.frombuffer(base64.b64decode(text), dtype=np.int8).astype(float)
+
+
+def loss_from(row: Mapping[str, Any]) -> Loss:
+    """Return the loss that the record holds of an entry; releases before this one read no direction."""
+    return Loss(row["loss"], row["se"], row["samples"], row.get("toward", ""))
+
+
+def table_of(space: Space, losses: Losses, read: Mapping[Key, Loss]) -> LossTable:
+    """Return the table of a space's losses, with the directions of those that were read."""
+    kept = {(knob.name, choice) for knob in space.knobs for choice in knob.menu}
+    toward = {key: directed(loss.toward) for key, loss in read.items() if loss.toward and key in kept}
+    return loss_table(space, losses, errors=LEAST / 2, toward=toward)
 
 
 def unsure(read: Mapping[Key, Loss], *, most: int) -> list[Key]:

@@ -23,7 +23,7 @@ from equipoise.compress.repair import refit
 from equipoise.compress.statistics import Target, collect
 from equipoise.compress.suffix import MOST_BYTES, Suffixes
 from equipoise.compress.trace import WEIGHTED, Invocation
-from equipoise.road.entries import FIRST_SAMPLES, MOST_SAMPLES, Loss
+from equipoise.road.entries import FIRST_SAMPLES, MOST_SAMPLES, Loss, sketched
 from equipoise.workloads.divergence import Divergence, spreads
 from equipoise.workloads.running import at_once, one_thread
 
@@ -35,6 +35,8 @@ GUESSING = 32
 """Samples that an estimate is made of."""
 DRAWS = 2
 """Labels drawn for each of these samples: a backward pass each."""
+SKETCH = 1024
+"""Numbers by which the record knows which way a change moves the answers."""
 MENDING = 2
 """Dense layers re-solved after the last one touched: as far as the next block's sum, which mends most of what is left."""
 
@@ -96,6 +98,7 @@ class Prober:
     most_bytes: int = MOST_BYTES
     _students: dict[int, nn.Module] = field(default_factory=dict)
     _read: dict[int, tuple[Change, list[Tensor]]] = field(default_factory=dict)
+    _toward: dict[int, Tensor] = field(default_factory=dict)
 
     @property
     def most(self) -> int:
@@ -125,10 +128,13 @@ class Prober:
             student = self._students.pop(id(change), None) or self._student(change)
             with one_thread():
                 found = self._scoring.run(student, change.layers, batch=len(read))
+            if sum(map(len, read)) < FIRST_SAMPLES:
+                push = self._push(found, batches[len(read)], seed=len(read))
+                self._toward[id(change)] = self._toward.get(id(change), torch.zeros(SKETCH)) + push
             read.append(self._each(found, batches[len(read)]))
             self._hold(id(change), student)
         each = torch.cat(read)
-        return Loss(float(each.mean()), _error(each), len(each))
+        return Loss(float(each.mean()), _error(each), len(each), sketched(self._toward[id(change)].tolist()))
 
     def estimate(self, changes: Mapping[Any, Change]) -> dict[Any, Loss]:
         """Return the loss of every change to second order, for the price of its own layers and `DRAWS` backward passes.
@@ -287,6 +293,36 @@ class Prober:
         for old in list(self._students):
             if sum(sizes[k] for k in self._students) > self.most_bytes // 2:
                 del self._students[old]
+
+    def _push(self, found: Tensor, rows: slice, *, seed: int) -> Tensor:
+        """Return which way a batch's answers move, (`SKETCH`,), in units in which a loss is half the squared length.
+
+        Each answer is added to one of the places, or taken from it, by lot: angles stay as they are to 1 / sqrt(`SKETCH`).
+
+        References:
+            Charikar, Chen and Farach-Colton 2002, "Finding frequent items in data streams": the count sketch.
+        """
+        theirs = self._scores(self.reference[rows].double())
+        moved = self._scores(found.double()) - theirs
+        if self.divergence.kind == "softmax":
+            axis = self.divergence.axis
+            chances = theirs.softmax(axis)
+            moved = chances.sqrt() * (moved - (chances * moved).sum(axis, keepdim=True))
+        elif self.divergence.kind == "bernoulli":
+            chances = theirs.sigmoid()
+            moved = moved * (chances * (1 - chances)).sqrt()
+        else:
+            moved = moved / self._spread
+        if self.kept is not None:
+            counts = self.kept[rows]
+            if self.divergence.kind == "softmax":
+                counts = counts.unsqueeze(self.divergence.axis)
+            moved = moved * counts.reshape(counts.shape + (1,) * (moved.ndim - counts.ndim))
+        flat = moved.flatten().float()
+        lots = torch.Generator().manual_seed(seed)
+        places = torch.randint(0, SKETCH, flat.shape, generator=lots)
+        signs = torch.randint(0, 2, flat.shape, generator=lots) * 2.0 - 1.0
+        return torch.zeros(SKETCH).index_add_(0, places, signs * flat)
 
     def _each(self, found: Tensor, rows: slice) -> Tensor:
         """Return the divergence of each sample of a batch, (N,)."""

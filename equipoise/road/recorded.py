@@ -17,7 +17,7 @@ from equipoise.road.facts import TARGET, Facts, facts_from
 from equipoise.road.features import Features, completed
 from equipoise.road.jobs import Record
 from equipoise.schemes import SCHEMES
-from equipoise.search import LossTable, Space, loss_table
+from equipoise.search import LossTable, Space
 from equipoise.search.costs import Floats
 from equipoise.stats import median
 from equipoise.study.record import Study
@@ -158,7 +158,7 @@ class Recorded:
         """What each choice alone adds to the loss, as the search saw it."""
         known = {key: loss.mean for key, loss in {**self.guessed, **self.read}.items() if key not in self.failed}
         space, known = entries.offered(self.space, known, self.failed)
-        return loss_table(space, known, errors=entries.LEAST / 2)
+        return entries.table_of(space, known, self.read)
 
     def loss(self, knob: str, choice: Choice) -> Reading:
         """Return what a choice alone loses to the untouched model: read, estimated, or between what was read of its menu."""
@@ -228,7 +228,7 @@ def recorded(store: Readable, study: Study) -> Recorded:
         if row.get("error"):
             failed[key] = row["error"]
         else:
-            read[key] = entries.Loss(row["loss"], row["se"], row["samples"])
+            read[key] = entries.loss_from(row)
     kinds = {(row.knob.name, c): row.knob.kind for row in facts.offered for c in row.knob.menu[1:]}
     rough = {
         (name, choice): entries.Loss(mean, error, 0)

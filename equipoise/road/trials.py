@@ -82,7 +82,7 @@ class Trials:
             return {**found, "error": probing.one_line(error)}
         if not math.isfinite(loss.mean):
             return {**found, "error": f"its loss is {loss.mean}"}
-        return {**found, "loss": loss.mean, "se": loss.error, "samples": loss.samples}
+        return {**found, "loss": loss.mean, "se": loss.error, "samples": loss.samples, "toward": loss.toward}
 
     def estimates(self, job: Job) -> Mapping[str, Any]:
         """Estimate entries to second order; none where the model cannot be estimated."""

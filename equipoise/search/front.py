@@ -173,7 +173,7 @@ def predicted_front(
             weights, base = [m / b for m, b in zip(mix, base_costs, strict=True)], start
             for _ in range(passes):
                 paid = base_paid if base is start else _paid(tree, base, costs)
-                rows = _solved(tree, _mixed(paid, weights), table, labels, len(base)).rows + start
+                rows = _solved(tree, _mixed(paid, weights), table.around(base), labels, len(base)).rows + start
                 found.append(rows)
                 base = rows[len(rows) // 2]
     genomes = np.unique(space.canonical(np.concatenate(found)), axis=0)
@@ -230,13 +230,13 @@ def _mixed(paid: Sequence[Sequence[Floats]], mix: Sequence[float]) -> Iterator[F
         yield np.asarray(sum(m * part for m, part in zip(mix, parts, strict=True) if m), dtype=float)
 
 
-def _solved(units: Sequence[_Unit], deltas: Iterator[Floats], table: LossTable, most: int, knobs: int) -> _Labels:
+def _solved(units: Sequence[_Unit], deltas: Iterator[Floats], lost: Sequence[Floats], most: int, knobs: int) -> _Labels:
     """The front of some units together; costs are differences from these units untouched."""
     found = _none(knobs)
     for unit in units:
-        own, losses, options = next(deltas), sum_columns(table, unit.columns, unit.combos), []
+        own, losses, options = next(deltas), sum_columns(lost, unit.columns, unit.combos), []
         for i, inside in enumerate(unit.inside):
-            within = _solved(inside, deltas, table, most, knobs)
+            within = _solved(inside, deltas, lost, most, knobs)
             rows = within.rows.copy()
             rows[:, unit.columns] = unit.combos[i]
             options.append(_Labels(within.costs + own[i], within.losses + losses[i], rows, within.slack))
@@ -244,9 +244,9 @@ def _solved(units: Sequence[_Unit], deltas: Iterator[Floats], table: LossTable, 
     return found
 
 
-def sum_columns(table: LossTable, columns: Sequence[int], combos: Genomes) -> Floats:
-    """Return the added loss of each joint choice `(combos, columns)` of some knobs."""
-    return np.asarray(sum(table.columns[k][combos[:, j]] for j, k in enumerate(columns)), dtype=float)
+def sum_columns(lost: Sequence[Floats], columns: Sequence[int], combos: Genomes) -> Floats:
+    """Return what a loss table's columns add up to for each joint choice `(combos, columns)` of some knobs."""
+    return np.asarray(sum(lost[k][combos[:, j]] for j, k in enumerate(columns)), dtype=float)
 
 
 def _tree(space: Space) -> tuple[_Unit, ...]:

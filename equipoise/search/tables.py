@@ -1,7 +1,9 @@
-"""Loss tables, measured one knob at a time, and the line that corrects their sum.
+"""Loss tables, measured one knob at a time, and the line that corrects what they add up to.
 
-The sum over knobs of what each does alone to the loss (KL divergence from the teacher, in nats) ranks joint plans well but is
-biased, so a line in log space is fitted on whole plans as soon as some are evaluated.
+What each change does alone to the loss (KL divergence from the teacher, in nats) ranks joint plans well when it is added up,
+and better when it is added as a vector: two changes that push the answers the same way cost more than their sum, two that push
+against each other less. To second order a loss is the squared length of such a push, so losses a and b at an angle w make
+a + b + 2 cos(w) sqrt(a b). What is left is biased: a line in log space is fitted on whole plans as soon as some are evaluated.
 """
 
 from __future__ import annotations
@@ -9,6 +11,7 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -20,8 +23,13 @@ from equipoise.search.space import Genomes, Space
 
 Floats = NDArray[np.float64]
 
+_ROWS = 4096
+
 EPSILON = 1e-3
 """Nats added before taking the logarithm of a loss: below it, differences do not matter."""
+
+TOGETHER = 0.5
+"""Share of 2 cos(w) sqrt(a b) that counts: repair mends some of it, and angles are read on few samples."""
 
 PRIOR_INTERCEPT = math.log(0.7)
 """Repair downstream also mends upstream damage, so a joint plan loses about 0.7 of the sum."""
@@ -34,11 +42,14 @@ class LossTable:
     Attributes:
         columns: One array per knob, `(menu,)`; entry 0 (untouched) is 0.
         floor: No other entry is below it: less than two standard errors cannot be told from it.
+        toward: One array per knob, `(menu, d)`: in which direction each entry moves the answers, of length 1; 0 where this is
+            not known, which counts as at right angles to all others. None where nothing is known.
     """
 
     space: Space
     columns: tuple[Floats, ...]
     floor: float
+    toward: tuple[Floats, ...] | None = None
 
     def sums(self, genomes: Genomes) -> Floats:
         """Return the added loss in nats, `(n,)`, of `genomes` `(n, knobs)`."""
@@ -46,7 +57,34 @@ class LossTable:
         total = np.zeros(len(rows))
         for k, column in enumerate(self.columns):
             total += column[rows[:, k]]
-        return total
+        return total if self.toward is None else total + self._crossed(rows)
+
+    def _crossed(self, rows: Genomes) -> Floats:
+        """What the angles between the changes of each plan add, `(n,)`: the squared length of their sum less their own."""
+        out = np.zeros(len(rows))
+        for begin in range(0, len(rows), _ROWS):
+            some = rows[begin : begin + _ROWS]
+            pushed = sum(push[some[:, k]] for k, push in enumerate(self._pushes))
+            own = sum(np.square(push).sum(1)[some[:, k]] for k, push in enumerate(self._pushes))
+            out[begin : begin + _ROWS] = TOGETHER * (np.square(pushed).sum(1) - own)
+        return out
+
+    @cached_property
+    def _pushes(self) -> tuple[Floats, ...]:
+        """For each knob how far and where to each entry moves the answers, `(menu, d)`."""
+        assert self.toward is not None, "directions are known"
+        return tuple(np.sqrt(column)[:, None] * along for column, along in zip(self.columns, self.toward, strict=True))
+
+    def around(self, base: Genomes) -> tuple[Floats, ...]:
+        """Return what each entry adds to the loss of a plan `(knobs,)` that has this knob untouched, a column a knob."""
+        if self.toward is None:
+            return self.columns
+        (row,) = self.space.canonical(base[None])
+        pushed = np.sum([push[row[k]] for k, push in enumerate(self._pushes)], axis=0)
+        return tuple(
+            column + 2 * TOGETHER * push @ (pushed - push[row[k]])
+            for k, (column, push) in enumerate(zip(self.columns, self._pushes, strict=True))
+        )
 
     def predict(self, plan: Plan) -> float:
         """Return the added loss of one plan in nats, not calibrated."""
@@ -86,7 +124,11 @@ def _anchors(knob: Knob, count: int) -> list[int]:
 
 
 def loss_table(
-    space: Space, measured: Mapping[tuple[str, Choice], float], *, errors: Mapping[tuple[str, Choice], float] | float = 0.0
+    space: Space,
+    measured: Mapping[tuple[str, Choice], float],
+    *,
+    errors: Mapping[tuple[str, Choice], float] | float = 0.0,
+    toward: Mapping[tuple[str, Choice], Floats] | None = None,
 ) -> LossTable:
     """Build the table from one-at-a-time measurements.
 
@@ -97,6 +139,8 @@ def loss_table(
     Args:
         measured: ``(knob, choice)`` -> KL to the teacher with only that changed, in nats, finite; untouched may be left out.
         errors: Standard error of each, or of all, in nats.
+        toward: Of some, the direction `(d,)` in which they move the answers, in units in which a loss is its squared length. A
+            choice of a nested menu of which it is not known goes where the nearest one does.
     Raises:
         InputError: A knob or choice that is not in `space`, a value that is not finite, or a menu that cannot be filled.
     """
@@ -107,7 +151,20 @@ def loss_table(
     floors = {key: 2 * (errors if isinstance(errors, float | int) else errors.get(key, 0.0)) for key in measured}
     floor = min(floors.values(), default=0.0)
     raised = {key: max(value, floors[key], 0.0) for key, value in measured.items()}
-    return LossTable(space, tuple(_column(knob, raised) for knob in space.knobs), floor)
+    columns = tuple(_column(knob, raised) for knob in space.knobs)
+    known = {key: value for key, value in (toward or {}).items() if np.any(value)}
+    return LossTable(space, columns, floor, tuple(_directions(knob, known) for knob in space.knobs) if known else None)
+
+
+def _directions(knob: Knob, known: Mapping[tuple[str, Choice], Floats]) -> Floats:
+    """Unit vectors of one knob's menu; 0 where none is known."""
+    found = {i: known[knob.name, choice] for i, choice in enumerate(knob.menu) if i and (knob.name, choice) in known}
+    rows = np.zeros((len(knob.menu), len(next(iter(known.values())))))
+    for i in range(1, len(knob.menu)):
+        nearest = min(found, key=lambda j: abs(i - j), default=0) if knob.nested else i
+        if nearest in found:
+            rows[i] = found[nearest] / np.linalg.norm(found[nearest])
+    return rows
 
 
 def _column(knob: Knob, measured: Mapping[tuple[str, Choice], float]) -> Floats:

@@ -28,7 +28,7 @@ from equipoise.road.features import Features, completed
 from equipoise.road.racing import Contender
 from equipoise.runtimes import Program, Target
 from equipoise.runtimes.base import RUNTIMES
-from equipoise.search import LossModel, Space, fit_loss, loss_table
+from equipoise.search import LossModel, LossTable, Space, fit_loss
 from equipoise.stats import median, verdict
 from equipoise.techniques import TECHNIQUES
 from equipoise.units import duration, show
@@ -170,7 +170,7 @@ class Advising:
         read, failed, count = self._losses(facts)
         contests = self._contests(first)
         space, known = entries.offered(self.space, {key: loss.mean for key, loss in read.items()}, failed)
-        model = self._loss_model(space, known)
+        model = self._loss_model(space, entries.table_of(space, known, read)) if known else None
         precisions = tuple(runtimes.get(self.target.runtime).precisions)
         features = Features(self.space, facts.layers, completed(times, facts.layers, precisions), precisions) if times else None
         told = Telling(self.space, str(self.target), self.inputs, self.tried, self.bench.builder.offers, features, model)
@@ -323,11 +323,8 @@ class Advising:
             self.skipped.append(told if read else "there was no time to read what single changes lose")
         return read, failed, len(todo)
 
-    def _loss_model(self, space: Space, known: entries.Losses) -> LossModel | None:
-        """Return what predicts losses; None where none was read."""
-        if not known:
-            return None
-        table = loss_table(space, known, errors=entries.LEAST / 2)
+    def _loss_model(self, space: Space, table: LossTable) -> LossModel:
+        """Return what predicts losses."""
         inside = [e for e in self.tried.values() if e.damage is not None and within(space, e.plan)]
         damages = np.array([max(0.0, e.damage or 0.0) for e in inside])
         return fit_loss(table, space.encode_all([e.plan for e in inside]), damages)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import math
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -24,7 +25,7 @@ from equipoise.compress.graph import keeping
 from equipoise.compress.subject import Subject
 from equipoise.records import Plan
 from equipoise.road import prober as probing
-from equipoise.road.entries import Loss, calibrated, unsure
+from equipoise.road.entries import Loss, calibrated, directed, unsure
 from equipoise.road.prober import Change, Prober
 from equipoise.workloads.meaning import Divergence
 
@@ -66,6 +67,40 @@ def whole(model: nn.Module, prober: Prober, samples: int) -> float:
     with torch.no_grad():
         found = model(prober.inputs[:samples])
     return prober.divergence.between(prober.reference[:samples].numpy(), found.numpy())
+
+
+def moved(by: Tensor) -> Change:
+    """The model with answers that are off by `by` (N, classes) or (classes,)."""
+
+    class Moved(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.flat = nn.Flatten()
+            self.last = nn.Linear(4, len(by))
+            with torch.no_grad():
+                self.last.weight.zero_()
+                self.last.bias.copy_(by)
+
+        def forward(self, x: Tensor) -> Tensor:
+            out: Tensor = self.last(self.flat(x)[:, :4]) + self.flat(x)[:, : len(self.last.bias)]
+            return out
+
+    return Change(lambda: Moved().eval(), None, mended=False)
+
+
+@pytest.mark.parametrize("kind", ["softmax", "bernoulli", "values"])
+def test_losses_of_changes_add_as_vectors_in_what_the_record_keeps_of_them(kind: str) -> None:
+    inputs = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    teacher = moved(torch.zeros(6)).make()
+    prober = prober_of(teacher, inputs, inputs, Divergence(kind))
+    steps = [0.05 * torch.randn(6, generator=torch.Generator().manual_seed(seed)) for seed in (1, 2)]
+    (a, b), joint = (prober.loss(moved(step)) for step in steps), prober.loss(moved(steps[0] + steps[1]))
+    against = prober.loss(moved(-steps[0]))
+    one, two, turned = (directed(loss.toward) / np.linalg.norm(directed(loss.toward)) for loss in (a, b, against))
+    assert one @ turned == pytest.approx(-1, abs=1e-3)
+    crossed = 2 * float(one @ two) * math.sqrt(a.mean * b.mean)
+    assert a.mean + b.mean + crossed == pytest.approx(joint.mean, rel=0.06)
+    assert abs(joint.mean / (a.mean + b.mean) - 1) > 0.12, "the sum alone is told apart"
 
 
 def test_mended_to_the_end_it_is_the_whole_build(subject, prober, monkeypatch) -> None:

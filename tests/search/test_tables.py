@@ -7,7 +7,7 @@ import pytest
 from equipoise.errors import InputError
 from equipoise.records import Knob, Plan
 from equipoise.search.space import Space
-from equipoise.search.tables import EPSILON, PRIOR_INTERCEPT, calibrate, isotonic, loss_table, to_measure
+from equipoise.search.tables import EPSILON, PRIOR_INTERCEPT, TOGETHER, calibrate, isotonic, loss_table, to_measure
 
 SPACE = Space(
     (
@@ -49,6 +49,29 @@ def test_sums_agree_with_adding_by_hand_over_the_whole_space():
         if plan["depth.b"] == "drop":
             by_hand -= parts["bits.a"][plan["bits.a"]]  # int8 inside a dropped block costs nothing
         assert table.predict(plan) == pytest.approx(by_hand)
+
+
+def test_losses_that_push_the_same_way_add_to_more_and_those_against_each_other_to_less():
+    same, across, against = np.array([2.0, 0.0]), np.array([0.0, 0.5]), np.array([-1.0, 0.0])
+    plan, a, b = SPACE.untouched.but({"width.a": 16, "depth.b": "drop"}), 0.4, 0.2
+    plain = loss_table(SPACE, MEASURED).predict(plan)
+    assert plain == pytest.approx(a + b)
+    for other, cosine in ((same, 1.0), (across, 0.0), (against, -1.0), (np.zeros(2), 0.0)):
+        table = loss_table(SPACE, MEASURED, toward={("width.a", 16): same, ("depth.b", "drop"): other})
+        assert table.predict(plan) == pytest.approx(a + b + TOGETHER * 2 * cosine * math.sqrt(a * b))
+        assert table.predict(SPACE.untouched.but({"width.a": 16})) == pytest.approx(a)
+        first, _, last = table.around(SPACE.encode(plan))
+        assert first[3] == pytest.approx(table.predict(plan) - b)
+        assert last[1] == pytest.approx(table.predict(plan) - a)
+        assert first[0] == last[0] == 0
+
+
+def test_an_angle_that_was_not_read_is_that_of_the_nearest_width_and_of_no_other_knob():
+    toward = {("width.a", 16): np.array([1.0, 0.0]), ("bits.a", 8): np.array([1.0, 0.0])}
+    table = loss_table(SPACE, MEASURED, toward=toward)
+    both = table.predict(SPACE.untouched.but({"width.a": 48, "bits.a": 8}))
+    assert both == pytest.approx(0.026 + TOGETHER * 2 * math.sqrt(0.025 * 0.001))
+    assert table.predict(SPACE.untouched.but({"width.a": 48, "depth.b": "drop"})) == pytest.approx(0.225)
 
 
 def test_shares_sum_to_one_and_name_the_choice():
