@@ -8,8 +8,8 @@ Each layer's weights are held in 4, 8 or 16 bits; both sides round by the same c
 *Theirs* is the recipe of ModelOpt's AutoQuantize, from its formula: a layer's score is the sum of (dL/dY)^2 (Y_q - Y)^2 over
 its outputs, with one backward pass, made to fall with the bits; an integer program (HiGHS) finds the least sum within a budget.
 It is run with L the loss on the labels and with L on labels drawn from the model's own answers: the better of the two counts at
-each budget. *Ours* is the search of the road: one divergence a layer and choice, of the predicted front the best plan within each
-budget, then `--rounds` proposals for each; of those within a budget the one of least divergence on the calibration inputs
+each budget. *Ours* is the search of the road: one divergence a layer and choice, of the predicted front the best plan within
+each budget, then `--rounds` proposals for each; of those within a budget the one of least divergence on the calibration inputs
 counts. What is compared is the divergence (nats) on validation inputs that neither saw, paired, with the interval of the
 difference.
 """
@@ -116,10 +116,14 @@ class Layers:
     def search(self, *, rounds: int, seed: int) -> None:
         """Evaluate what the road's search proposes; losses are counted in what 4 bits everywhere lose."""
         space, cost = self.space, KnownCost(self)
-        entries = {
-            (k.name, c): self.evaluate(space.untouched.but({k.name: c})) / self.unit for k in space.knobs for c in k.menu[1:]
-        }
-        table = loss_table(space, entries)
+        entries, toward = dict[tuple[str, Choice], float](), dict[tuple[str, Choice], Any]()
+        untouched = self._scores(self.wanted)
+        chances = untouched.exp()
+        for key in [(knob.name, choice) for knob in space.knobs for choice in knob.menu[1:]]:
+            entries[key] = self.evaluate(space.untouched.but(dict([key]))) / self.unit
+            moved = self._scores(self.answers(self.work_model, self.inputs)) - untouched
+            toward[key] = (chances.sqrt() * (moved - (chances * moved).sum(-1, keepdim=True))).flatten().numpy()
+        table = loss_table(space, entries, toward=toward)
         front = predicted_front(space, table, [cost])
         bits, sums = cost.many(front), table.sums(front)
         for budget in BUDGETS:

@@ -168,7 +168,7 @@ class Recorded:
         if key in self.failed:
             return unavailable(unit, f"its probe failed: {self.failed[key]}")
         if key in self.read:
-            mean, error, samples = self.read[key]
+            mean, error, samples, _ = self.read[key]
             half = 1.96 * error if math.isfinite(error) else None
             ends = {} if half is None else {"low": mean - half, "high": mean + half}
             return measured(mean, unit, n=samples, note="this change alone, repaired and not trained", **ends)
