@@ -1,7 +1,7 @@
 """What single changes lose, added up in different ways, against what plans of many of them lose.
 
-    python benchmarks/adding_losses.py resnet20 --workload "cifar10:CIFAR.zip?weights=W.safetensors&holdout=3000&shift=2"  # 5 min
-    python benchmarks/adding_losses.py minilm   --workload "sentiment:SST2?model=FOLDER&length=32"                         # 15 min
+    python benchmarks/adding_losses.py resnet20 --workload "cifar10:CIFAR.zip?weights=W.safetensors&holdout=3000&shift=2"
+    python benchmarks/adding_losses.py minilm   --workload "sentiment:SST2?model=FOLDER&length=32"
 
 Random plans change a twelfth to a half of all knobs (precision only where weights alone are rounded), are built and repaired as
 the search does, and their divergence is read on `--samples` validation inputs. The entries of the loss table are read on 128.
@@ -80,10 +80,10 @@ def main() -> None:
         sums = np.log(table.sums(genomes) + EPSILON)
         line = np.polyfit(sums, target, 1)
         left = target - np.polyval(line, sums)
-        rows[f"{share:g}"] = {"rank": float(spearmanr(sums, target)[0]), "left": float(left.std()), "line": line.tolist()}
-        print(
-            f"{'' if share else chr(10)}share {share:4.2f}: rank correlation {rows[f'{share:g}']['rank']:.3f}, left {left.std():.3f}"
-        )
+        row = {"rank": float(spearmanr(sums, target)[0]), "left": float(left.std()), "line": line.tolist()}
+        rows[f"{share:g}"] = row
+        print(f"\nshare {share:4.2f}: rank correlation {row['rank']:.3f}, left {row['left']:.3f}", end="", flush=True)
+    print()
     result = {
         "what": f"{bench.work.name}: divergence of {len(plans)} random plans on {len(wanted)} samples, entries on {READ}",
         "only": args.only,
