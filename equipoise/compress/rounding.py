@@ -9,7 +9,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -115,11 +115,27 @@ def rounded_matrix(weight: Tensor, choice: Choice, kind: str, second: Tensor | N
     nearest = (weight / steps).round().clamp(-most, most) * steps
     if second is None:
         return nearest
-    upper = _inverse_factor(second)
+    return made_good(
+        weight,
+        nearest,
+        second,
+        lambda values, column: (values / steps[:, column]).round().clamp(-most, most) * steps[:, column],
+    )
+
+
+def made_good(weight: Tensor, nearest: Tensor, second: Tensor, rounded: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Return weights (O, d) rounded column by column, each error made good by the columns that are left.
+
+    Args:
+        weight, nearest: As they are, and rounded each alone: rows that the order does not make better stay so. Both in double.
+        second: Second moment (d, d) of what the columns are multiplied with.
+        rounded: Rounds the values (O,) that a column, of that number, has come to.
+    """
+    upper = _inverse_factor(second) if len(second) <= MOST_COLUMNS else None
     if upper is None:
         return nearest
-    made_good = _compensated(weight.clone(), steps, most, upper, second.diagonal().argsort(descending=True))
-    return torch.where((_error(made_good - weight, second) < _error(nearest - weight, second))[:, None], made_good, nearest)
+    found = _compensated(weight, rounded, upper, second.diagonal().argsort(descending=True))
+    return torch.where((_error(found - weight, second) < _error(nearest - weight, second))[:, None], found, nearest)
 
 
 def scales(weight: Tensor, share: Tensor, most: int, size: int) -> Tensor:
@@ -156,15 +172,15 @@ def _inverse_factor(second: Tensor) -> Tensor | None:
     return None if int(failed) or not bool(upper.isfinite().all()) else upper
 
 
-def _compensated(weight: Tensor, steps: Tensor, most: int, upper: Tensor, order: Tensor) -> Tensor:
-    """Round column by column, in `order`, and spread what each loses over those that are left; `weight` is used up."""
-    left, step = weight[:, order], steps[:, order]
+def _compensated(weight: Tensor, rounded: Callable[[Tensor, int], Tensor], upper: Tensor, order: Tensor) -> Tensor:
+    """Round column by column, in `order`, and spread what each loses over those that are left."""
+    left, columns = weight[:, order], order.tolist()
     done = torch.empty_like(left)
     for begin in range(0, left.shape[1], _BLOCK):
         block = range(begin, min(begin + _BLOCK, left.shape[1]))
         lost = torch.zeros(len(left), len(block), dtype=left.dtype)
         for place, column in enumerate(block):
-            done[:, column] = (left[:, column] / step[:, column]).round().clamp(-most, most) * step[:, column]
+            done[:, column] = rounded(left[:, column], columns[column])
             lost[:, place] = (left[:, column] - done[:, column]) / upper[column, column]
             left[:, column : block.stop] -= lost[:, place, None] * upper[column, column : block.stop]
         left[:, block.stop :] -= lost @ upper[block.start : block.stop, block.stop :]
