@@ -23,6 +23,7 @@ if TYPE_CHECKING:
     from equipoise.verbs.compress import distill as distill
     from equipoise.verbs.compress import prune as prune
     from equipoise.verbs.compress import quantize as quantize
+    from equipoise.verbs.early import early_exit as early_exit
     from equipoise.verbs.profile import profile as profile
     from equipoise.verbs.train import train as train
     from equipoise.verbs.weights import factorize as factorize
@@ -44,6 +45,7 @@ __all__ = [
     "__version__",
     "advise",
     "distill",
+    "early_exit",
     "explain",
     "export",
     "factorize",

@@ -15,6 +15,7 @@ PUBLIC = {
     "Workload": "equipoise.workloads",
     "advise": "equipoise.verbs.advise",
     "distill": "equipoise.verbs.compress",
+    "early_exit": "equipoise.verbs.early",
     "explain": "equipoise.road.explain",
     "export": "equipoise.ship.export",
     "factorize": "equipoise.verbs.weights",

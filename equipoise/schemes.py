@@ -5,7 +5,7 @@ Words and numbers only, so that a plan, a report and a manifest are read without
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Literal
 
@@ -64,14 +64,28 @@ def forms(kind: str) -> tuple[Choice, ...]:
     return (*MENUS.get(kind, ()), *(("8-weights",) if kind == "conv" else ()), "float16", "bfloat16")
 
 
-def menu(kind: str) -> tuple[Choice, ...]:
-    """Return the schemes that an operator of a kind may be timed in."""
-    return MENUS.get(kind, (32, 8))
+def menu(*kinds: str) -> tuple[Choice, ...]:
+    """Return the schemes that an operator of a kind may be timed in; of several, those of weights that they share.
+
+    These are of the kind with the most, but for int8 with static ranges: no quantizer takes weights that are turned.
+    """
+    ways = max((MENUS.get(kind, (32, 8)) for kind in kinds), key=len)
+    return tuple(way for way in ways if len(kinds) == 1 or scheme(way).inputs != "static")
 
 
 def scheme(choice: Choice) -> Scheme:
     """Return the scheme that a plan writes as `choice`; one that is unknown here is of floats."""
     return SCHEMES.get(choice, SCHEMES[32])
+
+
+def shared(choices: Iterable[Choice]) -> Choice:
+    """Return the scheme of weights that several layers share: of those asked for, that of the fewest levels.
+
+    Example:
+        >>> shared(["8-weights", "4-weights"]), shared(["8-weights", "8-dynamic"])
+        ('4-weights', '8-dynamic')
+    """
+    return min(choices, key=lambda choice: (scheme(choice).bits, scheme(choice).inputs == "float"))
 
 
 def top(choice: Choice, *, exact: bool) -> int:

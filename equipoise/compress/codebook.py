@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.batch import Inputs
+from equipoise.compress.rounding import made_good
 from equipoise.compress.statistics import Moments, as_matrix, as_weight, collect
 from equipoise.compress.trace import WEIGHTED
 from equipoise.errors import unknown
@@ -96,9 +97,10 @@ def codebooks(
 ) -> tuple[dict[str, Codebook], dict[str, Tensor]]:
     """Return a codebook for each linear and convolution layer, and by how much its bias must move, where that is known.
 
-    With `data` a weight counts as much as the square of what it reads, and what sharing adds to the mean of an output is taken
-    off its bias; without, all count alike. Of grouped layers, whose inputs are not collected, all count alike as well. A layer
-    of less than `SMALL` of the weights takes up to 256 values.
+    With `data` a weight counts as much as the square of what it reads, values are given out column by column, each error made
+    good by the columns that are left (`rounding.made_good`), and what sharing adds to the mean of an output is taken off its
+    bias; without, all count alike. Of grouped layers, whose inputs are not collected, all count alike as well. A layer of less
+    than `SMALL` of the weights takes up to 256 values.
 
     Raises:
         InputError: an unknown layer.
@@ -119,8 +121,21 @@ def codebooks(
         importance = read.power if read is not None and weighed else torch.ones(1).double()
         books[name] = clustered(matrix, importance, BYTE if matrix.numel() < least else clusters)
         if read is not None and weighed:
+            books[name] = _ordered(matrix, books[name], read.gram if layer.bias is None else read.covariance)
             shifts[name] = (matrix - books[name].weight) @ read.mean
     return books, shifts
+
+
+def _ordered(weight: Tensor, book: Codebook, second: Tensor) -> Codebook:
+    """The same values given out in GPTQ's order; zeros stay zeros."""
+    zeros = weight == 0
+    found = made_good(
+        weight,
+        book.weight,
+        second,
+        lambda values, column: torch.where(zeros[:, column], 0.0, book.values[_nearest(values.contiguous(), book.values)]),
+    )
+    return replace(book, codes=_nearest(found, book.values))
 
 
 @torch.no_grad()

@@ -9,7 +9,7 @@ References:
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -17,10 +17,10 @@ from torch import Tensor, nn
 
 from equipoise.batch import Inputs
 from equipoise.compress.statistics import Moments, as_matrix, as_weight, collect
-from equipoise.compress.trace import HOLDING, copied
+from equipoise.compress.trace import HOLDING, copied, together
 from equipoise.errors import must_be
 from equipoise.records import Choice
-from equipoise.schemes import SCHEMES, group, scheme, top
+from equipoise.schemes import SCHEMES, group, scheme, shared, top
 
 MOST_COLUMNS = 2048
 """Layers that read more columns are rounded to the nearest: what is made good costs the cube of them."""
@@ -43,6 +43,9 @@ def on_grid(
 ) -> nn.Module:
     """Return `model` with the weights of the named layers rounded to the grids of their schemes; others stay.
 
+    Weights that several of them share are rounded once (`schemes.shared`), and to the nearest where a table reads them, whose
+    rows are all that it gives: made good for what the product reads, a GPT of 1 M params lost .009 bits a character, so .006.
+
     Args:
         model: In evaluation mode; not changed.
         schemes: Layer -> how it is held, by name of `SCHEMES`; those that hold no grid of their own are left aside.
@@ -63,9 +66,12 @@ def on_grid(
     if moments is None:
         read = frozenset(name for name in wanted if not isinstance(layers[name], nn.Embedding))
         moments = {} if calibration is None else collect(model, calibration, moments_of=read, targets=False).moments
-    rounded = copied(model).eval()
-    for name, choice in wanted.items():
-        round_layer(rounded.get_submodule(name), choice, moments.get(name), exact=exact)
+    rounded, tables = copied(model).eval(), [part.weight for part in layers.values() if isinstance(part, nn.Embedding)]
+    for names in together(rounded, wanted):
+        products = [name for name in names if not isinstance(layers[name], nn.Embedding)]
+        name = next((name for name in products if name in moments), (*products, *names)[0])
+        known = None if any(layers[name].weight is table for table in tables) else moments.get(name)
+        round_layer(rounded.get_submodule(name), shared(map(wanted.__getitem__, names)), known, exact=exact)
     return rounded
 
 
@@ -109,11 +115,27 @@ def rounded_matrix(weight: Tensor, choice: Choice, kind: str, second: Tensor | N
     nearest = (weight / steps).round().clamp(-most, most) * steps
     if second is None:
         return nearest
-    upper = _inverse_factor(second)
+    return made_good(
+        weight,
+        nearest,
+        second,
+        lambda values, column: (values / steps[:, column]).round().clamp(-most, most) * steps[:, column],
+    )
+
+
+def made_good(weight: Tensor, nearest: Tensor, second: Tensor, rounded: Callable[[Tensor, int], Tensor]) -> Tensor:
+    """Return weights (O, d) rounded column by column, each error made good by the columns that are left.
+
+    Args:
+        weight, nearest: As they are, and rounded each alone: rows that the order does not make better stay so. Both in double.
+        second: Second moment (d, d) of what the columns are multiplied with.
+        rounded: Rounds the values (O,) that a column, of that number, has come to.
+    """
+    upper = _inverse_factor(second) if len(second) <= MOST_COLUMNS else None
     if upper is None:
         return nearest
-    made_good = _compensated(weight.clone(), steps, most, upper, second.diagonal().argsort(descending=True))
-    return torch.where((_error(made_good - weight, second) < _error(nearest - weight, second))[:, None], made_good, nearest)
+    found = _compensated(weight, rounded, upper, second.diagonal().argsort(descending=True))
+    return torch.where((_error(found - weight, second) < _error(nearest - weight, second))[:, None], found, nearest)
 
 
 def scales(weight: Tensor, share: Tensor, most: int, size: int) -> Tensor:
@@ -150,15 +172,15 @@ def _inverse_factor(second: Tensor) -> Tensor | None:
     return None if int(failed) or not bool(upper.isfinite().all()) else upper
 
 
-def _compensated(weight: Tensor, steps: Tensor, most: int, upper: Tensor, order: Tensor) -> Tensor:
-    """Round column by column, in `order`, and spread what each loses over those that are left; `weight` is used up."""
-    left, step = weight[:, order], steps[:, order]
+def _compensated(weight: Tensor, rounded: Callable[[Tensor, int], Tensor], upper: Tensor, order: Tensor) -> Tensor:
+    """Round column by column, in `order`, and spread what each loses over those that are left."""
+    left, columns = weight[:, order], order.tolist()
     done = torch.empty_like(left)
     for begin in range(0, left.shape[1], _BLOCK):
         block = range(begin, min(begin + _BLOCK, left.shape[1]))
         lost = torch.zeros(len(left), len(block), dtype=left.dtype)
         for place, column in enumerate(block):
-            done[:, column] = (left[:, column] / step[:, column]).round().clamp(-most, most) * step[:, column]
+            done[:, column] = rounded(left[:, column], columns[column])
             lost[:, place] = (left[:, column] - done[:, column]) / upper[column, column]
             left[:, column : block.stop] -= lost[:, place, None] * upper[column, column : block.stop]
         left[:, block.stop :] -= lost @ upper[block.start : block.stop, block.stop :]

@@ -7,7 +7,7 @@ price is that the trace is true for that example only, which is why `graph` and 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -169,6 +169,15 @@ def copied(model: nn.Module) -> nn.Module:
     parts = [value for part in model.modules() for value in vars(part).values() if isinstance(value, Tensor)]
     done: dict[int, Any] = {id(value): value.detach().clone() for value in parts if not value.is_leaf}
     return copy.deepcopy(model, done)
+
+
+def together(model: nn.Module, layers: Iterable[str]) -> list[tuple[str, ...]]:
+    """Return the layers, those that share one tensor of weights (a head tied to its embedding) in one row, in their order."""
+    found: dict[int, tuple[Tensor, list[str]]] = {}
+    for name in layers:
+        weight: Any = model.get_submodule(name).weight
+        found.setdefault(id(weight), (weight, []))[1].append(name)  # kept alive, so that no identity is used twice
+    return [tuple(names) for _, names in found.values()]
 
 
 def tensors(value: Any) -> Iterator[Tensor]:

@@ -6,6 +6,8 @@ import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 
+from torch import nn
+
 from equipoise.compress.builder import Builder
 from equipoise.compress.technique import Offer
 from equipoise.errors import InputError
@@ -73,8 +75,9 @@ def _added(offers: Mapping[str, Offer]) -> list[Layer]:
 
 def _layers(builder: Builder, offers: Mapping[str, Offer]) -> list[Layer]:
     modules = dict(builder.subject.model.named_modules())
-    out = []
-    for name, op in builder.subject.ops.items():
+    found, out = builder.subject.ops, []
+    owners = {id(p): name for name in sorted(found, key=lambda n: found[n].kind != "embedding") for p in _own(modules[name])}
+    for name, op in found.items():
         acting = {knob: offer for knob, offer in offers.items() if name in offer.layers}
         acts: list[Act] = []
         for knob, offer in acting.items():
@@ -82,9 +85,13 @@ def _layers(builder: Builder, offers: Mapping[str, Offer]) -> list[Layer]:
             if any(under != (op,) for under in ops):
                 acts.append(_together(builder, name, acts, Act(knob, offer.menu, ops)))
         precise = next((knob for knob, offer in acting.items() if offer.needs), "")
-        params = sum(p.numel() for p in modules[name].parameters(recurse=False))
+        params = sum(p.numel() for p in _own(modules[name]) if owners[id(p)] == name)  # shared ones are the product's
         out.append(Layer(name, op, params, tuple(acts), precise))
     return out
+
+
+def _own(layer: nn.Module) -> tuple[nn.Parameter, ...]:
+    return tuple(layer.parameters(recurse=False))
 
 
 def _together(builder: Builder, layer: str, before: Sequence[Act], act: Act) -> Act:

@@ -2,24 +2,26 @@
 
 Values that lie on a grid (multiples of one step, in each group) are stored without loss, others to the nearest. A product keeps
 its integers (ONNX Runtime and OpenVINO have kernels for them), a filter is turned to floats once, as the file is loaded; an
-embedding turns the rows that it reads. All but the table of 4 bits are standard ONNX.
+embedding turns the rows that it reads. All but the table of 4 bits are standard ONNX. Weights that several operators read, as
+the table of a language model that is its head too, are held once.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, checker, helper, load_from_string, numpy_helper
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, checker, helper, load_from_string, numpy_helper
 
 from equipoise.errors import unknown
 from equipoise.records import Choice
-from equipoise.runtimes.export import TRANSPOSED, WEIGHT_INPUT, tied
+from equipoise.runtimes.export import TRANSPOSED, WEIGHT_INPUT, scope_of, tied
 from equipoise.runtimes.simplify import selects
 from equipoise.runtimes.structure import QUANTIZED, SCALE, parameter_of
-from equipoise.schemes import GROUPS, group, scheme, top
+from equipoise.schemes import GROUPS, group, scheme, shared, top
 
 OPSET = 21
 """The first with 4-bit integers and scales by group."""
@@ -39,42 +41,72 @@ def encoded(content: bytes, schemes: Mapping[str, Choice], *, exact: bool, gathe
         content: With float weights in these layers.
         schemes: Layer -> scheme, see `equipoise.schemes`.
         exact: Whether the CPU adds 8-bit products without overflow.
-        gathers: Whether the runtime gathers rows of 4-bit integers. ONNX Runtime does not, and has blocks longer than a row;
-            OpenVINO does, and has none.
+        gathers: Whether the runtime gathers rows of 4-bit integers, and turns weights that were made floats at no cost. ONNX
+            Runtime does neither, and has blocks longer than a row; OpenVINO does, and has none.
     Raises:
         InputError: A layer that the file does not have in floats.
     """
     model = load_from_string(content)
-    _untie(model, schemes)
+    tensors = _tensors(model.graph, schemes)
+    turned = {node.output[0]: name for node, name in tied(model.graph)}
     writer = _Writer(model, exact, gathers)
-    missing = dict(schemes)
     for node in model.graph.node:
-        index = WEIGHT_INPUT.get(node.op_type, -1)
-        name = node.input[index] if 0 <= index < len(node.input) and not selects(node) else ""
-        layer = parameter_of(name).rpartition(".")[0]
-        if name in writer.floats and layer in schemes:
-            writer.write(node, name, schemes[layer])
-            missing.pop(layer, None)
+        name = turned.get(node.output[0]) or _weights(node)
+        if name in tensors:
+            writer.write(node, name, tensors[name], turned=node.output[0] in turned)
         else:
             writer.nodes.append(node)
+    missing = schemes.keys() - {layer for tensor in tensors.values() for layer in tensor.layers}
     if missing:
-        raise unknown("layer with float weights", next(iter(missing)), sorted(map(parameter_of, writer.floats)))
+        raise unknown("layer with float weights", min(missing), sorted(map(parameter_of, writer.floats)))
     return writer.finished()
 
 
-def _untie(model: ModelProto, schemes: Mapping[str, Choice]) -> None:
-    """Give each named product that reads another layer's weights turned (in place) weights of its own, to be encoded."""
-    graph = model.graph
-    held = {tensor.name: tensor for tensor in graph.initializer}
-    for node, name in tied(graph):
-        layer = node.name.rpartition("/")[0]
-        if layer in schemes:
-            own = f"{layer}.weight{TRANSPOSED}"
-            graph.initializer.append(numpy_helper.from_array(np.ascontiguousarray(numpy_helper.to_array(held[name]).T), own))
-            node.input[1] = own
-    read = {name for node in graph.node for name in node.input} | {value.name for value in graph.output}
-    for node in [node for node in graph.node if node.op_type == "Transpose" and node.output[0] not in read]:
-        graph.node.remove(node)
+@dataclass(frozen=True, slots=True)
+class _Tensor:
+    """How weights are held, once for all operators that read them.
+
+    Attributes:
+        choice: The scheme: of the layers' that were named, see `schemes.shared`.
+        kinds: What the operators are to `schemes.group`.
+        rows: Whether an operator reads rows of it, or all of it turned, so that it lies as the module has it.
+        layers: The layers that were named.
+    """
+
+    choice: Choice
+    kinds: frozenset[str]
+    rows: bool
+    layers: tuple[str, ...]
+
+    def group(self, width: int) -> int:
+        """Weights of a row of `width` that share a step: as few as for any of the operators."""
+        return min(group(self.choice, kind, width) for kind in self.kinds)
+
+
+def _tensors(graph: GraphProto, schemes: Mapping[str, Choice]) -> dict[str, _Tensor]:
+    """Return the tensors of which a named layer holds or reads the weights."""
+    floats = {tensor.name for tensor in graph.initializer if tensor.data_type == TensorProto.FLOAT}
+    turned = [(node, name, True) for node, name in tied(graph)]
+    found: dict[str, _Tensor] = {}
+    for node, name, rows in [*((node, _weights(node), node.op_type == "Gather") for node in graph.node), *turned]:
+        if name not in floats:
+            continue
+        own = [layer for layer in (parameter_of(name).rpartition(".")[0], scope_of(node)) if layer in schemes]
+        kind = {"Gather": "embedding", "Gemm": "linear", "MatMul": "linear"}.get(node.op_type, "conv")
+        before = found.get(name, _Tensor(32, frozenset(), False, ()))
+        layers = tuple(dict.fromkeys((*before.layers, *own)))
+        found[name] = _Tensor(32, before.kinds | {kind}, before.rows or rows, layers)
+    return {
+        name: replace(tensor, choice=shared(schemes[layer] for layer in tensor.layers))
+        for name, tensor in found.items()
+        if tensor.layers
+    }
+
+
+def _weights(node: NodeProto) -> str:
+    """The tensor of weights that an operator reads; empty where it has none."""
+    index = WEIGHT_INPUT.get(node.op_type, -1)
+    return str(node.input[index]) if 0 <= index < len(node.input) and not selects(node) else ""
 
 
 def grid(rows: Floats, most: int, size: int) -> tuple[NDArray[np.int8], Floats]:
@@ -114,29 +146,27 @@ class _Writer:
         self._held = {tensor.name for tensor in model.graph.initializer}
         self._rounded: dict[str, tuple[str, str, str]] = {}
 
-    def write(self, node: NodeProto, name: str, choice: Choice) -> None:
-        """Append what computes `node` from its weights `name` in a scheme."""
-        if choice in HALVES:
-            self._half(node, name, choice)
+    def write(self, node: NodeProto, name: str, tensor: _Tensor, *, turned: bool) -> None:
+        """Append what computes `node` from its weights `name` in their scheme; `turned` where it reads them turned."""
+        if tensor.choice in HALVES:
+            self._half(node, name, tensor, turned=turned)
             return
-        value = numpy_helper.to_array(self.floats[name]).astype(np.float64)
         attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
         plain = attributes.get("alpha", 1.0) == 1.0 and attributes.get("beta", 1.0) == 1.0 and not attributes.get("transA")
         if node.op_type == "Gather":
-            self._table(node, name, value, choice)
+            self._table(node, name, tensor)
         elif node.op_type == "MatMul" or (node.op_type == "Gemm" and plain):
-            turned = bool(attributes.get("transB"))
-            self._product(node, name + TRANSPOSED if turned else name, value.T if turned else value, choice)
+            self._product(node, name, tensor, turned=turned or bool(attributes.get("transB")))
         else:
-            self._filters(node, name, value, choice)
+            self._filters(node, name, tensor)
 
-    def _product(self, node: NodeProto, name: str, value: Floats, choice: Choice) -> None:
-        """A matrix product with weights (K, N)."""
+    def _product(self, node: NodeProto, name: str, tensor: _Tensor, *, turned: bool) -> None:
+        """A matrix product with weights (K, N), or (N, K) `turned`."""
         given, output = node.input[0], node.output[0]
-        size, summed = group(choice, "linear", len(value)), len(node.input) > 2
+        summed = len(node.input) > 2
         product = f"{output}/product" if summed else output
-        if scheme(choice).inputs == "dynamic":
-            integers, scale = self._keep(name, value, choice, size, turned=True)
+        if scheme(tensor.choice).inputs == "dynamic" and (turned or not tensor.rows):
+            integers, scale = self._columns(name, tensor, turned=turned)
             rounded, step, zero = self._round(given)
             counts, floats, steps = (f"{node.name}/{part}" for part in ("counts", "floats", "steps"))
             self._add("MatMulInteger", [rounded, integers, zero], counts)
@@ -144,56 +174,95 @@ class _Writer:
             self._add("Mul", [step, scale], steps)
             self._add("Mul", [floats, steps], product)
         else:
-            weight = self._floated(name, value, choice, size)
+            weight = self._floated(name, tensor, turned=turned)
             self._add("MatMul", [given, weight], product, name=node.name)
         if summed:
             self._add("Add", [product, node.input[2]], output)
 
-    def _floated(self, name: str, value: Floats, choice: Choice, size: int) -> str:
-        """Weights (K, N) as floats: by a step that runtimes fuse with the product, where groups have a size that they know."""
-        integers, scale = self._keep(name, value, choice, size, turned=True)
-        floats = f"{name}/floats"
+    def _columns(self, name: str, tensor: _Tensor, *, turned: bool) -> tuple[str, str]:
+        """Integers (K, N) and steps (K / size, N) of a product: kept so, or turned from rows as the file is loaded."""
+        if not tensor.rows or self.gathers:
+            return self._keep(name, tensor, turned=turned, columns=True)
+        kept = self._keep(name, tensor)
+        for part in kept:
+            self._add("Transpose", [part], f"{part}{TRANSPOSED}", perm=[1, 0])
+        return f"{kept[0]}{TRANSPOSED}", f"{kept[1]}{TRANSPOSED}"
+
+    def _floated(self, name: str, tensor: _Tensor, *, turned: bool) -> str:
+        """Weights (K, N) as floats, by a step that runtimes fuse with the product where groups have a size that they know.
+
+        ONNX Runtime does so where integers were turned; OpenVINO would store these again, and fuses what is turned after (but
+        2026.4 crashes where such integers of 4 bits have one step a row).
+        """
+        size = tensor.group(self.floats[name].dims[1 if turned else 0])
+        if tensor.rows and (not turned or (self.gathers and (size in GROUPS or scheme(tensor.choice).bits > 4))):
+            rows = self._floats(name, tensor)
+            if not turned:
+                return rows
+            self._add("Transpose", [rows], f"{rows}{TRANSPOSED}", perm=[1, 0])
+            return f"{rows}{TRANSPOSED}"
+        integers, scale = self._columns(name, tensor, turned=turned)
+        floats = f"{integers.removesuffix(QUANTIZED)}/floats"
         if size in GROUPS:
             self._add("DequantizeLinear", [integers, scale], floats, axis=0, block_size=size)
         else:
             self._turned(integers, scale, floats)
         return floats
 
-    def _half(self, node: NodeProto, name: str, choice: Choice) -> None:
+    def _floats(self, name: str, tensor: _Tensor) -> str:
+        """All of a tensor as floats that lies in rows."""
+        integers, scale = self._keep(name, tensor)
+        size = tensor.group(self.floats[name].dims[1])
+        if size in GROUPS:
+            self._add("DequantizeLinear", [integers, scale], f"{name}/floats", axis=1, block_size=size)
+        else:
+            self._turned(integers, scale, f"{name}/floats")
+        return f"{name}/floats"
+
+    def _half(self, node: NodeProto, name: str, tensor: _Tensor, *, turned: bool) -> None:
         """A layer with weights in half precision: turned to floats as the file is loaded, a table's rows as they are read."""
-        kept, tensor = f"{name}{QUANTIZED}", self.floats[name]
+        kept, floats = f"{name}{QUANTIZED}", f"{name}/floats"
         if kept not in self._held:
-            half = numpy_helper.to_array(tensor).astype(helper.tensor_dtype_to_np_dtype(HALVES[choice]))
+            half = numpy_helper.to_array(self.floats[name]).astype(helper.tensor_dtype_to_np_dtype(HALVES[tensor.choice]))
             self.model.graph.initializer.append(numpy_helper.from_array(half, kept))
             self._held.add(kept)
         if node.op_type == "Gather":
             self._add("Gather", [kept, node.input[1]], f"{node.name}/rows")
             self._add("Cast", [f"{node.name}/rows"], node.output[0], to=TensorProto.FLOAT)
             return
-        self._add("Cast", [kept], f"{name}/floats", to=TensorProto.FLOAT)
-        node.input[WEIGHT_INPUT[node.op_type]] = f"{name}/floats"
+        self._add("Cast", [kept], floats, to=TensorProto.FLOAT)
+        if turned:
+            self._add("Transpose", [floats], f"{floats}{TRANSPOSED}", perm=[1, 0])
+        node.input[WEIGHT_INPUT[node.op_type]] = f"{floats}{TRANSPOSED}" if turned else floats
         self.nodes.append(node)
 
-    def _filters(self, node: NodeProto, name: str, value: Floats, choice: Choice) -> None:
+    def _filters(self, node: NodeProto, name: str, tensor: _Tensor) -> None:
         """A convolution, or what has no integer form of its own."""
-        integers, scale = self._keep(name, value, choice, value[0].size)
+        integers, scale = self._keep(name, tensor)
         self._turned(integers, scale, f"{name}/floats")
         node.input[WEIGHT_INPUT[node.op_type]] = f"{name}/floats"
         self.nodes.append(node)
 
-    def _table(self, node: NodeProto, name: str, value: Floats, choice: Choice) -> None:
+    def _table(self, node: NodeProto, name: str, tensor: _Tensor) -> None:
         """An embedding: the rows that are read are turned to floats."""
-        size = group(choice, "embedding", value.shape[1])
-        integers, scale = self._keep(name, value, choice, size)
-        if scheme(choice).bits == 4 and (size in GROUPS or not self.gathers):  # a block of two to some power, from 16
+        integers, scale = self._keep(name, tensor)
+        width = self.floats[name].dims[1]
+        size = tensor.group(width)
+        if scheme(tensor.choice).bits == 4 and (size in GROUPS or not self.gathers):  # a block of two to some power, from 16
             block = max(GROUPS[-1], 1 << (size - 1).bit_length())
             axes: dict[str, Any] = {"block_size": block, "gather_axis": 0, "quantize_axis": 1, "domain": "com.microsoft"}
             self._add("GatherBlockQuantized", [integers, node.input[1], scale], node.output[0], **axes)
             return
+        if size < width and self.gathers:  # which turns to floats what it gathers
+            self._add("Gather", [self._floats(name, tensor), node.input[1]], node.output[0], name=node.name)
+            return
         rows, floats, steps = (f"{node.name}/{part}" for part in ("rows", "floats", "steps"))
         self._add("Gather", [integers, node.input[1]], rows)
-        self._add("Cast", [rows], floats, to=TensorProto.FLOAT)
         self._add("Gather", [scale, node.input[1]], steps)
+        if size < width:
+            self._add("DequantizeLinear", [rows, steps], node.output[0], axis=-1, block_size=size)
+            return
+        self._add("Cast", [rows], floats, to=TensorProto.FLOAT)
         self._add("Mul", [floats, steps], node.output[0])
 
     def _turned(self, integers: str, scale: str, floats: str) -> None:
@@ -209,15 +278,17 @@ class _Writer:
             self._rounded[given] = (outputs[0], outputs[1], outputs[2])
         return self._rounded[given]
 
-    def _keep(self, name: str, value: Floats, choice: Choice, size: int, *, turned: bool = False) -> tuple[str, str]:
-        """Keep a tensor as integers and steps and return their names; `turned` where its rows are columns."""
+    def _keep(self, name: str, tensor: _Tensor, *, turned: bool = False, columns: bool = False) -> tuple[str, str]:
+        """Keep a tensor (or the `turned` one) as integers and steps, shared in rows or `columns`, and return their names."""
+        name, value = (f"{name}{TRANSPOSED}" if turned else name), numpy_helper.to_array(self.floats[name]).astype(np.float64)
         names = f"{name}{QUANTIZED}", f"{name}{SCALE}"
         if names[0] not in self._held:
-            rows = value.T if turned else value.reshape(len(value), -1)
-            integers, steps = grid(rows, top(choice, exact=self.exact), size)
-            integers = integers.T if turned else integers.reshape(value.shape)
-            steps = steps.T if turned else steps.reshape(*steps.shape, *[1] * (value.ndim - 2))
-            packed = _packed if scheme(choice).bits == 4 else numpy_helper.from_array
+            value = value.T if turned else value
+            rows = value.T if columns else value.reshape(len(value), -1)
+            integers, steps = grid(rows, top(tensor.choice, exact=self.exact), tensor.group(rows.shape[1]))
+            integers = integers.T if columns else integers.reshape(value.shape)
+            steps = steps.T if columns else steps.reshape(*steps.shape, *[1] * (value.ndim - 2))
+            packed = _packed if scheme(tensor.choice).bits == 4 else numpy_helper.from_array
             self.model.graph.initializer.append(packed(np.ascontiguousarray(integers), names[0]))
             self.model.graph.initializer.append(numpy_helper.from_array(steps.astype(np.float32), names[1]))
             self._held.update(names)
@@ -232,7 +303,8 @@ class _Writer:
         made: dict[str, NodeProto] = {}
         for node in self.nodes:
             made.setdefault(node.output[0] if node.output else node.name, node)
-        nodes = list(made.values())
+        read = {name for node in made.values() for name in node.input} | {value.name for value in graph.output}
+        nodes = [node for node in made.values() if node.op_type != "Transpose" or node.output[0] in read]
         used = {name for node in nodes for name in node.input}
         kept = [tensor for tensor in graph.initializer if tensor.name in used]
         del graph.node[:], graph.initializer[:], graph.value_info[:]

@@ -251,14 +251,14 @@ def layer_nodes(content: bytes) -> dict[str, tuple[str, ...]]:
             module, dot, last = _parameter_of(node.input[index]).rpartition(".")
             if dot or last == "weight":  # otherwise a constant of the graph, not a parameter
                 layers[module] = (*layers.get(module, ()), node.name)
-    return {**layers, **{_scope_of(node): (node.name,) for node, _ in tied(graph)}}
+    return {**layers, **{scope: (node.name,) for node, _ in tied(graph) if (scope := scope_of(node))}}
 
 
 def tied(graph: GraphProto) -> list[tuple[NodeProto, str]]:
     """Return each product with weights that another layer holds, turned as the product reads them, and their name there."""
     held = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 2}
     turned = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Transpose" and node.input[0] in held}
-    products = [node for node in graph.node if node.op_type == "MatMul" and node.input[1] in turned and _scope_of(node)]
+    products = [node for node in graph.node if node.op_type == "MatMul" and node.input[1] in turned]
     return [(node, turned[node.input[1]]) for node in products]
 
 
@@ -381,7 +381,7 @@ def _clean(graph: ModelProto, weights: Weights) -> ModelProto:
     for initializer in graph.graph.initializer:
         free = [new for new in _transposed(initializer, weights) if new not in renamed.values()]
         if free:  # layers may hold the same numbers, and each needs a name of its own: of tied ones that of the reader
-            readers = [_scope_of(node) for node in graph.graph.node if initializer.name in node.input]
+            readers = [scope_of(node) for node in graph.graph.node if initializer.name in node.input]
             own = [name for name in free if name.rpartition(".weight")[0] in readers]
             renamed[initializer.name] = (own or free)[0]
     for initializer in graph.graph.initializer:
@@ -400,7 +400,7 @@ def _by_readers(graph: ModelProto, weights: Weights) -> dict[str, str]:
     for node in graph.graph.node:
         index = WEIGHT_INPUT.get(node.op_type, -1)
         if 0 <= index < len(node.input):
-            readers.setdefault(node.input[index], _scope_of(node))
+            readers.setdefault(node.input[index], scope_of(node))
     renamed: dict[str, str] = {}
     for initializer in graph.graph.initializer:
         name, own = initializer.name, f"{readers.get(initializer.name, '')}.weight"
@@ -409,8 +409,8 @@ def _by_readers(graph: ModelProto, weights: Weights) -> dict[str, str]:
     return renamed
 
 
-def _scope_of(node: NodeProto) -> str:
-    """The dotted name of the module that a node was named after."""
+def scope_of(node: NodeProto) -> str:
+    """Return the dotted name of the module that a node was named after; empty for the model itself."""
     return node.name.rpartition("/")[0]
 
 

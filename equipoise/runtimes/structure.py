@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, load_from_string, numpy_helper
 
 from equipoise.errors import InputError, must_be
-from equipoise.runtimes.export import TRANSPOSED, WEIGHT_INPUT
+from equipoise.runtimes.export import TRANSPOSED, WEIGHT_INPUT, scope_of
 from equipoise.runtimes.simplify import selects
 
 DOMAINS = ("", "ai.onnx", "com.microsoft")
@@ -32,8 +32,8 @@ QUANTIZED = "_quantized"
 """Suffix that ONNX Runtime's quantizer gives to the integers of a tensor, and `encoding` too."""
 SCALE = "_scale"
 """Suffix of their steps."""
-TURNING = ("DequantizeLinear", "Mul", "Cast")
-"""Operators by which integers become the floats that a layer multiplies with."""
+TURNING = ("DequantizeLinear", "Mul", "Cast", "Transpose")
+"""Operators by which integers become the floats that a layer multiplies with, in the layout that it reads."""
 INTEGER_INPUT = {"MatMulInteger": 1, "GatherBlockQuantized": 0}
 """Operators that read integer weights themselves -> which input they are."""
 
@@ -94,20 +94,25 @@ def layer_bits(content: bytes) -> dict[str, int]:
         index = INTEGER_INPUT.get(node.op_type, WEIGHT_INPUT.get(node.op_type, -1))
         if not 0 <= index < len(node.input) or selects(node):
             continue
-        name = _source(node.input[index], held, makers)
+        path = _sources(node.input[index], held, makers)
+        name = path[-1]
         if name not in held:
             continue
         module, dot, last = parameter_of(name).rpartition(".")
+        if any(makers[made].op_type == "Transpose" for made in path[:-1]):
+            module = scope_of(node).partition("/")[0]  # of another layer's weights
+            dot, last = module, ""
         if dot or last == "weight":
             bits[module] = min(_width(held[name]), bits.get(module, 32))
     return bits
 
 
-def _source(name: str, held: Mapping[str, TensorProto], makers: Mapping[str, NodeProto]) -> str:
-    """The tensor of the file that a weight is made from, by steps that only turn integers to floats."""
-    while name not in held and name in makers and makers[name].op_type in TURNING:
-        name = makers[name].input[0]
-    return name
+def _sources(name: str, held: Mapping[str, TensorProto], makers: Mapping[str, NodeProto]) -> list[str]:
+    """What a weight is made from, one from the other, the tensor of the file last: by steps that only turn it."""
+    path = [name]
+    while path[-1] not in held and path[-1] in makers and makers[path[-1]].op_type in TURNING:
+        path.append(makers[path[-1]].input[0])
+    return path
 
 
 def parameters(content: bytes) -> dict[str, Stored]:

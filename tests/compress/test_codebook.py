@@ -11,7 +11,7 @@ from conv_net import conv_net, off
 from torch import Tensor, nn
 
 import equipoise as eq
-from equipoise.compress.codebook import clustered
+from equipoise.compress.codebook import Codebook, clustered, codebooks
 from equipoise.errors import InputError
 from equipoise.runtimes.export import Exporter
 from equipoise.runtimes.palette import palettized
@@ -60,6 +60,26 @@ def test_few_values_are_kept_and_zeros_stay() -> None:
 
 def net() -> nn.Sequential:
     return conv_net(INPUTS, widths=(32, 64), classes=75)
+
+
+def test_with_data_each_error_is_made_good_and_zeros_stay() -> None:
+    mixed = torch.randn(48, 48, generator=SOURCE) + 2.0
+    net, data = nn.Sequential(nn.Linear(48, 32), nn.Linear(32, 4)), torch.randn(400, 48, generator=SOURCE) @ mixed
+    mask = torch.rand(32, 48, generator=SOURCE) < 0.7
+    with torch.no_grad():
+        net[0].weight.copy_(torch.randn(32, 48, generator=SOURCE) * mask)
+    books, _ = codebooks(net, clusters=8, data=data, layers=["0"])
+    weight = net[0].weight.detach().double()
+    alone = clustered(weight, data.double().square().mean(0), 8)
+    spread = torch.cov(data.double().T)
+
+    def lost(book: Codebook) -> float:
+        error = weight - book.weight
+        return float(((error @ spread) * error).sum())
+
+    assert torch.allclose(books["0"].values, alone.values, atol=1e-3)
+    assert lost(books["0"]) < 0.7 * lost(alone)
+    assert not bool(books["0"].weight[~mask].any())
 
 
 def test_share_in_one_line() -> None:

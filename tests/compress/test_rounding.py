@@ -8,8 +8,12 @@ import pytest
 import torch
 from torch import Tensor, nn
 
+from equipoise.compress.builder import Builder
 from equipoise.compress.rounding import on_grid, rounded_matrix, scales
+from equipoise.compress.subject import Subject
 from equipoise.errors import InputError
+from equipoise.records import Plan
+from equipoise.road.survey import survey
 from equipoise.schemes import SCHEMES, group, top
 
 ENCODED = [choice for choice, scheme in SCHEMES.items() if scheme.encoded and scheme.bits < 16]
@@ -125,3 +129,54 @@ def test_moments_that_say_nothing_leave_rounding_alone() -> None:
     broken = torch.full((64, 64), torch.nan, dtype=torch.float64)
     found = rounded_matrix(weight, "4-weights", "linear", broken, exact=False)
     assert bool(found.isfinite().all())
+
+
+class Tied(nn.Module):
+    """A table whose rows are the weights of a product too."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.mix, self.head = nn.Embedding(200, 64), nn.Linear(64, 64), nn.Linear(64, 200, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        out: Tensor = self.head(self.mix(self.table(tokens)))
+        return out
+
+
+@pytest.mark.parametrize("choices", [("4-weights", "4-weights"), ("8-weights", "4-weights"), ("8-weights", "8-dynamic")])
+def test_weights_that_layers_share_are_rounded_once(choices: tuple[str, str]) -> None:
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net, pair = Tied().eval(), nn.Sequential(nn.Linear(64, 64), nn.Linear(64, 64)).eval()
+    pair[1].weight = pair[0].weight
+    tokens, x = torch.randint(0, 200, (64, 8), generator=torch.Generator().manual_seed(1)), correlated().float()
+    both = on_grid(net, dict(zip(("table", "head"), choices, strict=True)), exact=True, calibration=tokens)
+    assert both.table.weight is both.head.weight
+    assert torch.equal(both.head.weight, on_grid(net, {"head": choices[1]}, exact=True).head.weight), "to the nearest"
+    assert torch.equal(both.head.weight, on_grid(net, {"head": choices[1]}, exact=True, calibration=tokens).head.weight)
+    own = copy.deepcopy(net)
+    own.head.weight = nn.Parameter(own.head.weight.detach().clone())
+    assert not torch.equal(both.head.weight, on_grid(own, {"head": choices[1]}, exact=True, calibration=tokens).head.weight)
+    both = on_grid(pair, dict(zip("01", choices, strict=True)), exact=True, calibration=x)
+    assert torch.equal(both[1].weight, on_grid(pair, {"0": choices[1]}, exact=True, calibration=x)[0].weight), "made good"
+    assert not torch.equal(both[1].weight, on_grid(pair, {"0": choices[1]}, exact=True)[0].weight)
+
+
+def test_layers_that_share_their_weights_are_one_place_to_the_search() -> None:
+    tokens = torch.randint(0, 200, (64, 8), generator=torch.Generator().manual_seed(1))
+    builder = Builder(Subject.prepare(Tied().eval(), tokens[:2], tokens))
+    offers = {name: offer for name, offer in builder.offers.items() if name.startswith("bits.")}
+    assert {name: offer.layers for name, offer in offers.items()} == {"bits.table": ("table", "head"), "bits.mix": ("mix",)}
+    assert offers["bits.table"].menu == (32, "8-weights", "8-dynamic", "4-weights")  # no static ranges: see schemes.menu
+    draft = builder.build(Plan({"bits.table": "4-weights"}))
+    assert draft.request == {"table": "4-weights", "head": "4-weights"}
+    with pytest.raises(InputError, match=r"bits\.head"):
+        builder.build(Plan({"bits.head": "4-weights"}))
+    facts = survey(builder, {"onnxruntime:cpu": tuple(SCHEMES)})
+    assert sum(layer.params for layer in facts.layers) == sum(p.numel() for p in builder.subject.model.parameters())
+    assert {layer.name: layer.bits for layer in facts.layers} == {
+        "table": "bits.table",
+        "mix": "bits.mix",
+        "head": "bits.table",
+    }
