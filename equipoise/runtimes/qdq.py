@@ -17,6 +17,7 @@ from equipoise.batch import Inputs, take
 from equipoise.errors import unknown
 from equipoise.runtimes import rounding
 from equipoise.runtimes.equalize import PROOF, RECTIFIERS, equalized, same
+from equipoise.runtimes.migrate import migrated
 from equipoise.runtimes.ranges import RULES, rounded
 from equipoise.runtimes.seen import Reading, read, runs
 
@@ -44,7 +45,8 @@ class Rounding:
         ranges: How the range of a tensor is read off the calibration inputs: a name of `ranges.RULES`,
             or ``best``: of least squared error, or the whole range where the answers are nearer with it.
         per_channel: Whether each output channel of the weights has a scale of its own.
-        equalize: Whether channels are brought to one scale before.
+        equalize: Whether channels are brought to one scale before: between convolutions, see `equalize`, and between a
+            normalization and the products that read it where these are rounded here, see `migrate`.
         order: Whether weights are rounded in the order of second moments.
         correct: Whether biases take up the mean error.
     """
@@ -85,10 +87,15 @@ def quantized(
     layers = _layers(model, chosen) if how.order or how.correct else {}
     standing = _standing(model, _tensors(model, chosen))
     reading = read(model, list(dict.fromkeys(standing.values())), layers, calibration)
+    inputs = {name: layer.input[0] for name, (layer, _) in layers.items()}
     if how.equalize and how.per_channel:
         raised, gains = equalized(model, reading.tensors, levels=levels, left=excluded)
         if gains and same(raised, model, take(calibration, slice(PROOF))):
-            model, reading = raised, _raised(reading, gains, {name: layer.input[0] for name, (layer, _) in layers.items()})
+            model, reading = raised, _raised(reading, gains, inputs)
+        nodes = {name: layer for name, (layer, _) in layers.items()}
+        moved, gains = migrated(model, reading, nodes, levels=levels, rule=CONTENDERS[0] if how.ranges == BEST else how.ranges)
+        if gains and same(moved, model, take(calibration, slice(PROOF))):
+            model, reading = moved, _raised(reading, gains, inputs)
     answers = {value.name for value in model.graph.output}
 
     def made(rule: str) -> ModelProto:
