@@ -11,15 +11,17 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from equipoise.batch import Inputs, mapped, parts
+from equipoise.batch import Inputs, mapped, parts, take
 from equipoise.compress.fold import fold
 from equipoise.compress.technique import Draft
+from equipoise.compress.through import SETTLED, late, snapped, through
 from equipoise.measure.counts import count
 from equipoise.records import Plan
 from equipoise.road.bench import Workbench
+from equipoise.runtimes.cpu import has_exact_int8
 from equipoise.training.hold import Kept
 from equipoise.training.loop import Trained
-from equipoise.training.normalize import refold, unfold
+from equipoise.training.normalize import Normed, refold, unfold
 from equipoise.training.progress import Progress
 from equipoise.training.recipe import Recipe
 from equipoise.training.recover import distill
@@ -53,7 +55,8 @@ def train(
     """Distil a draft's model from the untouched one for `seconds`, with a checkpoint that a killed run goes on from.
 
     Where the model had BatchNorm before it was folded it is put back for the training: a folded net only bears small learning
-    rates.
+    rates. Layers that the plan holds in fewer bits are rounded as they will be from `through.LATE` of the time on, where that
+    costs by then; their weights then lie on the grid of their scheme in the end.
     """
     generator = torch.Generator().manual_seed(int(plan.digest[:8], 16) ^ (seed * 1000 + leg))
     own, student = draft.drawn or bench.work.model, draft.model
@@ -62,9 +65,13 @@ def train(
         student = own  # with its own norms: put back, they would begin at what the drawn net gives without them
     elif any(isinstance(m, _BatchNorm) for m in own.modules()):
         student = unfold(student, parts(mapped(bench.calibration, torch.from_numpy), 64))
+    exact, calibration = has_exact_int8(), mapped(bench.calibration, torch.from_numpy)
+    places = dict(student.named_modules())
+    schemes = {f"{n}.conv" if isinstance(places[n], Normed) else n: way for n, way in draft.request.items() if n in places}
+    asked = teacher(bench)
     done = distill(
-        student,
-        teacher(bench),
+        through(student, schemes, exact=exact),
+        asked,
         bench.work.train,
         seconds=seconds,
         recipe=recipe_for(own, bench.work.example, new=draft.drawn is not None),
@@ -74,9 +81,11 @@ def train(
         hold=hold,
         checkpoint=checkpoint,
         every_s=min(20.0, seconds / 5),
+        before_step=late(take(calibration, slice(SETTLED)), exact=exact, judge=(asked, bench.work.divergence.between)),
         on_step=on_step,
     )
-    return replace(done, model=fold(done.model, bench.work.example) if as_drawn else refold(done.model).eval())
+    found = snapped(done.model)
+    return replace(done, model=fold(found, bench.work.example) if as_drawn else refold(found).eval())
 
 
 def _alike(model: nn.Module, other: nn.Module) -> bool:

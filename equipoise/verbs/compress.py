@@ -24,6 +24,7 @@ from equipoise.compress.operators import operators
 from equipoise.compress.proof import SAMPLES, changed
 from equipoise.compress.prune import prune as _prune
 from equipoise.compress.rounding import on_grid
+from equipoise.compress.through import SETTLED, late, snapped, through
 from equipoise.errors import InputError, must_be, unknown
 from equipoise.records import Choice
 from equipoise.runtimes import Program, Runtime, Session, Target
@@ -192,6 +193,7 @@ def distill(
     *,
     seconds: float = 60.0,
     kind: Kind | None = None,
+    scheme: Choice | Mapping[str, Choice] | None = None,
     seed: int = 0,
     **options: Any,
 ) -> nn.Module:
@@ -207,11 +209,18 @@ def distill(
         kind: ``softmax`` for class scores, ``bernoulli`` for yes-or-no scores, ``values`` for numbers. None sees it from
             targets and outputs. From inputs alone it cannot be seen, and takes ``values``: the squared error in each output's
             own spread, which is least where the student answers as the teacher does, be it numbers or logits.
+        scheme: How the student will be held, as of `quantize`, or layer -> scheme. It then learns what rounding costs it: over
+            the second half of the training, layers compute as they will in the file, and the weights that come back lie on the
+            grid of their scheme, from which ``quantize(student, inputs, scheme=...)`` moves them no more. Where rounding puts
+            the student less than half as far again from the teacher by then, it stays in floats. None: in floats.
         seed: Of the order of the data.
         options: Those of `equipoise.training.distill` (augment, steps, features, hard_loss, ...) and the fields of a
             `Recipe` (temperature, lr, batch, hard_weight, ...).
     Raises:
-        InputError: No data, an unknown option, or outputs of different shapes.
+        InputError: No data, an unknown option, scheme or layer, or outputs of different shapes.
+    Example:
+        >>> taught = distill(small, net, inputs, scheme="4-weights")            # doctest: +SKIP
+        >>> file = quantize(taught, inputs[:256], scheme="4-weights").program   # doctest: +SKIP
 
     References:
         Ba & Caruana 2014, "Do deep nets really need to be deep?", section 2.3: logits learned by squared error.
@@ -242,8 +251,40 @@ def distill(
         Divergence("values") if alone and kind in (None, "values") else _meaning(guide, split, options.get("hard_loss"), kind)
     )
     generator = torch.Generator().manual_seed(seed)
+    if scheme is not None:
+        if options.get("before_step") is not None:
+            raise must_be("before_step", "left out where a scheme is given", "a function", "Leave one of them out.")
+        where = next(learner.parameters()).device
+        calibration = mapped(split.take(SETTLED).tensors()[0], lambda value: value.to(where))
+        schemes = _asked(learner, take(calibration, slice(2)), scheme, inside="model." if isinstance(learner, Chosen) else "")
+        learner = through(learner, schemes, exact=has_exact_int8())
+        asked = copy.deepcopy(guide).to(where)
+        options["before_step"] = late(
+            calibration, exact=has_exact_int8(), judge=(lambda few: first_tensor(call(asked, few)), meaning.between)
+        )
     trained = _distill(learner, guide, split, divergence=meaning, seconds=seconds, generator=generator, **options).model
+    trained = trained if scheme is None else snapped(trained)
     return in_precision_of(bare(student), trained.model if isinstance(trained, Chosen) else trained)
+
+
+def _asked(model: nn.Module, example: Inputs, scheme: Choice | Mapping[str, Choice], *, inside: str) -> dict[str, Choice]:
+    """Return layer -> scheme: as told, or every layer that has a form in the one scheme."""
+    ops = operators(model, example)
+    told = (
+        {f"{inside}{name}": way for name, way in scheme.items()} if isinstance(scheme, Mapping) else dict.fromkeys(ops, scheme)
+    )
+    for name, way in told.items():
+        if name not in ops:
+            raise unknown("layer", name.removeprefix(inside), (known.removeprefix(inside) for known in ops))
+        if way not in SCHEMES:
+            raise must_be("scheme", f"one of {list(SCHEMES)}", way, "8 is int8 with static ranges.")
+    formed = {name: way for name, way in told.items() if way == 8 or way in forms(ops[name].kind)}
+    lost = told.keys() - formed.keys() if isinstance(scheme, Mapping) else set()
+    if lost or not formed:
+        name = min(lost, default="")
+        got = f"{told[name]!r} for {name.removeprefix(inside)}" if name else scheme
+        raise must_be("scheme", "one that the layer has a form in", got, "Use 8 for convolutions.")
+    return formed
 
 
 def _with_recipe(options: dict[str, Any]) -> dict[str, Any]:
