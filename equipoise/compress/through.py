@@ -36,8 +36,8 @@ SETTLED = 96
 """Inputs from which ranges are read: a few photographs have many places, and each takes a dozen seconds a hundred."""
 AT_ONCE = 16
 """Of them, in one call."""
-WORTH = 1.5
-"""Times the distance from the teacher that rounding makes at least where it is learned."""
+WORTH = 3.0
+"""Times the distance from the teacher that rounding makes at least where a judge lets it be learned: see docs/techniques.md."""
 
 
 class Through(nn.Module):

@@ -211,8 +211,7 @@ def distill(
             own spread, which is least where the student answers as the teacher does, be it numbers or logits.
         scheme: How the student will be held, as of `quantize`, or layer -> scheme. It then learns what rounding costs it: over
             the second half of the training, layers compute as they will in the file, and the weights that come back lie on the
-            grid of their scheme, from which ``quantize(student, inputs, scheme=...)`` moves them no more. Where rounding puts
-            the student less than half as far again from the teacher by then, it stays in floats. None: in floats.
+            grid of their scheme, from which ``quantize(student, inputs, scheme=...)`` moves them no more. None: in floats.
         seed: Of the order of the data.
         options: Those of `equipoise.training.distill` (augment, steps, features, hard_loss, ...) and the fields of a
             `Recipe` (temperature, lr, batch, hard_weight, ...).
@@ -258,10 +257,7 @@ def distill(
         calibration = mapped(split.take(SETTLED).tensors()[0], lambda value: value.to(where))
         schemes = _asked(learner, take(calibration, slice(2)), scheme, inside="model." if isinstance(learner, Chosen) else "")
         learner = through(learner, schemes, exact=has_exact_int8())
-        asked = copy.deepcopy(guide).to(where)
-        options["before_step"] = late(
-            calibration, exact=has_exact_int8(), judge=(lambda few: first_tensor(call(asked, few)), meaning.between)
-        )
+        options["before_step"] = late(calibration, exact=has_exact_int8())
     trained = _distill(learner, guide, split, divergence=meaning, seconds=seconds, generator=generator, **options).model
     trained = trained if scheme is None else snapped(trained)
     return in_precision_of(bare(student), trained.model if isinstance(trained, Chosen) else trained)
