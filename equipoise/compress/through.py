@@ -25,10 +25,10 @@ from equipoise.batch import Inputs, call, parts
 from equipoise.compress.fakequant import Rounded, input_ranges, round_input, stay_seen, straight_through
 from equipoise.compress.rounding import HALVES, kind_of, on_grid
 from equipoise.compress.statistics import as_matrix, as_weight
-from equipoise.compress.trace import HOLDING, copied, tensors
+from equipoise.compress.trace import HOLDING, copied, tensors, together
 from equipoise.errors import must_be
 from equipoise.records import Choice
-from equipoise.schemes import SCHEMES, group, scheme, top
+from equipoise.schemes import SCHEMES, group, scheme, shared, top
 
 LATE = 0.5
 """Share of a training after which layers are settled."""
@@ -44,6 +44,8 @@ class Through(nn.Module):
     """A mixin as `fakequant.FakeQuantized`: the layer computes in its scheme once it is settled, and in floats before."""
 
     choice: Choice
+    grid: Choice
+    """The scheme of its weights: another where a layer that shares them asks for fewer levels."""
     most: int
     size: int
     settled: Tensor
@@ -71,8 +73,8 @@ class Through(nn.Module):
 
     def on_grid(self, weight: Tensor) -> Tensor:
         """Return weights rounded to the nearest level; the largest of each group is on the last."""
-        if self.choice in HALVES:
-            return weight.to(HALVES[self.choice]).to(weight.dtype)
+        if self.grid in HALVES:
+            return weight.to(HALVES[self.grid]).to(weight.dtype)
         rows = as_matrix(weight) if weight.ndim > 2 else weight
         parts = rows.reshape(len(rows), -1, self.size)
         steps = (parts.abs().amax(2, keepdim=True) / self.most).clamp_min(torch.finfo(weight.dtype).tiny)
@@ -97,19 +99,24 @@ def through(model: nn.Module, schemes: Mapping[str, Choice], *, exact: bool) -> 
         layer = made.get_submodule(name) if name in layers else None
         if not isinstance(layer, HOLDING):
             raise must_be("layers to round", "convolutions, linear layers and embeddings", name, "See equipoise profile.")
-        if scheme(choice).bits < 32:
-            _await(layer, choice, exact=exact)
+    wanted = {name: choice for name, choice in schemes.items() if scheme(choice).bits < 32}
+    for names in together(made, wanted):
+        products = [name for name in names if not isinstance(layers[name], nn.Embedding)]
+        grid = wanted[names[0]] if len(names) == 1 else shared(wanted[name] for name in names)
+        kind = kind_of(layers[(*products, *names)[0]])
+        for name in names:
+            _await(made.get_submodule(name), wanted[name], grid, kind, exact=exact)
     return made
 
 
-def _await(layer: Any, choice: Choice, *, exact: bool) -> None:
-    """Make a layer one that can be settled (in place)."""
+def _await(layer: Any, choice: Choice, grid: Choice, kind: str, *, exact: bool) -> None:
+    """Make a layer one that can be settled (in place), its weights on the grid that all layers which share them have."""
     for name in ("settled", "input_low", "input_high"):  # a checkpoint holds them
         layer.register_buffer(name, layer.weight.new_zeros(()))
-    layer.choice, layer.most = choice, top(choice, exact=exact)
-    if scheme(choice).inputs == "static" and not exact:
+    layer.choice, layer.grid, layer.most = choice, grid, top(grid, exact=exact)
+    if scheme(grid).inputs == "static" and not exact:
         layer.most //= 2
-    layer.size = group(choice, kind_of(layer), layer.weight[0].numel())
+    layer.size = group(grid, kind, layer.weight[0].numel())
     layer.register_forward_pre_hook(stay_seen)
     layer.__class__ = type(f"Through{type(layer).__name__}", (Through, type(layer)), {})
 
@@ -196,7 +203,7 @@ def plain(model: nn.Module) -> nn.Module:
     for module in list(bare.modules()):
         if isinstance(module, Through):
             module.__class__ = type(module).__bases__[1]
-            for name in ("settled", "input_low", "input_high", "choice", "most", "size"):
+            for name in ("settled", "input_low", "input_high", "choice", "grid", "most", "size"):
                 delattr(module, name)
             for key in [key for key, hook in module._forward_pre_hooks.items() if hook is stay_seen]:
                 del module._forward_pre_hooks[key]

@@ -99,6 +99,23 @@ def test_a_normalization_leaves_the_grid_as_it_is() -> None:
     assert not all(torch.allclose(new, old, atol=1e-3) for new, old in zip(moved.parameters(), loose.parameters(), strict=True))
 
 
+def test_weights_that_two_layers_share_lie_on_one_grid() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Embedding(40, 32), nn.Linear(32, 32), nn.ReLU(), nn.Linear(32, 40, bias=False)).eval()
+    model[3].weight = model[0].weight
+    tokens, schemes = torch.arange(40).reshape(8, 5), {"0": "8-weights", "1": "4-weights", "3": "4-weights"}
+    student = through(model, schemes, exact=True)
+    settle(student, tokens, exact=True)
+    held = snapped(student)
+    again = on_grid(held, schemes, exact=True, calibration=tokens)
+    assert held[0].weight is held[3].weight
+    assert torch.allclose(again[0].weight, held[0].weight, atol=1e-6)
+    assert not torch.allclose(on_grid(model, schemes, exact=True)[0].weight, model[0].weight, atol=1e-3)
+    with torch.no_grad():
+        torch.testing.assert_close(student(tokens), held(tokens))
+
+
 def test_gradients_pass_straight_through() -> None:
     student = through(net(), {"5": "4-weights"}, exact=True)
     settle(student, X, exact=True)
