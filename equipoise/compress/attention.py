@@ -6,6 +6,9 @@ give. What holds together through what it reaches is a unit: a head, or of group
 a layer that makes queries, keys and values at once is no special case. What is found is a guess like any other, to be proven by
 `group_proof`.
 
+Beside them stands what has one place for each head: the table of a bias by relative position, a gain of the scores. It goes
+with the heads, and where several attentions read the same, as all layers of a T5, their heads go together.
+
 Code that reshapes by a number of heads that it remembers has to be told of the new one. Which of a module's whole numbers that
 is cannot be known, only tried: for each group come several ways to cut it, of which the first that is proven counts.
 """
@@ -23,6 +26,7 @@ from torch import Tensor, nn
 
 from equipoise.batch import Inputs, call, take
 from equipoise.compress.coupling import Cut
+from equipoise.compress.cut import AXES, refusal
 from equipoise.compress.trace import RUN_ERRORS, Call, Tape, copied
 
 Ways = tuple[tuple[Cut, ...], ...]
@@ -38,12 +42,19 @@ REMEMBERED = 3
 
 @dataclass(frozen=True)
 class _Mix:
-    """A dense layer that reads what others wrote, mixed in blocks: the writers, and the extents that blocks may have."""
+    """A dense layer that reads what others wrote, mixed in blocks: the writers, and the extents that blocks may have.
+
+    Attributes:
+        beside: Names of the parameters that are read between, and of the layers that write something narrower.
+        values: What was seen between, by number.
+    """
 
     reader: str
     writers: tuple[str, ...]
     extents: tuple[int, ...]
     scopes: tuple[str, ...]
+    beside: frozenset[str]
+    values: frozenset[int]
 
 
 def attention(model: nn.Module, example: Inputs, tape: Tape) -> Iterator[Ways]:
@@ -64,9 +75,28 @@ def attention(model: nn.Module, example: Inputs, tape: Tape) -> Iterator[Ways]:
             cuts = _units(mix, reached, extent)
             if cuts and (mix.reader not in best or len(cuts[0].positions) > len(best[mix.reader][0].positions)):
                 best[mix.reader], unit[mix.reader] = cuts, extent
-    for mix in mixes:
-        if mix.reader in best:
-            yield tuple(_remembering(model, mix, best[mix.reader], unit[mix.reader]))
+    each = [_Heads(mix, best[mix.reader], unit[mix.reader]) for mix in mixes if mix.reader in best]
+    for together in _joined(model, each, tape):
+        yield tuple(_ways(model, together))
+
+
+@dataclass(frozen=True)
+class _Heads:
+    """The heads of one attention: the cuts of the layers that make and read them, and the extent of a head."""
+
+    mix: _Mix
+    cuts: tuple[Cut, ...]
+    extent: int
+
+    @property
+    def units(self) -> int:
+        return len(self.cuts[0].positions)
+
+    @property
+    def counts(self) -> frozenset[int]:
+        """Numbers of places, and of heads, that are whole shares for each unit."""
+        places = [len(cut.positions) * len(cut.positions[0]) for cut in self.cuts]
+        return frozenset(count for n in places for count in (n, n // self.extent) if count % self.units == 0)
 
 
 def _mix(reader: str, dense: Mapping[str, nn.Linear], tape: Tape) -> _Mix | None:
@@ -76,25 +106,34 @@ def _mix(reader: str, dense: Mapping[str, nn.Linear], tape: Tape) -> _Mix | None
         return None
     makers = {value: made for made in tape.calls for value in made.outputs}
     writers: dict[str, int] = {}
+    beside: set[str] = set()
     between: list[Call] = []
-    waiting, seen = [value for value in own.inputs if value not in tape.held], set()
+    waiting = [(value, False) for value in own.inputs if value not in tape.held]
+    seen = set(waiting)
     while waiting:
-        value = waiting.pop()
+        value, split = waiting.pop()
         maker = makers.get(value)
-        if value in seen or maker is None or maker is own:
+        if maker is None or maker is own:
             continue
-        seen.add(value)
         if maker.layer in dense and tape.call_of(maker.layer) is maker:
-            writers[maker.layer] = tape.calls.index(maker)
+            if split or dense[maker.layer].out_features == dense[reader].in_features:
+                writers[maker.layer] = tape.calls.index(maker)
+            else:
+                beside.add(f"{maker.layer}.weight")
             continue
         between.append(maker)
-        waiting += [value for value in maker.inputs if value not in tape.held]
+        beside |= {tape.held[each] for each in maker.inputs if each in tape.held}
+        found = {(each, split or bool(_split(maker, tape))) for each in maker.inputs if each not in tape.held}
+        waiting += found - seen
+        seen |= found
     widths = [dense[name].out_features for name in writers]
     extents = {extent for made in between if (extent := _split(made, tape)) and not any(w % extent for w in widths)}
     if not writers or not extents:
         return None
     ordered = tuple(sorted(writers, key=lambda name: writers[name]))
-    return _Mix(reader, ordered, tuple(extents), tuple(dict.fromkeys(made.layer for made in between)))
+    scopes = tuple(dict.fromkeys(made.layer for made in between))
+    names = frozenset(name for name in beside if name.rpartition(".")[0] not in writers)
+    return _Mix(reader, ordered, tuple(extents), scopes, names, frozenset(value for value, _ in seen))
 
 
 def _split(made: Call, tape: Tape) -> int:
@@ -213,22 +252,58 @@ def _rows(blocks: set[tuple[str, int]], writer: str, extent: int) -> Iterator[in
             yield from range(block * extent, (block + 1) * extent)
 
 
-def _remembering(model: nn.Module, mix: _Mix, cuts: tuple[Cut, ...], extent: int) -> Iterator[tuple[Cut, ...]]:
-    """Yield the cuts alone, then with the whole numbers that the code between may have remembered."""
-    yield cuts
-    units = len(cuts[0].positions)
-    extents = [len(cut.positions) * len(cut.positions[0]) for cut in cuts]
-    counts = {count for places in extents for count in (places, places // extent) if count % units == 0}
-    numbers = [
-        Cut(name, attribute, _shared(value, units))
-        for name in mix.scopes
+def _joined(model: nn.Module, each: Sequence[_Heads], tape: Tape) -> Iterator[tuple[_Heads, ...]]:
+    """Put together the attentions that share what has a place for each head; of different numbers of heads none can."""
+    parts: list[tuple[set[Any], tuple[_Heads, ...]]] = []
+    for one in each:
+        shared: set[Any] = {cut.layer for cut in _beside(model, one)}
+        shared |= {value for value in one.mix.values if len(tape.shapes[value]) == 4 and tape.shapes[value][1] == one.units}
+        together: tuple[_Heads, ...] = (one,)
+        apart = []
+        for keys, others in parts:
+            if keys & shared and others[0].units == one.units:
+                shared, together = shared | keys, (*others, *together)
+            else:
+                apart.append((keys, others))
+        parts = [*apart, (shared, together)]
+    for _, found in parts:
+        yield found
+
+
+def _beside(model: nn.Module, heads: _Heads) -> tuple[Cut, ...]:
+    """Return the cuts of what was read beside queries, keys and values and has a place for each head."""
+    found = {}
+    for name in sorted(heads.mix.beside):
+        owner, _, held = name.rpartition(".")
+        layer, value = model.get_submodule(owner), dict(model.named_parameters()).get(name)
+        if isinstance(layer, (nn.Linear, nn.Embedding)):
+            width = layer.out_features if isinstance(layer, nn.Linear) else layer.embedding_dim
+            if width in heads.counts and held == "weight":
+                found[name] = Cut(owner, "out", _shared(width, heads.units), beside=True)
+        elif value is not None and refusal(layer):
+            sizes = [(size, -axis) for axis, size in enumerate(value.shape) if size in heads.counts]
+            for size, axis in sorted(sizes)[:1]:
+                found[name] = Cut(owner, f"{held}:{-axis}", _shared(size, heads.units))
+    return tuple(found.values())
+
+
+def _ways(model: nn.Module, together: Sequence[_Heads]) -> Iterator[tuple[Cut, ...]]:
+    """Yield the cuts, then with the whole numbers that the code between may have remembered, then without what lies beside."""
+    cuts = tuple(cut for heads in together for cut in heads.cuts)
+    beside = tuple({(cut.layer, cut.axis): cut for heads in together for cut in _beside(model, heads)}.values())
+    numbers = {
+        (name, attribute): Cut(name, attribute, _shared(value, heads.units))
+        for heads in together
+        for name in heads.mix.scopes
         for attribute, value in vars(model.get_submodule(name)).items()
-        if type(value) is int and value in counts and attribute not in ("in", "out")
-    ]
-    sizes = range(len(numbers), 0, -1) if len(numbers) <= REMEMBERED else (len(numbers), 1)
-    for size in sizes:
-        for chosen in itertools.combinations(numbers, size):
-            yield (*cuts, *chosen)
+        if type(value) is int and value in heads.counts and attribute not in AXES and refusal(model.get_submodule(name))
+    }
+    for others in dict.fromkeys((beside, ())):
+        yield (*cuts, *others)
+        sizes = range(len(numbers), 0, -1) if len(numbers) <= REMEMBERED else (len(numbers), 1)
+        for size in sizes:
+            for chosen in itertools.combinations(numbers.values(), size):
+                yield (*cuts, *others, *chosen)
 
 
 def _shared(count: int, units: int) -> tuple[tuple[int, ...], ...]:

@@ -16,12 +16,14 @@ from equipoise.errors import must_be
 class Cut:
     """One axis of one layer that a group owns; `positions[c]` are the places of the group's channel `c` on it.
 
-    Of a whole number that code remembers (see `cut.Axis`), the channel's places are its share of the number.
+    Of a whole number that code remembers (see `cut.Axis`), the channel's places are its share of the number. A layer `beside`
+    the others writes something for each channel that is not the channel itself: a bias of the scores, for each head.
     """
 
     layer: str
     axis: Axis
     positions: tuple[tuple[int, ...], ...]
+    beside: bool = False
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,8 @@ class Group:
     @property
     def places(self) -> int:
         """Return the fewest places that one channel takes in a layer: those of a head, where heads are the channels."""
-        return min((len(spots) for cut in self.cuts if cut.axis in AXES for spots in cut.positions), default=1)
+        own = (cut for cut in self.cuts if cut.axis in AXES and not cut.beside)
+        return min((len(spots) for cut in own for spots in cut.positions), default=1)
 
     def multiple(self, places: int) -> int:
         """Return how many channels are kept at a time where a layer likes multiples of `places`."""

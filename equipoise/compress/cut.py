@@ -11,7 +11,8 @@ from torch import Tensor, nn
 from equipoise.compress.trace import CONVS, NORMS, copied
 
 Axis = str
-"""``in`` or ``out`` of a layer with weights; any other is the name of a whole number that a module's code remembers."""
+"""``in`` or ``out`` of a layer with weights; any other is the name of a whole number that a module's code remembers, or of a
+tensor that the module itself holds and one of its axes: ``table:1``."""
 
 AXES: tuple[Axis, ...] = ("in", "out")
 Keep = Mapping[tuple[str, Axis], Tensor]
@@ -28,7 +29,11 @@ def sliced(model: nn.Module, keep: Keep, *, borrow: bool = False) -> nn.Module:
     for (name, axis), positions in keep.items():
         layer = smaller.get_submodule(name)
         if axis not in AXES:
-            setattr(layer, axis, len(positions))
+            tensor, _, place = axis.partition(":")
+            if place:
+                _kept(layer, tensor, int(place), positions)
+            else:
+                setattr(layer, axis, len(positions))
             continue
         cutter = _cutter(layer)
         if cutter is None:
@@ -40,7 +45,8 @@ def sliced(model: nn.Module, keep: Keep, *, borrow: bool = False) -> nn.Module:
 def axis_size(layer: Any, axis: Axis) -> int:
     """Return how many positions the axis of a layer that can be sliced has now."""
     if axis not in AXES:
-        return int(getattr(layer, axis))
+        tensor, _, place = axis.partition(":")
+        return int(getattr(layer, tensor).shape[int(place)] if place else getattr(layer, axis))
     if isinstance(layer, CONVS):
         return int(getattr(layer, f"{axis}_channels"))
     if isinstance(layer, nn.Linear):

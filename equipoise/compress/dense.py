@@ -1,7 +1,7 @@
 """Linear layers of other people's making, put in the form that everything else knows.
 
 A layer whose weight lies the other way round (`Conv1D` of the GPT-2 code) computes what a linear layer does. It is known by its
-answers: to its own inputs, and to random ones.
+answers: to its own inputs, and to random ones. An attention in one piece is taken apart by `multihead`.
 """
 
 from __future__ import annotations
@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.batch import Inputs, call
+from equipoise.compress.multihead import multihead_form
 from equipoise.compress.trace import RUN_ERRORS
 
 NEAR = 1e-5
@@ -19,12 +20,13 @@ NEAR = 1e-5
 
 
 def linear_form(model: nn.Module, example: Inputs) -> nn.Module:
-    """Return `model`, in place, with every layer that multiplies by a transposed weight replaced by a linear one.
+    """Return `model` with every layer that multiplies by a transposed weight replaced by a linear one, attentions by several.
 
     Args:
-        model: A copy, in evaluation mode.
+        model: A copy, in evaluation mode; it may be changed.
         example: A batch (N, ...) that it accepts.
     """
+    model = multihead_form(model, example)
     shared = shared_parameters(model)
     able = {name: part for name, part in model.named_modules() if _could_be(part) and id(part.weight) not in shared}
     if not able:

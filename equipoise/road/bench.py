@@ -169,7 +169,7 @@ class Workbench:
         Args:
             of: What else must be the same: of a new model its shapes, as its scale may be in more than its modules.
         """
-        topology = digest([of, *([name, type(part).__name__] for name, part in model.named_modules())])
+        topology = digest([of, *([name, type(part).__name__, _held(part)] for name, part in model.named_modules())])
         return self.exporter.source(model, self.work.example, topology=topology)
 
     def compile(self, draft: Draft, source: Source, target: Target, *, samples: int | None = None) -> Program:
@@ -311,6 +311,11 @@ class Workbench:
 def _shapes(model: torch.nn.Module) -> str:
     """Name the shapes of a model's weights: in floats and in 8 bits a new model is one export."""
     return digest([[name, list(value.shape)] for name, value in model.state_dict().items()])
+
+
+def _held(part: torch.nn.Module) -> list[str]:
+    """A module's own parameters: with the bias that repair has given to a layer the graph is another."""
+    return [name for name, value in part._parameters.items() if value is not None]
 
 
 def _rows(samples: Inputs, target: Target) -> Inputs:
