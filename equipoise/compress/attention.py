@@ -272,15 +272,15 @@ def _joined(model: nn.Module, each: Sequence[_Heads], tape: Tape) -> Iterator[tu
 
 def _beside(model: nn.Module, heads: _Heads) -> tuple[Cut, ...]:
     """Return the cuts of what was read beside queries, keys and values and has a place for each head."""
-    found = {}
+    found, tensors = {}, {**dict(model.named_parameters()), **dict(model.named_buffers())}
     for name in sorted(heads.mix.beside):
         owner, _, held = name.rpartition(".")
-        layer, value = model.get_submodule(owner), dict(model.named_parameters()).get(name)
+        layer, value = model.get_submodule(owner), tensors[name]
         if isinstance(layer, (nn.Linear, nn.Embedding)):
             width = layer.out_features if isinstance(layer, nn.Linear) else layer.embedding_dim
             if width in heads.counts and held == "weight":
                 found[name] = Cut(owner, "out", _shared(width, heads.units), beside=True)
-        elif value is not None and refusal(layer):
+        elif value.is_floating_point() and refusal(layer):
             sizes = [(size, -axis) for axis, size in enumerate(value.shape) if size in heads.counts]
             for size, axis in sorted(sizes)[:1]:
                 found[name] = Cut(owner, f"{held}:{-axis}", _shared(size, heads.units))
@@ -288,7 +288,7 @@ def _beside(model: nn.Module, heads: _Heads) -> tuple[Cut, ...]:
 
 
 def _ways(model: nn.Module, together: Sequence[_Heads]) -> Iterator[tuple[Cut, ...]]:
-    """Yield the cuts, then with the whole numbers that the code between may have remembered, then without what lies beside."""
+    """Yield the cuts, then with the whole numbers that the code between may have remembered, then with less beside them."""
     cuts = tuple(cut for heads in together for cut in heads.cuts)
     beside = tuple({(cut.layer, cut.axis): cut for heads in together for cut in _beside(model, heads)}.values())
     numbers = {
@@ -298,12 +298,20 @@ def _ways(model: nn.Module, together: Sequence[_Heads]) -> Iterator[tuple[Cut, .
         for attribute, value in vars(model.get_submodule(name)).items()
         if type(value) is int and value in heads.counts and attribute not in AXES and refusal(model.get_submodule(name))
     }
-    for others in dict.fromkeys((beside, ())):
+    learned = tuple(cut for cut in beside if _learned(model, cut))
+    for others in dict.fromkeys((beside, learned, ())):
         yield (*cuts, *others)
         sizes = range(len(numbers), 0, -1) if len(numbers) <= REMEMBERED else (len(numbers), 1)
         for size in sizes:
             for chosen in itertools.combinations(numbers.values(), size):
                 yield (*cuts, *others, *chosen)
+
+
+def _learned(model: nn.Module, cut: Cut) -> bool:
+    """Whether a cut is of weights and not of a buffer, whose extents are more often something else."""
+    return cut.axis in AXES or cut.axis.partition(":")[0] in dict(
+        model.get_submodule(cut.layer).named_parameters(recurse=False)
+    )
 
 
 def _shared(count: int, units: int) -> tuple[tuple[int, ...], ...]:

@@ -30,6 +30,8 @@ from equipoise.batch import ONE, Inputs, call, joined, leaves, named, size, take
 from equipoise.errors import InputError, must_be
 from equipoise.runtimes import decoding
 from equipoise.runtimes.base import Source, cached
+from equipoise.runtimes.moved import Moved, moved
+from equipoise.runtimes.reshapes import opened
 from equipoise.runtimes.simplify import selects, simplify
 
 OPSET = 20
@@ -43,6 +45,9 @@ WEIGHT_INPUT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather":
 
 TOLERANCE = 1e-4
 """Largest difference from torch, as a fraction of the largest output."""
+
+MOST_DIFFERENT = 2**20
+"""Larger parameters than this are no tables of biases (see `moved`)."""
 
 SHORTEST = 4
 """A sequence of fewer places says too little of how its length is used."""
@@ -59,6 +64,8 @@ class _Template:
     baked: Weights
     tied: Mapping[str, str]
     """Name of a parameter that the graph holds under another name -> that name."""
+    moved: Mapping[str, Moved]
+    """Name of a constant that entries of a parameter were moved into -> how."""
 
 
 class Exporter:
@@ -115,8 +122,8 @@ class Exporter:
             filled = _fill(template, weights)
             if filled is not None and _agrees(simplify(filled), batches, wanted, parts=parts):
                 return _finish(filled)
-            if template.shapes == shapes:
-                break  # exporting the same shapes again would give the same template
+            if template.shapes == shapes or (template.baked and filled is None):
+                break  # exporting again would give the same template, or one that holds the same numbers as fast
         graph = simplify(self._export(model, example, free=free))
         if not _agrees(graph, batches, wanted, parts=parts):
             raise must_be("model", "one whose ONNX form computes what torch computes", type(model).__name__, _ADVICE)
@@ -132,8 +139,8 @@ class Exporter:
         with torch.no_grad():
             for parameter in scrambled.parameters():
                 if parameter.is_floating_point():
-                    parameter.normal_(std=0.1, generator=generator)
-        graph = self._export(scrambled, example, free=free)
+                    _draw(parameter, generator)
+        graph = opened(self._export(scrambled, example, free=free))
         weights = _floats(scrambled)
         held = {_parameter_of(initializer.name) for initializer in graph.graph.initializer}
         places = {value.__array_interface__["data"][0]: name for name, value in weights.items() if name in held}
@@ -141,8 +148,12 @@ class Exporter:
             name: places.get(value.__array_interface__["data"][0], "") for name, value in weights.items() if name not in held
         }
         baked = {name: value for name, value in weights.items() if name not in held and not tied[name]}
+        drawn = {name: value.detach().numpy() for name, value in scrambled.named_parameters() if name in baked}
+        into = moved(graph, drawn)
+        for name in {each.parameter for each in into.values()}:
+            del baked[name]
         shapes = tuple((name, tuple(value.shape)) for name, value in weights.items())
-        return _Template(graph, shapes, baked, {name: other for name, other in tied.items() if other})
+        return _Template(graph, shapes, baked, {name: other for name, other in tied.items() if other}, into)
 
     def _export(self, model: nn.Module, example: Inputs, *, free: bool) -> ModelProto:
         self.exports += 1
@@ -175,6 +186,21 @@ class Exporter:
             what = "able to take any batch size" if fixed else "one that ONNX can express"
             raise InputError(f"model must be {what}; got {type(model).__name__}: {reason} {_ADVICE}") from error
         return decoding.opened(_clean(cast(Any, program).model_proto, _floats(model)), past)
+
+
+@torch.no_grad()
+def _draw(parameter: Tensor, generator: torch.Generator) -> None:
+    """Fill a parameter with random numbers, of which no two are the same where there are not too many of them."""
+    parameter.normal_(std=0.1, generator=generator)
+    if parameter.numel() > MOST_DIFFERENT or parameter.element_size() < 4:
+        return
+    flat = parameter.view(-1)
+    while True:
+        ordered, places = flat.sort()
+        again = places[1:][ordered[1:] == ordered[:-1]]
+        if not len(again):
+            return
+        flat[again] = torch.empty(len(again), dtype=flat.dtype).normal_(std=0.1, generator=generator)
 
 
 _ADVICE = (
@@ -332,7 +358,14 @@ def _fill(template: _Template, weights: Weights) -> ModelProto | None:
     reached = {*baked, *template.tied}
     for initializer in filled.graph.initializer:
         name = _parameter_of(initializer.name)
-        if name in weights:
+        if initializer.name in template.moved:
+            from_ = template.moved[initializer.name]
+            made = from_.of(weights[from_.parameter]) if from_.parameter in weights else None
+            if made is None:
+                return None
+            initializer.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(made), initializer.name))
+            reached.add(from_.parameter)
+        elif name in weights:
             value = weights[name] if initializer.name == name else weights[name].T
             initializer.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), initializer.name))
             reached.add(name)
