@@ -17,8 +17,9 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
@@ -66,7 +67,7 @@ def attention(model: nn.Module, example: Inputs, tape: Tape) -> Iterator[Ways]:
         tape: `trace.record` of both.
     """
     dense = {name: layer for name, layer in model.named_modules() if type(layer) is nn.Linear}
-    mixes = [mix for name in dense if (mix := _mix(name, dense, tape))]
+    mixes = _with_own_buffers(model, [mix for name in dense if (mix := _mix(name, dense, tape))])
     best: dict[str, tuple[Cut, ...]] = {}
     unit: dict[str, int] = {}
     for extent in sorted({extent for mix in mixes for extent in mix.extents}, reverse=True):
@@ -134,6 +135,13 @@ def _mix(reader: str, dense: Mapping[str, nn.Linear], tape: Tape) -> _Mix | None
     scopes = tuple(dict.fromkeys(made.layer for made in between))
     names = frozenset(name for name in beside if name.rpartition(".")[0] not in writers)
     return _Mix(reader, ordered, tuple(extents), scopes, names, frozenset(value for value, _ in seen))
+
+
+def _with_own_buffers(model: nn.Module, mixes: Sequence[_Mix]) -> list[_Mix]:
+    """Leave buffers out that several attentions read: such as the frequencies of positions, which are no head's."""
+    reads = Counter(name for mix in mixes for name in mix.beside)
+    several = {name for name, _ in model.named_buffers() if reads[name] > 1}
+    return [replace(mix, beside=mix.beside - several) for mix in mixes]
 
 
 def _split(made: Call, tape: Tape) -> int:

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from equipoise.batch import Inputs, call
 from equipoise.compress.coupling import Cut
-from equipoise.compress.cut import AXES, Axis, axis_size
+from equipoise.compress.cut import AXES, axis_size, refusal
 from equipoise.compress.group_proof import first_line
 from equipoise.compress.trace import WEIGHTED, tensors
 
@@ -49,7 +49,7 @@ def candidates(model: nn.Module, example: Inputs) -> Iterator[tuple[tuple[Cut, .
                 continue
             width = int(pruner.get_out_channels(root))
             try:
-                cuts, reason = _translated(graph, _reached(graph, root, width, broken, most), names)
+                cuts, reason = _translated(model, graph, _reached(graph, root, width, broken, most))
             except Exception as error:  # noqa: BLE001 - any failure of the builder means: left whole, because
                 cuts = (Cut(name, "out", tuple((channel,) for channel in range(width))),)
                 reason = f"its dependencies could not be found: {type(error).__name__}: {first_line(error)}"
@@ -112,20 +112,33 @@ def _reached(
     return found
 
 
-def _translated(graph: Any, found: Mapping[tuple[Any, Any], set[Any]], names: Mapping[int, str]) -> tuple[tuple[Cut, ...], str]:
+def _translated(model: nn.Module, graph: Any, found: Mapping[tuple[Any, Any], set[Any]]) -> tuple[tuple[Cut, ...], str]:
     """Return the cuts by layer name, and why the group must stay whole where that shows already."""
     cuts, reason = [], ""
+    names = {id(module): name for name, module in model.named_modules()}
+    tensors = {id(parameter): name for name, parameter in model.named_parameters()}
+    axes = {id(parameter): axis for parameter, axis in graph.unwrapped_parameters}
     for (node, action), places in found.items():
         if not places:
             continue
         if isinstance(node.module, nn.Parameter):
-            reason = "it holds a bare parameter of the model"
+            owner, _, held = tensors.get(id(node.module), "").rpartition(".")
+            own = not refusal(model.get_submodule(owner))  # a norm that the graph does not know
+            axis = "out" if own else f"{held}:{_along(node.module, axes[id(node.module)], places)}"
+            cuts.append(Cut(owner, axis, _positions(places)))
         elif type(node.module).__name__ == "_OutputOp":
             reason = "it feeds the model's output"
         elif id(node.module) in names:
-            axis: Axis = "out" if graph.is_out_channel_pruning_fn(action) else "in"
+            axis = "out" if graph.is_out_channel_pruning_fn(action) else "in"
             cuts.append(Cut(names[id(node.module)], axis, _positions(places)))
     return tuple(cuts), reason
+
+
+def _along(parameter: nn.Parameter, axis: int, places: set[Any]) -> int:
+    """Return the axis of a parameter on which the places lie: the graph's guess, the last one, unless another one fits."""
+    count = len({int(place.idx) for place in places})
+    fitting = [at for at, extent in enumerate(parameter.shape) if extent == count]
+    return axis if axis in fitting or not fitting else fitting[0]
 
 
 def _positions(places: set[Any]) -> tuple[tuple[int, ...], ...]:

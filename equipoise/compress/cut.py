@@ -6,6 +6,7 @@ import copy
 from collections.abc import Callable, Mapping
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 
 from equipoise.compress.trace import CONVS, NORMS, copied
@@ -26,6 +27,7 @@ def sliced(model: nn.Module, keep: Keep, *, borrow: bool = False) -> nn.Module:
     """
     own: dict[int, Any] = {id(value): value for value in (*model.parameters(), *model.buffers())}
     smaller = copy.deepcopy(model, own) if borrow else copied(model)
+    together = _tied(smaller)
     for (name, axis), positions in keep.items():
         layer = smaller.get_submodule(name)
         if axis not in AXES:
@@ -39,7 +41,22 @@ def sliced(model: nn.Module, keep: Keep, *, borrow: bool = False) -> nn.Module:
         if cutter is None:
             raise TypeError(f"{name}: a {type(layer).__name__} cannot be sliced")
         cutter(layer, axis, positions)
+    for holders in together:
+        values = [module._parameters[held] for module, held in holders]
+        if all(value.shape == values[0].shape and torch.equal(value, values[0]) for value in values):
+            for module, held in holders:
+                module._parameters[held] = values[0]
     return smaller
+
+
+def _tied(model: nn.Module) -> list[list[tuple[Any, str]]]:
+    """Return the modules that hold one parameter, and its name in each: cut alike, they are to hold one again."""
+    holders: dict[int, list[tuple[Any, str]]] = {}
+    for module in model.modules():
+        for held, parameter in module._parameters.items():
+            if parameter is not None:
+                holders.setdefault(id(parameter), []).append((module, held))
+    return [found for found in holders.values() if len(found) > 1]
 
 
 def axis_size(layer: Any, axis: Axis) -> int:
@@ -51,7 +68,7 @@ def axis_size(layer: Any, axis: Axis) -> int:
         return int(getattr(layer, f"{axis}_channels"))
     if isinstance(layer, nn.Linear):
         return int(getattr(layer, f"{axis}_features"))
-    if isinstance(layer, nn.LayerNorm):
+    if isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
         return int(layer.normalized_shape[-1])
     if isinstance(layer, nn.Embedding):
         return int(layer.embedding_dim)
@@ -132,7 +149,7 @@ def _cut_embedding(layer: Any, _axis: Axis, positions: Tensor) -> None:
 _CUTTERS: tuple[tuple[tuple[type[nn.Module], ...], Callable[[Any, Axis, Tensor], None]], ...] = (
     ((nn.Linear,), _cut_linear),
     (NORMS, _cut_norm),
-    ((nn.LayerNorm,), _cut_layer_norm),
+    ((nn.LayerNorm, nn.RMSNorm), _cut_layer_norm),
     ((nn.PReLU,), _cut_prelu),
     ((nn.Embedding,), _cut_embedding),
 )

@@ -1,7 +1,7 @@
 """Linear layers of other people's making, put in the form that everything else knows.
 
 A layer whose weight lies the other way round (`Conv1D` of the GPT-2 code) computes what a linear layer does. It is known by its
-answers: to its own inputs, and to random ones. An attention in one piece is taken apart by `multihead`.
+answers: to its own inputs, and to random ones. So are norms (`norms`); an attention in one piece is taken apart (`multihead`).
 """
 
 from __future__ import annotations
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from equipoise.batch import Inputs, call
 from equipoise.compress.multihead import multihead_form
+from equipoise.compress.norms import norm_form
 from equipoise.compress.trace import RUN_ERRORS
 
 NEAR = 1e-5
@@ -20,13 +21,13 @@ NEAR = 1e-5
 
 
 def linear_form(model: nn.Module, example: Inputs) -> nn.Module:
-    """Return `model` with every layer that multiplies by a transposed weight replaced by a linear one, attentions by several.
+    """Return `model` with linear layers in place of what multiplies by a transposed weight or attends, norms as torch's own.
 
     Args:
         model: A copy, in evaluation mode; it may be changed.
         example: A batch (N, ...) that it accepts.
     """
-    model = multihead_form(model, example)
+    model = norm_form(multihead_form(model, example), example)
     shared = shared_parameters(model)
     able = {name: part for name, part in model.named_modules() if _could_be(part) and id(part.weight) not in shared}
     if not able:

@@ -7,7 +7,8 @@ for what was removed.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+import itertools
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -48,14 +49,16 @@ def groups(model: nn.Module, example: Inputs, *, watched: Watched = unwatched) -
         tape = record(subject, example)
         heads = list(attention(subject, example, tape))
         mixed = {cut.layer for ways in heads for cut in ways[0] if cut.axis == "out"}
-        channels = [found for found in candidates(subject, example) if not mixed & _writers(found[0])]
+        shared, idle = _sharing(subject, {call.layer for call in tape.calls})
+        channels = [
+            (_with_idle(cuts, idle), reason) for cuts, reason in candidates(subject, example) if not mixed & _writers(cuts)
+        ]
     except Exception as error:  # noqa: BLE001 - somebody else's graph builder walks somebody else's model
         reason = f"the dependency graph could not be built: {type(error).__name__}: {first_line(error)}"
         return (Group("", 0, (), (), False, reason),)
     places: dict[str, int] = {}
     for place, call in enumerate(tape.calls):
         places.setdefault(call.layer, place)
-    shared = {name for name, _ in _sharing(subject)}
     judged: dict[str, Group] = {}
     for cuts, reason in [*((ways[0], "") for ways in heads), *channels]:
         group = _describe(cuts, places, subject)
@@ -63,7 +66,10 @@ def groups(model: nn.Module, example: Inputs, *, watched: Watched = unwatched) -
         why = reason or twice or _static_reason(group, subject, shared)
         judged[group.name] = replace(group, prunable=not why, reason=why)
     proofs = prove(subject, example, [group for group in judged.values() if group.prunable], watched=watched)
-    others = {group.name: rest for ways in heads for group, *rest in [[_describe(way, places, subject) for way in ways]]}
+    told = [(cuts, *_telling(subject, cuts)) for cuts, _ in channels]
+    others = {
+        group.name: rest for ways in (*heads, *told) for group, *rest in [[_describe(way, places, subject) for way in ways]]
+    }
     instead = _remembering(
         subject, example, {name: others[name] for name in proofs if proofs[name] and name in others}, watched
     )
@@ -114,27 +120,60 @@ def _static_reason(group: Group, model: nn.Module, shared: set[str]) -> str:
     """Return why the group must stay whole, as far as the layers themselves tell."""
     for cut in group.cuts:
         layer = model.get_submodule(cut.layer)
-        if cut.axis not in AXES:
+        if cut.axis not in AXES and ":" not in cut.axis:
             continue
-        if why := refusal(layer):
+        if cut.axis in AXES and (why := refusal(layer)):
             return f"{cut.layer} is {why}, which is not sliced"
         if cut.layer in shared:
-            return f"{cut.layer} shares its weight with another layer"
+            return f"{cut.layer or 'the model'} shares its weight with another layer"
         if len(cut.positions) != group.size:
-            return f"{cut.layer} holds only some of the channels"
+            return f"{cut.layer or 'the model'} holds only some of the channels"
         if len({len(spots) for spots in cut.positions}) > 1:
-            return f"its channels take unequal numbers of places in {cut.layer}"
+            return f"its channels take unequal numbers of places in {cut.layer or 'the model'}"
         spots = [spot for channel in cut.positions for spot in channel]
         if len(set(spots)) < len(spots) or not set(spots) <= set(range(axis_size(layer, cut.axis))):
-            return f"its places in {cut.layer} could not be made out: some repeat or lie outside of the layer"
+            return f"its places in {cut.layer or 'the model'} could not be made out: some repeat or lie outside of the layer"
     if not group.consumers:
         return "it feeds the model's output"
     return "it has a single channel" if group.size < 2 else ""
 
 
-def _sharing(model: nn.Module) -> Iterable[tuple[str, nn.Module]]:
-    """Yield the modules that hold a parameter which another module holds too."""
-    shared = shared_parameters(model)
+def _sharing(model: nn.Module, running: Collection[str]) -> tuple[set[str], dict[str, list[str]]]:
+    """Return the modules that hold a parameter which another one that runs holds too, and, by name, those that hold it idly."""
+    shared, holders = shared_parameters(model), dict[int, list[str]]()
     for name, module in model.named_modules():
-        if any(id(parameter) in shared for parameter in module.parameters(recurse=False)):
-            yield name, module
+        for parameter in module.parameters(recurse=False):
+            if id(parameter) in shared:
+                holders.setdefault(id(parameter), []).append(name)
+    both, idle = set(), dict[str, list[str]]()
+    for names in holders.values():
+        used = [name for name in names if name in running]
+        alike = len({type(model.get_submodule(name)) for name in names}) == 1
+        if len(used) == 1 and alike:
+            idle[used[0]] = [name for name in names if name not in used]
+        else:
+            both |= set(names)
+    return both, idle
+
+
+def _with_idle(cuts: tuple[Cut, ...], idle: Mapping[str, Sequence[str]]) -> tuple[Cut, ...]:
+    """Return the cuts with those of layers that hold the same weight and are never run."""
+    return (*cuts, *(replace(cut, layer=other) for cut in cuts for other in idle.get(cut.layer, ())))
+
+
+def _telling(model: nn.Module, cuts: tuple[Cut, ...]) -> Iterator[tuple[Cut, ...]]:
+    """Yield the cuts with numbers of channels that the code around the layers may have remembered: with all, and each alone."""
+    size = len(cuts[0].positions)
+    around = {"", *(place for cut in cuts for place in itertools.accumulate(cut.layer.split("."), lambda a, b: f"{a}.{b}"))}
+    channels = tuple((channel,) for channel in range(size))
+    numbers = [
+        Cut(name, attribute, channels)
+        for name in sorted(around)
+        if refusal(model.get_submodule(name))
+        for attribute, value in vars(model.get_submodule(name)).items()
+        if type(value) is int and value == size and attribute not in AXES
+    ]
+    if numbers:
+        yield (*cuts, *numbers)
+    if len(numbers) > 1:
+        yield from ((*cuts, number) for number in numbers)

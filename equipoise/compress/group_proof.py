@@ -228,7 +228,7 @@ def _silenced(model: nn.Module, chosen: Sequence[Group], keep: Keep) -> Iterator
             continue
         if axis == "in" and isinstance(layer, WEIGHTED):
             handles.append(layer.register_forward_pre_hook(_zeroing(kept)))
-        elif isinstance(layer, nn.LayerNorm):
+        elif isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
             handles.append(layer.register_forward_hook(_norm_of(kept)))
     try:
         yield
@@ -253,8 +253,13 @@ def _zeroing(kept: Tensor) -> Any:
 def _norm_of(kept: Tensor) -> Any:
     def hook(layer: Any, given: tuple[Any, ...], output: Tensor) -> Tensor:
         part = given[0].index_select(-1, kept)
-        weight, bias = (None if value is None else value.index_select(-1, kept) for value in (layer.weight, layer.bias))
-        result = functional.layer_norm(part, (*layer.normalized_shape[:-1], len(kept)), weight, bias, layer.eps)
+        held = (layer.weight, getattr(layer, "bias", None))
+        weight, bias = (None if value is None else value.index_select(-1, kept) for value in held)
+        shape = (*layer.normalized_shape[:-1], len(kept))
+        if isinstance(layer, nn.RMSNorm):
+            result = functional.rms_norm(part, shape, weight, layer.eps)
+        else:
+            result = functional.layer_norm(part, shape, weight, bias, layer.eps)
         return torch.zeros_like(output).index_copy(-1, kept, result.to(output.dtype))
 
     return hook

@@ -30,7 +30,7 @@ from equipoise.batch import ONE, Inputs, call, joined, leaves, named, size, take
 from equipoise.errors import InputError, must_be
 from equipoise.runtimes import decoding
 from equipoise.runtimes.base import Source, cached
-from equipoise.runtimes.moved import Moved, moved
+from equipoise.runtimes.moved import Moved, draw, moved
 from equipoise.runtimes.reshapes import opened
 from equipoise.runtimes.simplify import selects, simplify
 
@@ -45,9 +45,6 @@ WEIGHT_INPUT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather":
 
 TOLERANCE = 1e-4
 """Largest difference from torch, as a fraction of the largest output."""
-
-MOST_DIFFERENT = 2**20
-"""Larger parameters than this are no tables of biases (see `moved`)."""
 
 SHORTEST = 4
 """A sequence of fewer places says too little of how its length is used."""
@@ -139,7 +136,7 @@ class Exporter:
         with torch.no_grad():
             for parameter in scrambled.parameters():
                 if parameter.is_floating_point():
-                    _draw(parameter, generator)
+                    draw(parameter, generator)
         graph = opened(self._export(scrambled, example, free=free))
         weights = _floats(scrambled)
         held = {_parameter_of(initializer.name) for initializer in graph.graph.initializer}
@@ -186,21 +183,6 @@ class Exporter:
             what = "able to take any batch size" if fixed else "one that ONNX can express"
             raise InputError(f"model must be {what}; got {type(model).__name__}: {reason} {_ADVICE}") from error
         return decoding.opened(_clean(cast(Any, program).model_proto, _floats(model)), past)
-
-
-@torch.no_grad()
-def _draw(parameter: Tensor, generator: torch.Generator) -> None:
-    """Fill a parameter with random numbers, of which no two are the same where there are not too many of them."""
-    parameter.normal_(std=0.1, generator=generator)
-    if parameter.numel() > MOST_DIFFERENT or parameter.element_size() < 4:
-        return
-    flat = parameter.view(-1)
-    while True:
-        ordered, places = flat.sort()
-        again = places[1:][ordered[1:] == ordered[:-1]]
-        if not len(again):
-            return
-        flat[again] = torch.empty(len(again), dtype=flat.dtype).normal_(std=0.1, generator=generator)
 
 
 _ADVICE = (

@@ -11,9 +11,14 @@ from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
+import torch
 from onnx import ModelProto, numpy_helper
+from torch import Tensor
 
 Array = np.ndarray[Any, Any]
+
+MOST_DIFFERENT = 2**20
+"""Larger parameters than this are no tables of biases."""
 
 
 @dataclass(frozen=True)
@@ -50,8 +55,23 @@ class Moved:
         return np.broadcast_to(weight[tuple(found)], shape)
 
 
+@torch.no_grad()
+def draw(parameter: Tensor, generator: torch.Generator) -> None:
+    """Fill a parameter with random numbers, of which no two are the same where there are not too many of them."""
+    parameter.normal_(std=0.1, generator=generator)
+    if parameter.numel() > MOST_DIFFERENT or parameter.element_size() < 4:
+        return
+    flat = parameter.view(-1)
+    while True:
+        ordered, places = flat.sort()
+        again = places[1:][ordered[1:] == ordered[:-1]]
+        if not len(again):
+            return
+        flat[again] = torch.empty(len(again), dtype=flat.dtype).normal_(std=0.1, generator=generator)
+
+
 def moved(graph: ModelProto, weights: Mapping[str, Array]) -> dict[str, Moved]:
-    """Return, by name, the constants of a graph that hold entries of one of the `weights`: of those without two equal numbers."""
+    """Return by name the constants that hold entries of one of the `weights`; those with two equal numbers are left out."""
     entries = {name: np.sort(weight, axis=None) for name, weight in weights.items()}
     entries = {name: ordered for name, ordered in entries.items() if (ordered[1:] > ordered[:-1]).all()}
     found = {}

@@ -26,20 +26,23 @@ def unseen(size: int, seed: int) -> list[int]:
 
 
 def silenced(model: nn.Module, chosen: list[Group], kept: dict[str, list[int]]) -> nn.Module:
-    """The same model by hand: readers hold zero weights for what is gone, a LayerNorm averages over what is kept."""
+    """The same model by hand: readers hold zero weights for what is gone, norms average over what is kept."""
     quiet = copy.deepcopy(model)
     for (name, axis), spots in keeping(model, chosen, kept).items():
         layer = quiet.get_submodule(name)
         if axis == "in":
             silence(layer, spots)
-        elif isinstance(layer, nn.LayerNorm):
+        elif isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
             layer.forward = over(layer, spots)  # type: ignore[method-assign]
     return quiet
 
 
-def over(layer: nn.LayerNorm, spots: Tensor) -> Callable[[Tensor], Tensor]:
+def over(layer: nn.LayerNorm | nn.RMSNorm, spots: Tensor) -> Callable[[Tensor], Tensor]:
     def forward(x: Tensor) -> Tensor:
         part = x[..., spots]
+        if isinstance(layer, nn.RMSNorm):
+            root = (part.square().mean(-1, keepdim=True) + torch.finfo(x.dtype).eps).sqrt()
+            return torch.zeros_like(x).index_copy(-1, spots, part / root * layer.weight[spots])
         even = (part - part.mean(-1, keepdim=True)) / (part.var(-1, keepdim=True, correction=0) + layer.eps).sqrt()
         return torch.zeros_like(x).index_copy(-1, spots, even * layer.weight[spots] + layer.bias[spots])
 

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from equipoise.runtimes import export
 from equipoise.runtimes.export import Exporter
-from equipoise.runtimes.moved import Moved, moved
+from equipoise.runtimes.moved import Moved, draw, moved
 from equipoise.runtimes.reshapes import _asked, opened
 
 
@@ -131,7 +131,7 @@ def test_only_what_was_moved_is_taken_for_it() -> None:
 
 def test_a_table_is_drawn_without_two_equal_numbers() -> None:
     table = nn.Parameter(torch.zeros(2 * 29 - 1, 29 * 12))
-    export._draw(table, torch.Generator().manual_seed(0))
+    draw(table, torch.Generator().manual_seed(0))
     plain = torch.empty(table.shape).normal_(std=0.1, generator=torch.Generator().manual_seed(0))
     assert len(plain.unique()) < plain.numel(), "as many as these are not all different by chance"
     assert len(table.unique()) == table.numel()
