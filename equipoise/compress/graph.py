@@ -87,6 +87,8 @@ def _remembering(
 ) -> dict[str, Group]:
     """Return, of groups that fail as they are, those of which another way passes; what one group has tried teaches the next.
 
+    The way of the first of a kind is proven here, that of the others with all groups together.
+
     Args:
         failed: Group -> the other ways to cut it.
     """
@@ -94,9 +96,12 @@ def _remembering(
     known: dict[tuple[tuple[str, ...], ...], Sequence[int]] = {}
     for name, ways in failed.items():
         kind = tuple(tuple(cut.axis for cut in way.cuts) for way in ways)
-        tried = known.get(kind, range(len(ways)))
+        if kind in known:
+            for place in known[kind]:
+                found[name] = ways[place]
+            continue
         known[kind] = ()
-        for place in tried:
+        for place in range(len(ways)):
             if not prove(model, example, [ways[place]], watched=watched)[name]:
                 found[name], known[kind] = ways[place], (place,)
                 break
