@@ -45,5 +45,5 @@ $(VENV)/.core: $(RECIPE) | $(BIN)/python
 
 $(VENV)/.dev: $(RECIPE) | $(BIN)/python
 	$(PIP) --editable ".[dev,openvino,images,text,tensorboard,pandas,plot,isolate]"
-	$(PIP) --no-deps timm torchvision  # architectures to sweep; what they depend on would bring another torch
+	$(PIP) --no-deps timm torchvision  # architectures of the zoo; what they depend on would bring another torch
 	@touch $@ $(VENV)/.core

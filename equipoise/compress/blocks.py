@@ -71,12 +71,12 @@ def droppable(model: nn.Module, example: Inputs, *, watched: Watched = unwatched
     tape = record(model, example)
     forms = _forms(model, example)
     owners = frozenset(name for name, part in model.named_modules() if any(True for _ in part.parameters(recurse=False)))
-    needed = _needed(tape, {})
+    needed = tape.needed()
     ways = [way for name in tape.runs if name in forms for way in _ways(name, forms[name], tape)]
     around = {way.name for way in ways if not way.adds}
     found = []
     for way in ways:
-        dead = needed - _needed(tape, {way.value: way.instead})
+        dead = needed - tape.needed({way.value: way.instead})
         gone = frozenset(owner for owner in owners if owner in dead or _within(owner, way.name))
         places = {way.name, *(name for name in around if _within(way.name, name))}
         layers = frozenset(owner for owner in gone if isinstance(model.get_submodule(owner), WEIGHTED))
@@ -214,24 +214,6 @@ def _forms(model: nn.Module, example: Inputs) -> dict[str, Any]:
     with torch.no_grad():
         call(subject, example)
     return found
-
-
-def _needed(tape: Tape, instead: Mapping[int, int | None]) -> frozenset[str]:
-    """Return the modules whose own calls the outputs need, some values replaced; none where a value's origin is not seen."""
-    makers = {value: step for step in tape.calls for value in step.outputs}
-    known = {*tape.held, *(value for taken, _ in tape.runs.get("", ()) for value in taken)}
-    waiting, seen, layers = list(tape.outputs), set(), set()
-    while waiting:
-        read = waiting.pop()
-        value = instead.get(read, read)
-        if value is None or value in seen or value in known:
-            continue
-        seen.add(value)
-        if value not in makers:
-            return frozenset()
-        layers.add(makers[value].layer)
-        waiting += makers[value].inputs
-    return frozenset(layers)
 
 
 def _ancestors(tape: Tape, value: int) -> frozenset[int]:

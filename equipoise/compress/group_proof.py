@@ -25,6 +25,8 @@ from equipoise.compress.coupling import Group, keeping
 from equipoise.compress.cut import Keep, sliced
 from equipoise.compress.trace import WEIGHTED, Watched, copied, tensors, unwatched
 
+_Place = tuple[str, str]
+"""A layer, and whether what it reads (``in``) or gives (``out``) is meant."""
 ROUNDS = 6
 """How many patterns every group is cut in."""
 
@@ -51,6 +53,8 @@ def prove(model: nn.Module, example: Inputs, candidates: Sequence[Group], *, wat
         alive = tuple(group for group in alive if group.name not in reasons)
     if alive and trial.fault(alive, ROUNDS):
         reasons |= _one_by_one(trial, alive)
+    for group in _unseen(trial, [group for group in alive if group.name not in reasons]):
+        reasons[group.name] = "on the example one of its layers changes no output, so a cut cannot be checked"
     return {group.name: reasons.get(group.name, "") for group in candidates}
 
 
@@ -143,6 +147,15 @@ class _Trial:
             expected = _floating(_run(self.model, self.example))
         return self._compared(smaller, expected)
 
+    def matters(self, name: str, axis: str) -> bool:
+        """Return whether the output changes where a layer reads, or gives, zeros."""
+        handle = _hooked(self.model, (name, axis), torch.zeros_like)
+        try:
+            answers = _floating(_run(self.model, self.example))
+        finally:
+            handle.remove()
+        return not all(map(torch.equal, answers, self.whole))
+
     def _compared(self, smaller: tuple[Tensor, ...], expected: tuple[Tensor, ...]) -> str:
         for got, wanted, whole in zip(smaller, expected, self.whole, strict=True):
             if not wanted.numel():
@@ -165,8 +178,58 @@ def _one_by_one(trial: _Trial, chosen: Sequence[Group]) -> dict[str, str]:
     return reasons
 
 
+def _unseen(trial: _Trial, chosen: Sequence[Group]) -> list[Group]:
+    """Return the groups of which a layer runs and changes nothing (a branch that no sample takes): any cut of it looks right.
+
+    Where gradients reach what a reader takes or a writer gives there is no doubt; any other is silenced to see.
+    """
+    ran, reached = _reached(trial, {place for group in chosen for place in _ends(group)})
+    hidden = {place for place in ran - reached if not trial.matters(*place)}
+    return [group for group in chosen if hidden & _ends(group)]
+
+
+def _ends(group: Group) -> set[_Place]:
+    return {(name, "out") for name in group.producers} | {(name, "in") for name in group.consumers}
+
+
+def _reached(trial: _Trial, places: set[_Place]) -> tuple[set[_Place], set[_Place]]:
+    """Return the places that run, and those where some value moves an output: none where code has no gradients."""
+    added: dict[_Place, list[Tensor]] = {}
+
+    def more(value: Tensor, place: _Place) -> Tensor:
+        added.setdefault(place, []).append(torch.zeros_like(value).requires_grad_(True))
+        return value + added[place][-1]
+
+    handles = [_hooked(trial.model, place, lambda value, place=place: more(value, place)) for place in places]
+    found: set[_Place] = set()
+    try:
+        with contextlib.suppress(Exception), torch.enable_grad():
+            outputs = [part for part in _floating(_answer(trial.model, trial.example)) if part.requires_grad]
+            noise = torch.Generator().manual_seed(0)
+            mixed = [(part * torch.randn(part.shape, generator=noise).to(part)).sum() for part in outputs]
+            values = [(place, value) for place, some in added.items() for value in some]
+            grads = torch.autograd.grad(mixed, [value for _, value in values], allow_unused=True) if mixed else ()
+            found = {place for (place, _), grad in zip(values, grads, strict=False) if grad is not None and bool(grad.any())}
+    finally:
+        for handle in handles:
+            handle.remove()
+    return set(added), found
+
+
+def _hooked(model: nn.Module, place: _Place, change: Any) -> Any:
+    """Let a layer read, or give, something else wherever it runs."""
+    layer, (_, axis) = model.get_submodule(place[0]), place
+    if axis == "in":
+        return layer.register_forward_pre_hook(lambda _layer, given: (change(given[0]), *given[1:]))
+    return layer.register_forward_hook(lambda _layer, _given, answer: change(answer))
+
+
 @torch.no_grad()
 def _run(model: nn.Module, example: Inputs) -> Any:
+    return _answer(model, example)
+
+
+def _answer(model: nn.Module, example: Inputs) -> Any:
     """Return the model's answer with the same chance on every call."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)

@@ -10,11 +10,12 @@ from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
 from equipoise.batch import Inputs, call
+from equipoise.compress.trace import record, tensors
 from equipoise.ops import Op
 
 
 def operators(model: nn.Module, example: Inputs) -> dict[str, Op]:
-    """Return module name -> operator for every convolution, linear layer and embedding that runs.
+    """Return module name -> operator for every convolution, linear layer and embedding that the outputs need.
 
     Args:
         model: BatchNorm folded, so that a rectifier is seen to follow its convolution. Not changed.
@@ -22,13 +23,16 @@ def operators(model: nn.Module, example: Inputs) -> dict[str, Op]:
 
     Limits:
         2-D convolutions with zero padding, linear layers, and embeddings that only look up. A layer that runs more than once
-        counts once.
+        counts once. What feeds an output that is not judged, or makes a constant of constants, is no operator of what ships.
     """
     found: dict[str, Op] = {}
     outputs: dict[int, tuple[str, Tensor]] = {}
 
-    def record(name: str, layer: nn.Module, inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        found[name] = _spec(layer, inputs[0])
+    def note(name: str, layer: nn.Module, given: Any, output: Tensor) -> None:
+        read = next(tensors(given), None)  # by position or by name; a table of places may be asked by a shape alone
+        if read is None:
+            return
+        found[name] = _spec(layer, read)
         outputs[id(output)] = (name, output)  # the tensor is kept, so that its id is not given away
 
     class Rectifiers(TorchFunctionMode):
@@ -39,7 +43,9 @@ def operators(model: nn.Module, example: Inputs) -> dict[str, Op]:
             return func(*args, **(kwargs or {}))
 
     hooks = [
-        layer.register_forward_hook(lambda layer, inputs, output, name=name: record(name, layer, inputs, output))
+        layer.register_forward_hook(
+            lambda layer, given, named, output, name=name: note(name, layer, (given, named), output), with_kwargs=True
+        )
         for name, layer in model.named_modules()
         if _counted(layer)
     ]
@@ -49,7 +55,9 @@ def operators(model: nn.Module, example: Inputs) -> dict[str, Op]:
     finally:
         for hook in hooks:
             hook.remove()
-    return found
+    tape = record(model, example)
+    needed, fed = tape.needed() or found.keys(), tape.fed()
+    return {name: op for name, op in found.items() if name in needed and (name in fed or op.kind == "embedding")}
 
 
 def _counted(layer: nn.Module) -> bool:
@@ -61,9 +69,9 @@ def _counted(layer: nn.Module) -> bool:
 def _spec(layer: nn.Module, inputs: Tensor) -> Op:
     """The operator of a layer, from its attributes and one input."""
     if isinstance(layer, nn.Linear):
-        return Op("linear", layer.in_features, layer.out_features, height=max(1, inputs[0].numel() // layer.in_features))
+        return Op("linear", layer.in_features, layer.out_features, height=_places(inputs, layer.in_features))
     if isinstance(layer, nn.Embedding):
-        return Op("embedding", layer.num_embeddings, layer.embedding_dim, height=max(1, inputs[0].numel()))
+        return Op("embedding", layer.num_embeddings, layer.embedding_dim, height=_places(inputs))
     if not isinstance(layer, nn.Conv2d):
         raise TypeError(type(layer).__name__)
     kernel, stride, dilation = ((pair[0], pair[1]) for pair in (layer.kernel_size, layer.stride, layer.dilation))
@@ -72,3 +80,8 @@ def _spec(layer: nn.Module, inputs: Tensor) -> Op:
         padding = (dilation[0] * (kernel[0] - 1) // 2, dilation[1] * (kernel[1] - 1) // 2)
     shape = (layer.groups, inputs.shape[-2], inputs.shape[-1])
     return Op("conv", layer.in_channels, layer.out_channels, kernel, stride, padding, dilation, *shape)
+
+
+def _places(inputs: Tensor, width: int = 1) -> int:
+    """Rows of `width` in each sample; one where no sample came this way."""
+    return max(1, inputs.numel() // max(1, len(inputs)) // width)

@@ -7,7 +7,7 @@ price is that the trace is true for that example only, which is why `graph` and 
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any
@@ -98,6 +98,38 @@ class Tape:
         found = [call for call in self.calls if call.layer == layer and call.op.startswith(("conv", "linear", "batch_norm"))]
         return found[0] if len(found) == 1 else None
 
+    def needed(self, instead: Mapping[int, int | None] | None = None) -> frozenset[str]:
+        """Return the modules whose own calls the outputs need; none where the origin of a value that they need is not seen.
+
+        Args:
+            instead: Value -> the one that is read in its place, or None for nothing.
+        """
+        instead = instead or {}
+        makers = {value: call for call in self.calls for value in call.outputs}
+        known = {*self.held, *(value for taken, _ in self.runs.get("", ()) for value in taken)}
+        waiting, seen, layers = list(self.outputs), set[int](), set[str]()
+        while waiting:
+            read = waiting.pop()
+            value = instead.get(read, read)
+            if value is None or value in seen or value in known:
+                continue
+            seen.add(value)
+            if value not in makers:
+                return frozenset()
+            layers.add(makers[value].layer)
+            waiting += makers[value].inputs
+        return frozenset(layers)
+
+    def fed(self) -> frozenset[str]:
+        """Return the modules whose own calls read what was made of the inputs, or something whose origin is not seen."""
+        steady, layers = set(self.held), set[str]()
+        for step in self.calls:
+            if steady.issuperset(step.inputs) and step.inputs:
+                steady.update(step.outputs)
+            else:
+                layers.add(step.layer)
+        return frozenset(layers)
+
 
 class _Interception(TorchFunctionMode):
     def __init__(self, answer: Callable[[Invocation], Any], scope: list[str]) -> None:
@@ -144,6 +176,7 @@ def record(model: nn.Module, example: Inputs) -> Tape:
         changed = [tensor for tensor, version in zip(before, versions, strict=True) if tensor._version != version]
         for tensor in changed:
             numbers.renew(tensor)
+        numbers.renew_views(changed)
         outputs = tuple(numbers.of(tensor) for tensor in tensors(result))
         if changed or (outputs and not set(outputs) <= set(inputs)):  # not a size query, not an eval-mode dropout
             calls.append(Call(invocation.op, invocation.scope, inputs, outputs))
@@ -226,3 +259,17 @@ class _Numbers:
         self._known[id(tensor)] = number
         with torch._C.DisableTorchFunction():
             self.shapes[number] = tuple(tensor.shape)
+
+    def renew_views(self, changed: Sequence[Tensor]) -> None:
+        """Give what shares the memory of tensors that have changed a new number too."""
+        with torch._C.DisableTorchFunction():
+            places = {tensor.untyped_storage().data_ptr() for tensor in changed if tensor.numel()}
+            apart = {id(tensor) for tensor in changed}
+            views = [t for t in self._alive if places and id(t) not in apart and _place(t) in places]
+        for tensor in views:
+            self.renew(tensor)
+
+
+def _place(tensor: Tensor) -> int:
+    """The memory that a tensor lies in; 0 where it holds none."""
+    return tensor.untyped_storage().data_ptr() if tensor.numel() else 0

@@ -176,19 +176,27 @@ class Workbench:
         """Return the program that would ship for a draft; `samples` limits the calibration set.
 
         Layers that no knob sets (a Conv1d) are quantized with all the others, or else left in floats: what a plan does not say
-        would cost every mixed plan the same, whatever it chose.
+        would cost every mixed plan the same, whatever it chose. A layer that the file does not hold, as what it computes is a
+        constant there, is left aside.
         """
         runtime = runtimes.get(target.runtime)
         options: dict[str, Any] = {}
-        if held := {name: way for name, way in draft.request.items() if scheme(way).encoded}:
-            options["schemes"] = held
-        if 8 in draft.request.values():
-            present = {name for name, layer in draft.model.named_modules() if isinstance(layer, HOLDING)}
-            floats = frozenset(present - {name for name, way in draft.request.items() if way == 8} - self.unset)
-            if floats and self.unset:  # the file is read for nothing else
-                floats |= self.unset & layer_nodes(source.onnx()).keys()
+        held = {name: way for name, way in draft.request.items() if scheme(way).encoded}
+        static = 8 in draft.request.values()
+        there = layer_nodes(source.onnx()).keys() if held or static else set()
+        if some := {name: way for name, way in held.items() if name in there}:
+            options["schemes"] = some
+        if static:
+            floats = frozenset(there & self._weighted(draft) - {name for name, way in draft.request.items() if way == 8})
+            floats = floats if floats - self.unset else frozenset()
             options |= {"calibration": take(self.calibration, slice(samples)), "float_layers": floats}
-        return runtime.compile(source, **options)
+        program = runtime.compile(source, **options)
+        lost = dict.fromkeys(held.keys() - there, "the file holds no weights of it: what it computes is a constant there")
+        return replace(program, left={**program.left, **lost}) if lost else program
+
+    @staticmethod
+    def _weighted(draft: Draft) -> set[str]:
+        return {name for name, layer in draft.model.named_modules() if isinstance(layer, HOLDING)}
 
     def on_grid(self, draft: Draft) -> Draft:
         """Return a draft whose weights lie where its schemes hold them: what is scored, shipped and stored is one model."""
@@ -247,7 +255,7 @@ class Workbench:
             damage=self.damage(outputs),
             program=ProgramRef(program.runtime, program.precision, str(target), files, onnx, program.left),
             weights=self.save(packed(draft.model)),
-            layers=tuple(_row(layer, draft.request) for layer in counts.by_layer),
+            layers=tuple(_row(layer, draft.request, draft.model) for layer in counts.by_layer),
             seconds=time.perf_counter() - began,
         )
 
@@ -323,9 +331,16 @@ def _rows(samples: Inputs, target: Target) -> Inputs:
     return mapped(take(samples, np.arange(target.batch) % size(samples)), np.ascontiguousarray)
 
 
-def _row(layer: LayerCount, request: Mapping[str, Choice]) -> LayerRow:
-    """A layer as it is reported; its channels lie on dimension 1 of a map, on the last one of tokens."""
-    channels = layer.output[1] if layer.kind.startswith(("Conv", "BatchNorm")) else layer.output[-1]
+def _row(layer: LayerCount, request: Mapping[str, Choice], model: torch.nn.Module) -> LayerRow:
+    """A layer as it is reported; its channels lie on dimension 1 of a map, on the last one of tokens.
+
+    Of one that is never called, as another module's code reads its weights, they are the rows of what it holds.
+    """
+    if layer.output:
+        channels = layer.output[1 if layer.kind.startswith(("Conv", "BatchNorm")) and len(layer.output) > 1 else -1]
+    else:
+        held = [value for value in model.get_submodule(layer.name).parameters(recurse=False) if value.dim()]
+        channels = max(map(len, held), default=1)
     return LayerRow(layer.name, layer.kind, channels, layer.params, layer.macs, scheme(request.get(layer.name, 32)).bits)
 
 

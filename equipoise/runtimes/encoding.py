@@ -89,7 +89,7 @@ def _tensors(graph: GraphProto, schemes: Mapping[str, Choice]) -> dict[str, _Ten
     turned = [(node, name, True) for node, name in tied(graph)]
     found: dict[str, _Tensor] = {}
     for node, name, rows in [*((node, _weights(node), node.op_type == "Gather") for node in graph.node), *turned]:
-        if name not in floats:
+        if name not in floats or parameter_of(name).rpartition(".")[2] != "weight":
             continue
         own = [layer for layer in (parameter_of(name).rpartition(".")[0], scope_of(node)) if layer in schemes]
         kind = {"Gather": "embedding", "Gemm": "linear", "MatMul": "linear"}.get(node.op_type, "conv")

@@ -2,51 +2,18 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable
-
 import movers
 import pytest
 import torch
 import torch.nn.functional as F
+from silenced import silenced, unseen
 from torch import Tensor, nn
 
 from equipoise.compress import candidates
 from equipoise.compress.cut import sliced
-from equipoise.compress.graph import Group, groups, keeping
-from equipoise.compress.group_proof import ROUNDS, pattern, silence
+from equipoise.compress.graph import groups, keeping
+from equipoise.compress.group_proof import ROUNDS, pattern
 from equipoise.compress.prune import prune
-
-
-def unseen(size: int, seed: int) -> list[int]:
-    """A pattern of a size and order that the proof does not use."""
-    generator = torch.Generator().manual_seed(90_000 + seed)
-    count = int(torch.randint(1, size, (1,), generator=generator))
-    return sorted(torch.randperm(size, generator=generator)[:count].tolist())
-
-
-def silenced(model: nn.Module, chosen: list[Group], kept: dict[str, list[int]]) -> nn.Module:
-    """The same model by hand: readers hold zero weights for what is gone, norms average over what is kept."""
-    quiet = copy.deepcopy(model)
-    for (name, axis), spots in keeping(model, chosen, kept).items():
-        layer = quiet.get_submodule(name)
-        if axis == "in":
-            silence(layer, spots)
-        elif isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
-            layer.forward = over(layer, spots)  # type: ignore[method-assign]
-    return quiet
-
-
-def over(layer: nn.LayerNorm | nn.RMSNorm, spots: Tensor) -> Callable[[Tensor], Tensor]:
-    def forward(x: Tensor) -> Tensor:
-        part = x[..., spots]
-        if isinstance(layer, nn.RMSNorm):
-            root = (part.square().mean(-1, keepdim=True) + torch.finfo(x.dtype).eps).sqrt()
-            return torch.zeros_like(x).index_copy(-1, spots, part / root * layer.weight[spots])
-        even = (part - part.mean(-1, keepdim=True)) / (part.var(-1, keepdim=True, correction=0) + layer.eps).sqrt()
-        return torch.zeros_like(x).index_copy(-1, spots, even * layer.weight[spots] + layer.bias[spots])
-
-    return forward
 
 
 @pytest.mark.parametrize("name", movers.MOVERS)
@@ -100,6 +67,50 @@ def test_a_branch_that_starts_at_zero_hides_no_mistake() -> None:
     found = {group.name: group for group in groups(model, torch.randn(2, 12, generator=torch.Generator().manual_seed(0)))}
     assert not found["into"].prunable
     assert "places" in found["into"].reason
+
+
+class Chooses(nn.Module):
+    """Of two branches each sample takes one; the stem is read by both."""
+
+    def __init__(self, *, turned: bool) -> None:
+        super().__init__()
+        self.ask, self.stem = nn.Linear(6, 1), nn.Linear(6, 16)
+        self.yes, self.no, self.after, self.head = nn.Linear(16, 24), nn.Linear(16, 24), nn.Linear(24, 12), nn.Linear(12, 3)
+        self.turned = turned
+
+    def forward(self, x: Tensor) -> Tensor:
+        stem = F.relu(self.stem(x))
+        yes = F.relu(self.yes(stem.roll(1, -1) if self.turned else stem))
+        return self.head(F.relu(self.after(torch.where(self.ask(x) > 0, yes, F.relu(self.no(stem))))))
+
+
+@pytest.mark.parametrize("turned", [True, False])
+def test_a_branch_that_no_sample_takes_hides_no_mistake(turned: bool) -> None:
+    torch.manual_seed(0)
+    model = Chooses(turned=turned).eval()
+    x = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    asked = model.ask(x)[:, 0] > 0
+    one_way, both = x[~asked][:2], torch.cat([x[asked][:1], x[~asked][:1]])
+    right = {"yes", "after"} if turned else {"stem", "yes", "after"}
+    assert {group.name for group in groups(model, both) if group.prunable} == right
+    found = {group.name: group for group in groups(model, one_way)}
+    assert not found["stem"].prunable
+    assert found["stem"].reason == "on the example one of its layers changes no output, so a cut cannot be checked"
+    assert not found["yes"].prunable, "it is written in both branches"
+    assert found["after"].prunable
+
+
+def test_a_step_without_gradient_is_seen_by_silencing() -> None:
+    class Rounds(nn.Module):
+        def __init__(self) -> None:
+            super().__init__()
+            self.stem, self.head = nn.Linear(6, 16), nn.Linear(16, 3)
+
+        def forward(self, x: Tensor) -> Tensor:
+            return (1e6 * self.head(F.relu(self.stem(x)))).round()
+
+    stem, *_ = groups(Rounds(), torch.randn(2, 6, generator=torch.Generator().manual_seed(0)))
+    assert stem.prunable, stem.reason
 
 
 def test_several_outputs_are_all_compared() -> None:

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from equipoise.compress.width import widths
-from equipoise.measure.counts import LayerCount
+from equipoise.measure.counts import LayerCount, count
 from equipoise.records import Plan
 from equipoise.road.bench import Workbench, _row, one_thread
 from equipoise.runtimes import Target
@@ -27,9 +27,36 @@ def test_width_menus_start_whole_and_keep_to_the_multiple(size, menu) -> None:
     [("Conv2d", (1, 24, 9, 7), 24), ("Conv1d", (1, 24, 9), 24), ("Linear", (1, 50, 96), 96), ("Linear", (1, 10), 10)],
 )
 def test_channels_lie_on_the_second_dimension_of_a_map_and_on_the_last_one_of_tokens(kind, shape, channels) -> None:
-    row = _row(LayerCount("x", kind, 5, 7, shape), {"x": 8})
+    row = _row(LayerCount("x", kind, 5, 7, shape), {"x": 8}, torch.nn.Module())
     assert (row.out, row.params, row.macs, row.bits) == (channels, 5, 7, 8)
-    assert _row(LayerCount("y", kind, 5, 7, shape), {"x": 8}).bits == 32
+    assert _row(LayerCount("y", kind, 5, 7, shape), {"x": 8}, torch.nn.Module()).bits == 32
+
+
+class _Reads(torch.nn.Module):
+    """Two layers, of which one is never called: its weights are read, as torchvision's Swin reads those of its attention."""
+
+    def __init__(self, kind: type[torch.nn.Module], *sizes: int) -> None:
+        super().__init__()
+        self.first, self.read = torch.nn.Linear(6, 8), kind(*sizes)
+        self.total = torch.nn.Module()
+        self.total.offset = torch.nn.Parameter(torch.zeros(()))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        weight = self.read.weight.flatten(1)
+        return torch.nn.functional.linear(torch.relu(self.first(x)), weight) + self.total.offset
+
+
+@pytest.mark.parametrize(("kind", "sizes", "out"), [(torch.nn.Linear, (8, 5), 5), (torch.nn.Conv1d, (8, 7, 1), 7)])
+def test_a_layer_that_is_never_called_has_a_row(kind, sizes, out) -> None:
+    net = _Reads(kind, *sizes)
+    rows = {row.name: row for layer in count(net, torch.randn(2, 6)).by_layer for row in [_row(layer, {}, net)]}
+    assert (rows["first"].out, rows["read"].out, rows["total"].out) == (8, out, 1)
+    assert sum(row.params for row in rows.values()) == sum(p.numel() for p in net.parameters())
+
+
+def test_a_layer_of_any_name_may_answer_with_one_number() -> None:
+    net = torch.nn.Module()
+    assert _row(LayerCount("", "ConvEnergy", 5, 7, (1,)), {}, net).out == 1
 
 
 def test_one_thread_gives_the_threads_back() -> None:

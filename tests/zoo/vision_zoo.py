@@ -6,72 +6,57 @@ operators are only declared, never called.
 
 from __future__ import annotations
 
-import importlib.util
 import inspect
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from functools import cache
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from vision_names import declare
 
-BATCH = 96
+from equipoise.batch import Inputs, call, positional
 
 
 @dataclass(frozen=True)
 class Architecture:
-    """One model to sweep: where its maker lives, the side of its square input, and what makes it small."""
+    """One architecture: where its maker lives, the side of its square input, and what makes it small."""
 
     source: str
     name: str
     side: int = 64
     options: Mapping[str, Any] = field(default_factory=dict)
     shape: tuple[int, ...] = ()
+    output: Any = None
+    refused: str = ""
 
     def __str__(self) -> str:
         return f"{self.source}:{self.name}"
+
+    @property
+    def kind(self) -> str:
+        """What it is for."""
+        if self.name.startswith(("deeplab", "fcn", "lraspp")):
+            return "segmentation"
+        return "video" if self.shape else "images"
 
     def inputs(self, count: int) -> Tensor:
         """Return `count` inputs from a fixed seed."""
         shape = self.shape or (3, self.side, self.side)
         return torch.randn(count, *shape, generator=torch.Generator().manual_seed(1))
 
-
-@cache
-def missing() -> str:
-    """Return why nothing can be swept here, or ""."""
-    absent = [name for name in ("timm", "torchvision") if importlib.util.find_spec(name) is None]
-    if absent:
-        return f"{' and '.join(absent)} not installed: `make test` does it"
-    declare()
-    return ""
-
-
-def unknown(architecture: Architecture) -> str:
-    """Return why this architecture cannot be built here, or ""."""
-    if why := missing():
-        return why
-    import timm
-
-    known = architecture.source != "timm" or timm.is_model(architecture.name)
-    return "" if known else f"timm {timm.__version__} does not know {architecture.name}"
-
-
-def built(architecture: Architecture) -> nn.Module:
-    """Return the model in eval mode with weights from a fixed seed, none of them zero, and BatchNorm statistics of its own."""
-    torch.manual_seed(0)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")
-        model: nn.Module = _MAKERS[architecture.source](architecture)
-    lively(model, architecture.inputs(16))
-    return model.eval()
+    def built(self) -> nn.Module:
+        """Return the model in eval mode: weights from a fixed seed, none of them zero, BatchNorm statistics of its own."""
+        torch.manual_seed(0)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            model: nn.Module = _MAKERS[self.source](self)
+        lively(model, self.inputs(16))
+        return model.eval()
 
 
 @torch.no_grad()
-def lively(model: nn.Module, inputs: Tensor) -> None:
+def lively(model: nn.Module, inputs: Inputs) -> None:
     """Make every parameter and statistic count: nothing starts at zero or one, so that whatever is lost shows."""
     generator = torch.Generator().manual_seed(2)
 
@@ -82,6 +67,8 @@ def lively(model: nn.Module, inputs: Tensor) -> None:
         if float(parameter.abs().max()) < 1e-3:  # biases, and gains of residual branches that start at nothing
             parameter.copy_(uniform(parameter, -0.3, 0.3))
     norms = [module for module in model.modules() if isinstance(getattr(module, "running_var", None), Tensor)]
+    if not norms:
+        return
     for norm in norms:
         if norm.weight is not None:
             norm.weight.copy_(uniform(norm.weight, 0.5, 1.5))
@@ -90,7 +77,7 @@ def lively(model: nn.Module, inputs: Tensor) -> None:
     for module in model.modules():
         if isinstance(module, nn.Dropout) or type(module).__name__ == "DropPath":
             module.eval()
-    model(inputs)
+    call(model, positional(inputs) if isinstance(inputs, tuple) else inputs)
     for norm in norms:
         norm.running_mean.add_(uniform(norm.running_mean, -0.2, 0.2) * norm.running_var.sqrt())
         norm.running_var.mul_(uniform(norm.running_var, 0.7, 1.4))
