@@ -60,6 +60,7 @@ FOUR = 0.1
 """Largest root mean square difference by kernels of 4-bit weights, which round what they read to 8 bits."""
 PATTERNS = 3
 """Random patterns, each of which cuts all groups at once."""
+BREAKS = "the forward pass breaks when it is cut"
 PLANTED = 4
 """Most groups of a model of which wrong maps are planted."""
 
@@ -260,9 +261,12 @@ def _kind(knob: str, heads: set[str]) -> str:
 
 def _reason(why: str, model: nn.Module) -> str:
     """A reason without the names and numbers of one place, so that like ones can be counted."""
-    names = sorted((name for name, _ in model.named_modules() if name), key=len, reverse=True)
-    words = [("a layer" if word.strip(",;:") in set(names) else word) for word in why.split(" ")]
-    return re.sub(r"a layer is a convolution in \d+ groups", "a layer is a convolution in groups", " ".join(words))
+    if why.startswith(BREAKS):
+        return BREAKS
+    known, words = {name for name, _ in model.named_modules() if name}, why.split(" ")
+    named = [word in known and ("." in word or place == 0 or words[place - 1] == "in") for place, word in enumerate(words)]
+    plain = " ".join("a layer" if is_name else word for word, is_name in zip(words, named, strict=True))
+    return re.sub(r"a convolution in \d+ groups", "a convolution in groups", plain)
 
 
 # ---- groups ------------------------------------------------------------------------------------------------------------------
