@@ -89,7 +89,7 @@ def _tensors(graph: GraphProto, schemes: Mapping[str, Choice]) -> dict[str, _Ten
     turned = [(node, name, True) for node, name in tied(graph)]
     found: dict[str, _Tensor] = {}
     for node, name, rows in [*((node, _weights(node), node.op_type == "Gather") for node in graph.node), *turned]:
-        if name not in floats or parameter_of(name).rpartition(".")[2] != "weight":
+        if name not in floats or not _own(node, name):
             continue
         own = [layer for layer in (parameter_of(name).rpartition(".")[0], scope_of(node)) if layer in schemes]
         kind = {"Gather": "embedding", "Gemm": "linear", "MatMul": "linear"}.get(node.op_type, "conv")
@@ -101,6 +101,12 @@ def _tensors(graph: GraphProto, schemes: Mapping[str, Choice]) -> dict[str, _Ten
         for name, tensor in found.items()
         if tensor.layers
     }
+
+
+def _own(node: NodeProto, name: str) -> bool:
+    """Whether a tensor holds a layer's weights in the rows in which they were rounded; a turned copy read turned does not."""
+    turned = any(attribute.name == "transB" and attribute.i for attribute in node.attribute)
+    return parameter_of(name).rpartition(".")[2] == "weight" and not (turned and name.endswith(TRANSPOSED))
 
 
 def _weights(node: NodeProto) -> str:
