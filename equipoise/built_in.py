@@ -25,6 +25,7 @@ class BuiltIn:
             first used.
         data: What is written after ``NAME:``, as in ``DATA?weights=FILE``; empty where the name says all.
         options: Those that may follow the ``?``; the function takes them by name, after the path.
+        file: Whether what comes after ``NAME:`` is a file or a folder; else it is the name of something.
         trained: Whether loading trains its model; the function then takes the weights of an earlier load as ``state``.
     """
 
@@ -32,6 +33,7 @@ class BuiltIn:
     data: str = ""
     options: Options = field(default_factory=dict)
     trained: bool = False
+    file: bool = True
 
     def imported(self) -> Any:
         """Return what `maker` names."""
@@ -41,6 +43,7 @@ class BuiltIn:
 _TASK: Options = {"shift": int, "holdout": int}
 _TEXTS: Options = {"length": int, "text": str, "label": str}
 _NET: Options = {"weights": Path, "depth": int, "shortcut": str, **_TASK}
+_SIZED: Options = {"size": int}
 
 FAMILIES: dict[str, BuiltIn] = {
     "mlp": BuiltIn("equipoise.workloads.families.plain:MLP"),
@@ -57,13 +60,14 @@ FAMILIES: dict[str, BuiltIn] = {
     "textcnn": BuiltIn("equipoise.workloads.families.texts:TEXTCNN"),
     "gru": BuiltIn("equipoise.workloads.families.texts:GRU"),
     "huggingface": BuiltIn("equipoise.workloads.huggingface:huggingface", "FOLDER"),
+    "timm": BuiltIn("equipoise.workloads.timm:timm_family", "NAME?weights=FILE", {"weights": Path}, file=False),
 }
 """Families of models by name; one with `data` is read from there."""
 
 WORKLOADS: dict[str, BuiltIn] = {
     "digits": BuiltIn("equipoise.workloads.digits:digits", trained=True),
     "cifar10": BuiltIn("equipoise.workloads.images:cifar10", "DATA?weights=FILE", _NET),
-    "images": BuiltIn("equipoise.workloads.images:image_workload", "DATA?weights=FILE", _NET),
+    "images": BuiltIn("equipoise.workloads.images:image_workload", "DATA?weights=FILE", {**_NET, **_SIZED, "model": str}),
     "sentiment": BuiltIn("equipoise.workloads.huggingface:sentiment_workload", "DATA?model=FOLDER", {"model": Path, **_TEXTS}),
 }
 """Workloads by name."""
@@ -72,7 +76,7 @@ TASKS: dict[str, BuiltIn] = {
     **WORKLOADS,
     "digits": BuiltIn("equipoise.workloads.digits:digits_task"),
     "cifar10": BuiltIn("equipoise.workloads.images:cifar10_task", "DATA", _TASK),
-    "images": BuiltIn("equipoise.workloads.images:image_task", "DATA", _TASK),
+    "images": BuiltIn("equipoise.workloads.images:image_task", "DATA", {**_TASK, **_SIZED}),
     "text": BuiltIn("equipoise.workloads.text:text_task", "FILE?context=64", {"context": int}),
     "sentiment": BuiltIn(
         "equipoise.workloads.sentiment:sentiment_task",
@@ -98,12 +102,39 @@ def scaled(text: str) -> tuple[str, str]:
     """Split how a family at a scale is written into the family and the scale, which is empty where the text has none.
 
     Example:
-        >>> scaled("cnn:0.5"), scaled("cnn:width=8,depth=3"), scaled("mine.py:net")
-        (('cnn', '0.5'), ('cnn', 'width=8,depth=3'), ('mine.py:net', ''))
+        >>> scaled("cnn:0.5"), scaled("cnn:width=8,depth=3"), scaled("timm:NAME?weights=FILE")
+        (('cnn', '0.5'), ('cnn', 'width=8,depth=3'), ('timm:NAME?weights=FILE', ''))
     """
     name, _, scale = text.rpartition(":")
     factor = re.fullmatch(r"[0-9.]+(e[+-]?[0-9]+)?", scale)
-    return (name, scale) if name and (factor or "=" in scale) else (text, "")
+    return (name, scale) if name and (factor or ("=" in scale and "?" not in scale)) else (text, "")
+
+
+def workload_of(family: str, task: str, scale: Mapping[str, float], store: Path) -> str:
+    """Return how a model that ``train`` left in `store` is written as a workload; empty where it takes a file of one's own.
+
+    Example:
+        >>> workload_of("timm:NAME?weights=OLD", "images:DATA?size=160", {}, Path("runs/a"))
+        'images:DATA?size=160&model=timm:NAME&weights=runs/a/model.safetensors'
+        >>> workload_of("cnn", "images:DATA", {"width": 8, "depth": 3}, Path("runs/a"))
+        'images:DATA?model=cnn:width=8,depth=3&weights=runs/a/model.safetensors'
+        >>> workload_of("huggingface:OLD", "sentiment:DATA?tokenizer=OLD&length=32", {"depth": 6}, Path("runs/a"))
+        'sentiment:DATA?length=32&model=runs/a/pretrained'
+    """
+    kind, _, rest = task.partition(":")
+    data, _, query = rest.partition("?")
+    row = WORKLOADS.get(kind)
+    if row is None or "model" not in row.options or not data:
+        return ""
+    kept = [part for part in query.split("&") if part.partition("=")[0] in row.options]
+    if "weights" in row.options:
+        sized = ",".join(f"{name}={value:g}" for name, value in scale.items())
+        kept += [f"model={':'.join(filter(None, (family.partition('?')[0], sized)))}", f"weights={store / 'model.safetensors'}"]
+    elif family.startswith("huggingface:"):
+        kept.append(f"model={store / 'pretrained'}")
+    else:
+        return ""
+    return f"{kind}:{data}?{'&'.join(kept)}"
 
 
 def trained_on_loading(spec: str) -> bool:

@@ -237,7 +237,8 @@ def check_named(what: str, spec: str, table: Mapping[str, BuiltIn]) -> None:
     kind, _, rest = spec.partition(":")
     from_data = kind in table and bool(table[kind].data)
     path = place if place.endswith(".py") else rest.partition("?")[0] if from_data else ""
-    if path and not Path(path).exists():
+    on_disk = not from_data or table[kind].file
+    if path and on_disk and not Path(path).exists():
         raise must_be(f"{what} file", "an existing file", path, "Paths are relative to the current folder.")
     if from_data and not path:
         raise must_be(what, f"{kind}:PATH", spec, f"Write {kind}:{table[kind].data}.")

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import argparse
 import os
+import shlex
 import sys
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from equipoise.built_in import FAMILIES, TASKS, forms
+from equipoise.built_in import FAMILIES, TASKS, forms, workload_of
 from equipoise.cli.arguments import (
     check_named,
     check_store,
@@ -91,7 +92,8 @@ def run(args: argparse.Namespace) -> int:
     from equipoise.workloads import load_family, load_task
 
     doing(f"loading {args.task}", quiet=args.quiet or not first)
-    family, task = load_family(args.family), load_task(args.task)
+    family = load_family(args.family)
+    task = load_task(args.task, family=family)
     recipe = recipe_of(args.recipe, usual_recipe(task, family))
     kind = args.kind or ("ddp" if int(os.environ.get("WORLD_SIZE", "1")) > 1 else "single")
     where = connect(kind, offload=tuple(filter(None, args.offload.split(","))), precision=recipe.precision)
@@ -117,12 +119,13 @@ def run(args: argparse.Namespace) -> int:
         where.close()
     if where.rank:
         return EXIT_OK
-    page = store / "report.html"
+    page, work = store / "report.html", workload_of(args.family, args.task, found.header["scale"], store)
     write_atomic(page, render_train(found.summary()).encode())
     if args.json:
         from equipoise.records import dumps
 
-        print(dumps({"schema_version": 1, "sentence": found.sentence(), "report": str(page), **found.summary()}))
+        named = {"sentence": found.sentence(), "report": str(page), "workload": work or None}
+        print(dumps({"schema_version": 1, **named, **found.summary()}))
         return EXIT_OK
     print(visible(found.sentence()))
     if found.classification is not None:
@@ -140,6 +143,9 @@ def run(args: argparse.Namespace) -> int:
             )
             print(f"  try: {remedy.name}{gain}")
     print(f"weights: {store / 'model.safetensors'}\nreport: {page}")
+    if work:
+        words = ["equipoise", "optimize", work, "--budget", "drop<=1", "--time", "30min", "--store", f"{store}-small"]
+        print(visible(f"next: {shlex.join(words)}"))
     return EXIT_OK
 
 
@@ -161,11 +167,12 @@ def _told(progress: Progress, pace: Pace) -> None:
     """Write a line with the time that is left, when one is due."""
     from equipoise.units import show
 
-    if not pace.due(now=progress.fraction >= 1):
+    if not pace.due(progress.stage, now=progress.fraction >= 1):
         return
     point = progress.point
     seen = "" if point is None else f", validation loss {point.validation_loss:.4g}"
     if point is not None and point.validation_metric is not None:
         seen += f", metric {point.validation_metric:.2f}"
-    told = f"{progress}, epoch {progress.epoch:.1f}, {show(progress.left_s, 's')} left{seen}"
+    epoch = "" if progress.stage else f", epoch {progress.epoch:.1f}"
+    told = f"{progress}{epoch}, {show(progress.left_s, 's')} left{seen}"
     print(visible(told), file=sys.stderr, flush=True)

@@ -38,12 +38,14 @@ SEEN = ("train_loss", "validation_loss", "validation_metric", "lr")
 
 REACHED = {
     "quality": "Quality on validation data",
+    "frozen_quality": "Quality of the last layer alone, on validation data",
     "test_quality": "Quality on test data",
     "train_loss": "Training loss",
     "validation_loss": "Validation loss",
     "test_loss": "Test loss",
     **{key: FIGURES[key] for key in ("params", "flops_per_sample", "compute", "samples")},
     **{key: FIGURES[key] for key in ("train_s", "train_cost", "train_energy_j", "train_memory_bytes")},
+    "frozen_s": "Time of the last layer alone",
     "throughput_per_s": "Samples a second",
     "utilization": "Share of the peak FLOP rate",
 }

@@ -18,6 +18,7 @@ class Progress:
         loss, lr: Of the step.
         seconds: Of training so far, over all processes of a resumed run.
         point: What validation data said after this step, or None where they were not looked at.
+        stage: What is done in place of steps of training; empty for those.
     """
 
     step: int
@@ -27,6 +28,7 @@ class Progress:
     seconds: float
     epoch: float = 0.0
     point: CurvePoint | None = None
+    stage: str = ""
 
     @property
     def left_s(self) -> float:
@@ -34,4 +36,6 @@ class Progress:
         return self.seconds * (1 - self.fraction) / self.fraction if self.fraction else math.inf
 
     def __str__(self) -> str:
+        if self.stage:
+            return f"{100 * self.fraction:.0f} % of {self.stage}"
         return f"step {self.step}, {100 * self.fraction:.0f} % of training, loss {self.loss:.4g}"

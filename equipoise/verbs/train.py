@@ -23,10 +23,12 @@ from equipoise.sizing.small_runs import recipe_for
 from equipoise.study.store import write_atomic
 from equipoise.training import Recipe, Trained, fit
 from equipoise.training.distribution import PRECISIONS, Distribution, OneProcess
+from equipoise.training.frozen import Fitted
 from equipoise.training.logs import CsvLog, Log, TensorBoardLog
 from equipoise.training.progress import Progress
 from equipoise.training.transfer import discriminative
 from equipoise.units import check_seed, show
+from equipoise.verbs.thaw import THAWED, better_of, frozen_start, reached_frozen, seconds_left
 from equipoise.workloads import Task, as_family, as_task, predict
 from equipoise.workloads.beside import shipped
 from equipoise.workloads.classification import MOST_CLASSES, Classification, classification
@@ -73,8 +75,12 @@ class TrainedModel:
         quality = self.reached.get("quality")
         metric = self.header["metric"]["name"]
         told = "" if quality is None or not quality.known else f"{metric} {quality.get():.2f} on validation data, "
+        if told and (frozen := self.reached.get("frozen_quality")) is not None:
+            kept = self.run.best is not None and self.run.best.step == 0
+            said = "with the last layer alone: the others' training brought no more" if kept else "with the last layer alone"
+            told = f"{told[:-2]} ({frozen.get():.2f} {said}), "
         verdict = "" if self.diagnosis is None else f"; {self.diagnosis.verdict}"
-        loss, seconds = self.reached["validation_loss"].get(), show(self.run.seconds, "s")
+        loss, seconds = self.reached["validation_loss"].get(), show(self.reached["train_s"].get(), "s")
         return f"{told}loss {loss:.4g}, after {self.run.steps} steps in {seconds}{verdict}"
 
     def summary(self) -> dict[str, Any]:
@@ -121,8 +127,9 @@ def train(
         scale: Dimension -> value; the family's defaults stand for what is left out.
         store: Folder of the run; made if need be.
         epochs, steps, seconds: Length; the first that is reached ends the run. None of them: 10 epochs, or 3
-            of a pretrained family.
-        recipe: None takes one for the kind of inputs, brought down over the whole run, or for a pretrained family `FINE_TUNED`.
+            of a pretrained family. Where the last layer is trained alone first, that is in the seconds, and in no epoch.
+        recipe: None takes one for the kind of inputs, brought down over the whole run, or for a pretrained family `FINE_TUNED`
+            or `thaw.THAWED`.
         seed: Of weights, order and augmentation; recorded.
         distribution: Where to compute; rank 0 alone writes.
         price_per_hour: Dollars, for what the run cost.
@@ -136,7 +143,8 @@ def train(
     folder, where = Path(store), distribution or OneProcess()
     _check(epochs=epochs, steps=steps, seconds=seconds, price_per_hour=price_per_hour)
     check_seed(seed)
-    family, task = as_family(family), as_task(task)
+    family = as_family(family)
+    task = family.prepared(as_task(task, family))
     full = family.scale(**(scale or {}))
     chosen = recipe or usual_recipe(task, family)
     if epochs is None and steps is None and seconds is None:
@@ -156,7 +164,11 @@ def train(
         "metric": {"name": task.metric.name, "maximize": task.metric.maximize},
     }
     _claim(folder, {**header, "recipe": as_data(chosen), "task": task.fingerprint}, first=where.rank == 0)
-    model = _built(family, full, task, seed)
+    model, listen = _built(family, full, task, seed), on_step or of_steps()
+    start, left = None, seconds
+    if family.frozen_first:
+        start = frozen_start(model, task, folder, seconds=seconds, device=where.device, writes=where.rank == 0, on_step=listen)
+        model, left = start.model, None if seconds is None else seconds_left(seconds, start, task, test=test)
     per_epoch = max(1, math.ceil(len(task.train) / chosen.batch))
     expected = min(
         n for n in (steps, None if epochs is None else math.ceil(epochs * per_epoch), per_epoch * 10) if n is not None
@@ -169,20 +181,24 @@ def train(
         loss=task.loss,
         steps=steps,
         epochs=epochs,
-        seconds=seconds,
+        seconds=left,
         recipe=chosen,
         augment=task.augment,
         validation=task.validation,
         metric=task.metric,
-        evaluate_steps=max(1, expected // (FEW_LOOKS if family.pretrained else LOOKS)),
+        evaluate_steps=max(1, min(per_epoch, expected // (FEW_LOOKS if family.pretrained else LOOKS))),
         rates=discriminative(model, LAYER_DECAY) if family.pretrained else None,
         generator=torch.Generator().manual_seed(seed),
         checkpoint=folder / "checkpoint.safetensors",
         logs=logs,
         distribution=where,
-        on_step=on_step or of_steps(),
+        on_step=listen,
     )
-    reached = _reached(done, model, task, chosen, price_per_hour, watts_per_core, where)
+    notes, reached = _notes(task), {}
+    if start is not None:
+        done, more = better_of(done, start, task, chosen)
+        notes, reached = (*notes, *more), reached_frozen(start, task)
+    reached |= _reached(done, model, task, chosen, price_per_hour, watts_per_core, where, start)
     told: Classification | None = None
     if where.rank == 0:
         split = task.test if test else task.validation
@@ -198,7 +214,7 @@ def train(
         {**header, "machine": machine.describe()},
         chosen,
         told,
-        _notes(task),
+        notes,
     )
     if where.rank == 0:
         write_files(done.model, task, folder)
@@ -234,7 +250,9 @@ def _built(family: Family, scale: Scale, task: Task, seed: int) -> nn.Module:
 
 def usual_recipe(task: Task, family: Family | None = None) -> Recipe:
     """Return the recipe that `train` takes where none is given: that of small runs, brought down over the whole run."""
-    return FINE_TUNED if family is not None and family.pretrained else replace(recipe_for(task), schedule="onecycle")
+    if family is not None and family.pretrained:
+        return THAWED if family.frozen_first else FINE_TUNED
+    return replace(recipe_for(task), schedule="onecycle")
 
 
 def write_files(model: nn.Module, task: Task, folder: Path) -> None:
@@ -326,13 +344,15 @@ def _reached(
     price: float | None,
     watts: float | tuple[float, float] | None,
     where: Distribution,
+    start: Fitted | None,
 ) -> dict[str, Reading]:
     last = done.best if recipe.patience is not None and done.best is not None else done.curve[-1]
     counts = count(model, task.example)
     samples = float(done.steps * recipe.batch)
-    flops, access = 6.0 * counts.macs * samples, energy.rapl()
+    flops, access = 6.0 * counts.macs * samples + 2.0 * counts.macs * (start.samples if start else 0), energy.rapl()
+    seconds = done.seconds + (start.point.seconds if start else 0.0)
     peak = device.peak_flops(where.device, PRECISIONS.get(recipe.precision, torch.float32))
-    cpu = measured(done.seconds * (torch.get_num_threads() * where.world), "s", note="all threads busy")
+    cpu = measured(seconds * (torch.get_num_threads() * where.world), "s", note="all threads busy")
     return {
         "quality": unavailable("points", "no metric was looked at")
         if last.validation_metric is None
@@ -345,13 +365,13 @@ def _reached(
         "flops_per_sample": measured(2 * counts.macs, "1", note="counted, forward"),
         "samples": measured(samples, "1", note="seen, repeats counted"),
         "compute": estimated(flops, "1", note="3 times the forward FLOPs"),
-        "train_s": measured(done.seconds, "s", note="training and looks at the validation split"),
+        "train_s": measured(seconds, "s", note="training and looks at the validation split"),
         "train_memory_bytes": device.peak_memory(where.device),
-        "utilization": device.utilization(flops / where.world, max(done.seconds, 1e-9), peak),
+        "utilization": device.utilization(flops / where.world, max(seconds, 1e-9), peak),
         "throughput_per_s": measured(samples / max(done.seconds, 1e-9), "1/s"),
         "train_cost": unavailable("$", "no price of the machine was given (--price-per-hour)")
         if price is None
-        else estimated(price * done.seconds / 3600, "$", note="price of the machine times the training time"),
+        else estimated(price * seconds / 3600, "$", note="price of the machine times the training time"),
         "train_energy_j": energy.estimate(cpu, watts)
         if watts is not None
         else unavailable("J", access.reason or "the meter was not read; give --watts-per-core for an estimate"),

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from typing import Any
 
+from torch import nn
+
 from equipoise.errors import must_be
 from equipoise.workloads.base import Workload
 from equipoise.workloads.families import Family
+from equipoise.workloads.families.pretrained import pretrained
 from equipoise.workloads.spec import load, load_family, load_task
 from equipoise.workloads.task import Task, task_of
 
 
 def as_family(given: Any) -> Family:
-    """Return a family as it is, by its name, or made of a function of a scale.
+    """Return a family as it is, by its name, or made of a function of a scale or of a trained model.
 
     Raises:
         InputError: Nothing of these.
@@ -25,14 +28,17 @@ def as_family(given: Any) -> Family:
         return given
     if isinstance(given, str):
         return load_family(given)
+    if isinstance(given, nn.Module):
+        return pretrained(given)
     if callable(given) and not isinstance(given, type):
         return Family.of(given)
     remedy = "Write for example 'mlp', or eq.family('mlp')."
-    raise must_be("family", "a Family, its name, or a function of a scale", type(given).__name__, remedy)
+    wanted = "a Family, its name, a function of a scale, or a trained model"
+    raise must_be("family", wanted, type(given).__name__, remedy)
 
 
-def as_task(given: Any) -> Task:
-    """Return a task as it is, by its name, or that of a workload.
+def as_task(given: Any, family: Family | None = None) -> Task:
+    """Return a task as it is, by its name (then as `family` reads it), or that of a workload.
 
     Raises:
         InputError: Nothing of these.
@@ -40,7 +46,7 @@ def as_task(given: Any) -> Task:
     if isinstance(given, Task):
         return given
     if isinstance(given, str):
-        return load_task(given)
+        return load_task(given, family=family)
     if isinstance(given, Workload):
         return task_of(given)
     raise must_be(

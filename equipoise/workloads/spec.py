@@ -1,11 +1,12 @@
 """A workload, a task or a family by its name on the command line.
 
-Workloads (`load`): a trained model with its data. `cifar10` and `images` build our ResNet for small images; any other model
-comes with a Python file.
+Workloads (`load`): a trained model with its data. `cifar10` builds our ResNet for small images, and so does `images`, unless it
+is told of which family the model is.
 
     digits
     cifar10:DATA.zip?weights=W.safetensors
     images:FOLDER?weights=W.safetensors&depth=56&shortcut=B&holdout=1000
+    images:FOLDER?weights=W.safetensors&model=timm:mobilenetv2_100&size=160
     sentiment:DATA?model=FOLDER&length=64
     path/to/mymodule.py:make_workload
 
@@ -13,7 +14,7 @@ Tasks (`load_task`): data alone.
 
     digits
     cifar10:DATA.zip
-    images:FOLDER?shift=4&holdout=1000
+    images:FOLDER?shift=4&holdout=1000&size=160
     text:FILE?context=64
     sentiment:DATA?length=64&tokenizer=FOLDER
     path/to/mymodule.py:make_task
@@ -22,6 +23,7 @@ Families (`load_family`): models of every scale.
 
     resnet
     huggingface:FOLDER
+    timm:NAME?weights=W.safetensors
     path/to/mymodule.py:make_model
 """
 
@@ -39,12 +41,13 @@ from types import ModuleType
 from typing import Any, cast
 from urllib.parse import parse_qsl
 
-from torch import Tensor
+from torch import Tensor, nn
 
-from equipoise.built_in import FAMILIES, TASKS, WORKLOADS, BuiltIn, Options, forms, trained_on_loading
+from equipoise.built_in import FAMILIES, TASKS, WORKLOADS, BuiltIn, Options, forms, scaled, trained_on_loading
 from equipoise.errors import EquipoiseError, InputError, must_be, unknown
 from equipoise.workloads.base import Workload
-from equipoise.workloads.families import Family, family
+from equipoise.workloads.families import Family, Scale, family
+from equipoise.workloads.families.pretrained import pretrained
 from equipoise.workloads.task import Task, task_of
 from equipoise.workloads.weights import BUILDER, read_weights
 
@@ -66,17 +69,19 @@ def load(spec: str, *, state: Mapping[str, Tensor] | None = None) -> Workload:
     """
     if state is not None and not trained_on_loading(spec):
         raise must_be("state", "left out for a workload that is not trained here", spec, "It stands for that training.")
-    made = _named("workload", spec, WORKLOADS, state=state)
+    made = _named("workload", spec, WORKLOADS, **({} if state is None else {"state": state}))
     if not isinstance(made, Workload):
         raise must_be(spec, "a function that returns a Workload", type(made).__name__, "Return eq.Workload(...).")
     return made
 
 
-def load_task(spec: str) -> Task:
+def load_task(spec: str, *, family: Family | None = None) -> Task:
     """Return the task that `spec` names.
 
     Args:
         spec: As in the head of this file; a function of the user's own may return a `Task` or a `Workload`.
+        family: Whose models are to learn it: photographs are then read no larger than these were trained on, where the
+            `spec` says no size.
     Raises:
         InputError: An unknown name, or anything that keeps the task from being made, with where and how to mend it.
 
@@ -84,7 +89,8 @@ def load_task(spec: str) -> Task:
         >>> load_task("digits").shape
         Shape(sample=(1, 8, 8), outputs=10, vocabulary=None, dense=False)
     """
-    made = _named("task", spec, TASKS)
+    sized = "size" in TASKS[kind].options if (kind := spec.partition(":")[0]) in TASKS else False
+    made = _named("task", spec, TASKS, **({"most": family.side} if family is not None and sized else {}))
     if not isinstance(made, Task | Workload):
         raise must_be(spec, "a function that returns a Task or a Workload", type(made).__name__, "Return Task.of(...).")
     return made if isinstance(made, Task) else task_of(made)
@@ -95,7 +101,7 @@ def load_family(spec: str) -> Family:
 
     Args:
         spec: A name, or FILE.py:FUNCTION, a function that builds a model of a scale (see `Family.of`) or, called without
-            arguments, returns a `Family`.
+            arguments, returns a `Family`, or a trained model, of which others get a last layer of their own.
     Raises:
         InputError: An unknown name, or a function that is neither.
 
@@ -111,10 +117,39 @@ def load_family(spec: str) -> Family:
     builder = _own(*found, call=False)
     if not isinstance(builder, Family) and not inspect.signature(builder).parameters:
         builder = _own(*found, call=True)
+        if isinstance(builder, nn.Module):
+            return pretrained(builder, name=found[1])
         if not isinstance(builder, Family):
             remedy = "Give its scale as arguments: def net(width=64, depth=2)."
-            raise must_be(spec, "a function of a scale, or one that returns a Family", type(builder).__name__, remedy)
+            wanted = "a function of a scale, or one that returns a Family or a trained model"
+            raise must_be(spec, wanted, type(builder).__name__, remedy)
     return builder if isinstance(builder, Family) else Family.of(builder, name=found[1])
+
+
+def load_sized(spec: str) -> tuple[Family, Scale | None]:
+    """Return the family that `spec` names and the scale that it says; None where it leaves that open.
+
+    Args:
+        spec: ``FAMILY``, ``FAMILY:FACTOR`` (of the size of its default scale) or ``FAMILY:width=16,depth=8`` (the rest as by
+            default).
+    Raises:
+        InputError: As `load_family`, or a scale that the family does not have.
+
+    Example:
+        >>> load_sized("cnn:width=16")[1]["depth"], load_sized("cnn:0.25")[1]["width"], load_sized("cnn")[1]
+        (6, 16, None)
+    """
+    name, scale = scaled(spec)
+    found = load_family(name)
+    if not scale:
+        return found, None
+    if "=" not in scale:
+        return found, found.grow(float(scale))
+    pairs = [part.partition("=") for part in scale.split(",")]
+    try:
+        return found, found.scale(**{key.strip(): float(value) for key, _, value in pairs})
+    except ValueError as error:
+        raise must_be(f"scale of {name}", "numbers by name", scale, f"Write {name}:width=16,depth=8.") from error
 
 
 def located(spec: str) -> str:
@@ -134,16 +169,16 @@ def located(spec: str) -> str:
         return spec
     path, mark, query = rest.partition("?")
     options = [
-        f"{name}={Path(value).resolve() if name in files else value}"
+        f"{name}={Path(value).resolve() if name in files else located(value)}"
         for name, value in (part.partition("=")[::2] for part in query.split("&") if part)
     ]
     return f"{kind}:{Path(path).resolve()}{mark}{'&'.join(options)}"
 
 
-def _named(what: str, spec: str, table: Mapping[str, BuiltIn], *, state: Mapping[str, Tensor] | None = None) -> Any:
-    """Return what the function makes that `spec` names: that of a row of `table`, or the user's own."""
+def _named(what: str, spec: str, table: Mapping[str, BuiltIn], **kept: Any) -> Any:
+    """Return what the function makes that `spec` names: that of a row of `table`, given `kept` as well, or the user's own."""
     kind, colon, rest = spec.partition(":")
-    row, kept = table.get(kind), {} if state is None else {"state": state}
+    row = table.get(kind)
     if row and not row.data and not colon:
         return row.imported()(**kept)
     if row and row.data:

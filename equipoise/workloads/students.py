@@ -12,7 +12,7 @@ from equipoise.built_in import FAMILIES, scaled
 from equipoise.errors import InputError, must_be
 from equipoise.records import digest
 from equipoise.workloads.families import Family, Scale, family
-from equipoise.workloads.spec import load_family
+from equipoise.workloads.spec import load_sized
 from equipoise.workloads.task import Shape
 
 
@@ -29,16 +29,9 @@ def read_student(text: str) -> tuple[Family, Scale | None]:
         >>> read_student("cnn:width=16")[1]["depth"], read_student("cnn:0.25")[1]["width"]
         (6, 16)
     """
-    name, scale = scaled(text)
     try:
-        found = load_family(name)
-        if not scale:
-            return found, None
-        if "=" not in scale:
-            return found, found.grow(float(scale))
-        pairs = [part.partition("=") for part in scale.split(",")]
-        return found, found.scale(**{key.strip(): float(value) for key, _, value in pairs})
-    except (InputError, ValueError) as error:
+        return load_sized(text)
+    except InputError as error:
         wanted = "FAMILY, FAMILY:FACTOR or FAMILY:width=16,depth=8"
         told = str(error) + ("" if str(error).endswith((".", "?")) else ".")
         raise must_be("student", wanted, text, f"{told} Families: {'; '.join(_ranges())}.") from error

@@ -13,8 +13,9 @@ from safetensors.torch import save_file
 
 from equipoise.errors import InputError
 from equipoise.workloads import check, load
-from equipoise.workloads import images as module
-from equipoise.workloads.images import Normalize, image_workload, read_images
+from equipoise.workloads import image_files as module
+from equipoise.workloads.image_files import Normalize, read_images
+from equipoise.workloads.images import image_task, image_workload
 from equipoise.workloads.models import ResNet
 from equipoise.workloads.weights import read_weights
 
@@ -70,7 +71,7 @@ def test_cache_is_used_keyed_and_outside_the_data(
     before = sorted(p for p in folder.parent.rglob("*") if own_cache not in p.parents)
     first = read_images(zipped)
     assert len(list(own_cache.iterdir())) == 1
-    monkeypatch.setattr(module, "_decode", None)  # decoding again would fail
+    monkeypatch.setattr(module, "_pixels", None)  # decoding again would fail
     again = read_images(zipped)
     assert np.array_equal(first.parts["train"][0], again.parts["train"][0])
     assert again.classes == first.classes
@@ -97,8 +98,6 @@ def spoil(folder: Path, case: str) -> None:
     if case == "corrupt":
         (folder / "train" / "bee" / "3.png").write_bytes(b"\x89PNG no more")
         (folder / "test" / "cat" / "1.png").write_bytes((folder / "test" / "cat" / "1.png").read_bytes()[:50])
-    elif case == "size":
-        draw(folder / "test" / "cat" / "1.png", (0, 0, 0), (9, 8))
     elif case == "one class":
         for role in ("train", "test"):
             (folder / role / "bee").rename(folder / f"gone-{role}")
@@ -112,7 +111,6 @@ def spoil(folder: Path, case: str) -> None:
     ("case", "message"),
     [
         ("corrupt", r"2 broken: .*test/cat/1.png.*train/bee/3.png"),
-        ("size", r"all 8x8; got '9x8 in test/cat/1.png'"),
         ("one class", "at least two"),
         ("strange class", "classes of train/; got .'cow'"),
         ("no test", "some under test/<class>/"),
@@ -122,6 +120,75 @@ def test_faults_are_named(folder: Path, case: str, message: str) -> None:
     spoil(folder, case)
     with pytest.raises(InputError, match=message):
         read_images(folder)
+
+
+def striped(width: int, height: int) -> Image.Image:
+    """Red on the left, green in the middle square, blue on the right (or above and below)."""
+    side, image = min(width, height), Image.new("RGB", (width, height), (255, 0, 0))
+    image.paste((0, 0, 255), (width // 2 if width > height else 0, height // 2 if height > width else 0, width, height))
+    image.paste((0, 255, 0), ((width - side) // 2, (height - side) // 2, (width + side) // 2, (height + side) // 2))
+    return image
+
+
+@pytest.fixture
+def photographs(tmp_path: Path) -> Path:
+    """Two classes of images of many sizes, the smallest far below the others."""
+    root = tmp_path / "photographs"
+    for kind in ("a", "b"):
+        for role, count in (("train", 20), ("test", 4)):
+            for i in range(count):
+                file = root / role / kind / f"{i}.jpg"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                size = (300 + i, 40) if i % 2 else (40, 60 + i)
+                striped(*((9, 9) if (role, kind, i) == ("train", "a", 0) else size)).save(file, quality=95)
+    return root
+
+
+def test_photographs_of_many_sizes_are_brought_to_squares(photographs: Path) -> None:
+    found = read_images(photographs)
+    pixels, _ = found.parts["train"]
+    assert pixels.shape[1:] == (3, 40, 40)  # the short side of all but one, which is enlarged
+    assert "9x9" in found.notes[0]
+    assert "40x319" in found.notes[0]
+    assert "1 of them enlarged" in found.notes[0]
+    inner = pixels[:, :, 4:-4, 4:-4].astype(int)
+    assert (inner[:, 1] - inner[:, [0, 2]].max(1) > 120).all()  # the middle alone is green; a whole image squeezed would not be
+    assert read_images(photographs, size=16).parts["test"][0].shape == (8, 3, 16, 16)
+    assert read_images(photographs, most=24).parts["test"][0].shape == (8, 3, 24, 24)
+    with pytest.raises(InputError, match="images size must be from 1 to 4096 pixels; got 0"):
+        read_images(photographs, size=0)
+
+
+def test_images_of_one_size_are_left_unless_they_are_too_large(folder: Path) -> None:
+    assert read_images(folder, most=8).parts["train"][0].shape == (24, 3, 8, 8)
+    assert read_images(folder, most=8).notes == ()
+    assert read_images(folder, most=4).parts["train"][0].shape == (24, 3, 4, 4)
+
+
+def test_photographs_are_turned_upright(tmp_path: Path) -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 6  # taken with the camera turned: what is seen has its columns and rows exchanged
+    for role in ("train", "test"):
+        for kind in ("a", "b"):
+            for i in range(3):
+                file = tmp_path / "turned" / role / kind / f"{i}.jpg"
+                file.parent.mkdir(parents=True, exist_ok=True)
+                image = Image.new("RGB", (16, 8), (200, 0, 0))
+                image.paste((0, 0, 200), (0, 0, 8, 8))
+                image.save(file, exif=exif, quality=95, subsampling=0)
+    pixels = read_images(tmp_path / "turned").parts["train"][0]
+    assert pixels.shape[1:] == (3, 16, 8)
+    assert (pixels[:, 2, :7].min(), pixels[:, 0, 9:].min()) > (150, 150)  # left went up
+
+
+def test_shifts_follow_the_size(folder: Path, photographs: Path) -> None:
+    for path, wanted in ((folder, 1), (photographs, 5)):
+        task = image_task(path)
+        assert task.augment is not None
+        bright = torch.ones(64, *task.sample)
+        moved = task.augment(bright, torch.Generator().manual_seed(0))
+        empty = (moved.sum((1, 2)) == 0).sum(1)  # columns that came in over the edge
+        assert int(empty.max()) == wanted
 
 
 def test_not_images_at_all(tmp_path: Path) -> None:
@@ -156,6 +223,10 @@ def test_spec_makes_a_usable_workload(folder: Path, tmp_path: Path) -> None:
         load(f"images:{folder}?weights={weights}&depth=deep")
     with pytest.raises(InputError, match=r"images weights must be given"):
         load(f"images:{folder}")
+    with pytest.raises(InputError, match=r"depth and shortcut must be left out with model="):
+        load(f"images:{folder}?weights={weights}&model=cnn&depth=8")
+    with pytest.raises(InputError, match="name every tensor of the model"):
+        load(f"images:{folder}?weights={weights}&model=cnn:width=8,depth=3")
 
 
 @pytest.mark.slow

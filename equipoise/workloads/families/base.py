@@ -7,13 +7,14 @@ import itertools
 import math
 import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 import torch
 from torch import nn
 
 from equipoise.errors import must_be, unknown
+from equipoise.workloads.data import Transform
 from equipoise.workloads.sources import attempt
 from equipoise.workloads.task import Kind, Shape, Task
 
@@ -104,6 +105,10 @@ class Family:
         growth: Dimension -> exponent: `grow` multiplies it by t to this power, the same t for all.
         initialize: (module, generator): draws the weights; None leaves what `build` drew.
         pretrained: Whether `build` loads weights that were trained elsewhere, so that training is fine-tuning.
+        frozen_first: Whether that begins with the last layer alone, on the answers of all before it; see `training.frozen`.
+        normalize: How the images were normalised that those weights were trained on; it takes the place of a task's own
+            transform of the same kind. None: as the task has them.
+        side: Rows and columns of those images; None: any.
 
     Example:
         >>> from equipoise.workloads.families import family
@@ -122,6 +127,9 @@ class Family:
     dense: bool | None = False
     initialize: Callable[[nn.Module, torch.Generator], None] | None = None
     pretrained: bool = False
+    frozen_first: bool = False
+    normalize: Transform | None = None
+    side: int | None = None
 
     @classmethod
     def of(
@@ -206,6 +214,14 @@ class Family:
             with torch.no_grad():
                 self.initialize(made, generator)
         return made
+
+    def prepared(self, task: Task) -> Task:
+        """Return `task` with its images normalised as the models of this family take them; any other task as it is."""
+        wanted = self.normalize
+        if wanted is None or not all(type(part.transform) is type(wanted) for part in (task.train, task.validation, task.test)):
+            return task
+        train, validation, test = (replace(part, transform=wanted) for part in (task.train, task.validation, task.test))
+        return replace(task, train=train, validation=validation, test=test)
 
     def grow(self, factor: float, **base: float) -> dict[str, int | float]:
         """Return the scale whose cost is about `factor` times that of `base`, by the family's own rule.
