@@ -236,7 +236,7 @@ def check_named(what: str, spec: str, table: Mapping[str, BuiltIn]) -> None:
     place = spec.rpartition(":")[0]
     kind, _, rest = spec.partition(":")
     from_data = kind in table and bool(table[kind].data)
-    path = place if place.endswith(".py") else rest.partition("?")[0] if from_data else ""
+    path = rest.partition("?")[0] if from_data else place if place.endswith(".py") else ""
     on_disk = not from_data or table[kind].file
     if path and on_disk and not Path(path).exists():
         raise must_be(f"{what} file", "an existing file", path, "Paths are relative to the current folder.")

@@ -125,8 +125,8 @@ def costs(
 def check_size(family: Family, scale: Scale, task: Task) -> None:
     """Raise before the memory is asked for where training a size cannot fit into this machine.
 
-    The model is built without memory (on torch's meta device) and counted; what cannot be built so is left to the attempt. A family
-    without dimensions has one size, and may bring its weights.
+    The model is built without memory (on torch's meta device) and counted; what cannot be built so is left to the attempt. A
+    family without dimensions has one size, and may bring its weights.
 
     Raises:
         InputError: Weights, gradients and the state of an optimizer together are more than the machine has.

@@ -162,7 +162,7 @@ def _told(sizes: Sequence[Size], side: int | None) -> tuple[str, ...]:
     if side is None or set(sizes) == {(side, side)}:
         return ()
     smaller = sum(min(size) < side for size in sizes)
-    few, many = (f"{min(size)}x{max(size)}" for size in (min(sizes, key=min), max(sizes, key=max)))
+    few, many = (f"{min(size)}x{max(size)}" for size in (min(sizes, key=sorted), max(sizes, key=sorted)))
     enlarged = f" ({smaller} of them enlarged)" if smaller else ""
     return (f"images: sizes from {few} to {many}, each brought to {side}x{side} by its middle{enlarged}; ?size= changes that",)
 

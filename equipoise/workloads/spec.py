@@ -147,9 +147,10 @@ def load_sized(spec: str) -> tuple[Family, Scale | None]:
         return found, found.grow(float(scale))
     pairs = [part.partition("=") for part in scale.split(",")]
     try:
-        return found, found.scale(**{key.strip(): float(value) for key, _, value in pairs})
+        values = {key.strip(): float(value) for key, _, value in pairs}
     except ValueError as error:
         raise must_be(f"scale of {name}", "numbers by name", scale, f"Write {name}:width=16,depth=8.") from error
+    return found, found.scale(**values)
 
 
 def located(spec: str) -> str:
@@ -159,13 +160,13 @@ def located(spec: str) -> str:
         >>> located("digits"), located("/data/mine.py:make")
         ('digits', '/data/mine.py:make')
     """
-    path, _, function = spec.rpartition(":")
-    if path.endswith(".py"):
-        return f"{Path(path).resolve()}:{function}"
     kind, _, rest = spec.partition(":")
     rows = [table[kind] for table in (WORKLOADS, TASKS) if kind in table]
     files = {name for row in rows for name, read in row.options.items() if read is Path}
-    if not rest or not rows:
+    if not rows:
+        path, _, function = spec.rpartition(":")
+        return f"{Path(path).resolve()}:{function}" if path.endswith(".py") else spec
+    if not rest:
         return spec
     path, mark, query = rest.partition("?")
     options = [

@@ -15,12 +15,15 @@ from torch import Tensor, nn
 from vision_names import declare
 
 import equipoise.verbs.train as verb
+from equipoise.built_in import WORKLOADS
 from equipoise.cli import main
+from equipoise.cli.arguments import check_named
 from equipoise.errors import InputError
 from equipoise.training.progress import Progress
 from equipoise.verbs.thaw import FILE, THAWED, frozen_start
 from equipoise.verbs.train import train, usual_recipe
 from equipoise.workloads import load, load_family, load_task
+from equipoise.workloads.spec import located
 
 COLORS = {"blue": (40, 40, 220), "green": (40, 220, 40), "red": (220, 40, 40)}
 
@@ -81,7 +84,8 @@ def test_a_file_of_ones_own_by_command(images: Path, model: Path, tmp_path: Path
     assert "100 % of the samples read by the frozen layers" in shown.err
     assert "each brought to 24x24 by its middle" in found["notes"][0]
     assert "of the last layer alone, on validation data" in (tmp_path / "run" / "report.html").read_text()
-    work = load(found["workload"])
+    check_named("workload", found["workload"], WORKLOADS)
+    work = load(located(found["workload"]))
     assert work.example.shape == (2, 3, 24, 24)  # type: ignore[union-attr]
     assert work.labels == tuple(COLORS)
     assert work.quality(split=work.test) == pytest.approx(found["reached"]["test_quality"]["value"])

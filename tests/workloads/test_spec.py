@@ -223,6 +223,8 @@ def test_a_located_spec_names_the_same_files_from_any_folder(tmp_path, monkeypat
         f"cifar10:{tmp_path}/a.zip?weights={tmp_path}/w.safetensors&depth=56"
     )
     assert located("images:a") == f"images:{tmp_path}/a"
+    assert located("images:a?model=m.py:net&weights=w") == f"images:{tmp_path}/a?model={tmp_path}/m.py:net&weights={tmp_path}/w"
+    assert located("images:a?model=timm:resnet18&size=64") == f"images:{tmp_path}/a?model=timm:resnet18&size=64"
     once = located("images:a?holdout=100&weights=../w")
     assert located(once) == once
     assert located("a name that was given in Python") == "a name that was given in Python"
