@@ -2,16 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
+from equipoise.batch import Inputs, call
+from equipoise.compress.fold import pairs
+from equipoise.compress.trace import record
+from equipoise.errors import EquipoiseError
 from equipoise.records import Reading, measured
 from equipoise.study.store import write_atomic
 from equipoise.training import Recipe, Trained
+from equipoise.training.distribution import Distribution
 from equipoise.training.frozen import Fitted, fit_head, read_fitted
 from equipoise.training.progress import Progress
 from equipoise.training.validation import Validation
@@ -34,6 +41,10 @@ thousand images in small batches would only blur; it ends after four looks witho
 FROZEN_SHARE = 0.4
 """Most of a run's seconds that the first stage may take to read training samples."""
 FILE = "frozen.safetensors"
+PLAIN = (nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.Linear)
+"""Layers whose weights have the output channels first."""
+SAME = 1e-3
+"""Largest difference of answers that are the same, as a share of the largest."""
 
 
 def frozen_start(
@@ -41,40 +52,70 @@ def frozen_start(
     task: Task,
     folder: Path,
     *,
-    seconds: float | None,
-    device: torch.device,
-    writes: bool,
-    on_step: Callable[[Progress], None] | None,
+    where: Distribution,
+    seconds: float | None = None,
+    on_step: Callable[[Progress], None] | None = None,
 ) -> Fitted:
     """Return `model` with its last layer fitted to the task, from the folder of the run where that was done before.
 
     Args:
         model: As the family built it.
         folder: Of the run.
+        where: Where to compute; rank 0 does, and writes what the others wait for.
         seconds: Of the whole run; None: as long as it takes.
-        device: Where to compute.
-        writes: Whether this process writes to the folder.
         on_step: Called with the `Progress` of each batch.
     Raises:
         InputError: No linear layer gives the model's answer.
     """
-    head = head_of(model, task.example)
-    if (found := read_fitted(model, head, folder / FILE)) is not None:
-        return found
-    found = fit_head(
-        model,
-        head,
-        task.train,
-        task.validation,
-        loss=task.loss,
-        metric=task.metric,
-        seconds=None if seconds is None else FROZEN_SHARE * seconds,
-        device=device,
-        on_step=on_step,
-    )
-    if writes:
+    head, limit = head_of(model, task.example), None if seconds is None else FROZEN_SHARE * seconds
+    found = read_fitted(model, head, folder / FILE)
+    if found is None and where.rank == 0:
+        found = fit_head(
+            model,
+            head,
+            task.train,
+            task.validation,
+            loss=task.loss,
+            metric=task.metric,
+            seconds=limit,
+            device=where.device,
+            on_step=on_step,
+        )
         write_atomic(folder / FILE, found.packed(head))
+    where.agree(0.0)
+    found = found or read_fitted(model, head, folder / FILE)
+    if found is None:
+        raise EquipoiseError(f"{folder / FILE} must be there for every process; got none. Let all of them see one folder.")
     return found
+
+
+def rescaled(model: nn.Module, example: Inputs) -> nn.Module:
+    """Return a copy with the same answers in evaluation mode whose BatchNorm layers have variances of 1.
+
+    Each hands its scale to the convolution or linear layer before it. A step of AdamW moves every weight by about the rate. With
+    the statistics held still, a layer of small outputs (in MobileNetV2 a quarter of the channels have deviations below 0.024)
+    makes of that a step forty times larger, which ruins what was learned. The tensors keep their names.
+
+    Args:
+        model: Left as it is.
+        example: A batch (N, ...); it shows which layer feeds which BatchNorm, and that the answers are the same.
+    """
+    made = copy.deepcopy(model).eval()
+    for layer, norm in pairs(made, record(made, example)):
+        before: Any = made.get_submodule(layer)
+        after: Any = made.get_submodule(norm)
+        if type(before) not in PLAIN:
+            continue
+        with torch.no_grad():
+            scale = (after.running_var + after.eps).rsqrt()  # (C,)
+            before.weight.mul_(scale.reshape(-1, *[1] * (before.weight.ndim - 1)))
+            if before.bias is not None:
+                before.bias.mul_(scale)
+            after.running_mean.mul_(scale)
+            after.running_var.fill_(1 - after.eps)
+    with torch.no_grad():
+        wanted, found = (call(net, example) for net in (copy.deepcopy(model).eval(), made))
+    return made if bool((found - wanted).abs().max() <= SAME * wanted.abs().max()) else model
 
 
 def seconds_left(seconds: float, start: Fitted, task: Task, *, test: bool) -> float:

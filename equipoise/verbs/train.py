@@ -28,7 +28,7 @@ from equipoise.training.logs import CsvLog, Log, TensorBoardLog
 from equipoise.training.progress import Progress
 from equipoise.training.transfer import discriminative
 from equipoise.units import check_seed, show
-from equipoise.verbs.thaw import THAWED, better_of, frozen_start, reached_frozen, seconds_left
+from equipoise.verbs.thaw import THAWED, better_of, frozen_start, reached_frozen, rescaled, seconds_left
 from equipoise.workloads import Task, as_family, as_task, predict
 from equipoise.workloads.beside import shipped
 from equipoise.workloads.classification import MOST_CLASSES, Classification, classification
@@ -167,8 +167,9 @@ def train(
     model, listen = _built(family, full, task, seed), on_step or of_steps()
     start, left = None, seconds
     if family.frozen_first:
-        start = frozen_start(model, task, folder, seconds=seconds, device=where.device, writes=where.rank == 0, on_step=listen)
-        model, left = start.model, None if seconds is None else seconds_left(seconds, start, task, test=test)
+        start = frozen_start(model, task, folder, where=where, seconds=seconds, on_step=listen)
+        model = rescaled(start.model, task.example) if chosen.frozen_norm else start.model
+        left = None if seconds is None else seconds_left(seconds, start, task, test=test)
     per_epoch = max(1, math.ceil(len(task.train) / chosen.batch))
     expected = min(
         n for n in (steps, None if epochs is None else math.ceil(epochs * per_epoch), per_epoch * 10) if n is not None

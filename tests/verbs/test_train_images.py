@@ -19,6 +19,7 @@ from equipoise.built_in import WORKLOADS
 from equipoise.cli import main
 from equipoise.cli.arguments import check_named
 from equipoise.errors import InputError
+from equipoise.training.distribution import OneProcess
 from equipoise.training.progress import Progress
 from equipoise.verbs.thaw import FILE, THAWED, frozen_start
 from equipoise.verbs.train import train, usual_recipe
@@ -134,10 +135,8 @@ def test_where_training_all_of_it_harms_the_first_stage_is_kept(images: Path, mo
     assert found.reached["validation_loss"].get() < min(p.validation_loss for p in found.run.curve)
     assert "whose model is kept" in found.notes[-1]
     assert "brought no more" in found.sentence()
-    start = frozen_start(
-        family.model({}, task, generator=torch.Generator().manual_seed(0)), task, tmp_path / "run",
-        seconds=None, device=torch.device("cpu"), writes=False, on_step=None,
-    )  # fmt: skip
+    net = family.model({}, task, generator=torch.Generator().manual_seed(0))
+    start = frozen_start(net, family.prepared(task), tmp_path / "run", where=OneProcess())
     assert all(map(torch.equal, found.model.state_dict().values(), start.model.state_dict().values()))
     impatient = verb.recipe_of("lr=3, clip=none, patience=none", THAWED)  # as asked: the last weights
     last = train(family, task, store=tmp_path / "last", epochs=2, recipe=impatient)
