@@ -26,7 +26,7 @@ from equipoise.workloads import Task
 from equipoise.workloads.families.pretrained import head_of
 
 THAWED = Recipe(
-    lr=3e-4,
+    lr=1e-4,
     schedule="onecycle",
     rise_share=0.1,
     weight_decay=0.01,
