@@ -34,10 +34,11 @@ THAWED = Recipe(
     clip=1.0,
     batch=32,
     frozen_norm=True,
-    patience=4,
+    patience=8,
 )
 """For the second stage: small rates, raised over its first tenth; BatchNorm keeps the statistics that it came with, which a few
-thousand images in small batches would only blur; it ends after four looks without a better one."""
+thousand images in small batches would only blur; the best weights are kept, and it ends after eight looks without better ones:
+the first looks, at the highest rate, are often worse than what it began with."""
 FROZEN_SHARE = 0.4
 """Most of a run's seconds that the first stage may take to read training samples."""
 FILE = "frozen.safetensors"
