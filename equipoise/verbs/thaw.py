@@ -93,9 +93,9 @@ def frozen_start(
 def rescaled(model: nn.Module, example: Inputs) -> nn.Module:
     """Return a copy with the same answers in evaluation mode whose BatchNorm layers have variances of 1.
 
-    Each hands its scale to the convolution or linear layer before it. A step of AdamW moves every weight by about the rate. With
-    the statistics held still, a layer of small outputs (in MobileNetV2 a quarter of the channels have deviations below 0.024)
-    makes of that a step forty times larger, which ruins what was learned. The tensors keep their names.
+    Each hands its scale to the convolution or linear layer before it. A step of AdamW moves every weight by about the rate.
+    With the statistics held still, a layer of small outputs (in MobileNetV2 a quarter of the channels have deviations below
+    0.024) makes of that a step forty times larger, which ruins what was learned. The tensors keep their names.
 
     Args:
         model: Left as it is.
