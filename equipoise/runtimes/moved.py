@@ -61,11 +61,12 @@ def draw(parameter: Tensor, generator: torch.Generator) -> None:
     parameter.normal_(std=0.1, generator=generator)
     if parameter.numel() > MOST_DIFFERENT or parameter.element_size() < 4:
         return
-    flat = parameter.view(-1)
+    flat = parameter.flatten()
     while True:
         ordered, places = flat.sort()
         again = places[1:][ordered[1:] == ordered[:-1]]
         if not len(again):
+            parameter.copy_(flat.view(parameter.shape))
             return
         flat[again] = torch.empty(len(again), dtype=flat.dtype).normal_(std=0.1, generator=generator)
 

@@ -60,7 +60,7 @@ class Stream(nn.Module):
         x = torch.cat([self.first.expand(x.shape[0], -1, -1), x], 1) + self.place
         for norm, wide, back in zip(self.norms, self.wide, self.back, strict=False):
             x = x + back(torch.relu(wide(norm(x))))
-        return self.head(self.norms[2](x)[:, 0])  # type: ignore[no-any-return]
+        return self.head(self.norms[2](x).mean(1))  # type: ignore[no-any-return]
 
 
 def made(norm: Any = nn.LayerNorm) -> tuple[nn.Module, Tensor]:

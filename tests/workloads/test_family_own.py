@@ -105,7 +105,7 @@ def test_by_name(tmp_path: Path) -> None:
     assert load_family(f"{file}:ready").name == "ready"
     assert load_family("gpt") is family("gpt")
     for spec, message in (
-        (f"{file}:make_nothing", "returns a Family; got 'int'"),
+        (f"{file}:make_nothing", "one that returns a Family or a trained model; got 'int'"),
         (f"{file}:nett", "Did you mean 'net'"),
         ("nets.py", "for example nets.py:make_family"),
         ("resnett", "Did you mean 'resnet'"),
