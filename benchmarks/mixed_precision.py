@@ -9,7 +9,7 @@ Each layer's weights are held in 4, 8 or 16 bits; both sides round by the same c
 its outputs, with one backward pass, made to fall with the bits; an integer program (HiGHS) finds the least sum within a budget.
 It is run with L the loss on the labels and with L on labels drawn from the model's own answers: the better of the two counts at
 each budget. *Ours* is the search of the road: one divergence a layer and choice, of the predicted front the best plan within
-each budget, then `--rounds` proposals for each; of those within a budget the one of least divergence on the calibration inputs
+each budget, then `--rounds` proposals for each; of those within a budget the one that the search's model believes to lose least
 counts. What is compared is the divergence (nats) on validation inputs that neither saw, paired, with the interval of the
 difference.
 """
@@ -113,8 +113,11 @@ class Layers:
     def answers(self, model: nn.Module, inputs: Inputs) -> Tensor:
         return torch.cat([call(model, few) for few in parts(inputs, BATCH)])
 
-    def search(self, *, rounds: int, seed: int) -> None:
-        """Evaluate what the road's search proposes; losses are counted in what 4 bits everywhere lose."""
+    def search(self, *, rounds: int, seed: int) -> dict[Plan, float]:
+        """Evaluate what the road's search proposes; return what its model then believes each of these plans to lose.
+
+        Losses are counted in what 4 bits everywhere lose.
+        """
         space, cost = self.space, KnownCost(self)
         entries, toward = dict[tuple[str, Choice], float](), dict[tuple[str, Choice], Any]()
         untouched = self._scores(self.wanted)
@@ -146,6 +149,10 @@ class Layers:
                     focus=budget,
                 ):
                     self.evaluate(plan)
+        plans = list(self.memo)
+        genomes = space.encode_all(plans)
+        believed = fit_loss(table, genomes, np.array(list(self.memo.values())) / self.unit).losses(genomes)
+        return dict(zip(plans, believed.tolist(), strict=True))
 
     def fisher(self, *, own: bool) -> dict[tuple[str, Choice], float]:
         """The score of each layer and choice; `own` draws the labels from the model's answers."""
@@ -216,11 +223,11 @@ def main() -> None:
     theirs = {own: problem.fisher(own=own) for own in (False, True)}
     theirs_s = (time.process_time() - began) / 2
     began = time.process_time()
-    problem.search(rounds=args.rounds, seed=args.seed)
+    believed = problem.search(rounds=args.rounds, seed=args.seed)
     ours_s = time.process_time() - began
-    rows, seen = [], tuple(problem.memo)
+    rows = []
     for budget in BUDGETS:
-        ours = min((plan for plan in seen if problem.cost(plan) <= budget), key=problem.evaluate)
+        ours = min((plan for plan in believed if problem.cost(plan) <= budget), key=lambda plan: believed[plan])
         plans = {own: problem.program(scores, budget) for own, scores in theirs.items()}
         lost = {own: problem.divergences(plan, problem.held_out, problem.wanted_held_out) for own, plan in plans.items()}
         best = min(lost, key=lambda own: float(lost[own].mean()))
@@ -246,7 +253,7 @@ def main() -> None:
         "what": f"{problem.name}, weights of {len(problem.layers)} layers in 4, 8 or 16 bits; divergence in nats",
         "calibration": size(problem.inputs),
         "held_out": len(problem.wanted_held_out),
-        "evaluations": len(seen),
+        "evaluations": len(believed),
         "seed": args.seed,
         "cpu_s": {"ours": ours_s, "theirs": theirs_s},
         "budgets": rows,
