@@ -302,22 +302,9 @@ class Prober:
         References:
             Charikar, Chen and Farach-Colton 2002, "Finding frequent items in data streams": the count sketch.
         """
-        theirs = self._scores(self.reference[rows].double())
-        moved = self._scores(found.double()) - theirs
-        if self.divergence.kind == "softmax":
-            axis = self.divergence.axis
-            chances = theirs.softmax(axis)
-            moved = chances.sqrt() * (moved - (chances * moved).sum(axis, keepdim=True))
-        elif self.divergence.kind == "bernoulli":
-            chances = theirs.sigmoid()
-            moved = moved * (chances * (1 - chances)).sqrt()
-        else:
-            moved = moved / self._spread
-        if self.kept is not None:
-            counts = self.kept[rows]
-            if self.divergence.kind == "softmax":
-                counts = counts.unsqueeze(self.divergence.axis)
-            moved = moved * counts.reshape(counts.shape + (1,) * (moved.ndim - counts.ndim))
+        spread = self._spread if self.divergence.kind == "values" else None
+        kept = None if self.kept is None else self.kept[rows]
+        moved = self.divergence.push(found.double(), self.reference[rows].double(), spread=spread, kept=kept)
         flat = moved.flatten().float()
         lots = torch.Generator().manual_seed(seed)
         places = torch.randint(0, SKETCH, flat.shape, generator=lots)

@@ -125,15 +125,44 @@ class Divergence:
         total = torch.stack([p.exp() * (p - q) for p, q in sides]).sum(0)
         return temperature**2 * self._mean(total, outputs, kept)
 
+    def push(self, outputs: Tensor, wanted: Tensor, *, spread: Tensor | None, kept: Tensor | None = None) -> Tensor:
+        """Return how `outputs` (N, ...) are moved from those wanted, in units in which a small `loss` goes as its squares.
+
+        Args:
+            spread, kept: As of `loss`; 0 where a position does not count.
+        """
+        if self.kind == "values":
+            moved = (outputs - wanted) / (spreads(wanted) if spread is None else spread)
+        else:
+            if self.probabilities:
+                outputs, wanted = (_logits(p, self.kind) for p in (outputs, wanted))
+            moved = outputs - wanted
+        if self.kind == "bernoulli":
+            chances = wanted.sigmoid()
+            moved = moved * (chances * (1 - chances)).sqrt()
+        if self.kind == "softmax":
+            chances = wanted.softmax(self.axis)
+            moved = chances.sqrt() * (moved - (chances * moved).sum(self.axis, keepdim=True))
+            counted = self._counted(moved.sum(self.axis), outputs, kept)
+            counted = None if counted is None else counted.unsqueeze(self.axis)
+        else:
+            counted = self._counted(moved, outputs, kept)
+        return moved if counted is None else moved * counted
+
     def _mean(self, each: Tensor, outputs: Tensor, kept: Tensor | None) -> Tensor:
-        """Mean over what counts: over all where `kept` is of another form than the outputs' positions."""
+        """Mean over what counts."""
+        counted = self._counted(each, outputs, kept)
+        if counted is None:
+            return each.mean()
+        some = each[counted]
+        return some.mean() if some.numel() else each.sum() * 0
+
+    def _counted(self, each: Tensor, outputs: Tensor, kept: Tensor | None) -> Tensor | None:
+        """Which of `each` count; None for all, also where `kept` is of another form than the outputs' positions."""
         if kept is not None and kept.shape != each.shape and each.shape == outputs.shape and outputs.ndim > self.axis:
             kept = kept.unsqueeze(self.axis) if kept.ndim == each.ndim - 1 else kept
             kept = kept.expand_as(each) if _fits(kept, each) else None
-        if kept is None or kept.shape != each.shape:
-            return each.mean()
-        some = each[kept.to(each.device)]
-        return some.mean() if some.numel() else each.sum() * 0
+        return None if kept is None or kept.shape != each.shape else kept.to(each.device)
 
 
 def _fits(kept: Tensor, each: Tensor) -> bool:

@@ -103,6 +103,15 @@ def test_losses_of_changes_add_as_vectors_in_what_the_record_keeps_of_them(kind:
     assert abs(joint.mean / (a.mean + b.mean) - 1) > 0.12, "the sum alone is told apart"
 
 
+def test_a_mask_of_another_form_than_the_answers_leaves_their_direction_as_it_is() -> None:
+    inputs = torch.randn(64, 6, generator=torch.Generator().manual_seed(0))
+    teacher = moved(torch.zeros(6)).make()
+    plain, masked = (prober_of(teacher, inputs, inputs) for _ in range(2))
+    masked.kept = torch.ones(64, 9, dtype=torch.bool)  # of tokens, where an answer is of the whole text
+    change = moved(torch.arange(6) / 50)
+    assert masked.loss(change).toward == plain.loss(change).toward != ""
+
+
 def test_mended_to_the_end_it_is_the_whole_build(subject, prober, monkeypatch) -> None:
     monkeypatch.setattr(probing, "HELD", 0.0)
     monkeypatch.setattr("equipoise.compress.builder.HELD", 0.0)
