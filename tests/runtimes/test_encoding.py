@@ -144,7 +144,9 @@ def test_rows_of_every_width_are_stored(name: str, choice: str, width: int, expo
     runtime = runtimes.get(name)
     if runtime.unavailable() or choice not in runtime.precisions:
         pytest.skip(runtime.unavailable() or f"{name} has no {choice}")
-    net, example = Narrow(width).eval(), {"ids": torch.randint(0, 51, (8, 12), generator=torch.Generator().manual_seed(0))}
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net, example = Narrow(width).eval(), {"ids": torch.randint(0, 51, (8, 12))}
     schemes = dict.fromkeys(("table", "a", "filters"), choice)
     rounded = on_grid(net, schemes, exact=False, calibration=example)
     program = runtime.compile(exporter.source(rounded, example, topology=f"narrow {width}"), schemes=schemes)
@@ -256,7 +258,9 @@ def test_layers_that_share_weights_are_held_in_the_fewest_levels_that_one_of_the
             out: Tensor = self.b(torch.relu(self.a(x)))
             return out
 
-    net, x = Twins().eval(), torch.randn(64, 64, generator=torch.Generator().manual_seed(0))
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net, x = Twins().eval(), torch.randn(64, 64)
     for schemes in ({"a": "8-weights", "b": "4-weights"}, {"a": "8-weights", "b": "8-dynamic"}, {"b": "4-weights"}):
         rounded = on_grid(net, schemes, exact=has_exact_int8(), calibration=x)
         content = encoded(exporter.onnx(rounded, x, topology="twins"), schemes, exact=has_exact_int8())
