@@ -140,8 +140,7 @@ def replaced(model: nn.Module, parts: Mapping[str, nn.Module]) -> nn.Module:
     """Return a copy of `model` with other modules under the given names."""
     changed = copy.deepcopy(model)
     for name, part in parts.items():
-        parent, _, leaf = name.rpartition(".")
-        setattr(changed.get_submodule(parent), leaf, part)
+        changed.set_submodule(name, part)
     return changed
 
 

@@ -42,8 +42,7 @@ def linear_form(model: nn.Module, example: Inputs) -> nn.Module:
             handle.remove()
     for name, part in able.items():
         if seen.get(name) and _equal(part, torch.randn(3, len(part.weight), generator=torch.Generator().manual_seed(0))):
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, _linear(part))
+            model.set_submodule(name, _linear(part))
     return model
 
 

@@ -74,9 +74,8 @@ def factorize(model: nn.Module, example: Inputs, *, ranks: Mapping[str, Ranks], 
     for name, rank in ranks.items():
         if name not in moments:
             raise must_be("ranks", "named by layers that run", name, "The layer was not called on the given inputs.")
-        parent, _, leaf = name.rpartition(".")
         parts = (rank,) if isinstance(rank, int) else rank
-        setattr(smaller.get_submodule(parent), leaf, thin(layers[name], parts, moments[name].gram))
+        smaller.set_submodule(name, thin(layers[name], parts, moments[name].gram))
     return smaller
 
 

@@ -206,8 +206,7 @@ def _applied(model: nn.Module, found: Iterable[_Pair]) -> nn.Module:
         merged, after = _merged(made, pair)
         for name in ("weight", "bias"):
             setattr(made.get_submodule(pair.layer), name, getattr(merged, name))
-        parent, _, leaf = pair.norm.rpartition(".")
-        setattr(made.get_submodule(parent), leaf, after)
+        made.set_submodule(pair.norm, after)
     return made
 
 

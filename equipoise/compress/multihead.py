@@ -124,9 +124,8 @@ def multihead_form(model: nn.Module, example: Inputs) -> nn.Module:
             handle.remove()
     found = {key: form for key, form in forms.items() if form is not None}
     for name, part in list(trial.named_modules(remove_duplicate=False)):
-        if id(part) in found:
-            parent, _, leaf = name.rpartition(".")
-            setattr(trial.get_submodule(parent), leaf, found[id(part)])
+        if name and id(part) in found:
+            trial.set_submodule(name, found[id(part)])
     return trial if found and not changed(trial, model, [example]) else model
 
 

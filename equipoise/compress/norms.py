@@ -48,8 +48,7 @@ def norm_form(model: nn.Module, example: Inputs) -> nn.Module:
         part = model.get_submodule(name)
         form = next((form for form in able[name] if _alike(part, form)), None)
         if form is not None and name:
-            parent, _, leaf = name.rpartition(".")
-            setattr(model.get_submodule(parent), leaf, form)
+            model.set_submodule(name, form)
     return model
 
 

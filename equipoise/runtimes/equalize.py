@@ -26,6 +26,7 @@ from onnx import ModelProto, NodeProto, load_from_string, numpy_helper, shape_in
 
 from equipoise.batch import Inputs, size, take
 from equipoise.runtimes.seen import Seen, read, runs
+from equipoise.runtimes.simplify import readers_of
 
 Array = NDArray[Any]
 
@@ -51,10 +52,7 @@ def links(model: ModelProto) -> list[Link]:
     """Return the tensors whose channels can be raised: made by one convolution, rectified or not, and read by others alone."""
     constants = {tensor.name for tensor in model.graph.initializer}
     outputs = {value.name for value in model.graph.output}
-    readers: dict[str, list[NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    readers = readers_of(model.graph)
 
     def owns(node: NodeProto) -> bool:
         held = node.input[1:]

@@ -29,6 +29,7 @@ from onnx import ModelProto, NodeProto, helper, numpy_helper
 from equipoise.runtimes import rounding
 from equipoise.runtimes.ranges import RULES, rounded
 from equipoise.runtimes.seen import Reading, Seen
+from equipoise.runtimes.simplify import readers_of
 
 Array = NDArray[Any]
 
@@ -53,10 +54,7 @@ class Link:
 
 def links(model: ModelProto, layers: Collection[str]) -> list[Link]:
     """Return the tensors that can be migrated, of those that these products (names of nodes) read."""
-    uses: dict[str, list[NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            uses.setdefault(name, []).append(node)
+    uses = readers_of(model.graph)
     constants = {tensor.name for tensor in model.graph.initializer}
     outputs = {value.name for value in model.graph.output}
     found = []

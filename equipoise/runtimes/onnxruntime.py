@@ -43,7 +43,7 @@ from equipoise.runtimes.cpu import has_exact_int8
 from equipoise.runtimes.failures import failures
 from equipoise.runtimes.fallback import WHOLE_MODEL, culprits, told
 from equipoise.runtimes.sessions import damaged, opened
-from equipoise.runtimes.simplify import selects
+from equipoise.runtimes.simplify import readers_of, selects
 
 if TYPE_CHECKING:
     from equipoise.runtimes.qdq import Rounding
@@ -255,10 +255,7 @@ def _float_outputs(graph: Any, own: Mapping[str, tuple[str, ...]]) -> None:
         own: Node -> its outputs before: where a rectifier went into the rounding, it is the rounding that rectifies.
     """
     makers = {name: node for node in graph.node for name in node.output}
-    readers: dict[str, list[Any]] = {}
-    for node in graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    readers = readers_of(graph)
     rounded = {node.output[0]: node for node in graph.node if node.op_type == "QuantizeLinear"}
     followed: set[str] = set()  # tensors on whose way to the end something is rounded
     for node in reversed(graph.node):

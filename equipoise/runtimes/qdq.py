@@ -20,6 +20,7 @@ from equipoise.runtimes.equalize import PROOF, RECTIFIERS, equalized, same
 from equipoise.runtimes.migrate import migrated
 from equipoise.runtimes.ranges import RULES, rounded
 from equipoise.runtimes.seen import Reading, read, runs
+from equipoise.runtimes.simplify import readers_of
 
 Array = NDArray[Any]
 
@@ -160,10 +161,7 @@ def _tensors(model: ModelProto, nodes: Sequence[NodeProto]) -> list[str]:
 
 def _standing(model: ModelProto, names: Sequence[str]) -> dict[str, str]:
     """Return for each tensor the one whose range it takes: itself, or what a rectifier alone makes of it."""
-    readers: dict[str, list[NodeProto]] = {}
-    for node in model.graph.node:
-        for name in node.input:
-            readers.setdefault(name, []).append(node)
+    readers = readers_of(model.graph)
     outputs = {value.name for value in model.graph.output}
     found = {}
     for name in names:

@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
-from onnx import ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
+from onnx import GraphProto, ModelProto, NodeProto, TensorProto, helper, numpy_helper, shape_inference
 
 IMAGE_AXES = (2, 3)
 """Height and width of (N, C, H, W)."""
@@ -79,6 +79,15 @@ class _View:
         if len(node.input) <= index or node.input[index] not in self.constants:
             return None
         return [int(value) for value in self.constants[node.input[index]].ravel()]
+
+
+def readers_of(graph: GraphProto) -> dict[str, list[NodeProto]]:
+    """Return tensor -> the nodes that read it, once for each place in which they do."""
+    found: dict[str, list[NodeProto]] = {}
+    for node in graph.node:
+        for name in node.input:
+            found.setdefault(name, []).append(node)
+    return found
 
 
 def selects(node: NodeProto) -> bool:
