@@ -172,7 +172,9 @@ def _library() -> Iterator[Any]:
     try:
         yield transformers
     except ModuleNotFoundError as error:  # its own parts are imported when they are first used
-        raise InputError(f"transformers cannot be used here: {error}") from error
+        why = str(error.__cause__ or error).splitlines()[0]  # its own line only names the class
+        remedy = " Install the torchvision that was built for this torch, or none." if "torchvision" in why else ""
+        raise InputError(f"transformers cannot be used here: {why}.{remedy}") from error
     finally:
         log.setLevel(before)
         if shown:

@@ -19,6 +19,7 @@ from equipoise.verbs.train import FINE_TUNED, train, usual_recipe
 from equipoise.workloads import load, load_family, load_task
 from equipoise.workloads.check import check
 from equipoise.workloads.huggingface import HEAD, TextClassifier
+from equipoise.workloads.huggingface import _library as reading
 from equipoise.workloads.task import Shape
 from equipoise.workloads.tokens import Words
 
@@ -106,6 +107,13 @@ def test_what_is_no_encoder_is_refused(library: Any, tmp_path: Path) -> None:
     library.T5Config(vocab_size=40, d_model=32, num_layers=1).save_pretrained(tmp_path)
     with pytest.raises(InputError, match="of an encoder of texts; got 't5'"):
         load_family(f"huggingface:{tmp_path}")
+
+
+def test_what_keeps_transformers_from_loading_is_named(library: Any) -> None:
+    with pytest.raises(InputError, match=r"::nms does not exist\. Install the torchvision"), reading():
+        raise ModuleNotFoundError("Could not import module 'BertModel'.") from RuntimeError(
+            "operator torchvision::nms does not exist"
+        )
 
 
 @pytest.mark.slow
