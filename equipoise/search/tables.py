@@ -63,28 +63,36 @@ class LossTable:
         """What the angles between the changes of each plan add, `(n,)`: the squared length of their sum less their own."""
         out = np.zeros(len(rows))
         for begin in range(0, len(rows), _ROWS):
-            some = rows[begin : begin + _ROWS]
-            pushed = sum(push[some[:, k]] for k, push in enumerate(self._pushes))
-            own = sum(np.square(push).sum(1)[some[:, k]] for k, push in enumerate(self._pushes))
-            out[begin : begin + _ROWS] = TOGETHER * (np.square(pushed).sum(1) - own)
+            chosen = self._chosen(rows[begin : begin + _ROWS])
+            out[begin : begin + _ROWS] = TOGETHER * np.sum((chosen @ self._products) * chosen, axis=1)
         return out
 
     @cached_property
-    def _pushes(self) -> tuple[Floats, ...]:
-        """For each knob how far and where to each entry moves the answers, `(menu, d)`."""
+    def _products(self) -> Floats:
+        """Scalar products of how far and where to the entries move the answers, `(all choices, all choices)`; 0 within a knob."""
         assert self.toward is not None, "directions are known"
-        return tuple(np.sqrt(column)[:, None] * along for column, along in zip(self.columns, self.toward, strict=True))
+        pushes = np.concatenate([np.sqrt(c)[:, None] * along for c, along in zip(self.columns, self.toward, strict=True)])
+        knobs = np.repeat(np.arange(len(self.columns)), self.space.sizes)
+        return np.asarray(np.where(knobs[:, None] == knobs, 0.0, pushes @ pushes.T))
+
+    def _chosen(self, rows: Genomes) -> Floats:
+        """Return `(n, all choices)`: 1 where a choice is chosen."""
+        out = np.zeros((len(rows), int(self.space.sizes.sum())))
+        np.put_along_axis(out, rows + self._starts, 1.0, axis=1)
+        return out
+
+    @cached_property
+    def _starts(self) -> NDArray[np.int64]:
+        """Where each knob's menu begins among all choices."""
+        return np.concatenate([[0], np.cumsum(self.space.sizes)[:-1]])
 
     def around(self, base: Genomes) -> tuple[Floats, ...]:
         """Return what each entry adds to the loss of a plan `(knobs,)` that has this knob untouched, a column a knob."""
         if self.toward is None:
             return self.columns
-        (row,) = self.space.canonical(base[None])
-        pushed = np.sum([push[row[k]] for k, push in enumerate(self._pushes)], axis=0)
-        return tuple(
-            column + 2 * TOGETHER * push @ (pushed - push[row[k]])
-            for k, (column, push) in enumerate(zip(self.columns, self._pushes, strict=True))
-        )
+        crossed = self._products @ self._chosen(self.space.canonical(base[None]))[0]
+        parts = np.split(crossed, self._starts[1:])
+        return tuple(column + 2 * TOGETHER * part for column, part in zip(self.columns, parts, strict=True))
 
     def predict(self, plan: Plan) -> float:
         """Return the added loss of one plan in nats, not calibrated."""
@@ -92,11 +100,7 @@ class LossTable:
 
     def shares(self, genomes: Genomes) -> Floats:
         """Return `(n, all choices)`: the share of the sum that each chosen entry has (all 0 where nothing changed)."""
-        rows = self.space.canonical(genomes)
-        starts = np.concatenate([[0], np.cumsum(self.space.sizes)[:-1]])
-        out = np.zeros((len(rows), int(self.space.sizes.sum())))
-        for k, column in enumerate(self.columns):
-            out[np.arange(len(rows)), starts[k] + rows[:, k]] = column[rows[:, k]]
+        out = self._chosen(self.space.canonical(genomes)) * np.concatenate(self.columns)
         return np.asarray(out / np.maximum(out.sum(axis=1, keepdims=True), EPSILON))
 
 
