@@ -71,6 +71,7 @@ class Facts:
         moot: (knob, choice, knobs that do nothing under it).
         left_whole: Place -> reason.
         untrained: Knobs and choices whose models are new: they are trained, not searched.
+        absent: (target, knob, choices that it cannot compute in).
     """
 
     offered: tuple[Offered, ...]
@@ -78,12 +79,16 @@ class Facts:
     moot: tuple[tuple[str, Choice, tuple[str, ...]], ...] = ()
     left_whole: Mapping[str, str] = field(default_factory=dict)
     untrained: tuple[tuple[str, Choice], ...] = ()
+    absent: tuple[tuple[str, str, tuple[Choice, ...]], ...] = ()
 
     @property
     def space(self) -> Space:
         """All plans."""
         knobs, moot = tuple(row.knob for row in self.offered), {(name, choice): gone for name, choice, gone in self.moot}
-        return Space(knobs, moot, {row.knob.name: row.layers for row in self.offered if len(row.layers) <= FEW})
+        absent: dict[tuple[str, Choice], dict[str, tuple[Choice, ...]]] = {}
+        for target, name, choices in self.absent:
+            absent.setdefault((TARGET, target), {})[name] = choices
+        return Space(knobs, moot, {row.knob.name: row.layers for row in self.offered if len(row.layers) <= FEW}, absent)
 
     @property
     def searched(self) -> Space:
@@ -127,7 +132,8 @@ def facts_from(data: Mapping[str, Any]) -> Facts:
     )
     moot = tuple((name, choice, tuple(gone)) for name, choice, gone in data["moot"])
     untrained = tuple((name, choice) for name, choice in data.get("untrained", ()))  # records of earlier releases have none
-    return Facts(offered, layers, moot, data["left_whole"], untrained)
+    absent = tuple((target, name, tuple(choices)) for target, name, choices in data.get("absent", ()))
+    return Facts(offered, layers, moot, data["left_whole"], untrained, absent)
 
 
 def _act_from(data: Mapping[str, Any]) -> Act:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 
 from torch import nn
@@ -40,7 +40,8 @@ def survey(builder: Builder, precisions: Mapping[str, Sequence[Choice]]) -> Fact
     refused = {offer.place or "model": offer.refused for offer in builder.offers.values() if offer.refused}
     layers = (*_added(offers), *_layers(builder, offers))
     untrained = tuple((name, c) for name, offer in offers.items() for c in offer.menu if c in offer.untrained)
-    return Facts(tuple(rows), layers, tuple(_moot(offers, precisions)), refused | dict(builder.subject.left), untrained)
+    moot, left_whole = tuple(_moot(offers)), refused | dict(builder.subject.left)
+    return Facts(tuple(rows), layers, moot, left_whole, untrained, tuple(_absent(offers, precisions)))
 
 
 def _within(offer: Offer, usable: set[Choice]) -> Offer:
@@ -49,19 +50,22 @@ def _within(offer: Offer, usable: set[Choice]) -> Offer:
     return replace(offer, menu=menu)
 
 
-def _moot(offers: Mapping[str, Offer], precisions: Mapping[str, Sequence[Choice]]) -> list[tuple[str, Choice, tuple[str, ...]]]:
-    """Knobs that do nothing: those that act on removed layers alone, and those whose every choice a target lacks."""
-    rows: list[tuple[str, Choice, tuple[str, ...]]] = []
+def _moot(offers: Mapping[str, Offer]) -> Iterator[tuple[str, Choice, tuple[str, ...]]]:
+    """Knobs that do nothing: those that act on removed layers alone."""
     for name, offer in offers.items():
         for choice, gone in offer.removes.items():
             inside = tuple(other for other, o in offers.items() if other != name and o.layers and set(o.layers) <= set(gone))
-            rows.append((name, choice, inside))
-    if len(precisions) > 1:
-        for target, bits in precisions.items():
-            lost = tuple(n for n, o in offers.items() if o.needs and not {o.needs.get(c) for c in o.menu[1:]} & set(bits))
-            if lost:
-                rows.append((TARGET, target, lost))
-    return rows
+            yield name, choice, inside
+
+
+def _absent(
+    offers: Mapping[str, Offer], precisions: Mapping[str, Sequence[Choice]]
+) -> Iterator[tuple[str, str, tuple[Choice, ...]]]:
+    """Choices that another target computes in and this one does not."""
+    for target, ways in precisions.items():
+        for name, offer in offers.items():
+            if lost := tuple(c for c in offer.menu[1:] if c in offer.needs and offer.needs[c] not in ways):
+                yield target, name, lost
 
 
 def _added(offers: Mapping[str, Offer]) -> list[Layer]:

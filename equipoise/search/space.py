@@ -30,13 +30,16 @@ class Space:
         moot: ``(knob, choice)`` -> knobs that have no effect under that choice (the width inside a dropped block). Such knobs
             are held at their untouched choice, so that one network is never two plans.
         acts: Knob -> names of what it acts on; what knobs of the same thing cost together is not the sum of what each costs.
+        absent: ``(knob, choice)`` -> choices of other knobs that do not exist under it (a precision that one target lacks): the
+            untouched one stands in their place.
     Raises:
-        InputError: No knobs, a name used twice, or `moot` naming what does not exist.
+        InputError: No knobs, a name used twice, or `moot` or `absent` naming what does not exist.
     """
 
     knobs: tuple[Knob, ...]
     moot: Mapping[tuple[str, Choice], tuple[str, ...]] = field(default_factory=dict)
     acts: Mapping[str, tuple[str, ...]] = field(default_factory=dict)
+    absent: Mapping[tuple[str, Choice], Mapping[str, tuple[Choice, ...]]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         if not self.knobs:
@@ -48,6 +51,7 @@ class Space:
             for other in others:
                 if other not in self.positions or other == name:
                     raise unknown("moot knob", other, (k for k in self.positions if k != name))
+        self._absent_choices  # noqa: B018 - refuses what does not exist
 
     @cached_property
     def positions(self) -> dict[str, int]:
@@ -117,8 +121,11 @@ class Space:
         return [Plan({k.name: k.menu[i] for k, i in zip(self.knobs, row, strict=True)}) for row in rows]
 
     def canonical(self, genomes: Genomes) -> Genomes:
-        """Return a copy of `genomes` `(n, knobs)` with moot knobs at their untouched choice."""
+        """Return a copy of `genomes` `(n, knobs)` with moot knobs and absent choices at the untouched one."""
         out = np.array(genomes, dtype=np.int64)
+        for column, index, lost in self._absent_choices:
+            rows = out[:, column] == index
+            out[rows] = np.where(lost[out[rows], np.arange(len(self.knobs))], 0, out[rows])
         for column, index, others in self._moot_columns:
             out[np.ix_(out[:, column] == index, others)] = 0
         return out
@@ -130,6 +137,17 @@ class Space:
             (self.positions[name], self._index(name, choice), [self.positions[n] for n in others])
             for (name, choice), others in self.moot.items()
         ]
+
+    @cached_property
+    def _absent_choices(self) -> list[tuple[int, int, NDArray[np.bool_]]]:
+        """`absent` by column and menu index: which entries `(menu, knobs)` do not exist."""
+        found = []
+        for (name, choice), others in self.absent.items():
+            lost = np.zeros((int(self.sizes.max()), len(self.knobs)), dtype=bool)
+            for other, choices in others.items():
+                lost[[self._index(other, c) for c in choices], self.positions[other]] = True
+            found.append((self.positions[name], self._index(name, choice), lost))
+        return found
 
     def sample(self, rng: np.random.Generator, *, n: int = 1) -> Genomes:
         """Draw `n` genomes `(n, knobs)`, every choice equally likely."""
@@ -164,7 +182,12 @@ class Space:
         )
         menus = {k.name: k.menu for k in knobs}
         moot = {key: others for key, others in self.moot.items() if key[1] in menus[key[0]]}
-        return Space(knobs, moot, self.acts)
+        absent = {
+            key: {name: tuple(c for c in choices if c in menus[name][1:]) for name, choices in others.items()}
+            for key, others in self.absent.items()
+            if key[1] in menus[key[0]]
+        }
+        return Space(knobs, moot, self.acts, absent)
 
     def knob(self, name: str) -> Knob:
         """Return a knob by its name.

@@ -69,7 +69,7 @@ class LossTable:
 
     @cached_property
     def _products(self) -> Floats:
-        """Scalar products of how far and where to the entries move the answers, `(all choices, all choices)`; 0 within a knob."""
+        """Products of how far and where to entries move the answers, `(all choices, all choices)`; 0 within a knob."""
         assert self.toward is not None, "directions are known"
         pushes = np.concatenate([np.sqrt(c)[:, None] * along for c, along in zip(self.columns, self.toward, strict=True)])
         knobs = np.repeat(np.arange(len(self.columns)), self.space.sizes)

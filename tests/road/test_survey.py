@@ -139,9 +139,8 @@ def test_on_a_target_without_int8_precisions_do_nothing() -> None:
     assert found.offered[0].knob.menu == ("ort", "eager")
     bits = {row.knob.name for row in found.offered if row.knob.kind == "bits"}
     assert len(bits) == 5
-    (gone,) = [set(names) for knob, choice, names in found.moot if (knob, choice) == (TARGET, "eager")]
-    assert gone == bits
-    assert not any((knob, choice) == (TARGET, "ort") for knob, choice, _ in found.moot)
+    assert {name for target, name, _ in found.absent if target == "eager"} == bits
+    assert not any(target == "ort" for target, *_ in found.absent)
     space = found.space
     quantized = space.untouched.but({TARGET: "eager", "bits.mid": 8})
     assert space.decode(space.encode(quantized)) == space.untouched.but({TARGET: "eager"})
@@ -151,7 +150,16 @@ def test_where_no_target_has_int8_it_is_not_offered() -> None:
     found = surveyed(eager=(32,))
     assert {"width", "depth"} <= {row.knob.kind for row in found.offered} <= set(TECHNIQUES) - {"bits"}
     assert all(layer.bits == "" for layer in found.layers)
-    assert not any(knob == TARGET for knob, _, _ in found.moot)
+    assert not found.absent
+
+
+def test_a_scheme_that_one_target_lacks_is_no_choice_there() -> None:
+    found = facts_from(as_data(surveyed(ort=(32, "8-weights", 8), vino=BOTH)))
+    space = found.space
+    mixed = space.untouched.but({"bits.mid": "8-weights", "bits.block.one": 8})
+    assert space.decode(space.encode(mixed)) == mixed
+    there = mixed.but({TARGET: "vino"})
+    assert space.decode(space.encode(there)) == there.but({"bits.mid": 32})
 
 
 def test_a_model_with_nothing_to_change_is_refused() -> None:

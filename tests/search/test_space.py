@@ -41,6 +41,18 @@ def test_moot_knobs_are_held_untouched(space):
     assert space.decode(space.encode(kept)) == kept  # control: not moot while the block is there
 
 
+def test_a_choice_that_a_target_lacks_is_the_untouched_one_there():
+    ways = Knob("bits.a", (32, "8-dynamic", 8))
+    lacks = {("runtime", "openvino"): {"bits.a": ("8-dynamic",)}}
+    both = Space((Knob("runtime", ("onnxruntime", "openvino")), ways), absent=lacks)
+    rows = np.array([[0, 1], [1, 1], [1, 2]])
+    assert both.canonical(rows).tolist() == [[0, 1], [1, 0], [1, 2]]
+    assert len({both.decode(row) for row in np.array([[t, b] for t in (0, 1) for b in (0, 1, 2)])}) == 5
+    assert both.restrict({"bits.a": (32, 8)}).canonical(np.array([[1, 1]])).tolist() == [[1, 1]]
+    with pytest.raises(InputError, match="4-weights"):
+        Space(both.knobs, absent={("runtime", "openvino"): {"bits.a": ("4-weights",)}})
+
+
 def test_all_mistakes_of_a_plan_are_told_together(space):
     with pytest.raises(InputError) as caught:
         space.check(Plan({"width.layer1.0.conv": 8, "width.layer2.0.conv1": 7, "depth.layer1.0": "keep"}))
