@@ -156,10 +156,10 @@ def test_where_no_target_has_int8_it_is_not_offered() -> None:
 def test_a_scheme_that_one_target_lacks_is_no_choice_there() -> None:
     found = facts_from(as_data(surveyed(ort=(32, "8-weights", 8), vino=BOTH)))
     space = found.space
-    mixed = space.untouched.but({"bits.mid": "8-weights", "bits.block.one": 8})
+    mixed = space.untouched.but({"bits.head": "8-weights", "bits.block.one": 8})
     assert space.decode(space.encode(mixed)) == mixed
     there = mixed.but({TARGET: "vino"})
-    assert space.decode(space.encode(there)) == there.but({"bits.mid": 32})
+    assert space.decode(space.encode(there)) == there.but({"bits.head": 32})
 
 
 def test_a_model_with_nothing_to_change_is_refused() -> None:
