@@ -20,7 +20,7 @@ from numpy.typing import NDArray
 
 from equipoise.errors import must_be
 from equipoise.search.rank import front_mask
-from equipoise.search.space import Genomes, Space
+from equipoise.search.space import Genomes, Space, distinct
 from equipoise.search.tables import LossTable
 
 Floats = NDArray[np.float64]
@@ -176,7 +176,7 @@ def predicted_front(
                 rows = _solved(tree, _mixed(paid, weights), table.around(base), labels, len(base)).rows + start
                 found.append(rows)
                 base = rows[len(rows) // 2]
-    genomes = np.unique(space.canonical(np.concatenate(found)), axis=0)
+    genomes = distinct(space.canonical(np.concatenate(found)))
     values = np.stack([*(c.many(genomes) for c in costs), table.sums(genomes)], axis=1)
     best = np.flatnonzero(front_mask(values))
     return np.asarray(genomes[best[np.argsort(values[best, 0], kind="stable")]])

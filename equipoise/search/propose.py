@@ -16,7 +16,7 @@ from equipoise.records import Plan
 from equipoise.search.evolve import nsga2
 from equipoise.search.front import Cost, predicted_front
 from equipoise.search.rank import front_mask
-from equipoise.search.space import Genomes, Space
+from equipoise.search.space import Genomes, Space, distinct
 from equipoise.search.surrogate import LossModel
 from equipoise.search.tables import EPSILON
 
@@ -139,7 +139,7 @@ def propose(
     seeds = np.concatenate([_thin(predicted_front(space, model.table, costs), 60), _thin(evaluated.genomes[best], 40)])
     found = nsga2(space, score, rng=rng, seeds=seeds, generations=generations)
     known = {row.tobytes() for row in space.canonical(evaluated.genomes)}
-    candidates = np.unique(np.concatenate([found.genomes, space.canonical(seeds)]), axis=0)
+    candidates = distinct(np.concatenate([found.genomes, space.canonical(seeds)]))
     candidates = candidates[[row.tobytes() not in known for row in candidates]]
     picks = _greedy(model, costs, evaluated, candidates, rng=rng, q=q, worst_loss=worst_loss, bounds=bounds, focus=focus)
     plans = [space.decode(candidates[i]) for i in picks]

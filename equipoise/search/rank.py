@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from bisect import bisect_right
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -11,16 +13,41 @@ Bools = NDArray[np.bool_]
 
 def front_mask(objectives: Floats) -> Bools:
     """Return which rows of `objectives` `(n, axes)` no other row dominates; of equal rows only the first is kept."""
-    n = len(objectives)
-    mask = np.ones(n, dtype=bool)
     order = np.lexsort(objectives.T[::-1])  # nothing is dominated by, or copies, what comes after it
     rows = objectives[order]
-    for i in range(n):
+    out = np.zeros(len(objectives), dtype=bool)
+    out[order] = _stairs(rows) if rows.shape[1] == 3 else _peeled(rows)
+    return out
+
+
+def _peeled(rows: Floats) -> Bools:
+    """`front_mask` of sorted rows."""
+    mask = np.ones(len(rows), dtype=bool)
+    for i in range(len(rows)):
         if mask[i]:
             mask[i + 1 :] &= np.any(rows[i + 1 :] < rows[i], axis=1)
-    out = np.zeros(n, dtype=bool)
-    out[order] = mask
-    return out
+    return mask
+
+
+def _stairs(rows: Floats) -> Bools:
+    """`front_mask` of sorted rows of three axes: what came before is a staircase in the other two.
+
+    References:
+        Kung, Luccio and Preparata 1975, "On finding the maxima of a set of vectors".
+    """
+    mask = np.zeros(len(rows), dtype=bool)
+    seconds: list[float] = []  # rising
+    thirds: list[float] = []  # falling
+    for i, (second, third) in enumerate(rows[:, 1:].tolist()):
+        place = bisect_right(seconds, second)
+        if place and thirds[place - 1] <= third:
+            continue
+        mask[i] = True
+        first = place - 1 if place and seconds[place - 1] == second else place
+        while place < len(thirds) and thirds[place] >= third:
+            place += 1
+        seconds[first:place], thirds[first:place] = [second], [third]
+    return mask
 
 
 def domination(objectives: Floats, excess: Floats) -> Bools:

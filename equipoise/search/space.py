@@ -21,6 +21,13 @@ Genomes = NDArray[np.int64]
 """`(n, knobs)` menu indices; a single genome is `(knobs,)`."""
 
 
+def distinct(genomes: Genomes) -> Genomes:
+    """Return each of `genomes` `(n, knobs)` once, in an order that is theirs alone; quicker than `numpy.unique` of rows."""
+    packed = np.ascontiguousarray(genomes, dtype=np.int32)
+    rows = packed.view(np.dtype((np.void, packed.itemsize * packed.shape[1]))).ravel()
+    return np.asarray(genomes[np.unique(rows, return_index=True)[1]])
+
+
 @dataclass(frozen=True)
 class Space:
     """All plans: one choice for every knob.

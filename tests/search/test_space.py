@@ -3,7 +3,7 @@ import pytest
 
 from equipoise.errors import InputError
 from equipoise.records import Knob, Plan
-from equipoise.search.space import Space
+from equipoise.search.space import Space, distinct
 
 
 @pytest.fixture
@@ -51,6 +51,14 @@ def test_a_choice_that_a_target_lacks_is_the_untouched_one_there():
     assert both.restrict({"bits.a": (32, 8)}).canonical(np.array([[1, 1]])).tolist() == [[1, 1]]
     with pytest.raises(InputError, match="4-weights"):
         Space(both.knobs, absent={("runtime", "openvino"): {"bits.a": ("4-weights",)}})
+
+
+def test_distinct_rows_are_those_of_numpy():
+    rows = np.random.default_rng(0).integers(0, 3, size=(200, 4))
+    found = distinct(rows)
+    assert {tuple(row) for row in found} == {tuple(row) for row in np.unique(rows, axis=0)}
+    assert len(found) == len(np.unique(rows, axis=0)) < 200
+    assert np.array_equal(found, distinct(rows[::-1]))
 
 
 def test_all_mistakes_of_a_plan_are_told_together(space):
