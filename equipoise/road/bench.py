@@ -46,11 +46,12 @@ from equipoise.road.facts import TARGET, Facts
 from equipoise.road.racing import Contender
 from equipoise.road.students import students
 from equipoise.road.survey import survey
-from equipoise.runtimes import Program, Session, Source, Target, requested
+from equipoise.runtimes import Program, Source, Target, requested
 from equipoise.runtimes.cpu import has_exact_int8, liked_channels
 from equipoise.runtimes.export import Exporter, layer_nodes
 from equipoise.schemes import scheme
 from equipoise.study.record import latency_beside
+from equipoise.training.remembered import Remembered
 from equipoise.workloads import Workload, predict
 from equipoise.workloads.running import at_once, one_thread
 from equipoise.workloads.scoring import drop_reading, quality_reading
@@ -159,9 +160,19 @@ class Workbench:
         return replace(draft, model=model)
 
     @cached_property
-    def reference_on_all_cores(self) -> Session:
-        """The untouched model's program with a thread for each core, for scoring and teaching."""
-        return runtimes.get(self.reference_program.runtime).load(self.reference_program, threads=os.cpu_count() or 1)
+    def answers(self) -> Callable[[Inputs], torch.Tensor]:
+        """What the untouched model answers, for teaching: its compiled program on all cores, faster than torch for the same.
+
+        Where samples are not changed at random, each is asked for once.
+        """
+        program = self.reference_program
+        session = runtimes.get(program.runtime).load(program, threads=os.cpu_count() or 1)
+
+        def answer(inputs: Inputs) -> torch.Tensor:
+            given = mapped(inputs, lambda value: value.contiguous().numpy())
+            return torch.from_numpy(np.asarray(session.run(given), dtype=np.float32))
+
+        return answer if self.work.augment else Remembered(answer)
 
     def source(self, model: torch.nn.Module, *, of: str = "") -> Source:
         """Return the model in the forms that runtimes read; models made of the same modules share one export.

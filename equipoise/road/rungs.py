@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -24,7 +25,10 @@ RUNGS = ((4, 0.12), (2, 0.13), (1, 0.75))
 DECAY = 0.4
 """Believed exponent of ``drop ~ time**-DECAY`` until two rungs of the same plan tell better (ResNet-20: 0.34 and 0.40)."""
 LEAST_S = 2.0
-"""A rung that would give a candidate less than this is not worth its overhead."""
+"""A rung that would give a candidate less than this, or less than the overhead of its training, is not worth that overhead.
+
+A MiniLM of which each evaluation took 36 s got 3 to 11 steps of training in a rung that gave 4 candidates 47 s each, and which of
+them to train on was told by chance."""
 MARGIN = 0.8
 """Share of the allowed drop that a forecast must stay within: forecasts err, and validation is a sample."""
 MENDABLE = 10.0
@@ -52,7 +56,7 @@ def trainees(rung: int, count: int, room_s: float, overhead_s: float, carried: f
     """
     later = sum(share for _, share in RUNGS[rung + 1 :])
     seconds = room_s * carried / (carried + later)
-    fit = int(seconds / (LEAST_S + overhead_s))
+    fit = int(seconds / ((max(LEAST_S, overhead_s) if later else LEAST_S) + overhead_s))
     return 0 if later and fit < kinds else min(max(RUNGS[rung][0], kinds), count, fit), seconds
 
 
@@ -116,11 +120,15 @@ def lost(evaluation: Evaluation) -> float:
 def promote(alive: Sequence[Evaluation], trained: History, count: int, budget: Budget, *, horizon: float) -> list[Evaluation]:
     """Return the `count` candidates to train on: the fastest that are forecast to keep the drop, then those forecast best.
 
+    Of those that were not trained yet some are spread over all, under a bound on the latency the first.
+
     Args:
         horizon: Seconds of training that the survivor may still get.
     """
-    if len(alive) <= count or not all(trained[e.plan.digest] for e in alive):
-        return list(alive)[:count]
+    if len(alive) <= count:
+        return list(alive)
+    if not all(trained[e.plan.digest] for e in alive):
+        return list(alive)[:count] if budget.bound("latency") is not None else _spread(alive, count)
     decay = _decay(trained)
     forecast = {e.key: _forecast(trained[e.plan.digest], horizon, decay) for e in alive}
     bound = budget.bound("drop")
@@ -132,6 +140,17 @@ def promote(alive: Sequence[Evaluation], trained: History, count: int, budget: B
     keeps = sorted((e for e in alive if forecast[e.key] <= MARGIN * bound), key=lambda e: e.axis("latency_s").get())
     rest = sorted((e for e in alive if forecast[e.key] > MARGIN * bound), key=lambda e: forecast[e.key])
     return [*keeps, *rest][:count]
+
+
+def _spread(alive: Sequence[Evaluation], count: int) -> list[Evaluation]:
+    """Return `count` evaluations, as many of each kind and evenly over those of a kind, in their order."""
+    kinds = [[e for e in alive if e.fidelity == kind] for kind in dict.fromkeys(e.fidelity for e in alive)]
+    turns = itertools.islice(itertools.cycle(range(len(kinds))), count)
+    shares = Counter(turns)
+    picked = {
+        kind[int((i + 0.5) * len(kind) / shares[k])].key for k, kind in enumerate(kinds) for i in range(min(shares[k], len(kind)))
+    }
+    return [e for e in alive if e.key in picked]
 
 
 def _forecast(history: Sequence[tuple[float, float]], horizon: float, decay: float) -> float:

@@ -6,9 +6,8 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 
-import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
 from equipoise.batch import Inputs, mapped, parts, take
@@ -68,10 +67,9 @@ def train(
     exact, calibration = has_exact_int8(), mapped(bench.calibration, torch.from_numpy)
     places = dict(student.named_modules())
     schemes = {f"{n}.conv" if isinstance(places[n], Normed) else n: way for n, way in draft.request.items() if n in places}
-    asked = teacher(bench)
     done = distill(
         through(student, schemes, exact=exact),
-        asked,
+        bench.answers,
         bench.work.train,
         seconds=seconds,
         recipe=recipe_for(own, bench.work.example, new=draft.drawn is not None),
@@ -81,7 +79,7 @@ def train(
         hold=hold,
         checkpoint=checkpoint,
         every_s=min(20.0, seconds / 5),
-        before_step=late(take(calibration, slice(SETTLED)), exact=exact, judge=(asked, bench.work.divergence.between)),
+        before_step=late(take(calibration, slice(SETTLED)), exact=exact, judge=(bench.answers, bench.work.divergence.between)),
         on_step=on_step,
     )
     found = snapped(done.model)
@@ -114,14 +112,3 @@ def _attends(model: nn.Module, example: Inputs) -> bool:
     counts = count(model, example)
     ran = {**counts.counted, **counts.ignored, **counts.unsupported}
     return any("scaled_dot_product" in op for op in ran) or {"aten.bmm", "aten._softmax"} <= ran.keys()
-
-
-def teacher(bench: Workbench) -> Callable[[Inputs], Tensor]:
-    """Return the untouched model as its own compiled program on all cores: faster than torch for the same answers."""
-    session = bench.reference_on_all_cores
-
-    def answer(inputs: Inputs) -> Tensor:
-        given = mapped(inputs, lambda value: value.contiguous().numpy())
-        return torch.from_numpy(np.asarray(session.run(given), dtype=np.float32))
-
-    return answer

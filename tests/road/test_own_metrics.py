@@ -111,8 +111,7 @@ def test_several_labels_are_won_back_as_such() -> None:
     assert several.divergence.kind == "bernoulli"
     torch.manual_seed(1)
     student = nn.Sequential(nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 6))
-    session = SimpleNamespace(run=lambda inputs: net(torch.from_numpy(inputs)).detach().numpy())
-    bench: Any = SimpleNamespace(work=several, calibration=X[:64].numpy(), reference_on_all_cores=session)
+    bench: Any = SimpleNamespace(work=several, calibration=X[:64].numpy(), answers=lambda inputs: net(inputs).detach())
 
     def recovered(path: Path) -> float:
         done = training.train(bench, Plan({}), Draft(student), seconds=4.0, checkpoint=path, leg=1, seed=0)

@@ -100,6 +100,29 @@ def test_a_short_time_trains_fewer_candidates_rather_than_none(limit, counts) ->
     assert trained_in(limit) == (counts, pytest.approx(limit - 5))
 
 
+def test_no_rung_but_the_last_measures_longer_than_it_trains() -> None:
+    for limit in (400.0, 1600.0, 6400.0):
+        for rung in (0, 1):
+            count, seconds = trainees(rung, 4, limit, 36.0, RUNGS[rung][1])
+            assert count == 0 or seconds / count - 36.0 >= 36.0
+    assert trained_in(1600.0, overhead=36.0)[0] == [
+        2,
+        2,
+        1,
+    ]  # 47 s for each of four, 36 of them for its evaluation, told nothing
+
+
+def test_of_those_that_were_not_trained_some_of_each_kind_are_spread() -> None:
+    cut = [trial(str(i), 3 - i / 10, 0.1 * (i + 1)) for i in range(4)]
+    assert promote(cut, {e.plan.digest: [] for e in cut}, 2, DROP, horizon=9.0) == [cut[1], cut[3]]
+    new = [replace(trial(name, 1, 0.0), fidelity="untrained") for name in "nm"]
+    mixed = [cut[0], new[0], cut[1], new[1]]
+    found = promote(mixed, {e.plan.digest: [] for e in mixed}, 2, DROP, horizon=9.0)
+    assert {e.fidelity for e in found} == {"one-shot", "untrained"}
+    quick = parse_budget("latency<=5ms, drop<=1")
+    assert promote(cut, {e.plan.digest: [] for e in cut}, 2, quick, horizon=9.0) == cut[:2]
+
+
 def test_without_time_for_one_training_nothing_is_trained() -> None:
     assert trained_in(5.0 + LEAST_S) == ([0, 0, 0], 0.0)
     assert trained_in(0.0) == ([0, 0, 0], 0.0)
