@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections import Counter
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -27,8 +26,8 @@ DECAY = 0.4
 LEAST_S = 2.0
 """A rung that would give a candidate less than this, or less than the overhead of its training, is not worth that overhead.
 
-A MiniLM of which each evaluation took 36 s got 3 to 11 steps of training in a rung that gave 4 candidates 47 s each, and which of
-them to train on was told by chance."""
+A MiniLM of which each evaluation took 36 s got 3 to 11 steps of training in a rung that gave 4 candidates 47 s each; which of
+them to train on was then told by chance."""
 MARGIN = 0.8
 """Share of the allowed drop that a forecast must stay within: forecasts err, and validation is a sample."""
 MENDABLE = 10.0
@@ -145,11 +144,9 @@ def promote(alive: Sequence[Evaluation], trained: History, count: int, budget: B
 def _spread(alive: Sequence[Evaluation], count: int) -> list[Evaluation]:
     """Return `count` evaluations, as many of each kind and evenly over those of a kind, in their order."""
     kinds = [[e for e in alive if e.fidelity == kind] for kind in dict.fromkeys(e.fidelity for e in alive)]
-    turns = itertools.islice(itertools.cycle(range(len(kinds))), count)
-    shares = Counter(turns)
-    picked = {
-        kind[int((i + 0.5) * len(kind) / shares[k])].key for k, kind in enumerate(kinds) for i in range(min(shares[k], len(kind)))
-    }
+    shares = [len(range(k, count, len(kinds))) for k in range(len(kinds))]
+    places = [(kind, {int((i + 0.5) * len(kind) / most) for i in range(most)}) for kind, most in zip(kinds, shares, strict=True)]
+    picked = {kind[i].key for kind, some in places for i in some}
     return [e for e in alive if e.key in picked]
 
 
