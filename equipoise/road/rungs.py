@@ -144,9 +144,10 @@ def promote(alive: Sequence[Evaluation], trained: History, count: int, budget: B
 def _spread(alive: Sequence[Evaluation], count: int) -> list[Evaluation]:
     """Return `count` evaluations, as many of each kind and evenly over those of a kind, in their order."""
     kinds = [[e for e in alive if e.fidelity == kind] for kind in dict.fromkeys(e.fidelity for e in alive)]
-    shares = [len(range(k, count, len(kinds))) for k in range(len(kinds))]
-    places = [(kind, {int((i + 0.5) * len(kind) / most) for i in range(most)}) for kind, most in zip(kinds, shares, strict=True)]
-    picked = {kind[i].key for kind, some in places for i in some}
+    picked: set[str] = set()
+    for k, kind in enumerate(kinds):
+        most = len(range(k, count, len(kinds)))
+        picked |= {kind[int((i + 0.5) * len(kind) / most)].key for i in range(most)}
     return [e for e in alive if e.key in picked]
 
 
