@@ -59,8 +59,6 @@ GUESS_COST = 0.5
 """An estimate's share of the time of a reading."""
 CALIBRATING = 4
 """Readings of each kind that estimates are put on scale by."""
-LEAST_DROP = 0.05
-"""Points below which a drop is not told from none, where its decay is fitted."""
 
 
 @dataclass(frozen=True)
@@ -413,7 +411,7 @@ class Road(Walk):
         """Have the candidates trained rung by rung until the reserve is left; each leg is one evaluation.
 
         A rung too short to be worth its overhead trains fewer candidates, or leaves its time to the next; so does one that
-        ended early. Nothing is trained on after a rung in which every training failed.
+        ended early. Where the favourite keeps the bounds early, a faster one of those trained gets the rest of the time.
         """
         cut, new = rungs.candidates(self.evaluations, self.budget), (yield from self._new())
         alive = rungs.beside(cut, first := rungs.fresh(new, self.evaluations[0], self.budget))
@@ -423,34 +421,36 @@ class Road(Walk):
         if not alive:
             self.tell("recover", "nothing is trained: no plan within the other bounds has lost what training could win back")
             return
-        trained: dict[str, list[tuple[float, float]]] = {e.plan.digest: [] for e in alive}
-        carried, any_time = 0.0, False
-        for rung, (_, share) in enumerate(rungs.RUNGS):
+        trained: dict[str, list[rungs.Stand]] = {e.plan.digest: [] for e in alive}
+        stood, carried = dict[str, Evaluation](), 0.0
+        for rung, (most, share) in enumerate(rungs.RUNGS):
+            alive = list(stood.values()) if most == 1 and stood else alive
             if not alive:
                 return
             carried += share
             room = self.left() - self.reserve
             overhead = max(self.expected("recovered"), self.expected("one-shot"))
-            kinds = 1 if any_time else len({e.fidelity for e in alive})
+            kinds = 1 if stood else len({e.fidelity for e in alive})
             count, time = rungs.trainees(rung, len(alive), room, overhead, carried, kinds=kinds)
             if count < 1:
-                if rung == len(rungs.RUNGS) - 1 and not any_time:
+                if rung == len(rungs.RUNGS) - 1 and not stood:
                     yield from self._untrained(room, rungs.LEAST_S + overhead)
                 continue
-            any_time = True
-            last = rung == len(rungs.RUNGS) - 1
-            alive = rungs.promote(alive, trained, count, self.budget, horizon=room if last else 0.5 * room)
-            seconds = time / len(alive) - overhead
+            horizon = room if most == 1 else room / 2
+            alive = rungs.promote(alive, trained, count, self.budget, horizon=horizon, tried=self.evaluations)
+            if most == 1 and not (stood and rungs.chance(alive[0], trained, self.budget, horizon=time) > 0.5):
+                time = room  # it will need all of it
+            carried, seconds = 0.0, time / len(alive) - overhead
             self.tell("recover", f"rung {rung + 1}: distil {len(alive)} for {seconds:.0f} s each")
             done = []
             for start in alive:
                 done.append((yield from self._leg(start, rung + 1, seconds)))
-            for before, after in zip(alive, done, strict=True):
+            for after in done:
+                stood.pop(after.plan.digest, None)
                 if after.ok:
-                    history = trained[before.plan.digest]
-                    history.append(((history[-1][0] if history else 0.0) + seconds, max(after.drop.get(), LEAST_DROP)))
+                    stood[after.plan.digest], history = after, trained[after.plan.digest]
+                    history.append(rungs.stand(after, (history[-1].seconds if history else 0.0) + seconds))
             alive = [e for e in done if e.ok]
-            carried = 0.0
 
     def _new(self) -> Steps[list[Evaluation]]:
         """Have the costs of new models measured while there is time."""

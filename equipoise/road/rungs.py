@@ -2,7 +2,8 @@
 
 A model that looks ruined after pruning may come back in minutes while another does not, so ranking before recovery is wrong.
 Several candidates get a short training, the promising ones a longer one. What training will bring is forecast from what it has
-brought; its time counts.
+brought; its time counts. Under a bound on the drop the one to train on is the one that promises most: how much faster it is
+than the fastest that keeps the bounds now, times the chance that it will keep them too.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 
@@ -19,8 +21,8 @@ from equipoise.pareto import non_dominated
 from equipoise.records import Evaluation
 from equipoise.search.propose import halving
 
-RUNGS = ((4, 0.12), (2, 0.13), (1, 0.75))
-"""(candidates, share of the recovery time) of each rung."""
+RUNGS = ((4, 0.12), (2, 0.13), (1, 0.35), (1, 0.4))
+"""(candidates, share of the recovery time) of each rung; one alone may be any that was trained before."""
 DECAY = 0.4
 """Believed exponent of ``drop ~ time**-DECAY`` until two rungs of the same plan tell better (ResNet-20: 0.34 and 0.40)."""
 LEAST_S = 2.0
@@ -29,7 +31,9 @@ LEAST_S = 2.0
 A MiniLM of which each evaluation took 36 s got 3 to 11 steps of training in a rung that gave 4 candidates 47 s each; which of
 them to train on was then told by chance."""
 MARGIN = 0.8
-"""Share of the allowed drop that a forecast must stay within: forecasts err, and validation is a sample."""
+"""Share of the allowed drop to stay within: forecasts err, and validation is a sample."""
+ERRS = 0.4
+"""Share of itself by which a forecast drop errs, one standard deviation, beside what the sample does."""
 MENDABLE = 10.0
 """A one-shot drop of more than this many times the allowed one is not worth training."""
 INTACT = 0.02
@@ -38,8 +42,35 @@ INTACT = 0.02
 FRESH = 2
 """New models that are trained first, of the `RUNGS`' candidates: the larger may be too slow, and the smaller too weak."""
 
-History = Mapping[str, Sequence[tuple[float, float]]]
-"""Plan digest -> (seconds trained in all, drop then), oldest first."""
+LEAST_DROP, LEAST_LOSS = 0.05, 1e-4
+"""Points and nats below which a drop and a loss are not told from none, where their decay is fitted."""
+
+
+class Stand(NamedTuple):
+    """Where a plan stood after some training.
+
+    Attributes:
+        seconds: Of training in all.
+        drop: Points, `LEAST_DROP` or more.
+        error: Standard error of the drop.
+        loss: Divergence from the untouched model; it is read on the same samples and far less noisy than the drop.
+    """
+
+    seconds: float
+    drop: float
+    error: float
+    loss: float
+
+
+History = Mapping[str, Sequence[Stand]]
+"""Plan digest -> where it stood, oldest first."""
+
+
+def stand(evaluation: Evaluation, seconds: float) -> Stand:
+    """Return where an evaluation that ended well stands after so many seconds of training."""
+    drop = evaluation.drop
+    error = (drop.high - drop.low) / (2 * 1.96) if drop.low is not None and drop.high is not None else 0.0
+    return Stand(seconds, max(drop.get(), LEAST_DROP), error, max(lost(evaluation), LEAST_LOSS))
 
 
 def trainees(rung: int, count: int, room_s: float, overhead_s: float, carried: float, *, kinds: int = 1) -> tuple[int, float]:
@@ -104,6 +135,13 @@ def beside(cut: Sequence[Evaluation], new: Sequence[Evaluation]) -> list[Evaluat
     return [e for pair in turns for e in pair if e is not None]
 
 
+def fastest(evaluations: Sequence[Evaluation], budget: Budget) -> float | None:
+    """Return the least latency of what keeps every bound, the drop with `MARGIN`; None where nothing does."""
+    bound = budget.bound("drop")
+    rows = [e for e in evaluations if e.ok and _within(e, budget) and (bound is None or e.drop.get() <= MARGIN * bound)]
+    return min((e.axis("latency_s").get() for e in rows), default=None)
+
+
 def _within(e: Evaluation, budget: Budget) -> bool:
     """Whether an evaluation keeps the bounds that training cannot change."""
     fixed = [c for c in budget.constraints if not AXES[c.word].trained]
@@ -116,29 +154,49 @@ def lost(evaluation: Evaluation) -> float:
     return evaluation.damage
 
 
-def promote(alive: Sequence[Evaluation], trained: History, count: int, budget: Budget, *, horizon: float) -> list[Evaluation]:
-    """Return the `count` candidates to train on: the fastest that are forecast to keep the drop, then those forecast best.
+def promote(
+    alive: Sequence[Evaluation], trained: History, count: int, budget: Budget, *, horizon: float, tried: Sequence[Evaluation]
+) -> list[Evaluation]:
+    """Return the `count` candidates to train on: under a bound on the drop those that promise most, else those forecast best.
 
     Of those that were not trained yet some are spread over all, under a bound on the latency the first.
 
     Args:
         horizon: Seconds of training that the survivor may still get.
+        tried: Everything evaluated by now.
     """
     if len(alive) <= count:
         return list(alive)
     if not all(trained[e.plan.digest] for e in alive):
         return list(alive)[:count] if budget.bound("latency") is not None else _spread(alive, count)
     decay = _decay(trained)
-    forecast = {e.key: _forecast(trained[e.plan.digest], horizon, decay) for e in alive}
+    forecast = {e.key: _forecast(trained[e.plan.digest][-1], horizon, decay) for e in alive}
     bound = budget.bound("drop")
     if bound is None:
         ranked = sorted(alive, key=lambda e: forecast[e.key])
         if budget.bound("latency") is None:  # no bound at all: balance, by the distance to the ideal corner
             ranked = sorted(alive, key=lambda e: _distance(e, alive, forecast))
         return ranked[:count]
-    keeps = sorted((e for e in alive if forecast[e.key] <= MARGIN * bound), key=lambda e: e.axis("latency_s").get())
-    rest = sorted((e for e in alive if forecast[e.key] > MARGIN * bound), key=lambda e: forecast[e.key])
-    return [*keeps, *rest][:count]
+    best = fastest(tried, budget)
+    slowest = max(e.axis("latency_s").get() for e in alive)
+
+    def promise(e: Evaluation) -> float:
+        gain = math.log((slowest if best is None else best) / e.axis("latency_s").get())
+        gain = 1.0 + gain if best is None else max(gain, 0.0)  # where none keeps the bounds, to keep them is worth most
+        return gain * chance(e, trained, budget, horizon=horizon)
+
+    return sorted(alive, key=lambda e: (-promise(e), forecast[e.key]))[:count]
+
+
+def chance(e: Evaluation, trained: History, budget: Budget, *, horizon: float) -> float:
+    """Return the believed chance that a trained plan keeps `MARGIN` of the drop after `horizon` seconds; 0 without a bound."""
+    bound = budget.bound("drop")
+    if bound is None:
+        return 0.0
+    now, decay = trained[e.plan.digest][-1], _decay(trained)
+    middle = _forecast(now, horizon, decay)
+    spread = math.hypot(now.error * middle / now.drop, ERRS * middle)
+    return 0.5 * math.erfc((middle - MARGIN * bound) / (math.sqrt(2) * spread))
 
 
 def _spread(alive: Sequence[Evaluation], count: int) -> list[Evaluation]:
@@ -151,17 +209,17 @@ def _spread(alive: Sequence[Evaluation], count: int) -> list[Evaluation]:
     return [e for e in alive if e.key in picked]
 
 
-def _forecast(history: Sequence[tuple[float, float]], horizon: float, decay: float) -> float:
-    seconds, drop = history[-1]
-    return drop * math.pow((seconds + horizon) / seconds, -decay)
+def _forecast(now: Stand, horizon: float, decay: float) -> float:
+    """Return the drop after `horizon` seconds more."""
+    return now.drop * math.pow((now.seconds + horizon) / now.seconds, -decay)
 
 
 def _decay(trained: History) -> float:
-    """Return the exponent that plans with two rungs show, averaged with the prior."""
+    """Return the exponent that the losses of plans with two rungs show, averaged with the prior."""
     seen = [DECAY]
     for history in trained.values():
-        for (s0, d0), (s1, d1) in itertools.pairwise(history):
-            seen.append(math.log(d0 / d1) / math.log(s1 / s0))
+        for before, after in itertools.pairwise(history):
+            seen.append(math.log(before.loss / after.loss) / math.log(after.seconds / before.seconds))
     return min(2.0, max(0.2, sum(seen) / len(seen)))
 
 
