@@ -23,7 +23,7 @@ from equipoise.road import entries, rungs
 from equipoise.road.facts import TARGET, facts_from
 from equipoise.road.features import Features, completed
 from equipoise.road.jobs import Job, Record, Steps, Walk
-from equipoise.road.proposals import WORST_LOSS, Known, uniform_plans, worst_loss
+from equipoise.road.proposals import Known, uniform_plans, worst_loss
 from equipoise.search import converged, front_volume
 from equipoise.search.propose import halving
 from equipoise.stats import median
@@ -93,7 +93,6 @@ class Road(Walk):
         self.header: Header | None = None
         self.evaluations: list[Evaluation] = []
         self.volumes: list[float] = []
-        self.worst_loss = WORST_LOSS
         self.recovered = False
         self.proposing_s = 0.0
         self.known: Known | None = None
@@ -351,6 +350,8 @@ class Road(Walk):
         Before recovery it stops after a few rounds too; called again, it goes on.
         """
         until = self.spent_s + seconds
+        if not self.volumes:
+            self.worst_loss = worst_loss(self.evaluations, self.budget, mendable=self._mendable)
         while self._worth_another_round(until):
             number = len(self.volumes)
             self.known = Known(
@@ -372,10 +373,9 @@ class Road(Walk):
                     self.tell("search", text)
             if not found["plans"] and number:
                 return
-            for row in found["plans"]:
+            for plan in map(Plan, found["plans"]):
                 if self.spent_s + self.expected("one-shot") > until:
                     return
-                plan = Plan(row)
                 yield from self._one_shot(plan, partial(self.known.predicted, plan))
             if not number:
                 self.worst_loss = worst_loss(self.evaluations, self.budget, mendable=self._mendable)

@@ -81,13 +81,14 @@ def trainees(rung: int, count: int, room_s: float, overhead_s: float, carried: f
         room_s: Seconds left for this rung and those after it.
         overhead_s: Of one training, its evaluation included.
         carried: Share of the time that is this rung's, with what earlier ones left.
-        kinds: Kinds of candidates none of which has been trained: a rung has room for one of each, or leaves its time to the
-            next; the last takes what there is.
+        kinds: Kinds of candidates none of which has been trained. A rung has room for one of each, and for two where it is to
+            compare several, or it leaves its time to the next; the last takes what there is.
     """
     later = sum(share for _, share in RUNGS[rung + 1 :])
     seconds = room_s * carried / (carried + later)
     fit = int(seconds / ((max(LEAST_S, overhead_s) if later else LEAST_S) + overhead_s))
-    return 0 if later and fit < kinds else min(max(RUNGS[rung][0], kinds), count, fit), seconds
+    most = RUNGS[rung][0]
+    return 0 if later and fit < max(kinds, min(2, most, count)) else min(max(most, kinds), count, fit), seconds
 
 
 def candidates(evaluations: Sequence[Evaluation], budget: Budget) -> list[Evaluation]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 import time
 from dataclasses import dataclass, field, replace
 from pathlib import Path
@@ -28,7 +29,7 @@ from equipoise.records import (
     evaluation_from,
     measured,
 )
-from equipoise.road import prediction, proposals
+from equipoise.road import prediction, proposals, rungs
 from equipoise.road.bench import failed
 from equipoise.road.decisions import Asked, Road
 from equipoise.road.facts import TARGET, Act, Facts, Layer, facts_from
@@ -341,6 +342,17 @@ def test_every_proposed_plan_was_predicted_and_the_predictions_are_close(whole: 
         errors = sorted(abs(e.predicted[axis] / e.axis(axis).get() - 1) for e in rows[len(rows) // 2 :])
         assert errors[len(errors) // 2] < off
     assert all(e.predicted["damage"] >= 0 for e in rows)
+
+
+def test_where_hand_use_tells_what_a_loss_costs_no_first_plan_is_beyond_hope(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(
+        sys.modules[__name__], "loss_of", lambda plan, old=loss_of: old(plan) + 0.03 * (8 in plan.choices.values())
+    )
+    done = walked(asked("drop<=0.2")).done
+    turns = [i for i, job in enumerate(done) if job.kind == "proposal"]
+    first = [job.args["predicted"]["damage"] for job in done[turns[0] : turns[1]] if job.kind == "evaluation"]
+    assert first
+    assert max(first) <= rungs.MENDABLE * 0.2 / POINTS_PER_NAT + 1e-9 < proposals.WORST_LOSS
 
 
 def test_a_training_starts_from_the_weights_of_its_plan_and_none_is_made_twice(whole: Formula) -> None:

@@ -226,8 +226,8 @@ def test_both_kinds_take_turns() -> None:
 def test_a_rung_without_room_for_one_of_each_kind_leaves_its_time_but_the_last_takes_what_there_is() -> None:
     last = len(RUNGS) - 1
     assert trainees(0, 4, 150.0, 4.0, 0.12)[0] == 2
-    assert trainees(0, 4, 100.0, 4.0, 0.12)[0] == 1
-    assert trainees(0, 4, 100.0, 4.0, 0.12, kinds=2)[0] == 0
+    assert trainees(0, 4, 100.0, 4.0, 0.12)[0] == 0
+    assert trainees(0, 4, 150.0, 4.0, 0.12, kinds=3)[0] == 0
     assert trainees(last, 2, 60.0, 4.0, 1.0, kinds=2)[0] == 2
     assert trainees(last, 2, 8.0, 4.0, 1.0, kinds=2)[0] == 1
     assert trainees(last, 2, 60.0, 4.0, 1.0)[0] == 1

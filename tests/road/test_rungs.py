@@ -138,7 +138,7 @@ def test_the_rungs_use_the_time_and_no_more() -> None:
     assert trained_in(200.0) == ([4, 2, 1, 0], pytest.approx(195.0))
 
 
-@pytest.mark.parametrize(("limit", "counts"), [(10.0, [0, 0, 1, 0]), (20.0, [0, 1, 1, 0]), (40.0, [1, 1, 1, 0])])
+@pytest.mark.parametrize(("limit", "counts"), [(10.0, [0, 0, 1, 0]), (20.0, [0, 0, 1, 0]), (40.0, [0, 2, 1, 0])])
 def test_a_short_time_trains_fewer_candidates_rather_than_none(limit, counts) -> None:
     assert trained_in(limit) == (counts, pytest.approx(limit - 5))
 
@@ -150,6 +150,7 @@ def test_no_rung_but_the_last_measures_longer_than_it_trains() -> None:
             assert count == 0 or seconds / count - 36.0 >= 36.0
     counts, _ = trained_in(1600.0, overhead=36.0)  # 47 s for each of four, 36 of them for its evaluation, told nothing
     assert counts == [2, 2, 1, 0]
+    assert trained_in(1100.0, overhead=40.0)[0] == [0, 2, 1, 0]  # one alone is compared with nothing
 
 
 def test_of_those_that_were_not_trained_some_of_each_kind_are_spread() -> None:
