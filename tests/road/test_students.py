@@ -87,7 +87,13 @@ def test_a_bad_request_is_refused_before_any_work(work: Workload, tmp_path) -> N
 
 def test_a_new_model_has_a_recipe_of_its_own(work: Workload) -> None:
     assert recipe_for(work.model, work.example, new=True) is FRESH
-    assert recipe_for(work.model, work.example, new=False) is WITH_NORM
+    assert recipe_for(work.model, work.example, new=False) == WITH_NORM
+
+
+def test_large_inputs_are_trained_on_few_at_a_time_at_a_smaller_rate(work: Workload) -> None:
+    photographs = recipe_for(work.model, torch.zeros(1, 3, 160, 160), new=False)
+    assert (photographs.batch, photographs.lr) == (32, pytest.approx(0.0253, abs=1e-4))
+    assert 32 < recipe_for(work.model, torch.zeros(1, 3, 96, 96), new=False).batch < WITH_NORM.batch
 
 
 def test_a_new_model_is_trained_with_its_own_norms_first_and_folded_as_it_was_built(
