@@ -33,8 +33,8 @@ SMALLEST = 32
 """Samples of a step where one is large: with many, steps are few, and each passes what the allocator keeps.
 
 An EfficientNet-Lite0 on 160 pixels that was cut to a third of its time and repaired (86.2 % of 341 photographs right, untouched
-88.0), then 110 seconds on two cores, one seed: 81.5 in steps of 125 at 0.05 (19 of them), 89.7 in steps of 32 at 0.025 (147), 87.4
-at 0.0125 (168), 88.6 in steps of 16 at 0.01 (354)."""
+88.0), then 110 seconds on two cores, one seed: 81.5 in steps of 125 at 0.05 (19 of them), 89.7 in steps of 32 at 0.025 (147),
+87.4 at 0.0125 (168), 88.6 in steps of 16 at 0.01 (354)."""
 FRESH = Recipe(optimizer="muon", lr=0.02, schedule="linear", weight_decay=0.1, clip=1.0, temperature=4.0, channels_last=True)
 """For new models. On digits, one seed, a `cnn` of 16 channels in 5 and 15 s on a busy machine: 0.047 and 0.020 nats from the
 teacher, against 0.55 and 0.049 by `WITH_NORM` and 0.41 and 0.043 by AdamW at 3e-3."""
