@@ -16,7 +16,7 @@ from equipoise.compress.fold import fold
 from equipoise.compress.technique import Draft
 from equipoise.compress.through import SETTLED, late, snapped, through
 from equipoise.measure.counts import count
-from equipoise.records import Plan
+from equipoise.records import Plan, as_data, digest
 from equipoise.road.bench import Workbench
 from equipoise.runtimes.cpu import has_exact_int8
 from equipoise.training.hold import Kept
@@ -25,6 +25,7 @@ from equipoise.training.normalize import Normed, refold, unfold
 from equipoise.training.progress import Progress
 from equipoise.training.recipe import Recipe
 from equipoise.training.recover import distill
+from equipoise.training.supervised import fingerprint
 from equipoise.workloads.running import at_once
 
 WITH_NORM = Recipe(optimizer="sgd", lr=0.05, schedule="cosine", weight_decay=5e-4, temperature=4.0, channels_last=True)
@@ -61,6 +62,8 @@ def train(
 ) -> Trained:
     """Distil a draft's model from the untouched one for `seconds`, with a checkpoint that a killed run goes on from.
 
+    The file is named `checkpoint` and by recipe and weights: what another release left half trained is not gone on from.
+
     Where the model had BatchNorm before it was folded it is put back for the training: a folded net only bears small learning
     rates. Layers that the plan holds in fewer bits are rounded as they will be from `through.LATE` of the time on, where that
     costs by then; their weights then lie on the grid of their scheme in the end.
@@ -75,17 +78,18 @@ def train(
     exact, calibration = has_exact_int8(), mapped(bench.calibration, torch.from_numpy)
     places = dict(student.named_modules())
     schemes = {f"{n}.conv" if isinstance(places[n], Normed) else n: way for n, way in draft.request.items() if n in places}
+    recipe = recipe_for(own, bench.work.example, new=draft.drawn is not None)
     done = distill(
         through(student, schemes, exact=exact),
         bench.answers,
         bench.work.train,
         seconds=seconds,
-        recipe=recipe_for(own, bench.work.example, new=draft.drawn is not None),
+        recipe=recipe,
         divergence=bench.work.divergence,
         augment=bench.work.augment,
         generator=generator,
         hold=hold,
-        checkpoint=checkpoint,
+        checkpoint=checkpoint.with_name(f"{checkpoint.name}-{digest([as_data(recipe), fingerprint(student)])}"),
         every_s=min(20.0, seconds / 5),
         before_step=late(take(calibration, slice(SETTLED)), exact=exact, judge=(bench.answers, bench.work.divergence.between)),
         on_step=on_step,

@@ -61,7 +61,7 @@ def draw(parameter: Tensor, generator: torch.Generator) -> None:
     parameter.normal_(std=0.1, generator=generator)
     if parameter.numel() > MOST_DIFFERENT or parameter.element_size() < 4:
         return
-    flat = parameter.flatten()
+    flat = parameter.flatten().clone()  # a view of the same memory in another order where one axis is of length 1
     while True:
         ordered, places = flat.sort()
         again = places[1:][ordered[1:] == ordered[:-1]]

@@ -125,6 +125,21 @@ def test_a_new_model_is_trained_with_its_own_norms_first_and_folded_as_it_was_bu
     assert not torch.allclose(first(work.example), second(work.example))
 
 
+def test_what_another_recipe_left_half_trained_is_not_gone_on_from(work: Workload, tmp_path, monkeypatch) -> None:
+    name = "cnn:width=8,depth=3,kernel=3,resolution=1"
+    bench, plan = Workbench(work, (Target("onnxruntime"),), lambda _: "", shapes=True, student=name), Plan({"student": name})
+    bench.__dict__["answers"] = work.model
+    draft = bench.build(plan)
+
+    def trained() -> int:
+        return training.train(bench, plan, draft, seconds=0.2, checkpoint=tmp_path / "leg", leg=1, seed=0).steps
+
+    assert trained() == trained()  # it stood finished in the file
+    monkeypatch.setattr(training, "FRESH", replace(FRESH, batch=16))
+    assert trained() > 0  # of a release with other steps: once an error, and the plan was lost
+    assert len(list(tmp_path.glob("leg-*"))) == 2
+
+
 class InParts(nn.Module):
     """Attention written out, as a user's own code has it."""
 

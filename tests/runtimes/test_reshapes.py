@@ -129,6 +129,13 @@ def test_only_what_was_moved_is_taken_for_it() -> None:
     assert not moved(model, {"table": table}), "of two equal numbers it is not known which one was moved"
 
 
+def test_weights_of_depthwise_convolutions_are_drawn_in_any_order_of_memory() -> None:
+    """Trained with channels last: a resumed study, which first exported such a model, failed."""
+    weight = nn.Parameter(torch.zeros(8, 1, 3, 3).to(memory_format=torch.channels_last))
+    draw(weight, torch.Generator().manual_seed(0))
+    assert len(weight.unique()) == weight.numel()
+
+
 def test_a_table_is_drawn_without_two_equal_numbers() -> None:
     table = nn.Parameter(torch.zeros(2 * 29 - 1, 29 * 12))
     draw(table, torch.Generator().manual_seed(0))
