@@ -259,6 +259,8 @@ def test_the_plain_scheme_gives_what_the_quantizer_of_onnx_runtime_gives(
 def test_each_step_lowers_the_error(
     net: tuple[ModelProto, np.ndarray[Any, Any]], seven_bits: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    if not seven_bits and not ort.has_exact_int8():
+        pytest.skip("this CPU adds products of 8 bits with saturation")
     monkeypatch.setattr(ort, "has_exact_int8", lambda: not seven_bits)
     model, inputs = net
     content = model.SerializeToString()
