@@ -18,6 +18,7 @@ from equipoise.compress.rounding import on_grid
 from equipoise.compress.through import Through, late, settle, snapped, through, waiting
 from equipoise.errors import InputError
 from equipoise.records import Choice
+from equipoise.runtimes.cpu import has_exact_int8
 from equipoise.runtimes.export import Exporter
 from equipoise.runtimes.onnxruntime import OnnxRuntime
 from equipoise.training.recover import distill
@@ -55,15 +56,15 @@ def ways(choice: Choice) -> dict[str, Choice]:
 
 @pytest.mark.parametrize("choice", ["4-weights", "8-dynamic"])
 def test_a_settled_net_computes_what_the_file_computes(choice: Choice) -> None:
-    model, schemes = net(), ways(choice)
+    model, schemes, exact_int8 = net(), ways(choice), has_exact_int8()  # the file is made for this CPU
     before = fingerprint(model)
-    student = through(model, schemes, exact=True)
+    student = through(model, schemes, exact=exact_int8)
     with torch.no_grad():
         exact = model(X)
         assert waiting(student)
         assert torch.equal(student(X), exact)  # in floats until it is settled
-        settle(student, X, exact=True)
-        found, held = student(X[:1]), on_grid(snapped(student), schemes, exact=True, calibration=X)
+        settle(student, X, exact=exact_int8)
+        found, held = student(X[:1]), on_grid(snapped(student), schemes, exact=exact_int8, calibration=X)
     assert not waiting(student)
     assert fingerprint(model) == before
     file = OnnxRuntime().compile(Exporter().source(held, X[:2], topology=""), schemes=schemes)

@@ -143,7 +143,8 @@ def mutants(data: Json) -> Iterator[tuple[str, Place, Json]]:
             value = value[key]  # type: ignore[index]
         yield f"{name} removed", place, removed(data, place)
         for word, other in changes(value):
-            if type(other) is not type(value) or other != value:
+            numbers = all(isinstance(one, (int, float)) and not isinstance(one, bool) for one in (value, other))
+            if other != value or not (numbers or type(other) is type(value)):  # 0 says what 0.0 says, `true` not what 1 says
                 yield f"{name} {word}", place, changed(data, place, other)
 
 

@@ -91,7 +91,8 @@ def fails(monkeypatch: pytest.MonkeyPatch, of: Any, name: str, wrong: Any) -> di
     return walk(plain)
 
 
-def test_a_plain_net_passes_every_stage_that_applies() -> None:
+def test_a_plain_net_passes_every_stage_that_applies(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("equipoise.road.bench.liked_channels", lambda: 16)  # at 8 the second layer has a rank that pays
     found = walk(plain)
     assert (found["verdict"], found["why"]) == ("right", "")
     assert set(found["stages"]) == set(STAGES)
