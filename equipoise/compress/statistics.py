@@ -235,17 +235,23 @@ def input_rows(invocation: Invocation, places: Tensor, *, parts: slice = slice(N
         x = x[:, first * weight.shape[1] : last * weight.shape[1]]
     kernel = tuple(weight.shape[2:])
     stride, dilation = (_each(given.get(name, 1), len(kernel)) for name in ("stride", "dilation"))
-    x = functional.pad(x, _padding(given.get("padding", 0), kernel, dilation)).movedim(1, -1).contiguous()  # (N, ..., C)
-    sizes = [(x.shape[1 + a] - dilation[a] * (kernel[a] - 1) - 1) // stride[a] + 1 for a in range(len(kernel))]
-    index, rest = [], places
+    padding = _padding(given.get("padding", 0), kernel, dilation)  # before and after, last axis first
+    index, outside, rest = [], torch.zeros(1, dtype=torch.bool), places
     for axis in reversed(range(len(kernel))):
-        starts, rest = rest % sizes[axis] * stride[axis], rest // sizes[axis]
+        before, after = padding[2 * (len(kernel) - 1 - axis) :][:2]
+        extent = x.shape[2 + axis]
+        size = (extent + before + after - dilation[axis] * (kernel[axis] - 1) - 1) // stride[axis] + 1
+        starts, rest = rest % size * stride[axis] - before, rest // size
         steps = torch.arange(kernel[axis]) * dilation[axis]
         along = [1] * (1 + len(kernel))
         along[1 + axis] = -1
-        index.append(starts.view(-1, *[1] * len(kernel)) + steps.view(along))
+        spots = starts.view(-1, *[1] * len(kernel)) + steps.view(along)
+        outside = outside | (spots < 0) | (spots >= extent)
+        index.append(spots.clamp(0, extent - 1))
     image = rest.view(-1, *[1] * len(kernel))
-    found = x[(image, *reversed(index))]  # (P, k..., C)
+    found: Tensor = x[(image, slice(None), *reversed(index))]  # (P, k..., C), where they lie: a copy of x costs more
+    if bool(outside.any()):
+        found = found.masked_fill_(outside[..., None], 0.0)
     if groups == 1:
         return found.flatten(1)
     apart: Tensor = found.reshape(*found.shape[:-1], -1, weight.shape[1])  # (P, k..., G, c)
@@ -256,8 +262,12 @@ def output_rows(output: Tensor, places: Tensor, op: str) -> Tensor:
     """Return the outputs `(P, O)` at the given places."""
     if op == "linear":
         return output.reshape(-1, output.shape[-1])[places]
-    flat = output.flatten(2)  # (N, O, positions)
-    return flat[places // flat.shape[2], :, places % flat.shape[2]]
+    index, rest = [], places  # read where they lie, whatever the order in memory
+    for extent in reversed(output.shape[2:]):
+        index.append(rest % extent)
+        rest = rest // extent
+    spots: Any = (rest, slice(None), *reversed(index))
+    return output[spots]
 
 
 def gram(rows: Tensor, other: Tensor | None = None) -> Tensor:

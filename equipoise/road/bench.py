@@ -52,8 +52,9 @@ from equipoise.runtimes.export import Exporter, layer_nodes
 from equipoise.schemes import scheme
 from equipoise.study.record import latency_beside
 from equipoise.training.remembered import Remembered
+from equipoise.training.samples import bears_channels_last, channels_last
 from equipoise.workloads import Workload, predict
-from equipoise.workloads.running import at_once, one_thread
+from equipoise.workloads.running import at_once, one_thread, threads
 from equipoise.workloads.scoring import drop_reading, quality_reading
 from equipoise.workloads.weights import packed
 
@@ -63,6 +64,10 @@ QUICK_SAMPLES = 2000
 """Validation samples that a one-shot trial is scored on; a recovered one is scored on the whole split."""
 CALIBRATION_SAMPLES = 256
 BATCH = 250
+SHARED_OUT = 2**24
+"""Multiplications of a sample from which a model is built on all cores.
+
+Repairing ResNet-20 (41 M) on two quiet cores takes 0.6 of the time that it takes on one, digits (0.5 M) as long."""
 
 
 @dataclass(frozen=True)
@@ -95,9 +100,14 @@ class Workbench:
             return folded(self.work.model, self.work.example, data=self._calibration).model
 
     @cached_property
+    def threads(self) -> int:
+        """Threads to build and probe with: one, as small products lose by being shared out, but all for a large model."""
+        return os.cpu_count() or 1 if count(self.teacher, self.work.example).macs >= SHARED_OUT else 1
+
+    @cached_property
     def builder(self) -> Builder:
         """What makes of plans models: groups traced and proven, statistics collected (seconds)."""
-        with one_thread():
+        with threads(self.threads):
             make = Subject.of_shapes if self.shapes else partial(Subject.prepare, criterion=self.criterion)
             likes, exact, watched = liked_channels(), has_exact_int8(), self.watched
             subject = make(self.teacher, self.work.example, self._calibration, likes=likes, exact=exact, watched=watched)
@@ -105,7 +115,18 @@ class Workbench:
 
     @cached_property
     def _calibration(self) -> Inputs:
-        return self.work.calibration.take(CALIBRATION_SAMPLES).tensors()[0]
+        return self.laid(self.work.calibration.take(CALIBRATION_SAMPLES).tensors()[0])
+
+    @cached_property
+    def _last(self) -> bool:
+        return bears_channels_last(self.work.model, self.work.example)
+
+    def laid(self, inputs: Inputs) -> Inputs:
+        """Return inputs as torch runs them in the least time: images with channels last, unless the model does not bear it.
+
+        EfficientNet-Lite0 on 256 photographs of 160 pixels, one thread: 5.9 s in place of 11.4; 3.5 on two.
+        """
+        return channels_last(inputs) if self._last else inputs
 
     @cached_property
     def facts(self) -> Facts:
@@ -115,7 +136,7 @@ class Workbench:
     @cached_property
     def calibration(self) -> Inputs:
         """Inputs that int8 ranges are read from, (N, ...)."""
-        return mapped(self._calibration, torch.Tensor.numpy)
+        return mapped(self._calibration, lambda value: np.ascontiguousarray(value.numpy()))
 
     @cached_property
     def validated(self) -> torch.Tensor:
@@ -144,7 +165,7 @@ class Workbench:
 
     def build(self, plan: Plan, *, repair: bool = True) -> Draft:
         """Return the draft of a plan, not trained."""
-        with one_thread():
+        with threads(self.threads):
             return self.builder.build(plan, repair=repair)
 
     @property
@@ -211,7 +232,7 @@ class Workbench:
 
     def on_grid(self, draft: Draft) -> Draft:
         """Return a draft whose weights lie where its schemes hold them: what is scored, shipped and stored is one model."""
-        with one_thread():
+        with threads(self.threads):
             model = on_grid(draft.model, draft.request, exact=has_exact_int8(), calibration=self._calibration)
         return replace(draft, model=model)
 

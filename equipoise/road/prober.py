@@ -25,7 +25,7 @@ from equipoise.compress.suffix import MOST_BYTES, Suffixes
 from equipoise.compress.trace import WEIGHTED, Invocation
 from equipoise.road.entries import FIRST_SAMPLES, MOST_SAMPLES, Loss, sketched
 from equipoise.workloads.divergence import Divergence, spreads
-from equipoise.workloads.running import at_once, one_thread
+from equipoise.workloads.running import at_once, threads
 
 CALIBRATION = 128
 """Calibration inputs that a change is mended on."""
@@ -80,6 +80,7 @@ class Prober:
             the program that would ship, where there is one.
         divergence: What the outputs mean.
         kept: Which positions of the answers count; None where all do.
+        threads: Threads to run models with.
         most_bytes: Bound on the activations kept, half of it for the calibration inputs; half as much again may go into the
             layers of changed models.
 
@@ -95,6 +96,7 @@ class Prober:
     reference: Tensor
     divergence: Divergence
     kept: Tensor | None = None
+    threads: int = 1
     most_bytes: int = MOST_BYTES
     _students: dict[int, nn.Module] = field(default_factory=dict)
     _read: dict[int, tuple[Change, list[Tensor]]] = field(default_factory=dict)
@@ -117,7 +119,7 @@ class Prober:
     @cached_property
     def ranges(self) -> dict[str, tuple[float, float]]:
         """Layer -> range of its input, from which int8 is simulated."""
-        with one_thread():
+        with threads(self.threads):
             return input_ranges(self.teacher, self.calibration)
 
     def loss(self, change: Change, samples: int = FIRST_SAMPLES) -> Loss:
@@ -126,7 +128,7 @@ class Prober:
         batches = self._scoring.batches
         while sum(map(len, read)) < min(samples, size(self.inputs)):
             student = self._students.pop(id(change), None) or self._student(change)
-            with one_thread():
+            with threads(self.threads):
                 found = self._scoring.run(student, change.layers, batch=len(read))
             if sum(map(len, read)) < FIRST_SAMPLES:
                 push = self._push(found, batches[len(read)], seed=len(read))
@@ -180,7 +182,7 @@ class Prober:
             if name in parts
         ]
         try:
-            with one_thread(), torch.inference_mode(False), torch.enable_grad():
+            with threads(self.threads), torch.inference_mode(False), torch.enable_grad():
                 scores = self._scores(call(self.teacher, mapped(inputs, torch.Tensor.clone)))
                 random = torch.Generator().manual_seed(seed)
                 drawn = [self._drawn(scores.detach(), random) for _ in range(DRAWS)]
@@ -228,7 +230,7 @@ class Prober:
 
         handles = [parts[name].register_forward_hook(lambda _m, _x, output, name=name: note(name, output)) for name in left]
         try:
-            with one_thread(), contextlib.suppress(_EnoughSeen):
+            with threads(self.threads), contextlib.suppress(_EnoughSeen):
                 self._scoring.run(student, layers, batch=batch)
         finally:
             for handle in handles:
@@ -238,19 +240,19 @@ class Prober:
     @cached_property
     def _scoring(self) -> Suffixes:
         step = at_once(self.inputs, FIRST_SAMPLES)
-        with one_thread():
+        with threads(self.threads):
             return Suffixes(self.teacher, self.inputs, step=step, samples=MOST_SAMPLES, most_bytes=self.most_bytes // 2)
 
     @cached_property
     def _fitting(self) -> Suffixes:
         inputs = take(self.calibration, slice(CALIBRATION))
-        with one_thread():
+        with threads(self.threads):
             return Suffixes(self.teacher, inputs, step=size(inputs), most_bytes=self.most_bytes // 2)
 
     @cached_property
     def _targets(self) -> dict[str, Target]:
         """What each layer that can be re-solved answers, in execution order."""
-        with one_thread():
+        with threads(self.threads):
             found = collect(self.teacher, take(self.calibration, slice(CALIBRATION))).targets
         return {name: found[name] for name in sorted(found, key=lambda name: self._fitting.script.first([name]))}
 
@@ -280,7 +282,7 @@ class Prober:
         def through(model: nn.Module, _inputs: Inputs, answer: Callable[[Invocation], Any]) -> Any:
             return self._fitting.run(model, change.layers, answer=answer)
 
-        with one_thread():
+        with threads(self.threads):
             kept = {change.renamed.get(name, name): places for name, places in change.kept.items()}
             mended = refit(student, self.calibration, targets=targets, kept=kept, through=through, held=HELD)
         return _lean(mended, self.teacher)

@@ -38,9 +38,10 @@ OWN = 0.05
 
 def prober(bench: Workbench) -> Prober:
     """Return what reads single changes on this bench; nothing is prepared before the first is read."""
-    inputs = bench.work.validation.take(MOST_SAMPLES).tensors()[0]
-    reference, calibration = torch.from_numpy(bench.reference), mapped(bench.calibration, torch.from_numpy)
-    return Prober(bench.teacher, calibration, inputs, reference, bench.work.divergence, bench.kept)
+    inputs = bench.laid(bench.work.validation.take(MOST_SAMPLES).tensors()[0])
+    reference, calibration = torch.from_numpy(bench.reference), bench.laid(mapped(bench.calibration, torch.from_numpy))
+    divergence, kept = bench.work.divergence, bench.kept
+    return Prober(bench.teacher, calibration, inputs, reference, divergence, kept, threads=bench.threads)
 
 
 def change_of(bench: Workbench, prober: Prober, knob: str, choice: Choice) -> Change:

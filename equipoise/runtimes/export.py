@@ -17,7 +17,7 @@ import io
 import logging
 import warnings
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
 
@@ -30,6 +30,7 @@ from equipoise.batch import ONE, Inputs, call, joined, leaves, named, size, take
 from equipoise.errors import InputError, must_be
 from equipoise.runtimes import decoding
 from equipoise.runtimes.base import Source, cached
+from equipoise.runtimes.kin import Parts, grouped, grown, parts_of
 from equipoise.runtimes.moved import Moved, draw, moved
 from equipoise.runtimes.reshapes import opened
 from equipoise.runtimes.simplify import selects, simplify
@@ -63,6 +64,10 @@ class _Template:
     """Name of a parameter that the graph holds under another name -> that name."""
     moved: Mapping[str, Moved]
     """Name of a constant that entries of a parameter were moved into -> how."""
+    parts: Parts
+    """The modules of the model that was exported."""
+    free: bool
+    """Whether lengths of sequences are free in it."""
 
 
 class Exporter:
@@ -112,11 +117,15 @@ class Exporter:
         weights, free = _floats(model), len(batches) > 2
         parts = free and decoding.reads_on(model) and isinstance(example, Tensor)
         shapes = tuple((name, tuple(value.shape)) for name, value in weights.items())
+        known = topology in self._templates
+        for graph in () if known else self._of_kin(model, weights, free=free):
+            if _agrees(simplify(graph), batches, wanted, parts=parts):
+                return _finish(graph)
         for key in (topology, f"{topology} {shapes}"):
             template = self._templates.get(key)
             if template is None:
                 template = self._templates[key] = self._template(model, example, free=free)
-            filled = _fill(template, weights)
+            filled = _fill(template, weights, model)
             if filled is not None and _agrees(simplify(filled), batches, wanted, parts=parts):
                 return _finish(filled)
             if template.shapes == shapes or (template.baked and filled is None):
@@ -125,6 +134,19 @@ class Exporter:
         if not _agrees(graph, batches, wanted, parts=parts):
             raise must_be("model", "one whose ONNX form computes what torch computes", type(model).__name__, _ADVICE)
         return _finish(graph)
+
+    def _of_kin(self, model: nn.Module, weights: Weights, *, free: bool) -> Iterator[ModelProto]:
+        """Yield the graph that one exported before would become with the modules of this model, if any would."""
+        for template in self._templates.values():
+            made = grown(template.graph, template.parts, model) if template.free == free else None
+            if made is not None:
+                there = weights.keys() & {*template.baked, *template.tied}
+                baked = {name: value for name, value in template.baked.items() if name in there}
+                tied = {name: other for name, other in template.tied.items() if name in there}
+                filled = _fill(replace(template, graph=made, baked=baked, tied=tied), weights, model)
+                if filled is not None:
+                    yield filled
+                return  # one guess: of those that follow each would cost as much, and export is not far
 
     def source(self, model: nn.Module, example: Inputs, *, topology: str) -> Source:
         """Return `model` as a `Source` whose ONNX file is made when, and only if, a runtime asks for it."""
@@ -150,7 +172,8 @@ class Exporter:
         for name in {each.parameter for each in into.values()}:
             del baked[name]
         shapes = tuple((name, tuple(value.shape)) for name, value in weights.items())
-        return _Template(graph, shapes, baked, {name: other for name, other in tied.items() if other}, into)
+        held_by = {name: other for name, other in tied.items() if other}
+        return _Template(graph, shapes, baked, held_by, into, parts_of(model), free)
 
     def _export(self, model: nn.Module, example: Inputs, *, free: bool) -> ModelProto:
         self.exports += 1
@@ -328,8 +351,8 @@ def _parameter_of(initializer: str) -> str:
     return initializer.removesuffix(TRANSPOSED)
 
 
-def _fill(template: _Template, weights: Weights) -> ModelProto | None:
-    """Put `weights` into the template; None when some of them have no place in it."""
+def _fill(template: _Template, weights: Weights, model: nn.Module) -> ModelProto | None:
+    """Put the weights and groups of `model` into the template; None when some of them have no place in it."""
     baked = template.baked
     if not all(name in weights and np.array_equal(weights[name], value) for name, value in baked.items()):
         return None
@@ -351,6 +374,7 @@ def _fill(template: _Template, weights: Weights) -> ModelProto | None:
             value = weights[name] if initializer.name == name else weights[name].T
             initializer.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(value), initializer.name))
             reached.add(name)
+    grouped(filled.graph, model)
     return filled if reached == set(weights) else None
 
 

@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.modules.batchnorm import _BatchNorm
 
-from equipoise.batch import Inputs
+from equipoise.batch import Inputs, mapped
 from equipoise.errors import EquipoiseError, InputError, must_be
 from equipoise.records import as_data, digest
 from equipoise.training.blocks import recomputed
@@ -29,7 +29,7 @@ from equipoise.training.optimizers import optimizer_of
 from equipoise.training.progress import Progress
 from equipoise.training.randomness import deterministic, mixed, private, seed_dropout
 from equipoise.training.recipe import Recipe
-from equipoise.training.samples import Batches, channels_last
+from equipoise.training.samples import Batches, bears_channels_last, channels_last
 from equipoise.training.shards import here
 from equipoise.training.state import State, Stopped
 from equipoise.training.validation import CurvePoint, Validation
@@ -116,6 +116,8 @@ def run(
     seeds = torch.randint(2**62, (3,), generator=generator).tolist()
     where = plan.distribution
     student = copy.deepcopy(model)
+    if recipe.channels_last and not bears_channels_last(student, _few(data, student)):
+        recipe = replace(recipe, channels_last=False)
     if recipe.channels_last:
         student = student.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     with ExitStack() as stack:
@@ -375,6 +377,13 @@ class _Run:
 def per_epoch(data: Batches, recipe: Recipe) -> int:
     """Return the steps in one pass over the data."""
     return max(1, len(data) // recipe.batch)
+
+
+def _few(data: Batches, model: nn.Module) -> Inputs:
+    """Two samples, where the model is."""
+    inputs, _ = next(data.batches(2))
+    place = next((p.device for p in model.parameters()), torch.device("cpu"))
+    return mapped(inputs, lambda value: value.to(place))
 
 
 def _check(data: Batches, recipe: Recipe, plan: Plan) -> None:

@@ -53,7 +53,7 @@ class Recipe:
             end and returns the last.
         deterministic: Ask torch for algorithms that give the same bits twice.
         frozen_norm: Keep BatchNorm layers on their running statistics while training.
-        channels_last: Hold 4-dimensional data in channels-last memory, often faster for convolutions.
+        channels_last: Hold 4-dimensional data in channels-last memory, often faster for convolutions, where the model bears it.
         temperature: Softens both sides of the distillation loss.
         soft_weight, hard_weight, feature_weight: Weights of the teacher's outputs, of the labels and of the features.
         soft: How the teacher's class scores are learned: ``kl``, the divergence; ``dkd``, decoupled, see `decoupled`; ``auto``

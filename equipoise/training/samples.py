@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Any, Protocol
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from equipoise.batch import Inputs, leaves, mapped, take
+from equipoise.batch import Inputs, call, leaves, mapped, take
 from equipoise.errors import must_be
 
 
@@ -28,6 +28,36 @@ class Batches(Protocol):
 def channels_last(inputs: Inputs) -> Inputs:
     """Return `inputs` with the channels of images last in memory; other arrays as they are."""
     return mapped(inputs, lambda value: value.contiguous(memory_format=torch.channels_last) if value.ndim == 4 else value)
+
+
+@torch.no_grad()
+def bears_channels_last(model: nn.Module, inputs: Inputs) -> bool:
+    """Whether a model answers a few `inputs` (N, ...) alike with the channels of images last; ``view`` on a map does not.
+
+    It is left as it was, in whatever mode it is. Inputs that hold no image are borne.
+    """
+    last = channels_last(inputs)
+    if all(a is b for a, b in zip(leaves(last), leaves(inputs), strict=True)):
+        return True
+    modes = [(module, module.training) for module in model.modules()]
+    try:
+        wanted, found = (list(_tensors(call(model.eval(), given))) for given in (inputs, last))
+    except RuntimeError:
+        return False
+    finally:
+        for module, mode in modes:
+            module.training = mode
+    pairs = zip(wanted, found, strict=False)
+    return len(wanted) == len(found) and all(a.shape == b.shape and torch.allclose(a, b, 1e-3, 1e-4) for a, b in pairs)
+
+
+def _tensors(answer: Any) -> Iterator[Tensor]:
+    """The tensors in what a model answers."""
+    if isinstance(answer, Tensor):
+        yield answer
+    elif isinstance(answer, Mapping | list | tuple):
+        for part in answer.values() if isinstance(answer, Mapping) else answer:
+            yield from _tensors(part)
 
 
 @dataclass(frozen=True, eq=False)

@@ -25,14 +25,16 @@ def at_once(inputs: Inputs, most: int) -> int:
     return max(1, min(most, HELD // max(1, numbers)))
 
 
-@contextlib.contextmanager
-def one_thread() -> Iterator[None]:
-    """Keep torch to one thread: its many small products run 2 to 5 times slower on two contended cores than on one.
+def one_thread() -> contextlib.AbstractContextManager[None]:
+    """Keep torch to one thread: many small products run 2 to 5 times slower on two contended cores than on one."""
+    return threads(1)
 
-    The thread count is the process's; it is put back on leaving.
-    """
+
+@contextlib.contextmanager
+def threads(count: int) -> Iterator[None]:
+    """Have torch use so many threads. The count is the process's; it is put back on leaving."""
     before = torch.get_num_threads()
-    torch.set_num_threads(1)
+    torch.set_num_threads(count)
     try:
         yield
     finally:

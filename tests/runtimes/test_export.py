@@ -59,11 +59,22 @@ def test_the_model_is_left_as_it_was(exporter: Exporter, probe: Source) -> None:
     assert all(torch.equal(state[name], value) for name, value in net.state_dict().items())
 
 
+def test_depthwise_nets_of_all_widths_are_one_export() -> None:
+    exporter, images = Exporter(), torch.randn(2, 3, 8, 8)
+    for width in (16, 8, 12):
+        parts = (nn.Conv2d(3, width, 1), nn.Conv2d(width, 2 * width, 3, groups=width), nn.Conv2d(2 * width, 4, 1))
+        net = nn.Sequential(*parts, nn.Flatten(1)).eval()
+        content = exporter.onnx(net, images, topology="depthwise")
+        with torch.inference_mode():
+            assert error_of(outputs(content, images), net(images).numpy()) < FLOAT_BOUND
+    assert exporter.exports == 1
+
+
 def test_a_planted_wrong_weight_is_refused(exporter: Exporter, probe: Source, monkeypatch: pytest.MonkeyPatch) -> None:
     fill = export._fill
 
-    def planted(template: export._Template, weights: export.Weights) -> onnx.ModelProto | None:
-        graph = fill(template, weights)
+    def planted(template: export._Template, weights: export.Weights, model: nn.Module) -> onnx.ModelProto | None:
+        graph = fill(template, weights, model)
         assert graph is not None
         for initializer in graph.graph.initializer:
             if initializer.name == "outer.weight":

@@ -22,6 +22,7 @@ from equipoise.training import Progress, Recipe, Samples, Trained, fit
 from equipoise.training import checkpoint as saved
 from equipoise.training.distribution import OneProcess
 from equipoise.training.randomness import deterministic
+from equipoise.training.samples import bears_channels_last
 
 DATA = classes()
 PLAIN = Recipe(batch=256, warmup=0, schedule="constant", clip=None, weight_decay=0.0, lr=0.01)
@@ -465,3 +466,32 @@ def test_deterministic_asks_cublas_too_and_leaves_the_environment(monkeypatch: p
     monkeypatch.setenv("CUBLAS_WORKSPACE_CONFIG", ":16:8")
     with deterministic(True):
         assert os.environ["CUBLAS_WORKSPACE_CONFIG"] == ":16:8"
+
+
+class Viewing(nn.Module):
+    """Reads its map by ``view``, which does not bear channels that lie last."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.wide, self.norm, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.BatchNorm2d(8), nn.Linear(8 * 36, 4)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.relu(self.norm(self.wide(x)))
+        return self.head(x.view(len(x), -1))  # type: ignore[no-any-return]
+
+
+def test_channels_lie_last_only_where_the_model_bears_it() -> None:
+    images = torch.randn(48, 3, 6, 6, generator=torch.Generator().manual_seed(0))
+    data, asked = Samples(images, torch.arange(48) % 4), Recipe(batch=16, lr=1e-2, channels_last=True)
+    model = Viewing()
+    held = {name: value.clone() for name, value in model.state_dict().items()}
+    assert not bears_channels_last(model, images[:2])
+    assert all(torch.equal(value, held[name]) for name, value in model.state_dict().items())
+    assert model.training
+    done, plain = (
+        fit(model, data, loss=F.cross_entropy, steps=6, recipe=r) for r in (asked, replace(asked, channels_last=False))
+    )
+    assert same_weights(done.model, plain.model)
+    bearing = nn.Sequential(nn.Conv2d(3, 8, 3), nn.Flatten(), nn.Linear(128, 4))
+    assert bears_channels_last(bearing, images[:2])
+    assert bears_channels_last(mlp(), DATA.inputs[:2])

@@ -1,0 +1,204 @@
+"""The graph of a model made from that of its kin: thin layers for one, a bias more, a part that hands its input on.
+
+Exporting takes seconds and these changes follow from the modules alone. What is made here is a guess, as good as the reading of
+two lists of modules: it is to be compared with the model itself before it is used.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
+from torch import Tensor, nn
+
+Parts = Mapping[str, tuple[str, ...]]
+"""Module name -> its class and the parameters that it holds itself."""
+
+PRODUCTS = {"Conv": 1, "Gemm": 1, "MatMul": 1}
+"""Operators of the layers that are made thin or given a bias -> which input their weights are."""
+
+
+def parts_of(model: nn.Module) -> Parts:
+    """Return what the graph of a model depends on, besides the code of its classes and its numbers."""
+    return {name: (type(part).__name__, *_held(part)) for name, part in model.named_modules()}
+
+
+def grown(graph: ModelProto, parts: Parts, model: nn.Module) -> ModelProto | None:
+    """Return the graph of `model` as that of its kin would have it; None where they differ in more than is understood.
+
+    Args:
+        graph: Of the kin: initializers named after parameters, transposed ones with ``.T`` behind, nodes named
+            ``module/operator``. It is not changed.
+        parts: The modules of the kin.
+    """
+    changed = _changed(parts, model)
+    if changed is None or not changed:
+        return None
+    made = ModelProto()
+    made.CopyFrom(graph)
+    sketch = _Sketch(made.graph, list(made.graph.node))
+    for name, part in changed.items():
+        if not (
+            sketch.thin(name, [*part])
+            if isinstance(part, nn.Sequential)
+            else sketch.biased(name)
+            if _held(part)
+            else sketch.left_out(name)
+        ):
+            return None
+    sketch.finish(dict(model.named_parameters()))
+    return made
+
+
+def grouped(graph: GraphProto, model: nn.Module) -> None:
+    """Give each convolution of a graph the groups that it has in the model (in place): depthwise, they go with its width."""
+    groups = {f"{name}.weight": getattr(part, "groups", None) for name, part in model.named_modules()}
+    for node in graph.node:
+        count = groups.get(node.input[1]) if node.op_type == "Conv" else None
+        for attribute in node.attribute if count is not None else ():
+            if attribute.name == "group":
+                attribute.i = count
+
+
+def _held(part: nn.Module) -> list[str]:
+    return sorted(name for name, value in part._parameters.items() if value is not None)
+
+
+def _changed(parts: Parts, model: nn.Module) -> dict[str, nn.Module] | None:
+    """Return the outermost modules that differ from the kin's, by name; None where one is of no kind that `grown` knows."""
+    changed: dict[str, nn.Module] = {}
+    for name, part in model.named_modules():
+        if any(name.startswith(f"{other}.") for other in changed):
+            continue
+        before, now = parts.get(name), (type(part).__name__, *_held(part))
+        if before == now:
+            continue
+        thin = isinstance(part, nn.Sequential) and len(part) > 1 and all(isinstance(p, nn.Conv2d | nn.Linear) for p in part)
+        biased = before is not None and {*now} - {*before} == {"bias"} and {*before} <= {*now}
+        empty = not any(True for _ in part.parameters())
+        if before is None or not ((thin and "weight" in before) or biased or empty):
+            return None
+        changed[name] = part
+    left = {name for name in parts if any(name.startswith(f"{other}.") for other in changed)}
+    return changed if {*parts} - left <= {name for name, _ in model.named_modules()} else None
+
+
+@dataclass
+class _Sketch:
+    """A graph that is being changed; its nodes are a list until it is finished."""
+
+    graph: GraphProto
+    nodes: list[NodeProto]
+
+    def thin(self, name: str, parts: Sequence[Any]) -> bool:
+        """Let several layers, each reading the one before it, stand where one stood; whether that one was found."""
+        place = self._place(name)
+        if place is None or any(getattr(part, "padding_mode", "zeros") != "zeros" for part in parts):
+            return False
+        node, last = self.nodes[place], len(parts) - 1
+        weights, turned = PRODUCTS[node.op_type], node.input[PRODUCTS[node.op_type]].removeprefix(f"{name}.weight")
+        row, given = [], node.input[0]
+        for i, part in enumerate(parts):
+            if isinstance(part, nn.Conv2d) != (node.op_type == "Conv"):
+                return False
+            new = NodeProto()
+            new.CopyFrom(node)
+            if isinstance(part, nn.Conv2d):
+                del new.attribute[:]
+                new.attribute.extend(_attributes(part))
+            held = list(node.input) if i == last else list(node.input[: weights + 1])
+            held[0], held[weights] = given, f"{name}.{i}.weight{turned}"
+            new.name, new.input[:] = f"{name}.{i}/{node.op_type}", held
+            given = node.output[0] if i == last else f"{name}.{i}/answer"
+            new.output[:] = [given]
+            row.append(new)
+        self.nodes[place : place + 1] = row
+        self._renamed(f"{name}.bias", f"{name}.{last}.bias")
+        for other in self.nodes:
+            if other.name.rpartition("/")[0] == name:
+                other.name = f"{name}.{last}/{other.name.rpartition('/')[2]}"
+        return getattr(parts[last], "bias", None) is None or self._reads(f"{name}.{last}.bias") or self.biased(f"{name}.{last}")
+
+    def biased(self, name: str) -> bool:
+        """Give a layer a bias; whether the layer was found and had none."""
+        place = self._place(name)
+        if place is None or self._reads(f"{name}.bias"):
+            return False
+        node = self.nodes[place]
+        if node.op_type != "MatMul":
+            if len(node.input) != 2:
+                return False
+            node.input.append(f"{name}.bias")
+            return True
+        whole, node.output[0] = node.output[0], f"{name}/product"
+        self.nodes.insert(place + 1, helper.make_node("Add", [node.output[0], f"{name}.bias"], [whole], name=f"{name}/Add"))
+        return True
+
+    def left_out(self, name: str) -> bool:
+        """Let what a part reads stand for what it gave; whether it read one value and gave one."""
+        inside = [node for node in self.nodes if f"{node.name.rpartition('/')[0]}.".startswith(f"{name}.")]
+        made = {value for node in inside for value in node.output}
+        fixed = {tensor.name for tensor in self.graph.initializer}
+        fixed |= {value for node in self.nodes if node.op_type == "Constant" for value in node.output}
+        read = {value for node in inside for value in node.input if value} - made - fixed
+        beyond = [node for node in self.nodes if not any(node is other for other in inside)]
+        given = made & ({value for node in beyond for value in node.input} | {value.name for value in self.graph.output})
+        if not given:
+            return True  # nothing was read of it
+        if len(read) != 1 or len(given) != 1 or given & {value.name for value in self.graph.output}:
+            return False
+        self.nodes = beyond
+        self._renamed(given.pop(), read.pop())
+        return True
+
+    def finish(self, parameters: Mapping[str, Tensor]) -> None:
+        """Write the nodes that are of use back into the graph, and an initializer for each parameter that they read."""
+        needed = {value.name for value in self.graph.output}
+        kept = []
+        for node in reversed(self.nodes):
+            if needed & {*node.output}:
+                kept.append(node)
+                needed |= {*node.input}
+        there = [tensor for tensor in self.graph.initializer if tensor.name in needed]
+        produced = {tensor.name for tensor in there} | {value for node in kept for value in node.output}
+        new = []
+        for name in sorted(needed - produced):
+            value = parameters.get(name.removesuffix(".T"))
+            if value is not None:
+                array = value.detach().numpy()
+                new.append(numpy_helper.from_array(np.ascontiguousarray(array if name in parameters else array.T), name))
+        del self.graph.node[:], self.graph.initializer[:]
+        self.graph.node.extend(reversed(kept))
+        self.graph.initializer.extend([*there, *new])
+
+    def _place(self, name: str) -> int | None:
+        """Return where the one product with a layer's weights is."""
+        own = (f"{name}.weight", f"{name}.weight.T")
+        found = [
+            i
+            for i, node in enumerate(self.nodes)
+            if node.op_type in PRODUCTS and len(node.input) > 1 and node.input[PRODUCTS[node.op_type]] in own
+        ]
+        return found[0] if len(found) == 1 and sum(value in own for node in self.nodes for value in node.input) == 1 else None
+
+    def _reads(self, name: str) -> bool:
+        return any(name in node.input for node in self.nodes)
+
+    def _renamed(self, old: str, new: str) -> None:
+        for node in self.nodes:
+            for i, value in enumerate(node.input):
+                if value == old:
+                    node.input[i] = new
+
+
+def _attributes(layer: nn.Conv2d) -> list[Any]:
+    """The attributes of a convolution."""
+    pads = [int(p) for p in layer.padding] * 2
+    values = {
+        "auto_pad": "NOTSET", "dilations": list(layer.dilation), "group": layer.groups,
+        "kernel_shape": list(layer.kernel_size), "pads": pads, "strides": list(layer.stride),
+    }  # fmt: skip
+    return [helper.make_attribute(key, value) for key, value in values.items()]
