@@ -34,8 +34,11 @@ MARGIN = 0.8
 """Share of the allowed drop to stay within: forecasts err, and validation is a sample."""
 ERRS = 0.4
 """Share of itself by which a forecast drop errs, one standard deviation, beside what the sample does."""
-MENDABLE = 10.0
-"""A one-shot drop of more than this many times the allowed one is not worth training."""
+MENDABLE = 20.0
+"""A one-shot drop of more than this many times the allowed one is not worth training.
+
+An EfficientNet-Lite0 cut to 0.35 of its time, in 8 bits: from a drop of 16.4 points to 2.9 [-0.6, 6.5] in 280 seconds of two
+cores, 411 steps (one seed)."""
 INTACT = 0.02
 """Loss under which a one-shot model needs no recovery to speak of."""
 
