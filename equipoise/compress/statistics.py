@@ -7,6 +7,7 @@ everything first costs some thirty times as much.
 
 from __future__ import annotations
 
+import contextlib
 import math
 import zlib
 from collections import Counter
@@ -85,8 +86,8 @@ def collect(model: nn.Module, inputs: Inputs, *, moments_of: frozenset[str] = fr
     Args:
         model: in eval mode, BatchNorm folded; it is not changed.
         inputs: `(N, ...)`, drawn at random from the data (a class-sorted sample misleads); 192 to 512 are enough.
-        moments_of: the layers whose input moments are wanted.
-        targets: whether to keep what the layers answer, for `repair`.
+        moments_of: the layers whose input moments are wanted; convolutions in groups have none.
+        targets: whether to keep what the layers answer, for `repair`; without, nothing runs after the last of `moments_of`.
     """
     tape = record(model, take(inputs, slice(1))) if targets else None
     sums = added_layers(tape) if tape else frozenset()
@@ -95,15 +96,18 @@ def collect(model: nn.Module, inputs: Inputs, *, moments_of: frozenset[str] = fr
     wanted: dict[str, Target] = {}
     waiting: dict[int, tuple[str, Tensor, Tensor]] = {}
     layers = dict(model.named_modules())
+    asked = frozenset(name for name in moments_of if getattr(layers.get(name), "groups", 1) == 1)
 
     def answer(invocation: Invocation) -> Any:
+        if not targets and asked <= found.keys():
+            raise _EnoughSeen
         if is_attention(invocation):
             return projected(invocation, answer)
         result = invocation.run()
         if is_linear_map(invocation) and is_own(invocation, layers.get(invocation.layer)):
             layer, weight = invocation.layer, weight_of(invocation)
             places = sample(layer, result, invocation.op, math.prod(weight.shape[1:]), parts=groups_of(invocation))
-            if layer in moments_of and layer not in found and groups_of(invocation) == 1:
+            if layer in asked and layer not in found and groups_of(invocation) == 1:
                 found[layer] = _moments(input_rows(invocation, places))
             if layer in sums:
                 waiting[id(result)] = (layer, result, places)
@@ -118,8 +122,14 @@ def collect(model: nn.Module, inputs: Inputs, *, moments_of: frozenset[str] = fr
                     del kept
         return result
 
-    watch(model, inputs, answer)
+    with contextlib.suppress(_EnoughSeen):
+        if targets or asked:
+            watch(model, inputs, answer)
     return Statistics(found, wanted)
+
+
+class _EnoughSeen(BaseException):
+    """All that was wanted of the model has been seen."""
 
 
 def added_layers(tape: Tape) -> frozenset[str]:

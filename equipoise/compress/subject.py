@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 
-from torch import nn
+from torch import Tensor, nn
 
 from equipoise.batch import Inputs
 from equipoise.compress.blocks import Block, droppable
@@ -17,6 +17,9 @@ from equipoise.compress.statistics import Moments, Statistics, collect
 from equipoise.compress.trace import Watched, unwatched
 from equipoise.errors import unknown
 from equipoise.ops import Op
+
+ALONG = 2**20
+"""Moments of no more numbers than this are collected with those of other layers: a pass over the inputs costs seconds."""
 
 
 @dataclass(frozen=True)
@@ -54,7 +57,7 @@ class Subject:
     likes: int = 8
     exact: bool = False
     students: Mapping[str, Callable[[], nn.Module]] = field(default_factory=dict)
-    _moments: dict[str, Moments] = field(default_factory=dict, repr=False, compare=False)
+    _moments: dict[str, Moments | None] = field(default_factory=dict, repr=False, compare=False)
     _answers: dict[str, Statistics] = field(default_factory=dict, repr=False, compare=False)
 
     @classmethod
@@ -137,13 +140,19 @@ class Subject:
         raise unknown("group", name, [group.name for group in self.groups if group.prunable])
 
     def moments(self, layers: Collection[str]) -> dict[str, Moments]:
-        """Return what these layers read on the calibration inputs, where it was asked for or can be collected; once each."""
-        known = {**(self.statistics.moments if self.statistics else {}), **self._moments}
-        if self.calibration is not None and (missing := frozenset(layers) - known.keys()):
-            found = collect(self.model, self.calibration, moments_of=missing, targets=False).moments
-            self._moments.update(found)
-            known.update(found)
+        """Return what these layers read on the calibration inputs, where that can be collected; small others are read along."""
+        known = dict(self.statistics.moments if self.statistics else {})
+        if self.calibration is not None and (missing := frozenset(layers) - known.keys() - self._moments.keys()):
+            small = {name for name in self.ops if self._numbers(name) <= ALONG} - known.keys() - self._moments.keys()
+            found = collect(self.model, self.calibration, moments_of=missing | small, targets=False).moments
+            self._moments.update({name: found.get(name) for name in missing | small})
+        known.update({name: moments for name, moments in self._moments.items() if moments is not None})
         return {layer: known[layer] for layer in layers if layer in known}
+
+    def _numbers(self, layer: str) -> int:
+        """How many numbers the moments of what a layer reads are."""
+        weight: Tensor = self.model.get_submodule(layer).weight  # type: ignore[assignment]
+        return int(weight[0].numel()) ** 2
 
     def answers_of(self, scaled: nn.Module, *, key: str) -> Statistics:
         """Return what the layers of the model at another scale answer on the calibration inputs.

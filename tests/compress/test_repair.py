@@ -24,6 +24,7 @@ from equipoise.compress.statistics import (
     is_linear_map,
     output_rows,
 )
+from equipoise.compress.subject import Subject
 from equipoise.compress.trace import watch
 from equipoise.errors import InputError
 
@@ -337,3 +338,42 @@ def test_a_layer_of_a_dropped_block_is_not_refitted() -> None:
     wanted = teacher(inputs)
     assert isinstance(repaired[2], Skip)
     assert (repaired(inputs) - wanted).square().mean() < 0.5 * (student(inputs) - wanted).square().mean()
+
+
+# ---- what is collected ------------------------------------------------------------------------------------------------------
+
+
+class Counted(nn.Module):
+    """A depthwise net that counts its runs and how far they came."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.deep, self.last = nn.Conv2d(3, 6, 1), nn.Conv2d(6, 6, 3, groups=6), nn.Conv2d(6, 4, 1)
+        self.begun = self.ended = 0
+
+    def forward(self, x: Tensor) -> Tensor:
+        self.begun += 1
+        x = self.last(torch.relu(self.deep(torch.relu(self.first(x)))))
+        self.ended += 1
+        return x.mean((2, 3))
+
+
+def test_nothing_runs_for_moments_that_no_layer_has_or_after_the_last() -> None:
+    model, images = Counted().eval(), torch.randn(8, 3, 6, 6)
+    assert collect(model, images, moments_of=frozenset({"deep"}), targets=False).moments == {}
+    assert (model.begun, model.ended) == (0, 0)
+    found = collect(model, images, moments_of=frozenset({"deep", "first"}), targets=False).moments
+    assert found.keys() == {"first"}
+    assert (model.begun, model.ended) == (1, 0)
+    both = collect(model, images, moments_of=frozenset({"first", "last"}), targets=False).moments
+    torch.testing.assert_close(both["first"].covariance, found["first"].covariance, rtol=0, atol=0)
+    assert both.keys() == {"first", "last"}
+
+
+def test_moments_are_asked_of_a_model_once() -> None:
+    model, images = Counted().eval(), torch.randn(32, 3, 6, 6)
+    subject = Subject.prepare(model, images[:2], images)
+    runs = subject.model.begun
+    for layers in (["deep"], ["deep", "first"], ["last"], ["deep"]):
+        assert subject.moments(layers).keys() == {*layers} - {"deep"}
+    assert subject.model.begun <= runs + 1
