@@ -40,15 +40,8 @@ def grown(graph: ModelProto, parts: Parts, model: nn.Module) -> ModelProto | Non
     made = ModelProto()
     made.CopyFrom(graph)
     sketch = _Sketch(made.graph, list(made.graph.node))
-    for name, part in changed.items():
-        if not (
-            sketch.thin(name, [*part])
-            if isinstance(part, nn.Sequential)
-            else sketch.biased(name)
-            if _held(part)
-            else sketch.left_out(name)
-        ):
-            return None
+    if not all(sketch.change(name, part) for name, part in changed.items()):
+        return None
     sketch.finish(dict(model.named_parameters()))
     return made
 
@@ -92,6 +85,12 @@ class _Sketch:
 
     graph: GraphProto
     nodes: list[NodeProto]
+
+    def change(self, name: str, part: nn.Module) -> bool:
+        """Make of a module what it is in the model, where the graph shows how; whether it did."""
+        if isinstance(part, nn.Sequential):
+            return self.thin(name, [*part])
+        return self.biased(name) if _held(part) else self.left_out(name)
 
     def thin(self, name: str, parts: Sequence[Any]) -> bool:
         """Let several layers, each reading the one before it, stand where one stood; whether that one was found."""
