@@ -88,7 +88,7 @@ class _Sketch:
 
     def change(self, name: str, part: nn.Module) -> bool:
         """Make of a module what it is in the model, where the graph shows how; whether it did."""
-        if isinstance(part, nn.Sequential):
+        if isinstance(part, nn.Sequential) and len(part) > 1:
             return self.thin(name, [*part])
         return self.biased(name) if _held(part) else self.left_out(name)
 
