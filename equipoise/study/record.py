@@ -113,11 +113,16 @@ class Study:
 
     @cached_property
     def usable(self) -> tuple[Evaluation, ...]:
-        """Evaluations that ended well; of one plan only the furthest fidelity."""
+        """Evaluations that ended well; of one plan the trained one of least loss, or the last where none was trained.
+
+        Training on can lose again what was won. A loss tells that with far less noise than a drop, of which the least of
+        several readings would be one that chance made small.
+        """
         best: dict[str, Evaluation] = {}
         for evaluation in self.evaluations:
-            if evaluation.ok:
-                best[evaluation.plan.digest] = evaluation
+            digest = evaluation.plan.digest
+            if evaluation.ok and not _further(best.get(digest), evaluation):
+                best[digest] = evaluation
         return tuple(best.values())
 
     @cached_property
@@ -347,6 +352,12 @@ def latency_beside(base_s: float, speed_up: Interval) -> Reading:
     high = base_s / speed_up.low if speed_up.low > 0 else None
     note = "the reference's over the speed-up beside it"
     return measured(base_s / speed_up.value, "s", low=low, high=high, n=speed_up.n, note=note)
+
+
+def _further(held: Evaluation | None, other: Evaluation) -> bool:
+    """Whether of two evaluations of one plan the earlier, `held`, counts: both were trained, and it loses less."""
+    both = held is not None and held.fidelity == other.fidelity == "recovered"
+    return both and (held.damage or 0.0) < (other.damage or 0.0)  # type: ignore[union-attr]
 
 
 def _raced(rows: tuple[Evaluation, ...], reference: Reading, ratios: Mapping[str, Interval]) -> tuple[Evaluation, ...]:

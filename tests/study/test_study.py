@@ -78,6 +78,13 @@ def test_only_the_furthest_fidelity_of_a_plan_competes(tmp_path) -> None:
     assert TINY.key not in {e.key for e in study(tmp_path, BASE, TINY, TRAINED).usable}
 
 
+@pytest.mark.parametrize(("after", "kept"), [(0.3, 1), (0.1, 2)])
+def test_of_a_plan_trained_twice_the_one_that_loses_less_competes(tmp_path, after, kept) -> None:
+    legs = [replace(TRAINED, leg=1, damage=0.2), replace(TRAINED, leg=2, damage=after)]
+    usable = {e.key for e in study(tmp_path, BASE, TINY, *legs).usable}
+    assert usable == {BASE.key, legs[kept - 1].key}
+
+
 @pytest.mark.parametrize(
     ("budget", "best"),
     [("drop<=1", HALF), ("drop<=2", TRAINED), ("latency<=1.5ms", HALF), ("latency<=0.6ms", TRAINED), ("drop<=0.2", BASE)],
