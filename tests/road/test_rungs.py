@@ -188,7 +188,7 @@ def test_a_bound_on_the_drop_says_how_much_loss_is_of_interest() -> None:
         return worst_loss(rows, parse_budget(text), mendable=mendable)
 
     planted = [(0.1, 3.0), (0.2, 6.0), (0.4, 12.0), (0.001, 9.0)]  # 30 points a nat; the last is chance
-    assert worst("drop<=1", planted) == pytest.approx(10 / 30)
+    assert worst("drop<=1", planted) == pytest.approx(MENDABLE / 30)
     assert worst("drop<=1", planted, mendable=1.0) == pytest.approx(0.05)  # never below what is worth looking at
     assert worst("drop<=2", planted, mendable=1.0) == pytest.approx(2 / 30)
     assert worst("latency<=1ms", planted) == worst("drop<=1", []) == 1.0
