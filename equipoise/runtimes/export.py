@@ -117,10 +117,9 @@ class Exporter:
         weights, free = _floats(model), len(batches) > 2
         parts = free and decoding.reads_on(model) and isinstance(example, Tensor)
         shapes = tuple((name, tuple(value.shape)) for name, value in weights.items())
-        known = topology in self._templates
-        for graph in () if known else self._of_kin(model, weights, free=free):
-            if _agrees(simplify(graph), batches, wanted, parts=parts):
-                return _finish(graph)
+        made = None if topology in self._templates else self._of_kin(model, weights, free=free)
+        if made is not None and _agrees(simplify(made), batches, wanted, parts=parts):
+            return _finish(made)
         for key in (topology, f"{topology} {shapes}"):
             template = self._templates.get(key)
             if template is None:
@@ -135,18 +134,16 @@ class Exporter:
             raise must_be("model", "one whose ONNX form computes what torch computes", type(model).__name__, _ADVICE)
         return _finish(graph)
 
-    def _of_kin(self, model: nn.Module, weights: Weights, *, free: bool) -> Iterator[ModelProto]:
-        """Yield the graph that one exported before would become with the modules of this model, if any would."""
+    def _of_kin(self, model: nn.Module, weights: Weights, *, free: bool) -> ModelProto | None:
+        """Return what the first graph of kin becomes with the modules of this model: one guess, as export is not far."""
         for template in self._templates.values():
             made = grown(template.graph, template.parts, model) if template.free == free else None
             if made is not None:
                 there = weights.keys() & {*template.baked, *template.tied}
                 baked = {name: value for name, value in template.baked.items() if name in there}
                 tied = {name: other for name, other in template.tied.items() if name in there}
-                filled = _fill(replace(template, graph=made, baked=baked, tied=tied), weights, model)
-                if filled is not None:
-                    yield filled
-                return  # one guess: of those that follow each would cost as much, and export is not far
+                return _fill(replace(template, graph=made, baked=baked, tied=tied), weights, model)
+        return None
 
     def source(self, model: nn.Module, example: Inputs, *, topology: str) -> Source:
         """Return `model` as a `Source` whose ONNX file is made when, and only if, a runtime asks for it."""

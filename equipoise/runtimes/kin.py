@@ -17,8 +17,8 @@ from torch import Tensor, nn
 Parts = Mapping[str, tuple[str, ...]]
 """Module name -> its class and the parameters that it holds itself."""
 
-PRODUCTS = {"Conv": 1, "Gemm": 1, "MatMul": 1}
-"""Operators of the layers that are made thin or given a bias -> which input their weights are."""
+PRODUCTS = ("Conv", "Gemm", "MatMul")
+"""Operators of the layers that are made thin or given a bias; their second input are the weights."""
 
 
 def parts_of(model: nn.Module) -> Parts:
@@ -98,7 +98,7 @@ class _Sketch:
         if place is None or any(getattr(part, "padding_mode", "zeros") != "zeros" for part in parts):
             return False
         node, last = self.nodes[place], len(parts) - 1
-        weights, turned = PRODUCTS[node.op_type], node.input[PRODUCTS[node.op_type]].removeprefix(f"{name}.weight")
+        turned = node.input[1].removeprefix(f"{name}.weight")
         row, given = [], node.input[0]
         for i, part in enumerate(parts):
             if isinstance(part, nn.Conv2d) != (node.op_type == "Conv"):
@@ -108,8 +108,8 @@ class _Sketch:
             if isinstance(part, nn.Conv2d):
                 del new.attribute[:]
                 new.attribute.extend(_attributes(part))
-            held = list(node.input) if i == last else list(node.input[: weights + 1])
-            held[0], held[weights] = given, f"{name}.{i}.weight{turned}"
+            held = list(node.input) if i == last else list(node.input[:2])
+            held[0], held[1] = given, f"{name}.{i}.weight{turned}"
             new.name, new.input[:] = f"{name}.{i}/{node.op_type}", held
             given = node.output[0] if i == last else f"{name}.{i}/answer"
             new.output[:] = [given]
@@ -177,9 +177,7 @@ class _Sketch:
         """Return where the one product with a layer's weights is."""
         own = (f"{name}.weight", f"{name}.weight.T")
         found = [
-            i
-            for i, node in enumerate(self.nodes)
-            if node.op_type in PRODUCTS and len(node.input) > 1 and node.input[PRODUCTS[node.op_type]] in own
+            i for i, node in enumerate(self.nodes) if node.op_type in PRODUCTS and len(node.input) > 1 and node.input[1] in own
         ]
         return found[0] if len(found) == 1 and sum(value in own for node in self.nodes for value in node.input) == 1 else None
 
