@@ -92,7 +92,8 @@ def closed(content: bytes) -> bytes:
     """
     model = load_from_string(content)
     graph = model.graph
-    empty = {t.name: list(t.dims) for t in graph.initializer if t.name.startswith(PAST)}
+    given = {value.name for value in graph.input if value.name.startswith(PAST)}
+    empty = {t.name: list(t.dims) for t in graph.initializer if t.name in given}
     if not empty:
         return content
     nodes: list[NodeProto] = []

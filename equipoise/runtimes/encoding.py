@@ -18,7 +18,7 @@ from onnx import GraphProto, ModelProto, NodeProto, TensorProto, checker, helper
 
 from equipoise.errors import unknown
 from equipoise.records import Choice
-from equipoise.runtimes.export import TRANSPOSED, WEIGHT_INPUT, scope_of, tied
+from equipoise.runtimes.layers import TRANSPOSED, WEIGHT_INPUT, scope_of, tied
 from equipoise.runtimes.simplify import selects
 from equipoise.runtimes.structure import QUANTIZED, SCALE, parameter_of
 from equipoise.schemes import GROUPS, group, scheme, shared, top

@@ -23,7 +23,7 @@ from typing import Any, cast
 
 import numpy as np
 import torch
-from onnx import GraphProto, ModelProto, NodeProto, TensorProto, checker, load_from_string, numpy_helper
+from onnx import ModelProto, NodeProto, TensorProto, checker, numpy_helper
 from torch import Tensor, nn
 
 from equipoise.batch import ONE, Inputs, call, joined, leaves, named, size, take
@@ -31,18 +31,13 @@ from equipoise.errors import InputError, must_be
 from equipoise.runtimes import decoding
 from equipoise.runtimes.base import Source, cached
 from equipoise.runtimes.kin import Parts, grouped, grown, parts_of
+from equipoise.runtimes.layers import TRANSPOSED, WEIGHT_INPUT, parameter_of, scope_of
 from equipoise.runtimes.moved import Moved, draw, moved
 from equipoise.runtimes.reshapes import opened
-from equipoise.runtimes.simplify import selects, simplify
+from equipoise.runtimes.simplify import simplify
 
 OPSET = 20
 """ONNX operator set written; every runtime of the table reads it."""
-
-TRANSPOSED = ".T"
-"""Suffix of the initializer that holds a parameter transposed: ``fc.weight.T``."""
-
-WEIGHT_INPUT = {"Conv": 1, "ConvTranspose": 1, "Gemm": 1, "MatMul": 1, "Gather": 0}
-"""Operators with weights worth quantizing -> which input the weights are."""
 
 TOLERANCE = 1e-4
 """Largest difference from torch, as a fraction of the largest output."""
@@ -102,18 +97,28 @@ class Exporter:
         Raises:
             InputError: The output is not one finite tensor, the first axis is not free, or an operator has no ONNX form.
         """
+        batches = _batches(example)
+        wanted = tuple(_reference(model, batch) for batch in batches)
         if lengths(example) and topology not in self._fixed:
             if decoding.reads_on(model) and isinstance(example, Tensor):
-                decoding.hold(copy.deepcopy(model).eval(), _batches(example)[-1])
+                decoding.hold(copy.deepcopy(model).eval(), batches[-1])
             try:
-                return self._made(model, example, f"{topology}, any length", (*_batches(example), _shorter(example)))
+                short = _shorter(example)
+                looks = ((*batches, short), (*wanted, _reference(model, short)))
+                return self._made(model, example, f"{topology}, any length", *looks)
             except InputError:
                 self._fixed.add(topology)
-        return self._made(model, example, topology, _batches(example))
+        return self._made(model, example, topology, batches, wanted)
 
-    def _made(self, model: nn.Module, example: Inputs, topology: str, batches: tuple[Inputs, ...]) -> bytes:
-        """Return a file that computes what `model` does on all `batches`; the third of them is of another length."""
-        wanted = tuple(_reference(model, batch) for batch in batches)
+    def _made(
+        self,
+        model: nn.Module,
+        example: Inputs,
+        topology: str,
+        batches: tuple[Inputs, ...],
+        wanted: tuple[np.ndarray[Any, Any], ...],
+    ) -> bytes:
+        """Return a file that computes what is `wanted` of all `batches`; the third of them is of another length."""
         weights, free = _floats(model), len(batches) > 2
         parts = free and decoding.reads_on(model) and isinstance(example, Tensor)
         shapes = tuple((name, tuple(value.shape)) for name, value in weights.items())
@@ -158,7 +163,7 @@ class Exporter:
                     draw(parameter, generator)
         graph = opened(self._export(scrambled, example, free=free))
         weights = _floats(scrambled)
-        held = {_parameter_of(initializer.name) for initializer in graph.graph.initializer}
+        held = {parameter_of(initializer.name) for initializer in graph.graph.initializer}
         places = {value.__array_interface__["data"][0]: name for name, value in weights.items() if name in held}
         tied = {
             name: places.get(value.__array_interface__["data"][0], "") for name, value in weights.items() if name not in held
@@ -261,51 +266,6 @@ def _shorter(example: Inputs) -> Inputs:
     return {name: value[:, : long[name] // 2] if name in long else value for name, value in two.items()}
 
 
-def layer_nodes(content: bytes) -> dict[str, tuple[str, ...]]:
-    """Return module name -> names of the nodes that use its weights.
-
-    Args:
-        content: An ONNX file of `Exporter.onnx`.
-
-    Limits:
-        Convolutions, matrix products and embeddings only; a layer whose weights were rearranged (GRU, LSTM) is not in the map.
-    """
-    graph = load_from_string(content).graph
-    initializers = {initializer.name for initializer in graph.initializer}
-    layers: dict[str, tuple[str, ...]] = {}
-    for node in graph.node:
-        index = WEIGHT_INPUT.get(node.op_type, -1)
-        if index >= 0 and node.input[index] in initializers and not selects(node):
-            module, dot, last = _parameter_of(node.input[index]).rpartition(".")
-            if dot or last == "weight":  # otherwise a constant of the graph, not a parameter
-                layers[module] = (*layers.get(module, ()), node.name)
-    return {**layers, **{scope: (node.name,) for node, _ in tied(graph) if (scope := scope_of(node))}}
-
-
-def tied(graph: GraphProto) -> list[tuple[NodeProto, str]]:
-    """Return each product with weights that another layer holds, turned as the product reads them, and their name there."""
-    held = {tensor.name for tensor in graph.initializer if len(tensor.dims) == 2}
-    turned = {node.output[0]: node.input[0] for node in graph.node if node.op_type == "Transpose" and node.input[0] in held}
-    products = [node for node in graph.node if node.op_type == "MatMul" and node.input[1] in turned]
-    return [(node, turned[node.input[1]]) for node in products]
-
-
-def scoped_nodes(content: bytes) -> dict[str, tuple[str, ...]]:
-    """Return module name -> names of the products in its own code whose weights are computed (standardised, attention).
-
-    Args:
-        content: An ONNX file of `Exporter.onnx`.
-    """
-    graph = load_from_string(content).graph
-    named = {name for nodes in layer_nodes(content).values() for name in nodes}
-    found: dict[str, tuple[str, ...]] = {}
-    for node in graph.node:
-        scope = node.name.rpartition("/")[0]
-        if node.op_type in WEIGHT_INPUT and node.name not in named and scope and not selects(node):
-            found[scope] = (*found.get(scope, ()), node.name)
-    return found
-
-
 def _batches(example: Inputs) -> tuple[Inputs, Inputs]:
     """The first sample alone, and a batch of two."""
     empty = [tuple(value.shape) for value in leaves(example) if value.ndim == 0 or len(value) == 0]
@@ -344,10 +304,6 @@ def _floats(model: nn.Module) -> dict[str, np.ndarray[Any, Any]]:
     return {name: value.detach().numpy() for name, value in named if value.is_floating_point()}
 
 
-def _parameter_of(initializer: str) -> str:
-    return initializer.removesuffix(TRANSPOSED)
-
-
 def _fill(template: _Template, weights: Weights, model: nn.Module) -> ModelProto | None:
     """Put the weights and groups of `model` into the template; None when some of them have no place in it."""
     baked = template.baked
@@ -359,7 +315,7 @@ def _fill(template: _Template, weights: Weights, model: nn.Module) -> ModelProto
     filled.CopyFrom(template.graph)
     reached = {*baked, *template.tied}
     for initializer in filled.graph.initializer:
-        name = _parameter_of(initializer.name)
+        name = parameter_of(initializer.name)
         if initializer.name in template.moved:
             from_ = template.moved[initializer.name]
             made = from_.of(weights[from_.parameter]) if from_.parameter in weights else None
@@ -444,11 +400,6 @@ def _by_readers(graph: ModelProto, weights: Weights) -> dict[str, str]:
         if name in weights and own in weights and own != name and np.shares_memory(weights[name], weights[own]):
             renamed[name] = own
     return renamed
-
-
-def scope_of(node: NodeProto) -> str:
-    """Return the dotted name of the module that a node was named after; empty for the model itself."""
-    return node.name.rpartition("/")[0]
 
 
 def _scope(node: NodeProto) -> str:

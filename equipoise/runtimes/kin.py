@@ -14,11 +14,16 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from equipoise.runtimes.layers import TRANSPOSED, parameter_of
+
 Parts = Mapping[str, tuple[str, ...]]
 """Module name -> its class and the parameters that it holds itself."""
 
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 """Operators of the layers that are made thin or given a bias; their second input are the weights."""
+
+HANDING_ON = ("Identity", "Dropout", "Skip")
+"""Classes of parts that hand their input on: of what another may do a few inputs need not tell."""
 
 
 def parts_of(model: nn.Module) -> Parts:
@@ -71,7 +76,7 @@ def _changed(parts: Parts, model: nn.Module) -> dict[str, nn.Module] | None:
             continue
         thin = isinstance(part, nn.Sequential) and len(part) > 1 and all(isinstance(p, nn.Conv2d | nn.Linear) for p in part)
         biased = before is not None and {*now} - {*before} == {"bias"} and {*before} <= {*now}
-        empty = not any(True for _ in part.parameters())
+        empty = type(part).__name__ in HANDING_ON or (isinstance(part, nn.Sequential) and not len(part))
         if before is None or not ((thin and "weight" in before) or biased or empty):
             return None
         changed[name] = part
@@ -165,7 +170,7 @@ class _Sketch:
         produced = {tensor.name for tensor in there} | {value for node in kept for value in node.output}
         new = []
         for name in sorted(needed - produced):
-            value = parameters.get(name.removesuffix(".T"))
+            value = parameters.get(parameter_of(name))
             if value is not None:
                 array = value.detach().numpy()
                 new.append(numpy_helper.from_array(np.ascontiguousarray(array if name in parameters else array.T), name))
@@ -175,7 +180,7 @@ class _Sketch:
 
     def _place(self, name: str) -> int | None:
         """Return where the one product with a layer's weights is."""
-        own = (f"{name}.weight", f"{name}.weight.T")
+        own = (f"{name}.weight", f"{name}.weight{TRANSPOSED}")
         found = [
             i for i, node in enumerate(self.nodes) if node.op_type in PRODUCTS and len(node.input) > 1 and node.input[1] in own
         ]

@@ -107,7 +107,7 @@ class OnnxRuntime:
 
     def _int8(self, content: bytes, calibration: Inputs | None, float_layers: frozenset[str]) -> tuple[bytes, dict[str, str]]:
         """Return the file in int8 but for the named layers, and why others had to be left in floats too."""
-        from equipoise.runtimes.export import layer_nodes, scoped_nodes
+        from equipoise.runtimes.layers import layer_nodes, scoped_nodes
 
         layers = layer_nodes(content)
         known = {**scoped_nodes(content), **layers}
@@ -193,11 +193,20 @@ def _quantized(content: bytes, calibration: Inputs, excluded: set[str], how: Rou
 
 
 def _outside(content: bytes, excluded: set[str]) -> set[str]:
-    """Return the names of the operators that are no layers and do not lie between two layers to be quantized."""
+    """Return the names of the operators that are no layers and do not lie between two layers to be quantized.
+
+    Products of two computed tensors, inside attention, are none: rounding both sides of them costs more than it saves.
+    """
     import onnx
 
     graph = onnx.load_from_string(content).graph
-    layers = {node.name for node in graph.node if node.op_type in WEIGHTED_OPS and not selects(node)}
+    computed = {value.name for value in graph.input} - {tensor.name for tensor in graph.initializer}
+    for node in graph.node:
+        if computed & set(node.input):
+            computed |= set(node.output)
+    attention = any(node.op_type in ATTENTION for node in graph.node)
+    pairs = {node.name for node in graph.node if attention and node.op_type == "MatMul" and computed >= set(node.input)}
+    layers = {node.name for node in graph.node if node.op_type in WEIGHTED_OPS and not selects(node)} - pairs
     weighted = layers - excluded
 
     def reached(forward: bool) -> set[str]:
@@ -212,7 +221,7 @@ def _outside(content: bytes, excluded: set[str]) -> set[str]:
         return nodes
 
     between = reached(True) & reached(False)
-    return {node.name for node in graph.node if node.op_type in QUANTIZED_OPS} - between - layers
+    return {node.name for node in graph.node if node.op_type in QUANTIZED_OPS} - (between - pairs) - layers
 
 
 def _quantizable(content: bytes) -> list[str]:
@@ -232,7 +241,7 @@ def _quantize(content: bytes, calibration: Inputs, excluded: list[str], how: Rou
     model = onnx.shape_inference.infer_shapes(onnx.load_from_string(content))
     attention = any(node.op_type in ATTENTION for node in model.graph.node)
     own = {node.name: tuple(node.output) for node in model.graph.node}
-    options: dict[str, Any] = {"MatMulConstBOnly": True}
+    options: dict[str, Any] = {}
     if attention:
         options["OpTypesToExcludeOutputQuantization"] = ["MatMul", "Gemm"]
     kinds = WEIGHTED_OPS if attention else QUANTIZED_OPS

@@ -78,22 +78,25 @@ class OpenVino:
 
         content, held = closed(source.onnx()), check_schemes(self.name, self.precisions, schemes)
         precision = precision_of(float_layers, held)
-        plain = content
-        if held:
+
+        def as_held(plain: bytes) -> bytes:
             from equipoise.runtimes.encoding import encoded
 
-            content = encoded(content, held, exact=has_exact_int8(), gathers=True)
+            return encoded(plain, held, exact=has_exact_int8(), gathers=True) if held else plain
+
         if float_layers is None:
-            return Program(self.name, precision, _save(_read(content)))
-        from equipoise.runtimes.export import layer_nodes, scoped_nodes
+            return Program(self.name, precision, _save(_read(as_held(content))))
+        from equipoise.runtimes.equalize import leveled
+        from equipoise.runtimes.layers import layer_nodes, scoped_nodes
 
         float_layers = float_layers | held.keys()
-        layers = layer_nodes(plain)
-        known = {**scoped_nodes(plain), **layers}
+        layers = layer_nodes(content)
+        known = {**scoped_nodes(content), **layers}
         data = check_quantizable(calibration, float_layers, frozenset(known))
         excluded = {node for layer in float_layers for node in known[layer]}
         if layers and excluded >= {node for nodes in layers.values() for node in nodes}:
-            return Program(self.name, precision, _save(_read(content)))  # nothing with weights is left to quantize
+            return Program(self.name, precision, _save(_read(as_held(content))))  # nothing with weights is left to quantize
+        content = as_held(leveled(content, data, excluded))
         excluded &= _named(content)  # what was put in another form has no operator left to leave out
         files, left = _quantized(content, data, excluded)
         owners = {node: layer for layer, nodes in known.items() for node in nodes}
@@ -232,11 +235,9 @@ def _compacted(graph: bytes, weights: bytes) -> bytes:
 
 def _quantized(content: bytes, calibration: Inputs, excluded: set[str]) -> tuple[dict[str, bytes], dict[str, str]]:
     """Return the quantized files, and for each ONNX node that had to be left in floating point the reason."""
-    from equipoise.runtimes.equalize import leveled
-    from equipoise.runtimes.export import layer_nodes
+    from equipoise.runtimes.layers import layer_nodes
 
     _operators(_read(content), excluded, strict=True)
-    content = leveled(content, calibration, excluded)
     reasons: dict[str, str] = {}
 
     def attempt(data: Inputs, without: set[str]) -> dict[str, bytes] | None:

@@ -22,7 +22,8 @@ from equipoise.ops import Op
 from equipoise.records import Choice
 from equipoise.runtimes.base import Program, Runtime, Source
 from equipoise.runtimes.cpu import has_exact_int8
-from equipoise.runtimes.export import OPSET, TRANSPOSED
+from equipoise.runtimes.export import OPSET
+from equipoise.runtimes.layers import TRANSPOSED
 from equipoise.schemes import SCHEMES, scheme
 
 MOST_ROWS = 4096

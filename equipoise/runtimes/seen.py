@@ -21,6 +21,11 @@ from equipoise.runtimes.sessions import session
 
 Array = NDArray[Any]
 
+CONVOLUTIONS = ("Conv", "ConvTranspose", "MaxPool", "AveragePool", "GlobalAveragePool", "BatchNormalization")
+LAST = ("MatMul", "Gemm", "LayerNormalization")
+"""Operators whose channels are the second axis, and those whose are the last."""
+ALIKE = ("Relu", "Clip", "Add", "Sigmoid", "Mul", "HardSwish", "HardSigmoid", "Gelu")
+"""Operators that leave the channels where they are."""
 AT_ONCE = 2
 """Samples in one call."""
 EVERY = 2
@@ -79,10 +84,11 @@ def read(
     rows: dict[str, list[Array]] = {name: [] for name in layers}
     generator, batches = np.random.default_rng(0), -(-size(inputs) // AT_ONCE)
     wanted = list(dict.fromkeys([*names, *(node.input[0] for node, _ in layers.values())]))
-    looks = -(-batches // EVERY)
+    looks, images = -(-batches // EVERY), _images(model)
     for number, held in enumerate(runs(model, wanted, inputs)):
         for name in names:
-            _keep(tensors, name, held[name], generator, batches)
+            axis = 1 if name in images and held[name].ndim > 1 else -1
+            _keep(tensors, name, np.moveaxis(held[name], axis, 0) if held[name].ndim else held[name][None], generator, batches)
         if number % EVERY:
             continue
         for name, (node, shape) in layers.items():
@@ -96,7 +102,8 @@ def runs(model: ModelProto, names: Sequence[str], inputs: Inputs, *, at_once: in
     """Yield the values of the named tensors of floats for a few samples at a time."""
     shown = ModelProto()
     shown.CopyFrom(model)
-    given = [value.name for value in shown.graph.input]
+    defaults = {tensor.name for tensor in shown.graph.initializer}
+    given = [value.name for value in shown.graph.input if value.name not in defaults]
     made = [name for name in names if name not in given]
     own = {value.name for value in shown.graph.output}
     shown.graph.output.extend(helper.make_tensor_value_info(name, TensorProto.FLOAT, None) for name in made if name not in own)
@@ -106,18 +113,31 @@ def runs(model: ModelProto, names: Sequence[str], inputs: Inputs, *, at_once: in
         yield {**fed, **dict(zip(made, loaded.run(made, fed) if made else (), strict=True))}
 
 
+def _images(model: ModelProto) -> set[str]:
+    """Return the tensors whose channels are their second axis: those of convolutions, and what is made of them by value."""
+    known = {name for node in model.graph.node if node.op_type in CONVOLUTIONS for name in (node.input[0], *node.output)}
+    last = {name for node in model.graph.node if node.op_type in LAST for name in (node.input[0], *node.output)}
+    for node in model.graph.node:
+        if node.op_type in ALIKE and node.input[0] in known:
+            known |= set(node.output)
+    return known - last
+
+
 def _keep(found: dict[str, Seen], name: str, value: Array, generator: np.random.Generator, batches: int) -> None:
-    """Add what a tensor held in one call: channels are axis 1 of an image and of a row, the last axis of tokens."""
-    rows = value.reshape(1, -1) if value.ndim < 2 else np.moveaxis(value, 1 if value.ndim != 3 else 2, 0)
-    rows = rows.reshape(len(rows), -1)
+    """Add what a tensor held in one call, its channels first; one of which their number changes is taken as one channel."""
+    rows = value.reshape(len(value), -1)
+    old = found.get(name)
+    if old is not None and len(old.low) != len(rows):
+        rows, old = (
+            rows.reshape(1, -1),
+            Seen(old.low.min()[None], old.high.max()[None], [kept.reshape(1, -1) for kept in old.kept]),
+        )
     low, high = rows.min(1), rows.max(1)
     places = max(1, VALUES // (len(rows) * batches))
     drawn = rows[:, generator.integers(rows.shape[1], size=min(places, rows.shape[1]))]
-    if name in found and len(found[name].low) == len(low):
-        old = found[name]
-        found[name] = Seen(np.minimum(old.low, low), np.maximum(old.high, high), [*old.kept, drawn])
-    else:
-        found[name] = Seen(low, high, [drawn])
+    if old is not None:
+        low, high = np.minimum(old.low, low), np.maximum(old.high, high)
+    found[name] = Seen(low, high, [drawn] if old is None else [*old.kept, drawn])
 
 
 def columns(value: Array, node: NodeProto, shape: tuple[int, ...], places: int, generator: np.random.Generator) -> Array:

@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from onnx import GraphProto, ModelProto, NodeProto, TensorProto, load_from_string, numpy_helper
 
 from equipoise.errors import InputError, must_be
-from equipoise.runtimes.export import TRANSPOSED, WEIGHT_INPUT, scope_of
+from equipoise.runtimes.layers import TRANSPOSED, WEIGHT_INPUT, scope_of
 from equipoise.runtimes.simplify import selects
 
 DOMAINS = ("", "ai.onnx", "com.microsoft")
@@ -222,7 +222,7 @@ def _hollow(tensor: TensorProto, available: int) -> str:
     """Why a tensor's data are not in the file; empty where they are."""
     if tensor.data_location == TensorProto.EXTERNAL or tensor.external_data:
         return f"data of {tensor.name} in another file"
-    declared: int = math.prod(tensor.dims)
+    declared = math.prod(tensor.dims) // (2 if _width(tensor) == 4 else 1)  # two to a byte
     if any(d < 0 for d in tensor.dims) or declared > available:
         return f"{tensor.name} of {list(tensor.dims)}, more than the file holds"
     return ""

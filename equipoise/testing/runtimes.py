@@ -15,7 +15,8 @@ from torch import Tensor, nn
 from equipoise.batch import mapped, take
 from equipoise.errors import InputError
 from equipoise.runtimes.base import Program, Runtime, Source
-from equipoise.runtimes.export import Exporter, layer_nodes
+from equipoise.runtimes.export import Exporter
+from equipoise.runtimes.layers import layer_nodes
 from equipoise.schemes import scheme
 
 FLOAT_BOUND = 1e-4

@@ -20,7 +20,9 @@ from equipoise.errors import InputError
 from equipoise.meters import meter
 from equipoise.runtimes import Program, Target, available, get
 from equipoise.runtimes.decoding import TOLERANCE, Reader, closed, hold, reads
-from equipoise.runtimes.export import Exporter, layer_nodes
+from equipoise.runtimes.export import Exporter
+from equipoise.runtimes.layers import layer_nodes
+from equipoise.runtimes.structure import layer_bits
 from equipoise.ship.card import written
 from equipoise.workloads.families.transformer import GPT, Decoder
 from equipoise.workloads.task import Shape
@@ -130,6 +132,8 @@ def test_static_integers_read_on(program: Program, tokens: Tensor, exporter: Exp
     source = exporter.source(decoder(), tokens, topology="plain")
     made = get("onnxruntime").compile(source, calibration=tokens.numpy(), float_layers=frozenset())
     assert made.precision == "int8"
+    assert not made.left
+    assert set(layer_bits(made.file("model.onnx")).values()) == {8}
     assert off(in_parts(made, tokens, 5, 11), get("onnxruntime").load(made).run(tokens.numpy())) < TOLERANCE
 
 
@@ -255,3 +259,33 @@ def test_the_cards_lines_write_what_a_whole_window_foretells(
     assert json.loads(alphabet.file) == list(alphabet.characters)
     exec(lines.replace("60, 0.7", f"{LENGTH}, 5.0"), {})
     assert capsys.readouterr().out.startswith("The ")
+
+
+class Remembers(nn.Module):
+    """Its own parameters have the names of a past."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.past_token = nn.Parameter(torch.ones(1, 1, 8))
+        self.past_proj, self.head = nn.Linear(8, 8), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = torch.cat((self.past_token.expand(x.shape[0], -1, -1), x), 1)
+        return self.head(torch.relu(self.past_proj(x)).mean(1))  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_parameters_that_are_called_a_past_stay(runtime: str, exporter: Exporter) -> None:
+    net, x = Remembers().eval(), torch.randn(4, 5, 8, generator=torch.Generator().manual_seed(0))
+    made = get(runtime).compile(exporter.source(net, x[:2], topology="remembers"))
+    assert off(get(runtime).load(made).run(x.numpy()), net(x).detach().numpy()) < TOLERANCE
+
+
+def test_a_model_that_diverged_takes_no_freedom_from_the_others(tokens: Tensor) -> None:
+    lost, exporter = decoder(), Exporter()
+    with torch.no_grad():
+        next(lost.parameters()).fill_(float("nan"))
+    with pytest.raises(InputError, match="finite on the example"):
+        exporter.onnx(lost, tokens, topology="plain")
+    made = get("onnxruntime").compile(exporter.source(decoder(), tokens, topology="plain"))
+    assert reads(made)

@@ -300,3 +300,22 @@ def test_weights_read_the_other_way_round_too_are_stored_without_loss(choice: st
     assert np.abs(got - wanted).max() < exact * wanted.std()
     assert choice != "4-weights" or np.abs(plain - wanted).max() > 0.05 * wanted.std(), "control: rounding shows"
     assert layer_bits(content)["wide"] == (4 if choice == "4-weights" else 8)
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino"])
+def test_a_table_in_four_bits_stands_beside_layers_in_eight(name: str, exporter: Exporter) -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Embedding(40, 24), nn.Linear(24, 32), nn.ReLU(), nn.Linear(32, 5)).eval()
+    ids = torch.randint(0, 40, (32, 6), generator=torch.Generator().manual_seed(1))
+    held = {"0": "4-weights"}
+    rounded = on_grid(net, held, exact=has_exact_int8())
+    program = runtimes.get(name).compile(
+        exporter.source(rounded, ids[:2], topology="table beside"),
+        calibration=ids.numpy(),
+        float_layers=frozenset(),
+        schemes=held,
+    )
+    found, wanted = runtimes.get(name).load(program).run(ids.numpy()), rounded(ids).detach().numpy()
+    assert not program.left
+    assert np.abs(found - wanted).max() < 2 * INPUT_NOISE * wanted.std()

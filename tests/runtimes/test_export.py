@@ -16,7 +16,8 @@ import equipoise
 from equipoise.errors import InputError
 from equipoise.runtimes import export, get
 from equipoise.runtimes.base import Source
-from equipoise.runtimes.export import Exporter, layer_nodes
+from equipoise.runtimes.export import Exporter
+from equipoise.runtimes.layers import layer_nodes
 from equipoise.testing.runtimes import FLOAT_BOUND, Probe, error_of
 
 
@@ -268,3 +269,21 @@ def test_a_first_sample_whose_answer_is_next_to_zero_is_no_reason_to_refuse_the_
     content = Exporter().onnx(net, x, topology="cancels")
     session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
     assert np.abs(session.run(None, {"input": x.numpy()})[0] - net(x).detach().numpy()).max() < 1e-4
+
+
+class TwoViews(nn.Module):
+    """Its head is its table, and reads two views."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.table, self.mix, self.head = nn.Embedding(11, 6), nn.Linear(6, 6), nn.Linear(6, 11, bias=False)
+        self.head.weight = self.table.weight
+
+    def forward(self, ids: Tensor) -> Tensor:
+        x = self.table(ids)
+        return self.head(x) + self.head(torch.relu(self.mix(x)))  # type: ignore[no-any-return]
+
+
+def test_a_tied_layer_that_is_called_twice_has_both_nodes() -> None:
+    ids = torch.randint(0, 11, (2, 5), generator=torch.Generator().manual_seed(0))
+    assert len(layer_nodes(Exporter().onnx(TwoViews().eval(), ids, topology=""))["head"]) == 2

@@ -12,6 +12,7 @@ import torch
 from onnx import ModelProto, numpy_helper
 from torch import Tensor, nn
 
+from equipoise import runtimes
 from equipoise.errors import InputError
 from equipoise.runtimes import Program, qdq, ranges, rounding, seen
 from equipoise.runtimes import onnxruntime as ort
@@ -327,3 +328,81 @@ def test_ranges_and_scales_are_options_of_the_verb() -> None:
 def test_an_unknown_range_is_told() -> None:
     with pytest.raises(InputError, match=r"ranges.*percentile"):
         qdq.Rounding("percentil")
+
+
+# Channels
+
+
+def waves() -> tuple[nn.Module, Tensor]:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net = nn.Sequential(
+            *(nn.Conv1d(4, 12, 5), nn.ReLU(), nn.Conv1d(12, 12, 3), nn.ReLU(), nn.Conv1d(12, 8, 3)),
+            *(nn.AdaptiveAvgPool1d(1), nn.Flatten(), nn.Linear(8, 3)),
+        )
+        with torch.no_grad():
+            net[0].weight.mul_(torch.logspace(-1.5, 0.5, 12)[:, None, None])  # type: ignore[operator, union-attr]
+        return net.eval(), torch.randn(33, 4, 30)
+
+
+@pytest.mark.parametrize("runtime", ["onnxruntime", "openvino"])
+def test_convolutions_of_waves_are_equalized_by_channel(runtime: str) -> None:
+    net, x = waves()
+    made = runtimes.get(runtime).compile(
+        Exporter().source(net, x[:2], topology="waves"), calibration=x.numpy(), float_layers=frozenset()
+    )
+    assert not made.left
+    found, wanted = runtimes.get(runtime).load(made).run(x.numpy()), net(x).detach().numpy()
+    assert float(np.square(found - wanted).mean() / np.square(wanted - wanted.mean(0)).mean()) < 0.1
+
+
+def test_channels_lie_where_the_operators_of_a_tensor_have_them() -> None:
+    net, x = waves()
+    model = onnx.shape_inference.infer_shapes(onnx.load_from_string(Exporter().onnx(net, x[:2], topology="waves")))
+    held = observed(model, x.numpy()).tensors
+    assert held
+    assert {len(one.low) for one in held.values()} == {12}
+
+
+def test_what_was_seen_of_a_tensor_is_never_forgotten() -> None:
+    found: dict[str, seen.Seen] = {}
+    draws = np.random.default_rng(0)
+    for extent, largest in ((4, 9.0), (3, 1.0), (4, 2.0)):
+        value = np.zeros((extent, 6), np.float32)
+        value[0, 0], value[1, 0] = largest, -largest
+        seen._keep(found, "x", value, draws, 3)
+    assert (found["x"].low.min(), found["x"].high.max()) == (-9.0, 9.0)
+    assert found["x"].sample.shape[0] == 1
+
+
+class Attends(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm, self.q, self.k, self.v, self.out = nn.LayerNorm(16), *(nn.Linear(16, 16) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.norm(x)
+        weights = torch.softmax(self.q(x) @ self.k(x).transpose(1, 2) / 4, -1)
+        return self.out(weights @ self.v(x)).mean(1)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("floats", [frozenset[str](), frozenset({"q", "k", "v"})])
+def test_products_inside_attention_stay_in_floats(floats: frozenset[str]) -> None:
+    net, x = Attends().eval(), torch.randn(32, 8, 16, generator=torch.Generator().manual_seed(0))
+    source = Exporter().source(net, x[:2], topology="attends")
+    program = OnnxRuntime().compile(source, calibration=x.numpy(), float_layers=floats)
+    graph = onnx.load_from_string(program.file(ort.FILE)).graph
+    makers = {name: node for node in graph.node for name in node.output}
+    constants = {tensor.name for tensor in graph.initializer}
+
+    def is_rounded(name: str) -> bool:
+        return name in makers and makers[name].op_type == "DequantizeLinear"
+
+    def is_weight(name: str) -> bool:
+        return name in constants or (is_rounded(name) and makers[name].input[0] in constants)
+
+    products = [node for node in graph.node if node.op_type == "MatMul"]
+    inner = [node for node in products if not any(map(is_weight, node.input))]
+    assert len(inner) == 2
+    assert not any(is_rounded(name) for node in inner for name in node.input)
+    assert sum(any(map(is_rounded, node.input)) for node in graph.node if node.op_type in ("MatMul", "Gemm")) == 4 - len(floats)

@@ -14,8 +14,9 @@ from torch import Tensor, nn
 
 from equipoise.compress.blocks import drop, droppable
 from equipoise.compress.factorize import factorize
-from equipoise.runtimes.export import Exporter, layer_nodes
+from equipoise.runtimes.export import Exporter
 from equipoise.runtimes.kin import grown, parts_of
+from equipoise.runtimes.layers import layer_nodes
 
 IMAGES = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -64,11 +65,7 @@ def biased(model: nn.Module) -> nn.Module:
 
 
 def all_at_once(model: nn.Module) -> nn.Module:
-    return (
-        thin(shorter(biased(model)))
-        if False
-        else factorize(shorter(biased(model)), IMAGES, ranks={"rows": 4, "second.wide": 6})
-    )
+    return factorize(shorter(biased(model)), IMAGES, ranks={"rows": 4, "second.wide": 6})
 
 
 CHANGES: tuple[Callable[[nn.Module], nn.Module], ...] = (thin, shorter, biased, all_at_once)
@@ -128,3 +125,15 @@ def test_other_modules_make_no_graph() -> None:
     assert grown(graph, parts_of(model), padded) is None
     assert grown(graph, parts_of(model), model) is None  # nothing differs: the export itself is at hand
     assert graph.SerializeToString() == before
+
+
+def test_what_might_do_something_on_other_inputs_is_exported() -> None:
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        plain = nn.Sequential(nn.Linear(4, 8), nn.Identity(), nn.Linear(8, 2)).eval()
+    bounded, x, exporter = copy.deepcopy(plain), 0.1 * torch.randn(2, 4), Exporter()
+    bounded[1] = nn.Hardtanh(-3, 3)
+    exporter.onnx(plain, x, topology="plain")
+    kinds = [node.op_type for node in onnx.load_from_string(exporter.onnx(bounded, x, topology="bounded")).graph.node]
+    assert exporter.exports == 2
+    assert "Clip" in kinds

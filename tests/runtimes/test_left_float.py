@@ -17,8 +17,9 @@ from equipoise import runtimes
 from equipoise.errors import InputError
 from equipoise.runtimes import Program, Source
 from equipoise.runtimes import onnxruntime as ort
-from equipoise.runtimes.export import Exporter, layer_nodes, scoped_nodes
+from equipoise.runtimes.export import Exporter
 from equipoise.runtimes.fallback import culprits, told
+from equipoise.runtimes.layers import layer_nodes, scoped_nodes
 from equipoise.runtimes.structure import layer_bits
 
 pytestmark = pytest.mark.slow  # quantizes models for every runtime

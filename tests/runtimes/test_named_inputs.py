@@ -13,7 +13,8 @@ from torch import Tensor, nn
 from equipoise import runtimes
 from equipoise.batch import Inputs, call, mapped, positional, take
 from equipoise.errors import InputError
-from equipoise.runtimes.export import Exporter, layer_nodes
+from equipoise.runtimes.export import Exporter
+from equipoise.runtimes.layers import layer_nodes
 from equipoise.runtimes.structure import read
 from equipoise.workloads.outputs import Chosen
 

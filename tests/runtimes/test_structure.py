@@ -88,3 +88,14 @@ def test_integers_are_turned_back_by_the_graphs_own_scales() -> None:
     assert np.array_equal(stored.step[:, 0], scale)
     assert stored.bits == 8
     assert layer_bits(found) == {"fc": 8}
+
+
+def test_two_numbers_of_four_bits_lie_in_a_byte() -> None:
+    found = model(node("DequantizeLinear", "q", "s", "w"), node("MatMul", "input", "w", "output"), s=np.float32(1).reshape(()))
+    held = helper.make_tensor("q", TensorProto.INT4, [3, 4000], bytes(6000), raw=True)
+    found.graph.initializer.append(held)
+    assert len(found.SerializeToString()) < 3 * 4000
+    assert faults(found.SerializeToString()) == []
+    held.dims[:] = [3, 40000]
+    found.graph.initializer[1].CopyFrom(held)
+    assert "more than the file holds" in "; ".join(faults(found.SerializeToString()))
