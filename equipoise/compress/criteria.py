@@ -20,11 +20,15 @@ from equipoise.errors import must_be, unknown
 
 @dataclass(frozen=True)
 class Evidence:
-    """What a criterion may look at: the model, and whatever it needs that was measured beforehand."""
+    """What a criterion may look at: the model, and whatever it needs that was measured beforehand.
+
+    Attributes:
+        gradients: Of each weight, by its id: layers may share one.
+    """
 
     model: nn.Module
     moments: Mapping[str, Moments] = field(default_factory=dict)
-    gradients: Mapping[str, Tensor] = field(default_factory=dict)
+    gradients: Mapping[int, Tensor] = field(default_factory=dict)
     information: Mapping[str, Tensor] = field(default_factory=dict)
     generator: torch.Generator | None = None
 
@@ -61,7 +65,7 @@ def bn_scale(group: Group, evidence: Evidence) -> Tensor:
             "criterion",
             "'l2', 'l1' or 'obs' where no BatchNorm scales the channels",
             "bn_scale",
-            f"Group {group.name!r} has none.",
+            f"Group {group.name!r} has none: it never had, or it was folded for the repair, which repair=False leaves out.",
         )
     return torch.stack(scales).sum(0)
 
@@ -233,13 +237,13 @@ def _readers(group: Group, evidence: Evidence) -> list[tuple[Tensor, Moments, Te
     return found
 
 
-def _written(group: Group, model: nn.Module, values: Mapping[str, Tensor] | None = None) -> list[Tensor]:
-    """Return, for each layer that writes the group, its weights (or `values`) as `(size, weights of the channel)`."""
+def _written(group: Group, model: nn.Module, values: Mapping[int, Tensor] | None = None) -> list[Tensor]:
+    """Return, for each layer that writes the group, its weights (or their `values`) as `(size, weights of the channel)`."""
     rows = []
     for cut in group.cuts:
         layer: Any = model.get_submodule(cut.layer)
         if cut.axis == "out" and isinstance(layer, (*WEIGHTED, nn.Embedding)):
-            value = layer.weight.detach() if values is None else values[cut.layer]
+            value = layer.weight.detach() if values is None else values[id(layer.weight)]
             turned = isinstance(layer, nn.Embedding) or getattr(layer, "transposed", False)
             value = value.transpose(0, 1) if turned and not is_depthwise(layer) else value
             rows.append(value[_spots(cut)].flatten(1).float())
@@ -250,14 +254,14 @@ def _spots(cut: Cut) -> Tensor:
     return torch.tensor(cut.positions)  # (size, places)
 
 
-def _gradients(model: nn.Module, data: Inputs, loss: Callable[[Tensor], Tensor]) -> dict[str, Tensor]:
-    """Return the gradient of the loss in every layer's weight, by layer name."""
+def _gradients(model: nn.Module, data: Inputs, loss: Callable[[Tensor], Tensor]) -> dict[int, Tensor]:
+    """Return the gradient of the loss in every layer's weight, by the id of the weight."""
     named = {name: parameter for name, parameter in model.named_parameters() if name.endswith("weight")}
     leaves = {name: parameter.detach().clone().requires_grad_() for name, parameter in named.items()}
     with torch.enable_grad():
         value = loss(torch.func.functional_call(model, leaves, *arguments(data)))
         slopes = torch.autograd.grad(value, list(leaves.values()), allow_unused=True)
     return {
-        name.removesuffix(".weight"): torch.zeros_like(named[name]) if slope is None else slope
+        id(named[name]): torch.zeros_like(named[name]) if slope is None else slope
         for name, slope in zip(leaves, slopes, strict=True)
     }

@@ -33,7 +33,7 @@ def linear_form(model: nn.Module, example: Inputs) -> nn.Module:
     if not able:
         return model
     seen: dict[str, bool] = {}
-    handles = [part.register_forward_hook(_compared(name, seen)) for name, part in able.items()]
+    handles = [part.register_forward_hook(_compared(name, seen), with_kwargs=True) for name, part in able.items()]
     try:
         with torch.no_grad():
             call(model, example)
@@ -64,9 +64,10 @@ def _could_be(part: Any) -> bool:
 
 
 def _compared(name: str, seen: dict[str, bool]) -> Any:
-    def hook(part: Any, given: tuple[Any, ...], answer: Any) -> None:
-        alone = len(given) == 1 and isinstance(given[0], Tensor) and given[0].shape[-1:] == part.weight.shape[:1]
-        seen[name] = seen.get(name, True) and alone and _near(answer, given[0], part)
+    def hook(part: Any, given: tuple[Any, ...], named: dict[str, Any], answer: Any) -> None:
+        alone = len(given) == 1 and not named and isinstance(given[0], Tensor)
+        fits = alone and given[0].shape[-1:] == part.weight.shape[:1]
+        seen[name] = seen.get(name, True) and fits and _near(answer, given[0], part)
 
     return hook
 

@@ -72,10 +72,8 @@ def factorize(model: nn.Module, example: Inputs, *, ranks: Mapping[str, Ranks], 
         checked(name, layers.get(name), rank)
     moments = collect(smaller, example if data is None else data, moments_of=frozenset(ranks), targets=False).moments
     for name, rank in ranks.items():
-        if name not in moments:
-            raise must_be("ranks", "named by layers that run", name, "The layer was not called on the given inputs.")
         parts = (rank,) if isinstance(rank, int) else rank
-        smaller.set_submodule(name, thin(layers[name], parts, moments[name].gram))
+        smaller.set_submodule(name, thin(layers[name], parts, moments[name].gram if name in moments else None))
     return smaller
 
 
@@ -116,8 +114,10 @@ def full_rank(layer: Any) -> int:
 
 
 @torch.no_grad()
-def halves(layer: Any, rank: int, second_moment: Tensor) -> Factorized:
+def halves(layer: Any, rank: int, second_moment: Tensor | None) -> Factorized:
     """Return two thin layers in place of one that `full_rank` knows, nearest to it on inputs of this second moment `(d, d)`.
+
+    Where the second moment is not known, of a layer that reads too many columns for it, a plain SVD does it.
 
     Every factorization below is a product left·right of a matrix whose columns are inputs.
     """
@@ -142,7 +142,7 @@ def halves(layer: Any, rank: int, second_moment: Tensor) -> Factorized:
     return Factorized(first, last, of=layer)
 
 
-def thin(layer: Any, ranks: tuple[int, ...], second_moment: Tensor) -> Factorized:
+def thin(layer: Any, ranks: tuple[int, ...], second_moment: Tensor | None) -> Factorized:
     """Return the form that the ranks name: two halves of one, Tucker-2 of two."""
     return halves(layer, ranks[0], second_moment) if len(ranks) == 1 else tucker(layer, (ranks[0], ranks[1]), second_moment)
 
@@ -166,7 +166,7 @@ def tuckers(layer: Any) -> bool:
 
 
 @torch.no_grad()
-def tucker(layer: Any, ranks: tuple[int, int], second_moment: Tensor) -> Factorized:
+def tucker(layer: Any, ranks: tuple[int, int], second_moment: Tensor | None) -> Factorized:
     """Return three thin convolutions in place of one: 1×1 to ranks[0] channels, k×k to ranks[1], 1×1 to all outputs.
 
     The outputs are projected on their main directions, those of W H Wᵀ. The inputs are projected by an SVD of the weight times
@@ -177,15 +177,17 @@ def tucker(layer: Any, ranks: tuple[int, int], second_moment: Tensor) -> Factori
     """
     (high, wide), inputs, outputs, dtype = layer.kernel_size, layer.in_channels, layer.out_channels, layer.weight.dtype
     whole = _root(second_moment)
-    damped = whole @ whole.T
+    damped = None if whole is None else whole @ whole.T
     matrix = as_matrix(layer.weight.detach()).double()  # (O, k k C), channels fastest
-    outer = torch.linalg.eigh(matrix @ damped @ matrix.T).eigenvectors[:, -ranks[1] :]  # (O, r2)
-    root = _root(_of_channels(damped, inputs))
-    projected = (outer.T @ matrix).view(-1, inputs) @ root  # (r2 k k, C)
-    main = torch.linalg.svd(projected, full_matrices=False).Vh[: ranks[0]].T  # (C, r1)
-    inner = torch.linalg.solve_triangular(root, main.T, upper=False, left=False)  # (r1, C): white, then projected
+    weighed = _weighed(matrix, whole)
+    outer = torch.linalg.eigh(weighed @ weighed.T).eigenvectors[:, -ranks[1] :]  # (O, r2)
+    root = None if damped is None else _root(_of_channels(damped, inputs))
+    projected = _weighed((outer.T @ matrix).view(-1, inputs), root)  # (r2 k k, C)
+    main = torch.linalg.svd(projected, full_matrices=False).Vh[: ranks[0]]  # (r1, C)
+    inner = _unweighed(main, root)  # (r1, C): white, then projected
     spread = torch.kron(torch.eye(high * wide).double(), inner.contiguous())  # (k k r1, k k C)
-    core = torch.linalg.solve(spread @ damped @ spread.T, spread @ damped @ matrix.T @ outer).T  # (r2, k k r1)
+    seen = _weighed(spread, damped)
+    core = torch.linalg.solve(seen @ spread.T, seen @ matrix.T @ outer).T  # (r2, k k r1)
     mode = {"stride": layer.stride, "padding": layer.padding, "dilation": layer.dilation, "padding_mode": layer.padding_mode}
     first = nn.Conv2d(inputs, ranks[0], 1, bias=False, dtype=dtype)
     middle = nn.Conv2d(*ranks, (high, wide), bias=False, dtype=dtype, **mode)
@@ -199,7 +201,7 @@ def tucker(layer: Any, ranks: tuple[int, int], second_moment: Tensor) -> Factori
 
 
 @torch.no_grad()
-def spectra(layer: Any, second_moment: Tensor, *, tucker: bool, lost: float) -> list[tuple[Tensor, float]]:
+def spectra(layer: Any, second_moment: Tensor | None, *, tucker: bool, lost: float) -> list[tuple[Tensor, float]]:
     """Return, for each rank of a form, the powers of its directions, largest first, and the share of them that may be lost.
 
     What a Tucker core loses is at most what each of its sides would lose alone; each may lose half.
@@ -210,13 +212,15 @@ def spectra(layer: Any, second_moment: Tensor, *, tucker: bool, lost: float) -> 
     if not tucker:
         return [(_powers(*_by_columns(layer, second_moment)), lost)]
     matrix, root = as_matrix(matrix), _root(second_moment)
-    outer = torch.linalg.eigvalsh(matrix @ root @ root.T @ matrix.T).flip(0).clamp_min(0.0)
-    inner = _powers(matrix.view(-1, layer.in_channels), _of_channels(root @ root.T, layer.in_channels))
+    weighed = _weighed(matrix, root)
+    outer = torch.linalg.eigvalsh(weighed @ weighed.T).flip(0).clamp_min(0.0)
+    channels = None if root is None else _of_channels(root @ root.T, layer.in_channels)
+    inner = _powers(matrix.view(-1, layer.in_channels), channels)
     return [(inner, lost / 2), (outer, lost / 2)]
 
 
-def _powers(matrix: Tensor, second_moment: Tensor) -> Tensor:
-    values: Tensor = torch.linalg.svdvals(matrix @ _root(second_moment))
+def _powers(matrix: Tensor, second_moment: Tensor | None) -> Tensor:
+    values: Tensor = torch.linalg.svdvals(_weighed(matrix, _root(second_moment)))
     return values.square()
 
 
@@ -227,28 +231,39 @@ def _of_channels(second_moment: Tensor, channels: int) -> Tensor:
     return torch.stack([by_tap[tap, :, tap] for tap in range(taps)]).mean(0)
 
 
-def _by_columns(layer: Any, second_moment: Tensor) -> tuple[Tensor, Tensor]:
+def _by_columns(layer: Any, second_moment: Tensor | None) -> tuple[Tensor, Tensor | None]:
     """The weight with rows (o, column of the kernel), columns (row of the kernel, c), which is what a vertical half reads."""
     (high, wide), inputs = layer.kernel_size, layer.in_channels
     matrix = layer.weight.detach().double().permute(0, 3, 2, 1).reshape(layer.out_channels * wide, high * inputs)
+    if second_moment is None:
+        return matrix, None
     by_tap = second_moment.view(high, wide, inputs, high, wide, inputs)
     column = torch.stack([by_tap[:, tap, :, :, tap] for tap in range(wide)]).mean(0)  # second moment of one kernel column
     return matrix, column.reshape(high * inputs, high * inputs)
 
 
-def _root(second_moment: Tensor) -> Tensor:
-    """Return a lower triangular L with L Lᵀ near the second moment, damped until there is one; of no finite one, the identity.
+def _root(second_moment: Tensor | None) -> Tensor | None:
+    """Return a lower triangular L with L Lᵀ near the second moment, damped until there is one; None of no finite one.
 
     Few inputs leave many directions empty, and rounding puts less than nothing there.
     """
-    found = decomposed(second_moment, 1e-6)
-    return torch.eye(len(second_moment)).double() if found is None else found[1].expand(len(second_moment))[:, None] * found[0]
+    found = None if second_moment is None else decomposed(second_moment, 1e-6)
+    return None if found is None else found[1].expand(len(found[0]))[:, None] * found[0]
 
 
-def _truncated(matrix: Tensor, second_moment: Tensor, rank: int) -> tuple[Tensor, Tensor]:
+def _weighed(matrix: Tensor, root: Tensor | None) -> Tensor:
+    """Return the matrix times the root of what it reads; as it is where that is not known."""
+    return matrix if root is None else matrix @ root
+
+
+def _unweighed(rows: Tensor, root: Tensor | None) -> Tensor:
+    """Return the rows times the inverse of the root."""
+    return rows if root is None else torch.linalg.solve_triangular(root, rows, upper=False, left=False)
+
+
+def _truncated(matrix: Tensor, second_moment: Tensor | None, rank: int) -> tuple[Tensor, Tensor]:
     """Return left `(O, r)` and right `(r, d)` whose product is nearest `matrix` on inputs of that second moment."""
     root = _root(second_moment)
-    left, values, right = torch.linalg.svd(matrix @ root, full_matrices=False)
+    left, values, right = torch.linalg.svd(_weighed(matrix, root), full_matrices=False)
     balance = values[:rank].sqrt()
-    back = torch.linalg.solve_triangular(root, right[:rank], upper=False, left=False)  # right · root⁻¹
-    return left[:, :rank] * balance, balance[:, None] * back
+    return left[:, :rank] * balance, balance[:, None] * _unweighed(right[:rank], root)

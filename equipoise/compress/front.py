@@ -18,6 +18,7 @@ def behind(model: nn.Module, front: type[nn.Module], **values: Any) -> nn.Module
 
     Args:
         front: Its forward changes what it is given and hands it to the forward of the next class (``super()``).
+        values: Under names that no model has for itself.
     """
     changed, kind = copy.deepcopy(model), type(model)
     changed.__class__ = cast(type[nn.Module], type(f"{front.__name__}{kind.__name__}", (front, kind), values))

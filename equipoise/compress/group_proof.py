@@ -12,7 +12,7 @@ whose weights are shaken: a branch that still starts at zero would hide any mist
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -220,7 +220,7 @@ def _hooked(model: nn.Module, place: _Place, change: Any) -> Any:
     """Let a layer read, or give, something else wherever it runs."""
     layer, (_, axis) = model.get_submodule(place[0]), place
     if axis == "in":
-        return layer.register_forward_pre_hook(lambda _layer, given: (change(given[0]), *given[1:]))
+        return layer.register_forward_pre_hook(_reading(lambda _layer, x: change(x)), with_kwargs=True)
     return layer.register_forward_hook(lambda _layer, _given, answer: change(answer))
 
 
@@ -290,9 +290,9 @@ def _silenced(model: nn.Module, chosen: Sequence[Group], keep: Keep) -> Iterator
         if kept is None:
             continue
         if axis == "in" and isinstance(layer, WEIGHTED):
-            handles.append(layer.register_forward_pre_hook(_zeroing(kept)))
+            handles.append(layer.register_forward_pre_hook(_reading(_zeroing(kept)), with_kwargs=True))
         elif isinstance(layer, (nn.LayerNorm, nn.RMSNorm)):
-            handles.append(layer.register_forward_hook(_norm_of(kept)))
+            handles.append(layer.register_forward_hook(_norm_of(kept), with_kwargs=True))
     try:
         yield
     finally:
@@ -300,22 +300,33 @@ def _silenced(model: nn.Module, chosen: Sequence[Group], keep: Keep) -> Iterator
             handle.remove()
 
 
-def _zeroing(kept: Tensor) -> Any:
-    def hook(layer: Any, given: tuple[Any, ...]) -> tuple[Any, ...]:
-        x = given[0]
+def _reading(change: Callable[[Any, Tensor], Tensor]) -> Any:
+    """Let a layer read what `change` makes of its first input, which may be given by position or by name."""
+
+    def hook(layer: Any, given: tuple[Any, ...], named: dict[str, Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        if given:
+            return (change(layer, given[0]), *given[1:]), named
+        first = next(iter(named))
+        return given, {**named, first: change(layer, named[first])}
+
+    return hook
+
+
+def _zeroing(kept: Tensor) -> Callable[[Any, Tensor], Tensor]:
+    def change(layer: Any, x: Tensor) -> Tensor:
         axis = -1 if isinstance(layer, nn.Linear) else x.dim() - layer.weight.dim() + 1
         mask = torch.zeros(x.shape[axis], dtype=x.dtype, device=x.device)
         mask[kept.to(x.device)] = 1.0
         along = [1] * x.dim()
         along[axis] = -1
-        return (torch.where(mask.view(along) > 0, x, torch.zeros_like(x)), *given[1:])
+        return torch.where(mask.view(along) > 0, x, torch.zeros_like(x))
 
-    return hook
+    return change
 
 
 def _norm_of(kept: Tensor) -> Any:
-    def hook(layer: Any, given: tuple[Any, ...], output: Tensor) -> Tensor:
-        part = given[0].index_select(-1, kept)
+    def hook(layer: Any, given: tuple[Any, ...], named: dict[str, Any], output: Tensor) -> Tensor:
+        part = next(iter((*given, *named.values()))).index_select(-1, kept)
         held = (layer.weight, getattr(layer, "bias", None))
         weight, bias = (None if value is None else value.index_select(-1, kept) for value in held)
         shape = (*layer.normalized_shape[:-1], len(kept))

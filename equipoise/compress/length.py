@@ -25,14 +25,14 @@ LEAST = 16
 
 
 class First(nn.Module):
-    """Put before a model's own class: it reads the first `length` tokens of each row, and of what goes with them."""
+    """Put before a model's own class: it reads the first tokens of each row, `_cut_to` of them, and of what goes with them."""
 
-    length: int
+    _cut_to: int
 
     def forward(self, x: Any = None, *args: Any, **kwargs: Any) -> Any:
-        """Return what the model answers to rows (N, L) cut to (N, length); several may be given by name alone."""
-        given = [_cut(value, self.length) for value in (() if x is None else (x, *args))]
-        return super().forward(*given, **{name: _cut(value, self.length) for name, value in kwargs.items()})
+        """Return what the model answers to rows (N, L) cut to (N, `_cut_to`); several may be given by name alone."""
+        given = [_cut(value, self._cut_to) for value in (() if x is None else (x, *args))]
+        return super().forward(*given, **{name: _cut(value, self._cut_to) for name, value in kwargs.items()})
 
 
 class Length:
@@ -41,10 +41,10 @@ class Length:
     def offers(self, subject: Subject) -> Iterable[Offer]:
         """Yield shorter lengths at which a model of rows of tokens still answers in the same shape."""
         length, layers = _length(subject), tuple(subject.ops)
-        if length < LEAST or not layers:
+        if length < LEAST or not layers or isinstance(subject.model, First):
             return
         menu = dict.fromkeys(round(level * length / STEP) * STEP for level in LEVELS)
-        useful = tuple(n for n in menu if 0 < n < length and answers_alike(subject, behind(subject.model, First, length=n)))
+        useful = tuple(n for n in menu if 0 < n < length and answers_alike(subject, behind(subject.model, First, _cut_to=n)))
         refused = "" if useful else "the model does not run on shorter rows, or answers each token"
         yield Offer("", (length, *useful), layers, refused=refused)
 
@@ -56,7 +56,7 @@ class Length:
         length = int(chosen[""])
         if not 0 < length <= _length(subject):
             raise must_be("length", f"in [1, {_length(subject)}]", length, "It is a number of tokens.")
-        return replace(draft, model=behind(draft.model, First, length=length), damaged=True)
+        return replace(draft, model=behind(draft.model, First, _cut_to=length), damaged=True)
 
     def ops(self, subject: Subject, offer: Offer, layer: str, choice: Choice) -> tuple[Op, ...]:
         """Return the layer on fewer rows; one that sees a text as a whole, behind the mean, stays."""

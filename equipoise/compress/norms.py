@@ -33,7 +33,7 @@ def norm_form(model: nn.Module, example: Inputs) -> nn.Module:
     for name, part in model.named_modules():
         if forms := list(_forms(part)):
             able[name] = forms
-            handles.append(part.register_forward_hook(_kept(name, able)))
+            handles.append(part.register_forward_hook(_kept(name, able), with_kwargs=True))
     if not able:
         return model
     seen: set[str] = set()
@@ -58,7 +58,9 @@ def _forms(part: Any) -> Iterator[nn.Module]:
     weight, bias = held.get("weight"), held.get("bias")
     if type(part) in (nn.LayerNorm, nn.RMSNorm) or weight is None or weight.dim() != 1 or not weight.is_floating_point():
         return
-    if held.keys() > {"weight", "bias"} or any(True for _ in part.buffers()) or part._forward_hooks or part._forward_pre_hooks:
+    if not held.keys() <= {"weight", "bias"} or part._forward_hooks or part._forward_pre_hooks:
+        return
+    if any(True for _ in part.buffers()):
         return
     if bias is not None and bias.shape != weight.shape:
         return
@@ -76,8 +78,8 @@ def _forms(part: Any) -> Iterator[nn.Module]:
 def _kept(name: str, able: dict[str, list[nn.Module]]) -> Any:
     """Keep of the norms that a module could be those that answer its own inputs as it does."""
 
-    def hook(part: nn.Module, given: tuple[Any, ...], answer: Any) -> None:
-        able[name] = [form for form in able[name] if len(given) == 1 and _near(form, given[0], answer)]
+    def hook(part: nn.Module, given: tuple[Any, ...], named: dict[str, Any], answer: Any) -> None:
+        able[name] = [form for form in able[name] if len(given) == 1 and not named and _near(form, given[0], answer)]
 
     return hook
 

@@ -89,12 +89,14 @@ def prune(
     for step in range(1, steps + 1):
         found = groups(small, example)
         if step == 1:
-            goal = widths if widths is not None else _goal(found, ratio or 0.0)
+            goal = checked(found, widths if widths is not None else _goal(found, ratio or 0.0))
             sizes = {group.name: group.size for group in found}
-        asked = goal if step == steps else _on_the_way(checked(found, goal), sizes, eased(step / steps))
-        members = [(member(found, name), width) for name, width in checked(found, asked).items()]
-        keeps = {group.name: rounded(width, group.size, group.multiple(round_to)) for group, width in members}
-        chosen = [group for group in found if keeps.get(group.name, group.size) < group.size]
+        asked = goal if step == steps else _on_the_way(goal, sizes, eased(step / steps))
+        able = [
+            group for group in found if group.prunable and group.name in asked
+        ]  # earlier steps may have left nothing to cut
+        keeps = {group.name: rounded(asked[group.name], group.size, group.multiple(round_to)) for group in able}
+        chosen = [group for group in able if keeps[group.name] < group.size]
         evidence = gather(small, chosen, criterion=criterion, data=data, loss=loss, generator=generator)
         small = _narrower(small, example, chosen, keeps, evidence, criterion=criterion, data=data if repair else None)
         small = small if train is None else trained(train, small)
@@ -107,7 +109,7 @@ def _goal(found: Sequence[Group], ratio: float) -> dict[str, int]:
     if ratio and not chosen:
         whole = "; ".join(f"{group.name}: {group.reason}" for group in found[:3])
         warnings.warn(f"nothing was cut: {whole or 'there is no group of channels to cut'}", stacklevel=3)
-    return {group.name: round_half_up((1 - ratio) * group.size) for group in chosen}
+    return {group.name: max(1, round_half_up((1 - ratio) * group.size)) for group in chosen}
 
 
 def _on_the_way(goal: Mapping[str, int], sizes: Mapping[str, int], share: float) -> dict[str, int]:

@@ -11,7 +11,7 @@ import torch
 from equipoise.compress.blocks import replaced
 from equipoise.compress.cut import axis_size
 from equipoise.compress.factorize import full_rank, shares, thin, tuckers, weights
-from equipoise.compress.statistics import Moments
+from equipoise.compress.statistics import WIDEST, Moments
 from equipoise.compress.subject import Subject
 from equipoise.compress.technique import Draft, Offer
 from equipoise.errors import unknown
@@ -35,8 +35,8 @@ class Rank:
     def offers(self, subject: Subject) -> Iterable[Offer]:
         """Yield the shares at which the thin layers are less than the whole, each of other ranks."""
         for name, op in subject.ops.items():
-            layer = subject.model.get_submodule(name)
-            if not full_rank(layer):
+            layer: Any = subject.model.get_submodule(name)
+            if not full_rank(layer) or layer.weight[0].numel() > WIDEST:  # an SVD of those takes minutes, for each plan
                 continue
             wide = tuckers(layer) and min(op.cin, op.cout) >= CHANNELS * subject.likes
             levels = [level for level in reversed(LEVELS[1:]) if level > TUCKER or wide]
@@ -93,20 +93,19 @@ def _ranks(level: Choice, cin: int, cout: int, kernel: tuple[int, int], subject:
     return (rank,) if rank < min(reading, giving, even) else ()
 
 
-def _second_moment(draft: Draft, name: str, layer: Any, op: Op, moments: Moments | None) -> torch.Tensor:
-    """Second moment of what the layer still reads, `op` being what it was; the identity (a plain SVD) where nobody can tell.
+def _second_moment(draft: Draft, name: str, layer: Any, op: Op, moments: Moments | None) -> torch.Tensor | None:
+    """Second moment of what the layer still reads, `op` being what it was; None where nobody can tell.
 
     Kernel and padding tell which taps of the untouched kernel are left: a row of padding less is the kernel's first row gone.
     """
-    unweighed = torch.eye(layer.weight[0].numel(), dtype=torch.float64)
     if moments is None:
-        return unweighed
+        return None
     kernel, padding = getattr(layer, "kernel_size", op.kernel), getattr(layer, "padding", op.padding)
     rows, columns = (torch.arange(k) + was - now for k, was, now in zip(kernel, op.padding, padding, strict=True))
     inside = min(rows[0], columns[0]) >= 0 and rows[-1] < op.kernel[0] and columns[-1] < op.kernel[1]
     kept = draft.keep.get((name, "in"), torch.arange(op.cin))
-    if not inside or len(rows) * len(columns) * len(kept) != len(unweighed):
-        return unweighed
+    if not inside or len(rows) * len(columns) * len(kept) != layer.weight[0].numel():
+        return None
     taps = (rows[:, None] * op.kernel[1] + columns).flatten()
     places = (taps[:, None] * op.cin + kept).flatten()  # channels run fastest
     gram = moments.gram

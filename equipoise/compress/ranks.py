@@ -7,7 +7,6 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import torch
 from torch import Tensor, nn
 
 from equipoise.compress.factorize import Factorized, Ranks, checked, shares, spectra, thin, tuckers, weights
@@ -29,11 +28,11 @@ class Ask:
     round_to: int = 8
 
 
-def thinned(name: str, layer: Any, second_moment: Tensor, ask: Ask) -> Factorized | None:
+def thinned(name: str, layer: Any, second_moment: Tensor | None, ask: Ask) -> Factorized | None:
     """Return the thin layers for one that `full_rank` knows; None where they would hold as many weights as it does.
 
     Args:
-        second_moment: `(d, d)` of what the layer reads.
+        second_moment: `(d, d)` of what the layer reads; None where nobody knows.
     Raises:
         InputError: A rank that the layer does not have.
     """
@@ -50,10 +49,11 @@ def thinned(name: str, layer: Any, second_moment: Tensor, ask: Ask) -> Factorize
     return min(made, key=lambda part: damage(layer, part, second_moment)) if made else None
 
 
-def damage(layer: Any, part: nn.Module, second_moment: Tensor) -> float:
+def damage(layer: Any, part: nn.Module, second_moment: Tensor | None) -> float:
     """Return the power of the outputs that `part` misses, as a share of that of the layer it stands for."""
     whole, rest = (as_matrix(weight.detach()).double() for weight in (layer.weight, layer.weight - _weight(part)))
-    return float(torch.trace(rest @ second_moment @ rest.T) / torch.trace(whole @ second_moment @ whole.T).clamp_min(1e-30))
+    missed, power = (float((m.square() if second_moment is None else (m @ second_moment) * m).sum()) for m in (rest, whole))
+    return missed / max(power, 1e-30)
 
 
 def _weight(part: Any) -> Tensor:
@@ -81,7 +81,7 @@ def _asked(name: str, layer: Any, ask: Ask) -> tuple[int, ...]:
     return min(ask.rank, cin), min(ask.rank, cout)
 
 
-def _fitting(layer: Any, form: Form, second_moment: Tensor, ask: Ask) -> tuple[int, ...]:
+def _fitting(layer: Any, form: Form, second_moment: Tensor | None, ask: Ask) -> tuple[int, ...]:
     """Return the ranks, in whole steps, that hold the weights left by the ratio or keep the energy."""
     (cin, cout, kernel), step = _sizes(layer), ask.round_to
     if ask.energy is not None:

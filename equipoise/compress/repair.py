@@ -12,6 +12,7 @@ import contextlib
 import math
 import warnings
 from collections.abc import Callable, Collection, Mapping
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -28,10 +29,12 @@ from equipoise.compress.statistics import (
     decomposed,
     gram,
     groups_of,
+    input_of,
     input_rows,
     is_attention,
     is_linear_map,
     is_own,
+    output_places,
     output_rows,
     projected,
 )
@@ -64,8 +67,9 @@ def repair(student: nn.Module, teacher: nn.Module, inputs: Inputs, *, kept: Mapp
     Limits:
         Linear layers, convolutions (dense, in groups, depthwise) and the output projection of `nn.MultiheadAttention` are
         fitted. Transposed convolutions, what attention makes its queries, keys and values with in one product, recurrent
-        layers, embeddings, layers that run more than once, or with a weight that is not theirs alone, and those that read more
-        than `statistics.WIDEST` columns are left as they are; so is, with a warning, a layer for which no finite fit exists.
+        layers, embeddings, layers that run more than once, or with a weight that is not theirs alone, those that some samples
+        pass by and those that read more than `statistics.WIDEST` columns are left as they are; so is, with a warning, a layer
+        for which no finite fit exists.
         The fit is to `inputs` alone: a biased sample gives a biased model.
     """
     return refit(student, inputs, targets=collect(teacher, inputs).targets, kept=kept)
@@ -128,13 +132,13 @@ class _Settlement:
         if is_linear_map(invocation) and invocation.layer in self._targets:
             target = self._targets[invocation.layer]
             layer: Any = self._layers[invocation.layer]
-            if not is_own(invocation, layer):
+            if not is_own(invocation, layer) or output_places(invocation) != target.total:
                 return invocation.run()
             if not target.of_sum:
                 self._fit(invocation, layer, target, target.rows)
                 return _rerun(invocation, layer)
             result = _rerun(invocation, layer)
-            self._open[id(result)] = (invocation, result, invocation.args[0]._version)
+            self._open[id(result)] = (invocation, result, input_of(invocation)._version)
             return result
         if invocation.op == "add" and len(invocation.args) == 2 and not invocation.kwargs:
             for place, operand in enumerate(invocation.args):
@@ -145,7 +149,7 @@ class _Settlement:
     def _settle(self, output: Tensor, other: Any) -> None:
         """Fit the layer behind `output` to what is missing from `other` to the target sum; rewrite `output`."""
         call, _, version = self._open.pop(id(output))
-        if call.args[0]._version != version or not isinstance(other, Tensor):
+        if input_of(call)._version != version or not isinstance(other, Tensor):
             return
         target = self._targets[call.layer]
         layer: Any = self._layers[call.layer]
@@ -253,8 +257,8 @@ def _step(around: Tensor, missing: Tensor, before: Tensor, *, ridge: float, held
 
 def _rerun(invocation: Invocation, layer: Any) -> Any:
     """Call the layer's function again with its weight and bias as they are now."""
-    given = (*invocation.args[:1], layer.weight, layer.bias, *invocation.args[3:])
-    return invocation.function(*given, **invocation.kwargs)
+    named = {name: value for name, value in invocation.kwargs.items() if name not in ("input", "weight", "bias")}
+    return invocation.function(input_of(invocation), layer.weight, layer.bias, *invocation.args[3:], **named)
 
 
 def _narrowed(name: str, target: Target, student: nn.Module, kept: Mapping[str, Tensor]) -> Target:
@@ -271,4 +275,4 @@ def _narrowed(name: str, target: Target, student: nn.Module, kept: Mapping[str, 
             kept.get(name),
             "Pass the channel indices that were kept when it was pruned.",
         )
-    return Target(rows, target.places, target.of_sum)
+    return replace(target, rows=rows)

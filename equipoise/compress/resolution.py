@@ -27,11 +27,11 @@ LEAST = 16
 class Resized(nn.Module):
     """Put before a model's own class: its images are resized first, and all names in it stay what they were."""
 
-    size: tuple[int, int]
+    _resized_to: tuple[int, int]
 
     def forward(self, x: Tensor, *args: Any, **kwargs: Any) -> Any:
-        """Return what the model answers to `x` (N, C, H, W) at `size`."""
-        small = functional.interpolate(x, size=self.size, mode="bilinear", align_corners=False)
+        """Return what the model answers to `x` (N, C, H, W) at the size `_resized_to`."""
+        small = functional.interpolate(x, size=self._resized_to, mode="bilinear", align_corners=False)
         return super().forward(small, *args, **kwargs)
 
 
@@ -47,6 +47,7 @@ class Resolution:
             or not images.is_floating_point()
             or min(images.shape[2:]) < LEAST
             or not layers
+            or isinstance(subject.model, Resized)
         ):
             return
         channels, height, width = map(int, images.shape[1:])
@@ -83,4 +84,4 @@ def _size(subject: Subject, rows: int) -> tuple[int, int]:
 
 
 def _resized(subject: Subject, model: nn.Module, rows: int) -> nn.Module:
-    return behind(model, Resized, size=_size(subject, rows))
+    return behind(model, Resized, _resized_to=_size(subject, rows))

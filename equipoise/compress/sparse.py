@@ -194,7 +194,7 @@ def _masks(scores: Mapping[str, Tensor], amount: Amount, *, rate: float | None) 
     assert rate is not None
     if amount.scope == "layer":
         return {name: _all_but(score.flatten(), rate).view_as(score) for name, score in scores.items()}
-    spared = {name: _spared(score) for name, score in scores.items()}
+    spared = {name: _spared(score, min(LEAST, 1 - rate)) for name, score in scores.items()}
     flat = _all_but(torch.cat([score.flatten() for score in spared.values()]), rate)
     parts = torch.split(flat, [score.numel() for score in scores.values()])
     return {name: part.view_as(score) for (name, score), part in zip(scores.items(), parts, strict=True)}
@@ -204,12 +204,12 @@ def _all_but(scores: Tensor, rate: float) -> Tensor:
     """Return which of the scores are left when the least of them go, exactly as many as the rate says."""
     mask = torch.ones_like(scores, dtype=torch.bool)
     mask[scores.argsort(stable=True)[: round(rate * len(scores))]] = False
-    return mask
+    return mask | scores.isposinf()
 
 
-def _spared(score: Tensor) -> Tensor:
-    """Return the scores with the best of them out of reach, so that no layer goes whole."""
-    best = score.flatten().topk(max(1, round(LEAST * score.numel()))).indices
+def _spared(score: Tensor, share: float) -> Tensor:
+    """Return the scores with this share of them, the best, out of reach, so that no layer goes whole."""
+    best = score.flatten().topk(max(1, int(share * score.numel()))).indices
     return score.flatten().index_fill(0, best, float("inf")).view_as(score)
 
 

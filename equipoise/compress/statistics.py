@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as functional
 from torch import Tensor, nn
 
-from equipoise.batch import Inputs, take
+from equipoise.batch import Inputs, size, take
 from equipoise.compress.trace import WEIGHTED, Invocation, Tape, record, tensors, watch
 
 _ARGUMENTS = ("input", "weight", "bias", "stride", "padding", "dilation", "groups")
@@ -61,7 +61,7 @@ class Moments:
 
 @dataclass(frozen=True)
 class Target:
-    """Sampled rows `(P, O)` that a layer of the student should reproduce, at output `places` `(P,)`.
+    """Sampled rows `(P, O)` that a layer of the student should reproduce, at output `places` `(P,)` of `total` that there are.
 
     With `of_sum` they are the sum that the layer's output is added into (a residual block's), otherwise the layer's own
     output.
@@ -69,6 +69,7 @@ class Target:
 
     rows: Tensor
     places: Tensor
+    total: int
     of_sum: bool
 
 
@@ -94,7 +95,8 @@ def collect(model: nn.Module, inputs: Inputs, *, moments_of: frozenset[str] = fr
     fixed = frozenset() if tape is None else shared_layers(tape)
     found: dict[str, Moments] = {}
     wanted: dict[str, Target] = {}
-    waiting: dict[int, tuple[str, Tensor, Tensor]] = {}
+    samples = size(inputs)
+    waiting: dict[int, tuple[str, Tensor, Tensor, int]] = {}
     layers = dict(model.named_modules())
     asked = frozenset(name for name in moments_of if getattr(layers.get(name), "groups", 1) == 1)
 
@@ -109,16 +111,19 @@ def collect(model: nn.Module, inputs: Inputs, *, moments_of: frozenset[str] = fr
             places = sample(layer, result, invocation.op, math.prod(weight.shape[1:]), parts=groups_of(invocation))
             if layer in asked and layer not in found and groups_of(invocation) == 1:
                 found[layer] = _moments(input_rows(invocation, places))
+            total = output_places(invocation)
+            if not targets or not total or total % samples:  # of some samples only, and in the student perhaps of others
+                return result
             if layer in sums:
-                waiting[id(result)] = (layer, result, places)
-            elif targets and layer not in fixed:
-                wanted[layer] = Target(output_rows(result, places, invocation.op), places, False)
+                waiting[id(result)] = (layer, result, places, total)
+            elif layer not in fixed:
+                wanted[layer] = Target(output_rows(result, places, invocation.op), places, total, False)
         elif invocation.op == "add":
             for operand in tensors(invocation.args):
                 if id(operand) in waiting:
-                    layer, kept, places = waiting.pop(id(operand))
+                    layer, kept, places, total = waiting.pop(id(operand))
                     op = "linear" if isinstance(model.get_submodule(layer), nn.Linear) else "conv2d"
-                    wanted[layer] = Target(output_rows(result, places, op), places, True)
+                    wanted[layer] = Target(output_rows(result, places, op), places, total, True)
                     del kept
         return result
 
@@ -229,6 +234,21 @@ def sample(layer: str, output: Tensor, op: str, width: int, *, parts: int = 1) -
     return torch.randperm(total, generator=generator)[:wanted].sort().values
 
 
+def output_places(invocation: Invocation) -> int:
+    """Return at how many places a linear map answers: samples times what each of them has."""
+    given = _arguments(invocation)
+    x, kernel = given["input"], tuple(given["weight"].shape[2:])
+    if invocation.op == "linear":
+        return math.prod(x.shape[:-1])
+    return int(x.shape[0]) * math.prod(_extents(given, kernel))
+
+
+def input_of(invocation: Invocation) -> Tensor:
+    """Return what a linear map reads, given by position or by name."""
+    value: Tensor = _arguments(invocation)["input"]
+    return value
+
+
 def input_rows(invocation: Invocation, places: Tensor, *, parts: slice = slice(None)) -> Tensor:
     """Return the unfolded inputs that the call reads at the given output places: `(P, d)`, or `(G, P, d)` of G groups.
 
@@ -246,12 +266,11 @@ def input_rows(invocation: Invocation, places: Tensor, *, parts: slice = slice(N
     kernel = tuple(weight.shape[2:])
     stride, dilation = (_each(given.get(name, 1), len(kernel)) for name in ("stride", "dilation"))
     padding = _padding(given.get("padding", 0), kernel, dilation)  # before and after, last axis first
+    sizes = _extents(given, kernel)
     index, outside, rest = [], torch.zeros(1, dtype=torch.bool), places
     for axis in reversed(range(len(kernel))):
-        before, after = padding[2 * (len(kernel) - 1 - axis) :][:2]
-        extent = x.shape[2 + axis]
-        size = (extent + before + after - dilation[axis] * (kernel[axis] - 1) - 1) // stride[axis] + 1
-        starts, rest = rest % size * stride[axis] - before, rest // size
+        before, extent = padding[2 * (len(kernel) - 1 - axis)], x.shape[2 + axis]
+        starts, rest = rest % sizes[axis] * stride[axis] - before, rest // sizes[axis]
         steps = torch.arange(kernel[axis]) * dilation[axis]
         along = [1] * (1 + len(kernel))
         along[1 + axis] = -1
@@ -334,6 +353,15 @@ def _moments(rows: Tensor) -> Moments:
 
 def _arguments(invocation: Invocation) -> dict[str, Any]:
     return dict(zip(_ARGUMENTS, invocation.args, strict=False)) | dict(invocation.kwargs)
+
+
+def _extents(given: Mapping[str, Any], kernel: tuple[int, ...]) -> list[int]:
+    """Return the size of a convolution's output along each axis."""
+    stride, dilation = (_each(given.get(name, 1), len(kernel)) for name in ("stride", "dilation"))
+    padding = _padding(given.get("padding", 0), kernel, dilation)
+    both = [padding[2 * place] + padding[2 * place + 1] for place in reversed(range(len(kernel)))]
+    extents = zip(given["input"].shape[2:], both, dilation, kernel, stride, strict=True)
+    return [(extent + more - spread * (taps - 1) - 1) // step + 1 for extent, more, spread, taps, step in extents]
 
 
 def _each(value: Any, count: int) -> tuple[int, ...]:

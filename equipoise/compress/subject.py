@@ -78,7 +78,7 @@ class Subject:
             model: Any module.
             example: A small batch (N, ...) that the model accepts.
             calibration: Unlabelled inputs (N, ...), drawn at random; 192 to 512 are enough.
-            criterion: How channels are ordered, see `criteria.CRITERIA`.
+            criterion: How channels are ordered: 'obs', 'activation', 'l1' or 'l2' (see `criteria.CRITERIA`).
             likes, exact: See the class.
             watched: Entered around each run of a changed model, with the names of what was changed.
         """

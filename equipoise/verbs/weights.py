@@ -195,11 +195,8 @@ def factorize(
             raise unknown("layer", name, valid)
     names = frozenset(valid if layers is None else layers) & frozenset(rank if isinstance(rank, Mapping) else valid)
     found = collect(whole, example if data is None else data, moments_of=names, targets=repaired)
-    parts = {
-        name: made
-        for name in valid
-        if name in found.moments and (made := ranks.thinned(name, valid[name], found.moments[name].gram, ask))
-    }
+    grams = {name: found.moments[name].gram if name in found.moments else None for name in valid if name in names}
+    parts = {name: made for name, gram in grams.items() if (made := ranks.thinned(name, valid[name], gram, ask))}
     if not parts:
         warnings.warn("nothing was factorized: no layer would hold fewer weights; ask for less rank or energy", stacklevel=2)
     small = replaced(whole, parts)

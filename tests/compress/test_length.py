@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from equipoise import runtimes
 from equipoise.batch import call
 from equipoise.compress.length import Length
+from equipoise.compress.resolution import Resolution
 from equipoise.compress.subject import Subject
 from equipoise.compress.technique import Draft
 from equipoise.errors import InputError
@@ -111,3 +112,27 @@ def test_it_ships(name: str) -> None:
     program = runtimes.get("onnxruntime").compile(Exporter().source(short, rows[:2], topology="short"))
     found = runtimes.get("onnxruntime").load(program).run(rows[:5].numpy())
     assert np.allclose(found, short(rows[:5]).detach().numpy(), atol=1e-4)
+
+
+class Sized(nn.Module):
+    """Its own attributes have the names that one would give them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.size, self.length = 32, 64
+        self.conv, self.head = nn.Conv2d(3, 8, 3, padding=1), nn.Linear(8, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        assert self.size == 32, "a front has taken the model's own attribute"
+        return self.head(torch.relu(self.conv(x)).mean((2, 3)))  # type: ignore[no-any-return]
+
+
+def test_a_model_with_a_size_of_its_own_is_resized() -> None:
+    net, images = Sized().eval(), torch.randn(8, 3, 32, 32)
+    subject, seen = Subject.prepare(net, images[:2], images), list[Tensor]()
+    (offer,) = Resolution().offers(subject)
+    small = Resolution().apply(Draft(subject.model), subject, {"": offer.menu[1]}).model
+    small.conv.register_forward_hook(lambda _m, given, _y: seen.append(given[0]))  # type: ignore[union-attr, operator]
+    small(images)
+    assert seen[0].shape[2:] == (offer.menu[1],) * 2
+    assert not list(Resolution().offers(Subject.prepare(small, images[:2], images))), "resized twice would be resized once"

@@ -152,3 +152,39 @@ def test_a_weight_that_is_held_idly_goes_too_and_stays_one() -> None:
     found = [group for group in groups(model, x) if {"words", "shared"} & set(group.producers)]
     assert found
     assert not any(group.prunable for group in found)
+
+
+class Gained(Root):
+    """With a parameter that does nothing yet."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width)
+        self.alpha = nn.Parameter(torch.zeros(width))
+
+    def forward(self, x: Tensor) -> Tensor:
+        return super().forward(x) * (1 + self.alpha)
+
+
+class Masked(Root):
+    """Takes a mask by name."""
+
+    def forward(self, x: Tensor, mask: Tensor | None = None) -> Tensor:
+        found = super().forward(x)
+        return found if mask is None else found * mask
+
+
+class Asks(nn.Module):
+    def __init__(self) -> None:
+        super().__init__()
+        self.norm = Masked(WIDTH)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.norm(x, mask=None)  # type: ignore[no-any-return]
+
+
+@pytest.mark.parametrize("model", [nn.Sequential(Gained(WIDTH)), Asks()])
+def test_a_norm_that_holds_or_takes_more_stays_what_it_is(model: nn.Module) -> None:
+    kinds = [type(part) for part in model.modules()]
+    found = norm_form(model.eval(), torch.randn(4, WIDTH))
+    assert [type(part) for part in found.modules()] == kinds
+    assert found(torch.randn(4, WIDTH)).shape == (4, WIDTH)

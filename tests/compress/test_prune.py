@@ -336,3 +336,61 @@ def test_blocks_are_dropped_by_name_or_by_what_is_least_needed() -> None:
     for blocks, message in ((len(able) + 1, "blocks must be from 1"), (["conv1"], "block"), (0, "blocks must be")):
         with pytest.raises(InputError, match=message):
             prune(model, inputs[:2], blocks=blocks, data=inputs)
+
+
+@pytest.mark.parametrize(("ratio", "steps", "left"), [(0.6, 4, 24), (0.1, 2, 56), (0.97, 3, 8)])
+def test_steps_that_are_rounded_below_the_goal_end_where_one_cut_does(ratio: float, steps: int, left: int) -> None:
+    net = nn.Sequential(nn.Linear(4, 64), nn.ReLU(), nn.Linear(64, 2))
+    made = [prune(net, torch.randn(2, 4), ratio=ratio, steps=n, train=lambda model: model) for n in (1, steps)]
+    assert [small[0].out_features for small in made] == [left, left]  # type: ignore[index, union-attr]
+
+
+@pytest.mark.parametrize("ratio", [0.9, 0.99])
+def test_a_small_group_keeps_one_at_any_ratio(ratio: float) -> None:
+    net = nn.Sequential(nn.Linear(4, 4), nn.ReLU(), nn.Linear(4, 2))
+    assert prune(net, torch.randn(2, 4), ratio=ratio, round_to=1)[0].out_features == 1  # type: ignore[index, union-attr]
+
+
+def test_scales_that_were_folded_are_told_from_scales_that_never_were() -> None:
+    net, x = nn.Sequential(nn.Conv2d(3, 16, 3), nn.BatchNorm2d(16), nn.ReLU(), nn.Conv2d(16, 4, 3)), torch.randn(4, 3, 9, 9)
+    with pytest.raises(InputError, match="folded for the repair, which repair=False leaves out"):
+        prune(net, x, ratio=0.5, criterion="bn_scale", data=x)
+    assert prune(net, x, ratio=0.5, criterion="bn_scale", data=x, repair=False)[0].out_channels == 8  # type: ignore[index, union-attr]
+
+
+class Named(nn.Module):
+    """Calls its layers by keyword."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.a, self.b = nn.Linear(6, 16), nn.Linear(16, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.b(input=torch.relu(self.a(input=x)))  # type: ignore[no-any-return]
+
+
+def test_layers_called_by_keyword_are_cut_like_others() -> None:
+    net, x = Named().eval(), torch.randn(40, 6)
+    (group,) = [group for group in groups(net, x[:2]) if group.prunable]
+    assert group.size == 16
+    assert prune(net, x[:2], ratio=0.5, data=x).a.out_features == 8  # type: ignore[union-attr]
+
+
+class Tied(nn.Module):
+    """A layer that idles shares the weight of one that works."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.idle, self.words, self.out = nn.Linear(6, 16), nn.Linear(6, 16), nn.Linear(16, 3)
+        self.words.weight = self.idle.weight
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.out(torch.relu(self.words(x)))  # type: ignore[no-any-return]
+
+
+def test_a_shared_weight_has_one_slope_under_each_name() -> None:
+    net, x = Tied().eval(), torch.randn(20, 6)
+    made = prune(net, x[:2], ratio=0.5, criterion="taylor", data=x, repair=False, loss=lambda out: out.square().mean())
+    assert made.words.out_features in (8, 16)  # type: ignore[union-attr]
+    evidence = gather(net, groups(net, x[:2]), criterion="taylor", data=x, loss=lambda out: out.square().mean())
+    assert bool(evidence.gradients[id(net.words.weight)].any())

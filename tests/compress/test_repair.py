@@ -377,3 +377,75 @@ def test_moments_are_asked_of_a_model_once() -> None:
     for layers in (["deep"], ["deep", "first"], ["last"], ["deep"]):
         assert subject.moments(layers).keys() == {*layers} - {"deep"}
     assert subject.model.begun <= runs + 1
+
+
+class Routed(nn.Module):
+    """Each sample goes to the expert that its first feature names; the last one is never asked."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Linear(6, 12)
+        self.experts = nn.ModuleList(nn.Linear(12, 4) for _ in range(3))
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden, way = torch.relu(self.stem(x)), (x[:, 0] > 0.3).long()
+        out = x.new_zeros(len(x), 4)
+        for number, expert in enumerate(self.experts):
+            out[way == number] = expert(hidden[way == number])
+        return out
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5, -9.0])
+def test_layers_that_samples_pass_by_keep_their_weights(shift: float) -> None:
+    torch.manual_seed(0)
+    teacher, x = Routed().eval(), torch.randn(50, 6)
+    student = Routed().eval()
+    student.load_state_dict(teacher.state_dict())
+    with torch.no_grad():
+        student.stem.weight[:, 1] = 0
+    mended = repair(student, teacher, x + torch.tensor([shift, 0, 0, 0, 0, 0]))
+    assert not torch.equal(mended.stem.weight, student.stem.weight)  # type: ignore[union-attr, arg-type]
+    for name in ("experts.0", "experts.1", "experts.2")[shift == -9.0 :]:  # then all go to the first
+        assert torch.equal(mended.get_submodule(name).weight, teacher.get_submodule(name).weight)  # type: ignore[arg-type]
+
+
+class Otherwise(Routed):
+    """Sends by what the stem says: a damaged stem sends others."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        hidden = torch.relu(self.stem(x))
+        few = hidden[hidden[:, 0] > 0.2]
+        return self.experts[0](few).mean(0, keepdim=True).expand(len(x), 4)  # type: ignore[no-any-return]
+
+
+def test_a_student_that_routes_otherwise_is_not_fitted_to_the_rows_of_others() -> None:
+    torch.manual_seed(0)
+    teacher, x = Otherwise().eval(), torch.randn(50, 6)
+    student = Otherwise().eval()
+    student.load_state_dict(teacher.state_dict())
+    with torch.no_grad():
+        student.stem.weight[0] = 0
+        student.stem.bias[0] = 1
+    mended = repair(student, teacher, x)
+    assert torch.equal(mended.experts[0].weight, teacher.experts[0].weight)  # type: ignore[index, union-attr, arg-type]
+
+
+class ByName(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(x, self.weight, bias=self.bias)
+
+
+class AllByName(nn.Linear):
+    def forward(self, x: Tensor) -> Tensor:
+        return nn.functional.linear(input=x, weight=self.weight, bias=self.bias)
+
+
+@pytest.mark.parametrize("kind", [ByName, AllByName])
+def test_layers_that_name_their_arguments_are_repaired(kind: type[nn.Linear]) -> None:
+    torch.manual_seed(0)
+    teacher, x = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), kind(12, 4)).eval(), torch.randn(200, 6)
+    student = nn.Sequential(nn.Linear(6, 12), nn.ReLU(), kind(12, 4)).eval()
+    student.load_state_dict(teacher.state_dict())
+    with torch.no_grad():
+        student[2].weight.mul_(0.5)  # type: ignore[union-attr, operator]
+    assert (repair(student, teacher, x)(x) - teacher(x)).abs().max() < 5e-3

@@ -167,3 +167,13 @@ def test_bad_asks_are_told() -> None:
         sparse.gather(net, criterion="obs", data=None)
     with pytest.raises(InputError, match="layer"):
         sparse.gather(net, criterion="magnitude", data=None, layers=["nine"])
+
+
+@pytest.mark.parametrize("rate", [0.9, 0.985, 0.99, 0.999])
+def test_no_layer_goes_whole_at_any_rate(rate: float) -> None:
+    generator = torch.Generator().manual_seed(1)
+    weights = {name: size * torch.randn(64, 64, generator=generator).double() for name, size in (("a", 1.0), ("b", 100.0))}
+    masks, _ = chosen(Weighed(weights, {}), Amount(rate=rate, scope="global"), criterion="magnitude")
+    kept = {name: int(mask.sum()) for name, mask in masks.items()}
+    assert min(kept.values()) >= min(0.02, 1 - rate) * 64 * 64 - 1, kept
+    assert abs(sum(kept.values()) - (1 - rate) * 2 * 64 * 64) <= 1

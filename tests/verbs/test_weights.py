@@ -10,6 +10,10 @@ from conv_net import conv_net, off
 from torch import nn
 
 import equipoise as eq
+from equipoise.compress import statistics
+from equipoise.compress.factorize import tucker
+from equipoise.compress.rank import Rank
+from equipoise.compress.subject import Subject
 from equipoise.errors import InputError
 
 INPUTS = torch.randn(256, 3, 8, 8, generator=torch.Generator().manual_seed(0))
@@ -160,3 +164,25 @@ def test_what_would_not_pay_is_left_and_told() -> None:
 def test_bad_asks_of_factorize_are_told(options: dict[str, Any], message: str) -> None:
     with pytest.raises(InputError, match=message):
         eq.factorize(net(), INPUTS[:2], **options)
+
+
+def test_a_layer_too_wide_for_its_second_moment_is_factorized_all_the_same() -> None:
+    wide = statistics.WIDEST + 8
+    model, x = nn.Sequential(nn.Linear(wide, 24), nn.ReLU(), nn.Linear(24, 4)).eval(), torch.randn(6, wide)
+    made = eq.factorize(model, x, rank=8, layers=["0"], repair=False)
+    assert [tuple(part.weight.shape) for part in made[0]] == [(8, wide), (24, 8)]
+    whole, values = model[0].weight.detach().double(), torch.linalg.svdvals(model[0].weight.detach().double())
+    product = (made[0][1].weight @ made[0][0].weight).detach().double()
+    torch.testing.assert_close((product - whole).square().sum(), values[8:].square().sum(), rtol=1e-3, atol=0)
+    for options in ({"energy": 0.3}, {"ratio": 0.8}):
+        assert held(eq.factorize(model, x, layers=["0"], repair=False, **options)) < held(model)
+    assert [o.place for o in Rank().offers(Subject.prepare(model, x[:2], x)) if o.place == "0"] == []
+
+
+def test_a_kernel_too_wide_for_its_second_moment_has_a_core() -> None:
+    channels = statistics.WIDEST // 9 + 8
+    model, x = nn.Sequential(nn.Conv2d(channels, 16, 3, bias=False)).eval(), torch.randn(2, channels, 4, 4)
+    made = eq.factorize(model, x, rank={"0": (16, 12)}, repair=False)
+    assert [tuple(part.weight.shape[:2]) for part in made[0]] == [(16, channels), (12, 16), (16, 12)]
+    with torch.no_grad():
+        torch.testing.assert_close(tucker(model[0], (144, 16), None)(x), model(x), rtol=1e-3, atol=1e-4)
