@@ -6,6 +6,7 @@ timed in blocks beside the untouched model's.
 
 from __future__ import annotations
 
+import math
 import os
 import time
 from collections.abc import Callable, Mapping
@@ -25,6 +26,7 @@ from equipoise.compress.rounding import on_grid
 from equipoise.compress.subject import Subject
 from equipoise.compress.technique import Draft
 from equipoise.compress.trace import HOLDING, Watched, copied, unwatched
+from equipoise.errors import EquipoiseError
 from equipoise.measure.counts import LayerCount, count
 from equipoise.measure.loads import compare_loads
 from equipoise.meters import Meters
@@ -48,7 +50,8 @@ from equipoise.road.students import students
 from equipoise.road.survey import survey
 from equipoise.runtimes import Program, Source, Target, requested
 from equipoise.runtimes.cpu import has_exact_int8, liked_channels
-from equipoise.runtimes.export import Exporter, layer_nodes
+from equipoise.runtimes.export import Exporter
+from equipoise.runtimes.layers import layer_nodes
 from equipoise.schemes import scheme
 from equipoise.study.record import latency_beside
 from equipoise.training.remembered import Remembered
@@ -183,10 +186,7 @@ class Workbench:
 
     @cached_property
     def answers(self) -> Callable[[Inputs], torch.Tensor]:
-        """What the untouched model answers, for teaching: its compiled program on all cores, faster than torch for the same.
-
-        Where samples are not changed at random, each is asked for once.
-        """
+        """What the untouched model answers, for teaching: its compiled program on all cores, faster than torch for the same."""
         program = self.reference_program
         session = runtimes.get(program.runtime).load(program, threads=os.cpu_count() or 1)
 
@@ -194,7 +194,12 @@ class Workbench:
             given = mapped(inputs, lambda value: value.contiguous().numpy())
             return torch.from_numpy(np.asarray(session.run(given), dtype=np.float32))
 
-        return answer if self.work.augment else Remembered(answer)
+        return answer
+
+    @cached_property
+    def remembered(self) -> Callable[[Inputs], torch.Tensor]:
+        """The same for samples that are not changed at random: each is asked for once."""
+        return Remembered(self.answers)
 
     def source(self, model: torch.nn.Module, *, of: str = "") -> Source:
         """Return the model in the forms that runtimes read; models made of the same modules share one export.
@@ -270,6 +275,9 @@ class Workbench:
             samples = min(QUICK_SAMPLES, samples)
         outputs = self.outputs(program, samples)
         self._hold(program, draft.model, outputs, untouched=fidelity == "untouched")
+        damage = self.damage(outputs)
+        if not math.isfinite(damage):
+            raise EquipoiseError(f"its answers to {samples} validation samples are not all finite")
         quality, drop = self._quality(outputs, samples)
         counts = count(draft.model, self.work.example)
         files = {name: self.save(content) for name, content in program.files.items()}
@@ -285,7 +293,7 @@ class Workbench:
                 "macs": measured(counts.macs, "1", note="one sample"),
             },
             predicted=dict(predicted or {}),
-            damage=self.damage(outputs),
+            damage=damage,
             program=ProgramRef(program.runtime, program.precision, str(target), files, onnx, program.left),
             weights=self.save(packed(draft.model)),
             layers=tuple(_row(layer, draft.request, draft.model) for layer in counts.by_layer),

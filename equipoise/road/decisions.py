@@ -19,7 +19,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.events import Listener
 from equipoise.meters import Meters
 from equipoise.records import Choice, Evaluation, Fidelity, Plan, as_data, digest
-from equipoise.road import entries, rungs
+from equipoise.road import entries, forecast, rungs
 from equipoise.road.facts import TARGET, facts_from
 from equipoise.road.features import Features, completed
 from equipoise.road.jobs import Job, Record, Steps, Walk
@@ -53,6 +53,7 @@ ROUNDS = 4
 HEADROOM = 1.25
 """Times the time that a search is thought to need to begin, where more is advised."""
 SHORTLIST = 6
+Losses = dict[entries.Key, entries.Loss]
 GUESS_SHARE = 0.2
 """Share of the loss table's time that is kept for estimating what there is no time to read."""
 GUESS_COST = 0.5
@@ -106,9 +107,9 @@ class Road(Walk):
         self.facts = facts_from((yield from self._step(Job("prepare", "0", says="preparing the model")))["facts"])
         self.space = self.facts.narrowed(self.asked.only)
         yield from self._baseline()
-        if self.left() - self.reserve < WORTH_TABLES * self.expected("one-shot"):
+        if self.facts.layers and self.left() - self.reserve < WORTH_TABLES * self.expected("one-shot"):
             yield from self._extent(sum(len(k.menu) - 1 for k in self.space.knobs), read=0)
-        else:
+        elif self.facts.layers:  # else the baseline has measured all that there is: the targets
             yield from self._tables()
             yield from self._search(self.search_s() if self.asked.recovery else self.left() - self.reserve)
             if self.asked.recovery:
@@ -159,26 +160,23 @@ class Road(Walk):
         key = ":".join([plan.digest, fidelity, *([str(leg)] if leg else []), *axes])
         known = self.evaluations[0].axis("latency_s").get() if self.evaluations else None
         foretold = dict(predicted()) if self.record.get("evaluation", key) is None else {}
-        args = {
-            "plan": as_data(plan),
-            "fidelity": fidelity,
-            "leg": leg,
-            "predicted": foretold,
-            "reference_s": known,
-            "latency_s": self._latency_seconds,
-            **({"training_s": training_s, **trained} if training_s else {}),
-        }
+        args = {"plan": as_data(plan), "fidelity": fidelity, "leg": leg, "predicted": foretold, "reference_s": known}
+        args |= {"latency_s": self._latency_seconds, **({"training_s": training_s, **trained} if training_s else {})}
         says, expected_s = f"the {fidelity} evaluation of plan {plan.digest}", self.expected(fidelity) + training_s
         new = fidelity == "untrained"  # no evaluation of the study before it is trained
         job = Job("new" if new else "evaluation", key, args, "measuring host", expected_s, says)
         if self.walked(job):
             return next(e for e in self.evaluations if e.key == key)
         data = yield from self._step(job)
-        (found,) = evaluated([data], self.record.all("meter"))
+        (found,) = self._read([data])
         if not new:
             self.evaluations.append(found)
             self.tell("evaluate", fidelity, evaluation=found)
         return found
+
+    def _read(self, rows: Sequence[Mapping[str, Any]]) -> list[Evaluation]:
+        """Return recorded evaluations with what was read of them later, and what of the budget follows from that."""
+        return list(following(evaluated(rows, self.record.all("meter")), self.budget, self.asked.meters))
 
     @property
     def _latency_seconds(self) -> float:
@@ -228,14 +226,14 @@ class Road(Walk):
         words = self.asked.meters.metered(self.budget)
         if not words:
             return
-        for found in evaluated(self.record.all("evaluation"), self.record.all("meter")):
+        for found in self._read(self.record.all("evaluation")):
             for word in words:
                 key = f"{found.key}:{word}"
                 lacks = AXES[word].key not in found.cost or self.record.get("meter", key) is not None
                 if found.ok and lacks and self.left() > self.reserve:
                     args, says = {"evaluation": found.key, "word": word}, f"the {word} of plan {found.plan.digest}"
                     yield from self._step(Job("meter", key, args, "measuring host", says=says))
-        self.evaluations = list(evaluated(self.record.all("evaluation"), self.record.all("meter"))[:1])
+        self.evaluations = self._read(self.record.all("evaluation"))[:1]
 
     @property
     def uniforms(self) -> dict[Plan, None]:
@@ -263,22 +261,20 @@ class Road(Walk):
             self.tell("tables", f"layer times on {target.partition(':')[0]}")
             share = max(0.5, TIMES_SHARE * room / len(self.asked.targets))
             seconds = min(max(2.0, min(30.0, self.limit_s / 60)), share)
-            args = {"target": target, "seconds": seconds, "knobs": [k.name for k in self.space.knobs]}
+            args = {"target": target, "seconds": seconds, "knobs": [k.name for k in self.space.knobs if len(k.menu) > 1]}
             found = yield from self._step(Job("lut", target, args, "measuring host", 2 * seconds))
             times = completed(found["times"], self.facts.layers, precisions)
             self.features[target] = Features(self.space, self.facts.layers, times, precisions)
         yield from self._extent(len(todo), read=len(read) + len(failed))
         self.table = entries.table_of(self.space, known, read)
 
-    def _probed(
-        self, todo: Sequence[entries.Entry], until: float
-    ) -> Steps[tuple[dict[entries.Key, entries.Loss], dict[entries.Key, str]]]:
+    def _probed(self, todo: Sequence[entries.Entry], until: float) -> Steps[tuple[Losses, dict[entries.Key, str]]]:
         """Have entries read in order while they fit; return the losses, and what failed and why.
 
         Where all fit, those that cannot be told apart are read on more samples while there is time; else the rest is estimated.
         """
         kinds = {(knob.name, choice): knob.kind for knob, choice in todo}
-        read: dict[entries.Key, entries.Loss] = {}
+        read: Losses = {}
         failed: dict[entries.Key, str] = {}
         took: dict[str, list[float]] = {}
         kept_s = GUESS_SHARE * (until - self.spent_s)
@@ -287,13 +283,13 @@ class Road(Walk):
             yield from self._entry(key, entries.FIRST_SAMPLES, until - kept_s, kinds, read, failed, took)
         anyhow = median([s for rows in took.values() for s in rows]) if took else 0.0
         left = [key for key in kinds if key not in read and key not in failed]
-        guessed = (yield from self._estimated(left, read, kinds, int(kept_s / max(GUESS_COST * anyhow, 1e-9)))) if left else {}
+        guessed = (yield from self._estimated(left, read, kinds, kept_s, GUESS_COST * anyhow)) if left else {}
         growing = not left
         while growing and (keys := entries.unsure(read, most=min(entries.MOST_SAMPLES, self.asked.samples))):
             for key in keys:
-                growing = yield from self._entry(key, 2 * read[key].samples, until, kinds, read, failed, took)
-                if not growing or key in failed:
-                    growing = False
+                told = yield from self._entry(key, 2 * read[key].samples, until, kinds, read, failed, took)
+                growing = told and key not in failed
+                if not growing:
                     break
         return {key: loss for key, loss in (read | guessed).items() if key not in failed}, failed
 
@@ -303,7 +299,7 @@ class Road(Walk):
         samples: int,
         until: float,
         kinds: Mapping[entries.Key, str],
-        read: dict[entries.Key, entries.Loss],
+        read: Losses,
         failed: dict[entries.Key, str],
         took: dict[str, list[float]],
     ) -> Steps[bool]:
@@ -323,17 +319,19 @@ class Road(Walk):
         return True
 
     def _estimated(
-        self, left: Sequence[entries.Key], read: Mapping[entries.Key, entries.Loss], kinds: Mapping[entries.Key, str], most: int
-    ) -> Steps[dict[entries.Key, entries.Loss]]:
+        self, left: Sequence[entries.Key], read: Losses, kinds: Mapping[entries.Key, str], seconds: float, each_s: float
+    ) -> Steps[Losses]:
         """Have what was not read estimated, as far as there is time, on the scale of some of what was read."""
+        most = int(seconds / max(each_s, 1e-9))
         each = [[k for k in read if kinds[k] == kind][:CALIBRATING] for kind in dict.fromkeys(kinds.values())]
         known = [key for turn in itertools.zip_longest(*each) for key in turn if key is not None][: most // 2]
         if not known:
             return {}
         self.tell("tables", "estimate of losses that there was no time to read")
         asked = [*known, *left][:most]
-        rows = (yield from self._step(Job("guess", str(len(read)), {"entries": [list(key) for key in asked]})))["estimated"]
-        guesses = {(name, choice): entries.Loss(mean, error, 0) for name, choice, mean, error in rows}
+        named = [list(key) for key in asked]
+        found = yield from self._step(Job("guess", digest(named), {"entries": named}, expected_s=seconds))
+        guesses = {(name, choice): entries.Loss(mean, error, 0) for name, choice, mean, error in found["estimated"]}
         return entries.calibrated(guesses, read, kinds)
 
     def _extent(self, count: int, *, read: int) -> Steps[None]:
@@ -411,7 +409,7 @@ class Road(Walk):
         """Have the candidates trained rung by rung until the reserve is left; each leg is one evaluation.
 
         A rung too short to be worth its overhead trains fewer candidates, or leaves its time to the next; so does one that
-        ended early. Where the favourite keeps the bounds early, a faster one of those trained gets the rest of the time.
+        ended early. Where one keeps the bounds early, a faster one gets the rest of the time, trained before or not.
         """
         cut, new = rungs.candidates(self.evaluations, self.budget), (yield from self._new())
         alive = rungs.beside(cut, first := rungs.fresh(new, self.evaluations[0], self.budget))
@@ -421,10 +419,11 @@ class Road(Walk):
         if not alive:
             self.tell("recover", "nothing is trained: no plan within the other bounds has lost what training could win back")
             return
-        trained: dict[str, list[rungs.Stand]] = {e.plan.digest: [] for e in alive}
+        trained: dict[str, list[forecast.Stand]] = {e.plan.digest: [] for e in alive}
         stood, carried = dict[str, Evaluation](), 0.0
         for rung, (most, share) in enumerate(rungs.RUNGS):
-            alive = list(stood.values()) if most == 1 and stood else alive
+            if most == 1 and stood:
+                alive = [*stood.values(), *rungs.reserves(self.evaluations, trained, self.budget)]
             if not alive:
                 return
             carried += share
@@ -437,9 +436,10 @@ class Road(Walk):
                     yield from self._untrained(room, rungs.LEAST_S + overhead)
                 continue
             horizon = room if most == 1 else room / 2
-            alive = rungs.promote(alive, trained, count, self.budget, horizon=horizon, tried=self.evaluations)
-            if most == 1 and not (stood and rungs.chance(alive[0], trained, self.budget, horizon=time) > 0.5):
-                time = room  # it will need all of it
+            outlook = rungs.forecasts(self.evaluations, trained)
+            alive = rungs.promote(alive, outlook, count, self.budget, horizon=horizon, tried=self.evaluations)
+            if most == 1:
+                time = rungs.alone(alive[0], outlook, self.budget, share_s=time, room_s=room, overhead_s=overhead)
             carried, seconds = 0.0, time / len(alive) - overhead
             self.tell("recover", f"rung {rung + 1}: distil {len(alive)} for {seconds:.0f} s each")
             done = []
@@ -448,8 +448,8 @@ class Road(Walk):
             for after in done:
                 stood.pop(after.plan.digest, None)
                 if after.ok:
-                    stood[after.plan.digest], history = after, trained[after.plan.digest]
-                    history.append(rungs.stand(after, (history[-1].seconds if history else 0.0) + seconds))
+                    stood[after.plan.digest], history = after, trained.setdefault(after.plan.digest, [])
+                    history.append(forecast.stand(after, (history[-1].seconds if history else 0.0) + seconds))
             alive = [e for e in done if e.ok]
 
     def _new(self) -> Steps[list[Evaluation]]:
@@ -482,9 +482,8 @@ class Road(Walk):
     def _final(self) -> Steps[None]:
         """Have the shortlist timed side by side with the untouched model, until the intervals are narrow or the time is up."""
         assert self.header is not None, "the baseline comes first"
-        rows = evaluated(self.record.all("evaluation"), self.record.all("meter"))
         # not raced: else the race's own result would change its field on a replay
-        study = Study(Path(), self.header, following(rows, self.header), {})
+        study = Study(Path(), self.header, tuple(self._read(self.record.all("evaluation"))), {})
         chosen = {e.key: e for e in (study.best, study.knee, *self._contenders(), *study.front) if e.fidelity != "untouched"}
         shortlist = list(chosen)[:SHORTLIST]
         seconds = max(self.reserve, min(FINAL_LEAST_S, self.left()))

@@ -129,8 +129,8 @@ def explain(study: Study | str | Path, pick: str = "best") -> Explanation:
         pick: ``best``, ``knee``, ``fastest``, ``smallest``, a budget such as ``latency<=1ms``, or the key of an evaluation (six
             digits of it are enough).
     Raises:
-        InputError: No such pick.
-        StoreError: No study there, or one that does not say what could be changed.
+        InputError: No study there, or no such pick.
+        StoreError: One that does not say what could be changed.
     Example:
         >>> explain("runs/digits", "knee").changes[0].what  # doctest: +SKIP
         '48 of 64 channels cut: the least needed by the layers that read them'

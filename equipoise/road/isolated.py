@@ -91,8 +91,11 @@ class Child:
         Raises:
             Died: The child did not live to answer.
             EquipoiseError: What the trial raised, with its traceback.
+            StoreError: The disk refused what it made.
         """
         answer = self._ask(job)
+        if "store" in answer:
+            raise StoreError(answer["store"])
         if "failed" in answer:
             raise EquipoiseError(answer["failed"])
         return evaluation_from(answer["evaluation"])
@@ -347,8 +350,10 @@ def _scored(trials: Trials, job: Job) -> dict[str, Any]:
 
     try:
         return {"evaluation": as_data(trials.scored(job))}
-    except (KeyboardInterrupt, StoreError):
+    except KeyboardInterrupt:
         raise
+    except StoreError as error:
+        return {"store": str(error)}
     except BaseException:  # noqa: BLE001 - a failed trial, whatever the user's code raised; the parent records it
         return {"failed": traceback.format_exc(limit=-6)}
 

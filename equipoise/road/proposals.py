@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 
+from equipoise.axes import AXES
 from equipoise.budget import Budget
 from equipoise.meters import Meters
 from equipoise.records import Choice, Evaluation, Plan, as_data
@@ -142,7 +143,8 @@ class Known:
             yield f"predicted {word} of the space: least {low}, median {middle}, most {high}"
         for key, most in self.bounds.items():
             if key in reach and most < reach[key][0]:
-                constraint = next(c for c in self.budget.constraints if self.meters.on_base(c.word, c.bound)[1] == most)
+                based = {c: self.meters.on_base(c.word, c.bound) for c in self.budget.constraints}
+                constraint = next(c for c, (word, bound) in based.items() if (AXES[word].key, bound) == (key, most))
                 yield f"WARNING: {constraint} is below the least that this space is predicted to reach"
 
     def _next(self) -> list[Plan]:

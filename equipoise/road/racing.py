@@ -9,7 +9,7 @@ import io
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from equipoise.batch import Inputs, mapped, named, restored, size, take
 from equipoise.measure.loads import Load
@@ -17,9 +17,6 @@ from equipoise.measure.race import Race, race
 from equipoise.records import Evaluation, as_data, program_ref
 from equipoise.runtimes.base import Program, Target, get
 from equipoise.study.store import Store
-
-if TYPE_CHECKING:
-    pass
 
 INPUTS = "equipoise-inputs.npy"
 

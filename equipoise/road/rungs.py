@@ -11,7 +11,6 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Mapping, Sequence
-from typing import NamedTuple
 
 import numpy as np
 
@@ -19,12 +18,11 @@ from equipoise.axes import AXES
 from equipoise.budget import Budget
 from equipoise.pareto import non_dominated
 from equipoise.records import Evaluation
+from equipoise.road.forecast import Forecasts, History
 from equipoise.search.propose import halving
 
 RUNGS = ((4, 0.12), (2, 0.13), (1, 0.35), (1, 0.4))
 """(candidates, share of the recovery time) of each rung; one alone may be any that was trained before."""
-DECAY = 0.4
-"""Believed exponent of ``drop ~ time**-DECAY`` until two rungs of the same plan tell better (ResNet-20: 0.34 and 0.40)."""
 LEAST_S = 2.0
 """A rung that would give a candidate less than this, or less than the overhead of its training, is not worth that overhead.
 
@@ -32,48 +30,18 @@ A MiniLM of which each evaluation took 36 s got 3 to 11 steps of training in a r
 them to train on was then told by chance."""
 MARGIN = 0.8
 """Share of the allowed drop to stay within: forecasts err, and validation is a sample."""
-ERRS = 0.4
-"""Share of itself by which a forecast drop errs, one standard deviation, beside what the sample does."""
 MENDABLE = 20.0
 """A one-shot drop of more than this many times the allowed one is not worth training.
 
 An EfficientNet-Lite0 cut to 0.35 of its time, in 8 bits: from a drop of 16.4 points to 2.9 [-0.6, 6.5] in 280 seconds of two
 cores, 411 steps (one seed)."""
+SURE = 0.75
+"""Chance of keeping the drop at which a quarter of the time left is enough for a plan."""
 INTACT = 0.02
 """Loss under which a one-shot model needs no recovery to speak of."""
 
 FRESH = 2
 """New models that are trained first, of the `RUNGS`' candidates: the larger may be too slow, and the smaller too weak."""
-
-LEAST_DROP, LEAST_LOSS = 0.05, 1e-4
-"""Points and nats below which a drop and a loss are not told from none, where their decay is fitted."""
-
-
-class Stand(NamedTuple):
-    """Where a plan stood after some training.
-
-    Attributes:
-        seconds: Of training in all.
-        drop: Points, `LEAST_DROP` or more.
-        error: Standard error of the drop.
-        loss: Divergence from the untouched model; it is read on the same samples and far less noisy than the drop.
-    """
-
-    seconds: float
-    drop: float
-    error: float
-    loss: float
-
-
-History = Mapping[str, Sequence[Stand]]
-"""Plan digest -> where it stood, oldest first."""
-
-
-def stand(evaluation: Evaluation, seconds: float) -> Stand:
-    """Return where an evaluation that ended well stands after so many seconds of training."""
-    drop = evaluation.drop
-    error = (drop.high - drop.low) / (2 * 1.96) if drop.low is not None and drop.high is not None else 0.0
-    return Stand(seconds, max(drop.get(), LEAST_DROP), error, max(lost(evaluation), LEAST_LOSS))
 
 
 def trainees(rung: int, count: int, room_s: float, overhead_s: float, carried: float, *, kinds: int = 1) -> tuple[int, float]:
@@ -97,14 +65,12 @@ def trainees(rung: int, count: int, room_s: float, overhead_s: float, carried: f
 def candidates(evaluations: Sequence[Evaluation], budget: Budget) -> list[Evaluation]:
     """Return the one-shot evaluations to train first: within the bounds that training cannot change, spread over the loss."""
     count = RUNGS[0][0]
-    fixed = [c for c in budget.constraints if not AXES[c.word].trained]
     rows = [e for e in evaluations if e.ok and e.fidelity == "one-shot" and _within(e, budget)]
     bound = budget.bound("drop")
     if bound:
         kept = any(e.drop.get() <= MARGIN * bound for e in rows)  # then the search has a better use for the time
         rows = [e for e in rows if bound < e.drop.get() <= MENDABLE * bound] or [e for e in rows if not kept]
-    axes = tuple(dict.fromkeys(("latency_s", *(c.axis for c in fixed if AXES[c.word].smaller))))
-    front = [rows[i] for i in non_dominated([[lost(e), *(e.axis(a).get() for a in axes)] for e in rows])]
+    front = [rows[i] for i in non_dominated([[lost(e), e.axis("latency_s").get()] for e in rows])]
     front = sorted((e for e in front if lost(e) >= INTACT), key=lost)
     if budget.bound("latency") is not None or len(front) <= count:
         return front[:count]  # at a given latency the least loss is the best start
@@ -158,12 +124,30 @@ def lost(evaluation: Evaluation) -> float:
     return evaluation.damage
 
 
+def reserves(evaluations: Sequence[Evaluation], trained: History, budget: Budget) -> list[Evaluation]:
+    """Return the one-shot evaluations beside those trained of which training on one alone may make more; with a drop bound."""
+    bound = budget.bound("drop")
+    rows = [e for e in evaluations if e.ok and e.fidelity == "one-shot" and _within(e, budget)] if bound else []
+    return [e for e in rows if bound and bound < e.drop.get() <= MENDABLE * bound and e.plan.digest not in trained]
+
+
+def forecasts(evaluations: Sequence[Evaluation], trained: History) -> Forecasts:
+    """Return forecasts from what was trained and what each plan lost before."""
+    return Forecasts({e.plan.digest: lost(e) for e in evaluations if e.ok and e.fidelity == "one-shot"}, trained)
+
+
 def promote(
-    alive: Sequence[Evaluation], trained: History, count: int, budget: Budget, *, horizon: float, tried: Sequence[Evaluation]
+    alive: Sequence[Evaluation],
+    outlook: Forecasts,
+    count: int,
+    budget: Budget,
+    *,
+    horizon: float,
+    tried: Sequence[Evaluation],
 ) -> list[Evaluation]:
     """Return the `count` candidates to train on: under a bound on the drop those that promise most, else those forecast best.
 
-    Of those that were not trained yet some are spread over all, under a bound on the latency the first.
+    Of those none of which was trained some are spread over all, under a bound on the latency the first.
 
     Args:
         horizon: Seconds of training that the survivor may still get.
@@ -171,10 +155,9 @@ def promote(
     """
     if len(alive) <= count:
         return list(alive)
-    if not all(trained[e.plan.digest] for e in alive):
+    if not any(outlook.trained.get(e.plan.digest) for e in alive):
         return list(alive)[:count] if budget.bound("latency") is not None else _spread(alive, count)
-    decay = _decay(trained)
-    forecast = {e.key: _forecast(trained[e.plan.digest][-1], horizon, decay) for e in alive}
+    forecast = {e.key: outlook.drop(e.plan.digest, horizon)[0] for e in alive}
     bound = budget.bound("drop")
     if bound is None:
         ranked = sorted(alive, key=lambda e: forecast[e.key])
@@ -187,20 +170,23 @@ def promote(
     def promise(e: Evaluation) -> float:
         gain = math.log((slowest if best is None else best) / e.axis("latency_s").get())
         gain = 1.0 + gain if best is None else max(gain, 0.0)  # where none keeps the bounds, to keep them is worth most
-        return gain * chance(e, trained, budget, horizon=horizon)
+        return gain * outlook.chance(e.plan.digest, horizon, MARGIN * bound)
 
     return sorted(alive, key=lambda e: (-promise(e), forecast[e.key]))[:count]
 
 
-def chance(e: Evaluation, trained: History, budget: Budget, *, horizon: float) -> float:
-    """Return the believed chance that a trained plan keeps `MARGIN` of the drop after `horizon` seconds; 0 without a bound."""
+def alone(e: Evaluation, outlook: Forecasts, budget: Budget, *, share_s: float, room_s: float, overhead_s: float) -> float:
+    """Return the seconds, evaluation included, that one is trained for which is the only one to be, of `room_s` left.
+
+    As little as makes it likely to keep the drop, as what it leaves goes to a faster one; all where its share will hardly do.
+    """
     bound = budget.bound("drop")
-    if bound is None:
-        return 0.0
-    now, decay = trained[e.plan.digest][-1], _decay(trained)
-    middle = _forecast(now, horizon, decay)
-    spread = math.hypot(now.error * middle / now.drop, ERRS * middle)
-    return 0.5 * math.erfc((middle - MARGIN * bound) / (math.sqrt(2) * spread))
+    for seconds, least in ((room_s / 4, SURE), (share_s, 0.5)):
+        if bound is None or seconds <= 2 * overhead_s or not any(outlook.trained.values()):
+            continue
+        if outlook.chance(e.plan.digest, seconds - overhead_s, MARGIN * bound) > least:
+            return seconds
+    return room_s
 
 
 def _spread(alive: Sequence[Evaluation], count: int) -> list[Evaluation]:
@@ -211,20 +197,6 @@ def _spread(alive: Sequence[Evaluation], count: int) -> list[Evaluation]:
         most = len(range(k, count, len(kinds)))
         picked |= {kind[int((i + 0.5) * len(kind) / most)].key for i in range(most)}
     return [e for e in alive if e.key in picked]
-
-
-def _forecast(now: Stand, horizon: float, decay: float) -> float:
-    """Return the drop after `horizon` seconds more."""
-    return now.drop * math.pow((now.seconds + horizon) / now.seconds, -decay)
-
-
-def _decay(trained: History) -> float:
-    """Return the exponent that the losses of plans with two rungs show, averaged with the prior."""
-    seen = [DECAY]
-    for history in trained.values():
-        for before, after in itertools.pairwise(history):
-            seen.append(math.log(before.loss / after.loss) / math.log(after.seconds / before.seconds))
-    return min(2.0, max(0.2, sum(seen) / len(seen)))
 
 
 def _distance(e: Evaluation, alive: Sequence[Evaluation], forecast: Mapping[str, float]) -> float:

@@ -81,7 +81,7 @@ def train(
     recipe = recipe_for(own, bench.work.example, new=draft.drawn is not None)
     done = distill(
         through(student, schemes, exact=exact),
-        bench.answers,
+        bench.answers if bench.work.augment or recipe.mix else bench.remembered,
         bench.work.train,
         seconds=seconds,
         recipe=recipe,

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -43,7 +45,7 @@ class Trials:
 
     def scored(self, job: Job) -> Evaluation:
         """Make a plan's model, train it where the job says so, and score it; what fails is raised."""
-        args, bench = job.args, self.bench
+        args, bench, began = job.args, self.bench, time.perf_counter()
         plan, fidelity, leg = Plan(args["plan"]), args["fidelity"], int(args["leg"])
         training = None
         if fidelity == "untouched":
@@ -68,7 +70,7 @@ class Trials:
         else:
             draft = bench.build(plan)
         found = bench.score(plan, draft, fidelity=fidelity, predicted=args["predicted"])
-        return replace(found, leg=leg, training=training)
+        return replace(found, leg=leg, training=training, seconds=time.perf_counter() - began)
 
     def entry(self, job: Job) -> Mapping[str, Any]:
         """Read one entry of the loss table; what goes wrong in it is its result."""
@@ -86,7 +88,10 @@ class Trials:
 
     def estimates(self, job: Job) -> Mapping[str, Any]:
         """Estimate entries to second order; none where the model cannot be estimated."""
-        changes = {(knob, choice): self._change(knob, choice) for knob, choice in job.args["entries"]}
+        changes = {}
+        for knob, choice in job.args["entries"]:
+            with contextlib.suppress(Exception):  # what cannot be made is no candidate: read, it would have failed
+                changes[knob, choice] = self._change(knob, choice)
         try:
             found = self._prober.estimate(changes)
         except Exception as error:  # noqa: BLE001 - a backward pass through the user's model: without it they are predicted

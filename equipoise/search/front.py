@@ -219,6 +219,8 @@ def _asked(units: Sequence[_Unit], base: Genomes) -> Iterator[Genomes]:
 def _paid(units: Sequence[_Unit], base: Genomes, costs: Sequence[Cost]) -> list[list[Floats]]:
     """For each cost, for each unit in the order of `_asked`, what its joint choices cost more than its first; in one call."""
     asked = list(_asked(units, base))
+    if not asked:
+        return [[] for _ in costs]
     ends = np.cumsum([len(rows) for rows in asked])[:-1]
     every = np.concatenate(asked)
     return [[part - part[0] for part in np.split(c.many(every), ends)] for c in costs]

@@ -27,7 +27,7 @@ def export(
         overwrite: Replace an artifact that stands there; anything else is never replaced.
     Raises:
         InputError: No such pick, or `out` is taken.
-        StoreError: No study there, it lacks a file, or the disk refused; `out` is as it was.
+        StoreError: The study lacks a file, or the disk refused; `out` is as it was.
     Example:
         >>> artifact = export("runs/digits", "knee", out="runs/digits-knee")  # doctest: +SKIP
     """

@@ -17,6 +17,7 @@ from equipoise.axes import AXES, TRADED
 from equipoise.budget import Budget, parse_budget
 from equipoise.errors import InputError, StoreError
 from equipoise.markup import table
+from equipoise.meters import Meters
 from equipoise.pareto import Knee, non_dominated
 from equipoise.public import public
 from equipoise.records import Evaluation, Reading, evaluation_from, measured, reading_from
@@ -71,7 +72,8 @@ class Study:
         """Open the study at `path` for reading.
 
         Raises:
-            StoreError: No study there, or one without a baseline yet.
+            InputError: No study there.
+            StoreError: One without a baseline yet.
         """
         with Store.open(path, create=False, readonly=True) as store:
             return cls.read(store)
@@ -99,7 +101,8 @@ class Study:
         extent, untrained = ((store.get(kind, asked[-1]) if asked else None) or {} for kind in ("extent", "untrained"))
         if raced and finals:
             rows = _raced(rows, reference, ratios)
-        return cls(Path(store.path), header, following(rows, header), ratios, unread, extent, untrained)
+        rows = following(rows, parse_budget(header.budget), header.meters)
+        return cls(Path(store.path), header, rows, ratios, unread, extent, untrained)
 
     @property
     def budget(self) -> Budget:
@@ -116,7 +119,7 @@ class Study:
         """Evaluations that ended well; of one plan the trained one of least loss, or the last where none was trained.
 
         Training on can lose again what was won. A loss tells that with far less noise than a drop, of which the least of
-        several readings would be one that chance made small.
+        several readings would be one that chance made small. Where training made a plan worse in both, it counts as it was.
         """
         best: dict[str, Evaluation] = {}
         for evaluation in self.evaluations:
@@ -355,9 +358,11 @@ def latency_beside(base_s: float, speed_up: Interval) -> Reading:
 
 
 def _further(held: Evaluation | None, other: Evaluation) -> bool:
-    """Whether of two evaluations of one plan the earlier, `held`, counts: both were trained, and it loses less."""
-    both = held is not None and held.fidelity == other.fidelity == "recovered"
-    return both and (held.damage or 0.0) < (other.damage or 0.0)  # type: ignore[union-attr]
+    """Whether of two evaluations of one plan the earlier, `held`, counts, the other being trained: see `Study.usable`."""
+    if held is None or other.fidelity != "recovered":
+        return False
+    less = (held.damage or 0.0) < (other.damage or 0.0)
+    return less and (held.fidelity == "recovered" or held.drop.get() <= other.drop.get())
 
 
 def _raced(rows: tuple[Evaluation, ...], reference: Reading, ratios: Mapping[str, Interval]) -> tuple[Evaluation, ...]:
@@ -381,9 +386,8 @@ def evaluated(rows: Sequence[Mapping[str, Any]], metered: Sequence[Mapping[str, 
     return tuple(replace(e, cost={**e.cost, **later.get(e.key, {})}) for e in found)
 
 
-def following(rows: Iterable[Evaluation], header: Header) -> tuple[Evaluation, ...]:
+def following(rows: Iterable[Evaluation], budget: Budget, meters: Meters) -> tuple[Evaluation, ...]:
     """Return evaluations with the axes of the budget that follow from others beside them: never recorded, always worked out."""
-    budget, meters = parse_budget(header.budget), header.meters
     return tuple(replace(e, cost={**e.cost, **meters.following(budget, e.cost)}) for e in rows)
 
 

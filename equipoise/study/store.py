@@ -1,6 +1,6 @@
 """A study on disk: a durable memo of what was computed.
 
-`study.py` walks a deterministic road and takes every costly step through `Store.once`. A step whose result is already here is
+A road walks deterministically and takes every costly step through `Store.once`. A step whose result is already here is
 not run again, so that resuming a killed run is walking the same road a second time, with hits.
 
 The folder holds ``study.db`` (SQLite, rollback journal, ``synchronous=FULL``), ``blobs/<sha256>`` (model files), ``scratch/``

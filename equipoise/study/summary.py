@@ -97,7 +97,7 @@ def _why(
 
 
 def progress(study: Study) -> list[dict[str, float]]:
-    """Return the hypervolume of log latency against drop after each evaluation, relative to the last."""
+    """Return the hypervolume of log latency against drop after each evaluation."""
     rows: list[tuple[float, float]] = []
     corner = (math.log(study.baseline.axis("latency_s").get()) + 1e-9, max(10.0, study.baseline.drop.get() + 10.0))
     out, seconds = [], 0.0

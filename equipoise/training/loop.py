@@ -172,6 +172,8 @@ def _identity(data: Batches, recipe: Recipe, plan: Plan, seeds: list[int]) -> di
 def _resume(state: State, recipe: Recipe, plan: Plan, identity: dict[str, Any]) -> None:
     """Go on from the run's own checkpoint, or else from the one it starts from."""
     if plan.path is not None and state.load(plan.path, {"identity": identity["identity"]}):
+        if state.stopped == "seconds" and (plan.seconds is None or plan.seconds > state.seconds):
+            state.stopped = None  # it is given more time now
         return
     if plan.start is None:
         return

@@ -59,6 +59,8 @@ class Recipe:
         soft: How the teacher's class scores are learned: ``kl``, the divergence; ``dkd``, decoupled, see `decoupled`; ``auto``
             takes ``dkd`` from 50 classes on.
         others_weight: Of ``dkd``: weight of how the teacher spreads what is left over the other classes (beta).
+        mix: Of `distill`: each sample becomes up to this share another one of its batch, and the teacher answers for the blend;
+            at most 0.5, as labels stay those of the larger part.
     """
 
     optimizer: Literal["adamw", "adam", "sgd", "rmsprop", "muon"] = "adamw"
@@ -90,6 +92,7 @@ class Recipe:
     deterministic: bool = False
     soft: Literal["auto", "kl", "dkd"] = "auto"
     others_weight: float = 4.0
+    mix: float = 0.0
 
     def __post_init__(self) -> None:
         """Report every value out of range together."""
@@ -136,6 +139,7 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], tuple[str, ...]], ...] = (
         ("warmup", "weight_decay", "soft_weight", "hard_weight", "feature_weight", "others_weight", "l1"),
     ),
     ("0 or more and less than 1", lambda v: 0 <= v < 1, ("momentum", "second_beta", "label_smoothing", "dropout", "ema")),
+    ("from 0 to 0.5", lambda v: 0 <= v <= 0.5, ("mix",)),
     ("from 0 to 1", lambda v: 0 <= v <= 1, ("rise_share", "decay_share")),
 )
 """(constraint in words, test, fields)."""

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from equipoise.batch import Inputs, call, leaves, mapped, take
 from equipoise.errors import must_be, unknown
+from equipoise.training.blend import blended
 from equipoise.training.decoupled import MANY, decoupled
 from equipoise.training.distribution.base import Distribution, beside
 from equipoise.training.hold import Kept, holding
@@ -128,6 +129,7 @@ def distill(
     identity = {"divergence": repr(divergence), "features": pairs, "student": fingerprint(student)}
     identity |= {"hold": hold} if hold else {}
     kept = holding(student, hold)
+    augment = blended(augment, recipe.mix) if recipe.mix else augment
     plan = Plan(steps, seconds, augment, before_step, on_step, checkpoint, every_s, identity, hold=kept, distribution=where)
     trained = run(student, data, objective, recipe, generator, plan)
     return replace(trained, notes=(answer.note,)) if answer.note else trained

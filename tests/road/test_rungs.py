@@ -8,21 +8,21 @@ import pytest
 
 from equipoise.budget import parse_budget
 from equipoise.records import Evaluation, Plan, digest, measured
+from equipoise.road.forecast import Forecasts, Stand
 from equipoise.road.here import Here
 from equipoise.road.jobs import Job
 from equipoise.road.proposals import worst_loss
 from equipoise.road.rungs import (
-    DECAY,
     LEAST_S,
+    MARGIN,
     MENDABLE,
     RUNGS,
-    Stand,
-    _decay,
-    _forecast,
+    alone,
     candidates,
-    chance,
     fastest,
+    forecasts,
     promote,
+    reserves,
     trainees,
 )
 from equipoise.study.store import Store
@@ -37,29 +37,16 @@ def trial(name: str, latency_ms: float, loss: float, drop: float = 1.0, **extra)
 DROP = parse_budget("drop<=1")
 
 
-def test_a_forecast_follows_the_power_law_it_was_given() -> None:
-    assert _forecast(Stand(10.0, 4.0, 0.1, 0.3), 30.0, 1.0) == pytest.approx(1.0)  # four times the time, a quarter of the drop
-    assert _forecast(Stand(10.0, 4.0, 0.1, 0.3), 0.0, 1.0) == pytest.approx(4.0)
-
-
-def test_the_decay_is_learned_from_two_rungs() -> None:
-    def rungs(*pairs: tuple[float, float]) -> dict[str, list[Stand]]:
-        return {"a": [Stand(seconds, 5.0, 1.0, loss) for seconds, loss in pairs]}
-
-    assert _decay(rungs((10.0, 0.8), (20.0, 0.8 * 2**-0.6))) == pytest.approx((DECAY + 0.6) / 2)
-    assert _decay(rungs((10.0, 0.8))) == pytest.approx(DECAY)
-    assert _decay(rungs((10.0, 0.1), (20.0, 0.9))) == pytest.approx(0.2)  # training that hurts never gives growth
-
-
-def stood(rows: list[Evaluation], *drops: float, seconds: float = 10.0, error: float = 0.1) -> dict[str, list[Stand]]:
-    return {e.plan.digest: [Stand(seconds, drop, error, drop / 30)] for e, drop in zip(rows, drops, strict=True)}
+def stood(rows: list[Evaluation], *drops: float, seconds: float = 10.0, error: float = 0.1) -> Forecasts:
+    trained = {e.plan.digest: [Stand(seconds, drop, error)] for e, drop in zip(rows, drops, strict=True)}
+    return forecasts(rows, trained)
 
 
 def test_with_a_drop_bound_the_one_that_promises_most_goes_on() -> None:
     rows = [trial("slow", 3, 0.1), trial("mid", 2, 0.2), trial("fast", 1, 0.4)]
-    assert promote(rows, stood(rows, 1.0, 1.5, 50.0), 1, DROP, horizon=90.0, tried=[]) == [rows[1]]
-    assert promote(rows, stood(rows, 1.0, 1.5, 50.0), 2, DROP, horizon=90.0, tried=[]) == rows[1::-1]
-    assert promote(rows, stood(rows, 1.0, 1.5, 1.8), 1, DROP, horizon=90.0, tried=[]) == [rows[2]]
+    assert promote(rows, stood(rows, 0.9, 0.9, 50.0), 1, DROP, horizon=90.0, tried=[]) == [rows[1]]
+    assert promote(rows, stood(rows, 0.9, 0.9, 50.0), 2, DROP, horizon=90.0, tried=[]) == rows[1::-1]
+    assert promote(rows, stood(rows, 0.9, 0.9, 1.0), 1, DROP, horizon=90.0, tried=[]) == [rows[2]]
 
 
 def test_once_something_keeps_the_bounds_only_what_is_faster_promises() -> None:
@@ -77,12 +64,41 @@ def test_a_drop_that_the_sample_does_not_tell_is_no_verdict() -> None:
     """Two that drop alike: the slower was preferred, as the noise of its drop said that training did not help."""
     rows = [trial("slow", 3.7, 0.13, 1.5), trial("fast", 1.7, 0.16, 1.5)]
     history = {
-        rows[0].plan.digest: [Stand(62.0, 1.15, 0.85, 0.124), Stand(126.0, 1.49, 0.85, 0.128)],
-        rows[1].plan.digest: [Stand(62.0, 2.18, 0.85, 0.196), Stand(126.0, 1.49, 0.85, 0.160)],
+        rows[0].plan.digest: [Stand(62.0, 1.15, 0.85), Stand(126.0, 1.49, 0.85)],
+        rows[1].plan.digest: [Stand(62.0, 2.18, 0.85), Stand(126.0, 1.49, 0.85)],
     }
-    assert promote(rows, history, 1, DROP, horizon=1100.0, tried=[trial("kept", 4.4, 0.09, 0.69)]) == [rows[1]]
-    assert 0.3 < chance(rows[1], history, DROP, horizon=1100.0) < 0.7
-    assert chance(rows[1], history, parse_budget("size<=1MB"), horizon=1100.0) == 0.0
+    outlook = forecasts(rows, history)
+    assert promote(rows, outlook, 1, DROP, horizon=1100.0, tried=[trial("kept", 4.4, 0.09, 0.69)]) == [rows[1]]
+    assert 0.3 < outlook.chance(rows[1].plan.digest, 1100.0, MARGIN) < 0.8
+
+
+def test_one_that_was_not_trained_goes_on_where_those_trained_tell_that_it_will_do() -> None:
+    """A ResNet-20: with one plan within the bounds and one far beyond, neither is what the time is best spent on."""
+    rows = [trial("safe", 0.60, 0.13, 3.3), trial("between", 0.44, 0.30, 9.0), trial("bold", 0.25, 0.9, 18.0)]
+    history = {
+        rows[0].plan.digest: [Stand(59.0, 2.8, 0.4), Stand(199.0, 0.7, 0.4)],
+        rows[2].plan.digest: [Stand(59.0, 14.0, 0.6)],
+    }
+    tried = [*rows, replace(trial("safe", 0.60, 0.12, 0.7), fidelity="recovered")]
+    pool = [rows[0], rows[2], *reserves(rows, history, DROP)]
+    assert pool[-1] is rows[1]
+    outlook = forecasts(tried, history)
+    assert promote(pool, outlook, 1, DROP, horizon=1500.0, tried=tried) == [rows[1]]
+    middle, spread = outlook.drop(rows[1].plan.digest, 1500.0)
+    assert outlook.drop(rows[0].plan.digest, 1300.0)[0] < middle < outlook.drop(rows[2].plan.digest, 1441.0)[0]
+    assert spread > outlook.drop(rows[0].plan.digest, 1300.0)[1], "of itself a plan tells most"
+    assert reserves(rows, history, parse_budget("latency<=1ms")) == []
+    assert reserves([trial("good", 0.5, 0.02, 0.9), trial("ruined", 0.1, 3.0, 40.0)], history, DROP) == []
+
+
+def test_what_is_likely_to_do_gets_no_more_than_it_needs() -> None:
+    (e,) = rows = [trial("one", 1, 0.2)]
+    time = {"share_s": 400.0, "room_s": 1000.0, "overhead_s": 10.0}
+    assert alone(e, stood(rows, 0.4, seconds=60.0), DROP, **time) == 250.0
+    assert alone(e, stood(rows, 1.5, seconds=60.0), DROP, **time) == 400.0
+    assert alone(e, stood(rows, 4.0, seconds=60.0), DROP, **time) == 1000.0
+    assert alone(e, forecasts(rows, {}), DROP, **time) == 1000.0
+    assert alone(e, stood(rows, 0.4, seconds=60.0), parse_budget("latency<=1ms"), **time) == 1000.0
 
 
 def test_when_none_will_keep_it_the_best_forecast_goes_on() -> None:
@@ -155,13 +171,13 @@ def test_no_rung_but_the_last_measures_longer_than_it_trains() -> None:
 
 def test_of_those_that_were_not_trained_some_of_each_kind_are_spread() -> None:
     cut = [trial(str(i), 3 - i / 10, 0.1 * (i + 1)) for i in range(4)]
-    assert promote(cut, {e.plan.digest: [] for e in cut}, 2, DROP, horizon=9.0, tried=[]) == [cut[1], cut[3]]
+    assert promote(cut, forecasts(cut, {}), 2, DROP, horizon=9.0, tried=[]) == [cut[1], cut[3]]
     new = [replace(trial(name, 1, 0.0), fidelity="untrained") for name in "nm"]
     mixed = [cut[0], new[0], cut[1], new[1]]
-    found = promote(mixed, {e.plan.digest: [] for e in mixed}, 2, DROP, horizon=9.0, tried=[])
+    found = promote(mixed, forecasts(mixed, {}), 2, DROP, horizon=9.0, tried=[])
     assert {e.fidelity for e in found} == {"one-shot", "untrained"}
     quick = parse_budget("latency<=5ms, drop<=1")
-    assert promote(cut, {e.plan.digest: [] for e in cut}, 2, quick, horizon=9.0, tried=[]) == cut[:2]
+    assert promote(cut, forecasts(cut, {}), 2, quick, horizon=9.0, tried=[]) == cut[:2]
 
 
 def test_without_time_for_one_training_nothing_is_trained() -> None:

@@ -173,3 +173,17 @@ def test_predicted_front_never_cuts_inside_a_dropped_block_and_uses_the_runtime(
 def test_predicted_front_needs_a_cost():
     with pytest.raises(InputError, match="costs"):
         predicted_front(SPACE, TABLE, [])
+
+
+def test_a_space_of_whole_model_choices_alone_has_a_front():
+    space = Space((Knob("target", ("x", "y", "z")),))
+    table = LossTable(space, (np.array([0.0, 0.0, 0.1]),), 0.0)
+
+    class Fixed:
+        axis = "latency_s"
+
+        def many(self, genomes):
+            return np.array([3.0, 2.0, 1.0])[genomes[:, 0]]
+
+    found = predicted_front(space, table, [Fixed()])
+    assert [space.decode(g)["target"] for g in found] == ["z", "y"]

@@ -86,6 +86,16 @@ def test_of_a_plan_trained_twice_the_one_that_loses_less_competes(tmp_path, afte
 
 
 @pytest.mark.parametrize(
+    ("drop", "damage", "kept"), [(0.3, 0.01, False), (0.3, 0.3, False), (0.8, 0.01, False), (0.8, 0.3, True)]
+)
+def test_a_plan_that_training_made_worse_competes_as_it_was(tmp_path, drop, damage, kept) -> None:
+    reading = measured(drop, "points", low=drop - 0.5, high=drop + 0.5, n=400)
+    after = replace(HALF, fidelity="recovered", leg=1, drop=reading, damage=damage)
+    usable = {e.key for e in study(tmp_path, BASE, HALF, after).usable}
+    assert usable == {BASE.key, HALF.key if kept else after.key}
+
+
+@pytest.mark.parametrize(
     ("budget", "best"),
     [("drop<=1", HALF), ("drop<=2", TRAINED), ("latency<=1.5ms", HALF), ("latency<=0.6ms", TRAINED), ("drop<=0.2", BASE)],
 )

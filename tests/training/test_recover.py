@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from equipoise.errors import EquipoiseError, InputError, StoreError
 from equipoise.training import Progress, Recipe, Trained, fit, recover
 from equipoise.training import checkpoint as saved
+from equipoise.training.blend import blended
 from equipoise.training.outputs import Answer
 from equipoise.workloads.divergence import Divergence
 
@@ -285,3 +286,48 @@ def test_student_and_teacher_meet_where_the_student_lies(data: Toy, monkeypatch:
             net(0).to("meta"), lambda inputs: torch.zeros(len(inputs), 3), data, divergence=Divergence(kind), steps=1
         )
     assert seen == [("meta", "meta")] * 4
+
+
+def test_more_seconds_go_on_from_a_run_that_seconds_ended(data: Toy, tmp_path: Path) -> None:
+    path, recipe = tmp_path / "leg", Recipe(batch=32)
+    first = distill(net(3), net(4), data, seconds=0.2, recipe=recipe, checkpoint=path)
+    same = distill(net(3), net(4), data, seconds=0.2, recipe=recipe, checkpoint=path)
+    more = distill(net(3), net(4), data, seconds=0.6, recipe=recipe, checkpoint=path)
+    assert same.steps == first.steps
+    assert more.steps > first.steps
+    assert more.seconds >= 0.6
+
+
+@pytest.mark.parametrize("share", [0.5, 0.2])
+def test_each_sample_is_in_part_another(share: float) -> None:
+    rows = {"a": torch.eye(40), "b": 2 * torch.eye(40)[:, :, None], "flag": True}
+    found = blended(None, share)(rows, generator())
+    own = found["a"].diagonal()
+    assert 1 - share <= float(own.min()) < 1 - 0.8 * share
+    assert float(own.mean()) == pytest.approx(1 - share / 2, abs=0.1)
+    torch.testing.assert_close(found["a"].sum(1), torch.ones(40))
+    assert int((found["a"] > 0).sum(1).max()) == 2
+    torch.testing.assert_close(found["b"][:, :, 0], 2 * found["a"])
+    assert found["flag"] is True
+    again = blended(lambda given, _: {**given, "a": 3 * given["a"]}, share)(rows, generator())
+    torch.testing.assert_close(again["a"], 3 * found["a"])
+
+
+def test_the_teacher_answers_for_the_blends(data: Toy) -> None:
+    asked, teacher = list[Tensor](), net(4).eval()
+
+    def answers(inputs: Tensor) -> Tensor:
+        asked.append(inputs)
+        return teacher(inputs)  # type: ignore[no-any-return]
+
+    distill(net(3), answers, data, steps=3, recipe=Recipe(batch=32, mix=0.5))
+    assert (torch.cdist(asked[-1], data.inputs).min(1).values > 1e-3).float().mean() > 0.8, "hardly any is as it was"
+
+
+def test_tokens_do_not_blend() -> None:
+    ids = torch.randint(0, 5, (64, 6), generator=generator())
+    model = nn.Sequential(nn.Embedding(5, 4), nn.Flatten(), nn.Linear(24, 3))
+    with pytest.raises(InputError, match=r"recipe.mix must be 0 where inputs are int64"):
+        distill(model, model, Toy(ids, ids[:, 0] % 3), steps=1, recipe=Recipe(batch=32, mix=0.5))
+    with pytest.raises(InputError, match=r"recipe.mix must be from 0 to 0.5"):
+        Recipe(mix=0.6)
