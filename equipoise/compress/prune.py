@@ -92,9 +92,7 @@ def prune(
             goal = checked(found, widths if widths is not None else _goal(found, ratio or 0.0))
             sizes = {group.name: group.size for group in found}
         asked = goal if step == steps else _on_the_way(goal, sizes, eased(step / steps))
-        able = [
-            group for group in found if group.prunable and group.name in asked
-        ]  # earlier steps may have left nothing to cut
+        able = [group for group in found if group.prunable and group.name in asked]  # earlier steps may have ended some
         keeps = {group.name: rounded(asked[group.name], group.size, group.multiple(round_to)) for group in able}
         chosen = [group for group in able if keeps[group.name] < group.size]
         evidence = gather(small, chosen, criterion=criterion, data=data, loss=loss, generator=generator)

@@ -128,10 +128,8 @@ def _keep(found: dict[str, Seen], name: str, value: Array, generator: np.random.
     rows = value.reshape(len(value), -1)
     old = found.get(name)
     if old is not None and len(old.low) != len(rows):
-        rows, old = (
-            rows.reshape(1, -1),
-            Seen(old.low.min()[None], old.high.max()[None], [kept.reshape(1, -1) for kept in old.kept]),
-        )
+        rows, whole = rows.reshape(1, -1), [kept.reshape(1, -1) for kept in old.kept]
+        old = Seen(old.low.min()[None], old.high.max()[None], whole)
     low, high = rows.min(1), rows.max(1)
     places = max(1, VALUES // (len(rows) * batches))
     drawn = rows[:, generator.integers(rows.shape[1], size=min(places, rows.shape[1]))]
