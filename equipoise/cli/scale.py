@@ -249,23 +249,24 @@ def _fit(args: argparse.Namespace) -> int:
     fitted = fit(read_csv(args.words[1]), seed=args.seed)
     told = describe(fitted, seed=args.seed)
     best = None if args.flops is None else fitted.optimum(args.flops)
+    reach = 0.0 if args.flops is None else args.flops / max(r.flops for r in fitted.runs)
+    refused = reach > REACH**2
+    why = f"{reach:.3g}× the compute of the largest run; small runs hold to {REACH**2:g}×. Add larger ones." if refused else ""
     if args.json:
         from equipoise.pages import finite
         from equipoise.records import as_data, dumps
 
-        print(dumps(finite({"schema_version": 1, **told, "optimum": as_data(best)})))
-        return EXIT_OK
+        print(dumps(finite({"schema_version": 1, **told, "optimum": as_data(best), "refused": why})))
+        return EXIT_FAILED if refused else EXIT_OK
     _show_fit(fitted, told)
     if best is not None:
-        reach = args.flops / max(r.flops for r in fitted.runs)
         print(
             f"best for {args.flops:.3g} FLOPs: "
             + ", ".join(f"{name} {_span(best[name])}" for name in ("size", "samples", "loss"))
         )
-        if reach > REACH**2:
-            print(f"REFUSED: {reach:.3g}× the compute of the largest run; small runs hold to {REACH**2:g}×. Add larger ones.")
-            return EXIT_FAILED
-    return EXIT_OK
+    if refused:
+        print(f"REFUSED: {why}")
+    return EXIT_FAILED if refused else EXIT_OK
 
 
 def _show_fit(fitted: Fit, told: dict[str, Any]) -> None:

@@ -201,7 +201,7 @@ class _Session:
             before, first = left(), not self._held
             self._load(min(BATCH, most - self._loads), seconds / 2 if first else 0.0, left)
             for visit in range(VISITS):
-                if left() <= 0 and not (first and visit == 0):
+                if visit and left() <= 0:  # what was loaded is timed once at least
                     break
                 self._round()
             if self._narrow(precision):

@@ -104,10 +104,23 @@ class Target:
 
 
 def parse_targets(wanted: str | Sequence[Target]) -> tuple[Target, ...]:
+    """Read targets to run on here: as `read_targets`.
+
+    Raises:
+        InputError: As `read_targets`, or more threads than cores.
+    """
+    targets = read_targets(wanted)
+    for target in targets:
+        check_threads(target)
+    return targets
+
+
+def read_targets(wanted: str | Sequence[Target]) -> tuple[Target, ...]:
     """Read targets separated by commas, or take those given, without repeats; the first is the one that is optimized for.
 
     Raises:
-        InputError: No target, the same target twice, one that `Target.parse` refuses, or more threads than cores.
+        InputError: No target, the same target twice, one that `Target.parse` refuses, or several batches: what is said of a
+            request (times faster, per second, its price) would compare unlike ones.
     """
     if not isinstance(wanted, str | Sequence):
         raise must_be("targets", "text, or a list of targets", wanted, "Write for example onnxruntime:cpu,openvino:cpu.")
@@ -115,8 +128,8 @@ def parse_targets(wanted: str | Sequence[Target]) -> tuple[Target, ...]:
     targets = tuple(part if isinstance(part, Target) else Target.parse(part) for part in parts)
     if not targets or len(set(targets)) < len(targets):
         raise must_be("targets", "one or more different targets", wanted, "Write for example onnxruntime:cpu,openvino:cpu.")
-    for target in targets:
-        check_threads(target)
+    if len({target.batch for target in targets}) > 1:
+        raise must_be("targets", "of one batch", ", ".join(map(str, targets)), "Optimize for each batch by itself.")
     return targets
 
 

@@ -73,7 +73,9 @@ def isoflop(runs: Sequence[Run], *, size: Size = "params", seed: int, draws: int
     References:
         Hoffmann et al. 2022 (arXiv 2203.15556), section 3.2 (approach 2).
     """
-    at = columns([run for run in runs if run.annealed])
+    seen = [run.samples if run.unique is None else run.unique for run in runs]
+    fewer = [u < 0.9 * min(run.samples, max(seen)) for run, u in zip(runs, seen, strict=True)]  # a part of the data, repeated
+    at = columns([run for run, part in zip(runs, fewer, strict=True) if run.annealed and not part])
     x, y, flops = np.log(at.size(size)), np.log(at.loss), at.flops
     parts = [g for g in groups(np.log(flops)) if len({round(v, 2) for v in x[g]}) >= 3]
     rng = np.random.default_rng(seed)

@@ -12,7 +12,7 @@ from typing import Any
 from equipoise.axes import AXES, on_request
 from equipoise.budget import Budget, parse_budget
 from equipoise.records import Reading
-from equipoise.runtimes.base import parse_targets
+from equipoise.runtimes.base import read_targets
 from equipoise.ship.manifest import SOURCE_STATE, Figure, Manifest, checked
 
 
@@ -32,7 +32,7 @@ def contradictions(data: Mapping[str, Any]) -> Iterator[str]:
     bounds, missed = divided(parse_budget(m.study.budget), {k: f.reading for k, f in m.promise.items()})
     if (m.bounds, m.bounds_missed) != (bounds, missed):
         yield f"of the budget {m.study.budget!r} the figures hold {bounds!r}, not {m.bounds!r}"
-    targets = [str(t) for t in parse_targets(m.study.target)]
+    targets = [str(t) for t in read_targets(m.study.target)]
     if m.reference.target != targets[0] or m.deployable.target not in targets:
         yield f"the programs' targets are not those of the study, {m.study.target}"
     if m.plan.get("target", m.deployable.target) != m.deployable.target:

@@ -81,12 +81,17 @@ def _main(deployable: Mapping[str, Any]) -> str:
     return str(next((f for f in deployable["files"] if f.endswith((".onnx", ".xml", ".pt2"))), deployable["files"][0]))
 
 
+def is_past(name: str) -> bool:
+    """Whether an input of a file holds what was read before: ``past_0``, ``past_1``, ..., and not what a model calls so."""
+    return name.startswith(PAST) and name.removeprefix(PAST).isdecimal()
+
+
 def card(manifest: Mapping[str, Any], takes: Mapping[str, Axes]) -> str:
     """Return the model card of a manifest as Markdown; `takes` holds the axes of each input, none where the file tells none."""
     study, deployable = manifest["study"], manifest["deployable"]
     runtime, precision = deployable["runtime"], deployable["precision"]
-    read_on = runtime == "onnxruntime" and any(name.startswith(PAST) for name in takes)
-    takes = {name: axes for name, axes in takes.items() if not name.startswith(PAST)}
+    read_on = runtime == "onnxruntime" and any(is_past(name) for name in takes)
+    takes = {name: axes for name, axes in takes.items() if not is_past(name)}
     tags = ["equipoise", "compressed", runtime, precision]
     told = "holds the inputs by name, each" if len(takes) > 1 else "is"
     batch, free = "a batch (N, ...)", "; the first axis is free"
@@ -133,7 +138,7 @@ The file that was scored and that ships is `{_main(deployable)}` ({precision}, f
 
 TOKENIZER, CLASSES, ALPHABET = "tokenizer.json", "labels.json", "alphabet.json"
 PAST = "past_"
-"""How the inputs begin that hold what was read before; each has an empty one for a default."""
+"""How the inputs begin, before a number, that hold what was read before; each has an empty one for a default."""
 _READ = {"attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 """Inputs that a tokenizer makes beside the token numbers -> what it calls them."""
 

@@ -27,7 +27,7 @@ from equipoise.budget import parse_budget
 from equipoise.errors import InputError, must_be
 from equipoise.meters import Meters
 from equipoise.records import Choice, Reading
-from equipoise.runtimes.base import PRECISIONS, RUNTIMES, Target, parse_targets
+from equipoise.runtimes.base import PRECISIONS, RUNTIMES, Target, read_targets
 
 SCHEMA = 3
 """Version of ``manifest.json``. History: 1 = first; 2 = strict: claims apart from what is only recorded; 3 = what was measured
@@ -157,7 +157,7 @@ class Manifest:
     @property
     def meters(self) -> Meters:
         """What promised figures follow from others by."""
-        return Meters(parse_targets(self.study.target)[0].batch, **self.study.told)
+        return Meters(read_targets(self.study.target)[0].batch, **self.study.told)
 
 
 def parse(content: bytes) -> dict[str, Any]:
@@ -380,7 +380,7 @@ def _words(m: Manifest) -> None:
             raise _refused(f"manifest.{path}.target", f"a target of {program.runtime}", program.target)
     if m.reference.precision != "fp32":
         raise _refused("manifest.reference.precision", "fp32, as the user's model", m.reference.precision)
-    parse_targets(m.study.target)
+    read_targets(m.study.target)
     for text in (m.study.budget, m.bounds, m.bounds_missed):
         parse_budget(text)
     if not m.plan:

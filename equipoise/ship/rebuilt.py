@@ -20,7 +20,8 @@ from equipoise.compress.trace import copied
 from equipoise.measure.counts import count
 from equipoise.records import Choice, Knob, Plan, Reading, measured
 from equipoise.road.bench import BATCH, Array, Workbench
-from equipoise.runtimes import Source, parse_targets
+from equipoise.runtimes import Source
+from equipoise.runtimes.base import read_targets
 from equipoise.runtimes.structure import Stored, layer_bits, parameters
 from equipoise.schemes import scheme
 from equipoise.search import Space
@@ -47,7 +48,7 @@ def rebuilt(scene: Scene, found: dict[str, Reading]) -> Iterator[Check]:
     claims, work = scene.artifact.claims, scene.data
     repaired = claims.fidelity == "one-shot"  # whose weights can be made again; else shapes will do
     plan = _own(Plan(claims.plan))
-    bench = Workbench(work, parse_targets(claims.study.target), lambda content: "", shapes=not repaired, student=_new(plan))
+    bench = Workbench(work, read_targets(claims.study.target), lambda content: "", shapes=not repaired, student=_new(plan))
     space = _taking(bench.facts.space, plan)
     untouched = space.untouched
     space.check(plan)

@@ -149,7 +149,7 @@ def verify(
         checks.append(
             judged("figures", "", "not measured", False, "the files are not those that were exported; none was loaded")
         )
-    told = headline(found, artifact.manifest["study"]["metric"])
+    told = headline(found, artifact.manifest["study"]["metric"]) if "drop" in found else ""
     took, saved = time.perf_counter() - began, os.access(artifact.path, os.W_OK)
     recorded = _recorded(artifact)
     result = Verification(str(path), tuple(checks), took, saved, executed, told, found, artifact.digest, recorded)

@@ -14,6 +14,7 @@ from equipoise.budget import Budget, parse_budget
 from equipoise.errors import StoreError
 from equipoise.measure import energy, money
 from equipoise.records import SCHEMA, Reading, as_data, estimated, measured, reading_from, unavailable
+from equipoise.runtimes.base import Target
 from equipoise.scaling import Available, Candidate, Decision, Fit, Option, Run, decide, describe, fit, link
 from equipoise.scaling.decide import REACH
 from equipoise.scaling.runs import BACKWARD
@@ -301,7 +302,7 @@ def _priced(latency: Reading, header: Mapping[str, Any]) -> dict[str, Reading]:
     price = header["price_per_hour"]
     if price is None:
         return {"price_per_million": NO_PRICE}
-    return {"price_per_million": money.price_per_million(latency, price)}
+    return {"price_per_million": money.price_per_million(latency, price, batch=Target.parse(header["target"]).batch)}
 
 
 def _candidate(

@@ -251,7 +251,7 @@ class Advisor(Walk):
 
     def _shapes(self, fitted: Fit, planned: Sequence[PlannedRun], compute: float) -> Steps[Shapes]:
         """Have each dimension moved alone, then the runs that the genetic search proposes, round by round."""
-        known = Shapes(self.sizes.family, self.sizes.available, self._reachable(fitted), fitted)
+        known = Shapes(self.sizes.family, self.sizes.available, self._reachable(fitted), fitted, unique=self.asked.unique)
         levels = sorted({r.level for r in planned if r.level >= 0})
         middle = [r for r in planned if r.level == levels[len(levels) // 2]]
         base = min(middle, key=lambda r: float(self.made[_key(r)]["run"]["loss"]))

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 
@@ -38,6 +38,7 @@ class Shapes:
         ray: Sizes of the family's own rule, ascending.
         fitted: The law, fitted to runs on the ray.
         learned: Of the log loss of runs off the ray, less the law's; None before there are any.
+        unique: Distinct samples that there are.
     """
 
     family: Family
@@ -45,6 +46,7 @@ class Shapes:
     ray: tuple[Available, ...]
     fitted: Fit
     learned: GaussianProcess | None = None
+    unique: float = math.inf
 
     def taught(self, runs: Sequence[Run]) -> Shapes:
         """Return this with a surrogate fitted to `runs` off the ray, and to those on it, whose residuals say what noise is."""
@@ -53,7 +55,7 @@ class Shapes:
         every = [*self.fitted.runs, *runs]
         rows = self._features([self.available(self.family.scale(**run.scale)) for run in every])
         left = np.array([math.log(run.loss / self._law(run)) for run in every])
-        return Shapes(self.family, self.available, self.ray, self.fitted, fit_gp(rows, rows, left / UNIT))
+        return replace(self, learned=fit_gp(rows, rows, left / UNIT))
 
     def shift(self, sizes: Sequence[Available]) -> tuple[Floats, Floats]:
         """Return mean and standard deviation `(n,)` of what each shape adds to the law's log loss."""
@@ -148,8 +150,8 @@ class Shapes:
         return predict(self.fitted, run.size(self.fitted.law.size), run.samples, run.unique).value
 
     def _log_loss(self, size: Available, flops: float) -> float:
-        law = self.fitted.law
-        return math.log(float(law.loss(size.size(law.size), flops / (BACKWARD * size.flops_per_sample))))
+        law, samples = self.fitted.law, flops / (BACKWARD * size.flops_per_sample)
+        return math.log(float(law.loss(size.size(law.size), samples, min(samples, self.unique))))
 
 
 def _choice(value: float) -> int | str:

@@ -20,7 +20,7 @@ from equipoise.training.decoupled import MANY, decoupled
 from equipoise.training.distribution.base import Distribution, beside
 from equipoise.training.hold import Kept, holding
 from equipoise.training.loop import Augment, Plan, Trained, run
-from equipoise.training.losses import Divergence, cross_entropy, mse
+from equipoise.training.losses import Divergence, cross_entropy, mse, smoothed
 from equipoise.training.outputs import Answer, answer_of, first_of
 from equipoise.training.progress import Progress
 from equipoise.training.recipe import Recipe
@@ -106,7 +106,12 @@ def distill(
         return _ask(guide, given, [pair[1] for pair in pairs])
 
     answer, spread = _understood(student, ask, data, recipe.batch, divergence)
+    if recipe.patience is not None:
+        raise must_be("recipe.patience", "None: nothing is validated on the way", recipe.patience, "Give steps or seconds.")
     criterion = hard_loss or (mse if divergence.kind == "values" else _bce if divergence.kind == "bernoulli" else cross_entropy)
+
+    if recipe.label_smoothing:
+        criterion = smoothed(criterion, recipe.label_smoothing)
 
     def objective(learner: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
         wanted, wanted_features = ask(inputs)
@@ -127,6 +132,7 @@ def distill(
         return loss
 
     identity = {"divergence": repr(divergence), "features": pairs, "student": fingerprint(student)}
+    identity |= {"teacher": fingerprint(teacher)} if isinstance(teacher, nn.Module) else {}
     identity |= {"hold": hold} if hold else {}
     kept = holding(student, hold)
     augment = blended(augment, recipe.mix) if recipe.mix else augment

@@ -159,8 +159,11 @@ class _Reader:
 
 
 def fingerprint(model: nn.Module) -> str:
-    """Return 16 hex digits that change with any weight of `model`."""
+    """Return 16 hex digits that change with any weight of `model`, with which are trained, and with how layers round theirs."""
     found = hashlib.sha256()
+    kept = [name for name, parameter in model.named_parameters() if not parameter.requires_grad]
+    rounded = [(name, str(part.choice)) for name, part in model.named_modules() if hasattr(part, "choice")]
+    found.update(repr((kept, rounded)).encode() if kept or rounded else b"")
     for name, value in model.state_dict().items():
         found.update(name.encode())
         found.update(value.detach().cpu().contiguous().flatten().view(torch.uint8).numpy().tobytes())

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import copy
 import math
+import weakref
 from collections.abc import Callable, Sequence
-from typing import Literal
+from typing import Any, Literal
 
 import torch
 from torch import nn
@@ -29,7 +30,11 @@ def with_head(model: nn.Module, outputs: int, *, name: str | None = None, genera
         InputError: No such layer.
     """
     found = copy.deepcopy(model)
-    layers = {key: part for key, part in found.named_modules() if isinstance(part, (nn.Linear, _ConvNd))}
+    layers = {
+        key: part
+        for key, part in found.named_modules()
+        if isinstance(part, (nn.Linear, _ConvNd)) and not getattr(part, "transposed", False)
+    }
     linear = [key for key, part in layers.items() if isinstance(part, nn.Linear)]
     if name is None and not linear:
         raise must_be("model", "one with a linear layer", type(model).__name__, "Name the layer to replace.")
@@ -39,7 +44,7 @@ def with_head(model: nn.Module, outputs: int, *, name: str | None = None, genera
     head = layers[key]
     fresh = torch.empty(outputs, *head.weight.shape[1:], device=generator.device)
     nn.init.kaiming_uniform_(fresh, a=math.sqrt(5), generator=generator)
-    head.weight = nn.Parameter(fresh.to(head.weight.device))
+    head.weight = nn.Parameter(fresh.to(head.weight))
     if head.bias is not None:
         bound = 1 / math.sqrt(fresh[0].numel())
         drawn = fresh.new_empty(outputs).uniform_(-bound, bound, generator=generator)
@@ -135,15 +140,15 @@ def unfreezing(
     free = {name for name, parameter in model.named_parameters() if parameter.requires_grad}
     depths = [[name for name in names if name in free] for names in stages(model)]
     depths = [names for names in depths if names]
-    opened: frozenset[int] = frozenset()
+    last: Any = None  # the copy that is trained, and what is open in it: another run has another copy
     settings = recipe or Recipe()
 
     def before_step(placed: nn.Module, fraction: float) -> None:
-        nonlocal opened
+        nonlocal last
         wanted = _open(len(depths), fraction / until, order)
-        if wanted == opened:
+        if last is not None and last[0]() is placed and last[1] == wanted:
             return
-        opened = wanted
+        last = (weakref.ref(placed), wanted)
         trained = {name for depth in wanted for name in depths[depth]}
         for name, parameter in placed.named_parameters():
             if name in free:

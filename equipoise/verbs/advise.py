@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import shlex
 import time as clock
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -350,7 +351,7 @@ class Advising:
             targets.append(best.target)
         words = ",".join(t.replace("?threads=1&batch=1", "") for t in targets)
         store = "".join(c if c.isalnum() else "-" for c in self.work.name).strip("-") or "study"
-        named = self.spec or "WORKLOAD"
+        named = shlex.quote(self.spec) if self.spec else "WORKLOAD"
         return (
             f'equipoise optimize {named} --target "{words}" --budget "drop<=1" --time {show(search_s, "s").replace(" ", "")} '
             f"--store runs/{store}"

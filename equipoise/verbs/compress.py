@@ -191,7 +191,7 @@ def distill(
     teacher: nn.Module,
     data: Any,
     *,
-    seconds: float = 60.0,
+    seconds: float | None = None,
     kind: Kind | None = None,
     scheme: Choice | Mapping[str, Choice] | None = None,
     seed: int = 0,
@@ -205,7 +205,7 @@ def distill(
         teacher: A module with the same output shape. Neither is changed.
         data: Inputs (a tensor, or a mapping of several), or anything that `Split.of` takes; labels tell what outputs mean, and
             are learned with ``hard_weight``.
-        seconds: Training time.
+        seconds: Training time; None: as many ``steps`` as are asked for, or else a minute.
         kind: ``softmax`` for class scores, ``bernoulli`` for yes-or-no scores, ``values`` for numbers. None sees it from
             targets and outputs. From inputs alone it cannot be seen, and takes ``values``: the squared error in each output's
             own spread, which is least where the student answers as the teacher does, be it numbers or logits.
@@ -250,6 +250,8 @@ def distill(
         Divergence("values") if alone and kind in (None, "values") else _meaning(guide, split, options.get("hard_loss"), kind)
     )
     generator = torch.Generator().manual_seed(seed)
+    if seconds is None and options.get("steps") is None:
+        seconds = 60.0
     if scheme is not None:
         if options.get("before_step") is not None:
             raise must_be("before_step", "left out where a scheme is given", "a function", "Leave one of them out.")

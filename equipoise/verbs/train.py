@@ -163,8 +163,10 @@ def train(
         "length": {"epochs": epochs, "steps": steps, "seconds": seconds},
         "metric": {"name": task.metric.name, "maximize": task.metric.maximize},
     }
-    _claim(folder, {**header, "recipe": as_data(chosen), "task": task.fingerprint}, first=where.rank == 0)
+    claimed = {**header, "recipe": as_data(chosen), "task": task.fingerprint}
+    _claim(folder, claimed, first=False)
     model, listen = _built(family, full, task, seed), on_step or of_steps()
+    _claim(folder, claimed, first=where.rank == 0)  # what cannot be built takes no folder
     start, left = None, seconds
     if family.frozen_first:
         start = frozen_start(model, task, folder, where=where, seconds=seconds, on_step=listen)
@@ -328,7 +330,7 @@ def _value(text: str) -> Any:
 
 
 def _claim(folder: Path, identity: Mapping[str, Any], *, first: bool) -> None:
-    """Make the folder this run's, or raise when it is another's."""
+    """Raise when the folder is another run's; make it this one's, where this is the `first` of its processes."""
     path, text = folder / "identity.json", dumps(identity)
     if path.is_file():
         if path.read_text() != text:

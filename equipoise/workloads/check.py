@@ -46,7 +46,7 @@ def check(work: Workload) -> None:
     """
     mistakes = [*sizes(work.train, work.validation, work.calibration, work.test), *_weights(work)]
     if not mistakes:
-        mistakes = list(overlapping(work.train, work.validation, work.test))
+        mistakes = list(overlapping(work.train, work.validation, work.test, calibration=work.calibration))
         mistakes += contents(work.train, work.validation, work.metric, ignore=work.ignore_label)
     if not mistakes:  # what follows runs the model, which needs all of the above
         with one_thread():
@@ -139,7 +139,7 @@ def _labels(split: Split, metric: Metric, ignore: int | None) -> Iterator[InputE
     if not len(seen):
         yield must_be(f"{split.name} targets", "judged somewhere", f"only ignore_label={ignore}", "Look at the targets.")
         return
-    if len(seen) < 2 and metric.labels:
+    if len(seen) < 2 and metric.labels and (isinstance(split.source, Arrays) or len(split) <= SAMPLE):  # else one may be rare
         yield must_be(
             f"{split.name} targets", "of at least two classes", f"only class {int(seen[0])}", "One class cannot be told apart."
         )

@@ -458,6 +458,6 @@ def left(outputs: Tensor, targets: Tensor, label: int) -> tuple[Tensor, Tensor, 
     else:
         outputs = outputs.movedim(class_axis(outputs, targets), -1)
         outputs = outputs.reshape(*targets.shape, outputs.shape[-1])
-    sample = torch.arange(len(targets)).reshape(-1, *[1] * (targets.ndim - 1)).expand_as(targets)
+    sample = torch.arange(len(targets), device=targets.device).reshape(-1, *[1] * (targets.ndim - 1)).expand_as(targets)
     kept = targets != label
     return outputs[kept], targets[kept], sample[kept]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Hashable, Iterator
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -31,9 +33,15 @@ def shared_places(split: Split, other: Split) -> int:
     return sum(len(mine[key] & theirs[key]) for key in mine if key in theirs)
 
 
-def overlapping(train: Split, validation: Split, test: Split) -> Iterator[InputError]:
-    """Yield an error for each two splits that share samples of one dataset; nothing is read for it."""
-    for split, other in ((test, train), (test, validation), (validation, train)):
+def overlapping(train: Split, validation: Split, test: Split, *, calibration: Split | None = None) -> Iterator[InputError]:
+    """Yield an error for each two splits that share samples of one dataset; nothing is read for it.
+
+    Args:
+        calibration: What is calibrated on must not be what verifies; with the others it may share samples.
+    """
+    pairs = [(test, train), (test, validation), (validation, train)]
+    pairs += [] if calibration is None else [(calibration, test)]
+    for split, other in pairs:
         if count := shared_places(split, other):
             found = f"{count} of its {len(split)} samples are samples of the {other.name} split too"
             remedy = "Give each split samples of its own (torch.utils.data.Subset, or samplers of disjoint indices)."
@@ -97,7 +105,16 @@ def files_of(dataset: object) -> list[str] | None:
     samples = getattr(dataset, "samples", None)
     if not isinstance(samples, list) or not samples or not isinstance(samples[0], tuple):
         return None
-    return [first for first, *_ in samples] if all(s and isinstance(s[0], str) for s in samples) else None
+    if not all(s and isinstance(s[0], str) and Path(s[0]).suffix for s in samples) or len(samples) != _length(dataset):
+        return None  # texts, or files of which each holds several samples
+    return [first for first, *_ in samples]
+
+
+def _length(dataset: Any) -> int:
+    try:
+        return len(dataset)
+    except TypeError:
+        return -1
 
 
 def _all_marks(inputs: Batch, rows: Tensor) -> Words:

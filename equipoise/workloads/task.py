@@ -210,10 +210,11 @@ class Task:
 
     @cached_property
     def fingerprint(self) -> str:
-        """16 hex digits that change with the data, the metric, the loss or the shape."""
-        words = [f"task {self.name} {self.shape} {self.ignore_label}"]
-        words += [identity.of_data(split) for split in (self.train, self.validation, self.test)]
-        return identity.digest(*words, identity.of_value((self.metric, self.loss)))
+        """16 hex digits that change with the data and what is done to them, the metric, the loss or the shape."""
+        splits = (self.train, self.validation, self.test)
+        words = [f"task {self.name} {self.shape} {self.shape.padding} {self.ignore_label}", *map(identity.of_data, splits)]
+        changes = (self.augment, tuple(split.transform for split in splits))
+        return identity.digest(*words, identity.of_value((self.metric, self.loss)), identity.of_value(changes))
 
 
 def task_of(work: Workload) -> Task:

@@ -159,3 +159,21 @@ def test_limits_that_cannot_be_are_refused() -> None:
     ):
         with pytest.raises(InputError, match=r"measure\.compare_loads"):
             compare_loads(contenders, **options)  # type: ignore[arg-type]
+
+
+def test_loads_that_take_longer_than_what_is_left_are_timed_all_the_same(clock: Clock) -> None:
+    made: list[str] = []
+    slow = iter([1.0] * 6 + [4.0] * 60)
+
+    def contender(name: str) -> Load:
+        inner = clock.contender(lambda n: 0.002 + 0.001 * (n % 3), made, name)
+
+        def load() -> Call:
+            clock.now += int(next(slow) * 1e9)
+            return inner()
+
+        return load
+
+    found = compare_loads({name: contender(name) for name in "ab"}, seconds=24.0)
+    assert found.loads == len(made) // 2
+    assert found.speedup("a", "b").bounded

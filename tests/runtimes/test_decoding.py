@@ -23,7 +23,7 @@ from equipoise.runtimes.decoding import TOLERANCE, Reader, closed, hold, reads
 from equipoise.runtimes.export import Exporter
 from equipoise.runtimes.layers import layer_nodes
 from equipoise.runtimes.structure import layer_bits
-from equipoise.ship.card import written
+from equipoise.ship.card import is_past, written
 from equipoise.workloads.families.transformer import GPT, Decoder
 from equipoise.workloads.task import Shape
 from equipoise.workloads.text import FILE, Alphabet
@@ -289,3 +289,8 @@ def test_a_model_that_diverged_takes_no_freedom_from_the_others(tokens: Tensor) 
         exporter.onnx(lost, tokens, topology="plain")
     made = get("onnxruntime").compile(exporter.source(decoder(), tokens, topology="plain"))
     assert reads(made)
+
+
+def test_inputs_that_are_called_past_values_are_inputs() -> None:
+    names = ("past_0", "past_12", "past_values", "past_", "past_1_mask", "x")
+    assert [name for name in names if is_past(name)] == ["past_0", "past_12"]

@@ -7,7 +7,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from equipoise.errors import InputError
-from equipoise.runtimes.base import RUNTIMES, Program, Target, get, parse_targets
+from equipoise.runtimes.base import RUNTIMES, Program, Target, get, parse_targets, read_targets
 
 
 @given(st.sampled_from(sorted(RUNTIMES)), st.integers(1, 64), st.integers(1, 1024))
@@ -77,3 +77,12 @@ def test_every_table_entry_answers_to_its_name() -> None:
     assert {name: get(name).name for name in RUNTIMES} == {name: name for name in RUNTIMES}
     with pytest.raises(InputError, match="runtime must be one of"):
         get("tensorrt")
+
+
+def test_targets_of_another_machine_are_read_and_those_of_several_batches_are_not() -> None:
+    assert read_targets("onnxruntime:cpu?threads=512")[0].threads == 512
+    with pytest.raises(InputError, match=r"target.threads must be at most"):
+        parse_targets("onnxruntime:cpu?threads=512")
+    for read in (read_targets, parse_targets):
+        with pytest.raises(InputError, match="targets must be of one batch"):
+            read("onnxruntime:cpu?batch=8,openvino:cpu?batch=1")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 from truth import SMALL, isoflop_runs
@@ -51,3 +53,13 @@ def test_levels_without_a_minimum_are_skipped_and_said() -> None:
 def test_overlap() -> None:
     assert overlap(Interval(0.5, 0.4, 0.6, 3), Interval(0.65, 0.6, 0.7, 3))
     assert not overlap(Interval(0.5, 0.4, 0.6, 3), Interval(0.7, 0.61, 0.8, 3))
+
+
+def test_a_twin_on_less_data_bends_no_parabola() -> None:
+    runs = isoflop_runs(SMALL, noise=0.0, rng=np.random.default_rng(0), sizes=5)
+    plain = isoflop(runs, seed=0)
+    each = [replace(run, unique=run.samples) for run in runs]
+    twin = replace(min(runs, key=lambda run: run.params), loss=9.0)
+    for others in (runs, each):
+        found = isoflop([*others, replace(twin, unique=twin.samples / 400)], seed=0)
+        assert [entry.size.value for entry in found.levels] == pytest.approx([entry.size.value for entry in plain.levels])

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -205,3 +206,9 @@ def test_what_does_not_follow_is_told(original: Artifact, edit: Callable[[dict[s
     edit(manifest)
     assert any(message in fault for fault in contradictions(manifest))
     assert list(contradictions(original.manifest)) == []
+
+
+def test_a_meter_that_stops_when_it_is_sure_may_take_fewer_readings() -> None:
+    promised, found = (measured(5e-3, "s", low=4.9e-3, high=5.1e-3, n=n) for n in (12, 6))
+    assert figure("prefill", promised, found, smaller=True, at_home=True).state == "kept"
+    assert figure("prefill", replace(promised, n=60), found, smaller=True, at_home=True).state == "broken"

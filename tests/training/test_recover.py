@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import math
 from collections.abc import Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -331,3 +331,23 @@ def test_tokens_do_not_blend() -> None:
         distill(model, model, Toy(ids, ids[:, 0] % 3), steps=1, recipe=Recipe(batch=32, mix=0.5))
     with pytest.raises(InputError, match=r"recipe.mix must be from 0 to 0.5"):
         Recipe(mix=0.6)
+
+
+def test_a_checkpoint_of_another_teacher_or_of_other_free_weights_is_refused(data: Toy, tmp_path: Path) -> None:
+    path, recipe = tmp_path / "leg", Recipe(batch=32)
+    done = distill(net(3), net(4), data, steps=3, recipe=recipe, checkpoint=path)
+    assert distill(net(3), net(4), data, steps=3, recipe=recipe, checkpoint=path).log == done.log
+    with pytest.raises(InputError, match="checkpoint"):
+        distill(net(3), net(5), data, steps=3, recipe=recipe, checkpoint=path)
+    held = net(3)
+    held[0].requires_grad_(False)
+    with pytest.raises(InputError, match="checkpoint"):
+        distill(held, net(4), data, steps=3, recipe=recipe, checkpoint=path)
+
+
+def test_what_only_fit_can_do_is_refused_and_what_both_can_is_done(data: Toy) -> None:
+    with pytest.raises(InputError, match=r"recipe.patience must be None"):
+        distill(net(3), net(4), data, steps=3, recipe=Recipe(batch=32, patience=2))
+    hard = Recipe(batch=32, soft_weight=0.0, hard_weight=1.0)
+    plain, spread = (distill(net(3), net(4), data, steps=1, recipe=replace(hard, label_smoothing=s)).log[0] for s in (0.0, 0.9))
+    assert spread != pytest.approx(plain, rel=0.01)

@@ -159,3 +159,23 @@ def test_layer_wise_training_learns() -> None:
         model, DATA, loss=F.cross_entropy, steps=120, recipe=RECIPE, before_step=unfreezing(model, order="greedy", until=1)
     )
     assert done.log[-1] < 0.3 * done.log[0]
+
+
+def test_a_hook_serves_the_next_run_as_it_did_the_first() -> None:
+    model = mlp()
+    hook = unfreezing(model, until=1)
+    free = []
+    for _ in range(2):
+        placed = copy.deepcopy(model)
+        hook(placed, 0.0)
+        free.append([name for name, parameter in placed.named_parameters() if parameter.requires_grad])
+    assert free[0] == free[1]
+    assert len(free[0]) < len(list(model.parameters()))
+
+
+def test_a_transposed_layer_is_no_head() -> None:
+    up = nn.Sequential(nn.Conv2d(3, 4, 3), nn.ConvTranspose2d(4, 2, 2))
+    with pytest.raises(InputError, match="head"):
+        with_head(up, 5, name="1", generator=torch.Generator())
+    half = with_head(nn.Sequential(nn.Linear(3, 4)).bfloat16(), 5, generator=torch.Generator())
+    assert half[0].weight.dtype == torch.bfloat16  # type: ignore[union-attr, index]

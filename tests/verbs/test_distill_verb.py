@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 import equipoise as eq
 from equipoise.errors import InputError
+from equipoise.verbs import compress
 from equipoise.verbs.compress import _meaning
 from equipoise.workloads import Split
 
@@ -133,3 +134,18 @@ def test_a_family_and_its_scale_make_a_student_in_one_line() -> None:
         eq.distill("cnnn", teacher, images)
     with pytest.raises(InputError, match="student must suit the data and the answers of the model; for gpt"):
         eq.distill("gpt", teacher, images)
+
+
+def test_as_many_steps_as_are_asked_for_are_made(monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[Any] = []
+    whole = compress._distill
+
+    def told(*args: Any, **options: Any) -> Any:
+        asked.append((options["seconds"], options.get("steps")))
+        return whole(*args, **{**options, "seconds": 0.1})
+
+    monkeypatch.setattr(compress, "_distill", told)
+    eq.distill(net(3, 2), net(3, 1), X, steps=3)
+    eq.distill(net(3, 2), net(3, 1), X)
+    eq.distill(net(3, 2), net(3, 1), X, steps=3, seconds=9)
+    assert asked == [(None, 3), (60.0, None), (9, 3)]

@@ -112,3 +112,16 @@ def test_by_name(tmp_path: Path) -> None:
     ):
         with pytest.raises(InputError, match=message):
             load_family(spec)
+
+
+def test_a_family_grows_along_its_first_dimension_whatever_its_name() -> None:
+    def net(channels: int = 64, slope: float = 0.5) -> nn.Module:
+        return mlp(4, channels, channels, 3)
+
+    def stack(depth: int = 4) -> nn.Module:
+        return mlp(4, *[8] * depth, 3)
+
+    own, deep = Family.of(net), Family.of(stack)
+    assert own.grow(1) == {"channels": 64, "slope": 0.5}
+    assert own.grow(4) == {"channels": 128, "slope": 0.5}
+    assert deep.grow(2) == {"depth": 8}

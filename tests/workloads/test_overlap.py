@@ -110,3 +110,45 @@ def test_nothing_of_the_test_split_is_read(tmp_path: Path) -> None:
     check(work)
     cautions(work)
     assert work.identity["test"]
+
+
+def test_what_verifies_is_not_calibrated_on() -> None:
+    rows = {"train": (X[:100], Y[:100]), "validation": (X[100:200], Y[100:200])}
+    held = TensorDataset(X[200:], Y[200:])
+    with pytest.raises(InputError, match="calibration split must be apart from the test split"):
+        check(Workload(model=mlp(4, 8, 2), **rows, test=held, calibration=held))
+    check(Workload(model=mlp(4, 8, 2), **rows, test=held, calibration=TensorDataset(X[:50], Y[:50])))
+
+
+class Clips(Items):
+    """Three clips of each file."""
+
+    def __init__(self, part: str) -> None:
+        self.samples = [(f"{part}/{i}.mp4", 0) for i in range(100)]
+
+
+class Words(Items):
+    """Texts in the attribute that folders have their files in."""
+
+    def __init__(self) -> None:
+        self.samples = [("ok", i % 2) for i in range(300)]
+
+
+@pytest.mark.parametrize(("first", "second"), [(Clips("a"), Clips("b")), (Words(), Words())])
+def test_what_only_looks_like_a_folder_is_compared_as_what_it_is(first: Items, second: Items) -> None:
+    assert shared_places(Split.of(first), Split.of(second)) == 0
+    assert shared_places(Split.of(Subset(first, range(100))), Split.of(Subset(first, range(90, 200)))) == 10
+
+
+class Rare(Items):
+    """One sample in a thousand is of the second class; none of the first five hundred."""
+
+    def __len__(self) -> int:
+        return 2000
+
+    def __getitem__(self, index: int) -> tuple[Tensor, int]:
+        return X[index % 300], int(index >= 1998)
+
+
+def test_a_rare_class_that_a_sample_does_not_hold_is_no_mistake() -> None:
+    Task.of(train=Rare(), validation=(X[:100], Y[:100]), test=(X[100:], Y[100:]), outputs=2)

@@ -14,6 +14,7 @@ from torch.utils.data import Dataset
 
 from equipoise.errors import InputError
 from equipoise.workloads import METRICS, Shape, Task, Workload, load_task, task_of
+from equipoise.workloads.augment import shifted
 from equipoise.workloads.digits import digits_splits
 from equipoise.workloads.models import mlp
 
@@ -80,6 +81,8 @@ def test_fingerprint_tells_what_changed() -> None:
         {"metric": "f1"},
         {"outputs": 4},
         {"name": "other"},
+        {"augment": shifted(1)},
+        {"transform": torch.tanh},
     )
     for change in changes:
         assert make(**change).fingerprint != base

@@ -8,6 +8,7 @@ import math
 import numbers
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, Literal
 
 import torch
@@ -175,7 +176,7 @@ class Family:
             )
 
         lead = "width" if "width" in names else found[0].name
-        return cls(title, found, build, KINDS, cost or _leading, growth or {lead: 1.0}, dense=None)
+        return cls(title, found, build, KINDS, cost or partial(_leading, lead=lead), growth or {lead: 1.0}, dense=None)
 
     def scale(self, **values: float) -> dict[str, int | float]:
         """Return a full scale: `values`, and the defaults for the rest.
@@ -290,9 +291,10 @@ def _crossing(gap: Callable[[float], float]) -> tuple[float, float]:
     return low, high
 
 
-def _leading(scale: Scale) -> float:
-    """Params of most networks, up to a constant."""
-    return scale.get("width", 1) ** 2 * scale.get("depth", 1) * scale.get("expansion", 1)
+def _leading(scale: Scale, *, lead: str = "width") -> float:
+    """Params of most networks, up to a constant; `lead` is what its layers' widths go with."""
+    others = ("depth", "expansion")
+    return float(math.prod(scale.get(name, 1) for name in others) * (1 if lead in others else scale.get(lead, 1) ** 2))
 
 
 def _is_number(value: Any) -> bool:
