@@ -48,7 +48,7 @@ def with_head(model: nn.Module, outputs: int, *, name: str | None = None, genera
     if head.bias is not None:
         bound = 1 / math.sqrt(fresh[0].numel())
         drawn = fresh.new_empty(outputs).uniform_(-bound, bound, generator=generator)
-        head.bias = nn.Parameter(drawn.to(head.bias.device))
+        head.bias = nn.Parameter(drawn.to(head.bias))
     setattr(head, "out_features" if isinstance(head, nn.Linear) else "out_channels", outputs)
     return found
 

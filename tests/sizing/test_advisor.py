@@ -229,3 +229,5 @@ def test_fit_of_a_csv_tells_the_law_and_refuses_to_reach_too_far(tmp_path) -> No
     far = subprocess.run([*COMMAND, "fit", str(path), "--flops", "1e20"], capture_output=True, text=True)
     assert far.returncode == EXIT_FAILED
     assert "REFUSED" in far.stdout
+    told = subprocess.run([*COMMAND, "fit", str(path), "--flops", "1e20", "--json"], capture_output=True, text=True)
+    assert (told.returncode, "largest run" in json.loads(told.stdout)["refused"]) == (EXIT_FAILED, True)
