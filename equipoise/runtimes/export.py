@@ -69,6 +69,7 @@ class Exporter:
     """Turns modules into ONNX files, re-using the export of the same topology.
 
     Example:
+        >>> from equipoise.runtimes.layers import layer_nodes
         >>> exporter = Exporter()
         >>> net = nn.Sequential(nn.Linear(4, 8), nn.ReLU(), nn.Linear(8, 2)).eval()
         >>> content = exporter.onnx(net, torch.zeros(2, 4), topology="mlp")

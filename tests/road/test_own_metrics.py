@@ -111,7 +111,11 @@ def test_several_labels_are_won_back_as_such() -> None:
     assert several.divergence.kind == "bernoulli"
     torch.manual_seed(1)
     student = nn.Sequential(nn.Linear(12, 4), nn.ReLU(), nn.Linear(4, 6))
-    bench: Any = SimpleNamespace(work=several, calibration=X[:64].numpy(), answers=lambda inputs: net(inputs).detach())
+
+    def answers(inputs: Any) -> Any:
+        return net(inputs).detach()
+
+    bench: Any = SimpleNamespace(work=several, calibration=X[:64].numpy(), remembered=answers, answers=answers)
 
     def recovered(path: Path) -> float:
         done = training.train(bench, Plan({}), Draft(student), seconds=4.0, checkpoint=path, leg=1, seed=0)

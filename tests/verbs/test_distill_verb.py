@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 from typing import Any
 
 import pytest
@@ -140,6 +141,7 @@ def test_as_many_steps_as_are_asked_for_are_made(monkeypatch: pytest.MonkeyPatch
     asked: list[Any] = []
     whole = compress._distill
 
+    @functools.wraps(whole)
     def told(*args: Any, **options: Any) -> Any:
         asked.append((options["seconds"], options.get("steps")))
         return whole(*args, **{**options, "seconds": 0.1})
