@@ -195,7 +195,8 @@ def _quantized(content: bytes, calibration: Inputs, excluded: set[str], how: Rou
 def _outside(content: bytes, excluded: set[str]) -> set[str]:
     """Return the names of the operators that are no layers and do not lie between two layers to be quantized.
 
-    Products of two computed tensors, inside attention, are none: rounding both sides of them costs more than it saves.
+    Products of two computed tensors, inside attention, are none: no layer's precision speaks of them, and rounding both sides
+    gains nothing (a MiniLM all in int8, 40 loads each: 1.04 [0.98, 1.09] times as fast without, 0.0067 nats for 0.0064).
     """
     import onnx
 
