@@ -65,7 +65,7 @@ def trainees(rung: int, count: int, room_s: float, overhead_s: float, carried: f
 def candidates(evaluations: Sequence[Evaluation], budget: Budget) -> list[Evaluation]:
     """Return the one-shot evaluations to train first: within the bounds that training cannot change, spread over the loss."""
     count = RUNGS[0][0]
-    rows = [e for e in evaluations if e.ok and e.fidelity == "one-shot" and _within(e, budget)]
+    rows = _one_shot(evaluations, budget)
     bound = budget.bound("drop")
     if bound:
         kept = any(e.drop.get() <= MARGIN * bound for e in rows)  # then the search has a better use for the time
@@ -118,6 +118,11 @@ def _within(e: Evaluation, budget: Budget) -> bool:
     return all(e.axis(c.axis).known and c.excess(e.axis(c.axis).get()) == 0 for c in fixed)
 
 
+def _one_shot(evaluations: Sequence[Evaluation], budget: Budget) -> list[Evaluation]:
+    """Return the one-shot evaluations that ended well within the bounds that training cannot change."""
+    return [e for e in evaluations if e.ok and e.fidelity == "one-shot" and _within(e, budget)]
+
+
 def lost(evaluation: Evaluation) -> float:
     """Return the loss of an evaluation that ended well to the untouched model."""
     assert evaluation.damage is not None, "a failed evaluation has no loss"
@@ -127,8 +132,10 @@ def lost(evaluation: Evaluation) -> float:
 def reserves(evaluations: Sequence[Evaluation], trained: History, budget: Budget) -> list[Evaluation]:
     """Return the one-shot evaluations beside those trained of which training on one alone may make more; with a drop bound."""
     bound = budget.bound("drop")
-    rows = [e for e in evaluations if e.ok and e.fidelity == "one-shot" and _within(e, budget)] if bound else []
-    return [e for e in rows if bound and bound < e.drop.get() <= MENDABLE * bound and e.plan.digest not in trained]
+    if not bound:
+        return []
+    rows = (e for e in _one_shot(evaluations, budget) if e.plan.digest not in trained)
+    return [e for e in rows if bound < e.drop.get() <= MENDABLE * bound]
 
 
 def forecasts(evaluations: Sequence[Evaluation], trained: History) -> Forecasts:
@@ -181,10 +188,10 @@ def alone(e: Evaluation, outlook: Forecasts, budget: Budget, *, share_s: float, 
     As little as makes it likely to keep the drop, as what it leaves goes to a faster one; all where its share will hardly do.
     """
     bound = budget.bound("drop")
+    if bound is None or not any(outlook.trained.values()):
+        return room_s
     for seconds, least in ((room_s / 4, SURE), (share_s, 0.5)):
-        if bound is None or seconds <= 2 * overhead_s or not any(outlook.trained.values()):
-            continue
-        if outlook.chance(e.plan.digest, seconds - overhead_s, MARGIN * bound) > least:
+        if seconds > 2 * overhead_s and outlook.chance(e.plan.digest, seconds - overhead_s, MARGIN * bound) > least:
             return seconds
     return room_s
 

@@ -14,7 +14,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 from torch import Tensor, nn
 
-from equipoise.runtimes.layers import TRANSPOSED, parameter_of
+from equipoise.runtimes.layers import TRANSPOSED, parameter_of, scope_of
 
 Parts = Mapping[str, tuple[str, ...]]
 """Module name -> its class and the parameters that it holds itself."""
@@ -122,7 +122,7 @@ class _Sketch:
         self.nodes[place : place + 1] = row
         self._renamed(f"{name}.bias", f"{name}.{last}.bias")
         for other in self.nodes:
-            if other.name.rpartition("/")[0] == name:
+            if scope_of(other) == name:
                 other.name = f"{name}.{last}/{other.name.rpartition('/')[2]}"
         return getattr(parts[last], "bias", None) is None or self._reads(f"{name}.{last}.bias") or self.biased(f"{name}.{last}")
 
@@ -143,7 +143,7 @@ class _Sketch:
 
     def left_out(self, name: str) -> bool:
         """Let what a part reads stand for what it gave; whether it read one value and gave one."""
-        inside = [node for node in self.nodes if f"{node.name.rpartition('/')[0]}.".startswith(f"{name}.")]
+        inside = [node for node in self.nodes if f"{scope_of(node)}.".startswith(f"{name}.")]
         made = {value for node in inside for value in node.output}
         fixed = {tensor.name for tensor in self.graph.initializer}
         fixed |= {value for node in self.nodes if node.op_type == "Constant" for value in node.output}

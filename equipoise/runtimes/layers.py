@@ -58,7 +58,7 @@ def scoped_nodes(content: bytes) -> dict[str, tuple[str, ...]]:
     named = {name for nodes in layer_nodes(content).values() for name in nodes}
     found: dict[str, tuple[str, ...]] = {}
     for node in graph.node:
-        scope = node.name.rpartition("/")[0]
+        scope = scope_of(node)
         if node.op_type in WEIGHT_INPUT and node.name not in named and scope and not selects(node):
             found[scope] = (*found.get(scope, ()), node.name)
     return found
