@@ -474,7 +474,7 @@ class Road(Walk):
         job = Job("leg", digest([start.key, round(seconds, 6)]), {"plan": start.plan.digest})
         leg = int((yield from self._step(job))["leg"])
         predicted = {k: v for k, v in start.predicted.items() if k != "damage"}
-        trained: dict[str, Any] = {"training_s": seconds, "weights": start.weights, "rung": rung}
+        trained: dict[str, Any] = {"training_s": seconds, "weights": start.weights, "rung": rung, "lost": start.damage}
         return (yield from self._evaluate(start.plan, "recovered", leg=leg, predicted=lambda: predicted, **trained))
 
     # ---- the last measurement ------------------------------------------------------------------------------------------------

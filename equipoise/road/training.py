@@ -30,6 +30,14 @@ from equipoise.workloads.running import at_once
 
 WITH_NORM = Recipe(optimizer="sgd", lr=0.05, schedule="cosine", weight_decay=5e-4, temperature=4.0, channels_last=True)
 """For models with BatchNorm. Chosen after one short single-seed pilot on ResNet-20; no benchmark stands behind it yet."""
+LITTLE, RUINED = 0.01, 1.0
+"""Nats from which on a model is trained at the whole rate of `WITH_NORM`: below the second at less by their square root, and
+below the first at no less than there.
+
+A ResNet-20 on CIFAR-10 in 8 bits, two cores, one seed, drops on 2,000 images. From 0.319 nats (10.2 points) in 60 seconds, some
+180 steps of 125: 0.369 at 0.1, 0.264 at 0.05, 0.219 at 0.025, 0.205 at 0.01 (7.1, 4.5, 4.1, 4.3 points); 0.249 by Muon at 0.01;
+0.203 in steps of 64 at 0.01. In 200 seconds 0.166 at 0.025, 0.165 at 0.01 (2.9, 3.4 points). From 0.067 nats in 60 seconds:
+0.062 at 0.01, 0.061 at 0.003, where others that lost little had come out worse than they were at 0.05."""
 SMALLEST = 32
 """Samples of a step where one is large: with many, steps are few, and each passes what the allocator keeps.
 
@@ -54,6 +62,7 @@ def train(
     draft: Draft,
     *,
     seconds: float,
+    lost: float | None = None,
     checkpoint: Path,
     leg: int,
     seed: int,
@@ -61,6 +70,8 @@ def train(
     on_step: Callable[[Progress], None] | None = None,
 ) -> Trained:
     """Distil a draft's model from the untouched one for `seconds`, with a checkpoint that a killed run goes on from.
+
+    What it has `lost` so far, in nats from the untouched one, sets the rate of its training, see `recipe_for`.
 
     The file is named `checkpoint` and by recipe and weights: what another release left half trained is not gone on from.
 
@@ -78,7 +89,7 @@ def train(
     exact, calibration = has_exact_int8(), mapped(bench.calibration, torch.from_numpy)
     places = dict(student.named_modules())
     schemes = {f"{n}.conv" if isinstance(places[n], Normed) else n: way for n, way in draft.request.items() if n in places}
-    recipe = recipe_for(own, bench.work.example, new=draft.drawn is not None)
+    recipe = recipe_for(own, bench.work.example, new=draft.drawn is not None, lost=lost)
     done = distill(
         through(student, schemes, exact=exact),
         bench.answers if bench.work.augment or recipe.mix else bench.remembered,
@@ -104,19 +115,21 @@ def _alike(model: nn.Module, other: nn.Module) -> bool:
     return all(torch.equal(value, theirs[name]) for name, value in model.state_dict().items())
 
 
-def recipe_for(model: nn.Module, example: Inputs, *, new: bool) -> Recipe:
+def recipe_for(model: nn.Module, example: Inputs, *, new: bool, lost: float | None = None) -> Recipe:
     """Return how a model of this kind is distilled, by what it is seen to compute and how large its inputs are.
 
     Args:
         model: Before anything was folded or cut.
         example: A small batch (N, ...) that it accepts.
         new: Whether its weights were drawn, rather than trained before.
+        lost: Nats from the model that it learns from; None: it is taken for ruined.
     """
     if new:
         return FRESH
     if any(isinstance(m, _BatchNorm) for m in model.modules()):
         batch = max(SMALLEST, min(WITH_NORM.batch, 4 * at_once(example, WITH_NORM.batch)))
-        return replace(WITH_NORM, batch=batch, lr=WITH_NORM.lr * math.sqrt(batch / WITH_NORM.batch))
+        ruined = 1.0 if lost is None else min(1.0, max(lost, LITTLE) / RUINED)
+        return replace(WITH_NORM, batch=batch, lr=WITH_NORM.lr * math.sqrt(ruined * batch / WITH_NORM.batch))
     return ATTENDING if _attends(model, example) else FOLDED
 
 

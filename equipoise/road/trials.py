@@ -57,6 +57,7 @@ class Trials:
                 plan,
                 draft,
                 seconds=args["training_s"],
+                lost=args["lost"],
                 checkpoint=self.files.scratch(f"{plan.digest}-{leg}"),
                 leg=leg,
                 seed=self.seed,

@@ -96,6 +96,11 @@ def test_large_inputs_are_trained_on_few_at_a_time_at_a_smaller_rate(work: Workl
     assert 32 < recipe_for(work.model, torch.zeros(1, 3, 96, 96), new=False).batch < WITH_NORM.batch
 
 
+def test_what_lost_little_is_trained_at_a_small_rate(work: Workload) -> None:
+    rates = [recipe_for(work.model, work.example, new=False, lost=lost).lr for lost in (0.0, 0.04, 0.25, 1.0, 3.0)]
+    assert rates == pytest.approx([WITH_NORM.lr * share for share in (0.1, 0.2, 0.5, 1.0, 1.0)])
+
+
 def test_a_new_model_is_trained_with_its_own_norms_first_and_folded_as_it_was_built(
     work: Workload, tmp_path, monkeypatch
 ) -> None:

@@ -52,7 +52,7 @@ def test_building_and_training_count_in_what_a_trial_takes(made: Trials, monkeyp
     monkeypatch.setattr(Workbench, "build", lambda self, *args, **options: slowly(*args, **options))
     first = made.scored(job("one-shot"))
     assert 100 < first.seconds < 150
-    trained = made.scored(job("recovered", leg=1, weights=first.weights, training_s=0.5, rung=1))
+    trained = made.scored(job("recovered", leg=1, weights=first.weights, lost=first.damage, training_s=0.5, rung=1))
     assert trained.training is not None
     assert trained.seconds > 100 + trained.training.seconds
 
