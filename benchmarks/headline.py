@@ -11,10 +11,9 @@
 
 *run* optimizes on all targets of the subject within its budget; a file may have a quarter of the float one's bytes where it is
 for photographs, a fifth for MiniLM. *uniform* prunes every inner width by one ratio with Torch-Pruning's groups and L2 norms,
-trains by the same distillation for as many steps as the pick was trained, and makes it int8 by NNCF. *race* times the pick
-beside all of them and beside what one tool makes of the untouched model, in fresh processes, one thread, batch 1; it scores every
-file on validation and test together, paired, and on test alone, which nothing saw. Each seed is a study of its own; the file
-holds them all.
+trains by the same distillation for as many steps as the pick was trained, and makes it int8 by NNCF. *race* times the pick and
+all of them and what one tool makes of the untouched model, in fresh processes, one thread, batch 1; it scores every file on
+validation and test together, paired, and on test alone, which nothing saw. Each seed is a study of its own; the file holds all.
 """
 
 from __future__ import annotations
