@@ -225,7 +225,8 @@ def _trained(bench: Workbench, draft: Draft, weights: Mapping[str, Tensor]) -> I
     name = f"{next(iter(bench.builder.subject.ops), '')}.weight"
     source, found = bench.teacher.state_dict().get(name), weights.get(name)
     if source is None or found is None or source.shape[1:] != found.shape[1:]:
-        return  # it was put in another form: nothing tells
+        yield Check("fidelity", "recovered", "not read", "cannot tell", "the first layer was put in another form")
+        return
     filters, own = found.double().flatten(1), source.double().flatten(1)
     apart_ = torch.cdist(filters, own, compute_mode="donot_use_mm_for_euclid_dist")  # (filters, the source's)
     off = float(apart_.amin(1).max() / own.norm())

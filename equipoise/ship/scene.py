@@ -46,11 +46,11 @@ class Scene:
     @classmethod
     def of(cls, artifact: Artifact, work: Workload | None) -> Scene:
         """Read the programs of `artifact`, not yet loaded by a runtime."""
-        program = artifact.program
+        program, reference = artifact.program, artifact.reference
         samples = (
             mapped(restored(probe(artifact)), torch.from_numpy) if work is None else work.validation.take(BATCH).tensors()[0]
         )
-        return cls(artifact, work, program, artifact.reference, samples, _at_home(artifact, program.runtime))
+        return cls(artifact, work, program, reference, samples, _at_home(artifact, program.runtime, reference.runtime))
 
     @property
     def data(self) -> Workload:
@@ -107,9 +107,9 @@ def request(samples: Inputs, batch: int) -> Inputs:
     return mapped(take(samples, torch.arange(batch) % size(samples)), lambda value: np.ascontiguousarray(value.numpy()))
 
 
-def _at_home(artifact: Artifact, runtime: str) -> bool:
+def _at_home(artifact: Artifact, *used: str) -> bool:
     here, there = describe(), artifact.claims.recorded.machine
     then = there.get("versions")
-    packages = ("equipoise", "torch", "numpy", runtime)
+    packages = ("equipoise", "torch", "numpy", *used)
     versions = isinstance(then, dict) and all(here["versions"].get(p) == then.get(p) for p in packages)
-    return versions and all(here.get(key) == there.get(key) for key in ("cpu", "flags"))
+    return versions and all(here.get(key) == there.get(key) for key in ("cpu", "architecture", "flags"))

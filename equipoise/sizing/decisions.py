@@ -291,7 +291,8 @@ class Advisor(Walk):
         if seconds <= 0:
             return {"reason": "no time was left for it"}
         self.tell("compress", f"compress the run of {named(scale)}")
-        args = {"scale": scale, "weights": self.made[_key(largest)]["weights"], "seconds": seconds}
+        made = self.made[_key(largest)]
+        args = {"scale": scale, "weights": made["weights"], "loss": made["run"]["loss"], "seconds": seconds}
         return (yield from self._step(Job("compressed", "0", args, "measuring host", seconds, "compressing the largest run")))
 
     def _costs(self, fitted: Fit, shapes: Shapes | None, compute: float) -> Steps[list[dict[str, Any]]]:

@@ -87,7 +87,7 @@ class Here:
             )
         except EquipoiseError as error:
             return {"reason": str(error).splitlines()[0]}
-        return {"reason": "", "scale": scale, "points": _points(study)}
+        return {"reason": "", "scale": scale, "points": _points(study, job.args["loss"])}
 
     def _costs(self, job: Job) -> Mapping[str, Any]:
         rows = job.args["rows"]
@@ -104,8 +104,8 @@ class Here:
         return {"rows": [{**as_data(cost), **row} for cost, row in zip(found, rows, strict=True)]}
 
 
-def _points(study: Study) -> list[dict[str, Any]]:
-    """The front of a study, beside the model that it began with."""
+def _points(study: Study, loss: float) -> list[dict[str, Any]]:
+    """The front of a study, beside the model that it began with and the `loss` that this had, in nats."""
     base = study.baseline
 
     def ratio(e: Any, axis: str) -> float:
@@ -113,9 +113,9 @@ def _points(study: Study) -> list[dict[str, Any]]:
 
     return [
         {
-            "plan": dict(e.plan.choices), "loss": e.damage, "drop": e.drop.get(),
+            "plan": dict(e.plan.choices), "loss": e.damage / loss, "drop": e.drop.get(),
             "latency": ratio(e, "latency_s"), "size": ratio(e, "size_bytes"),
         }
         for e in study.front
-        if e.fidelity != "untouched"
+        if e.fidelity != "untouched" and e.damage is not None
     ]  # fmt: skip

@@ -70,6 +70,12 @@ def frozen_start(
     """
     head, limit = head_of(model, task.example), None if seconds is None else FROZEN_SHARE * seconds
     found = read_fitted(model, head, folder / FILE)
+
+    def beside_others(progress: Progress) -> None:
+        where.agree(0.0)  # those that wait are told: a silent rank is taken for dead
+        if on_step is not None:
+            on_step(progress)
+
     if found is None and where.rank == 0:
         found = fit_head(
             model,
@@ -80,10 +86,11 @@ def frozen_start(
             metric=task.metric,
             seconds=limit,
             device=where.device,
-            on_step=on_step,
+            on_step=beside_others,
         )
         write_atomic(folder / FILE, found.packed(head))
-    where.agree(0.0)
+    while where.agree(1.0) < 1.0:
+        pass
     found = found or read_fitted(model, head, folder / FILE)
     if found is None:
         raise EquipoiseError(f"{folder / FILE} must be there for every process; got none. Let all of them see one folder.")

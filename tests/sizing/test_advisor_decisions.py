@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import math
 import re
-import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
@@ -80,7 +79,6 @@ class Formula:
     pace: float = 1.0
     points: tuple[dict[str, Any], ...] = (CLOSE,)
     done: list[Job] = field(default_factory=list)
-    took_s: float = 0.0
 
     @cached_property
     def advice(self) -> Advice:
@@ -162,12 +160,11 @@ def cost_of(size: Available) -> dict[str, Any]:
 def walked(what: Asked, record: Memory | None = None, said: list[Event] | None = None, **planted: Any) -> Formula:
     """Walk to the end of the road."""
     record = Memory() if record is None else record
-    road, began = Advisor(what, [].append if said is None else said.append), time.process_time()
+    road = Advisor(what, [].append if said is None else said.append)
     formula = Formula(record, road, **planted)
     while jobs := road.next(record):
         for job in jobs:
             record.put(job, formula.answer(job))
-    formula.took_s = time.process_time() - began
     return formula
 
 
@@ -203,8 +200,7 @@ def whole(said: list[Event]) -> Formula:
 # ---- the answer --------------------------------------------------------------------------------------------------------------
 
 
-def test_the_whole_road_ends_with_a_shape_that_the_planted_truth_likes_better_in_moments(whole: Formula) -> None:
-    assert whole.took_s < 2
+def test_the_whole_road_ends_with_a_shape_that_the_planted_truth_likes_better(whole: Formula) -> None:
     kinds = list(dict.fromkeys(job.kind for job in whole.done))
     assert kinds == ["precision", "rate", "learning", "plan", "run", "shapes", "compressed", "costs", "advice"]
     assert whole.record.spent_s <= 600
@@ -295,7 +291,8 @@ def test_a_compressed_size_is_recommended_where_it_is_cheaper_at_no_loss(points:
     (job,) = (job for job in formula.done if job.kind == "compressed")
     largest = max(formula.advice.fit.runs, key=lambda run: (run.params, run.samples))
     assert job.args["scale"] == dict(largest.scale)
-    assert formula.record.get("run", job.args["weights"])["run"]["params"] == largest.params  # type: ignore[index]
+    trained = formula.record.get("run", job.args["weights"])["run"]  # type: ignore[index]
+    assert (trained["params"], job.args["loss"]) == (largest.params, largest.loss)
     chosen = formula.advice.decision.recommended
     assert chosen is not None
     assert chosen.candidate.label == label

@@ -39,6 +39,28 @@ class Speller(nn.Module):
 TOKENS = torch.randint(11, (4, 6), generator=torch.Generator().manual_seed(0))
 
 
+class Forgetful(nn.Module):
+    """Drops activations by its own training flag, which a trace would fix as it stood."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.layers = nn.ModuleList(nn.Linear(4, 4) for _ in range(4))
+
+    def forward(self, x: Tensor) -> Tensor:
+        for layer in self.layers:
+            x = nn.functional.dropout(layer(x), 0.5, self.training)
+        return x
+
+
+@pytest.mark.parametrize("training", [True, False])
+def test_what_goes_by_the_training_flag_outside_modules_is_refused_and_modes_are_kept(training: bool) -> None:
+    model = Forgetful().train(training)
+    model.layers[1].train(not training)
+    with pytest.raises(InputError, match=r"the same steps in training and evaluation mode.*nn\.Dropout"):
+        split(model, 2)
+    assert [part.training for part in model.modules()] == [training, training, training, not training, training, training]
+
+
 @pytest.mark.parametrize("stages", [1, 2, 3, 5])
 @pytest.mark.parametrize("checkpointed", [False, True])
 def test_stages_in_turn_are_the_model(stages: int, checkpointed: bool) -> None:

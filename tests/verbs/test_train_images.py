@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib.util
 import json
 import shutil
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import pytest
@@ -141,6 +142,34 @@ def test_where_training_all_of_it_harms_the_first_stage_is_kept(images: Path, mo
     impatient = verb.recipe_of("lr=3, clip=none, patience=none", THAWED)  # as asked: the last weights
     last = train(family, task, store=tmp_path / "last", epochs=2, recipe=impatient)
     assert last.reached["validation_loss"].get() == last.run.curve[-1].validation_loss
+
+
+@dataclass(frozen=True)
+class OneOfTwo(OneProcess):
+    """A rank of two: keeps what rank 0 says, or hears it from a list."""
+
+    said: list[float] = field(default_factory=list)
+
+    def agree(self, value: float) -> float:
+        if self.rank:
+            return self.said.pop(0)
+        self.said.append(value)
+        return value
+
+
+def test_ranks_that_wait_for_the_first_stage_hear_of_each_batch(images: Path, model: Path, tmp_path: Path) -> None:
+    family = load_family(f"{model}:net")
+    task = family.prepared(load_task(f"images:{images}", family=family))
+    net = family.model({}, task, generator=torch.Generator().manual_seed(0))
+    (tmp_path / "run").mkdir()
+    first = OneOfTwo(rank=0, world=2)
+    made = frozen_start(net, task, tmp_path / "run", where=first)
+    assert len(first.said) > 2
+    assert first.said == [0.0] * (len(first.said) - 1) + [1.0]
+    other = OneOfTwo(rank=1, world=2, said=list(first.said))
+    read = frozen_start(net, task, tmp_path / "run", where=other)
+    assert other.said == []
+    assert all(map(torch.equal, made.model.state_dict().values(), read.model.state_dict().values()))
 
 
 def test_time_is_shared_by_the_stages(images: Path, model: Path, tmp_path: Path) -> None:

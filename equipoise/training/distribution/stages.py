@@ -27,10 +27,14 @@ def split(model: nn.Module, stages: int, *, cuts: Sequence[str] = ()) -> list[fx
     """
     total = sum(parameter.numel() for parameter in model.parameters())
     try:
-        graph = _Tracer(0 if cuts else total // (4 * stages), cuts).trace(model)
+        graphs = _in_both_modes(model, 0 if cuts else total // (4 * stages), cuts)
     except (TraceError, TypeError) as error:
         remedy = f"({error}) Make its forward a plain sequence of modules, or use fsdp."
         raise must_be("model of a pipeline", "traceable by torch.fx", type(model).__name__, remedy) from error
+    graph = graphs[0]
+    if str(graph) != str(graphs[1]):
+        remedy = "Use modules for what differs between them (nn.Dropout for F.dropout), or fsdp."
+        raise must_be("model of a pipeline", "the same steps in training and evaluation mode", type(model).__name__, remedy)
     nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output", "get_attr")]
     places = _places(graph, nodes, model)
     chosen = [_named(places, nodes, cut) for cut in cuts] if cuts else _balanced(places, stages, total)
@@ -38,6 +42,16 @@ def split(model: nn.Module, stages: int, *, cuts: Sequence[str] = ()) -> list[fx
     if len(positions) != stages - 1 or positions != sorted(set(positions)):
         raise must_be("pipeline cuts", f"{stages - 1} names in the order of the model", list(cuts), "One stage for each rank.")
     return [_stage(model, graph, nodes, *ends) for ends in zip([None, *chosen], [*chosen, None], strict=True)]
+
+
+def _in_both_modes(model: nn.Module, most: int, cuts: Sequence[str]) -> list[fx.Graph]:
+    """Return the steps of a model in training and in evaluation mode; its modules keep the modes they have."""
+    modes = {part: part.training for part in model.modules()}
+    try:
+        return [_Tracer(most, cuts).trace(model.train(training)) for training in (True, False)]
+    finally:
+        for part, training in modes.items():
+            part.training = training
 
 
 class _Tracer(fx.Tracer):
