@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from equipoise.batch import Inputs, call, leaves, mapped, take
 from equipoise.errors import must_be
+from equipoise.training.outputs import switched
 
 
 class Batches(Protocol):
@@ -39,14 +40,11 @@ def bears_channels_last(model: nn.Module, inputs: Inputs) -> bool:
     last = channels_last(inputs)
     if all(a is b for a, b in zip(leaves(last), leaves(inputs), strict=True)):
         return True
-    modes = [(module, module.training) for module in model.modules()]
     try:
-        wanted, found = (list(_tensors(call(model.eval(), given))) for given in (inputs, last))
+        with switched(model, "eval"):
+            wanted, found = (list(_tensors(call(model, given))) for given in (inputs, last))
     except RuntimeError:
         return False
-    finally:
-        for module, mode in modes:
-            module.training = mode
     pairs = zip(wanted, found, strict=False)
     return len(wanted) == len(found) and all(a.shape == b.shape and torch.allclose(a, b, 1e-3, 1e-4) for a, b in pairs)
 

@@ -15,6 +15,7 @@ from equipoise.training import checkpoint as saved
 from equipoise.training.distribution.base import Objective, Tensors, autocast
 from equipoise.training.distribution.ranks import Ranks, in_touch
 from equipoise.training.distribution.stages import split
+from equipoise.training.outputs import switched
 from equipoise.training.recipe import Recipe
 
 SCHEDULES: dict[str, type[ScheduleGPipe] | type[Schedule1F1B]] = {"gpipe": ScheduleGPipe, "1f1b": Schedule1F1B}
@@ -191,16 +192,12 @@ class Pipeline:
     @in_touch()
     def _walk(self, stage: nn.Module, inputs: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Run forward through all stages without gradients; return what enters and leaves this stage and leaves the last."""
-        modes = [(module, module.training) for module in stage.modules()]
         before = after = flow = inputs
-        with torch.no_grad():
-            stage.eval()  # a look at the forms must not move BatchNorm's statistics
+        with torch.no_grad(), switched(stage, "eval"):  # a look at the forms must not move BatchNorm's statistics
             for turn in range(self.world):
                 if turn == self.rank:
                     before, after = flow, stage(flow)
                 flow = self.ranks.tell(after if turn == self.rank else None, turn)
-        for module, mode in modes:
-            module.training = mode
         return before, after, flow
 
     def _collect(self, own: Mapping[str, Tensor]) -> Tensors:

@@ -11,6 +11,7 @@ from torch import fx, nn
 from torch.fx.proxy import TraceError
 
 from equipoise.errors import must_be
+from equipoise.training.outputs import switched
 
 
 def split(model: nn.Module, stages: int, *, cuts: Sequence[str] = ()) -> list[fx.GraphModule]:
@@ -27,12 +28,11 @@ def split(model: nn.Module, stages: int, *, cuts: Sequence[str] = ()) -> list[fx
     """
     total = sum(parameter.numel() for parameter in model.parameters())
     try:
-        graphs = _in_both_modes(model, 0 if cuts else total // (4 * stages), cuts)
+        graph, evaluated = _in_both_modes(model, 0 if cuts else total // (4 * stages), cuts)
     except (TraceError, TypeError) as error:
         remedy = f"({error}) Make its forward a plain sequence of modules, or use fsdp."
         raise must_be("model of a pipeline", "traceable by torch.fx", type(model).__name__, remedy) from error
-    graph = graphs[0]
-    if str(graph) != str(graphs[1]):
+    if str(graph) != str(evaluated):
         remedy = "Use modules for what differs between them (nn.Dropout for F.dropout), or fsdp."
         raise must_be("model of a pipeline", "the same steps in training and evaluation mode", type(model).__name__, remedy)
     nodes = [node for node in graph.nodes if node.op not in ("placeholder", "output", "get_attr")]
@@ -44,14 +44,11 @@ def split(model: nn.Module, stages: int, *, cuts: Sequence[str] = ()) -> list[fx
     return [_stage(model, graph, nodes, *ends) for ends in zip([None, *chosen], [*chosen, None], strict=True)]
 
 
-def _in_both_modes(model: nn.Module, most: int, cuts: Sequence[str]) -> list[fx.Graph]:
+def _in_both_modes(model: nn.Module, most: int, cuts: Sequence[str]) -> tuple[fx.Graph, fx.Graph]:
     """Return the steps of a model in training and in evaluation mode; its modules keep the modes they have."""
-    modes = {part: part.training for part in model.modules()}
-    try:
-        return [_Tracer(most, cuts).trace(model.train(training)) for training in (True, False)]
-    finally:
-        for part, training in modes.items():
-            part.training = training
+    with switched(model, "eval"):
+        evaluated = _Tracer(most, cuts).trace(model)
+        return _Tracer(most, cuts).trace(model.train()), evaluated
 
 
 class _Tracer(fx.Tracer):
