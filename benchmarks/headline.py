@@ -119,13 +119,20 @@ def uniform(work: Workload, store: Path, steps: int, ratio: float) -> None:
     steps = steps or int(sum(e.training.steps for e in legs if e.training))
     small = prune(work.model, work.example, ratio=ratio, criterion="l2")
     teacher = get("openvino").load(_compiled(work, work.model, "openvino"), threads=os.cpu_count() or 1)
+
+    def answers(inputs: torch.Tensor) -> torch.Tensor:
+        return torch.from_numpy(teacher.run(inputs.contiguous().numpy()))
+
+    with torch.no_grad():
+        pairs = [(small(inputs), answers(inputs)) for inputs, _ in work.validation.batches(50)]
+        lost = work.divergence.loss(*map(torch.cat, zip(*pairs, strict=True)))
     tuned = distill(
         small,
-        lambda inputs: torch.from_numpy(teacher.run(inputs.contiguous().numpy())),
+        answers,
         work.train,
         divergence=work.divergence,
         steps=steps,
-        recipe=recipe_for(work.model, work.example, new=False),
+        recipe=recipe_for(work.model, work.example, new=False, lost=float(lost)),
         augment=work.augment,
         generator=torch.Generator().manual_seed(0),
         checkpoint=folder / "training",

@@ -76,7 +76,7 @@ def _read() -> tuple[Tensor, Tensor]:
     return torch.from_numpy(images).float(), torch.from_numpy(labels).long()
 
 
-def train_digits(seed: int = 0, *, epochs: int = 20, batch: int = 32, lr: float = 4e-3) -> dict[str, Tensor]:
+def train_digits(seed: int = 0, *, epochs: int = 10, batch: int = 32, lr: float = 4e-3) -> dict[str, Tensor]:
     """Train `DigitsNet` and return its weights; the same seed on the same kind of machine gives the same weights.
 
     One cosine cycle of AdamW with random shifts by one pixel, on one thread: sums do not depend on how many there are, and such
