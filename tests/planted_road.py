@@ -111,6 +111,8 @@ class Formula:
     fails: tuple[str, ...] = ()
     trial_s: float = 1.0
     probe_s: float = 0.4
+    known_to: float = 1.02
+    """Half of the interval of a latency, as a factor."""
     done: list[Job] = field(default_factory=list)
 
     def run(self, job: Job) -> dict[str, Any]:
@@ -188,7 +190,7 @@ class Formula:
             measured(95 - drop, "points"),
             measured(drop, "points", low=drop - 0.1, high=drop + 0.1),
             {
-                "latency_s": measured(seconds, "s", low=0.98 * seconds, high=1.02 * seconds),
+                "latency_s": measured(seconds, "s", low=seconds / self.known_to, high=self.known_to * seconds),
                 "size_bytes": measured(size, "B"),
                 "params": measured(size / 4, "1"),
                 "macs": measured(size * 64, "1"),

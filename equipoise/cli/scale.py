@@ -291,7 +291,13 @@ def _span(interval: Any) -> str:
 def _efficiency(args: argparse.Namespace) -> int:
     from equipoise.scaling import statement, worked_case
 
-    print(statement(worked_case()))
+    cases = worked_case()
+    if args.json:
+        from equipoise.records import as_data, dumps
+
+        print(dumps({"schema_version": 1, "cases": [as_data(c) for c in cases], "statement": statement(cases)}))
+    else:
+        print(statement(cases))
     return EXIT_OK
 
 

@@ -52,7 +52,6 @@ ROUNDS = 4
 """Rounds of the search before recovery: what training brings then tells more than further one-shot trials."""
 HEADROOM = 1.25
 """Times the time that a search is thought to need to begin, where more is advised."""
-SHORTLIST = 6
 Losses = dict[entries.Key, entries.Loss]
 GUESS_SHARE = 0.2
 """Share of the loss table's time that is kept for estimating what there is no time to read."""
@@ -161,7 +160,8 @@ class Road(Walk):
         known = self.evaluations[0].axis("latency_s").get() if self.evaluations else None
         foretold = dict(predicted()) if self.record.get("evaluation", key) is None else {}
         args = {"plan": as_data(plan), "fidelity": fidelity, "leg": leg, "predicted": foretold, "reference_s": known}
-        args |= {"latency_s": self._latency_seconds, **({"training_s": training_s, **trained} if training_s else {})}
+        trained = {"training_s": training_s, **trained} if training_s else {}
+        args |= {"latency_s": self._latency_s(training_s), **trained}
         says, expected_s = f"the {fidelity} evaluation of plan {plan.digest}", self.expected(fidelity) + training_s
         new = fidelity == "untrained"  # no evaluation of the study before it is trained
         job = Job("new" if new else "evaluation", key, args, "measuring host", expected_s, says)
@@ -178,10 +178,9 @@ class Road(Walk):
         """Return recorded evaluations with what was read of them later, and what of the budget follows from that."""
         return list(following(evaluated(rows, self.record.all("meter")), self.budget, self.asked.meters))
 
-    @property
-    def _latency_seconds(self) -> float:
-        """Wall time for one latency comparison inside the search: a hundredth of the run, between 0.3 and 1.5 s."""
-        return min(1.5, max(0.3, self.limit_s / 100))
+    def _latency_s(self, training_s: float) -> float:
+        """Wall time for one latency comparison: a hundredth of the run, from 0.3 to 1.5 s; after a training up to 6 s."""
+        return max(min(1.5, max(0.3, self.limit_s / 100)), min(6.0, training_s / 20))
 
     def proposal(self) -> dict[str, Any]:
         """Return the plans that the road is waiting for; the one job that is worked out from what the road itself knows."""
@@ -482,18 +481,11 @@ class Road(Walk):
     def _final(self) -> Steps[None]:
         """Have the shortlist timed side by side with the untouched model, until the intervals are narrow or the time is up."""
         assert self.header is not None, "the baseline comes first"
-        # not raced: else the race's own result would change its field on a replay
-        study = Study(Path(), self.header, tuple(self._read(self.record.all("evaluation"))), {})
-        chosen = {e.key: e for e in (study.best, study.knee, *self._contenders(), *study.front) if e.fidelity != "untouched"}
-        shortlist = list(chosen)[:SHORTLIST]
+        study = Study(Path(), self.header, tuple(self._read(self.record.all("evaluation"))), {})  # not raced, as on a replay
+        shortlist = rungs.shortlist(study, self.uniforms)
         seconds = max(self.reserve, min(FINAL_LEAST_S, self.left()))
         if not shortlist or self.left() < seconds / 2:
             return
         self.tell("final", f"time the {len(shortlist)} best beside the untouched model")
         args = {"baseline": study.baseline.key, "keys": shortlist, "seconds": seconds, "seed": self.asked.seed}
         yield from self._step(Job("final", digest(sorted(shortlist)), args, "measuring host", seconds))
-
-    def _contenders(self) -> list[Evaluation]:
-        """The best that hand use of one tool gives: the untouched model quantized for each target."""
-        plans = set(self.uniforms)
-        return [e for e in self.evaluations if e.ok and e.fidelity == "one-shot" and e.plan in plans]

@@ -10,16 +10,18 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 
 import numpy as np
 
 from equipoise.axes import AXES
 from equipoise.budget import Budget
 from equipoise.pareto import non_dominated
-from equipoise.records import Evaluation
+from equipoise.records import Evaluation, Plan
 from equipoise.road.forecast import Forecasts, History
 from equipoise.search.propose import halving
+from equipoise.study.picks import promising
+from equipoise.study.record import Study
 
 RUNGS = ((4, 0.12), (2, 0.13), (1, 0.35), (1, 0.4))
 """(candidates, share of the recovery time) of each rung; one alone may be any that was trained before."""
@@ -40,6 +42,8 @@ SURE = 0.75
 INTACT = 0.02
 """Loss under which a one-shot model needs no recovery to speak of."""
 
+SHORTLIST, HOPES = 6, 2
+"""Room in the last race, and how much of it is for the best by figures that it is there to settle."""
 FRESH = 2
 """New models that are trained first, of the `RUNGS`' candidates: the larger may be too slow, and the smaller too weak."""
 
@@ -103,6 +107,19 @@ def beside(cut: Sequence[Evaluation], new: Sequence[Evaluation]) -> list[Evaluat
     """Return the candidates of the first rung: those that were cut down and new ones in turn, as many as it takes."""
     turns = itertools.zip_longest(cut[: RUNGS[0][0] - len(new)], new)
     return [e for pair in turns for e in pair if e is not None]
+
+
+def shortlist(study: Study, by_hand: Collection[Plan]) -> list[str]:
+    """Return the keys of what the last race times beside the untouched model.
+
+    Args:
+        study: Not raced before, as it is on a replay.
+        by_hand: What hand use of one tool gives: the untouched model quantized for each target.
+    """
+    rivals = [e for e in study.evaluations if e.ok and e.fidelity == "one-shot" and e.plan in by_hand]
+    rivals.sort(key=lambda e: e.axis("latency_s").get())
+    wanted = (study.best, *promising(study.usable, study.budget)[:HOPES], study.knee, *rivals, *study.front)
+    return list(dict.fromkeys(e.key for e in wanted if e.fidelity != "untouched"))[:SHORTLIST]
 
 
 def fastest(evaluations: Sequence[Evaluation], budget: Budget) -> float | None:

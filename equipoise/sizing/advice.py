@@ -91,11 +91,15 @@ class Advice:
         found = self.decision
         if found.recommended is None:
             return f"No size is recommended. {found.reason}"
-        ends = [o.candidate.available.params for o in found.range]
+
+        def params(o: Option) -> float:
+            return o.candidate.costs["params"] or 0.0
+
+        ends = [params(o) for o in found.range]
         option = found.recommended
         quality = "" if option.quality is None else f", {self.header['metric']['name']} {_ends(option.quality, '.1f')}"
         way = ", compressed from it" if option.candidate.label == COMPRESSED else ""
-        size = f"{show(option.candidate.available.params, '1')} params ({_words(option.candidate.available.scale)}{way})"
+        size = f"{show(params(option), '1')} params ({_words(option.candidate.available.scale)}{way})"
         low, high = show(min(ends), "1"), show(max(ends), "1")
         choice = size if low == high else f"{low} to {high} params; {size} is the cheapest to serve"
         return f"Train {choice}: expected loss {_ends(option.loss, '.4g')}{quality}."
@@ -184,7 +188,6 @@ class Advice:
             "scale": {k: float(v) for k, v in c.available.scale.items()},
             "label": c.label,
             "breaks": self.breaks(option),
-            "params": as_data(measured(c.available.params, "1", note="counted, embeddings left out")),
             "flops_per_sample": as_data(measured(c.available.flops_per_sample, "1", note="counted")),
             "samples": as_data(measured(c.samples, "1", note="planned")),
             "compute": as_data(measured(flops, "1", note="planned")),
@@ -287,6 +290,7 @@ def _readings(row: Mapping[str, Any], header: Mapping[str, Any], train_s: float)
     access = energy.rapl()
     price = header["price_per_hour"]
     return {
+        "params": measured(row["params"], "1", note="counted, embeddings too, which the law leaves out"),
         "macs": measured(row["macs"], "1", note="one input, forward"),
         "train_s": estimated(train_s, "s", note=note),
         "train_cost": NO_PRICE if price is None else estimated(price * train_s / 3600, "$", note=note),
@@ -309,12 +313,11 @@ def _candidate(
     available: Available, samples: float, costs: Mapping[str, Reading], header: Mapping[str, Any], penalty: float, label: str
 ) -> Candidate:
     rate = 1.0 if header["price_per_hour"] is None else header["price_per_hour"] / 3600
-    values = {name: reading.value for name, reading in costs.items()} | {"params": available.params}
     return Candidate(
         available=available,
         samples=samples,
         unique=min(samples, header["unique"]),
-        costs=values,
+        costs={name: reading.value for name, reading in costs.items()},
         serve=rate * costs["latency_s"].get(),
         train=rate * costs["train_s"].get(),
         penalty=penalty,

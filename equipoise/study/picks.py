@@ -4,8 +4,9 @@ The untouched model competes everywhere; a failed trial never does, and neither 
 
 Measured figures are not taken for the truth. Two evaluations are *told apart* on an axis when their difference is more than
 their two 95 % intervals allow together (the root of the sum of the squares of the halves that face each other; a figure without
-an interval is taken as exact). What cannot be told apart from the best on one axis is decided by the next. A drop below zero
-counts as zero unless its interval leaves zero out: a gain must be shown.
+an interval is taken as exact). What cannot be told apart from the best on one axis is decided by the next; but a cost whose
+figure is more than `CLOSE` times the best is no tie, however little was measured of it. A drop below zero counts as zero unless
+its interval leaves zero out: a gain must be shown.
 """
 
 from __future__ import annotations
@@ -23,6 +24,8 @@ from equipoise.stats import median
 NAMES = ("best", "fastest", "knee", "smallest")
 """Picks that have a name; anything with ``<=`` or ``>=`` in it is a budget."""
 
+CLOSE = 1.1
+"""Times the best of a cost beyond which nothing ties with it. Of two loads the interval of a latency is a factor of ten."""
 _ORDERS = {
     "fastest": ("latency_s", "drop", "size_bytes"),
     "smallest": ("size_bytes", "drop", "latency_s"),
@@ -60,9 +63,13 @@ def pick(evaluations: Sequence[Evaluation], baseline: Evaluation, text: str, bud
     within = [e for e in rivals if bounds.met_by(e)]
     if not within:
         raise EquipoiseError(_missed(rivals, bounds))
-    if text in ("fastest", "smallest"):
-        return _least(within, text)
-    return _least(within, "fastest" if {"drop", "quality"} & {c.word for c in bounds.constraints} else "nearest")
+    return _least(within, text if text in ("fastest", "smallest") else _order(bounds))
+
+
+def promising(evaluations: Sequence[Evaluation], budget: Budget) -> list[Evaluation]:
+    """Return what keeps the bounds of a budget by its figures, the best first; whether they hold a closer look must say."""
+    within = [e for e in evaluations if budget.constraints and e.ok and budget.met_by(e)]
+    return sorted(within, key=lambda e: [_counted(e, a) if e.axis(a).known else math.inf for a in _ORDERS[_order(budget)]])
 
 
 def parse_pick(text: str) -> Budget | None:
@@ -92,7 +99,7 @@ def knee_of(evaluations: Sequence[Evaluation]) -> tuple[Evaluation, Knee]:
     errors = (_error(known, "latency_s", math.log), _error(known, "drop", float))
     found = knee([points[i] for i in front], errors=errors, rng=random.Random(0))
     chosen = known[front[found.index]]
-    peers = [e for e in known if not any(apart(e.axis(axis), chosen.axis(axis)) for axis in ("latency_s", "drop"))]
+    peers = [e for e in known if all(_tied(e, chosen, axis) for axis in ("latency_s", "drop"))]
     sized = [e for e in peers if e.axis("size_bytes").known]
     return min(sized, key=lambda e: (e.axis("size_bytes").get(), e is not chosen), default=chosen), found
 
@@ -132,8 +139,18 @@ def _least(evaluations: Sequence[Evaluation], name: str) -> Evaluation:
         known = [e for e in left if e.axis(axis).known]
         if known:
             best = min(known, key=lambda e: _counted(e, axis))
-            left = [e for e in known if _counted(e, axis) == _counted(best, axis) or not apart(e.axis(axis), best.axis(axis))]
+            left = [e for e in known if _tied(e, best, axis)]
     return min(left, key=lambda e: [_counted(e, a) if e.axis(a).known else math.inf for a in reversed(axes)])
+
+
+def _order(budget: Budget) -> str:
+    """Where the drop is bounded that much may be spent, and the fastest wins; otherwise the smallest drop."""
+    return "fastest" if {"drop", "quality"} & {c.word for c in budget.constraints} else "nearest"
+
+
+def _tied(e: Evaluation, best: Evaluation, axis: str) -> bool:
+    a, b = _counted(e, axis), _counted(best, axis)
+    return a == b or ((axis == "drop" or a <= CLOSE * b) and not apart(e.axis(axis), best.axis(axis)))
 
 
 def _counted(evaluation: Evaluation, axis: str) -> float:

@@ -83,15 +83,20 @@ def verified(study: str | Path) -> list[Verified]:
     found = []
     for row in exports_of(Path(study)):
         folder = Path(study) / row["path"]
-        result, manifest = _json(folder / RESULT), _json(folder / "manifest.json")
-        if not isinstance(result, dict) or not isinstance(manifest, dict):
-            continue
-        if not result.get("headline") or not row["digest"] == manifest.get("digest") == result.get("digest"):
+        result, manifest = tested(folder, row["digest"]), _json(folder / "manifest.json")
+        if not result or not isinstance(manifest, dict) or manifest.get("digest") != row["digest"]:
             continue
         broken, untold = (tuple(str(name) for name in result.get(k) or ()) for k in ("broken", "cannot_tell"))
         figures = result.get("test") if isinstance(result.get("test"), dict) else {}
         found.append(Verified(row["key"], str(folder), str(result["headline"]), broken, untold, figures or {}))
     return found
+
+
+def tested(artifact: Path, digest: str) -> dict[str, Any]:
+    """Return the ``verify.json`` with test figures that stands beside a manifest of this digest; empty where there is none."""
+    result = _json(artifact / RESULT)
+    same = isinstance(result, dict) and result.get("digest") == digest and bool(result.get("headline"))
+    return result if same else {}
 
 
 def _json(file: Path) -> Any:

@@ -21,7 +21,17 @@ from equipoise.workloads.check import contents, judged_targets, sizes
 from equipoise.workloads.data import Split, Transform
 from equipoise.workloads.labels import masked_metric
 from equipoise.workloads.meaning import scale_of
-from equipoise.workloads.metrics import Loss, Metric, Quality, Score, ignoring_loss
+from equipoise.workloads.metrics import (
+    METRICS,
+    OF_PROBABILITIES,
+    Loss,
+    Metric,
+    Quality,
+    Score,
+    ignoring_loss,
+    natural_loss,
+    natural_loss_of_probabilities,
+)
 from equipoise.workloads.overlap import overlapping
 from equipoise.workloads.sources import Arrays, attempt
 
@@ -220,6 +230,8 @@ class Task:
 def task_of(work: Workload) -> Task:
     """Return what `work` must have learned, without its model; its outputs say how many classes there are.
 
+    The models of a family give logits: of our own metrics and losses those of probabilities become those of logits.
+
     Raises:
         InputError: As `Task.of`.
     """
@@ -233,8 +245,8 @@ def task_of(work: Workload) -> Task:
         train=work.train,
         validation=work.validation,
         test=work.test,
-        metric=work.metric,
-        loss=work.loss,
+        metric=METRICS[work.metric.name] if OF_PROBABILITIES.get(work.metric.name) is work.metric else work.metric,
+        loss=natural_loss if work.loss is natural_loss_of_probabilities else work.loss,
         augment=work.augment,
         name=work.name,
         outputs=outputs,

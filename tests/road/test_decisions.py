@@ -133,6 +133,15 @@ def test_what_is_timed_is_done_where_times_are_compared_and_only_that(whole: For
     assert {job.kind for job in whole.done if job.where == "measuring host"} == {"evaluation", "lut", "final"}
 
 
+@pytest.mark.parametrize("budget", ["drop<=1", "drop<=1, size<=20KB"])
+def test_the_last_race_is_run_by_what_is_fastest_within_the_budget_however_wide_its_interval(budget: str) -> None:
+    """Two loads, which is all that a second has room for, tell nothing for certain: the race is there for it."""
+    formula = walked(asked(budget, targets=(ONE, TWO)), known_to=8.0)
+    (race,) = (job for job in formula.done if job.kind == "final")
+    within = [e for e in evaluations(formula.record) if parse_budget(budget).met_by(e)]
+    assert min(within, key=lambda e: e.axis("latency_s").get()).key in race.args["keys"]
+
+
 def test_every_proposed_plan_was_predicted_and_the_predictions_are_close(whole: Formula) -> None:
     rows = [e for e in evaluations(whole.record) if e.predicted and e.fidelity == "one-shot"]
     assert len(rows) > 20

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from equipoise.cli import main
 from equipoise.errors import InputError
 from equipoise.scaling import efficiency, statement, worked_case
 
@@ -48,6 +51,12 @@ def test_with_the_speed_that_hardware_allows_it_is_training_time() -> None:
     values = [efficiency(s, data=data, resources=resources, speed=resources / (k * s)).value for s in (1e8, 2e8)]
     assert values == pytest.approx([k * 1e8 * data / resources + k, k * 2e8 * data / resources + k])
     assert values[1] > values[0]
+
+
+def test_the_command_prints_the_cases_as_json(capsys) -> None:
+    assert main(["scale", "efficiency", "--json"]) == 0
+    found = json.loads(capsys.readouterr().out)
+    assert [row["value"] for row in found["cases"]] == [e.value for e in worked_case()]
 
 
 def test_the_statement_says_what_it_does_not_say() -> None:

@@ -102,6 +102,9 @@ def test_a_clean_process_finds_the_workload_by_itself(
     card_ = (path / "README.md").read_text()
     assert written["headline"][1:] in card_
     assert "Not verified yet" not in card_
+    assert main(["verify", str(path), "--seconds", "1", "--trust-nothing"]) == 0
+    assert json.loads((path / "verify.json").read_text()) == written  # it says more than what was looked at now
+    capsys.readouterr()
     swap_weight(Artifact.load(path))
     assert main(["verify", str(path), "--seconds", "1", "--json"]) == 4
     assert json.loads(capsys.readouterr().out)["ok"] is False

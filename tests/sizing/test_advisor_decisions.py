@@ -38,6 +38,8 @@ from equipoise.units import duration
 # ---- what is planted ---------------------------------------------------------------------------------------------------------
 
 FLOPS_PER_S, SERVED_PER_S = 1e12, 1e10
+EMBEDDED = 300
+"""Params of each size that the law leaves out."""
 """Training FLOPs and forward FLOPs in a second, whatever the size."""
 BEST_RATE = 0.04
 """Twice the rate at which the search for one begins."""
@@ -150,7 +152,7 @@ def cost_of(size: Available) -> dict[str, Any]:
     latency = measured(size.flops_per_sample / SERVED_PER_S, "s")
     memory = estimated(12 * size.params, "B", note="planted")
     cost = ScaleCost(
-        size.scale, int(size.params), int(size.flops_per_sample / 2), measured(4 * size.params, "B"), latency,
+        size.scale, int(size.params) + EMBEDDED, int(size.flops_per_sample / 2), measured(4 * size.params, "B"), latency,
         measured(sample_s(size), "s"), memory,
     )  # fmt: skip
     data: dict[str, Any] = as_data(cost)
@@ -251,6 +253,16 @@ def test_the_size_is_the_one_that_the_planted_law_and_the_rules_give(law: Law, l
     if unique == 1e9:
         best = law.optimum(seconds * FLOPS_PER_S, BACKWARD * 128)  # a sample takes 128 FLOPs for each param
         assert 0.5 < cheapest.candidate.available.params / float(best.size) < 1.1
+
+
+def test_a_bound_on_params_counts_embeddings_too() -> None:
+    formula = walked(asked(shape=False, compress=False))
+    free = formula.advice.recommended
+    assert free is not None
+    limits = f"train<=5min, params<={available(free).params + EMBEDDED - 1:.0f}"
+    small = walked(asked(limits, shape=False, compress=False), formula.record)
+    assert small.advice.recommended is not None
+    assert small.advice.recommended["width"] < free["width"]
 
 
 def test_a_price_is_a_limit_on_the_seconds_that_it_pays_for() -> None:

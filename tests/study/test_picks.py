@@ -9,7 +9,7 @@ import pytest
 from equipoise.budget import parse_budget
 from equipoise.errors import EquipoiseError, InputError
 from equipoise.records import Evaluation, Plan, measured, unavailable
-from equipoise.study.picks import apart, knee_of, parse_pick, pick, settled
+from equipoise.study.picks import apart, knee_of, parse_pick, pick, promising, settled
 
 NONE = parse_budget(None)
 
@@ -116,6 +116,19 @@ def test_a_drop_below_zero_counts_once_its_interval_leaves_zero_out() -> None:
     assert settled(measured(-0.67, "points")) == 0.0  # no interval: nothing is shown
     assert settled(measured(-2.0, "points", low=-3.0, high=-1.0)) == -2.0
     assert settled(measured(0.4, "points", low=-1.0, high=1.8)) == 0.4
+
+
+def test_what_was_hardly_timed_is_no_match_for_what_is_faster() -> None:
+    """Two loads make an interval of a factor of ten, in which the untouched model lies too."""
+    timed = measured(1.76e-3, "s", low=0.6e-3, high=4.9e-3)
+    quick = point("quick", 1.76, 50, 0.9, cost={"latency_s": timed, "size_bytes": measured(50e3, "B")})
+    slow = point("slow", 2.66, 40, 0.0)
+    assert pick([quick, slow], BASE, "best", parse_budget("drop<=1")) is quick
+    near = point("near", 1.8, 40, 0.0)
+    assert pick([quick, slow, near], BASE, "best", parse_budget("drop<=1")) is near
+    assert promising([slow, near, BROKEN, FAST, quick], parse_budget("drop<=1")) == [quick, near, slow]
+    assert promising([slow, near, quick], parse_budget("latency<=2ms")) == [near, quick]
+    assert promising([slow, quick], NONE) == []
 
 
 def test_apart_takes_both_intervals_and_the_sides_that_face_each_other() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -70,6 +71,15 @@ def test_outputs_of_a_workload_are_its_models() -> None:
     assert task_of(work).outputs == 5
     logit = Workload(model=mlp(4, 8, 1), train=(X, Y.clamp(max=1)), test=TEST)
     assert task_of(logit).outputs == 1
+
+
+@pytest.mark.parametrize("metric", ["accuracy", "cross_entropy", "f1"])
+def test_what_a_softmaxed_model_learned_is_asked_of_logits(metric: str) -> None:
+    softmaxed = torch.nn.Sequential(mlp(4, 8, 3), torch.nn.Softmax(dim=1))
+    again = task_of(Workload(model=softmaxed, train=TRAIN, test=TEST, metric=metric))
+    assert (again.metric, again.loss) == (METRICS[metric], Task.of(train=TRAIN, test=TEST).loss)
+    far = torch.full((len(TEST[1]), 3), -9.0)  # logits, of which no loss of probabilities makes a number that may grow
+    assert float(again.loss(far, TEST[1])) == pytest.approx(math.log(3))
 
 
 def test_fingerprint_tells_what_changed() -> None:
