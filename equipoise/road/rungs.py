@@ -203,14 +203,10 @@ def alone(e: Evaluation, outlook: Forecasts, budget: Budget, *, share_s: float, 
     """Return the seconds, evaluation included, that one is trained for which is the only one to be, of `room_s` left.
 
     As little as makes it likely to keep the drop, as what it leaves goes to a faster one; all where its share will hardly do.
-    What nothing is known of gets its share alone where the rest is worth a training too: on the whole time one plan was tried,
-    and where it ended just above the bound (5 of 12 runs of digits, a minute each) all of it was lost.
     """
     bound = budget.bound("drop")
-    if bound is None:
+    if bound is None or not any(outlook.trained.values()):
         return room_s
-    if not any(outlook.trained.values()):
-        return share_s if min(share_s, room_s - share_s) >= LEAST_S + overhead_s else room_s
     for seconds, least in ((room_s / 4, SURE), (share_s, 0.5)):
         if seconds > 2 * overhead_s and outlook.chance(e.plan.digest, seconds - overhead_s, MARGIN * bound) > least:
             return seconds

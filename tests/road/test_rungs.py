@@ -97,8 +97,7 @@ def test_what_is_likely_to_do_gets_no_more_than_it_needs() -> None:
     assert alone(e, stood(rows, 0.4, seconds=60.0), DROP, **time) == 250.0
     assert alone(e, stood(rows, 1.5, seconds=60.0), DROP, **time) == 400.0
     assert alone(e, stood(rows, 4.0, seconds=60.0), DROP, **time) == 1000.0
-    assert alone(e, forecasts(rows, {}), DROP, **time) == 400.0
-    assert alone(e, forecasts(rows, {}), DROP, **time | {"room_s": 411.0}) == 411.0  # no time for another
+    assert alone(e, forecasts(rows, {}), DROP, **time) == 1000.0
     assert alone(e, stood(rows, 0.4, seconds=60.0), parse_budget("latency<=1ms"), **time) == 1000.0
 
 

@@ -44,7 +44,7 @@ def few() -> Iterator[None]:
         patch.setattr(proposals, "FIRST", 2)
         patch.setattr(proposals, "ROUND", 1)
         patch.setattr(here, "race_stored", race)
-        patch.setattr(decisions.Road, "_latency_seconds", 0.2)
+        patch.setattr(decisions.Road, "_latency_s", lambda *_: 0.2)
         patch.setattr(probing, "layer_times", lambda *_, **__: ({}, {}))  # predicted from MACs, as where no time is left
         yield
 
