@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import math
 import re
+from numbers import Integral, Real
 from typing import SupportsFloat, cast
 
 from equipoise.errors import InputError, must_be
@@ -57,6 +58,16 @@ def parse(text: str, unit: str, *, name: str) -> float:
 
 LARGEST = 2**63 - 1
 """Counts and seeds beyond this fit no random generator and no machine."""
+
+
+def is_real(value: object) -> bool:
+    """Return whether an argument is a number: what compares with one, unlike a text, a tensor or a truth value."""
+    return isinstance(value, Real) and not isinstance(value, bool)
+
+
+def is_whole(value: object) -> bool:
+    """Return whether an argument is a whole number, of Python's or numpy's; 2.0 and True are none."""
+    return isinstance(value, Integral) and not isinstance(value, bool)
 
 
 def check_seed(seed: object) -> None:

@@ -33,6 +33,9 @@ def console(*, width: int = 140, stderr: bool = False, quiet: bool = False) -> C
     class Plain(Console):
         """Every text that is not styled by us comes through here."""
 
+        def on_broken_pipe(self) -> None:
+            raise BrokenPipeError  # for `main`, which knows that the reader left; rich would end the program by an exit code
+
         def render_str(self, text: str, **options: Any) -> Text:
             return super().render_str(visible(text), **options)
 

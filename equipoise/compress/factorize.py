@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from equipoise.batch import Inputs
 from equipoise.compress.statistics import as_matrix, as_weight, collect, decomposed
 from equipoise.errors import must_be
+from equipoise.units import is_whole
 
 
 class Factorized(nn.Sequential):
@@ -87,6 +88,8 @@ def checked(name: str, layer: Any, rank: Ranks) -> None:
     if not full:
         valid = "named by linear layers and ungrouped 2-D convolutions without dilation"
         raise must_be("ranks", valid, name, "See the model's named_modules().")
+    if not is_whole(rank) and not (isinstance(rank, tuple) and len(rank) == 2 and all(map(is_whole, rank))):
+        raise must_be(f"ranks[{name!r}]", "a whole number, or two for a Tucker core", rank, "They count channels.")
     if isinstance(rank, int):
         if not 1 <= rank <= full:
             raise must_be(f"ranks[{name!r}]", f"in [1, {full}]", rank, "It is the number of channels between the two halves.")
@@ -144,7 +147,10 @@ def halves(layer: Any, rank: int, second_moment: Tensor | None) -> Factorized:
 
 def thin(layer: Any, ranks: tuple[int, ...], second_moment: Tensor | None) -> Factorized:
     """Return the form that the ranks name: two halves of one, Tucker-2 of two."""
-    return halves(layer, ranks[0], second_moment) if len(ranks) == 1 else tucker(layer, (ranks[0], ranks[1]), second_moment)
+    with torch.random.fork_rng(devices=[]):  # module constructors draw from the global generator; leave it as it was
+        if len(ranks) == 1:
+            return halves(layer, ranks[0], second_moment)
+        return tucker(layer, (ranks[0], ranks[1]), second_moment)
 
 
 def weights(ranks: tuple[int, ...], cin: int, cout: int, kernel: tuple[int, int]) -> int:

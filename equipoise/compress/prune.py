@@ -22,6 +22,7 @@ from equipoise.compress.repair import repair as repaired
 from equipoise.compress.schedule import Train, check_steps, eased, trained
 from equipoise.compress.trace import copied
 from equipoise.errors import must_be, unknown
+from equipoise.units import is_real, is_whole
 
 
 def prune(
@@ -76,10 +77,10 @@ def prune(
     if (ratio is None) == (widths is None) and (ratio is not None or blocks is None):
         given = (ratio, widths)
         raise must_be("ratio or widths", "given, one and not both", given, "Pass ratio=0.5 to halve every group, or blocks=1.")
-    if ratio is not None and not (0 <= ratio < 1):
+    if ratio is not None and not (is_real(ratio) and 0 <= ratio < 1):
         raise must_be("ratio", "a fraction of channels to remove in [0, 1)", ratio, "Pass e.g. ratio=0.5 to keep half.")
-    if round_to < 1:
-        raise must_be("round_to", "at least 1", round_to, "Pass 1 to round to whole channels only.")
+    if not (is_whole(round_to) and round_to >= 1):
+        raise must_be("round_to", "a whole number of at least 1", round_to, "Pass 1 to round to whole channels only.")
     check_steps(steps, train)
     folds = repair and data is not None
     small = fold(model, example, data=data) if folds else linear_form(copied(model).eval(), example)

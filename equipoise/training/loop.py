@@ -33,6 +33,7 @@ from equipoise.training.samples import Batches, bears_channels_last, channels_la
 from equipoise.training.shards import here
 from equipoise.training.state import State, Stopped
 from equipoise.training.validation import CurvePoint, Validation
+from equipoise.units import is_real
 
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
@@ -393,7 +394,7 @@ def _check(data: Batches, recipe: Recipe, plan: Plan) -> None:
     if all(value is None for value in given.values()):
         raise must_be("steps", "given, or seconds or epochs", None, "Say how long to train, for example steps=200.")
     for name, value in given.items():
-        if value is not None and not value > 0:
+        if value is not None and not (is_real(value) and value > 0):
             raise must_be(name, "positive", value, "Give the length of the run.")
     if len(data) == 0:
         raise must_be("training data", "at least one sample", 0, "Pass a training split.")

@@ -145,7 +145,7 @@ def quantize(
     runtime = runtimes.get(wanted.runtime)
     if reason := runtime.unavailable():
         raise must_be("target", "a runtime that can be used here", target, reason)
-    if scheme not in SCHEMES or scheme == 32:
+    if not isinstance(scheme, (int, str)) or scheme not in SCHEMES or scheme == 32:
         raise must_be("scheme", f"one of {[way for way in SCHEMES if way != 32]}", scheme, "8 is int8 with static ranges.")
     if scheme not in runtime.precisions:
         having = [name for name in RUNTIMES if scheme in runtimes.get(name).precisions]

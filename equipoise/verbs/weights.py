@@ -28,6 +28,7 @@ from equipoise.runtimes import Program
 from equipoise.runtimes.export import Exporter
 from equipoise.runtimes.onnxruntime import FILE
 from equipoise.runtimes.palette import palettized
+from equipoise.units import is_real, is_whole
 from equipoise.verbs.given import answers_of, in_precision_of, inputs_of, one_output, prepared
 from equipoise.workloads.wrapped import bare, copied
 
@@ -276,8 +277,10 @@ def share(
     References:
         Han et al. 2016, "Deep compression", section 3.
     """
-    if not 2 <= clusters <= BYTE:
-        raise must_be("clusters", f"from 2 to {BYTE}", clusters, "Pass 16 for half a byte a weight, 256 for a byte.")
+    if not (is_whole(clusters) and 2 <= clusters <= BYTE):
+        raise must_be(
+            "clusters", f"a whole number from 2 to {BYTE}", clusters, "Pass 16 for half a byte a weight, 256 for a byte."
+        )
     plain, _ = prepared("model", model)
     example = inputs_of("example", example)
     data = None if data is None else inputs_of("data", data)
@@ -296,15 +299,20 @@ def _ask(rank: Any, energy: float | None, ratio: float | None, form: Form | None
     if len(given) != 1:
         raise must_be("rank, energy or ratio", "given, one of them", given, "Pass ratio=0.5 for half of the weights.")
     for name, value in (("energy", energy), ("ratio", ratio)):
-        if value is not None and not 0 < value < 1:
+        if value is not None and not (is_real(value) and 0 < value < 1):
             raise must_be(name, "a share in (0, 1)", value, f"Pass e.g. {name}=0.5.")
-    if isinstance(rank, int) and rank < 1:
-        raise must_be("rank", "at least 1", rank, "It is the number of channels between the thin layers.")
+    if rank is not None and not isinstance(rank, Mapping) and not (is_whole(rank) and rank >= 1):
+        raise must_be(
+            "rank",
+            "a whole number of at least 1, or one by layer name",
+            rank,
+            "It is the number of channels between the thin layers.",
+        )
     if form is not None and form not in ranks.FORMS:
         raise unknown("form", str(form), ranks.FORMS)
-    if round_to < 1:
-        raise must_be("round_to", "at least 1", round_to, "Pass 1 for any rank.")
-    return ranks.Ask(rank, energy, ratio, form, round_to)
+    if not (is_whole(round_to) and round_to >= 1):
+        raise must_be("round_to", "a whole number of at least 1", round_to, "Pass 1 for any rank.")
+    return ranks.Ask(int(rank) if is_whole(rank) else rank, energy, ratio, form, round_to)
 
 
 def _amount(rate: float | None, threshold: float | None, pattern: str | None, scope: Any, criterion: str) -> sparse.Amount:
@@ -315,9 +323,9 @@ def _amount(rate: float | None, threshold: float | None, pattern: str | None, sc
         raise must_be(
             "rate, threshold or pattern", "given, one of them", given or None, "Pass rate=0.5 for half of the weights."
         )
-    if rate is not None and not 0 <= rate < 1:
+    if rate is not None and not (is_real(rate) and 0 <= rate < 1):
         raise must_be("rate", "a fraction of the weights in [0, 1)", rate, "Pass e.g. rate=0.5 to make half of them zero.")
-    if threshold is not None and not threshold > 0:
+    if threshold is not None and not (is_real(threshold) and threshold > 0):
         raise must_be("threshold", "a magnitude above 0", threshold, "Weights below it become zero; or pass rate=0.5.")
     if threshold is not None and criterion != "magnitude":
         raise must_be("criterion", "'magnitude' with a threshold", criterion, "Pass rate= or pattern= for the others.")

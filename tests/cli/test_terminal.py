@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import io
 import re
+import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -193,3 +194,9 @@ def test_the_untouched_model_is_described_by_its_runtime_and_precision():
     one, several = evaluation(), evaluation(runtime="openvino")
     assert describe(one, one) == "untouched, onnxruntime, fp32"
     assert describe(several, several) == "untouched, openvino, fp32"
+
+
+def test_a_reader_that_leaves_ends_a_table_without_a_word(tmp_path):
+    errors = tmp_path / "errors"
+    subprocess.run(["bash", "-c", f"{sys.executable} -m equipoise doctor 2>{errors} | true"], check=True)
+    assert errors.read_text() == ""

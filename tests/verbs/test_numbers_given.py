@@ -1,0 +1,50 @@
+"""A number of the wrong kind is one clear error, whichever technique it is given to; and no technique draws random numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import torch
+from torch import nn
+
+import equipoise as eq
+from equipoise.errors import InputError
+
+X = torch.randn(64, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+
+
+def net() -> nn.Module:
+    torch.manual_seed(0)
+    flat = [nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(32, 10)]
+    return nn.Sequential(nn.Conv2d(3, 32, 3, padding=1), nn.ReLU(), nn.Conv2d(32, 32, 3, padding=1), nn.ReLU(), *flat)
+
+
+CALLS: dict[str, tuple[Callable[[nn.Module, Any], Any], tuple[Any, ...]]] = {
+    "ratio must be": (lambda model, given: eq.prune(model, X, ratio=given), ("0.5", True, [0.5])),
+    "round_to must be": (lambda model, given: eq.prune(model, X, ratio=0.5, round_to=given), ("8", 2.5)),
+    "rate must be": (lambda model, given: eq.sparsify(model, X, rate=given), ("0.5", True)),
+    "threshold must be": (lambda model, given: eq.sparsify(model, X, threshold=given), ("0.5",)),
+    "rank must be": (lambda model, given: eq.factorize(model, X, rank=given), (0.5, "8", True, 0)),
+    "energy must be": (lambda model, given: eq.factorize(model, X, energy=given), ("0.5", True)),
+    r"ranks?\['2'\] must be": (lambda model, given: eq.factorize(model, X, rank={"2": given}), (2.5, "8", (8.0, 8), (8,))),
+    "clusters must be": (lambda model, given: eq.share(model, X, clusters=given), (2.5, "16", True)),
+    "scheme must be": (lambda model, given: eq.quantize(model, X, scheme=given), ({"2": 8}, [8], 3.0)),
+    "steps must be": (lambda model, given: eq.distill(model, model, X, steps=given), ("200",)),
+    "seconds must be": (lambda model, given: eq.distill(model, model, X, seconds=given), ("3",)),
+}
+
+
+@pytest.mark.parametrize(("told", "given"), [(told, given) for told, (_, rows) in CALLS.items() for given in rows])
+def test_a_number_of_the_wrong_kind_is_told(told: str, given: Any) -> None:
+    with pytest.raises(InputError, match=told):
+        CALLS[told][0](net(), given)
+
+
+@pytest.mark.parametrize("how", [{"rank": 8}, {"ratio": 0.5}, {"rank": {"2": (8, 8)}}])
+def test_thin_layers_draw_nothing_from_the_global_generator(how: dict[str, Any]) -> None:
+    model = net()
+    before = torch.random.get_rng_state()
+    eq.factorize(model, X, **how)
+    assert torch.equal(torch.random.get_rng_state(), before)
