@@ -19,7 +19,7 @@ from equipoise.cli.arguments import (
     targets,
     whole,
 )
-from equipoise.errors import EXIT_FAILED, EXIT_OK
+from equipoise.errors import EXIT_FAILED, EXIT_OK, must_be
 from equipoise.techniques import TECHNIQUES, named
 from equipoise.units import counted
 
@@ -49,7 +49,7 @@ def add_parser(subparsers: Any) -> None:
     family = 'new models of a family compete too, distilled from scratch: "cnn", "cnn:0.25" of its size, "cnn:width=8,depth=3"'
     option(parser, "--student", _student, default="", metavar="FAMILY[:SCALE]", help=family)
     kinds = f"techniques to search, several with commas: {', '.join(TECHNIQUES)} (default: all that the model offers)"
-    option(parser, "--only", named_techniques, default="", metavar="TECHNIQUES", help=kinds)
+    option(parser, "--only", named_techniques, default=(), metavar="TECHNIQUES", help=kinds)
     paid = "price of this machine, for a bound on the price (dollars per million samples)"
     option(parser, "--price-per-hour", positive("0.10"), metavar="USD", help=paid)
     option(parser, "--grid", positive("250"), metavar="GRAMS", help="CO2e of a kilowatt-hour, for a bound on carbon")
@@ -120,6 +120,8 @@ def _student(name: str, text: str) -> str:
 
 def named_techniques(name: str, text: str) -> tuple[str, ...]:
     """Read ``--only``."""
+    if not text.strip(" ,"):
+        raise must_be(name, "one or more techniques", text, "Leave it out to search all.")
     return named(text, name)
 
 

@@ -298,7 +298,7 @@ def _float_weights(graph: Any) -> None:
         back = makers.get(node.input[0]) if node.op_type in REWEIGHTED and node.input[1] in held else None
         if back is not None and back.op_type == "DequantizeLinear":
             channels = _channels_in(node, held[node.input[1]].dims)
-            scales, zeros, floats = (f"{node.name}/{part}" for part in ("scales", "zeros", "floats"))
+            scales, zeros, floats = (f"{node.name}/input_{part}" for part in ("scales", "zeros", "floats"))
             for name, old in ((scales, back.input[1]), (zeros, back.input[2])):
                 value = np.full(channels, numpy_helper.to_array(held[old]))
                 graph.initializer.append(numpy_helper.from_array(value, name))

@@ -129,6 +129,7 @@ LIGHT = {
     "optimize digits --store {file}": "--store",
     "optimize digits --store {full}": "--store",
     "optimize digits --store /proc/1/x": "--store",
+    "optimize digits --only ''": "--only must be",
     "optimize digits --time -5s": "--time must be",
     "optimize digits --seed 99999999999999999999": "at most 9223372036854775807",
     "scale mlp digits --time -.5min": "--time must be",

@@ -124,6 +124,34 @@ def test_layers_of_several_schemes_stand_beside_int8(
     assert np.abs(runtime.load(both).run(given) - wanted).max() < 0.15 * np.abs(wanted).max()
 
 
+class Excited(nn.Module):
+    """A product that reads the mean of what a layer in int8 made, as squeeze and excite does."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.first, self.a, self.b = nn.Conv2d(3, 32, 3), nn.Linear(32, 8), nn.Linear(8, 32)
+        self.last, self.head = nn.Conv2d(32, 32, 3), nn.Linear(32, 5)
+
+    def forward(self, x: Tensor) -> Tensor:
+        x = self.first(x)
+        x = x * torch.sigmoid(self.b(torch.relu(self.a(x.mean((2, 3))))))[:, :, None, None]
+        out: Tensor = self.head(self.last(x).mean((2, 3)))
+        return out
+
+
+@pytest.mark.parametrize("layer", ["a", "b", "head"])
+def test_a_product_with_ranges_of_each_request_reads_what_was_rounded_before(layer: str, exporter: Exporter) -> None:
+    torch.manual_seed(0)
+    net, inputs = Excited().eval(), torch.randn(64, 3, 8, 8)
+    source, runtime = exporter.source(net, inputs[:2], topology="excited"), runtimes.get("onnxruntime")
+    others = {"b", "head"} if layer == "a" else {"a"}
+    for floats in (frozenset[str](), frozenset(others)):
+        program = runtime.compile(source, calibration=inputs.numpy(), float_layers=floats, schemes={layer: "8-dynamic"})
+        with torch.no_grad():
+            wanted = net(inputs).numpy()
+        assert np.abs(runtime.load(program).run(inputs.numpy()) - wanted).max() < 0.15 * np.abs(wanted).max()
+
+
 class Narrow(nn.Module):
     """A table, a product and filters whose rows have `width` weights: no group divides them, or a byte is left half full."""
 
