@@ -5,6 +5,7 @@ ONNX Runtime's own quantizer places the conversions; what it is told, and what s
 
 from __future__ import annotations
 
+import math
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
@@ -269,7 +270,7 @@ def _put(
 def _set(tensor: TensorProto, value: Array) -> None:
     """Give a tensor of the file its value (in place); one number where all are alike."""
     shape, kind = tuple(tensor.dims), helper.tensor_dtype_to_np_dtype(tensor.data_type)
-    held = value.ravel()[:1] if not shape else value
+    held = value.ravel()[:1] if math.prod(shape) == 1 else value  # of one scale a tensor that of the bias has the shape (1,)
     tensor.CopyFrom(numpy_helper.from_array(np.ascontiguousarray(held.astype(kind)).reshape(shape), tensor.name))
 
 

@@ -320,6 +320,7 @@ def test_ranges_and_scales_are_options_of_the_verb() -> None:
     for small in made.values():
         assert (small(inputs) - wanted).abs().max() < 0.3 * wanted.abs().max()
     assert b"QuantizeLinear" in made["minmax", False].program.file(ort.FILE)
+    assert not made["minmax", False].left
     for options in ({"target": "openvino:cpu"}, {"scheme": "8-dynamic"}):
         with pytest.raises(InputError, match="ranges"):
             verbs.quantize(net, inputs, ranges="percentile", **options)  # type: ignore[arg-type]
