@@ -73,7 +73,7 @@ def factorize(model: nn.Module, example: Inputs, *, ranks: Mapping[str, Ranks], 
         checked(name, layers.get(name), rank)
     moments = collect(smaller, example if data is None else data, moments_of=frozenset(ranks), targets=False).moments
     for name, rank in ranks.items():
-        parts = (rank,) if isinstance(rank, int) else rank
+        parts = rank if isinstance(rank, tuple) else (rank,)
         smaller.set_submodule(name, thin(layers[name], parts, moments[name].gram if name in moments else None))
     return smaller
 
@@ -90,7 +90,7 @@ def checked(name: str, layer: Any, rank: Ranks) -> None:
         raise must_be("ranks", valid, name, "See the model's named_modules().")
     if not is_whole(rank) and not (isinstance(rank, tuple) and len(rank) == 2 and all(map(is_whole, rank))):
         raise must_be(f"ranks[{name!r}]", "a whole number, or two for a Tucker core", rank, "They count channels.")
-    if isinstance(rank, int):
+    if not isinstance(rank, tuple):
         if not 1 <= rank <= full:
             raise must_be(f"ranks[{name!r}]", f"in [1, {full}]", rank, "It is the number of channels between the two halves.")
     elif not tuckers(layer):

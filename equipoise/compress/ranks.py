@@ -70,10 +70,10 @@ def _sizes(layer: Any) -> tuple[int, int, tuple[int, int]]:
 def _asked(name: str, layer: Any, ask: Ask) -> tuple[int, ...]:
     if isinstance(ask.rank, Mapping):
         rank = ask.rank[name]
-        if ask.form is not None and isinstance(rank, int) == (ask.form == "tucker"):
+        if ask.form is not None and isinstance(rank, tuple) != (ask.form == "tucker"):
             raise must_be(f"rank[{name!r}]", f"for form {ask.form!r}", rank, "Two numbers ask for Tucker, one for halves.")
         checked(name, layer, rank)
-        return (rank,) if isinstance(rank, int) else rank
+        return rank if isinstance(rank, tuple) else (rank,)
     assert isinstance(ask.rank, int)
     if ask.form != "tucker":
         return (ask.rank,)

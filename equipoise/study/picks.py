@@ -68,8 +68,9 @@ def pick(evaluations: Sequence[Evaluation], baseline: Evaluation, text: str, bud
 
 def promising(evaluations: Sequence[Evaluation], budget: Budget) -> list[Evaluation]:
     """Return what keeps the bounds of a budget by its figures, the best first; whether they hold a closer look must say."""
+    order = _ORDERS[_order(budget)]
     within = [e for e in evaluations if budget.constraints and e.ok and budget.met_by(e)]
-    return sorted(within, key=lambda e: [_counted(e, a) if e.axis(a).known else math.inf for a in _ORDERS[_order(budget)]])
+    return sorted(within, key=lambda e: [_counted(e, axis) if e.axis(axis).known else math.inf for axis in order])
 
 
 def parse_pick(text: str) -> Budget | None:

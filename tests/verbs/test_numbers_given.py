@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -40,6 +41,13 @@ CALLS: dict[str, tuple[Callable[[nn.Module, Any], Any], tuple[Any, ...]]] = {
 def test_a_number_of_the_wrong_kind_is_told(told: str, given: Any) -> None:
     with pytest.raises(InputError, match=told):
         CALLS[told][0](net(), given)
+
+
+@pytest.mark.parametrize("rank", [8, {"2": 8}])
+def test_a_whole_number_of_numpys_is_one(rank: Any) -> None:
+    theirs = {name: np.int64(r) for name, r in rank.items()} if isinstance(rank, dict) else np.int64(rank)
+    ours, found = (eq.factorize(net(), X, rank=each).state_dict() for each in (rank, theirs))
+    assert all(torch.equal(value, found[name]) for name, value in ours.items())
 
 
 @pytest.mark.parametrize("how", [{"rank": 8}, {"ratio": 0.5}, {"rank": {"2": (8, 8)}}])
