@@ -7,7 +7,7 @@ command line returns for it, so that scripts can tell bad input from a missed bu
 from __future__ import annotations
 
 import difflib
-from collections.abc import Iterable, Mapping, Set
+from collections.abc import Collection, Iterable, Mapping, Set
 
 LONGEST = 120
 """Characters of a value that a message shows; of a text, which may be a path, three times as many."""
@@ -79,6 +79,27 @@ def unknown(kind: str, value: str, valid: Iterable[str]) -> InputError:
     near = difflib.get_close_matches(value, names, n=1)
     hint = f"Did you mean {near[0]!r}?" if near else "Use one of these names."
     return InputError(f"{kind} must be one of {', '.join(names)}; got {value!r}. {hint}")
+
+
+def listed(argument: str, names: object, valid: Iterable[str], *, kind: str = "layer") -> tuple[str, ...]:
+    """Return the names of a list that a user gave, each of which is valid.
+
+    Raises:
+        InputError: A text in place of a list, an empty list, or an unknown name.
+
+    Example:
+        >>> listed("layers", ["a"], ["a", "b"])
+        ('a',)
+    """
+    known = list(valid)
+    if isinstance(names, str) or not isinstance(names, Collection):
+        raise must_be(argument, "a list of names", names, f"Write a single one as {argument}=[{names!r}].")
+    if not names:
+        raise must_be(argument, "left out, or to name at least one", names, f"There are {', '.join(known) or 'none'}.")
+    for name in names:
+        if name not in known:
+            raise unknown(kind, str(name), known)
+    return tuple(names)
 
 
 def missing_extra(package: str, extra: str) -> MissingExtraError:

@@ -13,13 +13,14 @@ import copy
 import itertools
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from equipoise.batch import Inputs, call
-from equipoise.compress.trace import RUN_ERRORS, WEIGHTED, Tape, Watched, record, tensors, unwatched
+from equipoise.compress.cut import axis_size
+from equipoise.compress.trace import CONVS, RUN_ERRORS, WEIGHTED, Tape, Watched, record, tensors, unwatched
 from equipoise.errors import must_be, unknown
 
 ZERO = -1
@@ -46,14 +47,43 @@ class Skip(nn.Module):
             return tuple(self._part(part, given) for part in answer)
         if answer is None:
             return None
-        return given[0].new_zeros((1,) * given[0].dim()) if answer == ZERO else given[answer]
+        return _zeros(given[0]) if answer == ZERO else given[answer]
+
+
+class Blank(nn.Module):
+    """Stand in for a layer whose answer nothing needs: zeros in the shape that it gave, which code around it may count on.
+
+    Args:
+        layer: A linear layer or a convolution, of which the other extents are those of its input.
+    """
+
+    def __init__(self, layer: nn.Module) -> None:
+        super().__init__()
+        weight = cast(Tensor, layer.weight)
+        self.axis, self.width = 1 - weight.dim(), axis_size(layer, "out")
+
+    def forward(self, given: Tensor) -> Tensor:
+        """Return the zeros, of a single number in memory."""
+        shape = list(given.shape)
+        shape[self.axis] = self.width
+        return _zeros(given).expand(shape)
+
+
+def _zeros(like: Tensor) -> Tensor:
+    """Return one zero with the axes of a tensor, of which it is no function: what is traced ends here."""
+    return torch.zeros([1] * like.dim(), dtype=like.dtype, device=like.device)
 
 
 @dataclass(frozen=True)
 class Block:
-    """What takes the place of a part that may go, by module name, and the modules with weights that nothing then needs."""
+    """A part that may go.
 
-    parts: Mapping[str, nn.Module]
+    Attributes:
+        parts: Module name -> what takes its place; `Blank`: one for the layer that stands there.
+        gone: The modules with weights that nothing then needs.
+    """
+
+    parts: Mapping[str, nn.Module | type[Blank]]
     gone: tuple[str, ...]
 
 
@@ -89,7 +119,7 @@ def droppable(model: nn.Module, example: Inputs, *, watched: Watched = unwatched
         if any(layers >= done for done in taken):
             continue
         order = tuple(name for name, _ in model.named_modules() if name in gone)
-        skip = {way.name: Skip(way.answer)}
+        skip: dict[str, nn.Module | type[Blank]] = {way.name: Skip(way.answer)}
         for parts in ({**_idle(model, gone, way.name, forms), **skip}, skip):
             if _still_runs(model, way.name, Block(parts, order), example, tape, watched):
                 ready[way.name] = Block(parts, order)
@@ -109,7 +139,7 @@ def drop(model: nn.Module, blocks: Iterable[Block]) -> nn.Module:
     for name in parts:
         if not name or name not in valid:
             raise unknown("block", name, [other for other in valid if other])
-    return replaced(model, parts)
+    return replaced(model, {name: part(valid[name]) if isinstance(part, type) else part for name, part in parts.items()})
 
 
 @torch.no_grad()
@@ -230,15 +260,15 @@ def _within(name: str, place: str) -> bool:
     return name == place or name.startswith(f"{place}.")
 
 
-def _idle(model: nn.Module, gone: frozenset[str], name: str, forms: Mapping[str, Any]) -> dict[str, nn.Module]:
+def _idle(model: nn.Module, gone: frozenset[str], name: str, forms: Mapping[str, Any]) -> dict[str, nn.Module | type[Blank]]:
     """Return stand-ins for the largest modules outside of the part in which all that has weights is gone."""
-    parts: dict[str, nn.Module] = {}
+    parts: dict[str, nn.Module | type[Blank]] = {}
     for other, module in model.named_modules():
         inside = [owner for owner in gone if _within(owner, other)]
         held = [o for o, m in module.named_modules(prefix=other) if any(True for _ in m.parameters(recurse=False))]
         apart = not _within(other, name) and not _within(name, other)
         if other in forms and inside and apart and len(inside) == len(held) and not any(_within(other, done) for done in parts):
-            parts[other] = Skip(_first(forms[other]))
+            parts[other] = Blank if type(module) is nn.Linear or isinstance(module, CONVS) else Skip(_first(forms[other]))
     return parts
 
 

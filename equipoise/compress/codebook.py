@@ -13,7 +13,7 @@ from equipoise.batch import Inputs
 from equipoise.compress.rounding import made_good
 from equipoise.compress.statistics import Moments, as_matrix, as_weight, collect
 from equipoise.compress.trace import WEIGHTED
-from equipoise.errors import unknown
+from equipoise.errors import listed
 
 BYTE = 256
 """Values that a byte tells apart."""
@@ -106,10 +106,8 @@ def codebooks(
         InputError: an unknown layer.
     """
     found: dict[str, Any] = {name: part for name, part in model.named_modules() if isinstance(part, WEIGHTED)}
-    for name in layers or ():
-        if name not in found:
-            raise unknown("layer", name, found)
-    chosen = {name: part for name, part in found.items() if layers is None or name in layers}
+    wanted = found if layers is None else listed("layers", layers, found)
+    chosen = {name: part for name, part in found.items() if name in wanted}
     moments: Mapping[str, Moments] = {}
     if data is not None:
         moments = collect(model, data, moments_of=frozenset(chosen), targets=False).moments

@@ -81,6 +81,8 @@ def fitted(model: nn.Module, after: str, inputs: Inputs) -> Exit:
     if not after or after not in parts:
         raise unknown("after", after, [name for name in parts if name])
     scores, inside = with_inside(lambda: call(model, inputs), model, after)
+    if inside.shape == scores.shape and torch.equal(inside, scores):
+        raise must_be("after", "a part before the last, past which there is work to save", after, "Name a block.")
     read, wanted = pooled(inside).double(), (scores - scores.mean(1, keepdim=True)).double()
     centre, aim = read.mean(0), wanted.mean(0)
     u, size, turned = torch.linalg.svd(read - centre, full_matrices=False)

@@ -21,7 +21,7 @@ from equipoise.compress.heads import heads
 from equipoise.compress.repair import repair as repaired
 from equipoise.compress.schedule import Train, check_steps, eased, trained
 from equipoise.compress.trace import copied
-from equipoise.errors import must_be, unknown
+from equipoise.errors import listed, must_be, unknown
 from equipoise.units import is_real, is_whole
 
 
@@ -140,10 +140,10 @@ def _narrower(
 def _shorter(source: nn.Module, example: Inputs, blocks: Any, *, data: Inputs | None, repair: bool) -> nn.Module:
     """Drop the named blocks, or as many as are least needed; with data, repair what is left."""
     able = droppable(source, example)
-    names = least_needed(source, example, blocks, data=data) if isinstance(blocks, int) else tuple(blocks)
-    for name in names:
-        if name not in able:
-            raise unknown("block", name, able)
+    if is_whole(blocks):
+        names = least_needed(source, example, int(blocks), data=data)
+    else:
+        names = listed("blocks", blocks, able, kind="block")
     shorter = drop(source, [able[name] for name in names])
     return repaired(shorter, source, data) if repair and data is not None else shorter
 
@@ -171,8 +171,10 @@ def checked(found: Sequence[Group], widths: Mapping[str, int]) -> Mapping[str, i
     """
     for name, width in widths.items():
         group = member(found, name)
-        if not 1 <= width <= group.size:
-            raise must_be(f"widths[{name!r}]", f"in [1, {group.size}]", width, "It is the number of channels to keep.")
+        if not (is_whole(width) and 1 <= width <= group.size):
+            raise must_be(
+                f"widths[{name!r}]", f"a whole number in [1, {group.size}]", width, "It is the number of channels to keep."
+            )
     return widths
 
 

@@ -9,6 +9,7 @@ from torch import nn
 
 from equipoise.compress.trace import copied
 from equipoise.errors import must_be
+from equipoise.units import is_whole
 
 Train = Callable[[nn.Module], nn.Module | None]
 """Trains the model that it is given, in place or as a copy that it returns."""
@@ -29,7 +30,7 @@ def check_steps(steps: Any, train: Train | None) -> None:
     Raises:
         InputError: fewer than one, or several with nothing in between.
     """
-    if not isinstance(steps, int) or steps < 1:
+    if not (is_whole(steps) and steps >= 1):
         raise must_be("steps", "a whole number of at least 1", steps, "Pass 1 to cut once.")
     if steps > 1 and train is None:
         raise must_be("train", "given where there are several steps", None, "Pass a function that trains, or steps=1.")

@@ -18,7 +18,7 @@ from equipoise.compress.masked import masked_solution
 from equipoise.compress.schedule import eased
 from equipoise.compress.statistics import WIDEST, Moments, as_matrix, as_weight, collect, decomposed
 from equipoise.compress.trace import CONVS, WEIGHTED
-from equipoise.errors import must_be, unknown
+from equipoise.errors import listed, must_be, unknown
 
 Masks = Mapping[str, Tensor]
 """Layer -> what is left of its weight, as a matrix `(O, d)` of truth values."""
@@ -127,10 +127,8 @@ def gather(
     if judged and data is None:
         raise must_be("data", f"a batch of inputs for {criterion!r}", None, "Pass data=inputs, or criterion='magnitude'.")
     found = {name: part for name, part in model.named_modules() if isinstance(part, WEIGHTED)}
-    for name in layers or ():
-        if name not in found:
-            raise unknown("layer", name, found)
-    chosen: dict[str, Any] = {name: part for name, part in found.items() if layers is None or name in layers}
+    wanted = found if layers is None else listed("layers", layers, found)
+    chosen: dict[str, Any] = {name: part for name, part in found.items() if name in wanted}
     moments = {}
     if judged and data is not None:
         moments = dict(collect(model, data, moments_of=frozenset(chosen), targets=False).moments)

@@ -22,8 +22,8 @@ Parts = Mapping[str, tuple[str, ...]]
 PRODUCTS = ("Conv", "Gemm", "MatMul")
 """Operators of the layers that are made thin or given a bias; their second input are the weights."""
 
-HANDING_ON = ("Identity", "Dropout", "Skip")
-"""Classes of parts that hand their input on: of what another may do a few inputs need not tell."""
+HANDING_ON = ("Identity", "Dropout", "Skip", "Blank")
+"""Classes of parts that hand their input on or whose answer nothing needs; of what another may do few inputs need not tell."""
 
 
 def parts_of(model: nn.Module) -> Parts:

@@ -6,6 +6,7 @@ Needs no torch: a study can be opened, picked from and reported on while it runs
 from __future__ import annotations
 
 import math
+import re
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -29,6 +30,7 @@ from equipoise.study.store import Store
 from equipoise.techniques import TECHNIQUES
 from equipoise.units import counted, show
 
+_NUMBER = re.compile(r"\d+(\.\d+)?")
 SHOWN = 12
 """Points of the front in a notebook's table; the report has all."""
 
@@ -334,9 +336,13 @@ def _in_state_of(final: Mapping[str, Any], key: str, reference: Reading) -> Inte
 
 
 def _commonest(reasons: Sequence[tuple[str, str]]) -> str:
-    """Say the commonest of some (place, reason), with its number where there are others, and the first place that has it."""
-    reason, count = Counter(reason for _, reason in reasons).most_common(1)[0]
-    place = next(place for place, why in reasons if why == reason)
+    """Say the commonest of some (place, reason), with its number where there are others, and the first place that has it.
+
+    Reasons that differ in their numbers alone, such as sizes, are one.
+    """
+    kinds = [_NUMBER.sub("0", reason) for _, reason in reasons]
+    kind, count = Counter(kinds).most_common(1)[0]
+    place, reason = reasons[kinds.index(kind)]
     often = "" if count == len(reasons) else f" {count} times"
     return f"{', most often' if often else ''}{often}: {reason} ({place})"
 

@@ -394,8 +394,9 @@ def _check(data: Batches, recipe: Recipe, plan: Plan) -> None:
     if all(value is None for value in given.values()):
         raise must_be("steps", "given, or seconds or epochs", None, "Say how long to train, for example steps=200.")
     for name, value in given.items():
-        if value is not None and not (is_real(value) and value > 0):
-            raise must_be(name, "positive", value, "Give the length of the run.")
+        whole = name == "steps"
+        if value is not None and not (is_real(value) and value > 0 and (not whole or float(value).is_integer())):
+            raise must_be(name, "a whole number above 0" if whole else "positive", value, "Give the length of the run.")
     if len(data) == 0:
         raise must_be("training data", "at least one sample", 0, "Pass a training split.")
     if plan.hold is not None and not isinstance(plan.distribution, OneProcess):

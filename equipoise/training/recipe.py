@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from typing import Literal
 
 from equipoise.errors import InputError, must_be, unknown
+from equipoise.units import is_real
 
 OPTIMIZERS = ("adamw", "adam", "sgd", "rmsprop", "muon")
 SCHEDULES = ("linear", "cosine", "constant", "onecycle", "wsd")
@@ -104,7 +105,7 @@ class Recipe:
         for constraint, allowed, fields in _RANGES:
             for name in fields:
                 value = getattr(self, name)
-                if value is not None and not (allowed(value) and math.isfinite(value)):
+                if value is not None and not (is_real(value) and math.isfinite(value) and allowed(value)):
                     mistakes.append(must_be(f"recipe.{name}", constraint, value, "Leave it out for the default."))
         if mistakes:
             raise InputError("\n".join(str(mistake) for mistake in mistakes))

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from equipoise import runtimes
-from equipoise.batch import Inputs, mapped, positional, size, take
+from equipoise.batch import Inputs, mapped, size, take
 from equipoise.errors import EquipoiseError, MissingExtraError, must_be
 from equipoise.measure.loads import compare_loads
 from equipoise.progress import of_words
@@ -96,12 +96,10 @@ def advise(
 
 def _subject(model: nn.Module | Workload | str, example: Inputs | None) -> tuple[Workload, int]:
     """Return a workload of a few samples, and how many of them are real."""
-    import torch
     from torch import nn
 
-    from equipoise.batch import call
+    from equipoise.verbs.given import answers_of, inputs_of, one_output, prepared
     from equipoise.workloads import Workload, as_workload
-    from equipoise.workloads.outputs import reduced
 
     if not isinstance(model, nn.Module):
         work = as_workload(model)
@@ -114,14 +112,12 @@ def _subject(model: nn.Module | Workload | str, example: Inputs | None) -> tuple
         return few, len(few.validation)
     if example is None:
         raise must_be("advise(example)", "a batch of inputs (N, ...)", None, "Pass a tensor such as one batch of your data.")
-    example = positional(example) if isinstance(example, tuple) else example
-    given = size(example)
+    batch = inputs_of("example", example)
+    given = size(batch)
     rows = np.arange(max(given, FEWEST))[:SAMPLES] % given
-    inputs = mapped(example, lambda value: value.detach().cpu()[rows])
-    plain = copy.deepcopy(model).eval()
-    with torch.inference_mode():
-        plain = reduced(plain, call(plain, inputs))
-        answers = call(plain, inputs)
+    inputs = mapped(batch, lambda value: value.cpu()[rows])
+    plain = one_output("model", copy.deepcopy(prepared("model", model)[0]).eval(), inputs)
+    answers = answers_of("model", plain, inputs)
     scores = answers.ndim == 2 and answers.shape[1] > 1
     data = (inputs, answers.argmax(1) if scores else answers.clone())
     metric = "accuracy" if scores else "mse"

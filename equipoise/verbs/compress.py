@@ -36,7 +36,7 @@ from equipoise.runtimes.qdq import Rounding
 from equipoise.schemes import SCHEMES, forms
 from equipoise.training.recipe import Recipe
 from equipoise.training.recover import distill as _distill
-from equipoise.verbs.given import answers_of, as_single, in_precision_of, inputs_of, one_output, prepared
+from equipoise.verbs.given import answers_of, as_single, beside, in_precision_of, inputs_of, one_output, prepared
 from equipoise.verbs.pretrained import is_pretrained, rebuilt
 from equipoise.workloads import Split, predict
 from equipoise.workloads.check import not_finite
@@ -89,9 +89,7 @@ def prune(model: nn.Module, example: Inputs, *, data: Inputs | None = None, **op
     `from_pretrained` loads; where the architecture knows no such widths, a warning says so.
     """
     plain, _ = prepared("model", model)
-    example = inputs_of("example", example)
-    data = data if data is None else inputs_of("data", data)
-    answers_of("model", plain, example)
+    example, data = beside(plain, example, data)
     small = _prune(plain, example, data=data, **options)
     if options.get("ratio") == 0:
         inputs = [example] if data is None else [example, take(data, slice(SAMPLES))]
@@ -141,6 +139,8 @@ def quantize(
         >>> small = quantize(net, inputs[:256])            # doctest: +SKIP
         >>> small(inputs[:1]).shape, small.program.size_bytes   # doctest: +SKIP
     """
+    if isinstance(float_layers, str):
+        raise must_be("float_layers", "a list of names", float_layers, f"Write a single one as [{float_layers!r}].")
     wanted = Target.parse(target)
     runtime = runtimes.get(wanted.runtime)
     if reason := runtime.unavailable():
@@ -167,6 +167,9 @@ def quantize(
     else:
         source = Exporter().source(done.model, example, topology="")
         program = runtime.compile(source, calibration=mapped(calibration, Tensor.numpy), float_layers=floats)
+    if not operators(done.model, example).keys() - program.left.keys() - floats:
+        why = next(iter(program.left.values()), "as float_layers asks")
+        warnings.warn(f"nothing was quantized: every layer was left in floating point ({why})", stacklevel=2)
     session = runtime.load(program, threads=wanted.threads)
     left = {name.removeprefix(inside): why for name, why in {**done.left, **program.left}.items()}
     return Quantized(program, wanted, session, left, notes)

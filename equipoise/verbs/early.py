@@ -24,7 +24,8 @@ from equipoise.runtimes.branch import branched
 from equipoise.runtimes.export import Exporter
 from equipoise.runtimes.onnxruntime import FILE
 from equipoise.stats import Interval, median, quantile, repeat_interval
-from equipoise.verbs.given import inputs_of, one_output, prepared
+from equipoise.units import is_real
+from equipoise.verbs.given import beside, inputs_of, one_output, prepared
 from equipoise.workloads import Split, predict
 
 LOADS, VISITS = 5, 5
@@ -131,11 +132,14 @@ def early_exit(model: nn.Module, inputs: Inputs, *, dev: tuple[Inputs, Tensor], 
     References:
         Teerapittayanon et al. 2016, "BranchyNet: fast inference via early exiting from deep neural networks".
     """
-    if drop < 0:
+    if not (is_real(drop) and drop >= 0):
         raise must_be("drop", "at least 0 points", drop, "Pass e.g. drop=0.5.")
+    if not (isinstance(dev, (tuple, list)) and len(dev) == 2 and isinstance(dev[1], Tensor) and dev[0] is not None):
+        raise must_be("dev", "inputs and their class indices, a pair", type(dev).__name__, "Pass dev=(x, y).")
     plain, notes = prepared("model", model)
-    data, (x, targets) = inputs_of("inputs", inputs), dev
-    kept = inputs_of("dev[0]", x)
+    data, kept = beside(plain, inputs, dev[0], names=("inputs", "dev[0]"))
+    assert kept is not None
+    targets = dev[1]
     net = fold(one_output("model", plain, take(data, slice(2))), take(data, slice(2)), data=take(data, slice(64))).eval()
     with torch.no_grad():
         shape = predict(net, Split.of((take(data, slice(2)), torch.zeros(2)), name="inputs"), batch=2)[0].shape

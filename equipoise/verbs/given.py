@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from equipoise.batch import Inputs, call, is_array, leaves, positional
+from equipoise.batch import Inputs, call, is_array, leaves, positional, take
 from equipoise.batch import named as batch_of
 from equipoise.errors import must_be
 from equipoise.workloads.outputs import not_one, reduced
@@ -68,16 +68,48 @@ def one_output(name: str, model: nn.Module, example: Inputs) -> nn.Module:
 
 def answers_of(name: str, model: nn.Module, example: Inputs) -> Any:
     """Return what the model answers in evaluation mode."""
-    subject = copied(model).eval()
     try:
-        with torch.no_grad():
-            outputs = call(subject, example)
+        return _answered(model, example)
     except Exception as error:
-        text = (str(error).strip().splitlines() or [""])[0][:200]
-        given = " and ".join(f"{tuple(value.shape)} of {str(value.dtype)[6:]}" for value in leaves(example))
-        what = f"a model that takes inputs {given}"
-        raise must_be(name, what, f"{type(error).__name__}: {text}", "Check the shape and type of the inputs.") from error
-    return outputs
+        what = f"a model that takes inputs {_shapes(example)}"
+        raise must_be(name, what, _first_line(error), "Check the shape and type of the inputs.") from error
+
+
+def beside(
+    model: nn.Module, example: Any, data: Any, *, names: tuple[str, str] = ("example", "data")
+) -> tuple[Inputs, Inputs | None]:
+    """Return inputs (N, ...) that the model takes, and others that it takes too, or None, each in its form.
+
+    Args:
+        names: What the two are called, for errors.
+    Raises:
+        InputError: No tensors, numbers that are not finite, or a batch that the model does not take.
+    """
+    batch = inputs_of(names[0], example)
+    answers_of("model", model, take(batch, slice(2)))
+    if data is None:
+        return batch, None
+    others = inputs_of(names[1], data)
+    try:
+        _answered(model, take(others, slice(2)))
+    except Exception as error:
+        wanted = f"inputs that the model takes, as it takes {_shapes(batch)}"
+        got = f"{_shapes(others)}, at which {_first_line(error)}"
+        raise must_be(names[1], wanted, got, "Pass more of the same kind.") from error
+    return batch, others
+
+
+def _answered(model: nn.Module, inputs: Inputs) -> Any:
+    with torch.no_grad():
+        return call(copied(model).eval(), inputs)
+
+
+def _shapes(inputs: Inputs) -> str:
+    return " and ".join(f"{tuple(value.shape)} of {str(value.dtype)[6:]}" for value in leaves(inputs))
+
+
+def _first_line(error: Exception) -> str:
+    return f"{type(error).__name__}: {(str(error).strip().splitlines() or [''])[0][:200]}"
 
 
 def in_precision_of(model: nn.Module, result: nn.Module) -> nn.Module:

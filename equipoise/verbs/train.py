@@ -363,7 +363,12 @@ def _reached(
             last.validation_metric, task.metric.unit, n=len(task.validation), note=f"{task.metric.name}, validation split"
         ),
         "train_loss": measured(last.train_loss, "1", note="mean since the look before"),
-        "validation_loss": measured(last.validation_loss, "1", n=len(task.validation)),
+        "validation_loss": measured(
+            last.validation_loss,
+            "1",
+            n=len(task.validation),
+            note="of the weights that are kept" if last is done.best else "at the last look; the verdict is of the whole curve",
+        ),
         "params": measured(counts.params, "1", note="counted"),
         "flops_per_sample": measured(2 * counts.macs, "1", note="counted, forward"),
         "samples": measured(samples, "1", note="seen, repeats counted"),

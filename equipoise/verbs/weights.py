@@ -16,20 +16,20 @@ from equipoise.batch import Inputs, take
 from equipoise.compress import codebook, ranks, sparse
 from equipoise.compress.blocks import replaced
 from equipoise.compress.codebook import BYTE
-from equipoise.compress.factorize import Ranks, full_rank
+from equipoise.compress.factorize import Ranks, full_rank, tuckers
 from equipoise.compress.fold import fold
 from equipoise.compress.ranks import Form
 from equipoise.compress.repair import HELD, refit
 from equipoise.compress.schedule import Train, check_steps, eased, trained
 from equipoise.compress.statistics import collect
 from equipoise.compress.trace import WEIGHTED
-from equipoise.errors import must_be, unknown
+from equipoise.errors import listed, must_be, unknown
 from equipoise.runtimes import Program
 from equipoise.runtimes.export import Exporter
 from equipoise.runtimes.onnxruntime import FILE
 from equipoise.runtimes.palette import palettized
 from equipoise.units import is_real, is_whole
-from equipoise.verbs.given import answers_of, in_precision_of, inputs_of, one_output, prepared
+from equipoise.verbs.given import beside, in_precision_of, inputs_of, one_output, prepared
 from equipoise.workloads.wrapped import bare, copied
 
 ZEROS_COST = (
@@ -115,9 +115,7 @@ def sparsify(
     if steps > 1 and rate is None:
         raise must_be("steps", "1 without a rate to go to", steps, "Pass rate= in place of a threshold or a pattern.")
     plain, _ = prepared("model", model)
-    example = inputs_of("example", example)
-    data = None if data is None else inputs_of("data", data)
-    answers_of("model", plain, example)
+    example, data = beside(plain, example, data)
     repaired = repair and data is not None
     made = fold(plain, example, data=data) if repaired else copied(plain).eval()
     targets = collect(made, data).targets if repaired and data is not None else {}
@@ -185,21 +183,19 @@ def factorize(
     """
     ask = _ask(rank, energy, ratio, form, round_to)
     plain, _ = prepared("model", model)
-    example = inputs_of("example", example)
-    data = None if data is None else inputs_of("data", data)
-    answers_of("model", plain, example)
+    example, data = beside(plain, example, data)
     repaired = repair and data is not None
     whole = fold(plain, example, data=data) if repaired else copied(plain).eval()
     valid = {name: part for name, part in whole.named_modules() if full_rank(part)}
-    for name in (*(layers or ()), *(rank if isinstance(rank, Mapping) else ())):
-        if name not in valid:
-            raise unknown("layer", name, valid)
-    names = frozenset(valid if layers is None else layers) & frozenset(rank if isinstance(rank, Mapping) else valid)
+    chosen = valid if layers is None else listed("layers", layers, valid)
+    names = frozenset(chosen) & frozenset(listed("rank", rank, valid) if isinstance(rank, Mapping) else valid)
     found = collect(whole, example if data is None else data, moments_of=names, targets=repaired)
     grams = {name: found.moments[name].gram if name in found.moments else None for name in valid if name in names}
     parts = {name: made for name, gram in grams.items() if (made := ranks.thinned(name, valid[name], gram, ask))}
     if not parts:
-        warnings.warn("nothing was factorized: no layer would hold fewer weights; ask for less rank or energy", stacklevel=2)
+        able = form != "tucker" or any(tuckers(valid[name]) for name in grams)
+        why = "would hold fewer weights; ask for less rank or energy" if able else "has the k×k kernel of a Tucker core"
+        warnings.warn(f"nothing was factorized: no layer {why}", stacklevel=2)
     small = replaced(whole, parts)
     if repaired and data is not None:
         targets = {f"{n}.{len(parts[n]) - 1}" if n in parts else n: target for n, target in found.targets.items()}
@@ -282,9 +278,7 @@ def share(
             "clusters", f"a whole number from 2 to {BYTE}", clusters, "Pass 16 for half a byte a weight, 256 for a byte."
         )
     plain, _ = prepared("model", model)
-    example = inputs_of("example", example)
-    data = None if data is None else inputs_of("data", data)
-    answers_of("model", plain, example)
+    example, data = beside(plain, example, data)
     made = fold(plain, example, data=data)
     books, shifts = codebook.codebooks(made, clusters=clusters, data=data, layers=layers)
     if not books:

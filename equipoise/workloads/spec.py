@@ -232,8 +232,21 @@ def _own(path: Path, function: str, *, call: bool) -> Any:
         make = getattr(module, function, None)
         if not callable(make) and not isinstance(make, Family):
             names = [n for n, v in vars(module).items() if callable(v) and not n.startswith("_")]
-            raise unknown(f"function of {path}", function, names or ["make_workload"])
+            if not names:
+                raise must_be(str(path), f"a file that defines {function}()", "one that defines nothing", "Write it there.")
+            raise unknown(f"function of {path}", function, names)
+        if call and (needed := _needed(make)):
+            raise must_be(f"{function} of {path}", "a function that needs no arguments", needed, "Give each a default.")
         return _guarded(path, f"calling {function}()", make) if call else make
+
+
+def _needed(make: Callable[..., Any]) -> list[str]:
+    """Return the names of the arguments that a function cannot be called without."""
+    try:
+        given = inspect.signature(make).parameters.values()
+    except (TypeError, ValueError):  # some of C's functions have none
+        return []
+    return [p.name for p in given if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
 
 
 def _imported(path: Path) -> ModuleType:

@@ -10,7 +10,11 @@ from nets import TextEncoder, fingerprint, made
 from torch import Tensor, nn
 
 from equipoise.compress.blocks import Block, Skip, drop, droppable
+from equipoise.compress.builder import Builder
+from equipoise.compress.prune import prune
+from equipoise.compress.subject import Subject
 from equipoise.errors import InputError
+from equipoise.records import Plan
 
 
 @pytest.mark.parametrize(
@@ -176,6 +180,56 @@ def test_what_is_gone_is_not_needed_and_the_rest_is_as_written(kind: type[nn.Mod
     left = dict(without.named_modules())
     weighted = [owner for owner in block.gone if "norm" not in owner]
     assert not any(isinstance(left.get(owner), nn.Linear) for owner in weighted)
+
+
+class Fixed(nn.Module):
+    """Attention whose code writes its sizes out, as many people's does: a stand-in must give what the code counts on."""
+
+    shape = (4, 5)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.q, self.k, self.v, self.out = (nn.Linear(8, 8) for _ in range(4))
+        self.wide = Branch()
+
+    def forward(self, x: Tensor) -> Tensor:
+        n, length, _ = x.shape
+        q, k, v = (layer(x).view(n, length, 2, 4).transpose(1, 2) for layer in (self.q, self.k, self.v))
+        mixed = (q @ k.transpose(-1, -2)).softmax(-1) @ v
+        x = x + self.out(mixed.transpose(1, 2).reshape(n, length, 8))
+        return x + self.wide(x)
+
+
+class FixedConvs(nn.Module):
+    """The same of a depthwise convolution between two of 1x1."""
+
+    shape = (5, 4)
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.into, self.mix, self.out = nn.Conv1d(8, 12, 1), nn.Conv1d(12, 12, 3, padding=1, groups=12), nn.Conv1d(12, 8, 1)
+        self.wide = nn.Sequential(nn.Conv1d(8, 12, 1), nn.GELU(), nn.Conv1d(12, 8, 1))
+
+    def forward(self, x: Tensor) -> Tensor:
+        inner = self.mix(self.into(x).view(len(x), 12, -1))
+        x = x + self.out(inner.view(len(x), 12, -1))
+        return x + self.wide(x)
+
+
+@pytest.mark.parametrize("kind", [Fixed, FixedConvs])
+@pytest.mark.parametrize("blocks", [["1.out"], ["1.out", "2.out", "2.wide"]])
+def test_a_block_goes_from_a_narrower_stream(kind: Any, blocks: list[str]) -> None:
+    torch.manual_seed(3)
+    ends = (nn.Linear(5, 8), nn.Linear(8, 2)) if kind is Fixed else (nn.Conv1d(5, 8, 1), nn.Conv1d(8, 2, 1))
+    model, x = nn.Sequential(ends[0], kind(), kind(), ends[1]).eval(), torch.randn(6, *kind.shape)
+    subject = Subject.prepare(model, x, x, likes=4)
+    assert set(blocks) <= set(subject.blocks)
+    plan = Plan({"width.0": 4, **{f"depth.{name}": "drop" for name in blocks}})
+    built, alone = Builder(subject).build(plan).model, prune(model, x, blocks=blocks, widths={"0": 4}, round_to=1)
+    with torch.no_grad():
+        for small in (built, alone):
+            assert small(x).shape == model(x).shape
+            assert len(small[0].weight) == 4  # type: ignore[index, arg-type]
 
 
 def test_a_part_that_feeds_more_than_the_sum_does_not_take_others_with_it() -> None:

@@ -301,7 +301,8 @@ def test_failures_are_counted_with_the_commonest_reason(tmp_path) -> None:
         for leg in (1, 2)
     ]
     broken = [
-        evaluation(1, 0, error=f"Traceback\n{why}", width_conv1=w) for w, why in ((16, "A: a"), (24, "B: b"), (40, "B: b"))
+        evaluation(1, 0, error=f"Traceback\n{why}", width_conv1=w)
+        for w, why in ((16, "A: a"), (24, "B: shape [4, 8] of 32"), (40, "B: shape [4, 16] of 2.5"))
     ]
     with Store.open(tmp_path / "study") as store:
         fill(store, (BASE, HALF, *broken, *trained), "")
@@ -309,7 +310,7 @@ def test_failures_are_counted_with_the_commonest_reason(tmp_path) -> None:
         store.put("lut", "onnxruntime:cpu", {"times": {}, "failed": {"32:x": "conv 3x8, 32 bits: D: d"}}, seconds=1)
         found, summary = Study.read(store), summarize(store)
     said = found.failed()
-    assert f"3 trials failed of 4, most often 2 times: B: b (plan {broken[1].plan.digest})" in said
+    assert f"3 trials failed of 4, most often 2 times: B: shape [4, 8] of 32 (plan {broken[1].plan.digest})" in said
     assert "all 2 trainings failed: TypeError: tuple has no shape" in said
     assert "1 choice could not be probed and was left out: C: c (bits.fc=8)" in said
     assert any(said in note for note in summary["notes"])

@@ -146,6 +146,12 @@ def test_a_module_needs_inputs_and_a_workload_brings_them(images) -> None:
     work = Workload(model=net(), train=(images, labels), test=(images, labels))
     with pytest.raises(InputError, match=r"advise\(example\)"):
         eq.advise(work, images)
+    broken = images.clone()
+    broken[3] = float("nan")
+    with pytest.raises(InputError, match="example must be finite; got 'NaN or infinity in row 3'"):
+        eq.advise(net(), broken)
+    with pytest.raises(InputError, match="model must be a model that takes inputs"):
+        eq.advise(net(), images[:, 0])
 
 
 # ---- what it says, of figures made by hand ----------------------------------------------------------------------------------

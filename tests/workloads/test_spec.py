@@ -101,6 +101,19 @@ def test_file_that_does_not_import(tmp_path: Path, text: str, message: str) -> N
     assert not [name for name in sys.modules if "broken" in name and "equipoise" in name]
 
 
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", r"a file that defines make_workload\(\); got .one that defines nothing"),
+        ("def make_workload(size, kind=3): ...", r"a function that needs no arguments; got \['size'\]. Give each a default"),
+    ],
+)
+def test_file_without_what_can_be_called(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "bare.py").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load(f"{tmp_path / 'bare.py'}:make_workload")
+
+
 def test_names_that_are_none(tmp_path: Path) -> None:
     for spec, message in (
         ("digit", "Did you mean 'digits'"),
