@@ -270,7 +270,7 @@ class Road(Walk):
     def _probed(self, todo: Sequence[entries.Entry], until: float) -> Steps[tuple[Losses, dict[entries.Key, str]]]:
         """Have entries read in order while they fit; return the losses, and what failed and why.
 
-        Where all fit, those that cannot be told apart are read on more samples while there is time; else the rest is estimated.
+        Where all fit, roundings are scored and what cannot be told apart is read on more samples; else the rest is estimated.
         """
         kinds = {(knob.name, choice): knob.kind for knob, choice in todo}
         read: Losses = {}
@@ -284,13 +284,15 @@ class Road(Walk):
         left = [key for key in kinds if key not in read and key not in failed]
         guessed = (yield from self._estimated(left, read, kinds, kept_s, GUESS_COST * anyhow)) if left else {}
         growing = not left
+        scores = {} if left else (yield from self._scored(entries.roundings(read, kinds), until, GUESS_COST * anyhow))
         while growing and (keys := entries.unsure(read, most=min(entries.MOST_SAMPLES, self.asked.samples))):
             for key in keys:
                 told = yield from self._entry(key, 2 * read[key].samples, until, kinds, read, failed, took)
                 growing = told and key not in failed
                 if not growing:
                     break
-        return {key: loss for key, loss in (read | guessed).items() if key not in failed}, failed
+        known = entries.leant(read, scores) | guessed
+        return {key: loss for key, loss in known.items() if key not in failed}, failed
 
     def _entry(
         self,
@@ -330,8 +332,15 @@ class Road(Walk):
         asked = [*known, *left][:most]
         named = [list(key) for key in asked]
         found = yield from self._step(Job("guess", digest(named), {"entries": named}, expected_s=seconds))
-        guesses = {(name, choice): entries.Loss(mean, error, 0) for name, choice, mean, error in found["estimated"]}
-        return entries.calibrated(guesses, read, kinds)
+        return entries.calibrated(entries.guessed(found), read, kinds)
+
+    def _scored(self, keys: Sequence[entries.Key], until: float, each_s: float) -> Steps[Losses]:
+        """Have scores taken of these roundings, if there is time for all."""
+        args, expected_s = {"entries": [list(key) for key in keys], "apart": True}, len(keys) * each_s
+        if not keys or self.spent_s + expected_s > until:
+            return {}
+        self.tell("tables", "scores of the roundings")
+        return entries.guessed((yield from self._step(Job("guess", digest(args), args, expected_s=expected_s))))
 
     def _extent(self, count: int, *, read: int) -> Steps[None]:
         """Record how many of the `count` entries of the loss table were `read`, and how much time would be enough."""

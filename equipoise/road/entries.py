@@ -15,6 +15,7 @@ from equipoise.records import Choice, Knob
 from equipoise.road.facts import TARGET, Facts
 from equipoise.search import LossTable, Space, loss_table
 from equipoise.stats import median
+from equipoise.techniques import TECHNIQUES, Stage
 
 Entry = tuple[Knob, Choice]
 Key = tuple[str, Choice]
@@ -25,6 +26,8 @@ MOST_SAMPLES = 256
 """Samples beyond which a reading does not grow: ranks settle long before (benchmarks/table_cost.py)."""
 LEAST = 2e-4
 """Loss below which losses are not told apart: a loss table calls none of them smaller."""
+FARTHEST = 2.0
+"""A reading that is more times its score, or less, counts as this many: on few samples one may be next to nothing by chance."""
 Losses = dict[tuple[str, Choice], float]
 
 
@@ -153,6 +156,11 @@ def loss_from(row: Mapping[str, Any]) -> Loss:
     return Loss(row["loss"], row["se"], row["samples"], row.get("toward", ""))
 
 
+def guessed(row: Mapping[str, Any]) -> dict[Key, Loss]:
+    """Return the estimates that the record holds."""
+    return {(name, choice): Loss(mean, error, 0) for name, choice, mean, error in row["estimated"]}
+
+
 def table_of(space: Space, losses: Losses, read: Mapping[Key, Loss]) -> LossTable:
     """Return the table of a space's losses, with the directions of those that were read."""
     kept = {(knob.name, choice) for knob in space.knobs for choice in knob.menu}
@@ -195,6 +203,27 @@ def calibrated(guesses: Mapping[Key, Loss], read: Mapping[Key, Loss], kinds: Map
             mean = math.exp(level + slope * math.log(max(guess.mean, 1e-12)))
             out[key] = Loss(mean, mean * guess.error / max(guess.mean, 1e-12), 0)
     return out
+
+
+def roundings(read: Mapping[Key, Loss], kinds: Mapping[Key, str]) -> list[Key]:
+    """Return the entries that were read of techniques that round."""
+    return [key for key in read if kinds[key] in TECHNIQUES and TECHNIQUES[kinds[key]].stage == Stage.ROUND]
+
+
+def leant(read: Mapping[Key, Loss], scores: Mapping[Key, Loss]) -> dict[Key, Loss]:
+    """Return what was read; of what has a score too, the geometric mean of both, on the level of what was read.
+
+    A reading holds how the roundings of a layer happen to add up on its samples, of which few weigh where a model is sure. A
+    score takes them for independent (Fisher's, see `Prober.estimate`), and so orders layers better than few samples can. They
+    err apart: the bits of a ResNet-20's layers lose least where both are asked (`benchmarks/mixed_precision.py`).
+    """
+    both = [key for key in scores if key in read and scores[key].mean > 0 and read[key].mean > 0]
+    level = median([read[key].mean / scores[key].mean for key in both]) if both else 1.0
+    found = dict(read)
+    for key in both:
+        score = level * scores[key].mean
+        found[key] = read[key]._replace(mean=score * math.sqrt(min(max(read[key].mean / score, 1 / FARTHEST), FARTHEST)))
+    return found
 
 
 def _line(keys: Sequence[Key], guesses: Mapping[Key, Loss], read: Mapping[Key, Loss]) -> tuple[float, float]:

@@ -138,7 +138,7 @@ class Prober:
         each = torch.cat(read)
         return Loss(float(each.mean()), _error(each), len(each), sketched(self._toward[id(change)].tolist()))
 
-    def estimate(self, changes: Mapping[Any, Change]) -> dict[Any, Loss]:
+    def estimate(self, changes: Mapping[Any, Change], *, apart: bool = False) -> dict[Any, Loss]:
         """Return the loss of every change to second order, for the price of its own layers and `DRAWS` backward passes.
 
         With u drawn so that E[u uᵀ] is the Hessian of the divergence at the untouched model's outputs (Fisher's: u = a drawn
@@ -146,6 +146,10 @@ class Prober:
         E[(g · dy)²] / 2, dy being the difference that the layer makes there, after it alone was mended. Larger changes leave
         the range of it, and layers that would mend more are not run: a scale for each kind of change is read off those that
         were measured, see `calibrated`. Left out: changes whose layers are not known, or do not run, or change every shape.
+
+        Args:
+            apart: Take what happens to each number that a layer hands on for independent, as roundings nearly are:
+                E[Σ (g dy)²] / 2, for the scores of `leant`.
         """
         sketches = {
             key: self._student(replace(change, mending=0)) for key, change in changes.items() if change.layers is not None
@@ -158,9 +162,11 @@ class Prober:
             for key, student in sketches.items():
                 moved = self._moved(student, changes[key].layers or frozenset(), batch, given)
                 for draw in slopes:
-                    along = [(draw[name] * moved[name]).flatten(1).sum(1) for name in moved if name in draw]
-                    if along:
-                        sums[key].append(torch.stack(along).sum(0).square() / 2)
+                    along = [(draw[name] * moved[name]).flatten(1) for name in moved if name in draw]
+                    if along and apart:
+                        sums[key].append(torch.stack([each.square().sum(1) for each in along]).sum(0) / 2)
+                    elif along:
+                        sums[key].append(torch.stack([each.sum(1) for each in along]).sum(0).square() / 2)
         return {key: Loss(float(torch.cat(found).mean()), _error(torch.cat(found)), 0) for key, found in sums.items() if found}
 
     def _slopes(

@@ -49,6 +49,7 @@ class Recorded:
         read: Losses that were read: mean, standard error, samples.
         guessed: Losses that were estimated to second order, on the scale of those that were read.
         failed: Choices that could not be probed -> why.
+        scores: What roundings are believed to lose where those of single numbers are independent, see `entries.leant`.
     """
 
     study: Study
@@ -57,6 +58,7 @@ class Recorded:
     read: Mapping[entries.Key, entries.Loss]
     guessed: Mapping[entries.Key, entries.Loss]
     failed: Mapping[entries.Key, str]
+    scores: Mapping[entries.Key, entries.Loss]
 
     @cached_property
     def space(self) -> Space:
@@ -156,7 +158,8 @@ class Recorded:
     @cached_property
     def table(self) -> LossTable:
         """What each choice alone adds to the loss, as the search saw it."""
-        known = {key: loss.mean for key, loss in {**self.guessed, **self.read}.items() if key not in self.failed}
+        losses = {**self.guessed, **entries.leant(self.read, self.scores)}
+        known = {key: loss.mean for key, loss in losses.items() if key not in self.failed}
         space, known = entries.offered(self.space, known, self.failed)
         return entries.table_of(space, known, self.read)
 
@@ -230,12 +233,9 @@ def recorded(store: Readable, study: Study) -> Recorded:
         else:
             read[key] = entries.loss_from(row)
     kinds = {(row.knob.name, c): row.knob.kind for row in facts.offered for c in row.knob.menu[1:]}
-    rough = {
-        (name, choice): entries.Loss(mean, error, 0)
-        for row in store.all("guess")
-        for name, choice, mean, error in row["estimated"]
-        if (name, choice) in kinds
-    }
+    rough, scores = dict[entries.Key, entries.Loss](), dict[entries.Key, entries.Loss]()
+    for row in store.all("guess"):
+        (scores if row.get("apart") else rough).update({k: e for k, e in entries.guessed(row).items() if k in kinds})
     timed = {target: store.get("lut", target) for target in study.header.target.split(",")}
     times = {target: row["times"] for target, row in timed.items() if row}
-    return Recorded(study, facts, times, read, entries.calibrated(rough, read, kinds), failed)
+    return Recorded(study, facts, times, read, entries.calibrated(rough, read, kinds), failed, scores)

@@ -89,15 +89,16 @@ class Trials:
 
     def estimates(self, job: Job) -> Mapping[str, Any]:
         """Estimate entries to second order; none where the model cannot be estimated."""
-        changes = {}
+        changes, apart = {}, bool(job.args.get("apart"))
         for knob, choice in job.args["entries"]:
             with contextlib.suppress(Exception):  # what cannot be made is no candidate: read, it would have failed
                 changes[knob, choice] = self._change(knob, choice)
         try:
-            found = self._prober.estimate(changes)
+            found = self._prober.estimate(changes, apart=apart)
         except Exception as error:  # noqa: BLE001 - a backward pass through the user's model: without it they are predicted
-            return {"estimated": [], "error": probing.one_line(error)}
-        return {"estimated": [[*key, loss.mean, loss.error] for key, loss in found.items() if math.isfinite(loss.mean)]}
+            return {"estimated": [], "apart": apart, "error": probing.one_line(error)}
+        rows = [[*key, loss.mean, loss.error] for key, loss in found.items() if math.isfinite(loss.mean)]
+        return {"estimated": rows, "apart": apart}
 
     @cached_property
     def _prober(self) -> Prober:

@@ -120,7 +120,7 @@ def test_only_the_techniques_asked_for_are_searched_and_what_they_showed_is_ther
 
 def test_every_kind_of_step_is_taken_in_its_turn(whole: Formula) -> None:
     kinds = list(dict.fromkeys(job.kind for job in whole.done))
-    assert kinds == ["prepare", "notes", "evaluation", "study", "table", "lut", "extent", "proposal", "leg", "final"]
+    assert kinds == ["prepare", "notes", "evaluation", "study", "table", "guess", "lut", "extent", "proposal", "leg", "final"]
     fidelities = [job.args["fidelity"] for job in whole.done if job.kind == "evaluation"]
     assert fidelities[0] == "untouched"
     assert fidelities.count("untouched") == 1

@@ -7,7 +7,7 @@ import pytest
 from equipoise.budget import parse_budget
 from equipoise.records import Knob
 from equipoise.road.decisions import Asked, Road
-from equipoise.road.entries import offered, ordered
+from equipoise.road.entries import Loss, leant, offered, ordered
 from equipoise.road.facts import TARGET, Facts
 from equipoise.search import Space, loss_table
 from equipoise.study.header import Offered
@@ -92,7 +92,10 @@ def probed(until: float):
                 name, choice = job.args["knob"], job.args["choice"]
                 found = {"loss": truth(name, choice), "se": 0.02, "samples": job.args["samples"]}
             else:
-                found = {"estimated": [[*key, truth(*key) / 3, 0.0] for key in job.args["entries"]]}
+                apart = job.args.get("apart", False)
+                scale = {"bits.a": 4.0} if apart else {}
+                found = {"estimated": [[*key, truth(*key) / 3 * scale.get(key[0], 1.0), 0.0] for key in job.args["entries"]]}
+                found["apart"] = apart
             rows[job.kind, job.key] = {**found, "seconds": 1.0}
             job = steps.send(rows[job.kind, job.key])
     except StopIteration as end:
@@ -106,7 +109,23 @@ def test_where_time_is_ample_only_what_cannot_be_told_apart_is_read_again() -> N
     again = {key.partition("@")[0] for kind, key in rows if kind == "table" and "@" in key}
     assert "bits.a=8" in again  # as bad as bits.b
     assert "width.a=16" not in again  # far from every other
-    assert not any(kind == "guess" for kind, _ in rows)
+    assert [row["apart"] for (kind, _), row in rows.items() if kind == "guess"] == [True]  # nothing else is left to guess
+    assert 2 < losses["bits.a", 8].mean / losses["bits.b", 8].mean < 3  # read alike; its score is four times the other's
+    assert losses["width.a", 16].mean == truth("width.a", 16)
+
+
+def test_what_has_a_score_leans_on_it_and_the_level_stays() -> None:
+    means = {"a": 0.02, "b": 0.01, "middle": 0.014, "chance": 1e-9, "high": 5.0, "unscored": 0.3, "nothing": 0.0}
+    read = {key: Loss(mean, 0.1, 64) for key, mean in means.items()}
+    scores = {key: Loss(7.0, 0.0, 0) for key in (*means, "unread") if key != "unscored"}
+    found = leant(read, scores)
+    assert found["a"].mean / found["b"].mean == pytest.approx(2**0.5)
+    assert found["middle"].mean == pytest.approx(0.014)
+    assert found["chance"].mean == pytest.approx(0.014 / 2**0.5)  # as far as a reading may go from its score
+    assert found["high"].mean == pytest.approx(0.014 * 2**0.5)
+    assert (found["unscored"], found["nothing"]) == (read["unscored"], read["nothing"])
+    assert found.keys() == read.keys()
+    assert leant(read, {}) == read
 
 
 def test_what_found_no_time_is_estimated_on_the_scale_of_what_was_read() -> None:

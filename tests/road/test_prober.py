@@ -215,6 +215,24 @@ def test_small_changes_are_estimated_to_second_order(subject, monkeypatch, kind)
         assert guesses[layer].samples == 0
 
 
+def test_what_happens_to_single_numbers_is_taken_for_independent(subject, monkeypatch) -> None:
+    """Noise in a linear layer's weights is: in the mean over many of it, a score is its loss."""
+    prober = prober_of(subject.model, subject.calibration, torch.randn(64, 3, 16, 16), LABELS)
+    monkeypatch.setattr(probing, "DRAWS", 60)
+
+    def noisy(seed: int) -> nn.Module:
+        model = copy.deepcopy(prober.teacher)
+        weight = model.get_submodule("linear").weight
+        weight.data += 0.02 * torch.randn(weight.shape, generator=torch.Generator().manual_seed(seed))
+        return model
+
+    changes = {seed: Change(lambda seed=seed: noisy(seed), frozenset({"linear"}), mended=False) for seed in range(12)}
+    scores, guesses = prober.estimate(changes, apart=True), prober.estimate(changes)
+    losses = [prober.loss(change).mean for change in changes.values()]
+    means = [sum(each.mean for each in found.values()) / 12 for found in (scores, guesses)]
+    assert means == pytest.approx([sum(losses) / 12] * 2, rel=0.3)
+
+
 def test_a_transformer_is_estimated_too() -> None:
     torch.manual_seed(0)
     model, tokens = TextEncoder().eval(), torch.randint(0, 50, (64, 7))
