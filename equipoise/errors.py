@@ -94,7 +94,7 @@ def listed(argument: str, names: object, valid: Iterable[str], *, kind: str = "l
     known = list(valid)
     if isinstance(names, str) or not isinstance(names, Collection):
         raise must_be(argument, "a list of names", names, f"Write a single one as {argument}=[{names!r}].")
-    if not names:
+    if not len(names):
         raise must_be(argument, "left out, or to name at least one", names, f"There are {', '.join(known) or 'none'}.")
     for name in names:
         if name not in known:
