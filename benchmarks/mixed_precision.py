@@ -1,4 +1,4 @@
-"""Bits layer by layer: our search against Fisher scores and an integer program, at every budget of bits.
+"""Bits layer by layer: our losses against Fisher scores, in one integer program, at every budget of bits.
 
     python benchmarks/mixed_precision.py resnet20     --workload "cifar10:CIFAR.zip?weights=W.safetensors&holdout=3000&shift=2"
     python benchmarks/mixed_precision.py efficientnet --workload benchmarks/efficientnet.py:make_workload
@@ -8,10 +8,9 @@ Each layer's weights are held in 4, 8 or 16 bits; both sides round by the same c
 *Theirs* is the recipe of ModelOpt's AutoQuantize, from its formula: a layer's score is the sum of (dL/dY)^2 (Y_q - Y)^2 over
 its outputs, with one backward pass, made to fall with the bits; an integer program (HiGHS) finds the least sum within a budget.
 It is run with L the loss on the labels and with L on labels drawn from the model's own answers: the better of the two counts at
-each budget. *Ours* is what the road makes of the same inputs: one divergence a layer and choice, leant on the second of these
-scores as its readings lean on its own (`road.entries.leant`), added up with their directions; of the predicted front the best
-plan within each budget. (Whole plans are not tried: inputs on which the weights were rounded tell too well of them.) What is
-compared is the divergence (nats) on validation inputs that neither saw, paired, with the interval of the difference.
+each budget. *Ours* are the losses of the road: one divergence a layer and choice, leant on the second of these scores as its
+readings lean on its own (`road.entries.leant`), in the same program. What is compared is the divergence (nats) on validation
+inputs that neither saw, paired, with the interval of the difference.
 """
 
 from __future__ import annotations
@@ -40,12 +39,11 @@ from equipoise.measure import machine
 from equipoise.records import Choice, Knob, Plan
 from equipoise.road.entries import Key, Loss, leant
 from equipoise.runtimes.cpu import has_exact_int8
-from equipoise.search import Space, loss_table, predicted_front
+from equipoise.search import Space
 from equipoise.workloads import Workload
 
 sys.path.insert(0, str(Path(__file__).parent))
 import photographs
-from search_quality import KnownCost
 
 RESULTS = Path(__file__).parent / "results"
 BITS: Mapping[Choice, int] = {"float16": 16, "8-weights": 8, "4-weights": 4}
@@ -109,21 +107,14 @@ class Layers:
     def answers(self, model: nn.Module, inputs: Inputs) -> Tensor:
         return torch.cat([call(model, few) for few in parts(inputs, BATCH)])
 
-    def search(self, scores: Mapping[Key, float]) -> dict[float, Plan]:
-        """Return the best plan within each budget of the front that the road predicts; single losses lean on `scores`."""
-        space, cost = self.space, KnownCost(self)
-        read, toward = dict[Key, Loss](), dict[Key, Any]()
-        untouched = self._scores(self.wanted)
-        chances = untouched.exp()
-        for key in [(knob.name, choice) for knob in space.knobs for choice in knob.menu[1:]]:
-            read[key] = Loss(self.evaluate(space.untouched.but(dict([key]))), 0.0, size(self.inputs))
-            moved = self._scores(self.answers(self.work_model, self.inputs)) - untouched
-            toward[key] = (chances.sqrt() * (moved - (chances * moved).sum(-1, keepdim=True))).flatten().numpy()
-        leaning = {(f"bits.{name}", choice): Loss(score, 0.0, 0) for (name, choice), score in scores.items()}
-        table = loss_table(space, {key: loss.mean for key, loss in leant(read, leaning).items()}, toward=toward)
-        front = predicted_front(space, table, [cost])
-        bits, sums = cost.many(front), table.sums(front)
-        return {budget: space.decode(front[np.where(bits <= budget, sums, np.inf).argmin()]) for budget in BUDGETS}
+    def losses(self, scores: Mapping[Key, float]) -> dict[Key, float]:
+        """Return the loss of each layer and choice as the road has it: read alone, leant on its score."""
+        read = {(name, choice): self.evaluate(self._only(name, choice)) for name, choice in self.weights}
+        pairs = ({key: Loss(value, 0.0, 0) for key, value in found.items()} for found in (read, scores))
+        return {key: loss.mean for key, loss in leant(*pairs).items()}
+
+    def _only(self, name: str, choice: Choice) -> Plan:
+        return self.space.untouched.but({f"bits.{name}": choice})
 
     def fisher(self, *, own: bool) -> dict[tuple[str, Choice], float]:
         """The score of each layer and choice; `own` draws the labels from the model's answers."""
@@ -192,11 +183,11 @@ def main() -> None:
     theirs = {own: problem.fisher(own=own) for own in (False, True)}
     theirs_s = (time.process_time() - began) / 2
     began = time.process_time()
-    found = problem.search(theirs[True])
+    mine_alone = problem.losses(theirs[True])
     ours_s = time.process_time() - began + theirs_s
     rows = []
     for budget in BUDGETS:
-        ours = found[budget]
+        ours = problem.program(mine_alone, budget)
         plans = {own: problem.program(scores, budget) for own, scores in theirs.items()}
         lost = {own: problem.divergences(plan, problem.held_out, problem.wanted_held_out) for own, plan in plans.items()}
         best = min(lost, key=lambda own: float(lost[own].mean()))

@@ -244,7 +244,7 @@ def test_fit_learns_labels(data: Toy) -> None:
 def test_length_and_data_must_be_given(data: Toy) -> None:
     with pytest.raises(InputError, match="steps=200"):
         fit(net(3), data, loss=F.cross_entropy)
-    with pytest.raises(InputError, match="steps must be positive"):
+    with pytest.raises(InputError, match="steps must be a whole number above 0"):
         fit(net(3), data, loss=F.cross_entropy, steps=0)
     with pytest.raises(InputError, match="at least one sample"):
         fit(net(3), Toy(torch.empty(0, 4), torch.empty(0)), loss=F.cross_entropy, steps=2)
