@@ -82,10 +82,6 @@ class Layers:
         total = sum(BITS[plan[f"bits.{name}"]] * count for name, count in self.sizes.items())
         return total / sum(self.sizes.values())
 
-    def evaluate(self, plan: Plan) -> float:
-        """Divergence on the calibration inputs."""
-        return float(self.divergences(plan, self.inputs, self.wanted).mean())
-
     @torch.no_grad()
     def divergences(self, plan: Plan, inputs: Inputs, wanted: Tensor) -> Tensor:
         """Divergence of each sample."""
@@ -109,12 +105,10 @@ class Layers:
 
     def losses(self, scores: Mapping[Key, float]) -> dict[Key, float]:
         """Return the loss of each layer and choice as the road has it: read alone, leant on its score."""
-        read = {(name, choice): self.evaluate(self._only(name, choice)) for name, choice in self.weights}
+        alone = {(name, choice): self.space.untouched.but({f"bits.{name}": choice}) for name, choice in self.weights}
+        read = {key: float(self.divergences(plan, self.inputs, self.wanted).mean()) for key, plan in alone.items()}
         pairs = ({key: Loss(value, 0.0, 0) for key, value in found.items()} for found in (read, scores))
         return {key: loss.mean for key, loss in leant(*pairs).items()}
-
-    def _only(self, name: str, choice: Choice) -> Plan:
-        return self.space.untouched.but({f"bits.{name}": choice})
 
     def fisher(self, *, own: bool) -> dict[tuple[str, Choice], float]:
         """The score of each layer and choice; `own` draws the labels from the model's answers."""
@@ -183,11 +177,11 @@ def main() -> None:
     theirs = {own: problem.fisher(own=own) for own in (False, True)}
     theirs_s = (time.process_time() - began) / 2
     began = time.process_time()
-    mine_alone = problem.losses(theirs[True])
+    losses = problem.losses(theirs[True])
     ours_s = time.process_time() - began + theirs_s
     rows = []
     for budget in BUDGETS:
-        ours = problem.program(mine_alone, budget)
+        ours = problem.program(losses, budget)
         plans = {own: problem.program(scores, budget) for own, scores in theirs.items()}
         lost = {own: problem.divergences(plan, problem.held_out, problem.wanted_held_out) for own, plan in plans.items()}
         best = min(lost, key=lambda own: float(lost[own].mean()))

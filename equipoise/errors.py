@@ -91,14 +91,23 @@ def listed(argument: str, names: object, valid: Iterable[str], *, kind: str = "l
         >>> listed("layers", ["a"], ["a", "b"])
         ('a',)
     """
-    known = list(valid)
-    if isinstance(names, str) or not isinstance(names, Collection):
-        raise must_be(argument, "a list of names", names, f"Write a single one as {argument}=[{names!r}].")
-    if not len(names):
+    known, given = list(valid), several(argument, names)
+    if not given:
         raise must_be(argument, "left out, or to name at least one", names, f"There are {', '.join(known) or 'none'}.")
-    for name in names:
+    for name in given:
         if name not in known:
             raise unknown(kind, str(name), known)
+    return given
+
+
+def several(argument: str, names: object) -> tuple[str, ...]:
+    """Return the names of a list that a user gave, of which there may be none.
+
+    Raises:
+        InputError: A text in place of a list, or nothing that holds names.
+    """
+    if isinstance(names, str) or not isinstance(names, Collection):
+        raise must_be(argument, "a list of names", names, f"Write a single one as {argument}=[{names!r}].")
     return tuple(names)
 
 

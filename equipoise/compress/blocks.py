@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from equipoise.batch import Inputs, call
 from equipoise.compress.cut import axis_size
-from equipoise.compress.trace import CONVS, RUN_ERRORS, WEIGHTED, Tape, Watched, record, tensors, unwatched
+from equipoise.compress.trace import RUN_ERRORS, WEIGHTED, Tape, Watched, record, tensors, unwatched
 from equipoise.errors import must_be, unknown
 
 ZERO = -1
@@ -74,16 +74,20 @@ def _zeros(like: Tensor) -> Tensor:
     return torch.zeros([1] * like.dim(), dtype=like.dtype, device=like.device)
 
 
+StandIn = nn.Module | type[Blank]
+"""What takes the place of a module; `Blank`: one for the layer that stands there."""
+
+
 @dataclass(frozen=True)
 class Block:
     """A part that may go.
 
     Attributes:
-        parts: Module name -> what takes its place; `Blank`: one for the layer that stands there.
+        parts: Module name -> what takes its place.
         gone: The modules with weights that nothing then needs.
     """
 
-    parts: Mapping[str, nn.Module | type[Blank]]
+    parts: Mapping[str, StandIn]
     gone: tuple[str, ...]
 
 
@@ -119,7 +123,7 @@ def droppable(model: nn.Module, example: Inputs, *, watched: Watched = unwatched
         if any(layers >= done for done in taken):
             continue
         order = tuple(name for name, _ in model.named_modules() if name in gone)
-        skip: dict[str, nn.Module | type[Blank]] = {way.name: Skip(way.answer)}
+        skip: dict[str, StandIn] = {way.name: Skip(way.answer)}
         for parts in ({**_idle(model, gone, way.name, forms), **skip}, skip):
             if _still_runs(model, way.name, Block(parts, order), example, tape, watched):
                 ready[way.name] = Block(parts, order)
@@ -260,15 +264,15 @@ def _within(name: str, place: str) -> bool:
     return name == place or name.startswith(f"{place}.")
 
 
-def _idle(model: nn.Module, gone: frozenset[str], name: str, forms: Mapping[str, Any]) -> dict[str, nn.Module | type[Blank]]:
+def _idle(model: nn.Module, gone: frozenset[str], name: str, forms: Mapping[str, Any]) -> dict[str, StandIn]:
     """Return stand-ins for the largest modules outside of the part in which all that has weights is gone."""
-    parts: dict[str, nn.Module | type[Blank]] = {}
+    parts: dict[str, StandIn] = {}
     for other, module in model.named_modules():
         inside = [owner for owner in gone if _within(owner, other)]
         held = [o for o, m in module.named_modules(prefix=other) if any(True for _ in m.parameters(recurse=False))]
         apart = not _within(other, name) and not _within(name, other)
         if other in forms and inside and apart and len(inside) == len(held) and not any(_within(other, done) for done in parts):
-            parts[other] = Blank if type(module) is nn.Linear or isinstance(module, CONVS) else Skip(_first(forms[other]))
+            parts[other] = Blank if isinstance(module, WEIGHTED) else Skip(_first(forms[other]))
     return parts
 
 

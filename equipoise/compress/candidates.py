@@ -22,7 +22,7 @@ from torch import Tensor, nn
 from equipoise.batch import Inputs, call
 from equipoise.compress.coupling import Cut
 from equipoise.compress.cut import AXES, axis_size, refusal
-from equipoise.compress.group_proof import first_line
+from equipoise.compress.group_proof import said
 from equipoise.compress.trace import WEIGHTED, tensors
 
 FARTHEST = 4
@@ -52,7 +52,7 @@ def candidates(model: nn.Module, example: Inputs) -> Iterator[tuple[tuple[Cut, .
                 cuts, reason = _translated(model, graph, _reached(graph, root, width, broken, most))
             except Exception as error:  # noqa: BLE001 - any failure of the builder means: left whole, because
                 cuts = (Cut(name, "out", tuple((channel,) for channel in range(width))),)
-                reason = f"its dependencies could not be found: {type(error).__name__}: {first_line(error)}"
+                reason = f"its dependencies could not be found: {said(error)}"
             seen.update(cut.layer for cut in cuts if cut.axis == "out")
             yield cuts, reason
 

@@ -21,7 +21,7 @@ from equipoise.compress.coupling import Group as Group
 from equipoise.compress.coupling import keeping as keeping
 from equipoise.compress.cut import AXES, axis_size, refusal
 from equipoise.compress.dense import shared_parameters
-from equipoise.compress.group_proof import first_line, prove
+from equipoise.compress.group_proof import prove, said
 from equipoise.compress.group_proof import silence as _silence  # noqa: F401 - the same comparison by hand
 from equipoise.compress.trace import WEIGHTED, Watched, copied, record, unwatched
 
@@ -54,7 +54,7 @@ def groups(model: nn.Module, example: Inputs, *, watched: Watched = unwatched) -
             (_with_idle(cuts, idle), reason) for cuts, reason in candidates(subject, example) if not mixed & _writers(cuts)
         ]
     except Exception as error:  # noqa: BLE001 - somebody else's graph builder walks somebody else's model
-        reason = f"the dependency graph could not be built: {type(error).__name__}: {first_line(error)}"
+        reason = f"the dependency graph could not be built: {said(error)}"
         return (Group("", 0, (), (), False, reason),)
     places: dict[str, int] = {}
     for place, call in enumerate(tape.calls):

@@ -88,6 +88,11 @@ def first_line(error: BaseException) -> str:
     return (str(error).strip().splitlines() or [type(error).__name__])[0][:160]
 
 
+def said(error: BaseException) -> str:
+    """Return what kind of exception it is, and what it says."""
+    return f"{type(error).__name__}: {first_line(error)}"
+
+
 def _odd(count: int) -> int:
     return max(1, count - 1 + count % 2)
 

@@ -207,7 +207,7 @@ def calibrated(guesses: Mapping[Key, Loss], read: Mapping[Key, Loss], kinds: Map
 
 def roundings(read: Mapping[Key, Loss], kinds: Mapping[Key, str]) -> list[Key]:
     """Return the entries that were read of techniques that round."""
-    return [key for key in read if kinds[key] in TECHNIQUES and TECHNIQUES[kinds[key]].stage == Stage.ROUND]
+    return [key for key in read if TECHNIQUES[kinds[key]].stage == Stage.ROUND]
 
 
 def leant(read: Mapping[Key, Loss], scores: Mapping[Key, Loss]) -> dict[Key, Loss]:

@@ -25,7 +25,8 @@ from equipoise.compress.proof import SAMPLES, changed
 from equipoise.compress.prune import prune as _prune
 from equipoise.compress.rounding import on_grid
 from equipoise.compress.through import SETTLED, late, snapped, through
-from equipoise.errors import InputError, must_be, unknown
+from equipoise.errors import InputError, must_be, several, unknown
+from equipoise.ops import Op
 from equipoise.records import Choice
 from equipoise.runtimes import Program, Runtime, Session, Target
 from equipoise.runtimes.base import RUNTIMES
@@ -139,8 +140,7 @@ def quantize(
         >>> small = quantize(net, inputs[:256])            # doctest: +SKIP
         >>> small(inputs[:1]).shape, small.program.size_bytes   # doctest: +SKIP
     """
-    if isinstance(float_layers, str):
-        raise must_be("float_layers", "a list of names", float_layers, f"Write a single one as [{float_layers!r}].")
+    names = several("float_layers", float_layers)
     wanted = Target.parse(target)
     runtime = runtimes.get(wanted.runtime)
     if reason := runtime.unavailable():
@@ -161,13 +161,14 @@ def quantize(
     whole = one_output("model", plain, example)
     inside = "" if whole is plain else "model."
     done = folded(whole, example, data=calibration)
-    floats = frozenset(f"{inside}{name}" for name in float_layers)
+    floats = frozenset(f"{inside}{name}" for name in names)
+    ops = operators(done.model, example)
     if SCHEMES[scheme].encoded:
-        program = _held(done.model, example, calibration, runtime, scheme, floats)
+        program = _held(done.model, ops, example, calibration, runtime, scheme, floats)
     else:
         source = Exporter().source(done.model, example, topology="")
         program = runtime.compile(source, calibration=mapped(calibration, Tensor.numpy), float_layers=floats)
-    if not operators(done.model, example).keys() - program.left.keys() - floats:
+    if not ops.keys() - program.left.keys() - floats:
         why = next(iter(program.left.values()), "as float_layers asks")
         warnings.warn(f"nothing was quantized: every layer was left in floating point ({why})", stacklevel=2)
     session = runtime.load(program, threads=wanted.threads)
@@ -176,10 +177,15 @@ def quantize(
 
 
 def _held(
-    model: nn.Module, example: Inputs, calibration: Inputs, runtime: Runtime, scheme: Choice, floats: Collection[str]
+    model: nn.Module,
+    ops: Mapping[str, Op],
+    example: Inputs,
+    calibration: Inputs,
+    runtime: Runtime,
+    scheme: Choice,
+    floats: Collection[str],
 ) -> Program:
     """Return a program in which every layer that has a form in the scheme holds its weights so."""
-    ops = operators(model, example)
     if lost := sorted(set(floats) - ops.keys()):
         raise unknown("float_layers", lost[0], ops)
     schemes = {name: scheme for name, op in ops.items() if name not in floats and scheme in forms(op.kind)}

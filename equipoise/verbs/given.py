@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from equipoise.batch import Inputs, call, is_array, leaves, positional, take
 from equipoise.batch import named as batch_of
-from equipoise.compress.group_proof import first_line
+from equipoise.compress.group_proof import said
 from equipoise.errors import must_be
 from equipoise.workloads.outputs import not_one, reduced
 from equipoise.workloads.wrapped import bare, copied, single
@@ -73,7 +73,7 @@ def answers_of(name: str, model: nn.Module, example: Inputs) -> Any:
         return _answered(model, example)
     except Exception as error:
         what = f"a model that takes inputs {_shapes(example)}"
-        raise must_be(name, what, _said(error), "Check the shape and type of the inputs.") from error
+        raise must_be(name, what, said(error), "Check the shape and type of the inputs.") from error
 
 
 def beside(
@@ -95,7 +95,7 @@ def beside(
         _answered(model, take(others, slice(2)))
     except Exception as error:
         wanted = f"inputs that the model takes, as it takes {_shapes(batch)}"
-        got = f"{_shapes(others)}, at which {_said(error)}"
+        got = f"{_shapes(others)}, at which {said(error)}"
         raise must_be(names[1], wanted, got, "Pass more of the same kind.") from error
     return batch, others
 
@@ -107,10 +107,6 @@ def _answered(model: nn.Module, inputs: Inputs) -> Any:
 
 def _shapes(inputs: Inputs) -> str:
     return " and ".join(f"{tuple(value.shape)} of {str(value.dtype)[6:]}" for value in leaves(inputs))
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {first_line(error)}"
 
 
 def in_precision_of(model: nn.Module, result: nn.Module) -> nn.Module:

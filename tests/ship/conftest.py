@@ -119,7 +119,9 @@ def measured(
             scored = bench.score(plan, bench.build(plan), fidelity="one-shot")
             made = timed(bench, store, scored, seconds=0.5, reference_s=base.axis("latency_s").get())
             store.put("evaluation", made.key, {"evaluation": as_data(made)}, seconds=0.0)
-            ratios = {e.key: told(as_data(interval_of(e.speed_up))) for e in (base, made) if e.speed_up is not None}
+            assert base.speed_up is not None
+            assert made.speed_up is not None
+            ratios = {key: told(as_data(interval_of(r))) for key, r in ((base.key, base.speed_up), (made.key, made.speed_up))}
             race = {"ratios": ratios, "reference": as_data(base.cost["latency_s"]), "elasticity": {}}
             store.put("final", made.key, race, seconds=0.0)
     return path
