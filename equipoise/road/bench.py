@@ -56,7 +56,7 @@ from equipoise.schemes import scheme
 from equipoise.study.record import latency_beside
 from equipoise.training.remembered import Remembered
 from equipoise.training.samples import bears_channels_last, channels_last
-from equipoise.workloads import Workload, predict
+from equipoise.workloads import Workload, asked, predict
 from equipoise.workloads.running import at_once, one_thread, threads
 from equipoise.workloads.scoring import drop_reading, quality_reading
 from equipoise.workloads.weights import packed
@@ -248,14 +248,23 @@ class Workbench:
 
     def outputs(self, program: Program, samples: int) -> Array:
         """Run the first `samples` of the validation split through `program`, on all cores."""
-        session = runtimes.get(program.runtime).load(program, threads=os.cpu_count() or 1)
         kept, batch = self.work.validation.take(samples), requested(program, self.targets[0].batch, self.at_once)
-        return predict(lambda few: session.run(mapped(few, torch.Tensor.numpy)), kept, batch=batch)[0].numpy()
+        return predict(answering(program), kept, batch=batch)[0].numpy()
 
     @cached_property
     def reference_program(self) -> Program:
         """The untouched model compiled for the first target."""
         return self.compile(self.untouched, self.source(self.teacher), self.targets[0])
+
+    def asked(self, program: Program, samples: int) -> tuple[Array, torch.Tensor]:
+        """Return what the metric makes a program answer of the first `samples` of validation, and what it is to answer."""
+        outputs, targets = asked(self.work.metric, answering(program), self.work.validation.take(samples))
+        return outputs.numpy(), targets
+
+    @cached_property
+    def _asked_reference(self) -> dict[int, Array]:
+        """What the metric makes the untouched model's program answer, by samples."""
+        return {}
 
     @cached_property
     def reference(self) -> Array:
@@ -278,7 +287,7 @@ class Workbench:
         damage = self.damage(outputs)
         if not math.isfinite(damage):
             raise EquipoiseError(f"its answers to {samples} validation samples are not all finite")
-        quality, drop = self._quality(outputs, samples)
+        quality, drop = self._quality(program, outputs, samples)
         counts = count(draft.model, self.work.example)
         files = {name: self.save(content) for name, content in program.files.items()}
         onnx = self.save(source.onnx()) if program.runtime == "openvino" else ""  # the artifact ships it beside the IR
@@ -350,11 +359,21 @@ class Workbench:
         kept = None if self.kept is None else self.kept[: len(outputs)]
         return self.work.divergence.between(self.reference[: len(outputs)], outputs, kept=kept)
 
-    def _quality(self, outputs: Array, samples: int) -> tuple[Reading, Reading]:
+    def _quality(self, program: Program, outputs: Array, samples: int) -> tuple[Reading, Reading]:
         """Metric, and drop against the untouched model on the same samples, each with its interval."""
-        metric, targets = self.work.metric, self.validated[:samples]
+        metric, targets, before = self.work.metric, self.validated[:samples], self.reference[:samples]
+        if metric.ask is not None:
+            if samples not in self._asked_reference:
+                self._asked_reference[samples] = self.asked(self.reference_program, samples)[0]
+            before, (outputs, targets) = self._asked_reference[samples], self.asked(program, samples)
         quality = quality_reading(metric, outputs, targets, note=f"{metric.name}, validation split")
-        return quality, drop_reading(metric, self.reference[:samples], outputs, targets)
+        return quality, drop_reading(metric, before, outputs, targets)
+
+
+def answering(program: Program) -> Callable[[Inputs], Array]:
+    """Load a program on all cores and return what answers a batch of tensors."""
+    session = runtimes.get(program.runtime).load(program, threads=os.cpu_count() or 1)
+    return lambda few: np.asarray(session.run(mapped(few, torch.Tensor.numpy)))
 
 
 def _shapes(model: torch.nn.Module) -> str:

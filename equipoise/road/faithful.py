@@ -72,9 +72,12 @@ def hold(
     apart = gap(outputs[: len(wanted)], wanted)
     if apart <= SAME:
         return
-    scores = [metric.score(torch.from_numpy(np.array(some[: len(wanted)])), targets) for some in (outputs, wanted)]
+    told = ""
+    if metric.ask is None:
+        found, there = (metric.score(torch.from_numpy(np.array(some[: len(wanted)])), targets) for some in (outputs, wanted))
+        told = f", and {metric.name} {found:.2f} where torch has {there:.2f}"
     raise EquipoiseError(
-        f"{what} must answer as the model does in torch; got outputs that differ by {100 * apart:.3g} % of the largest, and "
-        f"{metric.name} {scores[0]:.2f} where torch has {scores[1]:.2f} ({len(wanted)} samples). Nothing measured on it would "
+        f"{what} must answer as the model does in torch; got outputs that differ by {100 * apart:.3g} % of the largest{told} "
+        f"({len(wanted)} samples). Nothing measured on it would "
         "hold: check that the model's forward depends on its inputs alone and has no branches on values."
     )

@@ -187,6 +187,8 @@ def _quality(scene: Scene, found: dict[str, Reading]) -> Iterator[Check]:
     claims, validation = scene.artifact.claims, scene.data.validation
     allowed = {len(validation)} | ({min(QUICK_SAMPLES, len(validation))} if claims.fidelity == "one-shot" else set())
     n, base_n = claims.promise["quality"].n, claims.baseline["quality"].n
+    if scene.data.metric.ask is not None:  # it counts sentences or drives of its own, and always reads the whole split
+        n = base_n = len(validation)
     whole = n in allowed and base_n == len(validation)
     yield judged("samples", f"{n} and {base_n}", f"{len(validation)} in the split", whole, "a promise is of the whole split")
     if not whole:
@@ -225,7 +227,8 @@ def _numerics(scene: Scene, kept: Split, answers: Tensor, before: Tensor) -> Ite
 def _validation(scene: Scene, kept: Split, answers: Tensor, before: Tensor) -> Iterator[Check]:
     """Repeat the figures that were promised on the validation split; the same file gives the same ones."""
     promise, baseline = scene.artifact.promise, scene.artifact.baseline
-    metric, targets, work = scene.data.metric, kept.targets(), scene.data
+    metric, work = scene.data.metric, scene.data
+    (before, _), (answers, targets) = scene.judged(scene.reference, kept, before), scene.judged(scene.program, kept, answers)
     each = metric.read(before, targets).each
     binary = each is not None and bool(torch.isin(each, torch.tensor([0.0, 100.0])).all())
     quality = metric.score(answers, targets)
@@ -234,8 +237,10 @@ def _validation(scene: Scene, kept: Split, answers: Tensor, before: Tensor) -> I
     if not scene.at_home:
         wide = 1.0 if binary else 1e-2 * scale
     drop = drop_reading(metric, before.numpy(), answers.numpy(), targets)
-    everything = work.validation.take(baseline["quality"].n)
-    untouched = metric.score(scene.outputs(scene.reference, everything), everything.targets())
+    whole = (before, targets)
+    if len(kept) < len(work.validation):
+        whole = scene.judged(scene.reference, work.validation, scene.outputs(scene.reference, work.validation))
+    untouched = metric.score(*whole)
     note = f"± {tight:.2g} points" + _where(scene)
     for name, stated, real, slack in (
         ("quality on validation", promise["quality"], measured(quality, "points"), 1),
@@ -268,8 +273,8 @@ def _where(scene: Scene) -> str:
 def _test(scene: Scene, found: dict[str, Reading]) -> Iterator[Check]:
     """Score the test split, which nothing has looked at so far."""
     split, metric = scene.data.test, scene.data.metric
-    targets = split.targets()
-    answers, source = scene.outputs(scene.program, split), scene.source(split)
+    answers, targets = scene.judged(scene.program, split, scene.outputs(scene.program, split))
+    source, _ = scene.judged(scene.data.model, split, scene.source(split))
     quality = metric.score(answers, targets)
     drop = drop_reading(metric, source.numpy(), answers.numpy(), targets)
     found["drop"], found["quality"] = drop, quality_reading(metric, answers.numpy(), targets)

@@ -3,23 +3,21 @@
 from __future__ import annotations
 
 import math
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from equipoise import runtimes
 from equipoise.batch import Inputs, mapped, restored, size, take
 from equipoise.measure.machine import describe
-from equipoise.road.bench import BATCH, Array
+from equipoise.road.bench import BATCH, Array, answering
 from equipoise.runtimes import Program, Target, requested
 from equipoise.ship.artifact import Artifact
 from equipoise.ship.manifest import PROBE
 from equipoise.ship.promises import Check, judged
-from equipoise.workloads import Split, Workload, predict
+from equipoise.workloads import Split, Workload, asked, predict
 
 FP32_SLACK = 1e-3
 """Largest difference of fp32 outputs, relative to the largest output."""
@@ -60,13 +58,18 @@ class Scene:
 
     def outputs(self, program: Program, split: Split) -> Tensor:
         """Answers of a program to a split, scored as the study scored it."""
-        session = runtimes.get(program.runtime).load(program, threads=os.cpu_count() or 1)
         batch = requested(program, Target.parse(self.artifact.claims.deployable.target).batch, BATCH)
-        return predict(lambda x: session.run(mapped(x, Tensor.numpy)), split, batch=batch)[0]
+        return predict(answering(program), split, batch=batch)[0]
 
     def source(self, split: Split) -> Tensor:
         """Answers of the rebuilt source model."""
         return predict(self.data.model, split, batch=BATCH)[0]
+
+    def judged(self, run: Program | nn.Module, split: Split, given: Tensor) -> tuple[Tensor, Tensor]:
+        """What the metric reads of a program or of the source: the answers `given` to `split`, or those it asks for itself."""
+        if self.data.metric.ask is None:
+            return given, split.targets()
+        return asked(self.data.metric, run if isinstance(run, nn.Module) else answering(run), split)
 
 
 def probe(artifact: Artifact) -> dict[str, Array]:

@@ -216,7 +216,7 @@ class SmallRuns:
             recipe=recipe,
             augment=self.task.augment,
             validation=self.task.validation if look else None,
-            metric=self.task.metric if look else None,
+            metric=self.task.metric.of_outputs if look else None,
             evaluate_steps=steps,
             generator=torch.Generator().manual_seed(self.seed),
             start=start,

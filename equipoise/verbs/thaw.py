@@ -83,7 +83,7 @@ def frozen_start(
             task.train,
             task.validation,
             loss=task.loss,
-            metric=task.metric,
+            metric=task.metric.of_outputs,
             seconds=limit,
             device=where.device,
             on_step=beside_others,
@@ -137,7 +137,7 @@ def better_of(done: Trained, start: Fitted, task: Task, recipe: Recipe) -> tuple
 
     Without patience a run returns its last weights, whatever the validation split says of them.
     """
-    watched = Validation(task.validation, task.loss, 1, task.metric)
+    watched = Validation(task.validation, task.loss, 1, task.metric.of_outputs)
     if recipe.patience is None or done.best is None or watched.better(done.best, start.point):
         return done, ()
     note = "training all layers brought no more on validation data than the last layer alone, whose model is kept"

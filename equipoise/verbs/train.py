@@ -29,7 +29,7 @@ from equipoise.training.progress import Progress
 from equipoise.training.transfer import discriminative
 from equipoise.units import check_seed, show
 from equipoise.verbs.thaw import THAWED, better_of, frozen_start, reached_frozen, rescaled, seconds_left
-from equipoise.workloads import Task, as_family, as_task, predict
+from equipoise.workloads import Task, as_family, as_task, asked, predict
 from equipoise.workloads.beside import shipped
 from equipoise.workloads.classification import MOST_CLASSES, Classification, classification
 from equipoise.workloads.families import Family, Scale
@@ -188,7 +188,7 @@ def train(
         recipe=chosen,
         augment=task.augment,
         validation=task.validation,
-        metric=task.metric,
+        metric=task.metric.of_outputs,
         evaluate_steps=max(1, min(per_epoch, expected // (FEW_LOOKS if family.pretrained else LOOKS))),
         rates=discriminative(model, LAYER_DECAY) if family.pretrained else None,
         generator=torch.Generator().manual_seed(seed),
@@ -206,6 +206,7 @@ def train(
     if where.rank == 0:
         split = task.test if test else task.validation
         outputs, targets = predict(done.model, split)
+        reached |= _asked(done.model, task, test=test) if task.metric.ask else {}
         reached |= _tested(outputs, targets, task) if test else {}
         told = _classified(outputs, targets, task, split.name)
     found = TrainedModel(
@@ -400,10 +401,21 @@ def _classified(outputs: Tensor, targets: Tensor, task: Task, split: str) -> Cla
 
 
 def _tested(outputs: Tensor, targets: Tensor, task: Task) -> dict[str, Reading]:
-    score = measured(
-        task.metric.score(outputs, targets), task.metric.unit, n=len(task.test), note=f"{task.metric.name}, test split"
-    )
-    return {"test_quality": score, "test_loss": measured(float(task.loss(outputs, targets)), "1", n=len(task.test))}
+    loss = measured(float(task.loss(outputs, targets)), "1", n=len(task.test))
+    if task.metric.ask:
+        return {"test_loss": loss}
+    return {"test_quality": _scored(outputs, targets, task, "test"), "test_loss": loss}
+
+
+def _asked(model: nn.Module, task: Task, *, test: bool) -> dict[str, Reading]:
+    """Qualities that the metric asks the trained model for itself."""
+    splits = {"quality": task.validation, **({"test_quality": task.test} if test else {})}
+    return {name: _scored(*asked(task.metric, model, split), task, split.name) for name, split in splits.items()}
+
+
+def _scored(outputs: Tensor, targets: Tensor, task: Task, split: str) -> Reading:
+    metric = task.metric
+    return measured(metric.score(outputs, targets), metric.unit, n=len(targets), note=f"{metric.name}, {split} split")
 
 
 def _diagnosed(done: Trained, task: Task, seed: int) -> Diagnosis | None:

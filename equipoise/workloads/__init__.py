@@ -4,7 +4,7 @@ from equipoise.workloads.augment import Augment, shifted
 from equipoise.workloads.base import Workload
 from equipoise.workloads.cautions import cautions
 from equipoise.workloads.check import check
-from equipoise.workloads.data import Split, predict
+from equipoise.workloads.data import Split, asked, predict
 from equipoise.workloads.families import Dimension, Family, Scale, family
 from equipoise.workloads.given import as_family, as_task, as_workload
 from equipoise.workloads.metrics import LOSSES, METRICS, Metric, Quality, Scores, classes, metric_of
@@ -28,6 +28,7 @@ __all__ = [
     "as_family",
     "as_task",
     "as_workload",
+    "asked",
     "cautions",
     "check",
     "classes",

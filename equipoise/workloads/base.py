@@ -16,7 +16,7 @@ from equipoise.errors import InputError, must_be
 from equipoise.workloads import identity, labels
 from equipoise.workloads.augment import Augment
 from equipoise.workloads.beside import checked_files, checked_labels
-from equipoise.workloads.data import Split, Transform, predict
+from equipoise.workloads.data import Split, Transform, asked
 from equipoise.workloads.divergence import Divergence
 from equipoise.workloads.meaning import divergence_of, settled
 from equipoise.workloads.metrics import Loss, Metric, Quality, Score, ignoring_loss, loss_of, metric_of, printable, yes_or_no
@@ -200,7 +200,7 @@ class Workload:
 
     def quality(self, run: Callable[..., Any] | None = None, *, split: Split | None = None, batch: int = 256) -> float:
         """Return the metric of `run` (None: the model) on `split` (None: validation), in points."""
-        return self.metric.score(*predict(run or self.model, split or self.validation, batch=batch))
+        return self.metric.score(*asked(self.metric, run or self.model, split or self.validation, batch=batch))
 
 
 def _model_of(model: Any) -> tuple[nn.Module, nn.Module | None, tuple[str, ...]]:

@@ -13,7 +13,7 @@ from torch import Tensor
 from equipoise.batch import call, leaves, take
 from equipoise.errors import InputError, must_be
 from equipoise.workloads.base import Workload
-from equipoise.workloads.data import Split, predict
+from equipoise.workloads.data import Split, asked, predict
 from equipoise.workloads.metrics import Metric
 from equipoise.workloads.outputs import not_one
 from equipoise.workloads.overlap import overlapping
@@ -239,7 +239,7 @@ def _scores(work: Workload, outputs: Tensor, targets: Tensor) -> Iterator[InputE
     """Check the metric, the loss and the claimed quality on the model's answers."""
     takes = "It is called with (outputs, targets)."
     try:
-        score = attempt(f"metric {work.metric.name}", lambda: work.metric.score(outputs, targets), takes)
+        score = attempt(f"metric {work.metric.name}", lambda: _score(work, outputs, targets), takes)
         with warnings.catch_warnings():  # torch only warns where (N, 1) and (N,) would be compared all with all
             warnings.filterwarnings("error", message="Using a target size")
             loss = attempt("loss", lambda: work.loss(outputs, targets), f"{takes[:-1]} {_sizes(outputs, targets)}.")
@@ -255,6 +255,13 @@ def _scores(work: Workload, outputs: Tensor, targets: Tensor) -> Iterator[InputE
         yield from _claim(work, work.claimed_quality)
 
 
+def _score(work: Workload, outputs: Tensor, targets: Tensor) -> float:
+    """The metric of the answers, or where it asks for itself what it finds on as many samples."""
+    metric = work.metric
+    given = (outputs, targets) if metric.ask is None else asked(metric, work.model, work.validation.take(len(outputs)))
+    return metric.score(*given)
+
+
 def _sizes(outputs: Tensor, targets: Tensor) -> str:
     return f"of shapes {tuple(outputs.shape)} and {tuple(targets.shape)}"
 
@@ -264,7 +271,7 @@ def _claim(work: Workload, claimed: float) -> Iterator[InputError]:
 
     The opposite is no mistake: the model may have been trained on what is the validation split here.
     """
-    outputs, targets = predict(work.model, work.validation)
+    outputs, targets = asked(work.metric, work.model, work.validation)
     found = quality_reading(work.metric, outputs.numpy(), targets)
     if found.low is None or found.high is None:
         return

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from equipoise.batch import Inputs, call, leaves, named, parts
 from equipoise.errors import InputError, must_be
 from equipoise.workloads.forms import form_of
+from equipoise.workloads.metrics import Metric
 from equipoise.workloads.running import at_once
 from equipoise.workloads.sources import Arrays, Items, Kept, Source, attempt
 
@@ -201,6 +202,29 @@ def predict(run: Callable[..., Any], split: Split, *, batch: int = 256) -> tuple
     if not outputs:
         raise InputError(f"{split.name} must be data with at least one sample; got none. Pass another {split.name} split.")
     return _together("outputs", outputs, split.name).clone(), _together("targets", targets, split.name)
+
+
+def asked(metric: Metric, run: Callable[..., Any], split: Split, *, batch: int = 256) -> tuple[Tensor, Tensor]:
+    """Return (outputs, targets) as `metric` reads them: what `predict` gives, or what it makes the model answer itself.
+
+    Args:
+        run, split, batch: As of `predict`.
+    Raises:
+        InputError: The split is empty, or the metric's own questions give no row for each target.
+    """
+    if metric.ask is None:
+        return predict(run, split, batch=batch)
+
+    def answer(inputs: Inputs) -> Tensor:
+        found: Any = call(run, inputs) if isinstance(run, nn.Module) else run(inputs)
+        return torch.as_tensor(found)
+
+    with torch.inference_mode():
+        outputs, targets = metric.ask(answer, split)
+    if not len(outputs) == len(targets) > 0:
+        found = f"{len(outputs)} outputs and {len(targets)} targets"
+        raise must_be(f"metric {metric.name}.ask", "one that returns a row for each target", found, "See metrics.Ask.")
+    return outputs, targets
 
 
 def _together(what: str, batches: list[Tensor], name: str) -> Tensor:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
-
-import torch
 
 from equipoise.errors import must_be
 from equipoise.workloads.augment import Augment, shifted
 from equipoise.workloads.base import Workload
 from equipoise.workloads.data import Split
 from equipoise.workloads.image_files import Images, Normalize, read_images
+from equipoise.workloads.learned import learned
 from equipoise.workloads.models import ResNet, Shortcut
-from equipoise.workloads.spec import load_sized
 from equipoise.workloads.task import Task
 from equipoise.workloads.weights import load_weights, read_weights
 
@@ -57,15 +56,12 @@ def image_workload(
     Raises:
         InputError: The images or the weights cannot be used.
     """
-    tensors = read_weights(weights)  # first: it is quick
     if model:
         if (depth, shortcut) != (20, "A"):
             raise must_be("depth and shortcut", "left out with model=", (depth, shortcut), "Write model=FAMILY:depth=8.")
-        family, scale = load_sized(model)
-        task = family.prepared(image_task(path, shift=shift, holdout=holdout, size=size, most=family.side, name=name))
-        built = family.model(scale or {}, task, generator=torch.Generator())
-        load_weights(built, tensors, name=f"weights {weights}", remedy=f"Give what training {model} wrote: model.safetensors.")
-        return task.workload(built)
+        task = partial(image_task, path, shift=shift, holdout=holdout, size=size, name=name)
+        return learned(lambda family: task(most=family.side), model, weights)
+    tensors = read_weights(weights)  # first: it is quick
     images = read_images(path, size=size)
     net = ResNet(depth, classes=len(images.classes), shortcut=shortcut)
     load_weights(net, tensors, name=f"weights {weights}", remedy=OWN_MODEL.format(name=name, depth=depth, shortcut=shortcut))

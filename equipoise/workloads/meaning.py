@@ -109,7 +109,7 @@ def divergence_of(work: Judged) -> Divergence:
         outputs.float(),
         targets,
         loss=None if natural else work.loss,
-        metric=work.metric,
+        metric=work.metric.of_outputs,
         probabilities=squashed(work.model, work.validation),
         ignored=ignored,
     )

@@ -40,12 +40,19 @@ class Scores:
 class Quality(Protocol):
     """A quality that reads a whole split; pass it as ``metric=``.
 
-    It may also say its ``name``, whether to ``maximize`` it (True where it does not say) and the ``unit`` of a point.
+    It may also say its ``name``, whether to ``maximize`` it (True where it does not say) and the ``unit`` of a point. A method
+    ``ask`` (see `Ask`) puts the questions to the model itself.
     """
 
     def read(self, outputs: Tensor, targets: Tensor) -> Scores:
         """Return the score of outputs (N, ...) and targets (N, ...), and of each sample where it is their mean."""
         ...
+
+
+Ask = Callable[[Callable[[Any], Tensor], Any], tuple[Tensor, Tensor]]
+"""(run, split) -> (outputs, targets), for a quality that takes more than one call of the model for a sample: a sentence that
+is written word by word, a drive. ``run`` maps a batch of inputs to outputs, and may be called as often as need be. What comes
+back is what `Quality.read` is given, a row for whatever is judged (a sentence, a drive), in an order of the split's alone."""
 
 
 @dataclass(frozen=True)
@@ -65,6 +72,8 @@ class Metric:
         scale: Points for 1 of what `function` returns: 100 for fractions, 1 for anything else. None lets a workload read it
             off the values that the function gives (`meaning.settled`); until then it counts as 1.
         labels: Whether it is of class labels (True) or of values (False); None where that is not known of it.
+        ask: Puts the questions to the model, where one call for each sample is not all; see `Ask`. Such a metric says nothing
+            of what the outputs of one call mean, and is not looked at during training: the loss is.
 
     Example:
         >>> top1 = Metric("top1", True, lambda outputs, targets: (outputs.argmax(1) == targets).float().mean(), scale=100)
@@ -79,6 +88,7 @@ class Metric:
     unit: str = "points"
     scale: float | None = None
     labels: bool | None = None
+    ask: Ask | None = None
 
     def __post_init__(self) -> None:
         """Hold the scale to a positive number, and the name to what a table and a manifest can show."""
@@ -90,6 +100,11 @@ class Metric:
             raise must_be("metric.maximize", "True or False", self.maximize, "Say whether more is better.")
         if self.scale is not None and not (math.isfinite(self.scale) and self.scale > 0):
             raise must_be("metric.scale", "a positive number, or None", self.scale, "Write 100 for fractions, 1 for points.")
+
+    @property
+    def of_outputs(self) -> Metric | None:
+        """The metric where it reads what one call of the model gives; None where it asks for itself."""
+        return self if self.ask is None else None
 
     def score(self, outputs: Tensor, targets: Tensor) -> float:
         """Return the score as a number, in points.
@@ -369,7 +384,8 @@ def _reading(quality: Any, *, maximize: bool) -> Metric:
         return torch.full((len(targets),), math.nan) if found is None else torch.as_tensor(found)
 
     better, unit = getattr(quality, "maximize", maximize), getattr(quality, "unit", "points")
-    return Metric(name, bool(better), lambda outputs, targets: read(outputs, targets).value, each, unit, scale=1)
+    ask = getattr(quality, "ask", None)
+    return Metric(name, bool(better), lambda outputs, targets: read(outputs, targets).value, each, unit, scale=1, ask=ask)
 
 
 def natural_loss(outputs: Tensor, targets: Tensor) -> Tensor:

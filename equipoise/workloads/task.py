@@ -326,7 +326,7 @@ def _untaught(split: Split, shape: Shape, metric: Metric, loss: Loss) -> Iterato
         return
     takes = f"It is called with outputs {tuple(outputs.shape)} and targets {tuple(targets.shape)}."
     try:
-        score = attempt(f"metric {metric.name}", lambda: metric.score(outputs, targets), takes)
+        score = 0.0 if metric.ask else attempt(f"metric {metric.name}", lambda: metric.score(outputs, targets), takes)
         value = attempt("loss", lambda: float(loss(outputs, targets)), takes)
     except InputError as error:
         yield error
