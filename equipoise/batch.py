@@ -20,6 +20,9 @@ Inputs = Any
 ONE = "input"
 """Name of the input of a model that takes one."""
 
+SOURCE, WRITTEN = "source", "written"
+"""Names of a pair of sequences: what is read whole, and what is written so far beside it."""
+
 HELD = "inputs"
 """Under this name, or with it before theirs, inputs are kept in files of named tensors."""
 
@@ -45,6 +48,11 @@ def named(inputs: Any) -> dict[str, Any]:
 def is_array(value: Any) -> bool:
     """Whether a value holds a row for each sample."""
     return len(getattr(value, "shape", ())) > 0
+
+
+def is_pair(inputs: Any) -> bool:
+    """Whether inputs are a sequence that is read and one that is written."""
+    return isinstance(inputs, Mapping) and set(inputs) == {SOURCE, WRITTEN}
 
 
 def size(inputs: Any) -> int:

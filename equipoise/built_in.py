@@ -16,6 +16,11 @@ Options = Mapping[str, Callable[[str], Any]]
 """Name of an option -> what reads its text; those that name a file are read by `Path`."""
 
 
+def place(text: str) -> str:
+    """Return what is a folder where there is one of that name, and else the name of something."""
+    return text
+
+
 @dataclass(frozen=True, slots=True)
 class BuiltIn:
     """One of them.
@@ -42,8 +47,10 @@ class BuiltIn:
 
 _TASK: Options = {"shift": int, "holdout": int}
 _TEXTS: Options = {"length": int, "text": str, "label": str}
+_WORDS: Options = {"words": int, "tokenizer": Path}
 _NET: Options = {"weights": Path, "depth": int, "shortcut": str, **_TASK}
-_SIZED: Options = {"size": int}
+_SIZED: Options = {"size": int, "stream": int, "crop": float}
+_PAIRS: Options = {"source": str, "target": str, "vocabulary": int, "length": int, "quality": str, "beams": int}
 
 FAMILIES: dict[str, BuiltIn] = {
     "mlp": BuiltIn("equipoise.workloads.families.plain:MLP"),
@@ -59,6 +66,8 @@ FAMILIES: dict[str, BuiltIn] = {
     "bag": BuiltIn("equipoise.workloads.families.texts:BAG"),
     "textcnn": BuiltIn("equipoise.workloads.families.texts:TEXTCNN"),
     "gru": BuiltIn("equipoise.workloads.families.texts:GRU"),
+    "transformer": BuiltIn("equipoise.workloads.families.encoder_decoder:TRANSFORMER"),
+    "seq2seq": BuiltIn("equipoise.workloads.families.seq2seq:SEQ2SEQ"),
     "huggingface": BuiltIn("equipoise.workloads.huggingface:huggingface", "FOLDER"),
     "timm": BuiltIn("equipoise.workloads.timm:timm_family", "NAME?weights=FILE", {"weights": Path}, file=False),
 }
@@ -68,7 +77,16 @@ WORKLOADS: dict[str, BuiltIn] = {
     "digits": BuiltIn("equipoise.workloads.digits:digits", trained=True),
     "cifar10": BuiltIn("equipoise.workloads.images:cifar10", "DATA?weights=FILE", _NET),
     "images": BuiltIn("equipoise.workloads.images:image_workload", "DATA?weights=FILE", {**_NET, **_SIZED, "model": str}),
-    "sentiment": BuiltIn("equipoise.workloads.huggingface:sentiment_workload", "DATA?model=FOLDER", {"model": Path, **_TEXTS}),
+    "sentiment": BuiltIn(
+        "equipoise.workloads.huggingface:sentiment_workload",
+        "DATA?model=FOLDER",
+        {"model": place, "weights": Path, **_TEXTS, **_WORDS},
+    ),
+    "translation": BuiltIn(
+        "equipoise.workloads.translation:translation_workload",
+        "FOLDER?model=FAMILY&weights=FILE",
+        {"model": str, "weights": Path, **_PAIRS},
+    ),
 }
 """Workloads by name."""
 
@@ -78,10 +96,11 @@ TASKS: dict[str, BuiltIn] = {
     "cifar10": BuiltIn("equipoise.workloads.images:cifar10_task", "DATA", _TASK),
     "images": BuiltIn("equipoise.workloads.images:image_task", "DATA", {**_TASK, **_SIZED}),
     "text": BuiltIn("equipoise.workloads.text:text_task", "FILE?context=64", {"context": int}),
+    "translation": BuiltIn("equipoise.workloads.translation:translation_task", "FOLDER?source=en&target=de", _PAIRS),
     "sentiment": BuiltIn(
         "equipoise.workloads.sentiment:sentiment_task",
         "DATA?length=64",
-        {**_TEXTS, "words": int, "tokenizer": Path},
+        {**_TEXTS, **_WORDS},
     ),
 }
 """Tasks by name: every workload, its model left aside, and those that need no model."""
@@ -120,6 +139,8 @@ def workload_of(family: str, task: str, scale: Mapping[str, float], store: Path)
         'images:DATA?model=cnn:width=8,depth=3&weights=runs/a/model.safetensors'
         >>> workload_of("huggingface:OLD", "sentiment:DATA?tokenizer=OLD&length=32", {"depth": 6}, Path("runs/a"))
         'sentiment:DATA?length=32&model=runs/a/pretrained'
+    >>> workload_of("bag", "sentiment:DATA?length=32", {"width": 64}, Path("runs/a"))
+    'sentiment:DATA?length=32&model=bag:width=64&weights=runs/a/model.safetensors'
     """
     kind, _, rest = task.partition(":")
     data, _, query = rest.partition("?")
@@ -127,11 +148,12 @@ def workload_of(family: str, task: str, scale: Mapping[str, float], store: Path)
     if row is None or "model" not in row.options or not data:
         return ""
     kept = [part for part in query.split("&") if part.partition("=")[0] in row.options]
+    if family.startswith("huggingface:"):  # its folder holds its tokenizer
+        others = [part for part in kept if not part.startswith("tokenizer=")]
+        return f"{kind}:{data}?{'&'.join([*others, f'model={store}/pretrained'])}"
     if "weights" in row.options:
         sized = ",".join(f"{name}={value:g}" for name, value in scale.items())
         kept += [f"model={':'.join(filter(None, (family.partition('?')[0], sized)))}", f"weights={store / 'model.safetensors'}"]
-    elif family.startswith("huggingface:"):
-        kept.append(f"model={store / 'pretrained'}")
     else:
         return ""
     return f"{kind}:{data}?{'&'.join(kept)}"

@@ -25,6 +25,7 @@ EXIT_INTERRUPTED = 130
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("equipoise.cli.demo", "the whole road on handwritten digits, offline, in two minutes"),
+    "gallery": ("equipoise.cli.gallery", "the fields, and one of them from data to a verified file"),
     "doctor": ("equipoise.cli.doctor", "what can be measured and run on this machine"),
     "profile": ("equipoise.cli.profile", "what a model costs here, from params to price"),
     "advise": ("equipoise.cli.advise", "what is worth trying on a model and this machine, in a minute, without training"),

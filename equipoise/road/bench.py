@@ -48,8 +48,9 @@ from equipoise.road.facts import TARGET, Facts
 from equipoise.road.racing import Contender
 from equipoise.road.students import students
 from equipoise.road.survey import survey
-from equipoise.runtimes import Program, Source, Target, requested
+from equipoise.runtimes import Program, Session, Source, Target, requested
 from equipoise.runtimes.cpu import has_exact_int8, liked_channels
+from equipoise.runtimes.decoding import ProgramWriter, looks_back
 from equipoise.runtimes.export import Exporter
 from equipoise.runtimes.layers import layer_nodes
 from equipoise.schemes import scheme
@@ -249,7 +250,7 @@ class Workbench:
     def outputs(self, program: Program, samples: int) -> Array:
         """Run the first `samples` of the validation split through `program`, on all cores."""
         kept, batch = self.work.validation.take(samples), requested(program, self.targets[0].batch, self.at_once)
-        return predict(answering(program), kept, batch=batch)[0].numpy()
+        return predict(Answering(program), kept, batch=batch)[0].numpy()
 
     @cached_property
     def reference_program(self) -> Program:
@@ -258,7 +259,7 @@ class Workbench:
 
     def asked(self, program: Program, samples: int) -> tuple[Array, torch.Tensor]:
         """Return what the metric makes a program answer of the first `samples` of validation, and what it is to answer."""
-        outputs, targets = asked(self.work.metric, answering(program), self.work.validation.take(samples))
+        outputs, targets = asked(self.work.metric, Answering(program), self.work.validation.take(samples))
         return outputs.numpy(), targets
 
     @cached_property
@@ -370,10 +371,23 @@ class Workbench:
         return quality, drop_reading(metric, before, outputs, targets)
 
 
-def answering(program: Program) -> Callable[[Inputs], Array]:
-    """Load a program on all cores and return what answers a batch of tensors."""
-    session = runtimes.get(program.runtime).load(program, threads=os.cpu_count() or 1)
-    return lambda few: np.asarray(session.run(mapped(few, torch.Tensor.numpy)))
+@dataclass(frozen=True)
+class Answering:
+    """What answers for a program, on all cores."""
+
+    program: Program
+
+    @cached_property
+    def _session(self) -> Session:
+        return runtimes.get(self.program.runtime).load(self.program, threads=os.cpu_count() or 1)
+
+    def __call__(self, inputs: Inputs) -> Array:
+        """Return the outputs of a batch of tensors."""
+        return np.asarray(self._session.run(mapped(inputs, torch.Tensor.numpy)))
+
+    def writer(self) -> ProgramWriter | None:
+        """Return what writes with it word by word; None of a program that keeps nothing of what it has read."""
+        return ProgramWriter(self.program, threads=os.cpu_count() or 1) if looks_back(self.program) else None
 
 
 def _shapes(model: torch.nn.Module) -> str:

@@ -6,12 +6,12 @@ from dataclasses import dataclass, replace
 
 import numpy as np
 
-from equipoise.batch import Inputs
+from equipoise.batch import SOURCE, Inputs, is_pair, leaves, take
 from equipoise.measure.latency import Call
 from equipoise.measure.loads import compare_loads
 from equipoise.records import Reading, unavailable
 from equipoise.runtimes import Program, Target
-from equipoise.runtimes.decoding import Reader, reads
+from equipoise.runtimes.decoding import Reader, reads, tokens_of
 
 SECONDS = 2.0
 """Wall time of a reading, many loads together."""
@@ -26,11 +26,11 @@ class Prefill:
         return ""
 
     def read(self, program: Program, target: Target, rows: Inputs) -> Reading:
-        """Return the typical seconds over loads, of the first text of `rows` (N, T)."""
-        if not reads(program) or not isinstance(rows, np.ndarray):
+        """Return the typical seconds over loads, of the first text of `rows` (N, T), or of the source of the first pair."""
+        if not reads(program) or not _is_read(rows):
             return unavailable("s", NOT_HERE)
-        found = _timed(Prompt(program, target, rows[:1], 0))
-        return replace(found, note=f"{rows.shape[1]} tokens of one text; {found.note}")
+        found, length = _timed(Prompt(program, target, take(rows, slice(1)), 0)), leaves(rows)[0].shape[1]
+        return replace(found, note=f"{length} tokens of one text; {found.note}")
 
 
 class Decode:
@@ -41,30 +41,38 @@ class Decode:
         return ""
 
     def read(self, program: Program, target: Target, rows: Inputs) -> Reading:
-        """Return 1 / the typical seconds over loads, of the last token of the first text of `rows` (N, T)."""
-        if not reads(program) or not isinstance(rows, np.ndarray):
+        """Return 1 / the typical seconds over loads, of the last token of the first text of `rows`, or of what is written."""
+        if not reads(program) or not _is_read(rows):
             return unavailable("1/s", NOT_HERE)
-        found, before = _timed(Prompt(program, target, rows[:1], rows.shape[1] - 1)), rows.shape[1] - 1
+        before = tokens_of(rows).shape[1] - 1
+        found = _timed(Prompt(program, target, take(rows, slice(1)), before))
         low, high = (None if end is None else 1.0 / end for end in (found.high, found.low))
         note = f"one text, {before} tokens before; {found.note}"
         return replace(found, value=1.0 / found.get(), unit="1/s", low=low, high=high, note=note)
 
 
+def _is_read(rows: Inputs) -> bool:
+    return isinstance(rows, np.ndarray) or is_pair(rows)
+
+
 @dataclass(frozen=True)
 class Prompt:
-    """A program, and tokens (1, T) of which as many as `before` were read."""
+    """A program, and tokens (1, T) or a pair of which as many as `before` were read; of none of a pair the source is timed."""
 
     program: Program
     target: Target
-    tokens: np.ndarray
+    inputs: Inputs
     before: int
 
     def load(self) -> Call:
         """Load the program anew, let it read what stands before, and return what reads the rest."""
         reader = Reader(self.program, threads=self.target.threads)
+        if is_pair(self.inputs) and not self.before:
+            return lambda: reader.read(self.inputs[SOURCE])
+        tokens = reader.begin(self.inputs)
         if self.before:
-            reader.on(self.tokens[:, : self.before])
-        past, rest = reader.past, np.ascontiguousarray(self.tokens[:, self.before :])
+            reader.on(tokens[:, : self.before])
+        past, rest = reader.past, np.ascontiguousarray(tokens[:, self.before :])
 
         def once() -> None:
             reader.past = past

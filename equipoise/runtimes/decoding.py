@@ -4,26 +4,32 @@ A model that has ``read_on(tokens, past) -> (outputs, past)`` beside its forward
 ``input``, the tensors ``past_0``, ``past_1``, ...; each has an empty one for a default, so that whoever gives none of them
 reads a window from its beginning as before, and it gives ``present_0``, ... beside ``output``: the past of what comes next.
 Weights are held once, and what is scored is what generates.
+
+A model that writes one sequence while it looks at another takes them as a pair (`batch.SOURCE`, `batch.WRITTEN`) and has
+``encode(source) -> memory`` and ``read_on(written, past, memory)``. Its file gives ``memory_0``, ... too, and whoever writes
+cuts it there in two: what reads the source once, and what writes on.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol, cast
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 from onnx import ModelProto, NodeProto, helper, load_from_string, numpy_helper
+from onnx.utils import Extractor
 from torch import Tensor, nn
 
-from equipoise.batch import ONE, Inputs, take
+from equipoise.batch import ONE, SOURCE, WRITTEN, Inputs, call, is_pair, mapped, take
 from equipoise.errors import InputError, must_be
 from equipoise.runtimes.base import Program, check_program
 from equipoise.runtimes.failures import failures
 from equipoise.runtimes.sessions import opened as opened_file
 
-PAST, PRESENT = "past_", "present_"
+PAST, PRESENT, MEMORY = "past_", "present_", "memory_"
+Past = tuple[Tensor, ...]
 GROWING = 2
 """The axis of a past that is as long as what was read."""
 TOLERANCE = 1e-4
@@ -47,20 +53,39 @@ def reads_on(model: nn.Module) -> bool:
     return callable(getattr(model, "read_on", None))
 
 
-def hold(model: nn.Module, tokens: Tensor) -> None:
+def is_read(inputs: Inputs) -> bool:
+    """Return whether inputs are of a kind that is read on: rows of tokens, or a pair of such."""
+    return isinstance(inputs, Tensor) or is_pair(inputs)
+
+
+def tokens_of(inputs: Inputs) -> Any:
+    """Return the tokens (N, T) that follow one another: all, or of a pair what is written."""
+    return inputs[WRITTEN] if is_pair(inputs) else inputs
+
+
+def reading(model: nn.Module, inputs: Inputs) -> Callable[[Tensor, Past], tuple[Tensor, Past]]:
+    """Return what reads tokens on from a past; the source of a pair is read now."""
+    reader = cast(Any, model)
+    if not is_pair(inputs):
+        return cast("Callable[[Tensor, Past], tuple[Tensor, Past]]", reader.read_on)
+    memory = reader.encode(inputs[SOURCE])
+    return lambda tokens, past: reader.read_on(tokens, past, memory)
+
+
+def hold(model: nn.Module, inputs: Inputs) -> None:
     """Raise `InputError` unless reading tokens (N, T) in parts gives what `model` makes of the whole; it is in evaluation mode.
 
     Three cuts: all at once, in the middle, and each of the last two tokens alone.
     """
-    reader = cast(Reads, model)
+    tokens = tokens_of(inputs)
     length = tokens.shape[1]
     with torch.inference_mode():
-        whole = model(tokens)
+        whole, read_on = call(model, inputs), reading(model, inputs)
         for cuts in ((), (length // 2,), (length - 2, length - 1)):
-            past: tuple[Tensor, ...] = ()
+            past: Past = ()
             parts = []
             for part in tokens.tensor_split(cuts, 1):
-                out, past = reader.read_on(part, past)
+                out, past = read_on(part, past)
                 parts.append(out)
             off = float((torch.cat(parts, -1) - whole).abs().max() / whole.abs().max())
             if not off <= TOLERANCE:
@@ -70,10 +95,12 @@ def hold(model: nn.Module, tokens: Tensor) -> None:
                 )
 
 
-def begun(model: nn.Module, tokens: Tensor) -> tuple[Tensor, ...]:
-    """Return the past of a first sample's tokens, (1, heads, T, features) each."""
+def begun(model: nn.Module, inputs: Inputs) -> Past:
+    """Return the past of a first sample's first half, (1, heads, T / 2, features) each."""
+    first = take(inputs, slice(1))
+    tokens = tokens_of(first)
     with torch.inference_mode():
-        past = cast(Reads, model).read_on(tokens[:1], ())[1]
+        past = reading(model, first)(tokens[:, : tokens.shape[1] // 2], ())[1]
     return tuple(part.detach().clone() for part in past)
 
 
@@ -110,7 +137,7 @@ def closed(content: bytes) -> bytes:
         else:
             nodes.append(node)
     inputs = [value for value in graph.input if value.name not in empty]
-    outputs = [value for value in graph.output if not value.name.startswith(PRESENT)]
+    outputs = [value for value in graph.output if not value.name.startswith((PRESENT, MEMORY))]
     held = [tensor for tensor in graph.initializer if tensor.name not in empty]
     del graph.node[:], graph.input[:], graph.output[:], graph.initializer[:]
     graph.node.extend(nodes)
@@ -121,6 +148,31 @@ def closed(content: bytes) -> bytes:
     return closed
 
 
+def halves(content: bytes) -> tuple[bytes, bytes]:
+    """Return the two parts of a pair's file: source -> memory, and memory, written and past -> output and present."""
+    given = [value.name for value in load_from_string(content).graph.input]
+    out = [value.name for value in load_from_string(content).graph.output]
+    memory = [name for name in out if name.startswith(MEMORY)]
+    first = Extractor(_counting(content, SOURCE)).extract_model([SOURCE], memory)
+    ends = [*memory, *(name for name in given if name != SOURCE)], [name for name in out if name not in memory]
+    second = Extractor(_counting(content, WRITTEN)).extract_model(*ends)
+    for value in second.graph.input:
+        if value.name in memory:  # units that read from left to right declare the length that they were exported at
+            value.type.tensor_type.ClearField("shape")
+    one, other = (half.SerializeToString(deterministic=True) for half in (first, second))
+    return one, other
+
+
+def _counting(content: bytes, name: str) -> ModelProto:
+    """Return a pair's graph in which the number of samples is read off the input `name`: the exporter takes either."""
+    model = load_from_string(content)
+    for node in model.graph.node:
+        bounds = {attribute.name: attribute.i for attribute in node.attribute}
+        if node.op_type == "Shape" and node.input[0] in (SOURCE, WRITTEN) and bounds.get("end") == 1:
+            node.input[0] = name
+    return model
+
+
 class Reader:
     """A loaded program that reads on.
 
@@ -128,6 +180,10 @@ class Reader:
         reader = Reader(program)
         logits = reader.on(prompt)  # (1, V, T)
         logits = reader.on(next_token)  # (1, V, 1)
+
+    Of a program of pairs, which looks at a source meanwhile:
+        reader.read(source)
+        logits = reader.on(written)  # (N, V, T)
     """
 
     def __init__(self, program: Program, *, threads: int = 1) -> None:
@@ -138,6 +194,10 @@ class Reader:
         """
         check_program(program, "onnxruntime")
         (content,) = program.files.values()
+        self._encoder = None
+        if looks_back(program):
+            first, content = halves(content)
+            self._encoder = opened_file(first, threads=threads)
         self._session = opened_file(content, threads=threads)
         optional = [value.name for value in self._session.get_overridable_initializers()]
         self._names = sorted((name for name in optional if name.startswith(PAST)), key=lambda name: int(name[len(PAST) :]))
@@ -146,10 +206,26 @@ class Reader:
                 "program", "one whose file takes a past", repr(program), "Its model needs read_on (docs/generation.md)."
             )
         self.past: Mapping[str, NDArray[Any]] = {}
+        self.memory: Mapping[str, NDArray[Any]] = {}
+
+    def read(self, source: NDArray[Any]) -> None:
+        """Read sources (N, S), and forget the past."""
+        if self._encoder is not None:
+            names = [value.name for value in self._encoder.get_outputs()]
+            self.memory = dict(zip(names, self._encoder.run(names, {SOURCE: source}), strict=True))
+        self.past = {}
+
+    def begin(self, inputs: Inputs) -> NDArray[Any]:
+        """Read the source of a pair, forget the past, and return the tokens that are to be read on."""
+        self.past = {}
+        if is_pair(inputs):
+            self.read(inputs[SOURCE])
+        return cast("NDArray[Any]", tokens_of(inputs))
 
     def on(self, tokens: NDArray[Any]) -> NDArray[Any]:
         """Return the outputs (N, V, T) of tokens (N, T) that follow on the past, which they are added to."""
-        output, *present = self._session.run(None, {ONE: tokens, **self.past})
+        name = ONE if self._encoder is None else WRITTEN
+        output, *present = self._session.run(None, {name: tokens, **self.memory, **self.past})
         self.past = dict(zip(self._names, present, strict=True))
         return cast("NDArray[Any]", output)
 
@@ -159,13 +235,37 @@ def reads(program: Program) -> bool:
     return program.runtime == "onnxruntime" and any(f"{PAST}0".encode() in content for content in program.files.values())
 
 
-def continues(graph: ModelProto, tokens: Inputs, wanted: NDArray[Any]) -> bool:
-    """Whether a file reads tokens (N, T) in parts as `wanted` (N, V, T), for one sample and for several."""
+def looks_back(program: Program) -> bool:
+    """Return whether a program's file reads on beside a source: it gives what it remembers of that."""
+    return reads(program) and any(f"{MEMORY}0".encode() in content for content in program.files.values())
+
+
+class ProgramWriter:
+    """Writes with a program of pairs, several rows of each source side by side (`workloads.writing.Writer`)."""
+
+    def __init__(self, program: Program, *, threads: int = 1) -> None:
+        self._reader = Reader(program, threads=threads)
+
+    def begin(self, source: Tensor, beams: int) -> None:
+        """Read sources (N, S); each is then written on in `beams` rows."""
+        self._reader.read(source.numpy())
+        self._reader.memory = {name: np.repeat(part, beams, 0) for name, part in self._reader.memory.items()}
+
+    def on(self, written: Tensor) -> Tensor:
+        """Return the logits (rows, V) of what follows on one more token of each row, (rows, 1)."""
+        return torch.from_numpy(self._reader.on(written.numpy())[:, :, -1])
+
+    def keep(self, rows: Tensor) -> None:
+        """Go on from these rows of those before."""
+        self._reader.past = {name: part[rows.numpy()] for name, part in self._reader.past.items()}
+
+
+def continues(graph: ModelProto, inputs: Inputs, wanted: NDArray[Any]) -> bool:
+    """Whether a file reads tokens (N, T), or a pair, in parts as `wanted` (N, V, T), for one sample and for several."""
     try:
         reader = Reader(Program("onnxruntime", "fp32", {"model.onnx": graph.SerializeToString()}))
         for some in (slice(1), slice(None)):
-            whole, expected = np.asarray(take(tokens, some)), wanted[some]
-            reader.past = {}
+            whole, expected = reader.begin(mapped(take(inputs, some), np.asarray)), wanted[some]
             length = whole.shape[1]
             parts = [reader.on(part) for part in np.split(whole, (length // 2, length - 1), 1)]
             if not np.allclose(np.concatenate(parts, -1), expected, rtol=0, atol=TOLERANCE * np.abs(expected).max()):

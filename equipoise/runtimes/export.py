@@ -26,7 +26,7 @@ import torch
 from onnx import ModelProto, NodeProto, TensorProto, checker, numpy_helper
 from torch import Tensor, nn
 
-from equipoise.batch import ONE, Inputs, call, joined, leaves, named, size, take
+from equipoise.batch import ONE, SOURCE, Inputs, call, is_pair, joined, leaves, named, size, take
 from equipoise.errors import InputError, must_be
 from equipoise.runtimes import decoding
 from equipoise.runtimes.base import Source, cached
@@ -101,7 +101,7 @@ class Exporter:
         batches = _batches(example)
         wanted = tuple(_reference(model, batch) for batch in batches)
         if lengths(example) and topology not in self._fixed:
-            if decoding.reads_on(model) and isinstance(example, Tensor):
+            if decoding.reads_on(model) and decoding.is_read(example):
                 decoding.hold(copy.deepcopy(model).eval(), batches[-1])
             try:
                 short = _shorter(example)
@@ -121,7 +121,7 @@ class Exporter:
     ) -> bytes:
         """Return a file that computes what is `wanted` of all `batches`; the third of them is of another length."""
         weights, free = _floats(model), len(batches) > 2
-        parts = free and decoding.reads_on(model) and isinstance(example, Tensor)
+        parts = free and decoding.reads_on(model) and decoding.is_read(example)
         shapes = tuple((name, tuple(value.shape)) for name, value in weights.items())
         made = None if topology in self._templates else self._of_kin(model, weights, free=free)
         if made is not None and _agrees(simplify(made), batches, wanted, parts=parts):
@@ -182,12 +182,13 @@ class Exporter:
         self.exports += 1
         model, two = copy.deepcopy(model).eval(), _batches(example)[-1]
         inputs, outputs, past = list(named(example)), ["output"], tuple[Tensor, ...]()
-        if free and isinstance(two, Tensor) and decoding.reads_on(model):
-            half = two.shape[1] // 2
-            past = decoding.begun(model, two[:, :half])
-            model, given, shapes = _in_parts(model, two[:, half:], past)
+        if free and decoding.is_read(two) and decoding.reads_on(model):
+            past = decoding.begun(model, two)
+            memory = len(cast(Any, model).encode(two[SOURCE][:1])) if is_pair(two) else 0
+            model, given, shapes = _in_parts(model, two, past)
             inputs += [f"{decoding.PAST}{number}" for number in range(len(past))]
             outputs += [f"{decoding.PRESENT}{number}" for number in range(len(past))]
+            outputs += [f"{decoding.MEMORY}{number}" for number in range(memory)]
         else:
             model, given, shapes = by_position(model, two, free=free)
         try:
@@ -239,16 +240,28 @@ def by_position(model: nn.Module, example: Inputs, *, free: bool) -> tuple[nn.Mo
     return model, tuple(arrays.values()), {"given": axes}
 
 
-def _in_parts(model: Any, tokens: Tensor, past: tuple[Tensor, ...]) -> tuple[nn.Module, tuple[Any, ...], Any]:
-    """As `by_position`, of what reads tokens (N, T) on from `past` (1, heads, T, features); its forward is replaced."""
+def _in_parts(model: Any, inputs: Inputs, past: tuple[Tensor, ...]) -> tuple[nn.Module, tuple[Any, ...], Any]:
+    """As `by_position`, of what reads the second half of tokens (N, T) on from `past`, the first; its forward is replaced.
+
+    Of a pair it gives what it remembers of the source as well.
+    """
 
     def flat(tokens: Tensor, *past: Tensor) -> Any:
         outputs, present = model.read_on(tokens, past)
         return (outputs, *present)
 
-    model.forward = flat
-    free = torch.export.Dim.AUTO
-    return model, (tokens, *past), ({0: torch.export.Dim("batch"), 1: free}, tuple({decoding.GROWING: free} for _ in past))
+    def beside(source: Tensor, written: Tensor, *past: Tensor) -> Any:
+        memory = model.encode(source)
+        outputs, present = model.read_on(written, past, memory)
+        return (outputs, *present, *memory)
+
+    tokens = decoding.tokens_of(inputs)
+    rest, row = tokens[:, tokens.shape[1] // 2 :], {0: torch.export.Dim("batch"), 1: torch.export.Dim.AUTO}
+    grow = tuple({decoding.GROWING: torch.export.Dim.AUTO} for _ in past)
+    model.forward = beside if is_pair(inputs) else flat
+    if is_pair(inputs):
+        return model, (inputs[SOURCE], rest, *past), (row, row, grow)
+    return model, (rest, *past), (row, grow)
 
 
 def lengths(example: Inputs) -> dict[str, int]:

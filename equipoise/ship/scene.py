@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from equipoise.batch import Inputs, mapped, restored, size, take
 from equipoise.measure.machine import describe
-from equipoise.road.bench import BATCH, Array, answering
+from equipoise.road.bench import BATCH, Answering, Array
 from equipoise.runtimes import Program, Target, requested
 from equipoise.ship.artifact import Artifact
 from equipoise.ship.manifest import PROBE
@@ -59,7 +59,7 @@ class Scene:
     def outputs(self, program: Program, split: Split) -> Tensor:
         """Answers of a program to a split, scored as the study scored it."""
         batch = requested(program, Target.parse(self.artifact.claims.deployable.target).batch, BATCH)
-        return predict(answering(program), split, batch=batch)[0]
+        return predict(Answering(program), split, batch=batch)[0]
 
     def source(self, split: Split) -> Tensor:
         """Answers of the rebuilt source model."""
@@ -69,7 +69,7 @@ class Scene:
         """What the metric reads of a program or of the source: the answers `given` to `split`, or those it asks for itself."""
         if self.data.metric.ask is None:
             return given, split.targets()
-        return asked(self.data.metric, run if isinstance(run, nn.Module) else answering(run), split)
+        return asked(self.data.metric, run if isinstance(run, nn.Module) else Answering(run), split)
 
 
 def probe(artifact: Artifact) -> dict[str, Array]:

@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise import runtimes
+from equipoise.batch import call, mapped, size, take
 from equipoise.compress.fold import fold
 from equipoise.errors import must_be
 from equipoise.measure.counts import count
@@ -94,7 +95,7 @@ def costs(
     for scale in scales:
         check_size(family, scale, task)
     runtime, exporter = runtimes.get(target.runtime), Exporter()
-    request = task.example[torch.arange(target.batch) % len(task.example)].numpy()
+    request = mapped(take(task.example, torch.arange(target.batch) % size(task.example)), Tensor.numpy)
     rows = []
     contenders: dict[str, Load] = {}
     for number, scale in enumerate(scales):
@@ -178,7 +179,7 @@ def sample_time(model: nn.Module, task: Task, recipe: Recipe) -> Reading:
 
 def positions(task: Task) -> int:
     """Return the answers in a sample: tokens of a text, 1 for an image."""
-    return math.prod(task.sample) if task.shape.dense else 1
+    return math.prod(task.shape.places)
 
 
 def _held(model: nn.Module, task: Task, recipe: Recipe) -> Reading:
@@ -194,12 +195,12 @@ def _held(model: nn.Module, task: Task, recipe: Recipe) -> Reading:
 
     with torch.random.fork_rng(devices=[]):  # dropout draws from the global generator
         with torch.autograd.graph.saved_tensors_hooks(keep, lambda value: value):
-            loss = task.loss(model(inputs), targets)
+            loss = task.loss(call(model, inputs), targets)
         torch.autograd.backward(loss)
         optimizer.step()
     weights = {p.untyped_storage().data_ptr(): p.numel() * p.element_size() for p in model.parameters()}
     tensors = [v for held in optimizer.state.values() for v in held.values() if isinstance(v, Tensor)]
     saved = sum(size for pointer, size in kept.items() if pointer not in weights)
     total = 2 * sum(weights.values()) + sum(v.numel() * v.element_size() for v in tensors) + saved
-    note = f"weights, gradients, optimizer state, activations kept for a batch of {len(inputs)}; without the allocator's own"
+    note = f"weights, gradients, optimizer state, activations kept for a batch of {len(targets)}; without the allocator's own"
     return estimated(total, "B", note=note)

@@ -45,9 +45,23 @@ SMALL = Recipe(
 )
 """Where the search for a learning rate starts. Muon learns more from a few hundred steps than SGD and AdamW do;
 `benchmarks/small_runs.py` sets them side by side."""
+WRITING = replace(
+    SMALL,
+    optimizer="adamw",
+    lr=4e-3,
+    rise_share=0.1,
+    weight_decay=1e-4,
+    second_beta=0.98,
+    clip=1.0,
+    label_smoothing=0.1,
+    dropout=0.2,
+    channels_last=False,
+)
+"""The same for models that write one sequence from another: Adam and smoothed labels (Vaswani et al. 2017, section 5), and
+dropout, as a pair of languages often has tens of thousands of sentences at hand and no more."""
 STEPS_AN_EPOCH = 40
 """Small data are seen in smaller batches, so that an epoch has this many steps."""
-USUAL_BATCH = {"tokens": 8}
+USUAL_BATCH = {"tokens": 8, "pairs": 128}
 """Kind of inputs -> samples in a step of a small run, else 50: many small steps learn more from few samples than few large."""
 CLEARLY = 0.005
 """Share of the loss by which another learning rate must be better to be taken; two seeds of a short run differ by as much."""
@@ -60,7 +74,8 @@ WORTH = 1.2
 def recipe_for(task: Task) -> Recipe:
     """Return the recipe that small runs on `task` start from: by its kind of inputs and its data."""
     usual = USUAL_BATCH.get(task.shape.kind, 50)
-    return replace(SMALL, batch=max(8, min(usual, len(task.train) // STEPS_AN_EPOCH)))
+    base = WRITING if task.shape.kind == "pairs" else SMALL
+    return replace(base, batch=max(8, min(usual, len(task.train) // STEPS_AN_EPOCH)))
 
 
 def step_seconds(recipe: Recipe, family: Family, task: Task) -> dict[str, float | None]:

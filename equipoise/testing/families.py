@@ -8,6 +8,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from equipoise.batch import SOURCE, WRITTEN, Inputs, call, parts, size
 from equipoise.errors import InputError
 from equipoise.measure.counts import count
 from equipoise.workloads.families import Family, Scale
@@ -18,6 +19,7 @@ SHAPES: dict[Kind, Shape] = {
     "images": Shape((3, 16, 16), 5),
     "tokens": Shape((12,), 7, 30),
     "arrays": Shape((4, 6), 3),
+    "pairs": Shape((9,), 20, 20, dense=True, written=7),
 }
 """Kind of input -> a small sample of it."""
 TEXT = Shape((12,), 20, 20, dense=True)
@@ -42,9 +44,12 @@ def smallest(family: Family) -> dict[str, int | float]:
     return family.scale(**{dimension.name: dimension.menu[0] for dimension in family.dimensions if dimension.menu})
 
 
-def samples(shape: Shape, n: int = 3) -> Tensor:
-    """Return a batch (n, ...) of that shape, always the same."""
+def samples(shape: Shape, n: int = 3) -> Inputs:
+    """Return a batch (n, ...) of that shape, always the same: a tensor, or the two of a pair by name."""
     generator = torch.Generator().manual_seed(1)
+    if shape.written is not None:
+        lengths = {SOURCE: shape.sample[0], WRITTEN: shape.written}
+        return {name: torch.randint(0, shape.vocabulary or 1, (n, most), generator=generator) for name, most in lengths.items()}
     if shape.vocabulary is not None:
         return torch.randint(0, shape.vocabulary, (n, *shape.sample), generator=generator)
     return torch.randn(n, *shape.sample, generator=generator)
@@ -93,8 +98,8 @@ def _model(family: Family, scale: Scale, shape: Shape, seed: int = 0) -> nn.Modu
 def _answers(family: Family, scale: Scale, shape: Shape) -> None:
     where = f"{family.name} at {dict(scale)} on {shape}"
     model, inputs = _model(family, scale, shape), samples(shape)
-    wanted = (len(inputs), shape.outputs, *(shape.sample if shape.dense else ()))
-    trained = model.train()(inputs)
+    wanted = (size(inputs), shape.outputs, *shape.places)
+    trained = call(model.train(), inputs)
     assert isinstance(trained, Tensor), f"{where}: it answers with a {type(trained).__name__}, not a tensor"
     assert tuple(trained.shape) == wanted, f"{where}: it answers in the shape {tuple(trained.shape)}, not {wanted}"
     assert bool(trained.isfinite().all()), f"{where}: its answers are not finite"
@@ -102,8 +107,8 @@ def _answers(family: Family, scale: Scale, shape: Shape) -> None:
     lost = [name for name, p in model.named_parameters() if p.requires_grad and p.grad is None]
     assert not lost, f"{where}: no gradient reaches {lost[:3]}"
     with torch.no_grad():
-        together = model.eval()(inputs)
-        alone = torch.cat([model(inputs[place : place + 1]) for place in range(len(inputs))])
+        together = call(model.eval(), inputs)
+        alone = torch.cat([call(model, few) for few in parts(inputs, 1)])
     near = torch.allclose(together, alone, rtol=1e-3, atol=1e-4 * float(together.abs().max()) + 1e-7)
     assert near, f"{where}: a sample is answered otherwise alone than in a batch"
 

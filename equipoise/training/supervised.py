@@ -135,7 +135,8 @@ class _Reader:
         """Return the loss of a batch."""
         if self.answer is None:
             return self._first(student, inputs, targets)
-        return self.criterion(self.answer.of(student, inputs), targets)
+        answers = self.answer.of(student, inputs)
+        return self.criterion(answers, placed(answers, targets))
 
     def _first(self, student: nn.Module, inputs: Inputs, targets: Tensor) -> Tensor:
         try:
@@ -148,7 +149,7 @@ class _Reader:
             return self.loss(student, inputs, targets)
         if isinstance(returned, Tensor) and returned.ndim and len(returned) == size(inputs):
             self.answer = Answer()
-            return self.criterion(returned, targets)
+            return self.criterion(returned, placed(returned, targets))
         try:
             loss = self.criterion(returned, targets)
             self.answer = Answer()
@@ -156,6 +157,12 @@ class _Reader:
         except Exception:  # noqa: BLE001 - the user's loss, on outputs that it may not be made for: it gets the answer alone
             self.answer = answer_of(self.model, take(inputs, slice(FEW)))
         return self.loss(student, inputs, targets)
+
+
+def placed(outputs: Tensor, targets: Tensor) -> Tensor:
+    """Return the targets (N, T) of the places that outputs (N, C, T) have: the first T of rows that were cut shorter."""
+    dense = outputs.ndim == 3 and targets.ndim == 2
+    return targets[:, : outputs.shape[2]] if dense and outputs.shape[2] < targets.shape[1] else targets
 
 
 def fingerprint(model: nn.Module) -> str:

@@ -18,7 +18,7 @@ from equipoise.errors import InputError, must_be
 from equipoise.workloads.forms import form_of
 from equipoise.workloads.metrics import Metric
 from equipoise.workloads.running import at_once
-from equipoise.workloads.sources import Arrays, Items, Kept, Source, attempt
+from equipoise.workloads.sources import Arrays, Items, Kept, Source, Streaming, attempt
 
 Transform = Callable[[Any], Any]
 """A batch of inputs as they are read -> as the model takes them: a tensor, or a mapping of several."""
@@ -113,8 +113,13 @@ class Split:
             stop = max(stop - stop % size, min(stop, size))
             if self.alike is not None:
                 order = beside(order[:stop], self.alike, size, shuffle_with)
-        for start in range(0, stop, size):
-            yield self._read(order[start : start + size])
+        chunks = [order[start : start + size] for start in range(0, stop, size)]
+        if shuffle_with is None or not isinstance(self.source, Streaming):
+            yield from (self._read(rows) for rows in chunks)
+            return
+        seed = int(torch.randint(2**62, (), generator=shuffle_with))
+        for rows, (inputs, targets) in zip(chunks, self.source.stream(chunks, seed), strict=True):
+            yield self._handed(inputs, targets, rows)
 
     def tensors(self) -> tuple[Inputs, Tensor]:
         """Return all inputs and targets at once, transformed, in the fixed order."""
@@ -128,6 +133,8 @@ class Split:
         """Return all targets in the fixed order, without reading inputs where they lie apart."""
         if isinstance(self.source, Arrays):
             return self._valued(self.source.targets[self.order])
+        if isinstance(self.source, Streaming):
+            return self._valued(self.source.labels[self.order])
         return torch.cat([targets for _, targets in self.batches(256)])
 
     def broken(self, inputs: Inputs, targets: Tensor, rows: Tensor) -> InputError | None:
@@ -147,7 +154,10 @@ class Split:
         return None
 
     def _read(self, indices: Tensor) -> tuple[Inputs, Tensor]:
-        inputs, targets = self.source.fetch(indices)
+        return self._handed(*self.source.fetch(indices), indices)
+
+    def _handed(self, inputs: Inputs, targets: Tensor, indices: Tensor) -> tuple[Inputs, Tensor]:
+        """What was read at `indices`, as it is handed out."""
         if self.unused:
             inputs = {name: value for name, value in inputs.items() if name not in self.unused}
         inputs = self._transformed(inputs)
@@ -204,6 +214,22 @@ def predict(run: Callable[..., Any], split: Split, *, batch: int = 256) -> tuple
     return _together("outputs", outputs, split.name).clone(), _together("targets", targets, split.name)
 
 
+@dataclass(frozen=True)
+class Asked:
+    """Whom a metric asks: maps a batch of inputs to outputs, as tensors.
+
+    Attributes:
+        run: A model, or what answers for a program.
+    """
+
+    run: Callable[..., Any]
+
+    def __call__(self, inputs: Inputs) -> Tensor:
+        """Return the answers to a batch."""
+        found: Any = call(self.run, inputs) if isinstance(self.run, nn.Module) else self.run(inputs)
+        return torch.as_tensor(found)
+
+
 def asked(metric: Metric, run: Callable[..., Any], split: Split, *, batch: int = 256) -> tuple[Tensor, Tensor]:
     """Return (outputs, targets) as `metric` reads them: what `predict` gives, or what it makes the model answer itself.
 
@@ -215,12 +241,8 @@ def asked(metric: Metric, run: Callable[..., Any], split: Split, *, batch: int =
     if metric.ask is None:
         return predict(run, split, batch=batch)
 
-    def answer(inputs: Inputs) -> Tensor:
-        found: Any = call(run, inputs) if isinstance(run, nn.Module) else run(inputs)
-        return torch.as_tensor(found)
-
     with torch.inference_mode():
-        outputs, targets = metric.ask(answer, split)
+        outputs, targets = metric.ask(Asked(run), split)
     if not len(outputs) == len(targets) > 0:
         found = f"{len(outputs)} outputs and {len(targets)} targets"
         raise must_be(f"metric {metric.name}.ask", "one that returns a row for each target", found, "See metrics.Ask.")

@@ -24,6 +24,7 @@ from equipoise.errors import InputError, missing_extra, must_be
 from equipoise.workloads.base import Workload
 from equipoise.workloads.families.base import Dimension, Family, Scale
 from equipoise.workloads.families.texts import mean_of
+from equipoise.workloads.learned import learned
 from equipoise.workloads.sentiment import LENGTH, sentiment_task
 from equipoise.workloads.task import Shape
 from equipoise.workloads.tokens import FILE
@@ -83,21 +84,25 @@ def huggingface(folder: Path) -> Family:
 
 
 def sentiment_workload(
-    path: Path, *, model: Path, length: int = LENGTH, text: str = "", label: str = "", name: str = "sentiment"
+    path: Path, *, model: str, weights: Path | None = None, length: int = LENGTH, name: str = "sentiment", **options: Any
 ) -> Workload:
-    """Return the workload of a classifier that was fine-tuned on texts like these.
+    """Return the workload of a classifier that was trained on texts like these.
 
     Args:
-        path, length, text, label, name: As of `sentiment.sentiment_task`.
-        model: Folder with the encoder, its head and its tokenizer.
+        path, length, name, options: As of `sentiment.sentiment_task`.
+        model: Folder with a fine-tuned encoder, its head and its tokenizer; or with `weights` a family, perhaps with its scale.
+        weights: State dict of the family's model.
     Raises:
-        InputError: The texts or the folder cannot be used.
+        InputError: The texts, the folder or the weights cannot be used.
     """
-    if not (model / HEAD).is_file():
+    if weights is not None:
+        return learned(lambda family: sentiment_task(path, length=length, name=name, **options), model, weights)
+    folder = Path(model)
+    if not (folder / HEAD).is_file():
         remedy = f"Fine-tune it first: equipoise train huggingface:{model} sentiment:{path}?tokenizer={model}."
-        raise must_be("model", f"a folder with {HEAD}", str(model), remedy)
-    task = sentiment_task(path, length=length, tokenizer=model, text=text, label=label, name=name)
-    return task.workload(_built(model, {"depth": int(_config(model).num_hidden_layers)}, task.shape))
+        raise must_be("model", f"a folder with {HEAD}, or a family with weights=FILE", model, remedy)
+    task = sentiment_task(path, length=length, name=name, **{**options, "tokenizer": folder})
+    return task.workload(_built(folder, {"depth": int(_config(folder).num_hidden_layers)}, task.shape))
 
 
 def _config(folder: Path) -> Any:

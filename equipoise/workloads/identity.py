@@ -29,7 +29,7 @@ from equipoise.batch import Inputs, is_array, leaves, take
 from equipoise.errors import InputError
 from equipoise.workloads.data import Split
 from equipoise.workloads.overlap import files_of
-from equipoise.workloads.sources import Arrays, Items
+from equipoise.workloads.sources import Arrays, Items, Streaming
 
 SAMPLED = 32
 """Samples of a dataset on disk that enter its digest; of one in memory all do."""
@@ -61,6 +61,8 @@ def of_data(split: Split) -> str:
             add_tensor(found, "", source.targets[rows])
         return found.hexdigest()[:16]
     found.update(split.order.numpy().tobytes())
+    if isinstance(source, Streaming):
+        found.update(of_value(source.about).encode())
     if isinstance(source, Items):
         found.update(of_value(source.collate).encode())
         found.update(_dataset(source.dataset, 0).encode())

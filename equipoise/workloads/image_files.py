@@ -13,7 +13,7 @@ import tempfile
 import zipfile
 import zlib
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from functools import partial
@@ -25,24 +25,20 @@ import numpy.typing as npt
 import torch
 from torch import Tensor
 
-from equipoise.errors import InputError, missing_extra, must_be
+from equipoise.errors import missing_extra, must_be
+from equipoise.workloads.image_layout import SHAPE, Member, classes, members
 
 Pixels = npt.NDArray[np.uint8]
-Member = tuple[str, str, str]
-"""(role, class, name inside the folder or zip)."""
 Size = tuple[int, int]
 """Rows and columns."""
 Sides = Callable[[Sequence[Size]], int | None]
 T = TypeVar("T")
 
-ROLES = {"train": "train", "val": "val", "valid": "val", "validation": "val", "test": "test"}
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".webp", ".gif")
 CACHE_FORMAT = 2
 USUAL, LARGEST = 224, 4096
 """Rows and columns: those that most pretrained networks take, and the most that are kept of an image."""
 ORIENTATION = 0x0112
 """Entry of a photograph's EXIF data; from 5 on it lies on its side."""
-SHAPE = "Put the images under train/<class>/ and test/<class>/."
 
 
 @dataclass(frozen=True)
@@ -86,70 +82,73 @@ def read_images(path: Path, *, size: int | None = None, most: int | None = None,
             splits, images that cannot be decoded (named), or a `size` that is none.
         MissingExtraError: Pillow is not installed.
     """
-    if not path.exists():
-        raise must_be("images", "an existing folder or zip", str(path), SHAPE)
-    if size is not None and not 1 <= size <= LARGEST:
-        raise must_be("images size", f"from 1 to {LARGEST} pixels", size, "Write for example size=160.")
-    names = _names_in(path) if path.is_dir() else []
+    check_side(size)
+    names = names_in(path)
     kept = (cache or cache_folder()) / f"images-{_key(path, names, f'{size} {most}')}.npz"
     found = _cached(kept)
     if found is None:
-        side = partial(_side, size=size, most=most)
-        found = _decoded_folder(path, names, side) if path.is_dir() else _decoded_zip(path, side)
+        side = partial(side_of, size=size, most=most)
+        with reading(path) as read:
+            found = _decoded(members(names, read, path), read, path, side)
         with contextlib.suppress(OSError):  # a cache is a convenience
             _keep(kept, found)
     return found
 
 
-def _names_in(folder: Path) -> list[str]:
-    """Files at any depth of a folder, sorted, with slashes."""
-    found = [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names]
-    return sorted(os.path.relpath(name, folder).replace(os.sep, "/") for name in found)
+def check_side(size: int | None) -> None:
+    """Raise for rows and columns that no image is brought to."""
+    if size is not None and not 1 <= size <= LARGEST:
+        raise must_be("images size", f"from 1 to {LARGEST} pixels", size, "Write for example size=160.")
 
 
-def _decoded_folder(path: Path, names: list[str], side: Sides) -> Images:
-    return _decoded(_members(names), lambda name: (path / name).read_bytes(), path, side)
+def names_in(path: Path) -> list[str]:
+    """Return the files at any depth of a folder or a zip of one, sorted, with slashes.
+
+    Raises:
+        InputError: There is no such folder or zip.
+    """
+    if not path.exists():
+        raise must_be("images", "an existing folder or zip", str(path), SHAPE)
+    if path.is_file():
+        with _archive(path) as archive:
+            return sorted(archive.namelist())
+    found = [os.path.join(where, name) for where, _, names in os.walk(path) for name in names]
+    return sorted(os.path.relpath(name, path).replace(os.sep, "/") for name in found)
 
 
-def _decoded_zip(path: Path, side: Sides) -> Images:
+@contextlib.contextmanager
+def reading(path: Path) -> Iterator[Callable[[str], bytes]]:
+    """Open a folder or a zip of one: give what returns the bytes of a file in it."""
+    if path.is_dir():
+        yield lambda name: (path / name).read_bytes()
+        return
+    with _archive(path) as archive:
+        yield archive.read
+
+
+def _archive(path: Path) -> zipfile.ZipFile:
     try:
-        archive = zipfile.ZipFile(path)
+        return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, LookupError, struct.error) as error:
         raise must_be("images", "a folder or a readable zip", f"{path} ({error})", SHAPE) from error
-    with archive:
-        return _decoded(_members(sorted(archive.namelist())), archive.read, path, side)
 
 
-def _members(names: list[str]) -> list[Member]:
-    """Pick the images that lie under a role and a class; what is hidden is left out."""
-    found = []
-    for name in names:
-        parts = name.split("/")
-        hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
-        if len(parts) >= 3 and parts[-3] in ROLES and not hidden and name.lower().endswith(SUFFIXES):
-            found.append((ROLES[parts[-3]], parts[-2], name))
-    return found
-
-
-def _decoded(members: list[Member], read: Callable[[str], bytes], path: Path, side: Sides) -> Images:
+def _decoded(found: list[Member], read: Callable[[str], bytes], path: Path, side: Sides) -> Images:
     """Decode every image at the size that `side` chooses; all that are wrong are told together."""
-    classes = _classes(members, path)
-    sizes = [size for size in _each(members, partial(_size, read)) if not isinstance(size, _Bad)]
+    kinds = classes(found, path)
+    sizes = [size for size in _each(found, partial(image_size, read)) if not isinstance(size, Bad)]
     whole = side(sizes) if sizes else None
-    results = _each(members, partial(_pixels, read, whole))
-    found = [pixels for pixels in results if not isinstance(pixels, _Bad)]
-    bad = [result.says for result in results if isinstance(result, _Bad)]
-    if bad:
-        raise must_be(f"images in {path}", "readable", f"{len(bad)} broken: {'; '.join(bad[:5])}", "Replace or delete them.")
+    results = _each(found, partial(square, read, whole))
+    decoded = checked(results, path)
     parts: dict[str, tuple[list[Pixels], list[int]]] = defaultdict(lambda: ([], []))
-    label = {name: number for number, name in enumerate(classes)}
-    for (role, kind, _), pixels in zip(members, found, strict=True):
+    label = {name: number for number, name in enumerate(kinds)}
+    for (role, kind, _), pixels in zip(found, decoded, strict=True):
         parts[role][0].append(pixels)
         parts[role][1].append(label[kind])
-    return Images({role: _stack(pixels, labels) for role, (pixels, labels) in parts.items()}, classes, _told(sizes, whole))
+    return Images({role: _stack(pixels, labels) for role, (pixels, labels) in parts.items()}, kinds, sizes_told(sizes, whole))
 
 
-def _side(sizes: Sequence[Size], *, size: int | None, most: int | None) -> int | None:
+def side_of(sizes: Sequence[Size], *, size: int | None, most: int | None) -> int | None:
     """Return to how many rows and columns images of these sizes are brought; None leaves them."""
     short = sorted(map(min, sizes))
     if size is None and len(set(sizes)) == 1 and (most is None or short[0] <= most):
@@ -157,7 +156,7 @@ def _side(sizes: Sequence[Size], *, size: int | None, most: int | None) -> int |
     return size or min(most or USUAL, short[len(short) // 20])
 
 
-def _told(sizes: Sequence[Size], side: int | None) -> tuple[str, ...]:
+def sizes_told(sizes: Sequence[Size], side: int | None) -> tuple[str, ...]:
     """Say what was done with images of other sizes."""
     if side is None or set(sizes) == {(side, side)}:
         return ()
@@ -167,35 +166,43 @@ def _told(sizes: Sequence[Size], side: int | None) -> tuple[str, ...]:
     return (f"images: sizes from {few} to {many}, each brought to {side}x{side} by its middle{enlarged}; ?size= changes that",)
 
 
-def _each(members: list[Member], of: Callable[[str], T]) -> list[T | _Bad]:
+def _each(found: list[Member], of: Callable[[str], T]) -> list[T | Bad]:
     """Return what `of` says of each image, many at a time, or what is wrong with it."""
-    names = [name for _, _, name in members]
+    names = [name for _, _, name in found]
     chunks = [names[start : start + 500] for start in range(0, len(names), 500)]  # a task for each image would cost more
     with ThreadPoolExecutor() as pool:
-        return list(itertools.chain(*pool.map(lambda chunk: [_opened(of, name) for name in chunk], chunks)))
+        return list(itertools.chain(*pool.map(lambda chunk: [opened(of, name) for name in chunk], chunks)))
 
 
 def _stack(pixels: list[Pixels], labels: list[int]) -> tuple[Pixels, npt.NDArray[np.int64]]:
     return np.ascontiguousarray(np.stack(pixels).transpose(0, 3, 1, 2)), np.array(labels, dtype=np.int64)
 
 
+def checked(results: Sequence[Pixels | Bad], path: Path) -> list[Pixels]:
+    """Return images that were decoded, or raise an error that names those that were not."""
+    bad = [result.says for result in results if isinstance(result, Bad)]
+    if bad:
+        raise must_be(f"images in {path}", "readable", f"{len(bad)} broken: {'; '.join(bad[:5])}", "Replace or delete them.")
+    return [pixels for pixels in results if not isinstance(pixels, Bad)]
+
+
 @dataclass(frozen=True)
-class _Bad:
+class Bad:
     """The name of an image and what is wrong with it."""
 
     says: str
 
 
-def _size(read: Callable[[str], bytes], name: str) -> Size:
+def image_size(read: Callable[[str], bytes], name: str) -> Size:
     """Return rows and columns of an image, upright, without decoding it."""
-    with _pillow().open(io.BytesIO(read(name))) as image:
+    with pillow().open(io.BytesIO(read(name))) as image:
         turned = image.format == "JPEG" and image.getexif().get(ORIENTATION, 1) >= 5
         return (image.width, image.height) if turned else (image.height, image.width)
 
 
-def _pixels(read: Callable[[str], bytes], side: int | None, name: str) -> Pixels:
+def square(read: Callable[[str], bytes], side: int | None, name: str) -> Pixels:
     """Return the pixels (H, W, 3) of an image, upright; with `side` of the square in its middle."""
-    library = _pillow()
+    library = pillow()
     from PIL import ImageOps
 
     with library.open(io.BytesIO(read(name))) as image:
@@ -210,7 +217,12 @@ def _pixels(read: Callable[[str], bytes], side: int | None, name: str) -> Pixels
     return np.asarray(upright)
 
 
-def _pillow() -> Any:
+def pillow() -> Any:
+    """Return ``PIL.Image``.
+
+    Raises:
+        MissingExtraError: Pillow is not installed.
+    """
     try:
         from PIL import Image
     except ImportError as error:
@@ -218,7 +230,7 @@ def _pillow() -> Any:
     return Image
 
 
-def _opened(of: Callable[[str], T], name: str) -> T | _Bad:
+def opened(of: Callable[[str], T], name: str) -> T | Bad:
     """Return what `of` says of an image, or what is wrong with it."""
     try:
         return of(name)
@@ -233,32 +245,10 @@ def _opened(of: Callable[[str], T], name: str) -> T | _Bad:
         struct.error,
         zlib.error,
         zipfile.BadZipFile,
-        _pillow().DecompressionBombError,
+        pillow().DecompressionBombError,
     ) as error:
         lines = re.sub(r"<_io\.\S+ object at \w+>", "it", str(error)).strip().splitlines()
-        return _Bad(f"{name} ({lines[0] if lines else type(error).__name__})")
-
-
-def _classes(members: list[Member], path: Path) -> tuple[str, ...]:
-    by_role: dict[str, set[str]] = defaultdict(set)
-    for role, kind, _ in members:
-        by_role[role].add(kind)
-    mistakes = [
-        must_be(f"images in {path}", f"some under {role}/<class>/", "none", SHAPE)
-        for role in ("train", "test")
-        if role not in by_role
-    ]
-    if not mistakes and len(by_role["train"]) < 2:
-        mistakes.append(
-            must_be(f"classes in {path}", "at least two", sorted(by_role["train"]), "One class cannot be told apart.")
-        )
-    for role, kinds in by_role.items():
-        if not mistakes and kinds - by_role["train"]:
-            strange = sorted(kinds - by_role["train"])
-            mistakes.append(must_be(f"classes under {role}/", "classes of train/", strange, "Give both the same folders."))
-    if mistakes:
-        raise InputError("\n".join(map(str, mistakes)))
-    return tuple(sorted(by_role["train"]))
+        return Bad(f"{name} ({lines[0] if lines else type(error).__name__})")
 
 
 def _key(path: Path, names: list[str], how: str) -> str:

@@ -5,12 +5,16 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
+from typing import Any
+
+import torch
 
 from equipoise.errors import must_be
 from equipoise.workloads.augment import Augment, shifted
 from equipoise.workloads.base import Workload
 from equipoise.workloads.data import Split
 from equipoise.workloads.image_files import Images, Normalize, read_images
+from equipoise.workloads.image_stream import Streamed, Streams, stream_images
 from equipoise.workloads.learned import learned
 from equipoise.workloads.models import ResNet, Shortcut
 from equipoise.workloads.task import Task
@@ -35,6 +39,8 @@ def image_workload(
     shift: int | None = None,
     holdout: int = 0,
     size: int | None = None,
+    stream: int = 0,
+    crop: float | None = None,
     name: str = "images",
 ) -> Workload:
     """Return a workload of an image folder and a model with the given weights: our ResNet, or one of a family.
@@ -52,6 +58,7 @@ def image_workload(
             mirrored.
         holdout: Test images that serve as the validation split instead; the test split is the others.
         size: Rows and columns of the images, as of `read_images`.
+        stream, crop: As of `image_task`, with a model of a family.
         name: Of the workload.
     Raises:
         InputError: The images or the weights cannot be used.
@@ -59,8 +66,10 @@ def image_workload(
     if model:
         if (depth, shortcut) != (20, "A"):
             raise must_be("depth and shortcut", "left out with model=", (depth, shortcut), "Write model=FAMILY:depth=8.")
-        task = partial(image_task, path, shift=shift, holdout=holdout, size=size, name=name)
+        task = partial(image_task, path, shift=shift, holdout=holdout, size=size, stream=stream, crop=crop, name=name)
         return learned(lambda family: task(most=family.side), model, weights)
+    if stream or crop is not None:
+        raise must_be("images stream and crop", "given with model=", (stream, crop), "Write model=resnet:depth=20.")
     tensors = read_weights(weights)  # first: it is quick
     images = read_images(path, size=size)
     net = ResNet(depth, classes=len(images.classes), shortcut=shortcut)
@@ -85,6 +94,8 @@ def image_task(
     holdout: int = 0,
     size: int | None = None,
     most: int | None = None,
+    stream: int = 0,
+    crop: float | None = None,
     name: str = "images",
 ) -> Task:
     """Return the task of classifying the images of a folder or zip, without a model.
@@ -93,16 +104,25 @@ def image_task(
         path, shift, size, name: As for `image_workload`.
         holdout: Test images that serve as the validation split; 0 takes ``val``, or carves it from the training images.
         most: Rows or columns above which images are brought to it, as of `read_images`.
+        stream: Processes that read and decode images as they are needed; 0 holds all of them in memory.
+        crop: Least share of a training image that a random crop takes (`image_stream.cropped`), in place of the shift; only
+            where they are read as they are needed.
     Raises:
         InputError: The images cannot be used.
     """
-    images = read_images(path, size=size, most=most)
+    if crop is not None and not stream:
+        raise must_be("images crop", "given with stream", crop, "Write stream=2&crop=0.35.")
+    images: Images | Streams = (
+        stream_images(path, size=size, most=most, crop=crop, workers=stream)
+        if stream
+        else read_images(path, size=size, most=most)
+    )
     splits, count = _splits(images, holdout), len(images.classes)
     return Task.of(
         train=splits["train"],
         validation=splits.get("val"),
         test=splits["test"],
-        augment=_augment(images, shift),
+        augment=None if crop else _augment(images, shift),
         outputs=count,
         labels=images.classes,
         name=name,
@@ -116,14 +136,14 @@ def cifar10_task(path: Path, *, shift: int | None = None, holdout: int = 0) -> T
     return task
 
 
-def _augment(images: Images, shift: int | None) -> Augment:
-    height = images.parts["train"][0].shape[2]
+def _augment(images: Images | Streams, shift: int | None) -> Augment:
+    height = images.parts["train"].side if isinstance(images, Streams) else images.parts["train"][0].shape[2]
     return shifted(height // SHIFTED if shift is None else shift, flip=True)
 
 
-def _splits(images: Images, holdout: int) -> dict[str, Split]:
+def _splits(images: Images | Streams, holdout: int) -> dict[str, Split]:
     """The splits by role, normalised; `holdout` of the test images serve as ``val``."""
-    splits = {role: Split.of(part, transform=Normalize()) for role, part in images.parts.items()}
+    splits = {role: _split(part) for role, part in images.parts.items()}
     splits["train"] = replace(splits["train"], notes=(*splits["train"].notes, *images.notes))
     if holdout:
         test = splits["test"]
@@ -131,6 +151,13 @@ def _splits(images: Images, holdout: int) -> dict[str, Split]:
             raise must_be("holdout", f"between 1 and {len(test) - 1}", holdout, "Leave test images to verify on.")
         splits |= {"val": test.part(0, holdout, name="validation"), "test": test.part(holdout, name="test")}
     return splits
+
+
+def _split(part: Any) -> Split:
+    if not isinstance(part, Streamed):
+        return Split.of(part, transform=Normalize())
+    order = torch.randperm(len(part), generator=torch.Generator().manual_seed(0))
+    return Split(part, order, Normalize())
 
 
 def _is_cifar10(classes: int, shape: tuple[int, ...]) -> None:

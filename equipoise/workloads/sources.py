@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, runtime_checkable
 
 import numpy as np
 import torch
@@ -32,6 +32,30 @@ class Source(Protocol):
 
     def fetch(self, indices: Tensor) -> tuple[Inputs, Tensor]:
         """Return the samples at `indices` (int64, one dimension) as one batch of inputs and targets."""
+        ...
+
+
+@runtime_checkable
+class Streaming(Protocol):
+    """A source that reads ahead while others work, and may change samples at random as it does.
+
+    Attributes:
+        labels: Targets of all samples, (N, ...), known without reading them.
+        about: Tells it from other data, without where it lies.
+    """
+
+    @property
+    def labels(self) -> Tensor:
+        """Return the targets of all samples."""
+        ...
+
+    @property
+    def about(self) -> tuple[Any, ...]:
+        """Return what tells it from other data."""
+        ...
+
+    def stream(self, batches: Sequence[Tensor], seed: int) -> Iterator[tuple[Inputs, Tensor]]:
+        """Yield the samples of each batch of indices in turn; the changes are drawn from `seed`."""
         ...
 
 

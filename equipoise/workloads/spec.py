@@ -43,7 +43,7 @@ from urllib.parse import parse_qsl
 
 from torch import Tensor, nn
 
-from equipoise.built_in import FAMILIES, TASKS, WORKLOADS, BuiltIn, Options, forms, scaled, trained_on_loading
+from equipoise.built_in import FAMILIES, TASKS, WORKLOADS, BuiltIn, Options, forms, place, scaled, trained_on_loading
 from equipoise.errors import EquipoiseError, InputError, must_be, unknown
 from equipoise.workloads.base import Workload
 from equipoise.workloads.families import Family, Scale, family
@@ -163,6 +163,7 @@ def located(spec: str) -> str:
     kind, _, rest = spec.partition(":")
     rows = [table[kind] for table in (WORKLOADS, TASKS) if kind in table]
     files = {name for row in rows for name, read in row.options.items() if read is Path}
+    places = {name for row in rows for name, read in row.options.items() if read is place}
     if not rows:
         path, _, function = spec.rpartition(":")
         return f"{Path(path).resolve()}:{function}" if path.endswith(".py") else spec
@@ -170,7 +171,7 @@ def located(spec: str) -> str:
         return spec
     path, mark, query = rest.partition("?")
     options = [
-        f"{name}={Path(value).resolve() if name in files else located(value)}"
+        f"{name}={Path(value).resolve() if name in files or (name in places and Path(value).is_dir()) else located(value)}"
         for name, value in (part.partition("=")[::2] for part in query.split("&") if part)
     ]
     return f"{kind}:{Path(path).resolve()}{mark}{'&'.join(options)}"

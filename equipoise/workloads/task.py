@@ -11,7 +11,7 @@ from typing import Any, Literal
 import torch
 from torch import Tensor, nn
 
-from equipoise.batch import named
+from equipoise.batch import SOURCE, WRITTEN, Inputs, call, is_pair, leaves, named
 from equipoise.errors import InputError, must_be
 from equipoise.workloads import identity
 from equipoise.workloads.augment import Augment
@@ -35,7 +35,7 @@ from equipoise.workloads.metrics import (
 from equipoise.workloads.overlap import overlapping
 from equipoise.workloads.sources import Arrays, attempt
 
-Kind = Literal["vectors", "images", "tokens", "arrays"]
+Kind = Literal["vectors", "images", "tokens", "arrays", "pairs"]
 
 PROBE = 64
 """Samples on which the metric and the loss are tried before any work."""
@@ -51,6 +51,8 @@ class Shape:
         vocabulary: How many tokens there are; None where the inputs are numbers.
         dense: One label for each position of the input (the next character), rather than one for each sample.
         padding: The token that fills a shorter text up; families whose models give one answer for each sample pass over it.
+        written: Length of the second of two sequences, where a model writes one while it looks at another (translation): its
+            inputs are then ``source`` (N, length) and ``written`` (N, this), and it answers what comes next in the second.
 
     Example:
         >>> Shape((3, 32, 32), 10).kind
@@ -62,15 +64,23 @@ class Shape:
     vocabulary: int | None = None
     dense: bool = False
     padding: int = field(default=0, repr=False)
+    written: int | None = None
 
     def __post_init__(self) -> None:
-        counts = (*self.sample, self.outputs, 1 if self.vocabulary is None else self.vocabulary)
+        counts = (*self.sample, self.outputs, *(n for n in (self.vocabulary, self.written) if n is not None))
         if not self.sample or not all(isinstance(n, int) and n >= 1 for n in counts):
             raise must_be("shape", "made of whole numbers of at least 1", self, "Write Shape((3, 32, 32), outputs=10).")
 
     @property
+    def places(self) -> tuple[int, ...]:
+        """Shape of the places that are answered one by one, of one sample; nothing where a sample has one answer."""
+        return () if not self.dense else self.sample if self.written is None else (self.written,)
+
+    @property
     def kind(self) -> Kind:
-        """Whether a sample is a vector, an image, a row of tokens, or an array of another rank."""
+        """Whether a sample is a vector, an image, a row of tokens, two such rows, or an array of another rank."""
+        if self.written is not None:
+            return "pairs"
         if self.vocabulary is not None:
             return "tokens"
         return "vectors" if len(self.sample) == 1 else "images" if len(self.sample) == 3 else "arrays"
@@ -193,10 +203,9 @@ class Task:
         return self.shape.vocabulary
 
     @cached_property
-    def example(self) -> Tensor:
-        """A small batch (2, ...) as the model takes it."""
-        inputs: Tensor = self.validation.take(2).tensors()[0]
-        return inputs
+    def example(self) -> Inputs:
+        """A small batch (2, ...) as the model takes it: a tensor, or the two of a pair by name."""
+        return self.validation.take(2).tensors()[0]
 
     def workload(self, model: nn.Module) -> Workload:
         """Return what must be kept of `model`, which learned this; `task_of` leads back.
@@ -235,11 +244,9 @@ def task_of(work: Workload) -> Task:
     Raises:
         InputError: As `Task.of`.
     """
-    if not isinstance(work.example, Tensor):
-        found = ", ".join(named(work.example))
-        raise must_be("a task's inputs", "one tensor, which is what a family's models take", found, "Train the model itself.")
+    _one_or_pair(work.example)
     with torch.inference_mode():
-        answers = attempt("model", lambda: work.model(work.example), "Look at the model's forward.")
+        answers = attempt("model", lambda: call(work.model, work.example), "Look at the model's forward.")
     outputs = answers.shape[1] if work.classifier and answers.ndim > 1 else None
     return Task.of(
         train=work.train,
@@ -265,8 +272,15 @@ def _raise(mistakes: Iterator[InputError]) -> None:
 
 def _shape(train: Split, validation: Split, outputs: int | None, vocabulary: int | None, ignore: int | None = None) -> Shape:
     """Read off the data what a model must take and give."""
-    inputs, targets = train.take(2).tensors()
-    tokens = inputs.dtype in (torch.int64, torch.int32)
+    given, targets = train.take(2).tensors()
+    _one_or_pair(given)
+    inputs, written = leaves(given)[0], None
+    tokens = all(value.dtype in (torch.int64, torch.int32) for value in leaves(given))
+    if isinstance(given, Mapping):
+        inputs, written = given[SOURCE], given[WRITTEN].shape[1]
+        if not tokens:
+            found = ", ".join(str(value.dtype) for value in leaves(given))
+            raise must_be("inputs", f"int64 tokens where they are {SOURCE} and {WRITTEN}", found, "Convert them by .long().")
     if vocabulary is not None and not tokens:
         raise must_be("inputs", "int64 tokens where a vocabulary is given", inputs.dtype, "Convert tokens by .long().")
     if not tokens and not inputs.is_floating_point():
@@ -280,11 +294,19 @@ def _shape(train: Split, validation: Split, outputs: int | None, vocabulary: int
             raise must_be("outputs", f"the {values} values of each target", outputs, "Leave outputs out.")
         return Shape(tuple(inputs.shape[1:]), values, vocabulary)
     dense = targets.ndim > 1
-    if dense and targets.shape[1:] != inputs.shape[1 if tokens else 2 :]:
+    if dense and targets.shape[1:] != (inputs.shape[1 if tokens else 2 :] if written is None else (written,)):
         remedy = "Give one label for each sample (N,), or one for each position; make 0/1 values of several labels floats."
         raise must_be("targets", "of shape (N,)", tuple(targets.shape), remedy)
     classes = outputs or 1 + max(_highest(split.targets(), ignore) for split in (train, validation))
-    return Shape(tuple(inputs.shape[1:]), classes, vocabulary, dense)
+    return Shape(tuple(inputs.shape[1:]), classes, vocabulary, dense, written=written)
+
+
+def _one_or_pair(inputs: Inputs) -> None:
+    """Raise unless inputs are what a family's models take: one tensor, or the two of a pair by name."""
+    if isinstance(inputs, Mapping) and not is_pair(inputs):
+        found = ", ".join(named(inputs))
+        wanted = f"one tensor, or {SOURCE} and {WRITTEN}: that is what a family's models take"
+        raise must_be("a task's inputs", wanted, found, "Train the model itself.")
 
 
 def _highest(targets: Tensor, ignore: int | None) -> int:
@@ -294,14 +316,14 @@ def _highest(targets: Tensor, ignore: int | None) -> int:
 
 def _most_token(split: Split) -> int:
     tokens = _in_memory(split)
-    if tokens is None:
+    if not tokens:
         raise must_be("vocabulary", "given for tokens that are read item by item", None, "Pass vocabulary=... .")
-    return int(tokens.max())
+    return max(int(some.max()) for some in tokens)
 
 
-def _in_memory(split: Split) -> Tensor | None:
-    """The inputs as they are handed out, where they lie in memory."""
-    return split.source.inputs if isinstance(split.source, Arrays) and split.transform is None else None
+def _in_memory(split: Split) -> tuple[Tensor, ...]:
+    """The inputs as they are handed out, where they lie in memory; else nothing."""
+    return leaves(split.source.inputs) if isinstance(split.source, Arrays) and split.transform is None else ()
 
 
 def _out_of_range(split: Split, shape: Shape, ignore: int | None) -> Iterator[InputError]:
@@ -311,10 +333,10 @@ def _out_of_range(split: Split, shape: Shape, ignore: int | None) -> Iterator[In
         remedy = "Number the classes from 0, or pass the right outputs=... ."
         yield must_be(f"{split.name} targets", f"below the {shape.outputs} outputs", int(targets.max()), remedy)
     if shape.vocabulary is not None:
-        tokens = _in_memory(split)
-        inputs = split.take(PROBE).tensors()[0] if tokens is None else tokens
-        if not 0 <= int(inputs.min()) <= int(inputs.max()) < shape.vocabulary:
-            found = f"{int(inputs.min())} to {int(inputs.max())}"
+        tokens = _in_memory(split) or leaves(split.take(PROBE).tensors()[0])
+        low, high = min(int(some.min()) for some in tokens), max(int(some.max()) for some in tokens)
+        if not 0 <= low <= high < shape.vocabulary:
+            found = f"{low} to {high}"
             yield must_be(f"{split.name} inputs", f"tokens from 0 to {shape.vocabulary - 1}", found, "Look at the tokenizer.")
 
 

@@ -216,7 +216,7 @@ def test_by_name(tmp_path: Path) -> None:
         ("mine.py", "for example mine.py:make_task"),
         ("cifar10:", "task must be cifar10:PATH; got 'cifar10:'. Write cifar10:DATA."),
         ("cifar", "task must be one of"),
-        ("images:x?weights=y", "option of images must be one of holdout, shift"),
+        ("images:x?weights=y", "option of images must be one of crop, holdout, shift"),
         ("images:x", "an existing folder or zip"),
     ):
         with pytest.raises(InputError, match=message):

@@ -22,7 +22,7 @@ from equipoise.workloads.task import Kind, Shape, Task
 Scale = Mapping[str, int | float]
 """Dimension -> value; all of a family's dimensions, in its order."""
 
-KINDS: tuple[Kind, ...] = ("vectors", "images", "tokens", "arrays")
+KINDS: tuple[Kind, ...] = ("vectors", "images", "tokens", "arrays", "pairs")
 REACH = 2.1
 """`Family.grow` refuses where its dimensions miss the factor by more than this; from 8 channels to 16 the cost quadruples."""
 
@@ -269,7 +269,8 @@ class Family:
     def _suits(self, shape: Shape) -> None:
         """Raise unless models of this family can take `shape`."""
         which = (
-            "Use mlp for vectors; gpt for the next token; bag, textcnn, gru or encoder for texts; any of the others for images."
+            "Use mlp for vectors; gpt for the next token; bag, textcnn, gru or encoder for texts; transformer or seq2seq for "
+            "translation; any of the others for images."
         )
         if shape.kind not in self.kinds:
             raise must_be("task", f"one of {' or '.join(self.kinds)} for the family {self.name}", shape.kind, which)

@@ -233,7 +233,7 @@ def _weights(scale: Scale) -> float:
     return (4 + 2 * scale["expansion"]) * scale["depth"] * scale["width"] ** 2
 
 
-def _initialize(model: nn.Module, generator: torch.Generator) -> None:
+def initialize(model: nn.Module, generator: torch.Generator) -> None:
     """As `fan_in`, gain 1; embeddings with variance 1 / width; what is added to the residual stream is scaled for depth.
 
     References:
@@ -275,7 +275,7 @@ GPT = Family(
     cost=_weights,
     growth=GROWTH,
     dense=True,
-    initialize=_initialize,
+    initialize=initialize,
 )
 """Decoder (Radford et al. 2019): int64 tokens (N, T) to logits (N, V, T). `context` is the share of a window that a token may
 see; `grow` counts the weights of the blocks, 12 depth width² at expansion 4."""
@@ -292,7 +292,7 @@ ENCODER = Family(
     kinds=("tokens", "images"),
     cost=_weights,
     growth=GROWTH,
-    initialize=_initialize,
+    initialize=initialize,
 )
 """Encoder with a mean at the end: tokens (N, T), or images in patches of `kernel` pixels a side (Dosovitskiy et al. 2020; the
 sides are resized to multiples of it). Width 192, depth 12, 3 heads and patches of 16 are ViT-Ti, without its class token."""

@@ -1,0 +1,82 @@
+"""The gallery: fields that can each be tried offline, and one walked from data to a verified file."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from equipoise.built_in import FAMILIES, TASKS, workload_of
+from equipoise.cli import main
+from equipoise.errors import EXIT_BAD_INPUT, EXIT_OK
+from equipoise.fields import FIELDS
+from equipoise.workloads import load_family, load_task
+
+DOCS = Path(__file__).parents[2] / "docs"
+
+
+def test_the_fields_are_listed_with_their_commands(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["gallery", "--store", str(tmp_path)]) == EXIT_OK
+    told = capsys.readouterr().out
+    for name, row in FIELDS.items():
+        assert row.says in told
+        assert f"equipoise gallery {name} --data PATH" in told
+    assert told.count("last: never run here") == len(FIELDS)
+
+
+@pytest.mark.parametrize("name", FIELDS)
+def test_a_field_is_made_of_what_is_there(name: str) -> None:
+    row = FIELDS[name]
+    kind = row.task.partition(":")[0]
+    assert kind in TASKS
+    assert row.family in FAMILIES
+    assert "{data}" in row.task
+    assert (DOCS / row.page).is_file()
+    assert workload_of(row.family, row.task.format(data="DATA"), {"width": 8}, Path("runs/a")), "what is trained can be optimized"
+
+
+@pytest.mark.parametrize("name", [name for name, row in FIELDS.items() if not row.before])
+def test_its_made_up_set_is_a_task_that_its_family_learns(name: str, tmp_path: Path) -> None:
+    row = FIELDS[name]
+    folder = row.written(tmp_path / "data")
+    family = load_family(row.family)
+    task = load_task((row.sampled or row.task).format(data=folder), family=family)
+    again = row.written(tmp_path / "again")
+    names = sorted(str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file())
+    assert all((folder / file).read_bytes() == (again / file).read_bytes() for file in names)  # always the same set
+    assert family.scale(**(row.small or row.scale))
+    assert len(task.train) >= 100
+
+
+@pytest.mark.parametrize(
+    ("words", "told"),
+    [
+        (["gallery", "cooking"], "field must be one of"),
+        (["gallery", "--data", "x"], "FIELD must be given with --data"),
+        (["gallery", "translation", "--data", "no/such/folder"], "--data must be an existing file or folder"),
+    ],
+)
+def test_what_cannot_be_run_is_told(words: list[str], told: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    assert main([*words, "--store", str(tmp_path / "store")]) == EXIT_BAD_INPUT
+    assert told in capsys.readouterr().err
+    assert not (tmp_path / "store").exists()
+
+
+@pytest.mark.slow
+def test_a_field_is_walked_from_data_to_a_verified_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    words = ["gallery", "sentiment", "--store", str(tmp_path), "--time", "40s"]
+    assert main(words) == EXIT_OK
+    told = capsys.readouterr().out
+    assert "every promise is kept" in told or "no promise is broken" in told
+    found = json.loads((tmp_path / "sentiment" / "gallery.json").read_text())
+    assert found["trained"]["test_quality"]["value"] > 80
+    assert found["best"]["size_bytes"]["value"] <= found["untouched"]["size_bytes"]["value"]
+    assert (tmp_path / "sentiment" / "search" / "report.html").is_file()
+    assert main(words) == EXIT_OK  # nothing is trained or searched a second time
+    assert json.loads((tmp_path / "sentiment" / "gallery.json").read_text())["trained"] == found["trained"]
+    capsys.readouterr()
+    assert main(["gallery", "--store", str(tmp_path), "--json"]) == EXIT_OK
+    listed = json.loads(capsys.readouterr().out)["fields"]
+    assert listed["sentiment"]["sentence"] == found["sentence"]
+    assert listed["translation"] is None
