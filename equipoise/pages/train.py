@@ -57,6 +57,7 @@ def page_data(found: TrainSummary) -> dict[str, Any]:
         "foretold": bool(found.foretold),
         "level": f"{100 * found.level:g} %",
         "told": classes(found),
+        "examples": [example(given) for given in found.examples],
         "notes": found.notes,
         "facts": facts(found),
     }
@@ -82,6 +83,16 @@ def classes(found: TrainSummary) -> dict[str, Any] | None:
     table = data["confusion"] if len(names) <= WIDEST else []
     confusion = [{"name": name, "cells": [f"{n:,}" for n in row]} for name, row in zip(names, table, strict=False)]
     return {"split": str(data["split"]), "rows": [*rows, *means], "names": names, "confusion": confusion}
+
+
+def example(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return what was written for a source as text, and a row of shaded cells for each written piece."""
+    rows = [
+        {"name": name, "cells": [{"share": round(share, 3), "told": f"{100 * share:.0f} %"} for share in row]}
+        for name, row in zip(given["written"], given["shares"], strict=False)
+    ]
+    whole = {key: "".join(given[key]).strip("⏎ ") for key in ("source", "written", "wanted")}
+    return {**whole, "pieces": given["source"], "rows": rows}
 
 
 def headline(found: TrainSummary) -> str:

@@ -16,6 +16,8 @@ there is nothing to say. A field that is not named here is an error.
                  remedies? [{do, gain (reading), why?}], in order; outlook? [{change, value (reading), why?}]
     extrapolation?  of ("validation_loss" or "validation_metric"), steps, value, low, high
     classification?  split, accuracy, classes [{name, precision, recall, f1, support}], macro, weighted, confusion [[samples]]
+    examples?    [{source, written, wanted: [piece of text]; shares: [[share of each piece of the source, a row for each
+                 written one]] or None}]
     recipe       name -> value
     notes?       [text]
 """
@@ -93,6 +95,7 @@ class TrainSummary:
     foretells: str
     foretold: Sequence[Figures]
     classification: Mapping[str, Any] | None
+    examples: Sequence[Mapping[str, Any]]
     recipe: Mapping[str, Any]
     notes: Sequence[str]
 
@@ -103,7 +106,7 @@ def read_train(summary: Any) -> TrainSummary:
     Raises:
         InputError: Another schema, a field missing or unknown, or a figure that does not say where it came from.
     """
-    takes = ("statement", "level", "best", "stopped", "diagnosis", "extrapolation", "classification", "notes")
+    takes = ("statement", "level", "best", "stopped", "diagnosis", "extrapolation", "classification", "examples", "notes")
     data = versioned(summary, WHERE, needs=("header", "curve", "reached", "recipe"), takes=takes)
     reached = demand(data["reached"], f"{WHERE} reached", needs=(), takes=REACHED)
     ahead = data.get("extrapolation")
@@ -122,6 +125,7 @@ def read_train(summary: Any) -> TrainSummary:
         foretells=str(ahead["of"]) if ahead else "",
         foretold=_foretold(ahead, f"{WHERE} extrapolation") if ahead else (),
         classification=_classification(data.get("classification"), f"{WHERE} classification"),
+        examples=[_example(e, f"{WHERE} examples[{i}]") for i, e in enumerate(data.get("examples") or ())],
         recipe=demand(data["recipe"] or {}, f"{WHERE} recipe", needs=(), takes=None),
         notes=[str(note) for note in data.get("notes") or ()],
     )
@@ -138,6 +142,12 @@ def _foretold(data: Any, where: str) -> Sequence[Figures]:
     if data["of"] not in SEEN[1:3]:
         raise unknown(f"{where}.of", str(data["of"]), SEEN[1:3])
     return columns(data, where, names)
+
+
+def _example(data: Any, where: str) -> Mapping[str, Any]:
+    demand(data, where, needs=("source", "written", "wanted", "shares"))
+    shares = [[number(value) or 0.0 for value in row] for row in data["shares"] or ()]
+    return {**{key: [str(piece) for piece in data[key]] for key in ("source", "written", "wanted")}, "shares": shares}
 
 
 def _classification(data: Any, where: str) -> Mapping[str, Any] | None:

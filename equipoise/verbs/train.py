@@ -55,6 +55,7 @@ class TrainedModel:
         reached: Name -> reading (quality, losses, training time and money).
         classification: Precision, recall and F1 by class, on the test split if that was asked for, else on the validation
             split; None where samples have no classes.
+        examples: Answers of the model that the page shows (`workloads.metrics.Examples`).
     """
 
     folder: Path
@@ -66,6 +67,7 @@ class TrainedModel:
     recipe: Recipe
     classification: Classification | None = None
     notes: tuple[str, ...] = ()
+    examples: tuple[Mapping[str, Any], ...] = ()
 
     def __repr__(self) -> str:
         return f"TrainedModel({self.header['model']} on {self.header['task']}: {self.sentence()}; in {self.folder})"
@@ -94,6 +96,7 @@ class TrainedModel:
             "reached": {name: as_data(reading) for name, reading in self.reached.items()},
             "diagnosis": None if self.diagnosis is None else _told(self.diagnosis),
             "classification": None if self.classification is None else as_data(self.classification),
+            "examples": list(self.examples),
             "recipe": {k: v for k, v in as_data(self.recipe).items() if v is not None},
             "notes": list(self.notes),
         }
@@ -203,7 +206,9 @@ def train(
         notes, reached = (*notes, *more), reached_frozen(start, task)
     reached |= _reached(done, model, task, chosen, price_per_hour, watts_per_core, where, start)
     told: Classification | None = None
+    shown: tuple[Mapping[str, Any], ...] = ()
     if where.rank == 0:
+        shown = tuple(task.metric.examples(done.model, task.validation)) if task.metric.examples else ()
         split = task.test if test else task.validation
         outputs, targets = predict(done.model, split)
         reached |= _asked(done.model, task, test=test) if task.metric.ask else {}
@@ -219,6 +224,7 @@ def train(
         chosen,
         told,
         notes,
+        shown,
     )
     if where.rank == 0:
         write_files(done.model, task, folder)

@@ -7,15 +7,19 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+import torch
 from torch import Tensor
 
+from equipoise.batch import SOURCE
 from equipoise.errors import missing_extra
 from equipoise.workloads.data import Asked, Split
 from equipoise.workloads.metrics import Scores
-from equipoise.workloads.subwords import BEGIN, END, PADDING, Subwords
+from equipoise.workloads.subwords import BEGIN, END, PADDING, Subwords, written
 from equipoise.workloads.writing import beam_search, writer_of
 
 QUALITIES = ("bleu", "chrf")
+SHOWN = 3
+"""Sentences on the page of a run."""
 AT_ONCE = 32
 """Sentences that are written together, those of like lengths."""
 
@@ -59,6 +63,26 @@ class Written:
         inputs, targets = split.tensors()
         found = beam_search(writer_of(run), inputs, beams=self.beams, begin=BEGIN, end=END, at_once=AT_ONCE)
         return found, targets
+
+    def examples(self, model: Any, split: Split) -> list[dict[str, Any]]:
+        """Return what a model writes for a few sentences, and where it looks meanwhile, if it can say so."""
+        few = split.take(SHOWN)
+        found, targets = self.ask(Asked(model), few)
+        inputs = few.tensors()[0]
+        shares = None
+        if hasattr(model, "looks"):
+            with torch.inference_mode():
+                shares = model.looks(inputs[SOURCE], written(found))
+        shown = []
+        for row in range(len(found)):
+            pieces = {
+                "source": self.known.pieces(inputs[SOURCE][row]),
+                "written": self.known.pieces(found[row]),
+                "wanted": self.known.pieces(targets[row].clamp(min=PADDING)),
+            }
+            across, down = len(pieces["source"]), len(pieces["written"])
+            shown.append({**pieces, "shares": None if shares is None else shares[row, :down, :across].tolist()})
+        return shown
 
     def read(self, outputs: Tensor, targets: Tensor) -> Scores:
         """Return the score of tokens (N, T) beside tokens (N, T); no sentence has one of its own."""

@@ -16,6 +16,10 @@ from equipoise.errors import must_be, unknown
 Score = Callable[[Tensor, Tensor], Any]
 Loss = Callable[[Tensor, Tensor], Tensor]
 
+Examples = Callable[[Any, Any], list[dict[str, Any]]]
+"""(model, split) -> a few answers to be shown, each with ``source``, ``written`` and ``wanted`` (lists of pieces of text), and
+``shares`` [[share of each piece of the source in what was looked up after each written one]], or None."""
+
 LONGEST_NAME = 200
 
 
@@ -41,7 +45,7 @@ class Quality(Protocol):
     """A quality that reads a whole split; pass it as ``metric=``.
 
     It may also say its ``name``, whether to ``maximize`` it (True where it does not say) and the ``unit`` of a point. A method
-    ``ask`` (see `Ask`) puts the questions to the model itself.
+    ``ask`` (see `Ask`) puts the questions to the model itself; ``examples`` (see `Examples`) is shown on the page of a run.
     """
 
     def read(self, outputs: Tensor, targets: Tensor) -> Scores:
@@ -74,6 +78,7 @@ class Metric:
         labels: Whether it is of class labels (True) or of values (False); None where that is not known of it.
         ask: Puts the questions to the model, where one call for each sample is not all; see `Ask`. Such a metric says nothing
             of what the outputs of one call mean, and is not looked at during training: the loss is.
+        examples: Answers that the page of a training run shows; see `Examples`.
 
     Example:
         >>> top1 = Metric("top1", True, lambda outputs, targets: (outputs.argmax(1) == targets).float().mean(), scale=100)
@@ -89,6 +94,7 @@ class Metric:
     scale: float | None = None
     labels: bool | None = None
     ask: Ask | None = None
+    examples: Examples | None = None
 
     def __post_init__(self) -> None:
         """Hold the scale to a positive number, and the name to what a table and a manifest can show."""
@@ -384,8 +390,8 @@ def _reading(quality: Any, *, maximize: bool) -> Metric:
         return torch.full((len(targets),), math.nan) if found is None else torch.as_tensor(found)
 
     better, unit = getattr(quality, "maximize", maximize), getattr(quality, "unit", "points")
-    ask = getattr(quality, "ask", None)
-    return Metric(name, bool(better), lambda outputs, targets: read(outputs, targets).value, each, unit, scale=1, ask=ask)
+    own = {part: getattr(quality, part, None) for part in ("ask", "examples")}
+    return Metric(name, bool(better), lambda outputs, targets: read(outputs, targets).value, each, unit, scale=1, **own)
 
 
 def natural_loss(outputs: Tensor, targets: Tensor) -> Tensor:

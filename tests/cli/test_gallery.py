@@ -33,7 +33,9 @@ def test_a_field_is_made_of_what_is_there(name: str) -> None:
     assert row.family in FAMILIES
     assert "{data}" in row.task
     assert (DOCS / row.page).is_file()
-    assert workload_of(row.family, row.task.format(data="DATA"), {"width": 8}, Path("runs/a")), "what is trained can be optimized"
+    assert workload_of(row.family, row.task.format(data="DATA"), {"width": 8}, Path("runs/a")), (
+        "what is trained can be optimized"
+    )
 
 
 @pytest.mark.parametrize("name", [name for name, row in FIELDS.items() if not row.before])

@@ -13,6 +13,7 @@ import equipoise as eq
 from equipoise.batch import SOURCE, WRITTEN
 from equipoise.errors import InputError
 from equipoise.generated.languages import SIZES, sentences, write
+from equipoise.pages import render_train
 from equipoise.road.bench import Answering
 from equipoise.runtimes import get
 from equipoise.runtimes.export import Exporter
@@ -94,6 +95,32 @@ def test_the_small_language_is_learned(trained: eq.TrainedModel, task: Task) -> 
     known = task.metric
     outputs, _ = asked(known, trained.model, task.test.take(3))
     assert outputs.shape == (3, 20)
+
+
+@pytest.mark.parametrize("name", ["transformer", "seq2seq"])
+def test_where_a_model_looks_are_shares_of_the_words_that_are_there(name: str, task: Task) -> None:
+    made = eq.workloads.load_family(name)
+    scale = {dimension.name: dimension.menu[0] for dimension in made.dimensions}
+    net = made.model(scale, task, generator=torch.Generator().manual_seed(0)).eval()
+    inputs, _ = task.validation.take(3).tensors()
+    with torch.inference_mode():
+        before = net(**inputs)
+        shares = net.looks(inputs[SOURCE], inputs[WRITTEN])  # type: ignore[operator]
+        assert torch.equal(net(**inputs), before)
+    assert torch.allclose(shares.sum(2), torch.ones(3, 20))
+    assert not shares[(inputs[SOURCE] == PADDING)[:, None].expand_as(shares)].any()
+
+
+@pytest.mark.slow
+def test_the_page_shows_what_is_written_and_where_the_model_looked(trained: eq.TrainedModel) -> None:
+    shown = trained.summary()["examples"]
+    assert len(shown) == 3
+    for given in shown:
+        assert len(given["shares"]) == len(given["written"])
+        assert all(len(row) == len(given["source"]) for row in given["shares"])
+    page = render_train(trained.summary())
+    assert "What it writes" in page
+    assert page.count('class="looks"') == 3
 
 
 @pytest.mark.slow

@@ -92,8 +92,13 @@ class Looking(nn.Module):
 
 def _seen(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor) -> Tensor:
     """Return the values by their share, (N, heads, T, width / heads); `hidden` is added to the scores."""
+    return _shares(query, key, hidden) @ value
+
+
+def _shares(query: Tensor, key: Tensor, hidden: Tensor) -> Tensor:
+    """Return the share (N, heads, T, S) of each place in what is looked up; `hidden` is added to the scores."""
     alike: Tensor = (query * query.shape[3] ** -0.5) @ key.transpose(2, 3) + hidden
-    return alike.softmax(3) @ value
+    return alike.softmax(3)
 
 
 class EncoderDecoder(nn.Module):
@@ -136,6 +141,19 @@ class EncoderDecoder(nn.Module):
             x, kept = block.step(x, past[at : at + 2], hidden, told, memory[-1])
             present = (*present, *kept)
         return self.logits(self.norm(x)).transpose(1, 2), present
+
+    def looks(self, source: Tensor, written: Tensor) -> Tensor:
+        """Return the share (N, T, S) of each token of the source in what the last block looks up, a mean over its heads."""
+        *_, last = self._blocks()
+        kept: list[Tensor] = []
+        hook = last.ask.register_forward_hook(lambda layer, given, query: kept.append(query))
+        try:
+            memory = self.encode(source)
+            self.read_on(written, (), memory)
+        finally:
+            hook.remove()
+        query: Tensor = kept[0].view(len(source), -1, last.heads, kept[0].shape[2] // last.heads).transpose(1, 2)
+        return _shares(query, memory[-3], memory[-1]).mean(1)
 
     def _blocks(self) -> list[Looking]:
         return [cast(Looking, block) for block in self.writes]

@@ -69,8 +69,7 @@ class Seq2Seq(nn.Module):
         x = self.drop(self.token(written))
         before = [_last(first, past[layer] if past else None, len(written)) for layer in range(2)]
         asked, lower = self.lower(x, before[0])
-        alike = self.score(torch.tanh(self.ask(asked)[:, :, None] + told[:, None]))[..., 0] + unread  # (N, T, S)
-        found = alike.softmax(2) @ states
+        found = self._shares(asked, told, unread) @ states
         out, upper = self.upper(self.drop(torch.cat((asked, found), 2)), before[1])
         narrow = torch.tanh(self.narrow(self.drop(torch.cat((out, found, x), 2))))
         present = tuple(state.transpose(0, 1)[:, None] for state in (lower, upper))
@@ -80,8 +79,12 @@ class Seq2Seq(nn.Module):
         """Return the share (N, T, S) of each word of the source in what is looked up after each written one."""
         _, told, unread, first = self.encode(source)
         asked, _ = self.lower(self.token(written), _last(first, None, len(written)))
-        shares: Tensor = (self.score(torch.tanh(self.ask(asked)[:, :, None] + told[:, None]))[..., 0] + unread).softmax(2)
-        return shares
+        return self._shares(asked, told, unread)
+
+    def _shares(self, asked: Tensor, told: Tensor, unread: Tensor) -> Tensor:
+        """Return the share (N, T, S) of each place of the source in what states (N, T, hidden) look up."""
+        alike: Tensor = self.score(torch.tanh(self.ask(asked)[:, :, None] + told[:, None]))[..., 0] + unread
+        return alike.softmax(2)
 
 
 def _last(first: Tensor, past: Tensor | None, count: int) -> Tensor:
