@@ -1,4 +1,4 @@
-"""Train one model on data that stay where they are: the server begins, clients train, the server takes their mean, and again."""
+"""Train one model on data that stay where they are: clients train, the server takes the mean, and the next round begins."""
 
 from __future__ import annotations
 
@@ -68,7 +68,9 @@ class Federated:
         up, down = (show(self.reached[name].get(), "B") for name in ("up_bytes", "down_bytes"))
         made, clients = counted(len(self.rounds), "round"), counted(self.terms.clients, "client")
         quality = self.reached["quality"].get()
-        return f"{metric} {quality:.2f}{beside} on validation data after {made} of {clients}; {up} up, {down} down; {self.privacy}"
+        return (
+            f"{metric} {quality:.2f}{beside} on validation data after {made} of {clients}; {up} up, {down} down; {self.privacy}"
+        )
 
     def summary(self) -> dict[str, Any]:
         """Return all of it as JSON data."""
@@ -107,8 +109,8 @@ def federate(
         scale: Dimension -> value of the whole model; the family's defaults stand for what is left out.
         store: Folder of the run; made if need be.
         terms: Clients, rounds, strategy and all else that is agreed on; None takes `Terms`'s.
-        recipe: Of the whole run, of which each round has its part of the schedule; None takes the one of `train`, or for SCAFFOLD
-            `PLAIN_SGD`.
+        recipe: Of the whole run, of which each round has its part of the schedule; None takes the one of `train`, or
+            `PLAIN_SGD` for SCAFFOLD.
         processes: Whether each client is a process of its own that talks to the server over HTTP, else all are in this one.
         central: Whether to train the same model on all of the data too, for as many passes, in ``store/central``.
         test: Whether to score the test split, once, at the end.
@@ -126,7 +128,7 @@ def federate(
         raise must_be("family and task", "names where clients are processes", names, "Write for example 'cnn', 'digits'.")
     family = as_family(family)
     task = family.prepared(as_task(task, family))
-    full, chosen = family.scale(**(scale or {})), recipe or _usual(task, family, terms)
+    full, chosen = family.scale(**(scale or {})), recipe or usual(task, family, terms)
     _check(chosen, terms)
     header = {
         "model": family.name,
@@ -140,7 +142,9 @@ def federate(
     claim(folder, claimed, first=False)
     cuts = cuts_for(terms, task, built(family, full, task, terms.seed))
     hall = Hall(terms, strategy_of(terms.strategy), cuts)
-    clients = members(terms, task, cuts, chosen, folder=folder / "clients")  # before a folder is taken: too few samples are told
+    clients = members(
+        terms, task, cuts, chosen, folder=folder / "clients"
+    )  # before a folder is taken: too few samples are told
     claim(folder, claimed, first=True)
     hall = replace(hall, noise_seed=_secret(folder) if terms.noise else 0)
     if processes:
@@ -213,7 +217,8 @@ def _reached(model: nn.Module, task: Task, rounds: tuple[Round, ...], *, test: b
     }
 
 
-def _usual(task: Task, family: Family, terms: Terms) -> Recipe:
+def usual(task: Task, family: Family, terms: Terms) -> Recipe:
+    """Return the recipe that is taken where none is given."""
     usual = usual_recipe(task, family)
     return replace(PLAIN_SGD, batch=usual.batch) if strategy_of(terms.strategy).control else usual
 

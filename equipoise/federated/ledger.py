@@ -84,7 +84,9 @@ class Ledger:
             rounds = tuple(map(Round.read, facts["rounds"]))
             accepted = {int(client): int(made) for client, made in facts["accepted"].items()}
         except (KeyError, TypeError, ValueError) as error:
-            raise StoreError(f"checkpoint {self._path} must be of this version; got {error}. Delete it to start over.") from error
+            raise StoreError(
+                f"checkpoint {self._path} must be of this version; got {error}. Delete it to start over."
+            ) from error
         return Server(len(rounds), parts["weights"], parts["memory"], accepted), rounds
 
     def keep(self, server: Server, rounds: Sequence[Round]) -> None:

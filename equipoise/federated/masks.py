@@ -1,7 +1,8 @@
 """The arithmetic of secure aggregation: fixed-point integers, masks from shared secrets, secrets in shares.
 
-Everything is of the standard library: key agreement over the 2048-bit group of RFC 3526 with exponents of 256 bits, SHAKE-256 to
-stretch a secret to a mask, Shamir's shares over the field of 2^521 - 1 (a prime). No package is needed, and there is one way.
+Everything is of the standard library: key agreement over the 2048-bit group of RFC 3526 with exponents of 256 bits, SHAKE-256
+to stretch a secret to a mask, Shamir's shares over the field of 2^521 - 1 (a prime). No package is needed, and there is one
+way.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """What a client keeps between rounds, by the round that made it: its control variate, what rounding left.
 
-The server says which of its answers counted last, and the client goes on from there: an answer that was lost, or a round that is
-made again after a crash, leaves no trace.
+The server says which of its answers counted last, and the client goes on from there: an answer that was lost, or a round that
+is made again after a crash, leaves no trace.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """How much the weights can tell of one client: Rényi differential privacy of clipped sums with Gaussian noise.
 
 Neighbours are two federations of which one has a client more. The server is trusted, the published weights are not: each round
-asks every client by itself with the probability q, clips each change to a norm of C, and adds noise of deviation z C to the sum.
+asks every client by itself with the probability q, clips each change to a norm of C, and adds noise of deviation z C.
 """
 
 from __future__ import annotations
@@ -54,8 +54,8 @@ def epsilon(rounds: int, *, q: float, noise: float, delta: float) -> float:
         InputError: Numbers out of range.
 
     References:
-        Composition: Mironov 2017, proposition 1. To (epsilon, delta): Canonne, Kamath & Steinke 2020, "The discrete Gaussian for
-        differential privacy", proposition 12.
+        Composition: Mironov 2017, proposition 1. To (epsilon, delta): Canonne, Kamath & Steinke 2020, "The discrete Gaussian
+        for differential privacy", proposition 12.
 
     Example:
         >>> round(epsilon(30, q=1.0, noise=10.0, delta=1e-5), 2)
@@ -68,9 +68,7 @@ def epsilon(rounds: int, *, q: float, noise: float, delta: float) -> float:
     if rounds == 0:
         return 0.0
     bounds = [
-        rounds * rdp(order, q=q, noise=noise)
-        + math.log1p(-1 / order)
-        - (math.log(delta) + math.log(order)) / (order - 1)
+        rounds * rdp(order, q=q, noise=noise) + math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
         for order in ORDERS
     ]
     return max(0.0, min(bounds))

@@ -98,7 +98,9 @@ def one_round(hall: Hall, server: Server, transport: Transport) -> tuple[Server,
             return found, shares
         lost = [f"client {share.client}: {share.lost}".splitlines()[0] for share in shares if share.lost]
         came = len(asked) - len(lost)
-        told = f"round {server.round + 1} must have answers of {needed} of {len(asked)} clients; got {came} ({'; '.join(lost)})."
+        told = (
+            f"round {server.round + 1} must have answers of {needed} of {len(asked)} clients; got {came} ({'; '.join(lost)})."
+        )
     raise EquipoiseError(f"{told} What was reached is kept: the same command goes on from there.")
 
 
@@ -117,7 +119,7 @@ def _plain(hall: Hall, server: Server, transport: Transport, asked: tuple[int, .
             updates[client] = _update(hall, questions[client], reply, client)
         except InputError as error:
             lost[client] = str(error)
-    lost |= {client: "its change is of another order than those of the others" for client in outliers(updates)}
+    lost |= dict.fromkeys(outliers(updates), "its change is of another order than those of the others")
     good = [update for client, update in updates.items() if client not in lost]
     shares = tuple(_share(terms, client, replies[client], lost.get(client, "")) for client in asked)
     if asked and len(good) < terms.needed(len(asked)):
@@ -203,6 +205,8 @@ def check_echo(answer: Message, question: Message, kind: str) -> None:
     Raises:
         InputError: It is not.
     """
+    if answer.kind == "failed":
+        raise InputError(f"it failed: {str(answer.facts.get('why'))[:500]}")
     if answer.kind != kind:
         raise must_be("answer", kind, answer.kind, "It is left out.")
     for name in ("round", "nonce", "client"):
@@ -243,7 +247,8 @@ def noised(hall: Hall, server: Server, total: Tensors) -> Server:
     terms, draws = hall.terms, generator(hall.noise_seed, "noise", server.round)
     deviation = terms.noise * (terms.clip or 0.0)
     drawn = {
-        name: value + deviation * torch.randn(value.shape, generator=draws, dtype=torch.float64) for name, value in total.items()
+        name: value + deviation * torch.randn(value.shape, generator=draws, dtype=torch.float64)
+        for name, value in total.items()
     }
     return hall.strategy.by(server, {name: value / terms.asked for name, value in drawn.items()})
 

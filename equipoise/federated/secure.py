@@ -5,8 +5,8 @@ runs clients of its own, nothing is claimed. What the sum itself tells is not hi
 samples of each client, and its mean loss, are told in the open.
 
 References:
-    Bonawitz et al. 2017, "Practical secure aggregation for privacy-preserving machine learning", figure 4 without the signatures
-    and the consistency check that guard against an active server.
+    Bonawitz et al. 2017, "Practical secure aggregation for privacy-preserving machine learning", figure 4 without the
+    signatures and the consistency check that guard against an active server.
 """
 
 from __future__ import annotations
@@ -74,7 +74,10 @@ class _Course:
                 continue
             same = all(answer.facts.get(name) == asked[client].facts[name] for name in ("round", "nonce", "client"))
             if answer.kind != kind or not same:
-                self.lost[client] = f"it answered another question than {kind}"
+                why = str(answer.facts.get("why"))[:500]
+                self.lost[client] = (
+                    f"it failed: {why}" if answer.kind == "failed" else f"it answered another question than {kind}"
+                )
                 continue
             found[client] = answer
         return found
@@ -135,8 +138,10 @@ def masked_sum(
         asked[client] = replace(question, facts={**question.facts, "sealed": boxes, "weight": weights[client]})
     length = sum(int(np.prod(shape)) for shape in shapes.values())
     found = course.ask(asked, "masked", most=4 * length + SMALL)
-    hidden = {client: answer.tensors["masked"].numpy().view(np.uint32) for client, answer in found.items() if _is(answer, length)}
-    course.lost.update({client: "its masked change is of another form" for client in found.keys() - hidden.keys()})
+    hidden = {
+        client: answer.tensors["masked"].numpy().view(np.uint32) for client, answer in found.items() if _is(answer, length)
+    }
+    course.lost.update(dict.fromkeys(found.keys() - hidden.keys(), "its masked change is of another form"))
     if len(hidden) < needed:
         return _ended(course)
     alive, gone = sorted(hidden), sorted(shared.keys() - hidden.keys())
@@ -189,7 +194,9 @@ def _unmasked(
     for client in hidden:
         seed = masks.secret_of({holder: int(answer.facts["own"][str(client)]) for holder, answer in told.items()})
         if seed >= 2**masks.SECRET_BITS:
-            raise EquipoiseError(f"shares of client {client} must give its seed; got something else. Somebody told a wrong share.")
+            raise EquipoiseError(
+                f"shares of client {client} must give its seed; got something else. Somebody told a wrong share."
+            )
         total = total - masks.mask(seed.to_bytes(32, "big"), length)
     for client in gone:
         private = masks.secret_of({holder: int(answer.facts["private"][str(client)]) for holder, answer in told.items()})

@@ -19,8 +19,8 @@ class Faults:
         die: Probability that a client dies in a round.
         sign, noise, labels: Clients that send their change negated and `FLIPPED` times as large; noise in its place; that
             train on reversed labels.
-        nan, giant, shape, replay, late: Clients that send NaN, a change of a million times the size, tensors of other shapes, an
-            answer to an earlier question, or nothing in time.
+        nan, giant, shape, replay, late: Clients that send NaN, a change of a million times the size, tensors of other shapes,
+            an answer to an earlier question, or nothing in time.
     """
 
     die: float = 0.0
@@ -67,8 +67,8 @@ class Terms:
     """What a federation agrees on.
 
     Attributes:
-        clients, alpha, seed: Into how many the training split is shared out, how unevenly (`partition.shared_out`), and the seed
-            of that and of everything else that is drawn.
+        clients, alpha, seed: Into how many the training split is shared out, how unevenly (`partition.shared_out`), and the
+            seed of that and of everything else that is drawn.
         rounds, epochs: Rounds, and passes of a client over its own data in each.
         strategy: As `strategies.strategy_of` reads it.
         share: Fraction of the clients that a round asks. With noise each is asked by itself with this probability.
