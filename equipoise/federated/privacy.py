@@ -59,7 +59,7 @@ def epsilon(rounds: int, *, q: float, noise: float, delta: float) -> float:
 
     Example:
         >>> round(epsilon(30, q=1.0, noise=10.0, delta=1e-5), 2)
-        2.35
+        2.4
     """
     if not 0 < delta < 1:
         raise must_be("delta", "between 0 and 1", delta, "Take less than 1 / clients.")

@@ -65,9 +65,8 @@ class Strategy:
             delta = combined(updates, {n: v.shape for n, v in names.items()}, self.rule, even=True, control=True)
             took = len(updates) / clients
             memory |= {f"control.{n}": (v.double() + took * delta[n]).float() for n, v in names.items()}
-        found = replace(self.by(server, combined(updates, shapes, self.rule, even=self.even)))
-        accepted = {**server.accepted, **{update.client: found.round for update in updates}}
-        return replace(found, memory={**memory, **found.memory}, accepted=accepted)
+        known = replace(server, memory=memory, accepted={**server.accepted, **{u.client: server.round + 1 for u in updates}})
+        return self.by(known, combined(updates, shapes, self.rule, even=self.even))
 
     def by(self, server: Server, change: Tensors) -> Server:
         """Return the server one round on, moved by a change that is combined already (of which the sum alone was seen)."""
