@@ -61,7 +61,7 @@ def cuts_of(model: nn.Module, example: Inputs, ratios: tuple[float, ...]) -> dic
     free = [group for group in groups(model, example) if group.prunable]
     if not free:
         raise must_be("scales", "1 for a model without channels that can be cut", ratios, "Take another family.")
-    numbered, own, found = _numbered(model), {}, {}
+    numbered, own, found = _numbered(model), Tensors(), dict[float, Cut]()
     for ratio in wanted:
         kept = {group.name: range(_width(group, ratio)) for group in free}
         keep = keeping(model, free, kept)

@@ -57,7 +57,7 @@ def flat(tensors: Mapping[str, Tensor], names: Iterable[str]) -> Tensor:
 def shaped(vector: Tensor, shapes: Mapping[str, tuple[int, ...]]) -> Tensors:
     """Return the tensors of one vector, in the order of `shapes`."""
     sizes = [int(np.prod(shape)) for shape in shapes.values()]
-    parts = vector.split(sizes)
+    parts = torch.split(vector, sizes)
     return {name: part.reshape(shape) for (name, shape), part in zip(shapes.items(), parts, strict=True)}
 
 

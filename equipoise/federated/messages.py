@@ -72,7 +72,7 @@ def unpacked(data: bytes, *, most: int | None = None) -> Message:
     try:
         header = json.loads(data[8 : 8 + length])
         kind, facts = header["kind"], header["facts"]
-        tensors = dict(load(data[8 + length :]))
+        tensors = dict(sorted(load(data[8 + length :]).items()))  # the order of a file is nobody's: what is drawn follows it
     except (ValueError, KeyError, TypeError, RecursionError, SafetensorError) as error:
         said = f"{type(error).__name__}: {error}".splitlines()[0][:120]
         raise must_be("message", "a JSON header and a safetensors file", said, "It is not read.") from error

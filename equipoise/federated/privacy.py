@@ -67,7 +67,7 @@ def epsilon(rounds: int, *, q: float, noise: float, delta: float) -> float:
         raise must_be("q", "above 0 and at most 1", q, "It is the share of the clients that a round asks.")
     if rounds == 0:
         return 0.0
-    bounds = [
+    bounds: list[float] = [
         rounds * rdp(order, q=q, noise=noise) + math.log1p(-1 / order) - (math.log(delta) + math.log(order)) / (order - 1)
         for order in ORDERS
     ]

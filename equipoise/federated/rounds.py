@@ -248,7 +248,7 @@ def noised(hall: Hall, server: Server, total: Tensors) -> Server:
     deviation = terms.noise * (terms.clip or 0.0)
     drawn = {
         name: value + deviation * torch.randn(value.shape, generator=draws, dtype=torch.float64)
-        for name, value in total.items()
+        for name, value in sorted(total.items())  # in an order that a resumed run has too
     }
     return hall.strategy.by(server, {name: value / terms.asked for name, value in drawn.items()})
 

@@ -6,6 +6,7 @@ combined like weights. Whole numbers (BatchNorm's counter of batches) stay what 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
@@ -91,7 +92,7 @@ def change(after: Mapping[str, Tensor], before: Mapping[str, Tensor]) -> Tensors
 
 def norm(tensors: Mapping[str, Tensor]) -> float:
     """Return the Euclidean norm of all numbers together, summed in float64."""
-    return float(sum(float(value.double().square().sum()) for value in tensors.values())) ** 0.5
+    return math.sqrt(sum(float(value.double().square().sum()) for value in tensors.values()))
 
 
 def clipped(tensors: Mapping[str, Tensor], most: float | None) -> Tensors:

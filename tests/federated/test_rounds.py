@@ -241,16 +241,15 @@ def test_every_strategy_learns(strategy: str) -> None:
 
 def poisoned(strategy: str, **faults: int) -> float:
     hall, server, clients, task = federation(
-        clouds(480),
+        clouds(1500),
         replace(SGD, lr=0.2),
         clients=10,
         strategy=strategy,
-        rounds=10,
-        epochs=2.0,
+        rounds=8,
         alpha=100.0,
         faults=Faults(**faults),
     )
-    found, _ = asked(hall, server, clients, rounds=10)
+    found, _ = asked(hall, server, clients, rounds=8)
     inputs, targets = task.validation.tensors()
     return task.metric.score(loaded(hall.cuts[1.0].model, found.weights).eval()(inputs), targets)
 
@@ -262,4 +261,4 @@ def test_two_of_ten_that_poison_are_borne_by_robust_strategies(fault: str) -> No
     for strategy in ("median", "trimmed:share=0.2"):
         assert poisoned(strategy, **{fault: 2}) > clean - 3, strategy
     if fault == "sign":
-        assert poisoned("fedavg", sign=3) < clean - 3  # what the others are for
+        assert poisoned("fedavg", sign=2) < clean - 20  # what the others are for
