@@ -45,7 +45,7 @@ def flower_strategy(strategy: Strategy, model: nn.Module, *, clients: int, look:
     def arrays(tensors: Tensors) -> Any:
         return common.ndarrays_to_parameters([tensors[name].numpy() for name in names])
 
-    class Equipoise(base.Strategy):  # type: ignore[misc]
+    class Equipoise(base.Strategy):  # type: ignore[misc,name-defined]
         """Our strategy behind Flower's interface."""
 
         def __init__(self) -> None:
@@ -95,7 +95,7 @@ def flower_client(client: Client) -> Any:
     base = _flwr("flwr.client")
     names = sorted(travelling(client.model))
 
-    class Trains(base.NumPyClient):  # type: ignore[misc]
+    class Trains(base.NumPyClient):  # type: ignore[misc,name-defined]
         """Our client behind Flower's interface."""
 
         def get_parameters(self, config: dict[str, Any]) -> list[Any]:

@@ -124,7 +124,8 @@ def client_of(given: Mapping[str, Any]) -> Client:
     """Return the client that a process was started as."""
     data = dict(given["terms"])
     terms = Terms(**{**data, "scales": tuple(data["scales"]), "faults": Faults(**data["faults"])})
-    recipe = Recipe(**{name: tuple(v) if isinstance(v, list) else v for name, v in given["recipe"].items()})
+    values: dict[str, Any] = {name: tuple(v) if isinstance(v, list) else v for name, v in given["recipe"].items()}
+    recipe = Recipe(**values)
     family = load_family(given["family"])
     task = family.prepared(load_task(given["task"], family=family))
     cuts = cuts_for(terms, task, built(family, given["scale"], task, terms.seed))

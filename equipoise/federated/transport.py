@@ -76,7 +76,7 @@ class InProcess:
             return Reply(None, f"it failed: {error}", len(down), 0, time.monotonic() - began)
         seconds = time.monotonic() - began
         if self.wire is not None:
-            self.wire += [down, up]
+            self.wire.extend([down, up])
         if seconds > limit_s:
             return Reply(None, f"it was late: {seconds:.1f} s of {limit_s:g}", len(down), len(up), seconds)
         try:
