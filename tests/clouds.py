@@ -29,7 +29,7 @@ def clouds(samples: int = 240, seed: int = 0) -> Task:
 
 def federation(task: Task | None = None, recipe: Recipe | None = None, family: str = "mlp", **given: Any) -> Any:
     """(hall, server, clients, task) before the first round."""
-    terms = Terms(**{"clients": 4, "rounds": 3, "limit_s": 60.0, **given})
+    terms = Terms(**{"clients": 4, "rounds": 3, "epochs": 1.0, "limit_s": 60.0, **given})
     task, made = task or clouds(), load_family(family)
     scale = {"width": 16, "depth": 2} if family == "mlp" else {}
     model = made.model(scale, task, generator=torch.Generator().manual_seed(0))

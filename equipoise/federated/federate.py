@@ -32,7 +32,7 @@ from equipoise.workloads import Split, Task, as_family, as_task, asked, predict
 from equipoise.workloads.families import Family, Scale
 from equipoise.workloads.weights import packed
 
-PLAIN_SGD = Recipe(optimizer="sgd", lr=0.05, schedule="onecycle", momentum=0.0, nesterov=False, clip=None, weight_decay=1e-4)
+PLAIN_SGD = Recipe(optimizer="sgd", lr=0.1, schedule="cosine", momentum=0.0, nesterov=False, clip=None, weight_decay=1e-4)
 """For SCAFFOLD, whose control variates are mean gradients: steps that are nothing but a rate times a gradient."""
 
 
@@ -109,8 +109,8 @@ def federate(
         scale: Dimension -> value of the whole model; the family's defaults stand for what is left out.
         store: Folder of the run; made if need be.
         terms: Clients, rounds, strategy and all else that is agreed on; None takes `Terms`'s.
-        recipe: Of the whole run, of which each round has its part of the schedule; None takes the one of `train`, or
-            `PLAIN_SGD` for SCAFFOLD.
+        recipe: Of the whole run, of which each round has its part of the schedule; None takes the one of `train`
+            without its slow rise, or `PLAIN_SGD` for SCAFFOLD.
         processes: Whether each client is a process of its own that talks to the server over HTTP, else all are in this one.
         central: Whether to train the same model on all of the data too, for as many passes, in ``store/central``.
         test: Whether to score the test split, once, at the end.
@@ -220,7 +220,9 @@ def _reached(model: nn.Module, task: Task, rounds: tuple[Round, ...], *, test: b
 def usual(task: Task, family: Family, terms: Terms) -> Recipe:
     """Return the recipe that is taken where none is given."""
     usual = usual_recipe(task, family)
-    return replace(PLAIN_SGD, batch=usual.batch) if strategy_of(terms.strategy).control else usual
+    if strategy_of(terms.strategy).control:
+        return replace(PLAIN_SGD, batch=usual.batch)
+    return usual if family.pretrained else replace(usual, schedule="cosine")  # a slow rise would cost the first rounds
 
 
 def _check(recipe: Recipe, terms: Terms) -> None:

@@ -86,7 +86,7 @@ class Terms:
     clients: int = 10
     alpha: float = 0.5
     rounds: int = 30
-    epochs: float = 1.0
+    epochs: float = 3.0
     strategy: str = "fedavg"
     share: float = 1.0
     quorum: float = 1 / 3
