@@ -255,6 +255,7 @@ def _notes(terms: Terms, plan: Mapping[str, Any]) -> tuple[str, ...]:
     found = []
     if terms.noise:
         found.append("noise.key must stay with the server: whoever has it can take the noise off")
+        found.append("run.json must stay there too: it has each client's samples and mean loss, without noise")
     if terms.secure:
         found.append("the server saw sums alone, if it and the clients kept to the protocol")
     if plan:

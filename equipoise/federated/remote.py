@@ -14,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from equipoise.errors import EquipoiseError, must_be
+from equipoise.errors import must_be
 from equipoise.federated.client import DiedError
 from equipoise.federated.messages import Message, packed, unpacked
 
@@ -84,9 +84,11 @@ def work(link: Link, handle: Callable[[Message], Message]) -> None:
         question = unpacked(data)
         try:
             answer = handle(question)
-        except EquipoiseError as error:  # its training failed: the server is told, and the client stays
+        except DiedError:
+            raise
+        except Exception as error:  # noqa: BLE001 - the user's model in training: the server is told, and the client stays
             facts = {name: question.facts[name] for name in ("round", "nonce", "client")}
-            answer = Message("failed", {**facts, "why": str(error)[:500]})
+            answer = Message("failed", {**facts, "why": f"{type(error).__name__}: {error}"[:500]})
         try:
             link.call("/answer", packed(answer))
         except (OSError, http.client.HTTPException):

@@ -175,10 +175,16 @@ class Terms:
             ("bits", "32 where the sum alone is seen", self.bits if self.secure and self.bits != 32 else None),
             ("scales", "one where the sum alone is seen", self.scales if self.secure and cut else None),
             ("scales", "one where there is noise", self.scales if self.noise and cut else None),
+            ("share", "1 where the sum alone is seen and has noise", self.share if self._chancy else None),
             ("clients", "at least 3 that take part where the sum alone is seen", self.clients if self._few else None),
         ):
             if value is not None:
                 yield must_be(name, other, value, several)
+
+    @property
+    def _chancy(self) -> bool:
+        """Whether chance could ask a single client, whose change would be the sum."""
+        return self.secure and self.noise > 0 and self.share < 1
 
     @property
     def _few(self) -> bool:

@@ -72,8 +72,9 @@ class InProcess:
             up = packed(self.clients[client](unpacked(down)))
         except DiedError as error:
             return Reply(None, str(error), len(down), 0, time.monotonic() - began)
-        except EquipoiseError as error:  # its training failed: that is its own affair, and costs its share of the round
-            return Reply(None, f"it failed: {error}", len(down), 0, time.monotonic() - began)
+        except Exception as error:  # noqa: BLE001 - the user's model in training; it costs the client its share of the round
+            why = f"it failed: {type(error).__name__}: {error}"
+            return Reply(None, why, len(down), 0, time.monotonic() - began)
         seconds = time.monotonic() - began
         if self.wire is not None:
             self.wire.extend([down, up])

@@ -155,6 +155,17 @@ def test_without_a_quorum_it_ends_with_one_clear_error() -> None:
         asked(hall, server, clients)
 
 
+def test_a_client_whose_model_raises_costs_its_share() -> None:
+    hall, server, clients, _ = federation(recipe=SGD)
+
+    def broken(outputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
+        raise RuntimeError("out of luck")
+
+    found, shares = asked(hall, server, {**clients, 1: replace(clients[1], loss=broken)})
+    assert shares[1].lost == "it failed: RuntimeError: out of luck"
+    assert found.round == 1
+
+
 def test_a_late_answer_does_not_count() -> None:
     hall, server, clients, _ = federation(recipe=SGD, limit_s=0.3, faults=Faults(late=1))
     _, shares = asked(hall, server, clients)

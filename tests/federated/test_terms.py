@@ -38,6 +38,7 @@ from equipoise.federated.terms import Faults, Terms
         ),
         ({"secure": True, "bits": 8}, "bits must be 32"),
         ({"secure": True, "scales": (1.0, 0.5)}, "scales must be one"),
+        ({"secure": True, "noise": 1.0, "clip": 1.0, "share": 0.5}, "share must be 1"),
         ({"secure": True, "clients": 2}, "clients must be at least 3"),
         ({"faults": Faults(sign=11)}, "faults must be for at most 10 clients"),
     ],
