@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from equipoise.public import PUBLIC, public
 
 if TYPE_CHECKING:
+    from equipoise.federated.federate import federate as federate
     from equipoise.road.explain import explain as explain
     from equipoise.road.walk import optimize as optimize
     from equipoise.ship.export import export as export
@@ -50,6 +51,7 @@ __all__ = [
     "export",
     "factorize",
     "family",
+    "federate",
     "optimize",
     "profile",
     "prune",

@@ -20,6 +20,7 @@ PUBLIC = {
     "export": "equipoise.ship.export",
     "factorize": "equipoise.verbs.weights",
     "family": "equipoise.workloads",
+    "federate": "equipoise.federated.federate",
     "optimize": "equipoise.road.walk",
     "profile": "equipoise.verbs.profile",
     "prune": "equipoise.verbs.compress",

@@ -31,6 +31,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "advise": ("equipoise.cli.advise", "what is worth trying on a model and this machine, in a minute, without training"),
     "scale": ("equipoise.cli.scale", "how large a model the data and the limits deserve, before it is trained"),
     "train": ("equipoise.cli.train", "train a model of a family, and see what holds it back"),
+    "federate": ("equipoise.cli.federate", "train one model on data that stay with their holders"),
     "optimize": ("equipoise.cli.optimize", "search the best balance of quality and cost within a budget"),
     "explain": ("equipoise.cli.explain", "why a point of a study is as it is: what each change brought, what was left and why"),
     "export": ("equipoise.cli.export", "write one point of a study as a folder that can ship"),

@@ -167,9 +167,9 @@ def train(
         "metric": {"name": task.metric.name, "maximize": task.metric.maximize},
     }
     claimed = {**header, "recipe": as_data(chosen), "task": task.fingerprint}
-    _claim(folder, claimed, first=False)
-    model, listen = _built(family, full, task, seed), on_step or of_steps()
-    _claim(folder, claimed, first=where.rank == 0)  # what cannot be built takes no folder
+    claim(folder, claimed, first=False)
+    model, listen = built(family, full, task, seed), on_step or of_steps()
+    claim(folder, claimed, first=where.rank == 0)  # what cannot be built takes no folder
     start, left = None, seconds
     if family.frozen_first:
         start = frozen_start(model, task, folder, where=where, seconds=seconds, on_step=listen)
@@ -244,7 +244,7 @@ def _check(**given: float | None) -> None:
             raise must_be(name, "a whole number", value, f"Write for example steps={math.ceil(value)}.")
 
 
-def _built(family: Family, scale: Scale, task: Task, seed: int) -> nn.Module:
+def built(family: Family, scale: Scale, task: Task, seed: int) -> nn.Module:
     """Build the model; one that this machine cannot hold is bad input, whatever torch calls it."""
     check_size(family, scale, task)
     try:
@@ -336,7 +336,7 @@ def _value(text: str) -> Any:
         return text
 
 
-def _claim(folder: Path, identity: Mapping[str, Any], *, first: bool) -> None:
+def claim(folder: Path, identity: Mapping[str, Any], *, first: bool) -> None:
     """Raise when the folder is another run's; make it this one's, where this is the `first` of its processes."""
     path, text = folder / "identity.json", dumps(identity)
     if path.is_file():
