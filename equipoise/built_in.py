@@ -43,6 +43,11 @@ class BuiltIn:
 _TASK: Options = {"shift": int, "holdout": int}
 _TEXTS: Options = {"length": int, "text": str, "label": str}
 _NET: Options = {"weights": Path, "depth": int, "shortcut": str, **_TASK}
+_RANKING: Options = {
+    **dict.fromkeys(("length", "first", "repeats", "least", "refit"), int),
+    **dict.fromkeys(("quality", "hold", "since", "until", "user", "item", "time"), str),
+    **dict.fromkeys(("days", "replay"), float),
+}
 _SIZED: Options = {"size": int}
 
 FAMILIES: dict[str, BuiltIn] = {
@@ -59,6 +64,8 @@ FAMILIES: dict[str, BuiltIn] = {
     "bag": BuiltIn("equipoise.workloads.families.texts:BAG"),
     "textcnn": BuiltIn("equipoise.workloads.families.texts:TEXTCNN"),
     "gru": BuiltIn("equipoise.workloads.families.texts:GRU"),
+    "sasrec": BuiltIn("equipoise.workloads.families.recommend:SASREC"),
+    "twotower": BuiltIn("equipoise.workloads.families.recommend:TWOTOWER"),
     "huggingface": BuiltIn("equipoise.workloads.huggingface:huggingface", "FOLDER"),
     "timm": BuiltIn("equipoise.workloads.timm:timm_family", "NAME?weights=FILE", {"weights": Path}, file=False),
 }
@@ -69,6 +76,11 @@ WORKLOADS: dict[str, BuiltIn] = {
     "cifar10": BuiltIn("equipoise.workloads.images:cifar10", "DATA?weights=FILE", _NET),
     "images": BuiltIn("equipoise.workloads.images:image_workload", "DATA?weights=FILE", {**_NET, **_SIZED, "model": str}),
     "sentiment": BuiltIn("equipoise.workloads.huggingface:sentiment_workload", "DATA?model=FOLDER", {"model": Path, **_TEXTS}),
+    "recommend": BuiltIn(
+        "equipoise.workloads.recommend:recommend_workload",
+        "FILE?weights=FILE&model=FAMILY",
+        {"weights": Path, "model": str, **_RANKING},
+    ),
 }
 """Workloads by name."""
 
@@ -83,6 +95,7 @@ TASKS: dict[str, BuiltIn] = {
         "DATA?length=64",
         {**_TEXTS, "words": int, "tokenizer": Path},
     ),
+    "recommend": BuiltIn("equipoise.workloads.recommend:recommend_task", "FILE?length=64", _RANKING),
 }
 """Tasks by name: every workload, its model left aside, and those that need no model."""
 
