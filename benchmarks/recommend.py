@@ -1,12 +1,12 @@
 """Recommendation on real interactions: our families beside popularity, item-kNN and EASE, and month by month.
 
     export EQUIPOISE_DATA=DATA      # DATA/recommender/{xwines-slim-ratings,online-retail-purchases}.csv.gz
-    python benchmarks/recommend.py wines                       # the baselines
-    python benchmarks/recommend.py wines twotower --seed 0     # ours; sasrec; --tune leaves the test split alone
-    python benchmarks/recommend.py retail twotower             # the last day out, --repeats 1 where what was bought counts again
-    python benchmarks/recommend.py months                      # 2021: trained anew each month, or gone on with
-    equipoise optimize "recommend:DATA/recommender/xwines-slim-ratings.csv.gz?model=twotower&weights=runs/recommend/W/model.safetensors" \\
-        --budget "drop<=0.3, size<=0.25x" --time 60min --store runs/recommend-small
+    python benchmarks/recommend.py wines                     # the baselines
+    python benchmarks/recommend.py wines twotower --seed 0   # ours; sasrec; --tune leaves the test split alone
+    python benchmarks/recommend.py retail twotower           # the last day out; --repeats 1: what was bought counts again
+    python benchmarks/recommend.py months                    # 2021: trained anew each month, or gone on with
+    W=runs/recommend/wines-twotower-0/model.safetensors F=DATA/recommender/xwines-slim-ratings.csv.gz
+    equipoise optimize "recommend:$F?model=twotower&weights=$W" --budget "drop<=0.3" --time 60min --store runs/recommend-small
 
 X-Wines Slim, leave one out by time, users with 5 or more, every item ranked, what a user has is no answer. Online Retail: the
 last day of each customer out, a sample for each product of it. What was chosen (recipe, epochs) was chosen on the validation
@@ -17,6 +17,7 @@ CPU seconds are those of the process, one thread.
 from __future__ import annotations
 
 import argparse
+import itertools
 import json
 import math
 import os
@@ -169,14 +170,14 @@ def retail(name: str | None, *, seed: int, store: Path, repeats: int) -> None:
 # ---- month by month ---------------------------------------------------------------------------------------------------------
 
 
-def months(*, seed: int, name: str = "twotower") -> None:
+def months(*, seed: int, many: int, name: str = "twotower") -> None:
     """2021, each month judged by models that know what was before it: anew each month, gone on with, and frozen."""
     every = read_interactions(data("wines"))
     made = histories(every)
     kind = load_family(name)
     sums = {way: {"hit": [], "ndcg": [], "cpu_s": 0.0, "samples": 0.0, "flops": 0.0} for way in ("anew", "onward", "frozen")}
     kept: dict[str, Any] = {}
-    for month, (start, end) in enumerate(zip(MONTHS[:-1], MONTHS[1:], strict=True)):
+    for month, (start, end) in enumerate(itertools.pairwise(MONTHS[: many + 1])):
         begin, stop = seconds(start), seconds(end)
         before = torch.from_numpy(made.time < begin)
         judged = torch.from_numpy((made.time >= begin) & (made.time < stop))
@@ -192,14 +193,14 @@ def months(*, seed: int, name: str = "twotower") -> None:
                 drawn = older[torch.randperm(len(older), generator=torch.Generator().manual_seed(month))]
                 chosen = torch.cat([torch.nonzero(recent)[:, 0], drawn[: round(REPLAY * int(recent.sum()))]])
                 model, cost = learned(kind, size, rows[chosen], made.targets[chosen], seed=seed, start=kept[way], **ONWARD)
-            elif way == "onward":
-                model, cost = kept["anew"], {}  # both begin with the same
+            elif way != "anew":
+                model, cost = kept["anew"], {}  # all begin with the same
             else:
                 chosen = torch.nonzero(before)[:, 0]
                 model, cost = learned(
                     kind, size, rows[chosen], made.targets[chosen], seed=seed, epochs=EPOCHS[name], lr=RECIPE.lr
                 )
-                cost = cost if month or way == "frozen" else {}
+                cost = cost if month else {}
             kept[way] = model
             for key, value in cost.items():
                 sums[way][key] += value
@@ -219,7 +220,7 @@ def months(*, seed: int, name: str = "twotower") -> None:
         n = len(row["hit"])
         told = {"hit_at_10": np.mean(row["hit"]), "ndcg_at_10": np.mean(row["ndcg"]), "n": n}
         told["standard_error"] = float(np.std(row["hit"]) / math.sqrt(n))
-        keep("months", way, {"seed": seed, **told, **{key: row[key] for key in ("cpu_s", "samples", "flops")}})
+        keep("months", way, {"seed": seed, "months": many, **told, **{key: row[key] for key in ("cpu_s", "samples", "flops")}})
 
 
 def learned(
@@ -250,6 +251,7 @@ if __name__ == "__main__":
     parser.add_argument("name", nargs="?", choices=tuple(EPOCHS), default=None)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--repeats", type=int, choices=(0, 1), default=0)
+    parser.add_argument("--months", type=int, default=12, help="of 2021, from January")
     parser.add_argument("--tune", action="store_true")
     parser.add_argument("--store", type=Path, default=Path("runs/recommend"))
     given = parser.parse_args()
@@ -258,4 +260,4 @@ if __name__ == "__main__":
     elif given.what == "retail":
         retail(given.name, seed=given.seed, store=given.store, repeats=given.repeats)
     else:
-        months(seed=given.seed)
+        months(seed=given.seed, many=given.months)

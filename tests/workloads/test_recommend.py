@@ -119,7 +119,7 @@ def test_newer_samples_with_a_share_of_older_ones(file: Path) -> None:
 
 
 def test_what_is_odd_is_told(tmp_path: Path) -> None:
-    rows = [f"u{u},{item},{time}" for u in range(8) for time, item in enumerate(("tea", "jam", "oil", "ale", "tea", "rye"))]
+    rows = [f"u{u},{item},{time}" for u in range(8) for time, item in enumerate(("tea", "jam", "tea", "oil", "ale", "rye"))]
     file = tmp_path / "a.csv"
     file.write_text("\n".join(["user,item,time", *rows, "u9,tea,0", "u9,jam,1", "u9,tea,2", "u9,oil,3", f"u9,new,{10}"]) + "\n")
     told = recommend_task(file, length=3).train.notes
