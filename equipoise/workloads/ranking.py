@@ -61,7 +61,7 @@ class Ranked:
         worth = torch.ones_like(places) if self.gain == "hit" else 1 / torch.log2(places + 2)
         total = torch.cat([torch.zeros(1, dtype=torch.float64), worth.cumsum(0)])  # worth of the first k places
         each = []
-        for scores, wanted in zip(outputs.split(ROWS), targets.split(ROWS), strict=True):
+        for scores, wanted in zip(torch.split(outputs, ROWS), torch.split(targets, ROWS), strict=True):
             own = scores.gather(1, wanted[:, None])
             above, alike = (~(scores <= own)).sum(1), (scores == own).sum(1).clamp(min=1)  # NaN is below all, like none
             ends = (total[(above + part).clamp(max=self.first)] for part in (alike, torch.zeros_like(alike)))

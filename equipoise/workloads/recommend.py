@@ -189,9 +189,9 @@ def _check(*, length: int, quality: str, hold: str, least: int, replay: float, d
     for what, value, valid in (("quality", quality, GAINS), ("hold", hold, get_args(Hold))):
         if value not in valid:
             raise unknown(f"recommend {what}", value, valid)
-    for what, value, lowest in (("length", length, 1), ("least", least, 3)):
-        if value < lowest:
-            raise must_be(what, f"at least {lowest}", value, f"Write for example recommend:FILE?{what}=8.")
+    for what, number, lowest in (("length", length, 1), ("least", least, 3)):
+        if number < lowest:
+            raise must_be(what, f"at least {lowest}", number, f"Write for example recommend:FILE?{what}=8.")
     for what, share, allowed in (("replay", replay, replay >= 0), ("days", days, days > 0)):
         if not allowed or math.isnan(share):
             raise must_be(what, "a number above 0", share, f"Leave {what} out for the usual.")

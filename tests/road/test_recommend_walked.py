@@ -39,6 +39,7 @@ def ready(name: str, *, unseen: bool = True) -> tuple[nn.Module, torch.Tensor]:
     return model.eval(), rows
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("unseen", [True, False])
 def test_the_file_pushes_down_what_was_taken(name: str, unseen: bool) -> None:
     model, rows = ready(name, unseen=unseen)

@@ -260,6 +260,7 @@ def test_tastes_are_learned(name: str, file: Path) -> None:
     assert [metric.name for metric in (task.metric, *task.also)] == ["HR@10", "NDCG@10"]
 
 
+@pytest.mark.slow
 @pytest.mark.data
 def test_the_published_protocol_on_wines() -> None:
     """Popularity and EASE give what they gave elsewhere on these rows: .0927 / .0423 and .2277 / .1190."""

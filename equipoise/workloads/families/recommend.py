@@ -7,6 +7,8 @@ holds already is pushed down, or up, by the model itself (`Held`): what ships ne
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 from torch import Tensor, nn
 
@@ -140,13 +142,15 @@ def _initialize(model: nn.Module, generator: torch.Generator) -> None:
         if isinstance(module, SASRec):
             module.embed.token.weight.normal_(0.0, module.head.in_features**-0.5, generator=generator)
             module.embed.position.normal_(0.0, module.head.in_features**-0.5, generator=generator)
-            for block in module.blocks:
+            blocks: Any = module.blocks
+            for block in blocks:
                 for layer in (block.merge, block.narrow):
                     layer.weight.mul_((2 * len(module.blocks)) ** -0.5)
             module.norm.weight.fill_(module.head.in_features**-0.5)
         if isinstance(module, TwoTower):
             module.token.weight.normal_(0.0, LOGITS, generator=generator)
-            for layer in module.narrow:
+            layers: Any = module.narrow
+            for layer in layers:
                 layer.weight.mul_(LOGITS)
 
 
