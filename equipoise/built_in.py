@@ -51,6 +51,11 @@ _WORDS: Options = {"words": int, "tokenizer": Path}
 _NET: Options = {"weights": Path, "depth": int, "shortcut": str, **_TASK}
 _SIZED: Options = {"size": int, "stream": int, "crop": float}
 _PAIRS: Options = {"source": str, "target": str, "vocabulary": int, "length": int, "quality": str, "beams": int}
+_RANKING: Options = {
+    **dict.fromkeys(("length", "first", "repeats", "least", "refit"), int),
+    **dict.fromkeys(("quality", "hold", "since", "until", "user", "item", "time"), str),
+    **dict.fromkeys(("days", "replay"), float),
+}
 
 FAMILIES: dict[str, BuiltIn] = {
     "mlp": BuiltIn("equipoise.workloads.families.plain:MLP"),
@@ -68,6 +73,8 @@ FAMILIES: dict[str, BuiltIn] = {
     "gru": BuiltIn("equipoise.workloads.families.texts:GRU"),
     "transformer": BuiltIn("equipoise.workloads.families.encoder_decoder:TRANSFORMER"),
     "seq2seq": BuiltIn("equipoise.workloads.families.seq2seq:SEQ2SEQ"),
+    "sasrec": BuiltIn("equipoise.workloads.families.recommend:SASREC"),
+    "twotower": BuiltIn("equipoise.workloads.families.recommend:TWOTOWER"),
     "huggingface": BuiltIn("equipoise.workloads.huggingface:huggingface", "FOLDER"),
     "timm": BuiltIn("equipoise.workloads.timm:timm_family", "NAME?weights=FILE", {"weights": Path}, file=False),
 }
@@ -87,6 +94,11 @@ WORKLOADS: dict[str, BuiltIn] = {
         "FOLDER?model=FAMILY&weights=FILE",
         {"model": str, "weights": Path, **_PAIRS},
     ),
+    "recommend": BuiltIn(
+        "equipoise.workloads.recommend:recommend_workload",
+        "FILE?weights=FILE&model=FAMILY",
+        {"weights": Path, "model": str, **_RANKING},
+    ),
 }
 """Workloads by name."""
 
@@ -102,6 +114,7 @@ TASKS: dict[str, BuiltIn] = {
         "DATA?length=64",
         {**_TEXTS, **_WORDS},
     ),
+    "recommend": BuiltIn("equipoise.workloads.recommend:recommend_task", "FILE?length=64", _RANKING),
 }
 """Tasks by name: every workload, its model left aside, and those that need no model."""
 

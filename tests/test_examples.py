@@ -18,6 +18,13 @@ def test_tabular_model_trains_and_checks(checkout: Path) -> None:
     assert work.example.shape == (2, 30)
 
 
+def test_recommender_trains_and_checks(checkout: Path) -> None:
+    work = load(f"{checkout / 'examples' / 'recommend.py'}:make_workload")
+    check(work)
+    assert work.metric.name == "HR@10"
+    assert work.quality() > 75  # ten of forty items, guessed: 25
+
+
 @pytest.mark.data
 def test_text_model_in_small(checkout: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("EQUIPOISE_DATA", str(data_folder))

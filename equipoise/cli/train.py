@@ -54,6 +54,8 @@ def add_parser(subparsers: Any) -> None:
     parser.add_argument("--store", type=Path, default=None, help="folder of the run (default: runs/FAMILY-TASK)")
     option(parser, "--seed", whole(), default=0, help="of weights, order and augmentation (default: %(default)s)")
     most = max(8, RANKS_PER_CORE * (os.cpu_count() or 1))
+    later = "weights of an earlier run to go on from; what is new in the data gets rows of its own"
+    parser.add_argument("--start", type=Path, default=None, metavar="FILE", help=later)
     shared = "processes on this machine that share the work (default: %(default)s)"
     option(parser, "--ranks", whole(least=1, most=most), default=1, help=shared)
     how = "how they share it: ddp, fsdp or pipeline (default: ddp for several ranks)"
@@ -108,6 +110,7 @@ def run(args: argparse.Namespace) -> int:
             seconds=seconds,
             recipe=recipe,
             seed=args.seed,
+            start=args.start,
             distribution=where,
             price_per_hour=args.price_per_hour,
             watts_per_core=args.watts_per_core,

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import math
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import Field, dataclass, fields, replace
+from dataclasses import Field, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
@@ -29,11 +30,11 @@ from equipoise.training.progress import Progress
 from equipoise.training.transfer import discriminative
 from equipoise.units import check_seed, show
 from equipoise.verbs.thaw import THAWED, better_of, frozen_start, reached_frozen, rescaled, seconds_left
-from equipoise.workloads import Task, as_family, as_task, asked, predict
+from equipoise.workloads import Metric, Task, as_family, as_task, asked, predict
 from equipoise.workloads.beside import shipped
 from equipoise.workloads.classification import MOST_CLASSES, Classification, classification
 from equipoise.workloads.families import Family, Scale
-from equipoise.workloads.weights import packed
+from equipoise.workloads.weights import go_on_from, packed, read_weights
 
 LOOKS, FEW_LOOKS = 24, 8
 """Looks at the validation split in a run: enough for a diagnosis, few enough to cost little; in fine-tuning, which is short."""
@@ -68,6 +69,7 @@ class TrainedModel:
     classification: Classification | None = None
     notes: tuple[str, ...] = ()
     examples: tuple[Mapping[str, Any], ...] = ()
+    also: Mapping[str, Reading] = field(default_factory=dict)
 
     def __repr__(self) -> str:
         return f"TrainedModel({self.header['model']} on {self.header['task']}: {self.sentence()}; in {self.folder})"
@@ -81,6 +83,7 @@ class TrainedModel:
             kept = self.run.best is not None and self.run.best.step == 0
             said = "with the last layer alone: the others' training brought no more" if kept else "with the last layer alone"
             told = f"{told[:-2]} ({frozen.get():.2f} {said}), "
+        told += "".join(f"{name} {reading.get():.2f}, " for name, reading in self.also.items())
         verdict = "" if self.diagnosis is None else f"; {self.diagnosis.verdict}"
         loss, seconds = self.reached["validation_loss"].get(), show(self.reached["train_s"].get(), "s")
         return f"{told}loss {loss:.4g}, after {self.run.steps} steps in {seconds}{verdict}"
@@ -113,6 +116,7 @@ def train(
     seconds: float | None = None,
     recipe: Recipe | None = None,
     seed: int = 0,
+    start: str | Path | None = None,
     distribution: Distribution | None = None,
     price_per_hour: float | None = None,
     watts_per_core: float | tuple[float, float] | None = None,
@@ -134,6 +138,8 @@ def train(
         recipe: None takes one for the kind of inputs, brought down over the whole run, or for a pretrained family `FINE_TUNED`
             or `thaw.THAWED`.
         seed: Of weights, order and augmentation; recorded.
+        start: Weights that an earlier run of this family and scale wrote, to go on from; where there are more items, words or
+            classes now, theirs are drawn anew.
         distribution: Where to compute; rank 0 alone writes.
         price_per_hour: Dollars, for what the run cost.
         watts_per_core: For an energy estimate where no meter can be read.
@@ -167,14 +173,18 @@ def train(
         "metric": {"name": task.metric.name, "maximize": task.metric.maximize},
     }
     claimed = {**header, "recipe": as_data(chosen), "task": task.fingerprint}
+    learned = None if start is None else read_weights(Path(start))
+    if start is not None:
+        claimed["start"] = hashlib.sha256(Path(start).read_bytes()).hexdigest()[:16]
     claim(folder, claimed, first=False)
     model, listen = built(family, full, task, seed), on_step or of_steps()
+    new = 0 if learned is None else go_on_from(model, learned, name=f"start {start}")
     claim(folder, claimed, first=where.rank == 0)  # what cannot be built takes no folder
-    start, left = None, seconds
+    frozen, left = None, seconds
     if family.frozen_first:
-        start = frozen_start(model, task, folder, where=where, seconds=seconds, on_step=listen)
-        model = rescaled(start.model, task.example) if chosen.frozen_norm else start.model
-        left = None if seconds is None else seconds_left(seconds, start, task, test=test)
+        frozen = frozen_start(model, task, folder, where=where, seconds=seconds, on_step=listen)
+        model = rescaled(frozen.model, task.example) if chosen.frozen_norm else frozen.model
+        left = None if seconds is None else seconds_left(seconds, frozen, task, test=test)
     per_epoch = max(1, math.ceil(len(task.train) / chosen.batch))
     expected = min(
         n for n in (steps, None if epochs is None else math.ceil(epochs * per_epoch), per_epoch * 10) if n is not None
@@ -200,19 +210,21 @@ def train(
         distribution=where,
         on_step=listen,
     )
-    notes, reached = _notes(task), {}
-    if start is not None:
-        done, more = better_of(done, start, task, chosen)
-        notes, reached = (*notes, *more), reached_frozen(start, task)
-    reached |= _reached(done, model, task, chosen, price_per_hour, watts_per_core, where, start)
+    notes, reached = (*_notes(task), *([f"{new} rows are new beside {start}"] if new else [])), {}
+    if frozen is not None:
+        done, more = better_of(done, frozen, task, chosen)
+        notes, reached = (*notes, *more), reached_frozen(frozen, task)
+    reached |= _reached(done, model, task, chosen, price_per_hour, watts_per_core, where, frozen)
     told: Classification | None = None
     shown: tuple[Mapping[str, Any], ...] = ()
+    also: dict[str, Reading] = {}
     if where.rank == 0:
         shown = tuple(task.metric.examples(done.model, task.validation)) if task.metric.examples else ()
         split = task.test if test else task.validation
         outputs, targets = predict(done.model, split)
         reached |= _asked(done.model, task, test=test) if task.metric.ask else {}
         reached |= _tested(outputs, targets, task) if test else {}
+        also = {metric.name: _scored(outputs, targets, task, split.name, metric) for metric in task.also}
         told = _classified(outputs, targets, task, split.name)
     found = TrainedModel(
         folder,
@@ -223,8 +235,9 @@ def train(
         {**header, "machine": machine.describe()},
         chosen,
         told,
-        notes,
+        (*notes, *(f"{name} {reading.get():.2f}: {reading.note}" for name, reading in also.items())),
         shown,
+        also,
     )
     if where.rank == 0:
         write_files(done.model, task, folder)
@@ -419,8 +432,8 @@ def _asked(model: nn.Module, task: Task, *, test: bool) -> dict[str, Reading]:
     return {name: _scored(*asked(task.metric, model, split), task, split.name) for name, split in splits.items()}
 
 
-def _scored(outputs: Tensor, targets: Tensor, task: Task, split: str) -> Reading:
-    metric = task.metric
+def _scored(outputs: Tensor, targets: Tensor, task: Task, split: str, metric: Metric | None = None) -> Reading:
+    metric = metric or task.metric
     return measured(metric.score(outputs, targets), metric.unit, n=len(targets), note=f"{metric.name}, {split} split")
 
 

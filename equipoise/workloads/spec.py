@@ -8,6 +8,7 @@ is told of which family the model is.
     images:FOLDER?weights=W.safetensors&depth=56&shortcut=B&holdout=1000
     images:FOLDER?weights=W.safetensors&model=timm:mobilenetv2_100&size=160
     sentiment:DATA?model=FOLDER&length=64
+    recommend:FILE.csv?weights=W.safetensors&model=twotower
     path/to/mymodule.py:make_workload
 
 Tasks (`load_task`): data alone.
@@ -17,6 +18,7 @@ Tasks (`load_task`): data alone.
     images:FOLDER?shift=4&holdout=1000&size=160
     text:FILE?context=64
     sentiment:DATA?length=64&tokenizer=FOLDER
+    recommend:FILE.csv?length=64&quality=ndcg
     path/to/mymodule.py:make_task
 
 Families (`load_family`): models of every scale.

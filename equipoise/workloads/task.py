@@ -29,6 +29,7 @@ from equipoise.workloads.metrics import (
     Quality,
     Score,
     ignoring_loss,
+    metric_of,
     natural_loss,
     natural_loss_of_probabilities,
 )
@@ -53,6 +54,7 @@ class Shape:
         padding: The token that fills a shorter text up; families whose models give one answer for each sample pass over it.
         written: Length of the second of two sequences, where a model writes one while it looks at another (translation): its
             inputs are then ``source`` (N, length) and ``written`` (N, this), and it answers what comes next in the second.
+        unseen: The outputs are the tokens, and the answer is none of the sample's own: something new is to be recommended.
 
     Example:
         >>> Shape((3, 32, 32), 10).kind
@@ -65,11 +67,15 @@ class Shape:
     dense: bool = False
     padding: int = field(default=0, repr=False)
     written: int | None = None
+    unseen: bool = field(default=False, repr=False)
 
     def __post_init__(self) -> None:
         counts = (*self.sample, self.outputs, *(n for n in (self.vocabulary, self.written) if n is not None))
         if not self.sample or not all(isinstance(n, int) and n >= 1 for n in counts):
             raise must_be("shape", "made of whole numbers of at least 1", self, "Write Shape((3, 32, 32), outputs=10).")
+        if self.unseen and (self.vocabulary != self.outputs or self.dense):
+            remedy = "Number the outputs as the tokens."
+            raise must_be("outputs", f"the vocabulary of {self.vocabulary} where it is unseen tokens", self.outputs, remedy)
 
     @property
     def places(self) -> tuple[int, ...]:
@@ -100,6 +106,7 @@ class Task:
         ignore_label: A target that is not judged, or None.
         labels: Names of the classes in the order of their numbers; empty where they have none.
         files: Name -> content of what belongs to the data and ships beside a model: a tokenizer.
+        also: Further qualities, which are read at the end and decide nothing.
 
     Example:
         >>> x, y = torch.randn(90, 4), torch.arange(90) % 3
@@ -119,6 +126,7 @@ class Task:
     ignore_label: int | None = None
     labels: tuple[str, ...] = ()
     files: Mapping[str, bytes] = field(default_factory=dict)
+    also: tuple[Metric, ...] = ()
 
     def __repr__(self) -> str:
         sizes = ", ".join(f"{len(part)} {part.name}" for part in (self.train, self.validation, self.test))
@@ -142,6 +150,8 @@ class Task:
         seed: int = 0,
         ignore_label: int | None = None,
         padding: int = 0,
+        unseen: bool = False,
+        also: Sequence[Quality] = (),
         labels: Sequence[str] = (),
         files: Mapping[str, bytes] | None = None,
     ) -> Task:
@@ -161,7 +171,8 @@ class Task:
             vocabulary: How many tokens there are; None reads it off integer inputs that lie in memory.
             seed: Of the fixed shuffles.
             ignore_label, labels, files: As of a `Workload`.
-            padding: As of a `Shape`.
+            padding, unseen: As of a `Shape`.
+            also: Further qualities, which are read at the end and decide nothing.
         Raises:
             InputError: Empty splits, labels out of range or of the wrong type, a single class, inputs that are not finite or
                 not ready for a model, a metric or a loss that is undefined on these targets.
@@ -183,9 +194,10 @@ class Task:
         _raise(_untaught(held, shape, measure, criterion))
         if measure.scale is None:
             measure = replace(measure, scale=scale_of(measure, *_random_answers(held, shape)))
-        shape = replace(shape, padding=padding)
+        shape = replace(shape, padding=padding, unseen=unseen)
         names, beside = checked_labels(labels, shape.outputs), checked_files(files or {})
-        return cls(name, shape, seen, held, test, measure, criterion, augment, ignore_label, names, beside)
+        further = tuple(metric_of(quality) for quality in also)
+        return cls(name, shape, seen, held, test, measure, criterion, augment, ignore_label, names, beside, further)
 
     @property
     def sample(self) -> tuple[int, ...]:
@@ -231,7 +243,8 @@ class Task:
     def fingerprint(self) -> str:
         """16 hex digits that change with the data and what is done to them, the metric, the loss or the shape."""
         splits = (self.train, self.validation, self.test)
-        words = [f"task {self.name} {self.shape} {self.shape.padding} {self.ignore_label}", *map(identity.of_data, splits)]
+        kind = f"{self.shape} {self.shape.padding}{' unseen' if self.shape.unseen else ''}"
+        words = [f"task {self.name} {kind} {self.ignore_label}", *map(identity.of_data, splits)]
         changes = (self.augment, tuple(split.transform for split in splits))
         return identity.digest(*words, identity.of_value((self.metric, self.loss)), identity.of_value(changes))
 

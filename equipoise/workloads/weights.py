@@ -94,3 +94,25 @@ def load_weights(
     if lines:
         raise InputError("\n".join(lines))
     model.load_state_dict({**wanted, **tensors})
+
+
+def go_on_from(model: nn.Module, tensors: Mapping[str, Tensor], *, name: str) -> int:
+    """Load what an earlier model of the same family learned into one that may have more rows; return how many are new.
+
+    Tensors of which `model` has more rows (its first dimension) are loaded as far as they go: items, words or classes that came
+    later stand behind those that there were, and keep the values that they were drawn with.
+
+    Raises:
+        InputError: A name is missing on either side, or a tensor differs otherwise than by rows that the model has more.
+    """
+    wanted, new = model.state_dict(), 0
+    loaded: dict[str, Tensor] = {}
+    for key, value in tensors.items():
+        mine = wanted.get(key)
+        if mine is not None and mine.ndim == value.ndim > 0 and mine.shape[1:] == value.shape[1:] and len(mine) > len(value):
+            new = max(new, len(mine) - len(value))
+            value = torch.cat([value.to(mine.dtype), mine[len(value) :]])
+        loaded[key] = value
+    remedy = "Give what the same family wrote at the same scale; of items, words or classes there may be more now."
+    load_weights(model, loaded, name=name, remedy=remedy)
+    return new
