@@ -84,5 +84,15 @@ FIELDS: dict[str, Field] = {
         sample="equipoise.generated.languages:write",
         page="translation.md",
     ),
+    "recommendation": Field(
+        says="what does somebody take next?",
+        data="a .csv or .csv.gz of user, item and time",
+        task="recommend:{data}?length=64",
+        family="twotower",
+        sampled="recommend:{data}?length=16",
+        small={"width": 32},
+        sample="equipoise.generated.shop:write",
+        page="recommend.md",
+    ),
 }
 """Fields by name."""
