@@ -44,6 +44,7 @@ _TASK: Options = {"shift": int, "holdout": int}
 _TEXTS: Options = {"length": int, "text": str, "label": str}
 _NET: Options = {"weights": Path, "depth": int, "shortcut": str, **_TASK}
 _SIZED: Options = {"size": int}
+_SOUND: Options = {"speaker": str, "length": float}
 
 FAMILIES: dict[str, BuiltIn] = {
     "mlp": BuiltIn("equipoise.workloads.families.plain:MLP"),
@@ -59,6 +60,7 @@ FAMILIES: dict[str, BuiltIn] = {
     "bag": BuiltIn("equipoise.workloads.families.texts:BAG"),
     "textcnn": BuiltIn("equipoise.workloads.families.texts:TEXTCNN"),
     "gru": BuiltIn("equipoise.workloads.families.texts:GRU"),
+    "conformer": BuiltIn("equipoise.workloads.families.conformer:CONFORMER"),
     "huggingface": BuiltIn("equipoise.workloads.huggingface:huggingface", "FOLDER"),
     "timm": BuiltIn("equipoise.workloads.timm:timm_family", "NAME?weights=FILE", {"weights": Path}, file=False),
 }
@@ -69,6 +71,11 @@ WORKLOADS: dict[str, BuiltIn] = {
     "cifar10": BuiltIn("equipoise.workloads.images:cifar10", "DATA?weights=FILE", _NET),
     "images": BuiltIn("equipoise.workloads.images:image_workload", "DATA?weights=FILE", {**_NET, **_SIZED, "model": str}),
     "sentiment": BuiltIn("equipoise.workloads.huggingface:sentiment_workload", "DATA?model=FOLDER", {"model": Path, **_TEXTS}),
+    "speech": BuiltIn(
+        "equipoise.workloads.speech:speech_workload",
+        "DATA?model=FAMILY&weights=FILE",
+        {**_SOUND, "model": str, "weights": Path},
+    ),
 }
 """Workloads by name."""
 
@@ -83,6 +90,7 @@ TASKS: dict[str, BuiltIn] = {
         "DATA?length=64",
         {**_TEXTS, "words": int, "tokenizer": Path},
     ),
+    "speech": BuiltIn("equipoise.workloads.speech:speech_task", "DATA", _SOUND),
 }
 """Tasks by name: every workload, its model left aside, and those that need no model."""
 

@@ -178,7 +178,7 @@ def sample_time(model: nn.Module, task: Task, recipe: Recipe) -> Reading:
 
 def positions(task: Task) -> int:
     """Return the answers in a sample: tokens of a text, 1 for an image."""
-    return math.prod(task.sample) if task.shape.dense else 1
+    return math.prod(task.sample) if task.shape.dense and task.shape.aligned else 1
 
 
 def _held(model: nn.Module, task: Task, recipe: Recipe) -> Reading:

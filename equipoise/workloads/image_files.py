@@ -90,7 +90,7 @@ def read_images(path: Path, *, size: int | None = None, most: int | None = None,
         raise must_be("images", "an existing folder or zip", str(path), SHAPE)
     if size is not None and not 1 <= size <= LARGEST:
         raise must_be("images size", f"from 1 to {LARGEST} pixels", size, "Write for example size=160.")
-    names = _names_in(path) if path.is_dir() else []
+    names = names_in(path) if path.is_dir() else []
     kept = (cache or cache_folder()) / f"images-{_key(path, names, f'{size} {most}')}.npz"
     found = _cached(kept)
     if found is None:
@@ -101,14 +101,14 @@ def read_images(path: Path, *, size: int | None = None, most: int | None = None,
     return found
 
 
-def _names_in(folder: Path) -> list[str]:
-    """Files at any depth of a folder, sorted, with slashes."""
+def names_in(folder: Path) -> list[str]:
+    """Return the files at any depth of a folder, sorted, with slashes."""
     found = [os.path.join(where, name) for where, _, names in os.walk(folder) for name in names]
     return sorted(os.path.relpath(name, folder).replace(os.sep, "/") for name in found)
 
 
 def _decoded_folder(path: Path, names: list[str], side: Sides) -> Images:
-    return _decoded(_members(names), lambda name: (path / name).read_bytes(), path, side)
+    return _decoded(members_of(names), lambda name: (path / name).read_bytes(), path, side)
 
 
 def _decoded_zip(path: Path, side: Sides) -> Images:
@@ -117,23 +117,23 @@ def _decoded_zip(path: Path, side: Sides) -> Images:
     except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, LookupError, struct.error) as error:
         raise must_be("images", "a folder or a readable zip", f"{path} ({error})", SHAPE) from error
     with archive:
-        return _decoded(_members(sorted(archive.namelist())), archive.read, path, side)
+        return _decoded(members_of(sorted(archive.namelist())), archive.read, path, side)
 
 
-def _members(names: list[str]) -> list[Member]:
-    """Pick the images that lie under a role and a class; what is hidden is left out."""
+def members_of(names: list[str], suffixes: tuple[str, ...] = SUFFIXES) -> list[Member]:
+    """Return the files with such an ending that lie under a role and a class; what is hidden is left out."""
     found = []
     for name in names:
         parts = name.split("/")
         hidden = any(part.startswith((".", "__MACOSX")) for part in parts)
-        if len(parts) >= 3 and parts[-3] in ROLES and not hidden and name.lower().endswith(SUFFIXES):
+        if len(parts) >= 3 and parts[-3] in ROLES and not hidden and name.lower().endswith(suffixes):
             found.append((ROLES[parts[-3]], parts[-2], name))
     return found
 
 
 def _decoded(members: list[Member], read: Callable[[str], bytes], path: Path, side: Sides) -> Images:
     """Decode every image at the size that `side` chooses; all that are wrong are told together."""
-    classes = _classes(members, path)
+    classes = classes_of(members, path)
     sizes = [size for size in _each(members, partial(_size, read)) if not isinstance(size, _Bad)]
     whole = side(sizes) if sizes else None
     results = _each(members, partial(_pixels, read, whole))
@@ -239,12 +239,21 @@ def _opened(of: Callable[[str], T], name: str) -> T | _Bad:
         return _Bad(f"{name} ({lines[0] if lines else type(error).__name__})")
 
 
-def _classes(members: list[Member], path: Path) -> tuple[str, ...]:
+def classes_of(members: list[Member], path: Path, *, what: str = "images", remedy: str = SHAPE) -> tuple[str, ...]:
+    """Return the classes of the training data, sorted.
+
+    Args:
+        members, path: Of the data, and where they lie.
+        what: They are called in a message.
+        remedy: What is said where they are not laid out so.
+    Raises:
+        InputError: No training or test data, one class only, or classes that training lacks.
+    """
     by_role: dict[str, set[str]] = defaultdict(set)
     for role, kind, _ in members:
         by_role[role].add(kind)
     mistakes = [
-        must_be(f"images in {path}", f"some under {role}/<class>/", "none", SHAPE)
+        must_be(f"{what} in {path}", f"some under {role}/<class>/", "none", remedy)
         for role in ("train", "test")
         if role not in by_role
     ]

@@ -51,6 +51,8 @@ class Shape:
         vocabulary: How many tokens there are; None where the inputs are numbers.
         dense: One label for each position of the input (the next character), rather than one for each sample.
         padding: The token that fills a shorter text up; families whose models give one answer for each sample pass over it.
+        aligned: Of a dense one, whether it is known which position a label belongs to. Else a model answers for as many
+            positions as it likes, and the loss lays the row of labels against them (CTC).
 
     Example:
         >>> Shape((3, 32, 32), 10).kind
@@ -62,6 +64,7 @@ class Shape:
     vocabulary: int | None = None
     dense: bool = False
     padding: int = field(default=0, repr=False)
+    aligned: bool = field(default=True, repr=False)
 
     def __post_init__(self) -> None:
         counts = (*self.sample, self.outputs, 1 if self.vocabulary is None else self.vocabulary)
@@ -132,6 +135,7 @@ class Task:
         seed: int = 0,
         ignore_label: int | None = None,
         padding: int = 0,
+        aligned: bool = True,
         labels: Sequence[str] = (),
         files: Mapping[str, bytes] | None = None,
     ) -> Task:
@@ -151,7 +155,8 @@ class Task:
             vocabulary: How many tokens there are; None reads it off integer inputs that lie in memory.
             seed: Of the fixed shuffles.
             ignore_label, labels, files: As of a `Workload`.
-            padding: As of a `Shape`.
+            padding, aligned: As of a `Shape`. Where labels are not aligned, targets are rows (N, L) of them that `outputs`,
+                `loss` and `metric` know how to read; rows that are shorter are filled up with a label of no meaning.
         Raises:
             InputError: Empty splits, labels out of range or of the wrong type, a single class, inputs that are not finite or
                 not ready for a model, a metric or a loss that is undefined on these targets.
@@ -168,7 +173,7 @@ class Task:
         _raise(contents(seen, held, measure, ignore=ignore_label))
         if read["metric"].labels is False:
             seen, held, test = (replace(split, values=True) for split in (seen, held, test))
-        shape = _shape(seen, held, outputs, vocabulary, ignore_label)
+        shape = _shape(seen, held, outputs, vocabulary, ignore_label, aligned=aligned)
         _raise(mistake for split in (seen, held) for mistake in _out_of_range(split, shape, ignore_label))
         _raise(_untaught(held, shape, measure, criterion))
         if measure.scale is None:
@@ -263,7 +268,15 @@ def _raise(mistakes: Iterator[InputError]) -> None:
         raise InputError("\n".join(map(str, found)))
 
 
-def _shape(train: Split, validation: Split, outputs: int | None, vocabulary: int | None, ignore: int | None = None) -> Shape:
+def _shape(
+    train: Split,
+    validation: Split,
+    outputs: int | None,
+    vocabulary: int | None,
+    ignore: int | None = None,
+    *,
+    aligned: bool = True,
+) -> Shape:
     """Read off the data what a model must take and give."""
     inputs, targets = train.take(2).tensors()
     tokens = inputs.dtype in (torch.int64, torch.int32)
@@ -280,11 +293,14 @@ def _shape(train: Split, validation: Split, outputs: int | None, vocabulary: int
             raise must_be("outputs", f"the {values} values of each target", outputs, "Leave outputs out.")
         return Shape(tuple(inputs.shape[1:]), values, vocabulary)
     dense = targets.ndim > 1
-    if dense and targets.shape[1:] != inputs.shape[1 if tokens else 2 :]:
+    if not aligned and targets.ndim != 2:
+        remedy = "Give a row of labels for each sample, or leave aligned out."
+        raise must_be("targets", "of shape (N, L) where labels are not aligned", tuple(targets.shape), remedy)
+    if dense and aligned and targets.shape[1:] != inputs.shape[1 if tokens else 2 :]:
         remedy = "Give one label for each sample (N,), or one for each position; make 0/1 values of several labels floats."
         raise must_be("targets", "of shape (N,)", tuple(targets.shape), remedy)
     classes = outputs or 1 + max(_highest(split.targets(), ignore) for split in (train, validation))
-    return Shape(tuple(inputs.shape[1:]), classes, vocabulary, dense)
+    return Shape(tuple(inputs.shape[1:]), classes, vocabulary, dense, aligned=aligned)
 
 
 def _highest(targets: Tensor, ignore: int | None) -> int:
@@ -340,5 +356,7 @@ def _untaught(split: Split, shape: Shape, metric: Metric, loss: Loss) -> Iterato
 def _random_answers(split: Split, shape: Shape) -> tuple[Tensor, Tensor]:
     """Outputs of a model that knows nothing, and the targets of the samples they are for."""
     _, targets = split.take(PROBE).tensors()
-    positions = targets.shape[1:] if shape.dense else ()
+    positions = tuple(targets.shape[1:]) if shape.dense else ()
+    if not shape.aligned:  # enough for each label, and for what parts it from the next
+        positions = (2 * targets.shape[1] + 1,)
     return torch.randn((len(targets), shape.outputs, *positions), generator=torch.Generator().manual_seed(0)), targets
