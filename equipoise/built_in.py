@@ -44,7 +44,7 @@ _TASK: Options = {"shift": int, "holdout": int}
 _TEXTS: Options = {"length": int, "text": str, "label": str}
 _NET: Options = {"weights": Path, "depth": int, "shortcut": str, **_TASK}
 _SIZED: Options = {"size": int}
-_SOUND: Options = {"speaker": str, "length": float}
+_SOUND: Options = {"speaker": str, "length": float, "joined": int}
 
 FAMILIES: dict[str, BuiltIn] = {
     "mlp": BuiltIn("equipoise.workloads.families.plain:MLP"),

@@ -14,6 +14,7 @@ from torch import Tensor
 from equipoise.errors import must_be
 from equipoise.workloads.audio_files import FULL, RATE, Recordings, Take, Wave, read_recordings
 from equipoise.workloads.base import Workload
+from equipoise.workloads.ctc import WordErrors, ctc_loss
 from equipoise.workloads.data import Split
 from equipoise.workloads.learned import learned
 from equipoise.workloads.task import Task
@@ -23,6 +24,12 @@ STEP = 320
 COVERED = 0.99
 """Share of the training recordings that the usual length holds whole."""
 LONGEST_S = 60.0
+ROOMY = 0.9
+"""A row of joined recordings usually has room for so many of this quantile's length."""
+GAP_S = 0.1
+TRIES = 200
+BLANK = "-"
+"""Name of the class that says nothing."""
 ROLES = {"train": "train", "val": "validation", "test": "test"}
 
 
@@ -62,18 +69,24 @@ class Varied:
         return torch.where(inside.to(waves.device), moved, 0.0) * gain.to(waves.device) + noise.to(waves.device)
 
 
-def speech_task(path: Path, *, speaker: str = "", length: float | None = None, name: str = "speech") -> Task:
-    """Return the task of telling which class a recording belongs to, from its samples (N, T) in -1..1 at `RATE`.
+def speech_task(path: Path, *, speaker: str = "", length: float | None = None, joined: int = 1, name: str = "speech") -> Task:
+    """Return the task of telling what was said, from samples (N, T) in -1..1 at `RATE`.
 
     Args:
         path: Folder or zip of .wav files; see `audio_files.read_recordings`.
         speaker: Whose takes are the test split, all of them and no other's.
         length: Seconds to which each is cut or filled up with silence; None holds `COVERED` of the training recordings.
+        joined: How many recordings of one speaker are put in a row, silence of up to `GAP_S` before each: what was said is then
+            a row of classes, the loss CTC, and quality the word error rate. 1: each alone, and its class.
         name: Of the task.
     Raises:
         InputError: The files cannot be used, or a length of no frame.
     """
+    if joined < 1:
+        raise must_be("joined", "a whole number of at least 1", joined, "Write for example joined=4.")
     found = read_recordings(path, speaker=speaker)
+    if joined > 1:
+        return _row_task(found, joined, length, name)
     samples = _samples(found.of("train"), length)
     splits = {ROLES[role]: _split(found, found.of(role), samples) for role in ROLES if role != "val" or found.of(role)}
     cut = sum(len(take.wave) > samples for take in found.takes)
@@ -96,18 +109,69 @@ def speech_task(path: Path, *, speaker: str = "", length: float | None = None, n
     )
 
 
-def speech_workload(path: Path, *, model: str, weights: Path, speaker: str = "", length: float | None = None) -> Workload:
+def speech_workload(
+    path: Path, *, model: str, weights: Path, speaker: str = "", length: float | None = None, joined: int = 1
+) -> Workload:
     """Return the workload of recordings and of a family's model with the given weights.
 
     Args:
-        path, speaker, length: As of `speech_task`.
+        path, speaker, length, joined: As of `speech_task`.
         model: ``FAMILY``, or ``FAMILY:width=64,depth=3``.
         weights: State dict of it.
     Raises:
         InputError: The files or the weights cannot be used.
     """
-    task = partial(speech_task, path, speaker=speaker, length=length)
+    task = partial(speech_task, path, speaker=speaker, length=length, joined=joined)
     return learned(lambda family: task(), model, weights)
+
+
+def _row_task(found: Recordings, joined: int, length: float | None, name: str) -> Task:
+    """The task of telling a row of classes; as many rows of each role as it has recordings."""
+    ready = [len(take.wave) for take in found.of("train")]
+    usual = joined * float(np.quantile(ready, ROOMY)) / RATE
+    samples = _samples(found.of("train"), min(usual, LONGEST_S) if length is None else length)
+    splits = {ROLES[role]: _rows(found, role, joined, samples) for role in ROLES if found.of(role)}
+    return Task.of(
+        train=replace(splits["train"], notes=found.notes),
+        validation=splits.get("validation"),
+        test=splits["test"],
+        augment=Varied(shift=0),
+        metric=WordErrors(),
+        loss=ctc_loss,
+        outputs=len(found.classes) + 1,
+        aligned=False,
+        labels=(*found.classes, BLANK),
+        name=name,
+    )
+
+
+def _rows(found: Recordings, role: str, joined: int, samples: int) -> Split:
+    """Rows of recordings of one speaker each, drawn from a fixed seed; one that has no room is drawn again."""
+    draw = np.random.default_rng(list(ROLES).index(role))
+    label = {kind: number for number, kind in enumerate(found.classes)}
+    takes = found.of(role)
+    by_speaker = {take.speaker: [other for other in takes if other.speaker == take.speaker] for take in takes}
+    waves, rows = np.zeros((len(takes), samples), np.int16), []
+    for place, take in enumerate(takes):
+        parts, spoken = _fitting(by_speaker[take.speaker], joined, samples, draw)
+        whole = np.concatenate(parts)
+        start = draw.integers(samples - len(whole) + 1)
+        waves[place, start : start + len(whole)] = whole
+        rows.append([label[part.kind] for part in spoken])
+    return Split.of((torch.from_numpy(waves), torch.tensor(rows)), transform=Scaled())
+
+
+def _fitting(takes: list[Take], joined: int, samples: int, draw: np.random.Generator) -> tuple[list[Wave], list[Take]]:
+    """Draw recordings and the silence before each until they fit."""
+    for _ in range(TRIES):
+        spoken = [takes[number] for number in draw.integers(len(takes), size=joined)]
+        gaps = draw.integers(round(GAP_S * RATE) + 1, size=joined)
+        if sum(len(take.wave) for take in spoken) + int(gaps.sum()) <= samples:
+            return [
+                part for gap, take in zip(gaps, spoken, strict=True) for part in (np.zeros(gap, np.int16), take.wave)
+            ], spoken
+    seconds = f"{samples / RATE:g} s for {joined} recordings"
+    raise must_be("length", f"long enough for {joined} joined recordings", seconds, "Give more seconds, or join fewer.")
 
 
 def _samples(train: list[Take], length: float | None) -> int:

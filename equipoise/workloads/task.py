@@ -246,6 +246,8 @@ def task_of(work: Workload) -> Task:
     with torch.inference_mode():
         answers = attempt("model", lambda: work.model(work.example), "Look at the model's forward.")
     outputs = answers.shape[1] if work.classifier and answers.ndim > 1 else None
+    rows = work.validation.take(2).targets()
+    loose = rows.ndim == 2 and not rows.is_floating_point() and answers.ndim == 3 and rows.shape[1] not in answers.shape[1:]
     return Task.of(
         train=work.train,
         validation=work.validation,
@@ -256,6 +258,7 @@ def task_of(work: Workload) -> Task:
         name=work.name,
         outputs=outputs,
         ignore_label=work.ignore_label,
+        aligned=not loose,
         labels=work.labels,
         files=work.files,
     )
