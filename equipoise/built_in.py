@@ -61,6 +61,7 @@ FAMILIES: dict[str, BuiltIn] = {
     "textcnn": BuiltIn("equipoise.workloads.families.texts:TEXTCNN"),
     "gru": BuiltIn("equipoise.workloads.families.texts:GRU"),
     "conformer": BuiltIn("equipoise.workloads.families.conformer:CONFORMER"),
+    "streaming": BuiltIn("equipoise.workloads.families.streaming:STREAMING"),
     "huggingface": BuiltIn("equipoise.workloads.huggingface:huggingface", "FOLDER"),
     "timm": BuiltIn("equipoise.workloads.timm:timm_family", "NAME?weights=FILE", {"weights": Path}, file=False),
 }

@@ -27,7 +27,7 @@ class Prefill:
 
     def read(self, program: Program, target: Target, rows: Inputs) -> Reading:
         """Return the typical seconds over loads, of the first text of `rows` (N, T)."""
-        if not reads(program) or not isinstance(rows, np.ndarray):
+        if not _of_tokens(program, rows):
             return unavailable("s", NOT_HERE)
         found = _timed(Prompt(program, target, rows[:1], 0))
         return replace(found, note=f"{rows.shape[1]} tokens of one text; {found.note}")
@@ -42,12 +42,17 @@ class Decode:
 
     def read(self, program: Program, target: Target, rows: Inputs) -> Reading:
         """Return 1 / the typical seconds over loads, of the last token of the first text of `rows` (N, T)."""
-        if not reads(program) or not isinstance(rows, np.ndarray):
+        if not _of_tokens(program, rows):
             return unavailable("1/s", NOT_HERE)
         found, before = _timed(Prompt(program, target, rows[:1], rows.shape[1] - 1)), rows.shape[1] - 1
         low, high = (None if end is None else 1.0 / end for end in (found.high, found.low))
         note = f"one text, {before} tokens before; {found.note}"
         return replace(found, value=1.0 / found.get(), unit="1/s", low=low, high=high, note=note)
+
+
+def _of_tokens(program: Program, rows: Inputs) -> bool:
+    """Whether a program reads on, one token after the other: not a sound, which is read in chunks."""
+    return reads(program) and isinstance(rows, np.ndarray) and bool(np.issubdtype(rows.dtype, np.integer))
 
 
 @dataclass(frozen=True)

@@ -22,6 +22,8 @@ SHAPES: dict[Kind, Shape] = {
 """Kind of input -> a small sample of it."""
 TEXT = Shape((12,), 20, 20, dense=True)
 """Tokens with an answer for each position."""
+SOUND = Shape((2000,), 3, dense=True, aligned=False)
+"""Numbers with a row of answers, as many as the model gives."""
 FACTORS = (1, 2, 4)
 """How much a family is grown."""
 LEAST, MOST = 0.4, 1.3
@@ -34,7 +36,7 @@ def shape_of(family: Family) -> Shape:
 
 
 def _small(family: Family, kind: Kind) -> Shape:
-    return TEXT if family.dense and kind == "tokens" else SHAPES[kind]
+    return {"tokens": TEXT, "vectors": SOUND}.get(kind, SHAPES[kind]) if family.dense else SHAPES[kind]
 
 
 def smallest(family: Family) -> dict[str, int | float]:

@@ -17,7 +17,7 @@ from equipoise.built_in import FAMILIES, BuiltIn
 from equipoise.errors import InputError
 from equipoise.measure.counts import count
 from equipoise.testing import check_family
-from equipoise.testing.families import smallest
+from equipoise.testing.families import SOUND, smallest
 from equipoise.workloads import Dimension, Family, Shape, Task, family, load_task
 from equipoise.workloads.families.layers import Resize, fan_in, share_out, strides, to_eight
 from equipoise.workloads.families.shuffle import shufflenet
@@ -35,7 +35,12 @@ def shape_for(name: str, images: Shape = CIFAR) -> Shape:
     """Images where they are what the family is for, else what it takes first."""
     kind = family(name)
     first = "images" if "resolution" in kind.scale() else kind.kinds[0]
-    return {"images": images, "vectors": VECTORS, "tokens": TEXT if kind.dense else SENTENCES, "arrays": ARRAYS}[first]
+    return {
+        "images": images,
+        "vectors": SOUND if kind.dense else VECTORS,
+        "tokens": TEXT if kind.dense else SENTENCES,
+        "arrays": ARRAYS,
+    }[first]
 
 
 def params(model: nn.Module) -> int:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -10,7 +12,7 @@ from equipoise.errors import must_be
 from equipoise.workloads.families.base import Dimension, Family, Scale
 from equipoise.workloads.families.layers import fan_in, named
 from equipoise.workloads.families.sound import BANDS, FRAME, HOP, LogBands
-from equipoise.workloads.families.transformer import Classify
+from equipoise.workloads.families.transformer import Classify, Past
 from equipoise.workloads.task import Shape
 
 FEWER = 4
@@ -40,6 +42,30 @@ class Front(nn.Module):
         out: Tensor = x.transpose(1, 2)
         return out
 
+    def step(self, samples: Tensor, past: Iterator[Tensor]) -> tuple[Tensor, Past]:
+        """Map samples (N, T), T a multiple of `STEP`, that follow on a past to frames, and return the past of what comes next.
+
+        Args:
+            past: The last of the samples, of the features and of the halved features before; silence is all zeros.
+        """
+        samples = torch.cat((_for_each(past, samples), samples), 1)
+        x = self.features(samples)
+        once = torch.cat((_for_each(past, x), x), 2)
+        x = self.act(self.first(once))
+        twice = torch.cat((_for_each(past, x), x), 2)
+        x = self.act(self.second(twice))
+        return x.transpose(1, 2), (samples[:, HOP - FRAME :], once[:, :, -1:], twice[:, :, -1:])
+
+    def silence(self) -> Past:
+        """Return the past of a beginning."""
+        return torch.zeros(1, FRAME - HOP), torch.zeros(1, BANDS, 1), torch.zeros(1, self.second.in_channels, 1)
+
+
+def _for_each(past: Iterator[Tensor], new: Tensor) -> Tensor:
+    """The next of a past, one (1, ...) for all samples or one for each, as one for each."""
+    old = next(past)
+    return old.expand(new.shape[0], *old.shape[1:])
+
 
 class FeedForward(nn.Module):
     """Two layers on the normalized frames, wider between them; half of what they give is to be added."""
@@ -65,10 +91,27 @@ class Attend(nn.Module):
         self.attend, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.drop, self.heads = nn.Dropout(0.0), heads
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, T, width) to the same shape."""
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Map (N, T, width) to the same shape; `hidden` (T, T) is added to what each frame is to make of these."""
         query, key, value = self.asked(x)
-        return self.merged(F.scaled_dot_product_attention(query, key, value))
+        return self.merged(F.scaled_dot_product_attention(query, key, value, hidden))
+
+    def step(self, x: Tensor, past: Iterator[Tensor], hidden: Tensor, *, memory: int) -> tuple[Tensor, Past]:
+        """Map what follows on a past to the same shape, and return the past of what comes next.
+
+        Args:
+            past: Keys and values of the last `memory` frames, (N or 1, heads, memory, width / heads) each.
+            hidden: (..., T, memory + T), added to what each new frame is to make of all.
+        """
+        query, *new = self.asked(x)
+        key, value = (torch.cat((_for_each(past, own), own), 2) for own in new)
+        alike = (query * query.shape[3] ** -0.5) @ key.transpose(2, 3) + hidden
+        return self.merged(alike.softmax(3) @ value), (key[:, :, -memory:], value[:, :, -memory:])
+
+    def silence(self, memory: int) -> Past:
+        """Return the past of a beginning."""
+        each = torch.zeros(1, self.heads, memory, self.attend.out_features // (3 * self.heads))
+        return each, each.clone()
 
     def asked(self, x: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Return queries, keys and values, each (N, heads, T, width / heads)."""
@@ -88,20 +131,32 @@ class Convolve(nn.Module):
     Args:
         width: Channels.
         kernel: Frames that the convolution sees, odd.
+        causal: Whether these are a frame and those before it, rather than as many on either side.
     """
 
-    def __init__(self, width: int, kernel: int) -> None:
+    def __init__(self, width: int, kernel: int, *, causal: bool = False) -> None:
         super().__init__()
         self.norm = nn.LayerNorm(width)
         self.value, self.gate = nn.Linear(width, width), nn.Linear(width, width)
         self.deep = nn.Conv1d(width, width, kernel, groups=width)
         self.settle, self.act = nn.BatchNorm1d(width), nn.SiLU()
         self.out, self.drop = nn.Linear(width, width), nn.Dropout(0.0)
+        after = 0 if causal else (kernel - 1) // 2
+        self.around = (kernel - 1 - after, after)
 
     def forward(self, x: Tensor) -> Tensor:
-        """Map (N, T, width) to the same shape; each frame sees as far on as back."""
-        around = (self.deep.kernel_size[0] - 1) // 2
-        return self.convolved(F.pad(self.gated(x), (around, around)))
+        """Map (N, T, width) to the same shape."""
+        return self.convolved(F.pad(self.gated(x), self.around))
+
+    def step(self, x: Tensor, past: Iterator[Tensor]) -> tuple[Tensor, Past]:
+        """As that of `Attend`; the past is the gated frames (N or 1, width, kernel - 1) before."""
+        x = self.gated(x)
+        x = torch.cat((_for_each(past, x), x), 2)
+        return self.convolved(x), (x[:, :, -self.around[0] :],)
+
+    def silence(self) -> Past:
+        """Return the past of a beginning."""
+        return (torch.zeros(1, self.deep.in_channels, self.around[0]),)
 
     def gated(self, x: Tensor) -> Tensor:
         """Return what is convolved (N, width, T): a value and what it is multiplied by, the gated linear unit."""
@@ -119,19 +174,40 @@ class Convolve(nn.Module):
 class Block(nn.Module):
     """Half a feed-forward, attention, convolution, half a feed-forward, each added; then normalized (equation 1 there)."""
 
-    def __init__(self, width: int, *, heads: int, expansion: int, kernel: int) -> None:
+    def __init__(self, width: int, *, heads: int, expansion: int, kernel: int, causal: bool = False) -> None:
         super().__init__()
         self.before, self.after = FeedForward(width, expansion), FeedForward(width, expansion)
-        self.attend, self.convolve = Attend(width, heads), Convolve(width, kernel)
+        self.attend, self.convolve = Attend(width, heads), Convolve(width, kernel, causal=causal)
         self.norm = nn.LayerNorm(width)
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Map (N, T, width) to the same shape."""
+    def forward(self, x: Tensor, hidden: Tensor | None = None) -> Tensor:
+        """Map (N, T, width) to the same shape; `hidden` as of `Attend`."""
         x = x + self.before(x)
-        x = x + self.attend(x)
+        x = x + self.attend(x, hidden)
         x = x + self.convolve(x)
         out: Tensor = self.norm(x + self.after(x))
         return out
+
+    def step(self, x: Tensor, past: Iterator[Tensor], hidden: Tensor, *, memory: int) -> tuple[Tensor, Past]:
+        """As those of its parts; in place of a part that was dropped stands what has no past."""
+        x, present = x + self.before(x), tuple[Tensor, ...]()
+        if isinstance(self.attend, Attend):
+            seen, present = self.attend.step(x, past, hidden, memory=memory)
+        else:
+            seen = self.attend(x)
+        x, more = x + seen, tuple[Tensor, ...]()
+        if isinstance(self.convolve, Convolve):
+            heard, more = self.convolve.step(x, past)
+        else:
+            heard = self.convolve(x)
+        x = x + heard
+        out: Tensor = self.norm(x + self.after(x))
+        return out, (*present, *more)
+
+    def silence(self, memory: int) -> Past:
+        """Return the past of a beginning."""
+        attend = self.attend.silence(memory) if isinstance(self.attend, Attend) else ()
+        return (*attend, *(self.convolve.silence() if isinstance(self.convolve, Convolve) else ()))
 
 
 class Score(nn.Module):
@@ -147,11 +223,11 @@ class Score(nn.Module):
         return out
 
 
-def blocks(scale: Scale) -> dict[str, nn.Module]:
+def blocks(scale: Scale, *, causal: bool = False) -> dict[str, nn.Module]:
     """Return the blocks of a scale by name."""
     width, heads, expansion, kernel = (int(scale[name]) for name in ("width", "heads", "expansion", "kernel"))
     return {
-        f"block{number + 1}": Block(width, heads=heads, expansion=expansion, kernel=kernel)
+        f"block{number + 1}": Block(width, heads=heads, expansion=expansion, kernel=kernel, causal=causal)
         for number in range(int(scale["depth"]))
     }
 
