@@ -56,6 +56,7 @@ _RANKING: Options = {
     **dict.fromkeys(("quality", "hold", "since", "until", "user", "item", "time"), str),
     **dict.fromkeys(("days", "replay"), float),
 }
+_SOUND: Options = {"speaker": str, "length": float, "joined": int}
 
 FAMILIES: dict[str, BuiltIn] = {
     "mlp": BuiltIn("equipoise.workloads.families.plain:MLP"),
@@ -75,6 +76,8 @@ FAMILIES: dict[str, BuiltIn] = {
     "seq2seq": BuiltIn("equipoise.workloads.families.seq2seq:SEQ2SEQ"),
     "sasrec": BuiltIn("equipoise.workloads.families.recommend:SASREC"),
     "twotower": BuiltIn("equipoise.workloads.families.recommend:TWOTOWER"),
+    "conformer": BuiltIn("equipoise.workloads.families.conformer:CONFORMER"),
+    "streaming": BuiltIn("equipoise.workloads.families.streaming:STREAMING"),
     "huggingface": BuiltIn("equipoise.workloads.huggingface:huggingface", "FOLDER"),
     "timm": BuiltIn("equipoise.workloads.timm:timm_family", "NAME?weights=FILE", {"weights": Path}, file=False),
 }
@@ -99,6 +102,11 @@ WORKLOADS: dict[str, BuiltIn] = {
         "FILE?weights=FILE&model=FAMILY",
         {"weights": Path, "model": str, **_RANKING},
     ),
+    "speech": BuiltIn(
+        "equipoise.workloads.speech:speech_workload",
+        "DATA?model=FAMILY&weights=FILE",
+        {**_SOUND, "model": str, "weights": Path},
+    ),
 }
 """Workloads by name."""
 
@@ -115,6 +123,7 @@ TASKS: dict[str, BuiltIn] = {
         {**_TEXTS, **_WORDS},
     ),
     "recommend": BuiltIn("equipoise.workloads.recommend:recommend_task", "FILE?length=64", _RANKING),
+    "speech": BuiltIn("equipoise.workloads.speech:speech_task", "DATA", _SOUND),
 }
 """Tasks by name: every workload, its model left aside, and those that need no model."""
 

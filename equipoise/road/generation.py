@@ -27,7 +27,7 @@ class Prefill:
 
     def read(self, program: Program, target: Target, rows: Inputs) -> Reading:
         """Return the typical seconds over loads, of the first text of `rows` (N, T), or of the source of the first pair."""
-        if not reads(program) or not _is_read(rows):
+        if not _of_tokens(program, rows):
             return unavailable("s", NOT_HERE)
         found, length = _timed(Prompt(program, target, take(rows, slice(1)), 0)), leaves(rows)[0].shape[1]
         return replace(found, note=f"{length} tokens of one text; {found.note}")
@@ -42,7 +42,7 @@ class Decode:
 
     def read(self, program: Program, target: Target, rows: Inputs) -> Reading:
         """Return 1 / the typical seconds over loads, of the last token of the first text of `rows`, or of what is written."""
-        if not reads(program) or not _is_read(rows):
+        if not _of_tokens(program, rows):
             return unavailable("1/s", NOT_HERE)
         before = tokens_of(rows).shape[1] - 1
         found = _timed(Prompt(program, target, take(rows, slice(1)), before))
@@ -51,8 +51,11 @@ class Decode:
         return replace(found, value=1.0 / found.get(), unit="1/s", low=low, high=high, note=note)
 
 
-def _is_read(rows: Inputs) -> bool:
-    return isinstance(rows, np.ndarray) or is_pair(rows)
+def _of_tokens(program: Program, rows: Inputs) -> bool:
+    """Whether a program reads on, one token after the other: not a sound, which is read in chunks."""
+    if not reads(program) or not (isinstance(rows, np.ndarray) or is_pair(rows)):
+        return False
+    return bool(np.issubdtype(tokens_of(rows).dtype, np.integer))
 
 
 @dataclass(frozen=True)

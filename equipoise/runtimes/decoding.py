@@ -1,9 +1,9 @@
 """Generation: a model that reads on from what it has read, in the very file that scores whole windows.
 
 A model that has ``read_on(tokens, past) -> (outputs, past)`` beside its forward is exported by it. The file then takes, beside
-``input``, the tensors ``past_0``, ``past_1``, ...; each has an empty one for a default, so that whoever gives none of them
-reads a window from its beginning as before, and it gives ``present_0``, ... beside ``output``: the past of what comes next.
-Weights are held once, and what is scored is what generates.
+``input``, the tensors ``past_0``, ``past_1``, ...; each has a default, empty or, of a past that does not grow, zeros, so that
+whoever gives none of them reads a window from its beginning as before, and it gives ``present_0``, ... beside ``output``: the
+past of what comes next. Weights are held once, and what is scored is what generates.
 
 A model that writes one sequence while it looks at another takes them as a pair (`batch.SOURCE`, `batch.WRITTEN`) and has
 ``encode(source) -> memory`` and ``read_on(written, past, memory)``. Its file gives ``memory_0``, ... too, and whoever writes
@@ -37,13 +37,17 @@ TOLERANCE = 1e-4
 
 
 class Reads(Protocol):
-    """A causal model that need not read again what it has read."""
+    """A causal model that need not read again what it has read.
+
+    One that reads in chunks says of how many places they are: ``read_every``, else 1.
+    """
 
     def read_on(self, tokens: Tensor, past: tuple[Tensor, ...]) -> tuple[Tensor, tuple[Tensor, ...]]:
         """Return the outputs (N, V, T) of tokens (N, T) that follow on `past`, and the past of what comes next.
 
         Args:
-            past: Tensors (N or 1, heads, P, features), P tokens read; none where a text begins.
+            past: Tensors (N or 1, heads, P, features), P tokens read, or (N or 1, ...) of one size whatever was read; none
+                where a text begins, which is as if those of one size were zeros.
         """
         ...
 
@@ -51,6 +55,22 @@ class Reads(Protocol):
 def reads_on(model: nn.Module) -> bool:
     """Return whether a model says that it can read on."""
     return callable(getattr(model, "read_on", None))
+
+
+def every(model: nn.Module) -> int:
+    """Return at multiples of how many places what a model reads may be cut."""
+    return int(getattr(model, "read_every", 1))
+
+
+def cuts(length: int, step: int) -> tuple[int, int, int]:
+    """Return where a window is cut: near its middle, and before each of the last two steps.
+
+    Example:
+        >>> cuts(12, 1), cuts(1000, 300)
+        ((6, 10, 11), (300, 300, 600))
+    """
+    steps = length // step
+    return step * (steps // 2), step * (steps - 2), step * (steps - 1)
 
 
 def is_read(inputs: Inputs) -> bool:
@@ -75,16 +95,16 @@ def reading(model: nn.Module, inputs: Inputs) -> Callable[[Tensor, Past], tuple[
 def hold(model: nn.Module, inputs: Inputs) -> None:
     """Raise `InputError` unless reading tokens (N, T) in parts gives what `model` makes of the whole; it is in evaluation mode.
 
-    Three cuts: all at once, in the middle, and each of the last two tokens alone.
+    Three cuts: all at once, in the middle, and each of the last two tokens (or chunks) alone.
     """
     tokens = tokens_of(inputs)
-    length = tokens.shape[1]
+    middle, *last = cuts(tokens.shape[1], every(model))
     with torch.inference_mode():
         whole, read_on = call(model, inputs), reading(model, inputs)
-        for cuts in ((), (length // 2,), (length - 2, length - 1)):
+        for places in ((), (middle,), tuple(last)):
             past: Past = ()
             parts = []
-            for part in tokens.tensor_split(cuts, 1):
+            for part in tokens.tensor_split(places, 1):
                 out, past = read_on(part, past)
                 parts.append(out)
             off = float((torch.cat(parts, -1) - whole).abs().max() / whole.abs().max())
@@ -95,19 +115,30 @@ def hold(model: nn.Module, inputs: Inputs) -> None:
                 )
 
 
-def begun(model: nn.Module, inputs: Inputs) -> Past:
-    """Return the past of a first sample's first half, (1, heads, T / 2, features) each."""
+def begun(model: nn.Module, inputs: Inputs, end: int) -> Past:
+    """Return the past of a first sample's tokens up to `end`, (1, heads, end, features) each or of one size."""
     first = take(inputs, slice(1))
-    tokens = tokens_of(first)
     with torch.inference_mode():
-        past = reading(model, first)(tokens[:, : tokens.shape[1] // 2], ())[1]
+        past = reading(model, first)(tokens_of(first)[:, :end], ())[1]
     return tuple(part.detach().clone() for part in past)
 
 
-def opened(graph: ModelProto, past: Sequence[Tensor]) -> ModelProto:
-    """Return `graph` (changed in place) with an empty default for each past, of any number of samples and any length."""
-    for number, part in enumerate(past):
-        empty = np.zeros((1, *part.shape[1:GROWING], 0, *part.shape[GROWING + 1 :]), np.float32)
+def grows(model: nn.Module, inputs: Inputs) -> tuple[bool, ...]:
+    """Return of each part of a past whether it is as long as what was read, by reading tokens (N, T) to two lengths."""
+    middle, _, last = cuts(tokens_of(inputs).shape[1], every(model))
+    short, long = (begun(model, inputs, end) for end in (middle, last))
+    return tuple(one.shape != other.shape for one, other in zip(short, long, strict=True))
+
+
+def opened(graph: ModelProto, past: Sequence[Tensor], growing: Sequence[bool]) -> ModelProto:
+    """Return `graph` (changed in place) with a default for each past, of any number of samples: that of a beginning.
+
+    Args:
+        growing: Of each past whether it is of any length, and then empty; else it is zeros of its own size.
+    """
+    for number, (part, grown) in enumerate(zip(past, growing, strict=True)):
+        extents = (1, *part.shape[1:GROWING], 0, *part.shape[GROWING + 1 :]) if grown else (1, *part.shape[1:])
+        empty = np.zeros(extents, np.float32)
         graph.graph.initializer.append(numpy_helper.from_array(empty, f"{PAST}{number}"))
     return graph
 
@@ -115,14 +146,15 @@ def opened(graph: ModelProto, past: Sequence[Tensor]) -> ModelProto:
 def closed(content: bytes) -> bytes:
     """Return an ONNX file that takes no past and gives none, and computes the same of a text that begins.
 
-    For runtimes that know no defaults of inputs. An operator that joins or spreads an empty past passes the other part on.
+    For runtimes that know no defaults of inputs. An operator that joins or spreads an empty past passes the other part on; one
+    of a size of its own becomes a constant.
     """
     model = load_from_string(content)
     graph = model.graph
     given = {value.name for value in graph.input if value.name.startswith(PAST)}
-    empty = {t.name: list(t.dims) for t in graph.initializer if t.name in given}
-    if not empty:
+    if not given:
         return content
+    empty = {t.name: list(t.dims) for t in graph.initializer if t.name in given and 0 in t.dims}
     nodes: list[NodeProto] = []
     for node in graph.node:
         left = [name for name in node.input if name not in empty]
@@ -136,7 +168,7 @@ def closed(content: bytes) -> bytes:
             nodes.append(helper.make_node("Identity", left, list(node.output), name=node.name))
         else:
             nodes.append(node)
-    inputs = [value for value in graph.input if value.name not in empty]
+    inputs = [value for value in graph.input if value.name not in given]
     outputs = [value for value in graph.output if not value.name.startswith((PRESENT, MEMORY))]
     held = [tensor for tensor in graph.initializer if tensor.name not in empty]
     del graph.node[:], graph.input[:], graph.output[:], graph.initializer[:]
@@ -260,14 +292,18 @@ class ProgramWriter:
         self._reader.past = {name: part[rows.numpy()] for name, part in self._reader.past.items()}
 
 
-def continues(graph: ModelProto, inputs: Inputs, wanted: NDArray[Any]) -> bool:
-    """Whether a file reads tokens (N, T), or a pair, in parts as `wanted` (N, V, T), for one sample and for several."""
+def continues(graph: ModelProto, inputs: Inputs, wanted: NDArray[Any], step: int = 1) -> bool:
+    """Whether a file reads tokens (N, T), or a pair, in parts as `wanted` (N, V, T), for one sample and for several.
+
+    Args:
+        step: Places at multiples of which they may be cut, as of `every`.
+    """
     try:
         reader = Reader(Program("onnxruntime", "fp32", {"model.onnx": graph.SerializeToString()}))
         for some in (slice(1), slice(None)):
             whole, expected = reader.begin(mapped(take(inputs, some), np.asarray)), wanted[some]
-            length = whole.shape[1]
-            parts = [reader.on(part) for part in np.split(whole, (length // 2, length - 1), 1)]
+            middle, _, last = cuts(whole.shape[1], step)
+            parts = [reader.on(part) for part in np.split(whole, (middle, last), 1)]
             if not np.allclose(np.concatenate(parts, -1), expected, rtol=0, atol=TOLERANCE * np.abs(expected).max()):
                 return False
     except InputError:

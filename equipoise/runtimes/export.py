@@ -16,7 +16,7 @@ import copy
 import io
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, cast
@@ -100,11 +100,11 @@ class Exporter:
         """
         batches = _batches(example)
         wanted = tuple(_reference(model, batch) for batch in batches)
-        if lengths(example) and topology not in self._fixed:
+        if lengths(example, model) and topology not in self._fixed:
             if decoding.reads_on(model) and decoding.is_read(example):
                 decoding.hold(copy.deepcopy(model).eval(), batches[-1])
             try:
-                short = _shorter(example)
+                short = _shorter(example, model)
                 looks = ((*batches, short), (*wanted, _reference(model, short)))
                 return self._made(model, example, f"{topology}, any length", *looks)
             except InputError:
@@ -121,7 +121,7 @@ class Exporter:
     ) -> bytes:
         """Return a file that computes what is `wanted` of all `batches`; the third of them is of another length."""
         weights, free = _floats(model), len(batches) > 2
-        parts = free and decoding.reads_on(model) and decoding.is_read(example)
+        parts = decoding.every(model) if free and decoding.reads_on(model) and decoding.is_read(example) else 0
         shapes = tuple((name, tuple(value.shape)) for name, value in weights.items())
         made = None if topology in self._templates else self._of_kin(model, weights, free=free)
         if made is not None and _agrees(simplify(made), batches, wanted, parts=parts):
@@ -181,11 +181,12 @@ class Exporter:
     def _export(self, model: nn.Module, example: Inputs, *, free: bool) -> ModelProto:
         self.exports += 1
         model, two = copy.deepcopy(model).eval(), _batches(example)[-1]
-        inputs, outputs, past = list(named(example)), ["output"], tuple[Tensor, ...]()
+        inputs, outputs, past, growing = list(named(example)), ["output"], tuple[Tensor, ...](), tuple[bool, ...]()
         if free and decoding.is_read(two) and decoding.reads_on(model):
-            past = decoding.begun(model, two)
+            growing, places = decoding.grows(model, two), decoding.tokens_of(two).shape[1]
+            past = decoding.begun(model, two, decoding.cuts(places, decoding.every(model))[0])
             memory = len(cast(Any, model).encode(two[SOURCE][:1])) if is_pair(two) else 0
-            model, given, shapes = _in_parts(model, two, past)
+            model, given, shapes = _in_parts(model, two, past, growing)
             inputs += [f"{decoding.PAST}{number}" for number in range(len(past))]
             outputs += [f"{decoding.PRESENT}{number}" for number in range(len(past))]
             outputs += [f"{decoding.MEMORY}{number}" for number in range(memory)]
@@ -209,7 +210,7 @@ class Exporter:
             fixed = "specialized" in reason or "Constraints violated" in reason
             what = "able to take any batch size" if fixed else "one that ONNX can express"
             raise InputError(f"model must be {what}; got {type(model).__name__}: {reason} {_ADVICE}") from error
-        return decoding.opened(_clean(cast(Any, program).model_proto, _floats(model)), past)
+        return decoding.opened(_clean(cast(Any, program).model_proto, _floats(model)), past, growing)
 
 
 _ADVICE = (
@@ -240,7 +241,9 @@ def by_position(model: nn.Module, example: Inputs, *, free: bool) -> tuple[nn.Mo
     return model, tuple(arrays.values()), {"given": axes}
 
 
-def _in_parts(model: Any, inputs: Inputs, past: tuple[Tensor, ...]) -> tuple[nn.Module, tuple[Any, ...], Any]:
+def _in_parts(
+    model: Any, inputs: Inputs, past: tuple[Tensor, ...], growing: Sequence[bool]
+) -> tuple[nn.Module, tuple[Any, ...], Any]:
     """As `by_position`, of what reads the second half of tokens (N, T) on from `past`, the first; its forward is replaced.
 
     Of a pair it gives what it remembers of the source as well.
@@ -256,27 +259,34 @@ def _in_parts(model: Any, inputs: Inputs, past: tuple[Tensor, ...]) -> tuple[nn.
         return (outputs, *present, *memory)
 
     tokens = decoding.tokens_of(inputs)
-    rest, row = tokens[:, tokens.shape[1] // 2 :], {0: torch.export.Dim("batch"), 1: torch.export.Dim.AUTO}
-    grow = tuple({decoding.GROWING: torch.export.Dim.AUTO} for _ in past)
+    rest = tokens[:, decoding.cuts(tokens.shape[1], decoding.every(model))[0] :]
+    row = {0: torch.export.Dim("batch"), 1: torch.export.Dim.AUTO}
+    grow = tuple({decoding.GROWING: torch.export.Dim.AUTO} if any_length else {} for any_length in growing)
     model.forward = beside if is_pair(inputs) else flat
     if is_pair(inputs):
         return model, (inputs[SOURCE], rest, *past), (row, row, grow)
     return model, (rest, *past), (row, grow)
 
 
-def lengths(example: Inputs) -> dict[str, int]:
-    """Return the inputs that are sequences and how long: integers (N, T, ...), and whatever else is as long as they are."""
+def lengths(example: Inputs, model: nn.Module | None = None) -> dict[str, int]:
+    """Return the inputs that are sequences and how long: integers (N, T, ...), and whatever else is as long as they are.
+
+    Args:
+        model: One that reads on reads a sequence, of whatever numbers.
+    """
     arrays = named(example)
+    if model is not None and decoding.reads_on(model) and isinstance(example, Tensor) and example.ndim > 1:
+        return {ONE: int(example.shape[1])} if example.shape[1] >= SHORTEST * decoding.every(model) else {}
     second = {name: int(value.shape[1]) for name, value in arrays.items() if value.ndim > 1}
     tokens = {extent for name, extent in second.items() if not arrays[name].is_floating_point()}
     return {name: extent for name, extent in second.items() if extent in tokens and extent >= SHORTEST}
 
 
-def _shorter(example: Inputs) -> Inputs:
+def _shorter(example: Inputs, model: nn.Module) -> Inputs:
     """Two samples of half the length."""
-    long, two = lengths(example), _batches(example)[-1]
+    long, two = lengths(example, model), _batches(example)[-1]
     if not isinstance(two, Mapping):
-        return two[:, : long[ONE] // 2]
+        return two[:, : decoding.cuts(long[ONE], decoding.every(model))[0]]
     return {name: value[:, : long[name] // 2] if name in long else value for name, value in two.items()}
 
 
@@ -346,9 +356,9 @@ def _fill(template: _Template, weights: Weights, model: nn.Module) -> ModelProto
 
 
 def _agrees(
-    graph: ModelProto, batches: tuple[Inputs, ...], wanted: tuple[np.ndarray[Any, Any], ...], *, parts: bool = False
+    graph: ModelProto, batches: tuple[Inputs, ...], wanted: tuple[np.ndarray[Any, Any], ...], *, parts: int = 0
 ) -> bool:
-    """Whether ONNX Runtime computes `wanted` from `batches`, and from the second of them read in `parts` too."""
+    """Whether ONNX Runtime computes `wanted` from `batches`, and from the second of them read in chunks of `parts` too."""
     from equipoise.runtimes.failures import failures
     from equipoise.runtimes.sessions import session
 
@@ -361,7 +371,7 @@ def _agrees(
                 return False
     except failures():
         return False  # a shape of the template is baked in, or an operator has no kernel for the type
-    return not parts or decoding.continues(graph, batches[1], wanted[1])
+    return not parts or decoding.continues(graph, batches[1], wanted[1], parts)
 
 
 def _clean(graph: ModelProto, weights: Weights) -> ModelProto:

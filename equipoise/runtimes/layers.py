@@ -5,9 +5,14 @@ An exported file keeps the names of parameters, and names nodes ``module/operato
 
 from __future__ import annotations
 
+from typing import TYPE_CHECKING
+
 from onnx import GraphProto, NodeProto, load_from_string
 
 from equipoise.runtimes.simplify import selects
+
+if TYPE_CHECKING:
+    from torch import nn
 
 TRANSPOSED = ".T"
 """Suffix of the initializer that holds a parameter transposed: ``fc.weight.T``."""
@@ -62,6 +67,32 @@ def scoped_nodes(content: bytes) -> dict[str, tuple[str, ...]]:
         if node.op_type in WEIGHT_INPUT and node.name not in named and scope and not selects(node):
             found[scope] = (*found.get(scope, ()), node.name)
     return found
+
+
+def fixed_nodes(content: bytes, model: nn.Module | None) -> frozenset[str]:
+    """Return the names of products with a matrix that is a buffer of the model, and of what is made of these before a layer.
+
+    A Fourier transform, say, and the logarithm of its squares: no weights, so nothing learned or was chosen to bear their
+    rounding, and what is between spans many powers of ten.
+
+    Args:
+        content: An ONNX file of `Exporter.onnx`.
+        model: That it was made of; None where only the file is there, which does not tell buffers from weights.
+    """
+    if model is None:
+        return frozenset()
+    graph = load_from_string(content).graph
+    buffers = {name for name, value in model.named_buffers() if value.is_floating_point() and value.ndim > 1}
+    held = {initializer.name for initializer in graph.initializer}
+    matrices = {name for name in held if parameter_of(name) in buffers}
+    found, made = set[str](), set[str]()
+    for node in graph.node:  # a graph is sorted
+        computed = set(node.input) - held - {""}
+        after = bool(computed) and computed <= made and not (node.op_type in WEIGHT_INPUT and held & set(node.input))
+        if after or (node.op_type in WEIGHT_INPUT and matrices & set(node.input)):
+            found.add(node.name)
+            made |= set(node.output)
+    return frozenset(found)
 
 
 def scope_of(node: NodeProto) -> str:

@@ -98,21 +98,22 @@ class OnnxRuntime:
         content, held = source.onnx(), check_schemes(self.name, self.precisions, schemes)
         precision, reasons = precision_of(float_layers, held), dict[str, str]()
         if float_layers is not None:
-            content, reasons = self._int8(content, calibration, float_layers | held.keys())
+            content, reasons = self._int8(source, calibration, float_layers | held.keys())
         if held:
             from equipoise.runtimes.encoding import encoded
 
             content = encoded(content, held, exact=has_exact_int8())
         return Program(self.name, precision, {FILE: content}, reasons)
 
-    def _int8(self, content: bytes, calibration: Inputs | None, float_layers: frozenset[str]) -> tuple[bytes, dict[str, str]]:
+    def _int8(self, source: Source, calibration: Inputs | None, float_layers: frozenset[str]) -> tuple[bytes, dict[str, str]]:
         """Return the file in int8 but for the named layers, and why others had to be left in floats too."""
-        from equipoise.runtimes.layers import layer_nodes, scoped_nodes
+        from equipoise.runtimes.layers import fixed_nodes, layer_nodes, scoped_nodes
 
+        content = source.onnx()
         layers = layer_nodes(content)
         known = {**scoped_nodes(content), **layers}
         data = check_quantizable(calibration, float_layers, frozenset(known))
-        excluded = {node for layer in float_layers for node in known[layer]}
+        excluded = {node for layer in float_layers for node in known[layer]} | fixed_nodes(content, source.model)
         if layers and excluded >= {node for nodes in layers.values() for node in nodes}:
             return content, {}  # nothing with weights is left to quantize
         quantized, left = _quantized(content, data, excluded, self._how)

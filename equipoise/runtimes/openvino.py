@@ -18,7 +18,7 @@ import os
 import re
 import tempfile
 import xml.etree.ElementTree as ElementTree
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -87,18 +87,19 @@ class OpenVino:
         if float_layers is None:
             return Program(self.name, precision, _save(_read(as_held(content))))
         from equipoise.runtimes.equalize import leveled
-        from equipoise.runtimes.layers import layer_nodes, scoped_nodes
+        from equipoise.runtimes.layers import fixed_nodes, layer_nodes, scoped_nodes
 
         float_layers = float_layers | held.keys()
         layers = layer_nodes(content)
         known = {**scoped_nodes(content), **layers}
         data = check_quantizable(calibration, float_layers, frozenset(known))
         excluded = {node for layer in float_layers for node in known[layer]}
-        if layers and excluded >= {node for nodes in layers.values() for node in nodes}:
+        fixed = fixed_nodes(content, source.model)
+        if layers and excluded | fixed >= {node for nodes in layers.values() for node in nodes}:
             return Program(self.name, precision, _save(_read(as_held(content))))  # nothing with weights is left to quantize
-        content = as_held(leveled(content, data, excluded))
+        content = as_held(leveled(content, data, excluded | fixed))
         excluded &= _named(content)  # what was put in another form has no operator left to leave out
-        files, left = _quantized(content, data, excluded)
+        files, left = _quantized(content, data, excluded, fixed)
         owners = {node: layer for layer, nodes in known.items() for node in nodes}
         return Program(self.name, precision, files, {owners.get(node, node): why for node, why in left.items()})
 
@@ -233,11 +234,19 @@ def _compacted(graph: bytes, weights: bytes) -> bytes:
     return content.replace(b" />", b"/>")
 
 
-def _quantized(content: bytes, calibration: Inputs, excluded: set[str]) -> tuple[dict[str, bytes], dict[str, str]]:
-    """Return the quantized files, and for each ONNX node that had to be left in floating point the reason."""
+def _quantized(
+    content: bytes, calibration: Inputs, excluded: set[str], fixed: Collection[str]
+) -> tuple[dict[str, bytes], dict[str, str]]:
+    """Return the quantized files, and for each ONNX node that had to be left in floating point the reason.
+
+    Args:
+        excluded: Nodes of layers that are to stay in floats.
+        fixed: Nodes of no layer that are, too, as far as the graph still has them.
+    """
     from equipoise.runtimes.layers import layer_nodes
 
     _operators(_read(content), excluded, strict=True)
+    excluded = excluded | set(fixed)
     reasons: dict[str, str] = {}
 
     def attempt(data: Inputs, without: set[str]) -> dict[str, bytes] | None:
@@ -295,8 +304,9 @@ def _named(content: bytes) -> set[str]:
 
 
 def _operators(model: Any, nodes: set[str], *, strict: bool = False) -> list[str]:
-    """Names of the weighted operators made from ONNX `nodes` (a bias splits off and changes the name)."""
-    names = [operator.get_friendly_name() for operator in model.get_ops() if operator.get_type_name() in WEIGHTED]
+    """Names of the operators made from ONNX `nodes` (a bias splits off and changes the name), of weighted ones if `strict`."""
+    every = [operator for operator in model.get_ops() if not strict or operator.get_type_name() in WEIGHTED]
+    names = [operator.get_friendly_name() for operator in every]
     found = {name: [o for o in names if o in (name, f"{name}/WithoutBiases")] for name in sorted(nodes)}
     lost = [name for name, operators in found.items() if not operators]
     if lost and strict:

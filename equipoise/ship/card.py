@@ -86,11 +86,17 @@ def is_past(name: str) -> bool:
     return name.startswith(PAST) and name.removeprefix(PAST).isdecimal()
 
 
+def grows(past: Sequence[Axes]) -> bool:
+    """Whether any of what a file holds of what was read is as long as that: keys and values of a text, not a sound's last."""
+    return any(len(axes) > GROWING and not isinstance(axes[GROWING], int) for axes in past)
+
+
 def card(manifest: Mapping[str, Any], takes: Mapping[str, Axes]) -> str:
     """Return the model card of a manifest as Markdown; `takes` holds the axes of each input, none where the file tells none."""
     study, deployable = manifest["study"], manifest["deployable"]
     runtime, precision = deployable["runtime"], deployable["precision"]
-    read_on = runtime == "onnxruntime" and any(is_past(name) for name in takes)
+    past = [axes for name, axes in takes.items() if is_past(name)] if runtime == "onnxruntime" else []
+    going_on = "" if not past else _written(manifest) if grows(past) else GOING_ON
     takes = {name: axes for name, axes in takes.items() if not is_past(name)}
     tags = ["equipoise", "compressed", runtime, precision]
     told = "holds the inputs by name, each" if len(takes) > 1 else "is"
@@ -126,7 +132,7 @@ The file that was scored and that ships is `{_main(deployable)}` ({precision}, f
 `inputs` {told} {batch} as the training code makes it, as a NumPy array of the type that the file takes
 (floats in float32){free}.{_taken(takes)}
 `equipoise verify .` checks every figure above on the files, in a clean process.
-{_from_text(manifest, tuple(takes))}{_written(manifest) if read_on else ""}
+{_from_text(manifest, tuple(takes))}{going_on}
 ## Limits
 
 - The table was read on the validation split, which also chose this model; `verify` reads the test split, untouched until then.
@@ -138,6 +144,14 @@ The file that was scored and that ships is `{_main(deployable)}` ({precision}, f
 
 TOKENIZER, CLASSES, ALPHABET = "tokenizer.json", "labels.json", "alphabet.json"
 PAST = "past_"
+GROWING = 2
+"""The axis of a past that is as long as what was read, where it grows."""
+GOING_ON = f"""
+## How to go on
+
+The same file takes, beside `input`, the past that it gave (`present_0`, ... become `{PAST}0`, ...): give it chunk after chunk,
+as they come; without a past it begins anew.
+"""
 """How the inputs begin, before a number, that hold what was read before; each has an empty one for a default."""
 _READ = {"attention_mask": "attention_mask", "token_type_ids": "type_ids"}
 """Inputs that a tokenizer makes beside the token numbers -> what it calls them."""

@@ -442,7 +442,8 @@ def _diagnosed(done: Trained, task: Task, seed: int) -> Diagnosis | None:
     points = [p for p in done.curve if math.isfinite(p.train_loss)]
     if len(points) < 2:
         return None
-    chance = math.log(task.outputs) if task.outputs > 1 and not task.validation.targets().is_floating_point() else None
+    known = task.shape.aligned and task.outputs > 1  # rows of labels are laid against the answers in many ways
+    chance = math.log(task.outputs) if known and not task.validation.targets().is_floating_point() else None
     curves = Curves(
         step=[p.step for p in points],
         train=[p.train_loss for p in points],

@@ -101,16 +101,19 @@ def check_side(size: int | None) -> None:
         raise must_be("images size", f"from 1 to {LARGEST} pixels", size, "Write for example size=160.")
 
 
-def names_in(path: Path) -> list[str]:
+def names_in(path: Path, *, what: str = "images", remedy: str = SHAPE) -> list[str]:
     """Return the files at any depth of a folder or a zip of one, sorted, with slashes.
 
+    Args:
+        path: Of it.
+        what, remedy: For a message, as of `image_layout.classes`.
     Raises:
         InputError: There is no such folder or zip.
     """
     if not path.exists():
-        raise must_be("images", "an existing folder or zip", str(path), SHAPE)
+        raise must_be(what, "an existing folder or zip", str(path), remedy)
     if path.is_file():
-        with _archive(path) as archive:
+        with _archive(path, what, remedy) as archive:
             return sorted(archive.namelist())
     found = [os.path.join(where, name) for where, _, names in os.walk(path) for name in names]
     return sorted(os.path.relpath(name, path).replace(os.sep, "/") for name in found)
@@ -122,15 +125,15 @@ def reading(path: Path) -> Iterator[Callable[[str], bytes]]:
     if path.is_dir():
         yield lambda name: (path / name).read_bytes()
         return
-    with _archive(path) as archive:
+    with _archive(path, "images", SHAPE) as archive:
         yield archive.read
 
 
-def _archive(path: Path) -> zipfile.ZipFile:
+def _archive(path: Path, what: str, remedy: str) -> zipfile.ZipFile:
     try:
         return zipfile.ZipFile(path)
     except (zipfile.BadZipFile, OSError, ValueError, RuntimeError, LookupError, struct.error) as error:
-        raise must_be("images", "a folder or a readable zip", f"{path} ({error})", SHAPE) from error
+        raise must_be(what, "a folder or a readable zip", f"{path} ({error})", remedy) from error
 
 
 def _decoded(found: list[Member], read: Callable[[str], bytes], path: Path, side: Sides) -> Images:

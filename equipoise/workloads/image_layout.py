@@ -42,20 +42,12 @@ def members(names: Sequence[str], read: Callable[[str], bytes], path: Path) -> l
     Raises:
         InputError: Images of ``val`` lie flat, and no list says of which class they are, or one is not to be used.
     """
-    seen = [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
-    found, flat = [], []
-    for name in seen:
-        parts = name.split("/")
-        if not name.lower().endswith(SUFFIXES):
-            continue
-        place, kind = _place(parts)
-        if place and kind:
-            found.append((ROLES[place], kind, name))
-        elif place and ROLES[place] == "val":
-            flat.append(name)
+    found = members_of(names)
+    pictures = [name for name in _seen(names) if name.lower().endswith(SUFFIXES)]
+    flat = [name for name in pictures if (place := _place(name.split("/")))[0] and not place[1] and ROLES[place[0]] == "val"]
     if not flat or any(role == "val" for role, _, _ in found):
         return found
-    told = _told(flat, seen, read, path)
+    told = _told(flat, _seen(names), read, path)
     role = "val" if any(role == "test" for role, _, _ in found) else "test"
     return sorted([*found, *((role, told[name], name) for name in flat)], key=lambda member: member[2])
 
@@ -113,17 +105,31 @@ def _order(name: str) -> str:
     return name.rpartition("/")[2]
 
 
-def classes(found: list[Member], path: Path) -> tuple[str, ...]:
+def members_of(names: Sequence[str], suffixes: tuple[str, ...] = SUFFIXES) -> list[Member]:
+    """Return the files with such an ending that lie under a role and a class; what is hidden is left out."""
+    places = [(name, _place(name.split("/"))) for name in _seen(names) if name.lower().endswith(suffixes)]
+    return [(ROLES[place], kind, name) for name, (place, kind) in places if place and kind]
+
+
+def _seen(names: Sequence[str]) -> list[str]:
+    return [name for name in names if not any(part.startswith((".", "__MACOSX")) for part in name.split("/"))]
+
+
+def classes(found: list[Member], path: Path, *, what: str = "images", remedy: str = SHAPE) -> tuple[str, ...]:
     """Return the classes in the order of their labels.
 
+    Args:
+        found, path: The data, and where they lie.
+        what: They are called in a message.
+        remedy: What is said where they are not laid out so.
     Raises:
-        InputError: No training or test images, one class only, or classes that differ between splits.
+        InputError: No training or test data, one class only, or classes that differ between splits.
     """
     by_role: dict[str, set[str]] = defaultdict(set)
     for role, kind, _ in found:
         by_role[role].add(kind)
     mistakes = [
-        must_be(f"images in {path}", f"some under {role}/<class>/", "none", SHAPE)
+        must_be(f"{what} in {path}", f"some under {role}/<class>/", "none", remedy)
         for role in ("train", "test")
         if role not in by_role
     ]

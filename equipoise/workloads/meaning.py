@@ -158,6 +158,8 @@ def decide(
         judges.append((f"metric {metric.name}", metric.function, metric.maximize))
     if not answers and (grades := _graded(outputs, targets, probabilities, judges)):
         return Divergence("bernoulli", axis, probabilities, grades)
+    if not answers and not probabilities and (reader := _shifted_alike(outputs, targets, judges)):
+        return Divergence("softmax", 1, why=f"{reader}, to which a shift of all scores of a place is nothing")
     if not answers:
         return Divergence("values", axis, why="no class scores fit the targets")
     for who, judge, maximize in judges:
@@ -231,6 +233,23 @@ def _graded(outputs: Tensor, targets: Tensor, probabilities: bool, judges: list[
         right, wrong = (list(_asked(judge, _sure(yes, probabilities), targets)) for yes in (steps, 1 - steps))
         if right and wrong and ((max(right) > max(wrong)) if maximize else (min(right) < min(wrong))):
             return who
+    return ""
+
+
+def _shifted_alike(outputs: Tensor, targets: Tensor, judges: list[Judge]) -> str:
+    """Return who reads class scores of targets laid out otherwise (CTC): one whom other scores move, and a shift does not."""
+    if targets.is_floating_point() or outputs.ndim < 3:
+        return ""
+    generator = torch.Generator().manual_seed(0)
+    wide = float(outputs.std()) + 1.0
+    shift = wide * torch.randn(outputs[:, :1].shape, generator=generator)
+    others = wide * torch.randn(outputs.shape, generator=generator)
+    for who, judge, _ in judges:
+        said = list(_asked(judge, [outputs, outputs + shift, others], targets))
+        if len(said) == 3 and all(map(math.isfinite, said)):
+            near = TIE * max(1.0, abs(said[0]))
+            if abs(said[1] - said[0]) <= near < abs(said[2] - said[0]):
+                return who
     return ""
 
 

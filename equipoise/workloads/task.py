@@ -55,6 +55,8 @@ class Shape:
         written: Length of the second of two sequences, where a model writes one while it looks at another (translation): its
             inputs are then ``source`` (N, length) and ``written`` (N, this), and it answers what comes next in the second.
         unseen: The outputs are the tokens, and the answer is none of the sample's own: something new is to be recommended.
+        aligned: Of a dense one, whether it is known which position a label belongs to. Else a model answers for as many
+            positions as it likes, and the loss lays the row of labels against them (CTC).
 
     Example:
         >>> Shape((3, 32, 32), 10).kind
@@ -68,6 +70,7 @@ class Shape:
     padding: int = field(default=0, repr=False)
     written: int | None = None
     unseen: bool = field(default=False, repr=False)
+    aligned: bool = field(default=True, repr=False)
 
     def __post_init__(self) -> None:
         counts = (*self.sample, self.outputs, *(n for n in (self.vocabulary, self.written) if n is not None))
@@ -79,8 +82,10 @@ class Shape:
 
     @property
     def places(self) -> tuple[int, ...]:
-        """Shape of the places that are answered one by one, of one sample; nothing where a sample has one answer."""
-        return () if not self.dense else self.sample if self.written is None else (self.written,)
+        """Shape of the places that are answered one by one, of one sample; nothing where these are not known."""
+        if not self.dense or not self.aligned:
+            return ()
+        return self.sample if self.written is None else (self.written,)
 
     @property
     def kind(self) -> Kind:
@@ -152,6 +157,7 @@ class Task:
         padding: int = 0,
         unseen: bool = False,
         also: Sequence[Quality] = (),
+        aligned: bool = True,
         labels: Sequence[str] = (),
         files: Mapping[str, bytes] | None = None,
     ) -> Task:
@@ -171,8 +177,9 @@ class Task:
             vocabulary: How many tokens there are; None reads it off integer inputs that lie in memory.
             seed: Of the fixed shuffles.
             ignore_label, labels, files: As of a `Workload`.
-            padding, unseen: As of a `Shape`.
             also: Further qualities, which are read at the end and decide nothing.
+            padding, unseen, aligned: As of a `Shape`. Where labels are not aligned, targets are rows (N, L) of them that
+                `outputs`, `loss` and `metric` know how to read; shorter rows are filled up with a label of no meaning.
         Raises:
             InputError: Empty splits, labels out of range or of the wrong type, a single class, inputs that are not finite or
                 not ready for a model, a metric or a loss that is undefined on these targets.
@@ -189,7 +196,7 @@ class Task:
         _raise(contents(seen, held, measure, ignore=ignore_label))
         if read["metric"].labels is False:
             seen, held, test = (replace(split, values=True) for split in (seen, held, test))
-        shape = _shape(seen, held, outputs, vocabulary, ignore_label)
+        shape = _shape(seen, held, outputs, vocabulary, ignore_label, aligned=aligned)
         _raise(mistake for split in (seen, held) for mistake in _out_of_range(split, shape, ignore_label))
         _raise(_untaught(held, shape, measure, criterion))
         if measure.scale is None:
@@ -261,6 +268,8 @@ def task_of(work: Workload) -> Task:
     with torch.inference_mode():
         answers = attempt("model", lambda: call(work.model, work.example), "Look at the model's forward.")
     outputs = answers.shape[1] if work.classifier and answers.ndim > 1 else None
+    rows = work.validation.take(2).targets()
+    loose = rows.ndim == 2 and not rows.is_floating_point() and answers.ndim == 3 and rows.shape[1] not in answers.shape[1:]
     return Task.of(
         train=work.train,
         validation=work.validation,
@@ -271,6 +280,7 @@ def task_of(work: Workload) -> Task:
         name=work.name,
         outputs=outputs,
         ignore_label=work.ignore_label,
+        aligned=not loose,
         labels=work.labels,
         files=work.files,
     )
@@ -283,7 +293,15 @@ def _raise(mistakes: Iterator[InputError]) -> None:
         raise InputError("\n".join(map(str, found)))
 
 
-def _shape(train: Split, validation: Split, outputs: int | None, vocabulary: int | None, ignore: int | None = None) -> Shape:
+def _shape(
+    train: Split,
+    validation: Split,
+    outputs: int | None,
+    vocabulary: int | None,
+    ignore: int | None = None,
+    *,
+    aligned: bool = True,
+) -> Shape:
     """Read off the data what a model must take and give."""
     given, targets = train.take(2).tensors()
     _one_or_pair(given)
@@ -307,11 +325,14 @@ def _shape(train: Split, validation: Split, outputs: int | None, vocabulary: int
             raise must_be("outputs", f"the {values} values of each target", outputs, "Leave outputs out.")
         return Shape(tuple(inputs.shape[1:]), values, vocabulary)
     dense = targets.ndim > 1
-    if dense and targets.shape[1:] != (inputs.shape[1 if tokens else 2 :] if written is None else (written,)):
+    if not aligned and targets.ndim != 2:
+        remedy = "Give a row of labels for each sample, or leave aligned out."
+        raise must_be("targets", "of shape (N, L) where labels are not aligned", tuple(targets.shape), remedy)
+    if dense and aligned and targets.shape[1:] != (inputs.shape[1 if tokens else 2 :] if written is None else (written,)):
         remedy = "Give one label for each sample (N,), or one for each position; make 0/1 values of several labels floats."
         raise must_be("targets", "of shape (N,)", tuple(targets.shape), remedy)
     classes = outputs or 1 + max(_highest(split.targets(), ignore) for split in (train, validation))
-    return Shape(tuple(inputs.shape[1:]), classes, vocabulary, dense, written=written)
+    return Shape(tuple(inputs.shape[1:]), classes, vocabulary, dense, written=written, aligned=aligned)
 
 
 def _one_or_pair(inputs: Inputs) -> None:
@@ -375,5 +396,7 @@ def _untaught(split: Split, shape: Shape, metric: Metric, loss: Loss) -> Iterato
 def _random_answers(split: Split, shape: Shape) -> tuple[Tensor, Tensor]:
     """Outputs of a model that knows nothing, and the targets of the samples they are for."""
     _, targets = split.take(PROBE).tensors()
-    positions = targets.shape[1:] if shape.dense else ()
+    positions = tuple(targets.shape[1:]) if shape.dense else ()
+    if not shape.aligned:  # enough for each label, and for what parts it from the next
+        positions = (2 * targets.shape[1] + 1,)
     return torch.randn((len(targets), shape.outputs, *positions), generator=torch.Generator().manual_seed(0)), targets

@@ -19,7 +19,7 @@ from equipoise.errors import InputError
 from equipoise.generated import languages
 from equipoise.measure.counts import count
 from equipoise.testing import check_family
-from equipoise.testing.families import samples, smallest
+from equipoise.testing.families import SOUND, samples, smallest
 from equipoise.workloads import Dimension, Family, Shape, Task, family, load_task
 from equipoise.workloads.families.layers import Resize, fan_in, share_out, strides, to_eight
 from equipoise.workloads.families.shuffle import shufflenet
@@ -40,6 +40,12 @@ def shape_for(name: str, images: Shape = CIFAR) -> Shape:
     first = "images" if "resolution" in kind.scale() else kind.kinds[0]
     tokens = TEXT if kind.dense else SENTENCES
     return {"images": images, "vectors": VECTORS, "tokens": tokens, "arrays": ARRAYS, "pairs": PAIRS}[first]
+    return {
+        "images": images,
+        "vectors": SOUND if kind.dense else VECTORS,
+        "tokens": TEXT if kind.dense else SENTENCES,
+        "arrays": ARRAYS,
+    }[first]
 
 
 def params(model: nn.Module) -> int:

@@ -23,7 +23,7 @@ IMAGES, TEXT = Shape((3, 16, 16), 5), Shape((12,), 20, 20, dense=True)
 def ready(name: str, **more: float) -> tuple[nn.Module, Tensor]:
     """A small model in evaluation mode, its BatchNorms having seen data, and a batch."""
     kind = family(name)
-    shape = TEXT if kind.dense else IMAGES if "images" in kind.kinds else shape_of(kind)
+    shape = IMAGES if "images" in kind.kinds else shape_of(kind)
     generator = torch.Generator().manual_seed(0)
     model = kind.model({**smallest(kind), **more}, shape, generator=generator)
     batch = torch.randn((8, *shape.sample), generator=generator)

@@ -63,22 +63,23 @@ class Seq2Seq(nn.Module):
         """Map tokens (N, T) that follow on `past` to logits (N, V, T), with the past of what comes next.
 
         Args:
-            past: States of both layers after the last token, (N or 1, 1, 1 or 0, hidden) each; none where a sentence begins.
+            past: How far the states of both layers have come from the first, (N or 1, 1, 1, hidden) each: none, or zeros,
+                where a sentence begins.
         """
         states, told, unread, first = memory
         x = self.drop(self.token(written))
-        before = [_last(first, past[layer] if past else None, len(written)) for layer in range(2)]
+        before = [_state(first + past[layer] if past else first) for layer in range(2)]
         asked, lower = self.lower(x, before[0])
         found = self._shares(asked, told, unread) @ states
         out, upper = self.upper(self.drop(torch.cat((asked, found), 2)), before[1])
         narrow = torch.tanh(self.narrow(self.drop(torch.cat((out, found, x), 2))))
-        present = tuple(state.transpose(0, 1)[:, None] for state in (lower, upper))
+        present = tuple(state.transpose(0, 1)[:, None] - first for state in (lower, upper))
         return self.logits(narrow).transpose(1, 2), present
 
     def looks(self, source: Tensor, written: Tensor) -> Tensor:
         """Return the share (N, T, S) of each word of the source in what is looked up after each written one."""
         _, told, unread, first = self.encode(source)
-        asked, _ = self.lower(self.token(written), _last(first, None, len(written)))
+        asked, _ = self.lower(self.token(written), _state(first))
         return self._shares(asked, told, unread)
 
     def _shares(self, asked: Tensor, told: Tensor, unread: Tensor) -> Tensor:
@@ -87,9 +88,8 @@ class Seq2Seq(nn.Module):
         return alike.softmax(2)
 
 
-def _last(first: Tensor, past: Tensor | None, count: int) -> Tensor:
-    """Return the state (1, N, hidden) to go on from: the past's where it has one (in files it may be empty), or the first."""
-    state = first if past is None else torch.cat((first, past.expand(count, -1, -1, -1)), 2)[:, :, -1:]
+def _state(state: Tensor) -> Tensor:
+    """Return a state (N, 1, 1, hidden) as units take it, (1, N, hidden)."""
     return state[:, 0].transpose(0, 1).contiguous()
 
 
