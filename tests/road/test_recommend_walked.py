@@ -8,13 +8,13 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from tastes import write_tastes
 from torch import nn
 
 from equipoise.built_in import workload_of
 from equipoise.compress.bits import Bits
 from equipoise.compress.rank import Rank
 from equipoise.compress.subject import Subject
+from equipoise.generated.shop import write_rows
 from equipoise.runtimes.export import Exporter
 from equipoise.training import Recipe
 from equipoise.verbs.train import train
@@ -74,7 +74,7 @@ def test_what_is_pushed_down_does_not_weigh() -> None:
 
 @pytest.mark.slow
 def test_what_training_left_is_a_workload(tmp_path: Path) -> None:
-    file = write_tastes(tmp_path / "a.csv")
+    file = write_rows(tmp_path / "a.csv", 300)
     recipe = Recipe(lr=1e-2, batch=64, weight_decay=0.01)
     found = train("twotower", recommend_task(file, length=16), {"width": 32}, store=tmp_path / "run", epochs=4, recipe=recipe)
     spec = workload_of("twotower", f"recommend:{file}?length=16", found.header["scale"], tmp_path / "run")

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -10,9 +9,9 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from tastes import EACH, TASTES, tastes, write_tastes
 
 from equipoise.errors import InputError
+from equipoise.generated.shop import EACH, TASTES, taken, write_rows
 from equipoise.testing import check_family
 from equipoise.training import Recipe, fit
 from equipoise.workloads import Shape, Task, family, load_task
@@ -25,7 +24,7 @@ FAMILIES = ("sasrec", "twotower")
 
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return write_tastes(tmp_path_factory.mktemp("tastes") / "a.csv")
+    return write_rows(tmp_path_factory.mktemp("tastes") / "a.csv", 300)
 
 
 Samples = Counter[tuple[str, ...]]
@@ -53,13 +52,13 @@ def by_hand(rows: list[tuple[str, str, int]]) -> dict[str, Samples]:
 
 
 def test_samples_are_those_by_hand(file: Path) -> None:
-    task, wanted = recommend_task(file, length=16), by_hand(tastes())
+    task, wanted = recommend_task(file, length=16), by_hand(taken(300))
     assert samples(task) == wanted
     sizes = [len(split) for split in (task.train, task.validation, task.test)]
-    assert sum(sizes) == sum(len(items) - 1 for items in _by_user(tastes()).values())
+    assert sum(sizes) == sum(len(items) - 1 for items in _by_user(taken(300)).values())
     assert (task.shape.unseen, task.vocabulary, task.outputs) == (True, TASTES * EACH + 1, TASTES * EACH + 1)
     assert task.labels[0] == "(none)"
-    planted = by_hand([(user, item, -time) for user, item, time in tastes()])  # the other way round
+    planted = by_hand([(user, item, -time) for user, item, time in taken(300)])  # the other way round
     assert samples(task) != planted
 
 
@@ -96,12 +95,12 @@ def test_a_day_is_taken_together() -> None:
 def test_a_time_is_held_out(file: Path) -> None:
     until = "1970-01-09"
     task = recommend_task(file, length=16, hold="time", until=until, days=2)
-    times = {(user, item): time for user, item, time in tastes()}
+    times = {(user, item): time for user, item, time in taken(300)}
     end = 8 * DAY_S
     held = sum(
-        1 for items in _by_user(tastes()).items() for item in items[1][1:] if end <= times[items[0], item] < end + 2 * DAY_S
+        1 for items in _by_user(taken(300)).items() for item in items[1][1:] if end <= times[items[0], item] < end + 2 * DAY_S
     )
-    before = sum(1 for items in _by_user(tastes()).items() for item in items[1][1:] if times[items[0], item] < end)
+    before = sum(1 for items in _by_user(taken(300)).items() for item in items[1][1:] if times[items[0], item] < end)
     assert len(task.train) == before
     assert len(task.validation) + len(task.test) == held
     assert 0 < len(task.validation) < len(task.test)
@@ -262,10 +261,9 @@ def test_tastes_are_learned(name: str, file: Path) -> None:
 
 @pytest.mark.slow
 @pytest.mark.data
-def test_the_published_protocol_on_wines() -> None:
+def test_the_published_protocol_on_wines(data_folder: Path) -> None:
     """Popularity and EASE give what they gave elsewhere on these rows: .0927 / .0423 and .2277 / .1190."""
-    folder = Path(os.environ.get("EQUIPOISE_DATA", ""))
-    file = folder / "recommender" / "xwines-slim-ratings.csv.gz"
+    file = data_folder / "recommender" / "xwines-slim-ratings.csv.gz"
     task, every = recommend_task(file, refit=1), read_interactions(file)
     made, targets = task.test.tensors()
     assert len(task.test) == 10_254

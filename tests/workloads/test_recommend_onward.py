@@ -7,9 +7,9 @@ from typing import Any
 
 import pytest
 import torch
-from tastes import write_tastes
 
 from equipoise.errors import InputError
+from equipoise.generated.shop import write_rows
 from equipoise.training import Recipe
 from equipoise.verbs.train import train
 from equipoise.workloads import Shape, family
@@ -57,7 +57,7 @@ def test_weights_of_another_model_are_refused(change: str) -> None:
 @pytest.fixture(scope="module")
 def file(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A shop in which an item comes late, and is then taken by everybody."""
-    path = write_tastes(tmp_path_factory.mktemp("tastes") / "a.csv")
+    path = write_rows(tmp_path_factory.mktemp("tastes") / "a.csv", 300)
     users = sorted({line.partition(",")[0] for line in path.read_text().splitlines()[1:]})
     with path.open("a") as opened:
         opened.writelines(f"{user},late,{30 * 86_400 + place}\n" for place, user in enumerate(users))
