@@ -44,6 +44,7 @@ _TASK: Options = {"shift": int, "holdout": int}
 _TEXTS: Options = {"length": int, "text": str, "label": str}
 _NET: Options = {"weights": Path, "depth": int, "shortcut": str, **_TASK}
 _SIZED: Options = {"size": int}
+_DRIVEN: Options = {"episodes": int}
 
 FAMILIES: dict[str, BuiltIn] = {
     "mlp": BuiltIn("equipoise.workloads.families.plain:MLP"),
@@ -69,6 +70,7 @@ WORKLOADS: dict[str, BuiltIn] = {
     "cifar10": BuiltIn("equipoise.workloads.images:cifar10", "DATA?weights=FILE", _NET),
     "images": BuiltIn("equipoise.workloads.images:image_workload", "DATA?weights=FILE", {**_NET, **_SIZED, "model": str}),
     "sentiment": BuiltIn("equipoise.workloads.huggingface:sentiment_workload", "DATA?model=FOLDER", {"model": Path, **_TEXTS}),
+    "driving": BuiltIn("equipoise.workloads.driving:driving_workload", "FOLDER", {**_DRIVEN, "model": str, "weights": Path}),
 }
 """Workloads by name."""
 
@@ -83,6 +85,7 @@ TASKS: dict[str, BuiltIn] = {
         "DATA?length=64",
         {**_TEXTS, "words": int, "tokenizer": Path},
     ),
+    "driving": BuiltIn("equipoise.workloads.driving:driving_task", "FOLDER", _DRIVEN),
 }
 """Tasks by name: every workload, its model left aside, and those that need no model."""
 
