@@ -8,6 +8,8 @@ is told of which family the model is.
     images:FOLDER?weights=W.safetensors&depth=56&shortcut=B&holdout=1000
     images:FOLDER?weights=W.safetensors&model=timm:mobilenetv2_100&size=160
     sentiment:DATA?model=FOLDER&length=64
+    driving:FOLDER?episodes=30
+    driving:FOLDER?model=mlp:width=32&weights=W.safetensors
     path/to/mymodule.py:make_workload
 
 Tasks (`load_task`): data alone.
@@ -17,6 +19,7 @@ Tasks (`load_task`): data alone.
     images:FOLDER?shift=4&holdout=1000&size=160
     text:FILE?context=64
     sentiment:DATA?length=64&tokenizer=FOLDER
+    driving:FOLDER?episodes=30
     path/to/mymodule.py:make_task
 
 Families (`load_family`): models of every scale.

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import random
 import shutil
 from collections.abc import Callable
@@ -179,8 +180,10 @@ def test_a_folder_of_other_observations_is_told_when_it_drives(teacher: Taught, 
 
 
 @pytest.mark.slow
-def test_the_whole_road_is_walked(teacher: Taught, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("PYTHONPATH", str(Path(__file__).parents[1]))  # `verify` measures again in a process of its own
+def test_the_whole_road_is_walked(teacher: Taught, tmp_path: Path, checkout: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv(
+        "PYTHONPATH", f"{checkout / 'examples'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
+    )  # `verify` measures again in a process of its own
     spec = f"driving:{teacher.folder}?episodes=20"
     study = eq.optimize(spec, budget="drop<=1", time="10s", store=tmp_path / "study")
     best = study.best

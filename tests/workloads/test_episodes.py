@@ -9,7 +9,7 @@ import gymnasium
 import pytest
 import torch
 from torch import Tensor
-from two_lanes import BRAKE, CHANGE, LENGTH, STAY
+from two_lanes import BRAKE, CHANGE, LENGTH, STAY, TwoLanes
 
 from equipoise.errors import InputError, MissingExtraError
 from equipoise.workloads import Split, asked, metric_of
@@ -17,6 +17,26 @@ from equipoise.workloads.episodes import Return, constant, drive, greedy
 
 ROAD = "two_lanes:TwoLanes-v0"
 SEEDS = range(50, 90)
+
+
+class Steered(TwoLanes):
+    """Actions that are no choice."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
+
+
+class Worded(TwoLanes):
+    """Observations that are no array of numbers."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.observation_space = gymnasium.spaces.Discrete(7)
+
+
+for _kind in (Steered, Worded):
+    gymnasium.register(f"{_kind.__name__}-v0", entry_point=_kind)
 
 
 def careful(states: Tensor) -> Tensor:
@@ -108,8 +128,8 @@ def test_each_split_has_episodes_of_its_own_and_its_samples_do_not_matter() -> N
         ("Nowhere-v7", "environment must be known to gymnasium; got 'Nowhere-v7'"),
         ("no_such_module:Road-v0", "no_such_module"),
         ("highway-slow-v0", "known to gymnasium; got 'highway-slow-v0'"),
-        ("two_lanes:Steered-v0", "actions are a choice, numbered from 0; got 'two_lanes:Steered-v0: Box"),
-        ("two_lanes:Worded-v0", "observations are an array of numbers; got 'two_lanes:Worded-v0: Discrete"),
+        ("Steered-v0", "actions are a choice, numbered from 0; got 'Steered-v0: Box"),
+        ("Worded-v0", "observations are an array of numbers; got 'Worded-v0: Discrete"),
     ],
 )
 def test_environments_that_cannot_be_driven(environment: str, message: str) -> None:

@@ -49,21 +49,4 @@ class TwoLanes(gymnasium.Env[np.ndarray, int]):
         return self.seen(), 0.0 if crashed else 0.4 if action == BRAKE else 1.0, crashed, self.time >= LENGTH, told
 
 
-class Steered(TwoLanes):
-    """Actions that are no choice."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.action_space = gymnasium.spaces.Box(-1.0, 1.0, (1,))
-
-
-class Worded(TwoLanes):
-    """Observations that are no array of numbers."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.observation_space = gymnasium.spaces.Discrete(7)
-
-
-for _kind in (TwoLanes, Steered, Worded):
-    gymnasium.register(f"{_kind.__name__}-v0", entry_point=_kind)
+gymnasium.register("TwoLanes-v0", entry_point=TwoLanes)
