@@ -57,6 +57,7 @@ _RANKING: Options = {
     **dict.fromkeys(("days", "replay"), float),
 }
 _SOUND: Options = {"speaker": str, "length": float, "joined": int}
+_DRIVEN: Options = {"episodes": int}
 
 FAMILIES: dict[str, BuiltIn] = {
     "mlp": BuiltIn("equipoise.workloads.families.plain:MLP"),
@@ -107,6 +108,7 @@ WORKLOADS: dict[str, BuiltIn] = {
         "DATA?model=FAMILY&weights=FILE",
         {**_SOUND, "model": str, "weights": Path},
     ),
+    "driving": BuiltIn("equipoise.workloads.driving:driving_workload", "FOLDER", {**_DRIVEN, "model": str, "weights": Path}),
 }
 """Workloads by name."""
 
@@ -124,6 +126,7 @@ TASKS: dict[str, BuiltIn] = {
     ),
     "recommend": BuiltIn("equipoise.workloads.recommend:recommend_task", "FILE?length=64", _RANKING),
     "speech": BuiltIn("equipoise.workloads.speech:speech_task", "DATA", _SOUND),
+    "driving": BuiltIn("equipoise.workloads.driving:driving_task", "FOLDER", _DRIVEN),
 }
 """Tasks by name: every workload, its model left aside, and those that need no model."""
 

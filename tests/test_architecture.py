@@ -47,6 +47,7 @@ L4 = {"cli", "__init__", "__main__"}
 ONLY_L0 = L1 | {"pages"}
 FOUNDATION_FREE_OF = {"torch", "numpy"}
 LATE = {"openvino", "nncf", "sklearn", "PIL", "optuna", "executorch", "torchao", "pandas", "matplotlib", "flwr"}
+LATE |= {"gymnasium", "highway_env", "stable_baselines3"}
 """Imported only inside the function that needs them."""
 
 BANNED_NAMES = {"utils", "util", "helpers", "helper", "common", "misc"}

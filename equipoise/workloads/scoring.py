@@ -63,7 +63,7 @@ def quality_reading(
     found = torch.from_numpy(np.asarray(outputs))
     scores = metric.read(found, targets)
     if (each := _oriented(metric, scores)) is not None:
-        low, high = _of_mean(each, scores.value)
+        low, high = of_mean(each, scores.value)
         return measured(scores.value, "points", low=low, high=high, n=len(targets), note=note)
 
     def score(rows: Tensor | None) -> float:
@@ -89,8 +89,12 @@ def _oriented(metric: Metric, scores: Scores) -> list[float] | None:
     return [float(value) for value in parts]
 
 
-def _of_mean(each: list[float], value: float) -> tuple[float | None, float | None]:
-    """Interval of a mean: Wilson's of shares, else the mean and its standard error."""
+def of_mean(each: list[float], value: float) -> tuple[float | None, float | None]:
+    """Return the interval of a mean, of Wilson for shares, else by its standard error; None for one value.
+
+    Args:
+        each: Values (N,), of which `value` is 100 times the mean; so are the bounds.
+    """
     n, z = len(each), NormalDist().inv_cdf(0.5 + CONFIDENCE / 2)
     if n < 2:
         return None, None

@@ -9,6 +9,8 @@ is told of which family the model is.
     images:FOLDER?weights=W.safetensors&model=timm:mobilenetv2_100&size=160
     sentiment:DATA?model=FOLDER&length=64
     recommend:FILE.csv?weights=W.safetensors&model=twotower
+    driving:FOLDER?episodes=30
+    driving:FOLDER?model=mlp:width=32&weights=W.safetensors
     path/to/mymodule.py:make_workload
 
 Tasks (`load_task`): data alone.
@@ -19,6 +21,7 @@ Tasks (`load_task`): data alone.
     text:FILE?context=64
     sentiment:DATA?length=64&tokenizer=FOLDER
     recommend:FILE.csv?length=64&quality=ndcg
+    driving:FOLDER?episodes=30
     path/to/mymodule.py:make_task
 
 Families (`load_family`): models of every scale.
