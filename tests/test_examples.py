@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
 import torch
+from tones import write_takes
 
+from equipoise.errors import InputError
 from equipoise.workloads import check, load
+from equipoise.workloads.audio_files import read_recordings
 from equipoise.workloads.spec import _beside, _imported
 
 
@@ -23,6 +27,52 @@ def test_recommender_trains_and_checks(checkout: Path) -> None:
     check(work)
     assert work.metric.name == "HR@10"
     assert work.quality() > 75  # ten of forty items, guessed: 25
+
+
+@pytest.mark.slow
+def test_sounds_are_told_apart(checkout: Path) -> None:
+    work = load(f"{checkout / 'examples' / 'speech.py'}:make_workload")
+    check(work)
+    assert work.quality() > 90
+    assert work.labels == ("0", "1", "2")
+
+
+def test_a_state_goes_from_chunk_to_chunk(checkout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = checkout / "examples" / "silero.py"
+    with _beside(path):
+        module = _imported(path)
+    monkeypatch.setenv("SILERO", str(tmp_path / "none.safetensors"))
+    with pytest.raises(InputError, match=r"SILERO must be the path of silero_vad_16k\.safetensors"):
+        module.make_workload()
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = module.Silero().eval()
+        model.stft_conv.weight.normal_(0, 0.1)
+    inputs, targets = module.chunks(model, read_recordings(write_takes(tmp_path / "takes", takes=14)).of("val"), 0)
+    assert inputs["chunk"].shape[1:] == (576,)
+    assert set(targets[:, 0].tolist()) == {0.0, 1.0}
+    after = targets[:-1, 1:].unflatten(1, (2, 128))
+    assert float((after == inputs["state"][1:]).flatten(1).all(1).float().mean()) > 0.5  # but where a chunk was left out
+    with torch.no_grad():
+        again = model(**inputs)
+        forgetful = model(inputs["chunk"], torch.zeros_like(inputs["state"]))
+    assert torch.allclose(again[:, 1:], targets[:, 1:], atol=1e-5)
+    assert not torch.allclose(forgetful[:, 1:], targets[:, 1:], atol=1e-2)
+
+
+@pytest.mark.slow
+@pytest.mark.data
+def test_silero_tells_speech_from_silence(checkout: Path, data_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    weights = Path(os.environ.get("SILERO", "silero_vad_16k.safetensors"))
+    if not weights.is_file():
+        pytest.skip(f"no weights {weights}; set SILERO")
+    monkeypatch.setenv("EQUIPOISE_DATA", str(data_folder))
+    path = checkout / "examples" / "silero.py"
+    with _beside(path):
+        work = _imported(path).make_workload(limit=40)
+    check(work)
+    assert sum(p.numel() for p in work.model.parameters()) + 258 * 256 == 309_633
+    assert work.quality() > 80
 
 
 @pytest.mark.data

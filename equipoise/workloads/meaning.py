@@ -238,7 +238,8 @@ def _graded(outputs: Tensor, targets: Tensor, probabilities: bool, judges: list[
 
 def _shifted_alike(outputs: Tensor, targets: Tensor, judges: list[Judge]) -> str:
     """Return who reads class scores of targets laid out otherwise (CTC): one whom other scores move, and a shift does not."""
-    if targets.is_floating_point() or outputs.ndim < 3:
+    laid_out_alike = outputs.numel() == targets.numel() * outputs.shape[min(1, outputs.ndim - 1)]
+    if targets.is_floating_point() or outputs.ndim < 3 or laid_out_alike:
         return ""
     generator = torch.Generator().manual_seed(0)
     wide = float(outputs.std()) + 1.0
