@@ -84,6 +84,15 @@ FIELDS: dict[str, Field] = {
         sample="equipoise.generated.languages:write",
         page="translation.md",
     ),
+    "speech": Field(
+        says="which word was said?",
+        data="a folder or zip of CLASS_SPEAKER_NUMBER.wav, or train/CLASS/*.wav, test/CLASS/*.wav",
+        task="speech:{data}",
+        family="conformer",
+        small={"width": 32, "depth": 1},
+        sample="equipoise.generated.sounds:write",
+        page="speech.md",
+    ),
     "recommendation": Field(
         says="what does somebody take next?",
         data="a .csv or .csv.gz of user, item and time",

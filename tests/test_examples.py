@@ -7,9 +7,9 @@ from pathlib import Path
 
 import pytest
 import torch
-from tones import write_takes
 
 from equipoise.errors import InputError
+from equipoise.generated.sounds import write_takes
 from equipoise.workloads import check, load
 from equipoise.workloads.audio_files import read_recordings
 from equipoise.workloads.spec import _beside, _imported

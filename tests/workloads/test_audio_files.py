@@ -11,9 +11,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 from scipy.io import wavfile
-from tones import RATE, SPEAKERS, chirp, write_takes
 
 from equipoise.errors import InputError
+from equipoise.generated.sounds import RATE, SPEAKERS, chirp, write_takes
 from equipoise.workloads.audio_files import FULL, decoded, read_recordings, resampled
 
 SOUND = chirp(1, seconds=0.25, pitch=1.0)

@@ -11,10 +11,10 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from tones import write_takes
 from torch import Tensor, nn
 
 from equipoise.errors import InputError
+from equipoise.generated.sounds import write_takes
 from equipoise.workloads import Task, check, family, load_task
 from equipoise.workloads.ctc import WordErrors, ctc_loss, edits, greedy
 from equipoise.workloads.meaning import decide

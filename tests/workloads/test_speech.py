@@ -9,9 +9,9 @@ import numpy as np
 import pytest
 import torch
 from scipy.io import wavfile
-from tones import RATE, write_takes
 
 from equipoise.errors import InputError
+from equipoise.generated.sounds import RATE, write_takes
 from equipoise.workloads import check, family, load, load_task
 from equipoise.workloads.speech import STEP, Scaled, Varied, speech_task
 from equipoise.workloads.weights import packed
