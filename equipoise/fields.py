@@ -29,8 +29,6 @@ class Field:
         sample: ``module:function`` that writes a small made-up set into a folder and returns it.
         sampled: The same as `task`, for that set; empty where it is written alike.
         small: Scale of the model that is trained on it; empty where `scale` will do.
-        before: ``module:function`` of (data, folder, seconds) that is run first and returns the path that the task is of; empty
-            where the data are ready. It goes on where an earlier call was stopped.
     """
 
     says: str
@@ -44,7 +42,6 @@ class Field:
     recipe: str = ""
     sampled: str = ""
     small: Mapping[str, float] = field(default_factory=dict)
-    before: str = ""
 
     def written(self, folder: Path) -> Path:
         """Write the small made-up set and return where it lies."""
@@ -102,6 +99,17 @@ FIELDS: dict[str, Field] = {
         small={"width": 32},
         sample="equipoise.generated.shop:write",
         page="recommend.md",
+    ),
+    "driving": Field(
+        says="which way now?",
+        data="a folder that equipoise.workloads.driving.train_teacher wrote",
+        task="driving:{data}",
+        family="mlp",
+        scale={"width": 64, "depth": 2},
+        sampled="driving:{data}?episodes=20",
+        small={"width": 16, "depth": 2},
+        sample="equipoise.workloads.driving:small_teacher",
+        page="driving.md",
     ),
 }
 """Fields by name."""

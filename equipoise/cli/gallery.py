@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import pkgutil
 import time
 from collections.abc import Mapping, Sequence
 from datetime import UTC, datetime
@@ -25,9 +24,8 @@ if TYPE_CHECKING:
 STORE = Path("runs/gallery")
 RESULT = "gallery.json"
 TIME, SAMPLE_TIME = "20min", "60s"
-BEFORE, TRAIN, SEARCH = 0.2, 0.3, 0.4
-"""Shares of the time: of what some fields do before training, of training and of the search; the rest is for loading, scoring
-and verification."""
+TRAIN, SEARCH = 0.35, 0.45
+"""Shares of the time: of training and of the search; the rest is for loading, scoring and verification."""
 
 
 def add_parser(subparsers: Any) -> None:
@@ -95,7 +93,7 @@ def _walk(name: str, args: argparse.Namespace) -> int:
 
     row, folder, began = FIELDS[name], args.store / name, time.perf_counter()
     seconds = parse(args.time or (TIME if args.data is not None else SAMPLE_TIME), "s", name="--time")
-    task, scale = _asked(row, args.data, folder, seconds)
+    task, scale = _asked(row, args.data, folder)
     trained, searched, artifact = (str(folder / part) for part in ("train", "search", "artifact"))
     options = [*(["--scale", scale] if scale else []), *(["--recipe", row.recipe] if row.recipe else [])]
     code = main(["train", row.family, task, *options, "--time", _share(TRAIN, seconds), "--test", "--store", trained])
@@ -124,12 +122,10 @@ def _share(share: float, seconds: float) -> str:
     return f"{max(1.0, share * seconds):.0f}s"
 
 
-def _asked(row: Field, data: Path | None, folder: Path, seconds: float) -> tuple[str, str]:
+def _asked(row: Field, data: Path | None, folder: Path) -> tuple[str, str]:
     """Return how the task and the scale are written, for the user's data or for a made-up set that is written now."""
     made_up = data is None
     place = row.written(folder / "data") if data is None else data
-    if row.before:
-        place = pkgutil.resolve_name(row.before)(place, folder / "before", BEFORE * seconds)
     task = (row.sampled if made_up and row.sampled else row.task).format(data=place)
     scale = row.small if made_up and row.small else row.scale
     return task, ",".join(f"{key}={value:g}" for key, value in scale.items())

@@ -26,7 +26,7 @@ from equipoise.workloads.task import Task
 from equipoise.workloads.teacher import ABOUT, FORMAT, STATES, WEIGHTS, Taught, train_teacher
 from equipoise.workloads.weights import load_weights, read_weights
 
-__all__ = ["Taught", "driving_task", "driving_workload", "train_teacher"]
+__all__ = ["Taught", "driving_task", "driving_workload", "small_teacher", "train_teacher"]
 
 AGAIN = "Write it by equipoise.workloads.driving.train_teacher (docs/driving.md)."
 
@@ -114,3 +114,16 @@ def _notes(about: Mapping[str, Any]) -> tuple[str, ...]:
     told = {"the teacher": about["teacher"], **{f"always {name}": found for name, found in about["constant"].items()}}
     where = f"{about['environment']}, {about['teacher']['return']['n']} episodes of the validation seeds"
     return tuple(f"{who} ({where}): {found['sentence']}" for who, found in told.items())
+
+
+def small_teacher(folder: str | Path) -> Path:
+    """Teach a policy on a made-up road of two lanes, in some seconds, and return the folder with what it met and did.
+
+    What was taught before is kept.
+    """
+    folder = Path(folder)
+    learning = {"learning_starts": 100, "exploration_fraction": 0.6, "learning_rate": 2e-3, "target_update_interval": 50}
+    road = "equipoise.generated.two_lanes:TwoLanes-v0"
+    if not (folder / ABOUT).is_file():
+        train_teacher(folder, environment=road, steps=1000, states=600, held=100, hidden=(64, 64), learning=learning)
+    return folder

@@ -38,9 +38,11 @@ def test_a_field_is_made_of_what_is_there(name: str) -> None:
     )
 
 
-@pytest.mark.parametrize("name", [name for name, row in FIELDS.items() if not row.before])
+@pytest.mark.parametrize("name", FIELDS)
 def test_its_made_up_set_is_a_task_that_its_family_learns(name: str, tmp_path: Path) -> None:
     row = FIELDS[name]
+    if name == "driving":
+        pytest.importorskip("stable_baselines3")
     folder = row.written(tmp_path / "data")
     family = load_family(row.family)
     task = load_task((row.sampled or row.task).format(data=folder), family=family)

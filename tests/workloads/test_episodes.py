@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import importlib.util
+import re
 from typing import Any
 
 import gymnasium
 import pytest
 import torch
 from torch import Tensor
-from two_lanes import BRAKE, CHANGE, LENGTH, STAY, TwoLanes
 
 from equipoise.errors import InputError, MissingExtraError
+from equipoise.generated.two_lanes import BRAKE, CHANGE, LENGTH, STAY, TwoLanes
 from equipoise.workloads import Split, asked, metric_of
 from equipoise.workloads.episodes import Return, constant, drive, greedy
 
-ROAD = "two_lanes:TwoLanes-v0"
+ROAD = "equipoise.generated.two_lanes:TwoLanes-v0"
 SEEDS = range(50, 90)
 
 
@@ -102,7 +103,7 @@ def test_seeds_reproduce_and_others_differ() -> None:
 
 
 def test_what_the_environment_does_not_tell_is_unknown() -> None:
-    gymnasium.register("Silent-v0", entry_point="two_lanes:TwoLanes", kwargs={"told": False})
+    gymnasium.register("Silent-v0", entry_point="equipoise.generated.two_lanes:TwoLanes", kwargs={"told": False})
     found = drive(constant(STAY), range(3), environment="Silent-v0")
     read = found.readings()
     assert not read["crash_rate"].known
@@ -138,7 +139,7 @@ def test_environments_that_cannot_be_driven(environment: str, message: str) -> N
 
 
 def test_other_observations_and_no_episodes_are_told() -> None:
-    with pytest.raises(InputError, match="observations of 25 numbers; got 'two_lanes:TwoLanes-v0: 3 numbers'"):
+    with pytest.raises(InputError, match=f"observations of 25 numbers; got '{re.escape(ROAD)}: 3 numbers'"):
         Return(ROAD, episodes=2, size=25).drives(careful)
     with pytest.raises(InputError, match="seeds must be those of at least one episode"):
         drive(constant(0), [], environment=ROAD)

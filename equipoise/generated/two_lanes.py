@@ -10,31 +10,37 @@ from typing import Any
 
 import gymnasium
 import numpy as np
+import numpy.typing as npt
 
-LENGTH = 12
-SIGHT = 3
+Seen = npt.NDArray[np.float32]
+
+LENGTH, SIGHT = 12, 3
+"""Decisions of an episode, and cells that are seen ahead."""
 STAY, CHANGE, BRAKE = 0, 1, 2
 
 
-class TwoLanes(gymnasium.Env[np.ndarray, int]):
-    """Observations (3, 1): lane, cells to the next wall in either lane, all in 0..1."""
+class TwoLanes(gymnasium.Env[Seen, Any]):
+    """Observations (3, 1): lane, cells to the next wall in either lane, all in 0..1; `told` says whether crashes are told."""
 
     def __init__(self, told: bool = True) -> None:
         self.observation_space = gymnasium.spaces.Box(0.0, 1.0, (3, 1), np.float32)
         self.action_space = gymnasium.spaces.Discrete(3)
         self.told = told
 
-    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[np.ndarray, dict[str, Any]]:
+    def reset(self, *, seed: int | None = None, options: dict[str, Any] | None = None) -> tuple[Seen, dict[str, Any]]:
+        """Return what is seen at the start."""
         super().reset(seed=seed)
         self.time, self.lane = 0, int(self.np_random.integers(2))
         self.walls = [int(self.np_random.integers(1, SIGHT + 1)), SIGHT]
         self.np_random.shuffle(self.walls)
         return self.seen(), {}
 
-    def seen(self) -> np.ndarray:
+    def seen(self) -> Seen:
+        """Return what the driver sees."""
         return np.array([[self.lane], *([wall / SIGHT] for wall in self.walls)], dtype=np.float32)
 
-    def step(self, action: int) -> tuple[np.ndarray, float, bool, bool, dict[str, Any]]:
+    def step(self, action: int) -> tuple[Seen, float, bool, bool, dict[str, Any]]:
+        """Drive on, and return what is seen, what was earned, whether it crashed, whether time is up, and how it drove."""
         self.time += 1
         crashed = False
         if action != BRAKE:
@@ -49,4 +55,4 @@ class TwoLanes(gymnasium.Env[np.ndarray, int]):
         return self.seen(), 0.0 if crashed else 0.4 if action == BRAKE else 1.0, crashed, self.time >= LENGTH, told
 
 
-gymnasium.register("TwoLanes-v0", entry_point=TwoLanes)
+gymnasium.register("TwoLanes-v0", entry_point="equipoise.generated.two_lanes:TwoLanes")
