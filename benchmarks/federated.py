@@ -1,6 +1,6 @@
 """Digits shared out over ten clients: beside central training, with dying and lying clients, with clients of different scale.
 
-    python benchmarks/federated.py digits --seeds 3     # all of it, about 20 minutes of one core; --only mixed for a part
+    python benchmarks/federated.py digits --seeds 3     # all of it, about an hour of one core; --only mixed for a part
     python benchmarks/federated.py cifar --data CIFAR   # the speed family, 20 rounds; hours of one core
 
 The partition is Dirichlet(0.5) over the labels. The test split is read once, at the end of each run; points of accuracy.
