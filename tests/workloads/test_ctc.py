@@ -188,6 +188,16 @@ def test_joined_recordings_are_a_row_of_classes(tmp_path: Path) -> None:
     assert float(loud.float().mean()) > 0.4  # three recordings of 0.2 to 0.35 s in a second
     net = family("conformer").model({"width": 32, "depth": 1}, task, generator=torch.Generator().manual_seed(0))
     assert net(inputs[:2]).shape == (2, 4, -(-inputs.shape[1] // 320))
+    for name in ("conformer", "streaming"):
+        net = family(name).model({"width": 32, "depth": 1}, task, generator=torch.Generator().manual_seed(0)).train()
+        optimizer, losses = torch.optim.AdamW(net.parameters(), lr=3e-3), list[float]()
+        for _ in range(30):
+            optimizer.zero_grad()
+            loss = task.loss(net(inputs), rows)
+            torch.autograd.backward(loss)
+            optimizer.step()
+            losses.append(loss.item())
+        assert losses[-1] < 0.5 * losses[0], name
     with pytest.raises(InputError, match="long enough for 3 joined recordings"):
         load_task(f"speech:{folder}?joined=3&length=0.5")
     with pytest.raises(InputError, match="joined must be a whole number of at least 1"):

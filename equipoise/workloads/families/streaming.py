@@ -83,7 +83,7 @@ class Listener(nn.Sequential):
 
     def _hidden(self, x: Tensor, *, before: int) -> Tensor:
         """What is added to the attention (T, before + T) of T new frames: nothing, or so little that none is left."""
-        places = torch.arange(-before, x.shape[1], device=x.device) // self.chunk
+        places = torch.arange(-before, x.shape[1], device=x.device).div(self.chunk, rounding_mode="floor")
         own = places[before:, None]
         return torch.where((places <= own) & (places >= own - self.memory // self.chunk), 0.0, UNSEEN).to(x.dtype)
 
