@@ -185,7 +185,7 @@ def test_the_whole_road_is_walked(teacher: Taught, tmp_path: Path, checkout: Pat
         "PYTHONPATH", f"{checkout / 'examples'}{os.pathsep}{os.environ.get('PYTHONPATH', '')}"
     )  # `verify` measures again in a process of its own
     spec = f"driving:{teacher.folder}?episodes=20"
-    study = eq.optimize(spec, budget="drop<=1", time="10s", store=tmp_path / "study")
+    study = eq.optimize(spec, budget="drop<=1", time="15s", store=tmp_path / "study")
     best = study.best
     assert best.quality.n == 20
     assert best.drop.note.startswith("paired")
