@@ -38,13 +38,12 @@ def shape_for(name: str, images: Shape = CIFAR) -> Shape:
     """Images where they are what the family is for, else what it takes first."""
     kind = family(name)
     first = "images" if "resolution" in kind.scale() else kind.kinds[0]
-    tokens = TEXT if kind.dense else SENTENCES
-    return {"images": images, "vectors": VECTORS, "tokens": tokens, "arrays": ARRAYS, "pairs": PAIRS}[first]
     return {
         "images": images,
         "vectors": SOUND if kind.dense else VECTORS,
         "tokens": TEXT if kind.dense else SENTENCES,
         "arrays": ARRAYS,
+        "pairs": PAIRS,
     }[first]
 
 

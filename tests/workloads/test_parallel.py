@@ -44,7 +44,7 @@ def test_pairs_with_an_empty_side_are_left_out_and_told(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("spoil", "told"),
     [
-        (lambda folder: shutil.rmtree(folder), "must be an existing folder"),
+        (lambda folder: shutil.rmtree(folder), "must be a folder with train.en"),
         (lambda folder: [path.unlink() for path in folder.iterdir()], "an empty folder"),
         (lambda folder: (folder / "train.de").write_text("one line\n"), "240 and 1 lines"),
         (lambda folder: (folder / "train.de").unlink(), r"train\.de must be beside train\.en"),
