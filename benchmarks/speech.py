@@ -39,7 +39,7 @@ from equipoise.workloads import family, load_task
 from equipoise.workloads.audio_files import RATE, read_recordings
 
 RESULTS = Path(__file__).parent / "results" / "speech.json"
-EPOCHS = {"digits": 15.0, "speakers": 15.0, "strings": 6.0, "streaming": 10.0}
+EPOCHS = {"digits": 15.0, "speakers": 15.0, "strings": 3.0, "streaming": 3.0}
 JOINED = 4
 
 
