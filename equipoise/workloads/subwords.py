@@ -32,10 +32,10 @@ class Subwords:
         length: Most tokens of a row, the end of the sentence among them.
 
     Example:
-        >>> known = Subwords.of(["a dog runs", "a dog sleeps", "ein Hund"], size=300, length=8)
+        >>> known = Subwords.of(["a dog runs", "a dog sleeps", "ein Hund"], size=300, length=12)
         >>> rows = known.encode(["a dog", "ein Hund"])
         >>> rows.shape, known.decode(rows)
-        (torch.Size([2, 8]), ['a dog', 'ein Hund'])
+        (torch.Size([2, 12]), ['a dog', 'ein Hund'])
     """
 
     content: bytes

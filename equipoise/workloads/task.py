@@ -68,7 +68,7 @@ class Shape:
     vocabulary: int | None = None
     dense: bool = False
     padding: int = field(default=0, repr=False)
-    written: int | None = None
+    written: int | None = field(default=None, repr=False)
     unseen: bool = field(default=False, repr=False)
     aligned: bool = field(default=True, repr=False)
 
