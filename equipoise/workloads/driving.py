@@ -111,9 +111,15 @@ def _split(role: str, tensors: Mapping[str, Tensor], about: Mapping[str, Any], p
 
 def _notes(about: Mapping[str, Any]) -> tuple[str, ...]:
     """What a report tells beside the return: a policy that only brakes earns much too, and is to be seen as such."""
-    told = {"the teacher": about["teacher"], **{f"always {name}": found for name, found in about["constant"].items()}}
-    where = f"{about['environment']}, {about['teacher']['return']['n']} episodes of the validation seeds"
-    return tuple(f"{who} ({where}): {found['sentence']}" for who, found in told.items())
+    teacher, others = about["teacher"], about["constant"]
+    earned = [f"{name} {found['return']['value']:.2f}{_crashed(found)}" for name, found in others.items()]
+    where = f"{about['environment']}, {teacher['return']['n']} episodes of the validation seeds"
+    return (f"{where}: the teacher: {teacher['sentence']}. Policies that always do the same: {', '.join(earned)}",)
+
+
+def _crashed(found: Mapping[str, Any]) -> str:
+    share = found["crash_rate"]["value"]
+    return "" if share is None else f" ({100 * share:.0f} % crash)"
 
 
 def small_teacher(folder: str | Path) -> Path:

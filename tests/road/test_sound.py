@@ -8,8 +8,8 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
-from tones import write_takes
 
+from equipoise.generated.sounds import write_takes
 from equipoise.records import program_ref
 from equipoise.road.walk import optimize
 from equipoise.study.store import Store
