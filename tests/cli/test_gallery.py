@@ -79,9 +79,10 @@ def test_a_field_is_walked_from_data_to_a_verified_file(tmp_path: Path, capsys: 
     assert found["best"]["size_bytes"]["value"] <= found["untouched"]["size_bytes"]["value"]
     assert (tmp_path / "sentiment" / "search" / "report.html").is_file()
     assert main(words) == code  # nothing is trained a second time
-    assert json.loads((tmp_path / "sentiment" / "gallery.json").read_text())["trained"] == found["trained"]
+    again = json.loads((tmp_path / "sentiment" / "gallery.json").read_text())
+    assert again["trained"] == found["trained"]
     capsys.readouterr()
     assert main(["gallery", "--store", str(tmp_path), "--json"]) == EXIT_OK
     listed = json.loads(capsys.readouterr().out)["fields"]
-    assert listed["sentiment"]["sentence"] == found["sentence"]
+    assert listed["sentiment"]["sentence"] == again["sentence"]
     assert listed["translation"] is None
