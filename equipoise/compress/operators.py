@@ -13,6 +13,8 @@ from equipoise.batch import Inputs, call
 from equipoise.compress.trace import record, tensors
 from equipoise.ops import Op
 
+CONVOLUTIONS = (nn.Conv1d, nn.Conv2d)
+
 
 def operators(model: nn.Module, example: Inputs) -> dict[str, Op]:
     """Return module name -> operator for every convolution, linear layer and embedding that the outputs need.
@@ -22,8 +24,9 @@ def operators(model: nn.Module, example: Inputs) -> dict[str, Op]:
         example: (N, ...) inputs, one tensor or several by name.
 
     Limits:
-        2-D convolutions with zero padding, linear layers, and embeddings that only look up. A layer that runs more than once
-        counts once. What feeds an output that is not judged, or makes a constant of constants, is no operator of what ships.
+        1-D and 2-D convolutions with zero padding (the former as one of a single row), linear layers, and embeddings that only
+        look up. A layer that runs more than once counts once. What feeds an output that is not judged, or makes a constant of
+        constants, is no operator of what ships.
     """
     found: dict[str, Op] = {}
     outputs: dict[int, tuple[str, Tensor]] = {}
@@ -63,7 +66,7 @@ def operators(model: nn.Module, example: Inputs) -> dict[str, Op]:
 def _counted(layer: nn.Module) -> bool:
     if isinstance(layer, nn.Embedding):
         return layer.max_norm is None
-    return isinstance(layer, nn.Linear) or (isinstance(layer, nn.Conv2d) and layer.padding_mode == "zeros")
+    return isinstance(layer, nn.Linear) or (isinstance(layer, CONVOLUTIONS) and layer.padding_mode == "zeros")
 
 
 def _spec(layer: nn.Module, inputs: Tensor) -> Op:
@@ -72,14 +75,20 @@ def _spec(layer: nn.Module, inputs: Tensor) -> Op:
         return Op("linear", layer.in_features, layer.out_features, height=_places(inputs, layer.in_features))
     if isinstance(layer, nn.Embedding):
         return Op("embedding", layer.num_embeddings, layer.embedding_dim, height=_places(inputs))
-    if not isinstance(layer, nn.Conv2d):
+    if not isinstance(layer, CONVOLUTIONS):
         raise TypeError(type(layer).__name__)
-    kernel, stride, dilation = ((pair[0], pair[1]) for pair in (layer.kernel_size, layer.stride, layer.dilation))
-    padding = (0, 0) if isinstance(layer.padding, str) else (layer.padding[0], layer.padding[1])
+    kernel, stride, dilation = (_pair(each, 1) for each in (layer.kernel_size, layer.stride, layer.dilation))
+    padding = (0, 0) if isinstance(layer.padding, str) else _pair(layer.padding, 0)
     if layer.padding == "same":
         padding = (dilation[0] * (kernel[0] - 1) // 2, dilation[1] * (kernel[1] - 1) // 2)
-    shape = (layer.groups, inputs.shape[-2], inputs.shape[-1])
+    height = inputs.shape[-2] if isinstance(layer, nn.Conv2d) else 1
+    shape = (layer.groups, height, inputs.shape[-1])
     return Op("conv", layer.in_channels, layer.out_channels, kernel, stride, padding, dilation, *shape)
+
+
+def _pair(sizes: tuple[int, ...], height: int) -> tuple[int, int]:
+    """(height, width) of what a convolution has for each of its axes."""
+    return (height if len(sizes) == 1 else sizes[0], sizes[-1])
 
 
 def _places(inputs: Tensor, width: int = 1) -> int:

@@ -9,8 +9,10 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from equipoise import runtimes
 from equipoise.compress.operators import operators
 from equipoise.compress.trace import record
+from equipoise.ops import Op
 from equipoise.records import Plan
 from equipoise.road.bench import Workbench
 from equipoise.runtimes import Target
@@ -148,3 +150,44 @@ def test_a_plan_for_a_table_that_the_file_holds_no_more_compiles(choice: int | s
         assert bits["head"] == (8 if choice == 8 else 4)
         told = "the file holds no weights of it: what it computes is a constant there"
         assert choice == 8 or ("places" in bits) != (program.left.get("places") == told)
+
+
+class Sound(nn.Module):
+    """Convolutions of one dimension, as models of sound have them."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.front = nn.Conv1d(3, 24, 5, stride=2, padding=2)
+        self.deep = nn.Conv1d(24, 24, 3, padding="same", dilation=2, groups=24)
+        self.head = nn.Linear(24, 3)
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.head(F.relu(self.deep(F.relu(self.front(x)))).mean(2))
+
+
+def test_a_convolution_of_one_dimension_is_one_of_a_single_row() -> None:
+    found = operators(Sound(), torch.randn(2, 3, 33))
+    assert found["front"] == Op("conv", 3, 24, (1, 5), (1, 2), (0, 2), height=1, width=33, relu=True)
+    assert found["deep"] == Op("conv", 24, 24, (1, 3), (1, 1), (0, 2), (1, 2), groups=24, height=1, width=17, relu=True)
+    assert found["front"].weights == 3 * 24 * 5
+
+
+@pytest.mark.slow  # exports
+@pytest.mark.parametrize("target", ["onnxruntime", "openvino"])
+@pytest.mark.parametrize("choice", [8, "4-weights"])
+def test_convolutions_of_one_dimension_offer_their_precision(choice: int | str, target: str, tmp_path: Path) -> None:
+    """They offered none, so that a third of a small model of speech stayed in floats."""
+    torch.manual_seed(0)
+    x = torch.randn(300, 3, 32)
+    net = Sound().eval()
+    y = net(x).argmax(1)
+    work = Workload(model=net, train=(x[:100], y[:100]), validation=(x[100:200], y[100:200]), test=(x[200:], y[200:]))
+    with Store.open(tmp_path / "study") as store:
+        bench = Workbench(work, (Target(target),), store.blob)
+        knobs = ["bits.front", "bits.deep", "bits.head"]
+        assert {row.knob.name for row in bench.facts.offered} >= {*knobs}
+        draft = bench.on_grid(bench.build(Plan(dict.fromkeys(knobs, choice))))
+        program = bench.compile(draft, bench.source(draft.model), bench.targets[0])
+        answers = runtimes.get(target).load(program).run(x[:64].numpy())
+    agreed = (torch.as_tensor(answers).argmax(1) == y[:64]).float().mean()
+    assert agreed >= (0.9 if choice == 8 else 0.7)

@@ -68,11 +68,11 @@ def test_one_thread_gives_the_threads_back() -> None:
 
 @pytest.mark.slow  # exports
 def test_what_no_knob_sets_stays_float_in_a_mixed_plan(tmp_path: Path) -> None:
-    """A Conv1d offers no precision: quantized all the same, it cost every plan with one int8 layer what no table knew."""
+    """A layer without a knob, quantized all the same, cost every plan with one int8 layer what no table knew."""
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(0)
         net = torch.nn.Sequential(
-            torch.nn.Conv1d(3, 24, 5),
+            torch.nn.Conv1d(3, 24, 5, padding_mode="circular"),  # such a one offers no precision
             torch.nn.ReLU(),
             torch.nn.Flatten(),
             torch.nn.Linear(24 * 12, 32),
