@@ -24,6 +24,8 @@ MASK = "attention_mask"
 
 ROWS = 256
 """Samples that are read at a time."""
+PART = 2**22
+"""Numbers that are compared at a time."""
 
 CONSTANT = 1e-3
 """An output that spreads less than this share of the widest one is counted as constant, and measured by the widest."""
@@ -66,8 +68,17 @@ class Divergence:
         Args:
             kept: Which positions count, as `kept` says; None counts all.
         """
-        wanted, found = (torch.from_numpy(np.asarray(values, dtype=np.float64)) for values in (reference, outputs))
-        return float(self.loss(found, wanted, kept=kept))
+        wanted, found = (np.asarray(values) for values in (reference, outputs))
+        spread = self.spread(torch.from_numpy(wanted))
+        total, count, rows = 0.0, 0, max(1, PART * len(wanted) // max(1, wanted.size))
+        for start in range(0, len(wanted), rows):  # in double precision all at once would be many times what is given
+            part = slice(start, start + rows)
+            theirs, ours = (torch.from_numpy(values[part].astype(np.float64)) for values in (wanted, found))
+            each = self._apart(ours, theirs, 1.0, spread)
+            counted = self._counted(each, ours, None if kept is None else kept[part])
+            some = each if counted is None else each[counted]
+            total, count = total + float(some.sum()), count + some.numel()
+        return total / count if count else 0.0
 
     def kept(self, inputs: Inputs, targets: Tensor) -> Tensor | None:
         """Return which positions (N, ...) of these samples count; None where all do."""
@@ -112,18 +123,23 @@ class Divergence:
             spread: Of ``values``: standard deviation of each output, in a shape that broadcasts; None takes that of `wanted`.
             kept: Which positions count, or None.
         """
+        each = self._apart(outputs, wanted, temperature, spread)
+        counted = self._counted(each, outputs, kept)
+        some = each if counted is None else each[counted]
+        return some.mean() if some.numel() else each.sum() * 0
+
+    def _apart(self, outputs: Tensor, wanted: Tensor, temperature: float, spread: Tensor | None) -> Tensor:
+        """How far each position is (N, ...): of class scores without the axis of the classes."""
         if self.kind == "values":
-            each = ((outputs - wanted) / (spreads(wanted) if spread is None else spread)).square()
-            return self._mean(each, outputs, kept)
+            return ((outputs - wanted) / (spreads(wanted) if spread is None else spread)).square()
         if self.probabilities:
             outputs, wanted = (_logits(p, self.kind) for p in (outputs, wanted))
         ours, theirs = outputs / temperature, wanted / temperature
         if self.kind == "softmax":
             ours, theirs = F.log_softmax(ours, dim=self.axis), F.log_softmax(theirs, dim=self.axis)
-            return temperature**2 * self._mean((theirs.exp() * (theirs - ours)).sum(dim=self.axis), outputs, kept)
+            return temperature**2 * (theirs.exp() * (theirs - ours)).sum(dim=self.axis)
         sides = ((F.logsigmoid(sign * theirs), F.logsigmoid(sign * ours)) for sign in (1, -1))
-        total = torch.stack([p.exp() * (p - q) for p, q in sides]).sum(0)
-        return temperature**2 * self._mean(total, outputs, kept)
+        return temperature**2 * torch.stack([p.exp() * (p - q) for p, q in sides]).sum(0)
 
     def push(self, outputs: Tensor, wanted: Tensor, *, spread: Tensor | None, kept: Tensor | None = None) -> Tensor:
         """Return how `outputs` (N, ...) are moved from those wanted, in units in which a small `loss` goes as its squares.
@@ -148,14 +164,6 @@ class Divergence:
         else:
             counted = self._counted(moved, outputs, kept)
         return moved if counted is None else moved * counted
-
-    def _mean(self, each: Tensor, outputs: Tensor, kept: Tensor | None) -> Tensor:
-        """Mean over what counts."""
-        counted = self._counted(each, outputs, kept)
-        if counted is None:
-            return each.mean()
-        some = each[counted]
-        return some.mean() if some.numel() else each.sum() * 0
 
     def _counted(self, each: Tensor, outputs: Tensor, kept: Tensor | None) -> Tensor | None:
         """Which of `each` count; None for all, also where `kept` is of another form than the outputs' positions."""

@@ -14,7 +14,8 @@ from torch import Tensor, nn
 
 from equipoise.training import Recipe, distill
 from equipoise.workloads import Workload
-from equipoise.workloads.divergence import Divergence
+from equipoise.workloads import divergence as module
+from equipoise.workloads.divergence import KINDS, Divergence, Kind
 
 softmax = Divergence("softmax")
 
@@ -180,3 +181,19 @@ def test_what_is_learned_is_what_is_counted(case: str) -> None:
     with torch.no_grad():
         counted = meaning.between(teacher(inputs), student(inputs), kept=meaning.kept(inputs, targets))
     assert found == pytest.approx(counted, rel=1e-4)
+
+
+@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("masked", [False, True])
+def test_many_samples_are_read_in_parts(kind: Kind, masked: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Outputs of a translation are a gigabyte a split: in doubles all at once they were a dozen."""
+    monkeypatch.setattr(module, "PART", 1000)
+    generator = torch.Generator().manual_seed(0)
+    wanted = torch.randn(207, 5, 3, generator=generator)
+    outputs = wanted + 0.3 * torch.randn(wanted.shape, generator=generator)
+    kept = torch.rand(len(wanted), 3, generator=generator) < torch.linspace(0, 1, len(wanted))[:, None] if masked else None
+    divergence = Divergence(kind)
+    whole = float(divergence.loss(outputs.double(), wanted.double(), kept=kept))
+    assert divergence.between(wanted, outputs, kept=kept) == pytest.approx(whole, rel=1e-6)
+    nothing = torch.zeros(len(wanted), 3, dtype=torch.bool)
+    assert divergence.between(wanted, outputs, kept=nothing) == 0.0
