@@ -30,6 +30,8 @@ WORST_PENALTY = 0.5
 COMPRESSED = "compressed"
 CAUTIOUS = 0.67
 """Standard deviations above the mean at which an untried shape is judged: the upper quartile."""
+UNTOLD = ("schema", "compute", "recipe", "tuned_at", "requests")
+"""Of the header, what a report does not show as it is."""
 NO_PRICE = unavailable("$", "no price of the machine was given (--price-per-hour)")
 
 
@@ -111,7 +113,9 @@ class Advice:
         more = len(self.decision.options) - len(shown)
         return {
             "schema": SCHEMA,
-            "header": {k: v for k, v in self.header.items() if k not in ("schema", "compute", "recipe", "requests")},
+            "header": {
+                k: v for k, v in self.header.items() if k not in ("schema", "compute", "recipe", "tuned_at", "requests")
+            },
             "level": LEVEL,
             "law": {
                 **{name: constants[name]["value"] for name in ("E", "A", "B", "a", "b", "repetition")},

@@ -118,6 +118,7 @@ class Advisor(Walk):
         header = {
             **asked.about, "schema": HEADER_SCHEMA, "limits": asked.limits.text, "seed": asked.seed, "time_s": self.limit_s,
             "price_per_hour": asked.price_per_hour, "unique": asked.unique, "compute": compute, "recipe": as_data(self.recipe),
+            "tuned_at": self.tuned_at,
         }  # fmt: skip
         self.answer = digest(header)
         yield from self._step(Job("advice", self.answer, {"header": header, "costs": costed, "branch": branch}))
