@@ -37,6 +37,8 @@ RUNS: dict[str, dict[str, Any]] = {
     "poisoned fedavg": {"faults": Faults(sign=2)},
     "poisoned median": {"strategy": "median", "faults": Faults(sign=2)},
     "poisoned trimmed": {"strategy": "trimmed:share=0.2", "faults": Faults(sign=2)},
+    "poisoned centered": {"strategy": "centered", "faults": Faults(sign=2)},
+    "centered": {"strategy": "centered"},
     "eight bits": {"bits": 8},
     "mixed": {"scales": RATIOS},
     "alone 1": {"scales": (1.0, 0.0, 0.0)},

@@ -30,7 +30,9 @@ def add_parser(subparsers: Any) -> None:
     option(parser, "--rounds", whole(least=1), default=30, help="(default: %(default)s)")
     passes = "passes of a client over its data in a round (default: %(default)s)"
     option(parser, "--epochs", positive("1"), default=3.0, help=passes)
-    known = "fedavg, fedprox, fedadam, scaffold, median or trimmed, with numbers: fedprox:mu=0.1 (default: %(default)s)"
+    known = (
+        "fedavg, fedprox, fedadam, scaffold, median, trimmed or centered, with numbers: fedprox:mu=0.1 (default: %(default)s)"
+    )
     parser.add_argument("--strategy", default="fedavg", metavar="NAME", help=known)
     option(parser, "--share", positive("0.5"), default=1.0, help="fraction of the clients in a round (default: %(default)s)")
     needed = "fraction of those asked that must answer (default: a third)"

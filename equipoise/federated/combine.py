@@ -1,19 +1,21 @@
 """From what several clients learned to one step: a mean, or something that a few liars cannot move far.
 
 Every rule works coordinate by coordinate over the clients that hold the coordinate, in float64 and in the order of the clients'
-numbers, so that the result does not depend on who answered first.
+numbers, so that the result does not depend on who answered first. `drawn_in` comes before a rule and looks at whole changes.
 """
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 
 import torch
 from torch import Tensor
 
 from equipoise.errors import must_be
-from equipoise.federated.state import Tensors, Update
+from equipoise.federated.state import Tensors, Update, norm
 
 Rule = Callable[[Tensor, Tensor, Tensor], Tensor]
 """(values (clients, ...), weights (clients,), held (clients, ...) bool) -> combined (...), 0 where nobody holds."""
@@ -62,11 +64,55 @@ def trimming(share: float) -> Rule:
     """Return the rule that trims this share at each end.
 
     Raises:
+        InputError: As `of_liars`.
+    """
+    return partial(trimmed, share=of_liars(share))
+
+
+def of_liars(share: float) -> float:
+    """Return a share of clients that may lie.
+
+    Raises:
         InputError: No share from 0 to below a half.
     """
     if not 0 <= share < 0.5:
-        raise must_be("share", "from 0 to below 0.5", share, "Trim at least the share of clients that may lie.")
-    return partial(trimmed, share=share)
+        raise must_be("share", "from 0 to below 0.5", share, "Give at least the share of clients that may lie.")
+    return share
+
+
+def drawn_in(updates: Sequence[Update], shapes: Mapping[str, torch.Size], share: float) -> list[Update]:
+    """Return the updates with each change that is far from the median of all drawn towards it; the further, the more.
+
+    A mean of the result moves as that of honest clients does, which a median of clients whose data differ does not: what few
+    of them know lies at no coordinate's middle. At d times the radius a change counts as its place over d squared, so that who
+    lies more moves it less.
+
+    Args:
+        updates: At least one, in any order.
+        shapes: Tensor -> its shape at the server.
+        share: Of the clients that may lie; the radius is the distance within which the others are.
+
+    References:
+        Karimireddy, He & Jaggi 2021, "Learning from history for Byzantine robust optimization", section 4 (centered clipping);
+        from the median in place of what was learned before, at a radius that the changes themselves tell, and redescending.
+    """
+    middle = combined(updates, shapes, median, even=True)
+    far = [
+        {name: update.change[name].double() - _held(value, update, name) for name, value in middle.items()}
+        for update in updates
+    ]
+    apart = [norm(parts) / max(1, sum(value.numel() for value in parts.values())) ** 0.5 for parts in far]
+    radius = sorted(apart)[math.ceil((1 - share) * len(apart)) - 1]
+    over = [1 - min(1.0, radius / max(own, 1e-300)) ** 2 for own in apart]
+    return [
+        replace(update, change={name: update.change[name].double() - less * value for name, value in parts.items()})
+        for update, parts, less in zip(updates, far, over, strict=True)
+    ]
+
+
+def _held(value: Tensor, update: Update, name: str) -> Tensor:
+    """What a client holds of a tensor of the server."""
+    return value.flatten()[update.places[name]].reshape(update.change[name].shape) if update.places else value
 
 
 def combined(

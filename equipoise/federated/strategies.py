@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from equipoise.errors import must_be, unknown
-from equipoise.federated.combine import Rule, combined, mean, median, trimming
+from equipoise.federated.combine import Rule, combined, drawn_in, mean, median, of_liars, trimming
 from equipoise.federated.state import Server, Tensors, Update, moved
 from equipoise.units import is_real
 
@@ -31,6 +31,7 @@ class Strategy:
         even: Whether all clients count alike, else by their samples.
         proximal: Weight of half the squared distance to the server's weights in the clients' loss (FedProx).
         control: Whether clients correct their gradients by control variates (SCAFFOLD).
+        liars: Share of clients that may lie, for which changes are drawn in first (`combine.drawn_in`); 0 takes them as they are.
     """
 
     name: str
@@ -39,11 +40,12 @@ class Strategy:
     even: bool = False
     proximal: float = 0.0
     control: bool = False
+    liars: float = 0.0
 
     @property
     def linear(self) -> bool:
         """Whether the server needs no more than the sum of the clients' changes."""
-        return self.rule is mean and not self.control
+        return self.rule is mean and not self.control and not self.liars
 
     def begin(self, weights: Mapping[str, Tensor], parameters: Sequence[str]) -> Server:
         """Return the server before the first round."""
@@ -66,7 +68,8 @@ class Strategy:
             took = len(updates) / clients
             memory |= {f"control.{n}": (v.double() + took * delta[n]).float() for n, v in names.items()}
         known = replace(server, memory=memory, accepted={**server.accepted, **{u.client: server.round + 1 for u in updates}})
-        return self.by(known, combined(updates, shapes, self.rule, even=self.even))
+        counted = drawn_in(updates, shapes, self.liars) if self.liars else updates
+        return self.by(known, combined(counted, shapes, self.rule, even=self.even))
 
     def by(self, server: Server, change: Tensors) -> Server:
         """Return the server one round on, moved by a change that is combined already (of which the sum alone was seen)."""
@@ -126,6 +129,11 @@ def _trimmed(*, share: float = 0.2) -> Strategy:
     return Strategy("trimmed", rule=trimming(share), even=True)
 
 
+def _centered(*, share: float = 0.2) -> Strategy:
+    """The mean of changes, those drawn towards their median that are far from it (after Karimireddy et al. 2021)."""
+    return Strategy("centered", even=True, liars=of_liars(share))
+
+
 STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "fedavg": _fedavg,
     "fedprox": _fedprox,
@@ -133,6 +141,7 @@ STRATEGIES: dict[str, Callable[..., Strategy]] = {
     "scaffold": _scaffold,
     "median": _median,
     "trimmed": _trimmed,
+    "centered": _centered,
 }
 """Strategies by name; what a function takes may follow the name: ``fedprox:mu=0.1``."""
 

@@ -242,7 +242,7 @@ def test_a_question_that_no_client_knows_is_refused() -> None:
             clients[0].handle(Message(kind, {**facts, "keys": {}, "threshold": 2}))
 
 
-@pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fedadam:lr=0.1", "scaffold", "median", "trimmed"])
+@pytest.mark.parametrize("strategy", ["fedavg", "fedprox", "fedadam:lr=0.1", "scaffold", "median", "trimmed", "centered"])
 def test_every_strategy_learns(strategy: str) -> None:
     hall, server, clients, task = federation(strategy=strategy, recipe=replace(SGD, lr=0.2), rounds=12, epochs=2.0, alpha=1.0)
     found, _ = asked(hall, server, clients, rounds=12)
@@ -269,7 +269,7 @@ def poisoned(strategy: str, **faults: int) -> float:
 @pytest.mark.parametrize("fault", ["sign", "noise", "labels"])
 def test_two_of_ten_that_poison_are_borne_by_robust_strategies(fault: str) -> None:
     clean = poisoned("fedavg")
-    for strategy in ("median", "trimmed:share=0.2"):
+    for strategy in ("median", "trimmed:share=0.2", "centered"):
         assert poisoned(strategy, **{fault: 2}) > clean - 3, strategy
     if fault == "sign":
         assert poisoned("fedavg", sign=2) < clean - 20  # what the others are for

@@ -13,7 +13,7 @@ from scipy.stats import trim_mean  # type: ignore[import-untyped,unused-ignore]
 from torch import Tensor
 
 from equipoise.errors import InputError
-from equipoise.federated.combine import combined, mean, median, trimming
+from equipoise.federated.combine import combined, drawn_in, mean, median, trimming
 from equipoise.federated.state import Server, Update, clipped, moved, norm
 from equipoise.federated.strategies import STRATEGIES, strategy_of
 
@@ -56,7 +56,7 @@ def test_the_order_of_answers_changes_no_bit(order: list[int]) -> None:
         Update(n, 3 + n, {"w": torch.randn(3, generator=draws), "norm.running_var": torch.rand(1, generator=draws)})
         for n in range(6)
     ]
-    for name in ("fedavg", "median", "trimmed"):
+    for name in ("fedavg", "median", "trimmed", "centered"):
         there, here = after(name, updates), after(name, [updates[place] for place in order])
         assert all(torch.equal(there.weights[key], here.weights[key]) for key in BEGUN)
 
@@ -94,13 +94,37 @@ def test_a_coordinate_is_combined_over_those_that_hold_it(rule: Callable[[Tensor
     assert alone.tolist() == [3.0, 0.0, 3.0]  # nobody holds the second: it stays
 
 
-def test_liars_move_the_mean_and_neither_the_median_nor_the_trimmed_mean() -> None:
+def test_liars_move_the_mean_and_no_robust_rule() -> None:
     honest = [[1.0 + 0.01 * n, 1.0, 1.0] for n in range(8)]
     lied = updates_of(*honest, [-1e6, 1e6, 1e6], [-1e6, 1e6, 1e6])
-    for name in ("median", "trimmed:share=0.2"):
+    for name in ("median", "trimmed:share=0.2", "centered"):
         step = after(name, lied).weights["w"] - BEGUN["w"]
         assert bool(((step >= 0.99) & (step <= 1.08)).all()), name
     assert float((after("fedavg", lied).weights["w"] - BEGUN["w"]).abs().max()) > 1e5
+
+
+def test_what_few_clients_know_is_in_a_centered_mean_and_in_no_median() -> None:
+    """Data that differ from client to client: each has something to say that no other has."""
+    own = [[3.0 * (place == n) for place in range(3)] for n in range(3)]
+    updates = [Update(n, 1, {"w": torch.tensor(row)}) for n, row in enumerate(own)]
+    shapes = {"w": torch.Size([3])}
+    assert combined(updates, shapes, median, even=True)["w"].tolist() == [0.0, 0.0, 0.0]
+    assert combined(drawn_in(updates, shapes, 0.25), shapes, mean, even=True)["w"].tolist() == [1.0, 1.0, 1.0]
+    for lie, moves in ((6.0, 3.0 / 2 / 4), (1e9, 0.0)):
+        liar = Update(3, 1, {"w": torch.tensor([0.0, 0.0, -lie])})
+        found = combined(drawn_in([*updates, liar], shapes, 0.25), shapes, mean, even=True)["w"]
+        assert found.tolist() == pytest.approx([0.75, 0.75, 0.75 - moves], abs=1e-6), "who lies more moves it less"
+
+
+def test_changes_of_clients_that_hold_parts_are_drawn_in_where_they_hold() -> None:
+    places = {"w": torch.tensor([0, 2])}
+    updates = [
+        Update(0, 1, {"w": torch.tensor([1.0, 5.0, 1.0])}),
+        Update(1, 1, {"w": torch.tensor([1.0, 5.0, 1.0])}),
+        Update(2, 1, {"w": torch.tensor([100.0, 1.0])}, places=places),
+    ]
+    found = drawn_in(updates, {"w": torch.Size([3])}, 0.34)
+    assert [update.change["w"].tolist() for update in found] == [[1.0, 5.0, 1.0], [1.0, 5.0, 1.0], [1.0, 1.0]]
 
 
 def test_a_clipped_liar_moves_the_server_by_no_more_than_the_bound() -> None:
