@@ -31,7 +31,7 @@ class Strategy:
         even: Whether all clients count alike, else by their samples.
         proximal: Weight of half the squared distance to the server's weights in the clients' loss (FedProx).
         control: Whether clients correct their gradients by control variates (SCAFFOLD).
-        liars: Share of clients that may lie, for which changes are drawn in first (`combine.drawn_in`); 0 takes them as they are.
+        liars: Share of clients that may lie, for which changes are drawn in first (`combine.drawn_in`); 0: as they are.
     """
 
     name: str
