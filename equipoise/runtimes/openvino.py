@@ -39,6 +39,7 @@ from equipoise.runtimes.base import (
 )
 from equipoise.runtimes.cpu import has_exact_int8
 from equipoise.runtimes.fallback import WHOLE_MODEL, culprits, told
+from equipoise.runtimes.signals import signal_stack
 
 SMALL_BYTES = 4096
 """Constants up to this size are merged where they are equal."""
@@ -65,6 +66,7 @@ class OpenVino:
                 return str(missing_extra(package, "openvino"))
         return ""
 
+    @signal_stack()
     def compile(
         self,
         source: Source,
@@ -103,6 +105,7 @@ class OpenVino:
         owners = {node: layer for layer, nodes in known.items() for node in nodes}
         return Program(self.name, precision, files, {owners.get(node, node): why for node, why in left.items()})
 
+    @signal_stack()
     def load(self, program: Program, *, threads: int = 1, batch: int | None = None) -> Session:
         """Return a session for one stream, tuned for latency, computing in float where the program is float.
 

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
+from pathlib import Path
+
 import numpy as np
 import pytest
 
@@ -41,3 +45,28 @@ def test_a_wrong_merge_does_not_pass(whole: tuple[bytes, bytes], probe: Source) 
     blank = _compacted(graph, bytes(len(weights)))  # every constant of a size looks equal: the planted mistake
     with pytest.raises(InputError, match="OpenVINO can read"):
         outputs(blank, weights, probe)
+
+
+ENDED = """
+import faulthandler, signal, subprocess, sys
+from pathlib import Path
+from equipoise.runtimes.base import Program, get
+
+faulthandler.enable()
+program = Program("openvino", "fp32", {path.name: path.read_bytes() for path in Path(sys.argv[1]).iterdir()})
+first, second = get("openvino").load(program), get("openvino").load(program)
+del first
+del second
+signal.signal(signal.SIGCHLD, lambda *_: print("told"))
+subprocess.run([sys.executable, "-c", ""], check=True)
+print("alive")
+"""
+
+
+def test_signals_are_handled_after_sessions_ended_in_the_order_in_which_they_began(probe: Source, tmp_path: Path) -> None:
+    """The stack for signals was that of a core that was gone: the next child that ended took the process with it."""
+    for name, content in get("openvino").compile(probe).files.items():
+        (tmp_path / name).write_bytes(content)
+    done = subprocess.run([sys.executable, "-c", ENDED, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["told", "alive"]
