@@ -132,9 +132,8 @@ def smoothed(loss: Loss, share: float) -> Loss:
         if outputs.ndim == 1 or outputs.shape[1] == 1:
             even = F.binary_cross_entropy_with_logits(outputs, torch.full_like(outputs, 0.5))
         else:
-            rows = outputs.movedim(1, -1).reshape(
-                -1, outputs.shape[1]
-            )  # with places behind the classes it takes four times as long
+            # with places behind the classes it takes four times as long
+            rows = outputs.movedim(1, -1).reshape(-1, outputs.shape[1])
             even = F.cross_entropy(rows, targets.reshape(-1), label_smoothing=1.0)
         return (1 - share) * loss(outputs, targets) + share * even
 

@@ -7,6 +7,7 @@ import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -159,9 +160,9 @@ class _Reader:
         return self.loss(student, inputs, targets)
 
 
-def placed(outputs: Tensor, targets: Tensor) -> Tensor:
+def placed(outputs: Any, targets: Tensor) -> Tensor:
     """Return the targets (N, T) of the places that outputs (N, C, T) have: the first T of rows that were cut shorter."""
-    dense = outputs.ndim == 3 and targets.ndim == 2
+    dense = isinstance(outputs, Tensor) and outputs.ndim == 3 and targets.ndim == 2
     return targets[:, : outputs.shape[2]] if dense and outputs.shape[2] < targets.shape[1] else targets
 
 
