@@ -59,7 +59,7 @@ def search(field: str, store: Path) -> None:
     front = {e.key for e in study.front}
     tested = [row for row in verified(store) if not row.broken]
     found = {
-        "task": study.header.workload,
+        "task": re.sub(r"[^=:&?]*/", "", study.header.workload),  # without the folders of this machine
         "time_s": study.header.time_s,
         "seed": study.header.seed,
         "budget": study.header.budget,
@@ -122,16 +122,16 @@ def sizes(field: str, data: Path, store: Path, *, train: str, time: str, family:
         runs = SmallRuns(kind, learned, Recipe(**header["recipe"]), header["seed"], opened, header["tuned_at"])
         asked = option.candidate.available
         flops = BACKWARD * asked.flops_per_sample * option.candidate.samples
-        grid: dict[str, Available] = {json.dumps(dict(asked.scale)): asked}
+        grid: dict[str, Available] = {named(asked.scale): asked}
         for step in STEPS:
             size = near(runs, asked.flops_per_sample * 2.0**step)
-            grid.setdefault(json.dumps(dict(size.scale)), size)
+            grid.setdefault(named(size.scale), size)
         made = []
         for key, size in sorted(grid.items(), key=lambda item: item[1].flops_per_sample):
             samples = flops / (BACKWARD * size.flops_per_sample)
             planned = PlannedRun(size, samples, samples * (1 - runs.recipe.decay_share), flops, 9)
             run = opened.once("grid", key, lambda planned=planned: runs.run(planned))["run"]
-            made.append({**run, "recommended": key == json.dumps(dict(asked.scale))})
+            made.append({**run, "recommended": key == named(asked.scale)})
             print(f"{key}: {run['samples']:.3g} samples, {run['seconds']:.0f} s, loss {run['loss']:.4f}", flush=True)
     best = min(run["loss"] for run in made)
     regret = next(run["loss"] for run in made if run["recommended"]) / best - 1
@@ -145,6 +145,10 @@ def sizes(field: str, data: Path, store: Path, *, train: str, time: str, family:
         },
     )  # fmt: skip
     print(f"{field}: regret {100 * regret:.2f} % over {len(made)} sizes")
+
+
+def named(scale: Mapping[str, float]) -> str:
+    return ",".join(f"{name}={scale[name]:g}" for name in sorted(scale))
 
 
 def near(runs: Any, work: float) -> Any:
@@ -178,7 +182,8 @@ def section(field: str, found: Mapping[str, Any]) -> str:
     if "race" in found:
         lines += raced(found["race"])
     if "search" in found:
-        lines += ["", "| | Untouched | Found | On the test split |", "|---|---|---|---|", *searched(found["search"])]
+        lines += [*([""] if "race" in found else []), "| | Untouched | Found | On the test split |", "|---|---|---|---|"]
+        lines += searched(found["search"])
     if "sizes" in found:
         lines += ["", *sized(found["sizes"])]
     return "\n".join(lines)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any, cast
 
 import torch
@@ -18,10 +19,13 @@ def behind(model: nn.Module, front: type[nn.Module], **values: Any) -> nn.Module
 
     Args:
         front: Its forward changes what it is given and hands it to the forward of the next class (``super()``).
-        values: Under names that no model has for itself.
+        values: Under names that no model has for itself. They stand in the name of the class, too: by its classes a model is
+            told from others whose graph may serve for it (`runtimes.kin`).
     """
     changed, kind = copy.deepcopy(model), type(model)
-    changed.__class__ = cast(type[nn.Module], type(f"{front.__name__}{kind.__name__}", (front, kind), values))
+    known = re.sub(r"\W+", "_", "_".join(map(str, values.values())))
+    name = f"{front.__name__}{known}{kind.__name__}"
+    changed.__class__ = cast(type[nn.Module], type(name, (front, kind), values))
     return changed
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -14,7 +16,12 @@ from equipoise.compress.resolution import Resolution
 from equipoise.compress.subject import Subject
 from equipoise.compress.technique import Draft
 from equipoise.errors import InputError
+from equipoise.records import Plan
+from equipoise.road.bench import Workbench
+from equipoise.runtimes import Target
 from equipoise.runtimes.export import Exporter
+from equipoise.study.store import Store
+from equipoise.workloads import Workload
 from equipoise.workloads.families import family
 from equipoise.workloads.task import Shape
 
@@ -136,3 +143,19 @@ def test_a_model_with_a_size_of_its_own_is_resized() -> None:
     small(images)
     assert seen[0].shape[2:] == (offer.menu[1],) * 2
     assert not list(Resolution().offers(Subject.prepare(small, images[:2], images))), "resized twice would be resized once"
+
+
+@pytest.mark.slow  # exports
+def test_files_of_two_lengths_are_not_taken_for_one_another(tmp_path: Path) -> None:
+    """Where the few rows that an export is compared on are short, a graph of one length passed for that of another."""
+    net, short, long = encoder("bag"), texts(), texts()
+    short[:, 6:] = 0
+    y = net(long).argmax(1)
+    work = Workload(model=net, train=(long, y), validation=(short, y), test=(long, y))
+    with Store.open(tmp_path / "study") as store:
+        bench = Workbench(work, (Target("onnxruntime"),), store.blob)
+        for length in (8, 16):
+            draft = bench.build(Plan({"length": length}))
+            program = bench.compile(draft, bench.source(draft.model), bench.targets[0])
+            answers = runtimes.get("onnxruntime").load(program).run(long.numpy())
+            assert np.allclose(answers, call(draft.model, long).detach().numpy(), atol=1e-4), length
