@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
@@ -105,6 +106,7 @@ def sizes(field: str, data: Path, store: Path, *, train: str, time: str, family:
     """Ask the scale road, then train sizes around its answer with the same compute."""
     from equipoise.scaling import Available, PlannedRun
     from equipoise.scaling.runs import BACKWARD
+    from equipoise.sizing.sizes import Sizes
     from equipoise.sizing.small_runs import SmallRuns
     from equipoise.sizing.walk import scale
     from equipoise.study.store import Store
@@ -122,10 +124,12 @@ def sizes(field: str, data: Path, store: Path, *, train: str, time: str, family:
     with Store.open(store) as opened:
         runs = SmallRuns(kind, learned, Recipe(**header["recipe"]), header["seed"], opened, header["tuned_at"])
         asked = option.candidate.available
+        ladder = Sizes(kind, runs.available).reachable([asked.flops_per_sample])
         flops = BACKWARD * asked.flops_per_sample * option.candidate.samples
         grid: dict[str, Available] = {named(asked.scale): asked}
         for step in STEPS:
-            size = near(runs, asked.flops_per_sample * 2.0**step)
+            work = asked.flops_per_sample * 2.0**step
+            size = min(ladder, key=lambda one, work=work: abs(math.log(one.flops_per_sample / work)))
             grid.setdefault(named(size.scale), size)
         made = []
         for key, size in sorted(grid.items(), key=lambda item: item[1].flops_per_sample):
@@ -150,20 +154,6 @@ def sizes(field: str, data: Path, store: Path, *, train: str, time: str, family:
 
 def named(scale: Mapping[str, float]) -> str:
     return ",".join(f"{name}={scale[name]:g}" for name in sorted(scale))
-
-
-def near(runs: Any, work: float) -> Any:
-    """The size of the family's own ladder that is nearest to so many FLOPs of a sample."""
-    low, high = -12.0, 12.0
-    for _ in range(24):
-        middle = (low + high) / 2
-        try:
-            found = runs.available(runs.family.grow(2.0**middle))
-        except ValueError:
-            low = middle
-            continue
-        low, high = (middle, high) if found.flops_per_sample < work else (low, middle)
-    return found
 
 
 def page() -> None:
@@ -246,7 +236,7 @@ def sized(found: Mapping[str, Any]) -> list[str]:
     lines = [
         f"How large, for {found['train']} of training? *{found['said']}*",
         "",
-        "| Params | Samples | Loss | |",
+        "| Params without embeddings | Samples | Loss | |",
         "|---|---|---|---|",
     ]
     best = min(run["loss"] for run in found["grid"])
@@ -301,7 +291,7 @@ def curve(axes: Any, found: Mapping[str, Any]) -> None:
     axes.plot([row["params"] for row in rows], [row["loss"] for row in rows], marker="o", ms=4)
     chosen = next(row for row in rows if row["recommended"])
     axes.scatter([chosen["params"]], [chosen["loss"]], marker="*", s=110, zorder=3, label="recommended")
-    axes.set(xscale="log", xlabel="params", ylabel="validation loss")
+    axes.set(xscale="log", xlabel="params without embeddings", ylabel="validation loss")
     ticks(axes.xaxis, lambda value, _: show(value, "1"))
     axes.legend()
 

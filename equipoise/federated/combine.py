@@ -98,7 +98,10 @@ def drawn_in(updates: Sequence[Update], shapes: Mapping[str, torch.Size], share:
     """
     middle = combined(updates, shapes, median, even=True)
     far = [
-        {name: update.change[name].double() - _held(value, update, name) for name, value in middle.items()}
+        {
+            name: own.double() - middle[name].flatten()[_places(update, name)].reshape(own.shape)
+            for name, own in update.change.items()
+        }
         for update in updates
     ]
     apart = [norm(parts) / max(1, sum(value.numel() for value in parts.values())) ** 0.5 for parts in far]
@@ -110,9 +113,10 @@ def drawn_in(updates: Sequence[Update], shapes: Mapping[str, torch.Size], share:
     ]
 
 
-def _held(value: Tensor, update: Update, name: str) -> Tensor:
-    """What a client holds of a tensor of the server."""
-    return value.flatten()[update.places[name]].reshape(update.change[name].shape) if update.places else value
+def _places(update: Update, name: str) -> Tensor | slice:
+    """Where in the flattened tensor of the server a client's numbers lie."""
+    places = update.places.get(name)
+    return slice(None) if places is None else places.flatten()
 
 
 def combined(
@@ -134,8 +138,7 @@ def combined(
         values = torch.zeros(len(ordered), shape.numel(), dtype=torch.float64)
         held = torch.zeros(len(ordered), shape.numel(), dtype=torch.bool)
         for row, update in enumerate(ordered):
-            places = update.places.get(name, slice(None)) if update.places else slice(None)
-            places = places.flatten() if isinstance(places, Tensor) else places
+            places = _places(update, name)
             values[row, places] = (update.control if control else update.change)[name].double().flatten()
             held[row, places] = True
         found[name] = rule(values, weights, held).reshape(shape)

@@ -113,9 +113,7 @@ class Advice:
         more = len(self.decision.options) - len(shown)
         return {
             "schema": SCHEMA,
-            "header": {
-                k: v for k, v in self.header.items() if k not in ("schema", "compute", "recipe", "tuned_at", "requests")
-            },
+            "header": {k: v for k, v in self.header.items() if k not in UNTOLD},
             "level": LEVEL,
             "law": {
                 **{name: constants[name]["value"] for name in ("E", "A", "B", "a", "b", "repetition")},
