@@ -427,10 +427,14 @@ def _by_readers(graph: ModelProto, weights: Weights) -> dict[str, str]:
 
 
 def _scope(node: NodeProto) -> str:
-    """The dotted name of the module whose code made `node`; empty at the top."""
+    """The dotted name of the module whose code made `node`; empty at the top.
+
+    Where torch traced Python's bytecode, a model whose forward was replaced stands in a cell of that function.
+    """
     scopes = next((p.value for p in node.metadata_props if p.key == "pkg.torch.onnx.name_scopes"), "")
     names = [part.strip(" '\"") for part in scopes.strip("[]").split(",")]
-    return names[-2] if len(names) > 1 and not names[-2].startswith("_") else ""
+    module = names[-2].rpartition("cell_contents")[2].removeprefix(".") if len(names) > 1 else ""
+    return "" if module.startswith("_") else module
 
 
 def _transposed(initializer: TensorProto, weights: Weights) -> list[str]:

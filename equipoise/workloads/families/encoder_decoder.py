@@ -6,8 +6,8 @@ comes next. ``encode`` reads the source once; ``read_on`` writes on from what is
 
 from __future__ import annotations
 
+import itertools
 import math
-from typing import cast
 
 import torch
 from torch import Tensor, nn
@@ -17,8 +17,8 @@ from equipoise.workloads.families.transformer import GROWTH, UNSEEN, Block, Past
 from equipoise.workloads.task import Shape
 
 Memory = tuple[Tensor, ...]
-"""What was read of a source: of each block in turn keys (N, heads, S, width / heads) and values of that shape, and last what is
-added to the score of each place (N, 1, 1, S), which hides the padding."""
+"""What was read of a source: of each `CrossAttention` in turn keys (N, heads, S, width / heads) and values of that shape, and
+last what is added to the score of each place (N, 1, 1, S), which hides the padding."""
 
 
 class Table(nn.Module):
@@ -48,51 +48,84 @@ class Table(nn.Module):
         return x
 
 
-class Looking(nn.Module):
-    """A block of a decoder: it sees what is written before it, then the source, then makes something of both.
+class SelfAttention(nn.Module):
+    """What is written sees what was written before it; the features are normalized, and what is seen is added to them.
 
     Args:
-        width, heads, expansion: As of a `Block`.
+        width, heads: As of a `Block`.
     """
 
-    def __init__(self, width: int, *, heads: int, expansion: int) -> None:
+    def __init__(self, width: int, *, heads: int) -> None:
         super().__init__()
-        self.norm1 = nn.LayerNorm(width)
-        self.attend, self.merge = nn.Linear(width, 3 * width), nn.Linear(width, width)
-        self.norm2 = nn.LayerNorm(width)
-        self.ask, self.tell, self.blend = nn.Linear(width, width), nn.Linear(width, 2 * width), nn.Linear(width, width)
-        self.norm3 = nn.LayerNorm(width)
-        self.widen, self.act, self.narrow = nn.Linear(width, expansion * width), nn.GELU(), nn.Linear(expansion * width, width)
+        self.norm, self.attend, self.merge = nn.LayerNorm(width), nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.drop, self.heads = nn.Dropout(0.0), heads
 
-    def told(self, read: Tensor) -> Memory:
-        """Return keys and values (N, heads, S, width / heads) of a source's features (N, S, width)."""
-        key, value = self.tell(read).unflatten(2, (2, self.heads, -1)).permute(2, 0, 3, 1, 4).unbind(0)
-        return key, value
+    def forward(self, x: Tensor, hidden: Tensor) -> Tensor:
+        """Map (N, T, width) to the same shape; `hidden` (T, T) is added to what each place is to make of each."""
+        return self.step(x, (), hidden)[0]
 
-    def step(self, x: Tensor, past: Past, hidden: Tensor, told: Memory, unread: Tensor) -> tuple[Tensor, Past]:
+    def step(self, x: Tensor, past: Past, hidden: Tensor) -> tuple[Tensor, Past]:
         """Map what follows on a past to the same shape, and return the past of what comes next.
 
         Args:
             x: (N, T, width).
             past, hidden: As of `Block.step`.
-            told: What `told` gave of the source.
+        """
+        parts = self.attend(self.norm(x)).unflatten(2, (3 * self.heads, -1)).transpose(1, 2)
+        query, *new = parts.split(self.heads, 1)  # (N, heads, T, width / heads) each
+        rows = x.shape[0]
+        key, value = [torch.cat((o.expand(rows, -1, -1, -1), n), 2) for o, n in zip(past, new, strict=True)] if past else new
+        seen = _shares(query, key, hidden) @ value
+        return x + self.drop(self.merge(seen.transpose(1, 2).flatten(2))), (key, value)
+
+
+class CrossAttention(nn.Module):
+    """What is written sees the source; the features are normalized, and what is seen is added to them.
+
+    Args:
+        width, heads: As of a `Block`.
+    """
+
+    def __init__(self, width: int, *, heads: int) -> None:
+        super().__init__()
+        self.norm, self.ask, self.blend = nn.LayerNorm(width), nn.Linear(width, width), nn.Linear(width, width)
+        self.tell, self.drop, self.heads = nn.Linear(width, 2 * width), nn.Dropout(0.0), heads
+
+    def told(self, read: Tensor) -> Memory:
+        """Return keys and values (N, heads, S, width / heads) of a source's features (N, S, width)."""
+        told: Memory = self.tell(read).unflatten(2, (2 * self.heads, -1)).transpose(1, 2).split(self.heads, 1)
+        return told
+
+    def forward(self, x: Tensor, key: Tensor, value: Tensor, unread: Tensor) -> Tensor:
+        """Map (N, T, width) to the same shape.
+
+        Args:
+            x: What is written.
+            key, value: What `told` gave of the source.
             unread: (N, 1, 1, S), added to the score of each place of the source.
         """
-        parts = self.attend(self.norm1(x)).unflatten(2, (3, self.heads, -1))  # (N, T, 3, heads, width / heads)
-        query, *new = parts.permute(2, 0, 3, 1, 4).unbind(0)
-        key, value = [torch.cat((o.expand(len(x), -1, -1, -1), n), 2) for o, n in zip(past, new, strict=True)] if past else new
-        x = x + self.drop(self.merge(_seen(query, key, value, hidden).transpose(1, 2).flatten(2)))
-        query = self.ask(self.norm2(x)).unflatten(2, (self.heads, -1)).transpose(1, 2)
-        key_there, value_there = told
-        x = x + self.drop(self.blend(_seen(query, key_there, value_there, unread).transpose(1, 2).flatten(2)))
-        out: Tensor = x + self.drop(self.narrow(self.drop(self.act(self.widen(self.norm3(x))))))
-        return out, (key, value)
+        seen = _shares(self.asked(x), key, unread) @ value
+        out: Tensor = x + self.drop(self.blend(seen.transpose(1, 2).flatten(2)))
+        return out
+
+    def asked(self, x: Tensor) -> Tensor:
+        """Return what is looked for, (N, heads, T, width / heads)."""
+        query: Tensor = self.ask(self.norm(x)).unflatten(2, (self.heads, -1)).transpose(1, 2)
+        return query
 
 
-def _seen(query: Tensor, key: Tensor, value: Tensor, hidden: Tensor) -> Tensor:
-    """Return the values by their share, (N, heads, T, width / heads); `hidden` is added to the scores."""
-    return _shares(query, key, hidden) @ value
+class FeedForward(nn.Module):
+    """A two-layer network on the normalized features (N, T, width), added to them; inside `expansion` times as wide."""
+
+    def __init__(self, width: int, *, expansion: int) -> None:
+        super().__init__()
+        self.norm, self.act, self.drop = nn.LayerNorm(width), nn.GELU(), nn.Dropout(0.0)
+        self.widen, self.narrow = nn.Linear(width, expansion * width), nn.Linear(expansion * width, width)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map features to the same shape."""
+        out: Tensor = x + self.drop(self.narrow(self.drop(self.act(self.widen(self.norm(x))))))
+        return out
 
 
 def _shares(query: Tensor, key: Tensor, hidden: Tensor) -> Tensor:
@@ -102,7 +135,10 @@ def _shares(query: Tensor, key: Tensor, hidden: Tensor) -> Tensor:
 
 
 class EncoderDecoder(nn.Module):
-    """See the head of this file; the logits are (N, V, T), the class axis second."""
+    """See the head of this file; the logits are (N, V, T), the class axis second.
+
+    Of a decoder's block each part is a module of ``writes``, so that each can go alone, and takes with it what was kept for it.
+    """
 
     def __init__(self, scale: Scale, shape: Shape) -> None:
         super().__init__()
@@ -111,14 +147,30 @@ class EncoderDecoder(nn.Module):
         self.table = Table(vocabulary, width, source=shape.sample[0], written=shape.written or 1)
         self.reads = nn.ModuleList(Block(width, heads=heads, expansion=expansion, causal=False) for _ in range(depth))
         self.read = nn.LayerNorm(width)
-        self.writes = nn.ModuleList(Looking(width, heads=heads, expansion=expansion) for _ in range(depth))
+        self.writes = nn.ModuleList(
+            part
+            for _ in range(depth)
+            for part in (
+                SelfAttention(width, heads=heads),
+                CrossAttention(width, heads=heads),
+                FeedForward(width, expansion=expansion),
+            )
+        )
         self.norm = nn.LayerNorm(width)
         self.logits = nn.Linear(width, vocabulary, bias=False)
         self.logits.weight = self.table.token.weight
 
     def forward(self, source: Tensor, written: Tensor) -> Tensor:
         """Map tokens (N, S) and (N, T) to the logits (N, V, T) of what comes next after each of the second."""
-        return self.read_on(written, (), self.encode(source))[0]
+        *memory, unread = self.encode(source)
+        told = iter(memory)
+        x, hidden = self._begun(written, 0)
+        for part in self.writes:
+            if isinstance(part, SelfAttention):
+                x = part(x, hidden)
+            else:  # what stands in place of one that was dropped hands the features on
+                x = part(x, next(told), next(told), unread) if isinstance(part, CrossAttention) else part(x)
+        return self._ended(x)
 
     def encode(self, source: Tensor) -> Memory:
         """Return what is kept of tokens (N, S)."""
@@ -127,46 +179,52 @@ class EncoderDecoder(nn.Module):
         for block in self.reads:
             x = block(x, unread)
         x = self.read(x)
-        return (*(part for block in self._blocks() for part in block.told(x)), unread)
+        return (*(kept for part in self.writes if isinstance(part, CrossAttention) for kept in part.told(x)), unread)
 
     def read_on(self, written: Tensor, past: Past, memory: Memory) -> tuple[Tensor, Past]:
         """Map tokens (N, T) that follow on `past` to logits (N, V, T), with the past of what comes next."""
-        before = past[0].shape[2] if past else 0
+        *read, unread = memory
+        told, before, present = iter(read), iter(past), Past()
+        x, hidden = self._begun(written, past[0].shape[2] if past else 0)
+        for part in self.writes:
+            if isinstance(part, SelfAttention):
+                x, kept = part.step(x, tuple(itertools.islice(before, 2)), hidden)
+                present = (*present, *kept)
+            else:
+                x = part(x, next(told), next(told), unread) if isinstance(part, CrossAttention) else part(x)
+        return self._ended(x), present
+
+    def _begun(self, written: Tensor, before: int) -> tuple[Tensor, Tensor]:
+        """Return the features of tokens that follow on as many `before`, and what hides from each those after it."""
         places = torch.arange(before + written.shape[1], device=written.device)
         x = self.table.write(written, before)
-        hidden = torch.where(places[before:, None] >= places, 0.0, UNSEEN).to(x.dtype)
-        present: Past = ()
-        for number, block in enumerate(self._blocks()):
-            told, at = memory[2 * number : 2 * number + 2], len(present)
-            x, kept = block.step(x, past[at : at + 2], hidden, told, memory[-1])
-            present = (*present, *kept)
-        return self.logits(self.norm(x)).transpose(1, 2), present
+        return x, torch.where(places[before:, None] >= places, 0.0, UNSEEN).to(x.dtype)
+
+    def _ended(self, x: Tensor) -> Tensor:
+        """Return the logits of features."""
+        out: Tensor = self.logits(self.norm(x)).transpose(1, 2)
+        return out
 
     def looks(self, source: Tensor, written: Tensor) -> Tensor:
-        """Return the share (N, T, S) of each token of the source in what the last block looks up, a mean over its heads."""
-        *_, last = self._blocks()
+        """Return the share (N, T, S) of each token of the source in what is last looked up, a mean over the heads."""
+        last = [part for part in self.writes if isinstance(part, CrossAttention)][-1]
         kept: list[Tensor] = []
-        hook = last.ask.register_forward_hook(lambda layer, given, query: kept.append(query))
+        hook = last.register_forward_pre_hook(lambda part, given: kept.append(given[0]))
         try:
             memory = self.encode(source)
             self.read_on(written, (), memory)
         finally:
             hook.remove()
-        query: Tensor = kept[0].view(len(source), -1, last.heads, kept[0].shape[2] // last.heads).transpose(1, 2)
-        return _shares(query, memory[-3], memory[-1]).mean(1)
-
-    def _blocks(self) -> list[Looking]:
-        return [cast(Looking, block) for block in self.writes]
+        return _shares(last.asked(kept[0]), memory[-3], memory[-1]).mean(1)
 
 
 def _initialize(model: nn.Module, generator: torch.Generator) -> None:
-    """As the other Transformers; what a block of the decoder adds is scaled for its three."""
+    """As the other Transformers; what a part of the decoder adds is scaled for their number."""
     initialize(model, generator)
     assert isinstance(model, EncoderDecoder)
-    blocks = model._blocks()
-    for block in blocks:
-        for layer in (block.merge, block.blend, block.narrow):
-            layer.weight.mul_((3 * len(blocks)) ** -0.5)
+    for name, part in model.writes.named_parameters():
+        if name.endswith(("merge.weight", "blend.weight", "narrow.weight")):
+            part.mul_(len(model.writes) ** -0.5)
     table, width = model.table, model.table.token.embedding_dim
     for weight in (table.token.weight, table.source, table.written):
         weight.normal_(0.0, width**-0.5, generator=generator)
