@@ -55,6 +55,18 @@ def is_pair(inputs: Any) -> bool:
     return isinstance(inputs, Mapping) and set(inputs) == {SOURCE, WRITTEN}
 
 
+def unpadded(tokens: Any) -> Any:
+    """Return tokens (N, T, ...) without the places behind the last one that any row uses; 0 is padding. One is always left.
+
+    Example:
+        >>> import numpy as np
+        >>> unpadded(np.array([[5, 0, 7, 0, 0], [3, 0, 0, 0, 0]])).tolist()
+        [[5, 0, 7], [3, 0, 0]]
+    """
+    used = (tokens != 0).any(0).reshape(tokens.shape[1], -1).any(1)
+    return tokens[:, : max((place + 1 for place, is_used in enumerate(used.tolist()) if is_used), default=1)]
+
+
 def size(inputs: Any) -> int:
     """Return how many samples there are.
 

@@ -5,7 +5,8 @@ from __future__ import annotations
 from equipoise.batch import Inputs
 from equipoise.measure import energy
 from equipoise.records import Reading
-from equipoise.runtimes.base import Program, Target, get
+from equipoise.road.racing import Contender
+from equipoise.runtimes.base import Program, Target
 
 WINDOW_S = 0.5
 """Seconds of a busy window, and of an idle one."""
@@ -21,5 +22,4 @@ class Consumption:
 
     def read(self, program: Program, target: Target, rows: Inputs) -> Reading:
         """Return the joules of one request."""
-        session = get(program.runtime).load(program, threads=target.threads, batch=target.batch)
-        return energy.read(lambda: session.run(rows), energy.rapl(), window_s=WINDOW_S)
+        return energy.read(Contender(program, target).load(rows)(), energy.rapl(), window_s=WINDOW_S)

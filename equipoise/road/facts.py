@@ -53,6 +53,7 @@ class Layer:
         params: Its parameters there.
         acts: Of the knobs that change its shape or take it away.
         bits: The knob of its precision; empty where it has none.
+        calls: How many times a request runs it, of which `op` is one: once for each word of what is written.
     """
 
     name: str
@@ -60,6 +61,7 @@ class Layer:
     params: int
     acts: tuple[Act, ...] = ()
     bits: str = ""
+    calls: int = 1
 
 
 @dataclass(frozen=True)
@@ -127,7 +129,9 @@ def facts_from(data: Mapping[str, Any]) -> Facts:
         Offered(Knob(row["knob"]["name"], tuple(row["knob"]["menu"])), tuple(row["layers"])) for row in data["offered"]
     )
     layers = tuple(
-        Layer(row["name"], op_from(row["op"]), row["params"], tuple(map(_act_from, row["acts"])), row["bits"])
+        Layer(
+            row["name"], op_from(row["op"]), row["params"], tuple(map(_act_from, row["acts"])), row["bits"], row.get("calls", 1)
+        )
         for row in data["layers"]
     )
     moot = tuple((name, choice, tuple(gone)) for name, choice, gone in data["moot"])

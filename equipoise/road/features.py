@@ -105,7 +105,9 @@ class Features:
             if chosen.any():
                 seconds += np.where(chosen, self._product(genomes, self._time_ratios[way], whole), 0.0)
         seconds, int8 = seconds * live, self._static(ways)
-        return seconds * ~int8, seconds * int8, _changes(live, int8), self._operators(genomes) * live
+        parts = seconds * ~int8, seconds * int8, _changes(live, int8), self._operators(genomes) * live
+        calls = np.array([float(layer.calls) for layer in self.layers])
+        return tuple(part * calls for part in parts)
 
     def size(self, genomes: Genomes) -> Floats:
         """Return ``(n, 6)``: one, parameters kept in layers that take floats, in int8, operators in floats, in int8, encoded.
@@ -128,7 +130,8 @@ class Features:
     def macs(self, genomes: Genomes) -> Floats:
         """Return ``(n, 2)``: one, MACs of the layers."""
         live, _ = self._state(genomes)
-        work = self._product(genomes, self._work_ratios, np.array([layer.op.work for layer in self.layers])) * live
+        whole = np.array([layer.op.work * layer.calls for layer in self.layers])
+        work = self._product(genomes, self._work_ratios, whole) * live
         return np.stack([np.ones(len(genomes)), work.sum(axis=1)], axis=1)
 
     def _operators(self, genomes: Genomes) -> Floats:

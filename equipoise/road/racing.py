@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from equipoise.batch import Inputs, mapped, named, restored, size, take
+from equipoise.batch import Inputs, is_pair, mapped, named, restored, size, take
 from equipoise.measure.loads import Load
 from equipoise.measure.race import Race, race
 from equipoise.records import Evaluation, as_data, program_ref
@@ -29,12 +29,19 @@ class Contender:
     target: Target
 
     def load(self, inputs: Inputs) -> Load:
-        """Return what loads the program anew, with one request of its own made of `inputs` (N, ...), repeated as needed."""
+        """Return what loads the program anew, with one request of its own made of `inputs` (N, ...), repeated as needed.
+
+        A request of what writes is a whole text, word by word: `runtimes.decoding.sentences`.
+        """
         import numpy as np
 
         runtime, rows = get(self.program.runtime), np.arange(self.target.batch) % size(inputs)
 
         def load() -> Any:
+            if is_pair(inputs):
+                from equipoise.runtimes.decoding import sentences
+
+                return sentences(self.program, take(inputs, rows), threads=self.target.threads)
             session = runtime.load(self.program, threads=self.target.threads, batch=self.target.batch)
             request = mapped(take(inputs, rows), np.ascontiguousarray)
             return lambda: session.run(request)

@@ -8,12 +8,15 @@ from dataclasses import replace
 
 from torch import nn
 
+from equipoise.batch import SOURCE, WRITTEN, is_pair, unpadded
 from equipoise.compress.builder import Builder
+from equipoise.compress.operators import operators
 from equipoise.compress.technique import Offer
 from equipoise.errors import InputError
 from equipoise.ops import Op
 from equipoise.records import Choice, Knob
 from equipoise.road.facts import TARGET, Act, Facts, Layer
+from equipoise.runtimes.decoding import reads_on
 from equipoise.study.header import Offered
 
 NOTHING = "Equipoise changes Conv and Linear layers; `equipoise profile` lists those of your model."
@@ -79,19 +82,33 @@ def _added(offers: Mapping[str, Offer]) -> list[Layer]:
 
 def _layers(builder: Builder, offers: Mapping[str, Offer]) -> list[Layer]:
     modules = dict(builder.subject.model.named_modules())
-    found, out = builder.subject.ops, []
+    (found, calls), out = _requested(builder), list[Layer]()
     owners = {id(p): name for name in sorted(found, key=lambda n: found[n].kind != "embedding") for p in _own(modules[name])}
     for name, op in found.items():
         acting = {knob: offer for knob, offer in offers.items() if name in offer.layers}
         acts: list[Act] = []
         for knob, offer in acting.items():
-            ops = tuple(builder.ops(knob, name, choice) for choice in offer.menu)
+            ops = tuple(builder.ops(knob, name, choice, of=op) for choice in offer.menu)
             if any(under != (op,) for under in ops):
                 acts.append(_together(builder, name, acts, Act(knob, offer.menu, ops)))
         precise = next((knob for knob, offer in acting.items() if offer.needs), "")
         params = sum(p.numel() for p in _own(modules[name]) if owners[id(p)] == name)  # shared ones are the product's
-        out.append(Layer(name, op, params, tuple(acts), precise))
+        out.append(Layer(name, op, params, tuple(acts), precise, calls.get(name, 1)))
     return out
+
+
+def _requested(builder: Builder) -> tuple[Mapping[str, Op], Mapping[str, int]]:
+    """Return the layers as operators of a request, and how many times each is run there, where that is not once.
+
+    A pair is written word by word: what two words change in size is run for each, what they do not once, for the source.
+    """
+    example, known = builder.subject.example, builder.subject.ops
+    if not (is_pair(example) and reads_on(builder.subject.model)):
+        return known, {}
+    source, written = (unpadded(example[side]) for side in (SOURCE, WRITTEN))
+    one, two = (operators(builder.subject.model, {SOURCE: source, WRITTEN: written[:, :words]}) for words in (1, 2))
+    words = [name for name in one if one[name] != two.get(name)]
+    return {name: one.get(name, op) for name, op in known.items()}, dict.fromkeys(words, written.shape[1])
 
 
 def _own(layer: nn.Module) -> tuple[nn.Parameter, ...]:

@@ -22,9 +22,9 @@ from onnx import ModelProto, NodeProto, helper, load_from_string, numpy_helper
 from onnx.utils import Extractor
 from torch import Tensor, nn
 
-from equipoise.batch import ONE, SOURCE, WRITTEN, Inputs, call, is_pair, mapped, take
+from equipoise.batch import ONE, SOURCE, WRITTEN, Inputs, call, is_pair, mapped, take, unpadded
 from equipoise.errors import InputError, must_be
-from equipoise.runtimes.base import Program, check_program
+from equipoise.runtimes.base import Program, check_program, get
 from equipoise.runtimes.failures import failures
 from equipoise.runtimes.sessions import opened as opened_file
 
@@ -270,6 +270,38 @@ def reads(program: Program) -> bool:
 def looks_back(program: Program) -> bool:
     """Return whether a program's file reads on beside a source: it gives what it remembers of that."""
     return reads(program) and any(f"{MEMORY}0".encode() in content for content in program.files.values())
+
+
+def sentences(program: Program, inputs: Inputs, *, threads: int = 1) -> Callable[[], None]:
+    """Load a program of pairs anew, and return what writes each of `inputs` word by word, side by side, to the longest's end.
+
+    What is written is given, so that every program takes as many steps. One that keeps no past reads all of it anew each time;
+    one that takes a single length only cannot be written with, and reads each pair once.
+    """
+    source, written = (np.ascontiguousarray(unpadded(inputs[side])) for side in (SOURCE, WRITTEN))
+    places = range(written.shape[1])
+    if not looks_back(program):
+        session = get(program.runtime).load(program, threads=threads, batch=len(source))
+        requests: list[Inputs] = [{SOURCE: source, WRITTEN: np.ascontiguousarray(written[:, : n + 1])} for n in places]
+        try:
+            session.run(requests[0])
+        except InputError:
+            requests = [mapped(inputs, np.ascontiguousarray)]
+
+        def anew() -> None:
+            for request in requests:
+                session.run(request)
+
+        return anew
+    reader = Reader(program, threads=threads)
+    tokens = [np.ascontiguousarray(written[:, place : place + 1]) for place in places]
+
+    def once() -> None:
+        reader.read(source)
+        for token in tokens:
+            reader.on(token)
+
+    return once
 
 
 class ProgramWriter:

@@ -6,9 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from torch import Tensor
 
-from equipoise.batch import SOURCE, WRITTEN, Inputs
+from equipoise.batch import SOURCE, WRITTEN, Inputs, unpadded
 from equipoise.errors import must_be
 from equipoise.workloads.base import Workload
 from equipoise.workloads.bleu import QUALITIES, Written
@@ -73,12 +72,7 @@ def translation_task(
 
 def trimmed(inputs: Inputs, generator: torch.Generator) -> Inputs:
     """Return the pairs of a training batch without the columns in which a whole side is padding."""
-    return {side: _used(tokens) for side, tokens in inputs.items()}
-
-
-def _used(tokens: Tensor) -> Tensor:
-    used = (tokens != PADDING).any(0).nonzero()
-    return tokens[:, : int(used.max()) + 1]
+    return {side: unpadded(tokens) for side, tokens in inputs.items()}
 
 
 def translation_workload(folder: Path, *, model: str, weights: Path, **options: object) -> Workload:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -10,13 +11,22 @@ from sacrebleu.metrics.bleu import BLEU
 from sacrebleu.metrics.chrf import CHRF
 
 import equipoise as eq
-from equipoise.batch import SOURCE, WRITTEN
+from equipoise.batch import SOURCE, WRITTEN, mapped
+from equipoise.compress.blocks import drop, droppable
+from equipoise.compress.builder import Builder
+from equipoise.compress.subject import Subject
 from equipoise.errors import InputError
 from equipoise.generated.languages import SIZES, sentences, write
 from equipoise.pages import render_train
+from equipoise.records import as_data
 from equipoise.road.bench import Answering
-from equipoise.runtimes import get
+from equipoise.road.facts import facts_from
+from equipoise.road.racing import Contender
+from equipoise.road.survey import survey
+from equipoise.runtimes import Target, get
+from equipoise.runtimes.decoding import Reader
 from equipoise.runtimes.export import Exporter
+from equipoise.runtimes.openvino import OpenVino
 from equipoise.workloads import Task, asked, load, load_task
 from equipoise.workloads.bleu import Written
 from equipoise.workloads.subwords import BEGIN, END, PADDING, Subwords, written
@@ -136,6 +146,96 @@ def test_the_file_writes_what_the_model_writes(name: str, task: Task) -> None:
         answering = Answering(get(runtime).compile(source))
         assert (answering.writer() is not None) == (runtime == "onnxruntime")
         assert torch.equal(asked(task.metric, answering, few)[0], wanted)
+
+
+@pytest.fixture(scope="module")
+def writer(task: Task) -> torch.nn.Module:
+    generator = torch.Generator().manual_seed(0)
+    return (
+        eq.workloads.load_family("transformer").model({"width": 32, "depth": 2, "heads": 2}, task, generator=generator).eval()
+    )
+
+
+def test_a_request_writes_a_sentence_word_by_word(writer: torch.nn.Module, task: Task, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = Exporter().source(writer, task.example, topology="writer")
+    pair = mapped(task.validation.take(1).tensors()[0], torch.Tensor.numpy)
+    words = int((pair[WRITTEN] != PADDING).sum())
+    assert 1 < words < pair[WRITTEN].shape[1]
+    read: list[tuple[int, ...]] = []
+
+    class Counting:
+        def __init__(self, session: Any) -> None:
+            self._session = session
+
+        def run(self, inputs: Any) -> Any:
+            read.append(inputs[WRITTEN].shape)
+            return self._session.run(inputs)
+
+    on, loaded = Reader.on, OpenVino.load
+    monkeypatch.setattr(Reader, "on", lambda reader, tokens: (read.append(tokens.shape), on(reader, tokens))[1])
+    monkeypatch.setattr(OpenVino, "load", lambda runtime, *given, **named: Counting(loaded(runtime, *given, **named)))
+    for name, wanted in (
+        ("onnxruntime", [(1, 1)] * words),  # each word alone, the past at hand
+        ("openvino", [(1, place + 1) for place in range(words)]),  # all anew for each
+    ):
+        request = Contender(get(name).compile(source), Target(name)).load(pair)()
+        read.clear()
+        request()
+        assert read == wanted
+
+
+class Whole(torch.nn.Module):
+    """Answers pairs of one length alone, and does not read on."""
+
+    def __init__(self, length: int) -> None:
+        super().__init__()
+        self.table, self.head = torch.nn.Embedding(300, 8), torch.nn.Linear(8 * length, 300 * length)
+
+    def forward(self, source: torch.Tensor, written: torch.Tensor) -> torch.Tensor:
+        mixed = self.table(source).mean(1, keepdim=True) + self.table(written)
+        return self.head(mixed.flatten(1)).unflatten(1, (300, -1))
+
+
+@pytest.mark.parametrize("name", ["onnxruntime", "openvino", "torch"])
+def test_what_takes_one_length_alone_reads_a_pair_once(name: str, task: Task) -> None:
+    net = Whole(task.example[WRITTEN].shape[1]).eval()
+    program = get(name).compile(Exporter().source(net, task.example, topology="whole"))
+    pair = mapped(task.validation.take(1).tensors()[0], torch.Tensor.numpy)
+    Contender(program, Target(name)).load(pair)()()
+    facts = survey(Builder(Subject.of_shapes(net, task.example, task.example)), {name: (32, 8)})
+    assert {layer.calls for layer in facts.layers} == {1}
+
+
+def test_the_layers_of_a_writer_count_for_each_word_and_those_of_a_reader_once(writer: torch.nn.Module, task: Task) -> None:
+    subject = Subject.of_shapes(writer, task.example, task.example)
+    facts = survey(Builder(subject), {"ort": (32, 8)})
+    layers = {layer.name: layer for layer in facts.layers}
+    words = int((task.example[WRITTEN] != PADDING).any(0).sum())
+    read = int((task.example[SOURCE] != PADDING).any(0).sum())
+    assert words > 1
+    for name, calls, height in (
+        ("reads.0.attend", 1, read),
+        ("writes.1.tell", 1, read),
+        ("writes.0.attend", words, 1),
+        ("logits", words, 1),
+    ):
+        assert (layers[name].calls, layers[name].op.height) == (calls, height), name
+    assert all(op.height == 1 for act in layers["writes.2.widen"].acts for under in act.ops for op in under)
+    assert facts_from(as_data(facts)).layers == facts.layers
+
+
+def test_a_part_of_the_decoder_goes_with_what_was_kept_for_it(writer: torch.nn.Module, task: Task) -> None:
+    able = droppable(writer, task.example)
+    assert {f"writes.{part}" for part in range(6)} <= able.keys()
+    assert "writes.1.tell" in able["writes.1"].gone
+    shorter = drop(writer, [able["writes.0"], able["writes.4"]]).eval()
+    with torch.inference_mode():
+        memory = shorter.encode(task.example[SOURCE])  # type: ignore[operator]
+        _, past = shorter.read_on(task.example[WRITTEN], (), memory)  # type: ignore[operator]
+    assert (len(memory), len(past)) == (3, 2)
+    program = get("onnxruntime").compile(Exporter().source(shorter, task.example, topology="shorter"))
+    few = task.validation.take(4)
+    assert torch.equal(asked(task.metric, Answering(program), few)[0], asked(task.metric, shorter, few)[0])
 
 
 @pytest.mark.slow
