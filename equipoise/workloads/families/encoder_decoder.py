@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import itertools
 import math
+from collections.abc import Callable
 
 import torch
 from torch import Tensor, nn
@@ -162,15 +163,8 @@ class EncoderDecoder(nn.Module):
 
     def forward(self, source: Tensor, written: Tensor) -> Tensor:
         """Map tokens (N, S) and (N, T) to the logits (N, V, T) of what comes next after each of the second."""
-        *memory, unread = self.encode(source)
-        told = iter(memory)
         x, hidden = self._begun(written, 0)
-        for part in self.writes:
-            if isinstance(part, SelfAttention):
-                x = part(x, hidden)
-            else:  # what stands in place of one that was dropped hands the features on
-                x = part(x, next(told), next(told), unread) if isinstance(part, CrossAttention) else part(x)
-        return self._ended(x)
+        return self._ended(x, self.encode(source), lambda part, x: part(x, hidden))
 
     def encode(self, source: Tensor) -> Memory:
         """Return what is kept of tokens (N, S)."""
@@ -183,16 +177,15 @@ class EncoderDecoder(nn.Module):
 
     def read_on(self, written: Tensor, past: Past, memory: Memory) -> tuple[Tensor, Past]:
         """Map tokens (N, T) that follow on `past` to logits (N, V, T), with the past of what comes next."""
-        *read, unread = memory
-        told, before, present = iter(read), iter(past), Past()
+        before, present = iter(past), list[Tensor]()
         x, hidden = self._begun(written, past[0].shape[2] if past else 0)
-        for part in self.writes:
-            if isinstance(part, SelfAttention):
-                x, kept = part.step(x, tuple(itertools.islice(before, 2)), hidden)
-                present = (*present, *kept)
-            else:
-                x = part(x, next(told), next(told), unread) if isinstance(part, CrossAttention) else part(x)
-        return self._ended(x), present
+
+        def step(part: SelfAttention, x: Tensor) -> Tensor:
+            x, kept = part.step(x, tuple(itertools.islice(before, 2)), hidden)
+            present.extend(kept)
+            return x
+
+        return self._ended(x, memory, step), tuple(present)
 
     def _begun(self, written: Tensor, before: int) -> tuple[Tensor, Tensor]:
         """Return the features of tokens that follow on as many `before`, and what hides from each those after it."""
@@ -200,8 +193,15 @@ class EncoderDecoder(nn.Module):
         x = self.table.write(written, before)
         return x, torch.where(places[before:, None] >= places, 0.0, UNSEEN).to(x.dtype)
 
-    def _ended(self, x: Tensor) -> Tensor:
-        """Return the logits of features."""
+    def _ended(self, x: Tensor, memory: Memory, see: Callable[[SelfAttention, Tensor], Tensor]) -> Tensor:
+        """Return the logits of features that have come through all parts; `see` runs those that see what is written."""
+        *read, unread = memory
+        told = iter(read)
+        for part in self.writes:
+            if isinstance(part, SelfAttention):
+                x = see(part, x)
+            else:  # what stands in place of one that was dropped hands the features on
+                x = part(x, next(told), next(told), unread) if isinstance(part, CrossAttention) else part(x)
         out: Tensor = self.logits(self.norm(x)).transpose(1, 2)
         return out
 
