@@ -39,6 +39,7 @@ from equipoise.runtimes.base import (
 )
 from equipoise.runtimes.cpu import has_exact_int8
 from equipoise.runtimes.fallback import WHOLE_MODEL, culprits, told
+from equipoise.runtimes.joins import lift_joins
 from equipoise.runtimes.signals import signal_stack
 
 SMALL_BYTES = 4096
@@ -193,6 +194,7 @@ def _save(model: Any) -> dict[str, bytes]:
     """The files of a model, weights as they are (not compressed to half precision)."""
     import openvino
 
+    lift_joins(model)
     for index, operator in enumerate(model.get_ordered_ops()):
         if re.fullmatch(r"[A-Za-z]+_\d+", operator.get_friendly_name()):
             operator.set_friendly_name(f"{operator.get_type_name()}.{index}")  # was numbered by a counter of the process

@@ -8,9 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
+from torch import nn
 
 from equipoise.errors import InputError
 from equipoise.runtimes.base import Program, Source, get
+from equipoise.runtimes.export import Exporter
 from equipoise.runtimes.openvino import FILES, _compacted
 
 openvino = pytest.importorskip("openvino")
@@ -70,3 +73,60 @@ def test_signals_are_handled_after_sessions_ended_in_the_order_in_which_they_beg
     done = subprocess.run([sys.executable, "-c", ENDED, str(tmp_path)], capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
     assert done.stdout.split() == ["told", "alive"]
+
+
+class Branched(nn.Module):
+    """A perceptron of two layers with biases, and what goes past it; `join` puts the two together."""
+
+    def __init__(self, join: str, width: int) -> None:
+        super().__init__()
+        generator = torch.Generator().manual_seed(0)
+        self.first, self.second = nn.Linear(width, 2 * width), nn.Linear(2 * width, width)
+        for tensor in self.parameters():
+            tensor.data.normal_(0, 0.1, generator=generator)
+        self.join = join
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        past = x * x.sum(1, keepdim=True)
+        made = self.second(nn.functional.gelu(self.first(past)))
+        if self.join == "gate":
+            return past * torch.tanh(made)
+        if self.join == "twice":
+            first = past + made
+            return first + self.second(nn.functional.gelu(self.first(first)))
+        return made - torch.relu(x)
+
+
+LOADED = """
+import sys
+from pathlib import Path
+import numpy as np
+from equipoise.runtimes.base import Program, get
+
+folder = Path(sys.argv[1])
+given = np.load(folder / "given.npy")
+program = Program("openvino", "fp32", {name: (folder / name).read_bytes() for name in ("model.xml", "model.bin")})
+for batch in (1, 2, None):
+    session = get("openvino").load(program, batch=batch)
+    found = np.concatenate([session.run(rows) for rows in np.split(given, len(given) // (batch or 4))])
+    np.save(folder / f"found-{batch}.npy", found)
+"""
+
+
+@pytest.mark.parametrize("int8", [False, True])
+@pytest.mark.parametrize("join", ["gate", "twice", "past"])
+def test_a_perceptron_joined_by_another_branch_loads_at_a_small_batch(join: str, int8: bool, tmp_path: Path) -> None:
+    """OpenVINO 2026.4 died of it, without a word."""
+    model = Branched(join, 16).eval()
+    given = torch.randn(8, 16, generator=torch.Generator().manual_seed(1))
+    source = Exporter().source(model, given, topology="")
+    held = {"calibration": given.numpy(), "float_layers": frozenset[str]()} if int8 else {}
+    for name, content in get("openvino").compile(source, **held).files.items():  # type: ignore[arg-type]
+        (tmp_path / name).write_bytes(content)
+    np.save(tmp_path / "given.npy", given.numpy())
+    done = subprocess.run([sys.executable, "-c", LOADED, str(tmp_path)], capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    with torch.no_grad():
+        right = model(given).numpy()
+    for found in (np.load(tmp_path / f"found-{batch}.npy") for batch in (1, 2, None)):
+        assert np.abs(found - right).max() <= (0.1 if int8 else 1e-5) * np.abs(right).max()
