@@ -5,8 +5,10 @@
     python benchmarks/recommend.py wines twotower --seed 0   # ours; sasrec; --tune leaves the test split alone
     python benchmarks/recommend.py retail twotower           # the last day out; --repeats 1: what was bought counts again
     python benchmarks/recommend.py months                    # 2021: trained anew each month, or gone on with
-    W=runs/recommend/wines-twotower-0/model.safetensors F=DATA/recommender/xwines-slim-ratings.csv.gz
-    equipoise optimize "recommend:$F?model=twotower&weights=$W" --budget "drop<=0.3" --time 60min --store runs/recommend-small
+    python benchmarks/recommend.py wines twotower --tune     # for the search: what it measures drops on must not be learned
+    W=runs/recommend/wines-twotower-0-tune/model.safetensors F=DATA/recommender/xwines-slim-ratings.csv.gz
+    equipoise optimize "recommend:$F?model=twotower&weights=$W" --target "onnxruntime:cpu?batch=64" --budget "drop<=0.3" \\
+        --time 15min --store runs/recommend-small            # requests come 64 at a time
 
 X-Wines Slim, leave one out by time, users with 5 or more, every item ranked, what a user has is no answer. Online Retail: the
 last day of each customer out, a sample for each product of it. What was chosen (recipe, epochs) was chosen on the validation

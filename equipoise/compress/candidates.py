@@ -123,9 +123,10 @@ def _translated(model: nn.Module, graph: Any, found: Mapping[tuple[Any, Any], se
             continue
         if isinstance(node.module, nn.Parameter):
             owner, _, held = tensors.get(id(node.module), "").rpartition(".")
-            own = not refusal(model.get_submodule(owner))  # a norm that the graph does not know
-            axis = "out" if own else f"{held}:{_along(node.module, axes[id(node.module)], places)}"
-            cuts.append(Cut(owner, axis, _positions(places)))
+            if not refusal(model.get_submodule(owner)):  # a norm that the graph does not know
+                cuts.append(Cut(owner, "out", _positions(places)))
+            elif (along := _along(node.module, axes[id(node.module)], places)) is not None:
+                cuts.append(Cut(owner, f"{held}:{along}", _positions(places)))
         elif type(node.module).__name__ == "_OutputOp":
             reason = "it feeds the model's output"
         elif id(node.module) in names:
@@ -134,11 +135,13 @@ def _translated(model: nn.Module, graph: Any, found: Mapping[tuple[Any, Any], se
     return tuple(cuts), reason
 
 
-def _along(parameter: nn.Parameter, axis: int, places: set[Any]) -> int:
-    """Return the axis of a parameter on which the places lie: the graph's guess, the last one, unless another one fits."""
+def _along(parameter: nn.Parameter, axis: int, places: set[Any]) -> int | None:
+    """Return the axis of a parameter that the places fill, the graph's guess before another; None where there is none.
+
+    Then it meets the channels along another axis, such as a weight for each word of a text: it stays, and the proof tells.
+    """
     count = len({int(place.idx) for place in places})
-    fitting = [at for at, extent in enumerate(parameter.shape) if extent == count]
-    return axis if axis in fitting or not fitting else fitting[0]
+    return next((at for at in (axis, *range(parameter.dim())) if parameter.shape[at] == count), None)
 
 
 def _positions(places: set[Any]) -> tuple[tuple[int, ...], ...]:

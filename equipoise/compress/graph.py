@@ -19,7 +19,7 @@ from equipoise.compress.candidates import candidates
 from equipoise.compress.coupling import Cut as Cut
 from equipoise.compress.coupling import Group as Group
 from equipoise.compress.coupling import keeping as keeping
-from equipoise.compress.cut import AXES, axis_size, refusal
+from equipoise.compress.cut import AXES, axis_size, refusal, sliced
 from equipoise.compress.dense import shared_parameters
 from equipoise.compress.group_proof import prove, said
 from equipoise.compress.group_proof import silence as _silence  # noqa: F401 - the same comparison by hand
@@ -129,8 +129,6 @@ def _static_reason(group: Group, model: nn.Module, shared: set[str]) -> str:
             continue
         if cut.axis in AXES and (why := refusal(layer)):
             return f"{cut.layer} is {why}, which is not sliced"
-        if cut.layer in shared:
-            return f"{cut.layer or 'the model'} shares its weight with another layer"
         if len(cut.positions) != group.size:
             return f"{cut.layer or 'the model'} holds only some of the channels"
         if len({len(spots) for spots in cut.positions}) > 1:
@@ -140,7 +138,20 @@ def _static_reason(group: Group, model: nn.Module, shared: set[str]) -> str:
             return f"its places in {cut.layer or 'the model'} could not be made out: some repeat or lie outside of the layer"
     if not group.consumers:
         return "it feeds the model's output"
-    return "it has a single channel" if group.size < 2 else ""
+    if group.size < 2:
+        return "it has a single channel"
+    parting = next((cut.layer for cut in group.cuts if cut.layer in shared), None)
+    if parting is not None and not _cut_alike(group, model):
+        return f"{parting or 'the model'} shares its weight with another layer"
+    return ""
+
+
+def _cut_alike(group: Group, model: nn.Module) -> bool:
+    """Whether layers that share a weight, as a table and a head do, share it still when the group is cut."""
+    smaller = sliced(model, keeping(model, [group], {group.name: range(1, group.size)}), borrow=True)
+    before, after = (dict(m.named_parameters(remove_duplicate=False)) for m in (model, smaller))
+    first: dict[int, str] = {}
+    return all(after[name] is after[first.setdefault(id(value), name)] for name, value in before.items())
 
 
 def _sharing(model: nn.Module, running: Collection[str]) -> tuple[set[str], dict[str, list[str]]]:

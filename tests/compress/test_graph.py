@@ -88,6 +88,41 @@ def test_tied_weights_stay_whole() -> None:
     assert all("shares its weight" in found[name].reason for name in ("0", "2", "4"))
 
 
+class Bagged(nn.Module):
+    """Words weighted by their place, added, and answered by the rows of the table that read them."""
+
+    def __init__(self, *, words: int, width: int, length: int) -> None:
+        super().__init__()
+        self.table, self.head = nn.Embedding(words, width), nn.Linear(width, words)
+        self.head.weight = self.table.weight
+        self.age = nn.Parameter(torch.linspace(-1, 1, length))
+        self.inner = nn.Linear(width, width)
+
+    def forward(self, tokens: Tensor) -> Tensor:
+        x = (self.table(tokens) * self.age.exp()[:, None]).sum(1)
+        return self.head(x + self.inner(x))
+
+
+@pytest.mark.parametrize(("width", "length"), [(12, 5), (5, 12)])
+def test_a_table_that_is_the_head_is_narrowed_on_both_sides_at_once(width: int, length: int) -> None:
+    torch.manual_seed(0)
+    model = Bagged(words=9, width=width, length=length).eval()
+    tokens = torch.randint(0, 9, (3, length))
+    found = groups(model, tokens)
+    stream = by_name(found)["table"]
+    assert stream.prunable, stream.reason
+    assert (stream.producers, stream.consumers) == (("table", "inner"), ("inner", "head"))
+    kept = [0, 2, 3]
+    small = sliced(model, keeping(model, found, {"table": kept}))
+    assert small.head.weight is small.table.weight
+    assert small.head.weight.shape == (9, 3)
+    assert small.age.shape == (length,)  # a weight for each place is none for each channel
+    with torch.no_grad():
+        x = (model.table(tokens)[:, :, kept] * model.age.exp()[:, None]).sum(1)
+        x = x + x @ model.inner.weight[kept][:, kept].T + model.inner.bias[kept]
+        torch.testing.assert_close(small(tokens), x @ model.head.weight[:, kept].T + model.head.bias)
+
+
 @pytest.mark.parametrize("name", EASY)
 def test_cuts_agree_with_torch_pruning_and_the_model_is_untouched(name: str) -> None:
     model, inputs = made(name)

@@ -126,7 +126,7 @@ def test_a_wrong_map_of_the_stream_is_caught(monkeypatch: pytest.MonkeyPatch, ch
 
 
 class Tied(nn.Module):
-    """As T5's encoder: words under two names, of which one is never called."""
+    """As T5's encoder: words under two names, of which one is never called; or both are."""
 
     def __init__(self, *, both: bool) -> None:
         super().__init__()
@@ -139,19 +139,17 @@ class Tied(nn.Module):
         return self.head(self.norm(found + self.mix(torch.tanh(found))).mean(1))  # type: ignore[no-any-return]
 
 
-def test_a_weight_that_is_held_idly_goes_too_and_stays_one() -> None:
+@pytest.mark.parametrize("both", [False, True])
+def test_a_weight_that_two_layers_hold_goes_from_both_and_stays_one(both: bool) -> None:
     torch.manual_seed(0)
     x = torch.randint(0, 20, (4, 6))
-    model = Tied(both=False).eval()
-    (group,) = [group for group in groups(model, x) if group.name == "words"]
+    model = Tied(both=both).eval()
+    (group,) = [group for group in groups(model, x) if {"words", "shared"} & set(group.producers)]
     assert group.prunable, group.reason
-    small: Any = sliced(model, keeping(model, [group], {"words": range(0, WIDTH, 2)}))
+    small: Any = sliced(model, keeping(model, [group], {group.name: range(0, WIDTH, 2)}))
     assert small.words.weight is small.shared.weight
     assert tuple(small.words.weight.shape) == (20, WIDTH // 2)
-    model = Tied(both=True).eval()
-    found = [group for group in groups(model, x) if {"words", "shared"} & set(group.producers)]
-    assert found
-    assert not any(group.prunable for group in found)
+    small(x)
 
 
 class Gained(Root):

@@ -129,7 +129,7 @@ class TwoTower(Recommender):
         """Return scores (N, outputs)."""
         seen = tokens != self.padding
         weight = self.age[: tokens.shape[1]].exp() * seen  # (N, L)
-        x = (weight[:, None] @ self.token(tokens))[:, 0] / weight.sum(1, keepdim=True).clamp(min=1e-6).sqrt()
+        x = (self.token(tokens) * weight[:, :, None]).sum(1) / weight.sum(1, keepdim=True).clamp(min=1e-6).sqrt()
         for widen, narrow in zip(self.widen, self.narrow, strict=True):
             x = x + narrow(self.drop(self.act(widen(x))))
         return self.scored(x, tokens)
