@@ -1,10 +1,14 @@
 from __future__ import annotations
 
 import numpy as np
+import onnx
 import onnxruntime
 import pytest
+import torch
 from onnx import ModelProto, TensorProto, checker, helper, numpy_helper
+from torch import nn
 
+from equipoise.runtimes.export import Exporter
 from equipoise.runtimes.simplify import simplify
 
 FAR = 2**63 - 1
@@ -72,3 +76,43 @@ def test_what_is_no_plain_subsampling_keeps_its_function(change: dict) -> None:
     assert (
         plain.shape != wanted.shape or np.abs(wanted - plain).max() > 1e-3
     )  # the change matters: rewriting it as before would be seen
+
+
+class Weighed(nn.Module):
+    """Rows of a table, added by weights; what else may be like it and is not."""
+
+    def __init__(self, kind: str) -> None:
+        super().__init__()
+        self.table = nn.Embedding(20, 6)
+        self.kind = kind
+
+    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
+        x, weights = self.table(tokens), (tokens != 0).float() * 0.5
+        if self.kind == "kept":
+            return (weights.unsqueeze(-1) * x).sum(1, keepdim=True) + x
+        if self.kind == "other axis":
+            return (x * weights[:, :, None]).sum(2)
+        if self.kind == "repeated":
+            return (x * weights[:, :1, None]).sum(1)
+        if self.kind == "full":
+            return (x * x).sum(1)
+        if self.kind == "read twice":
+            weighed = x * weights[:, :, None]
+            return weighed.sum(1) + weighed[:, 0]
+        return (x * weights[:, :, None]).sum(1) / weights.sum(1, keepdim=True).clamp(min=1)
+
+
+@pytest.mark.parametrize(
+    ("kind", "rewritten"),
+    [("mean", True), ("kept", True), ("other axis", False), ("repeated", False), ("full", False), ("read twice", False)],
+)
+def test_a_sum_by_weights_is_a_product_of_matrices(kind: str, rewritten: bool) -> None:
+    model = Weighed(kind).eval()
+    tokens = torch.randint(0, 20, (3, 7), generator=torch.Generator().manual_seed(0))
+    content = Exporter().source(model, tokens, topology="").onnx()
+    session = onnxruntime.InferenceSession(content, providers=["CPUExecutionProvider"])
+    assert ("MatMul" in kinds(onnx.load_from_string(content))) == rewritten
+    assert ("ReduceSum" in kinds(onnx.load_from_string(content))) == (not rewritten or kind == "mean")
+    for given in (tokens, tokens[:1] if kind == "repeated" else tokens[:1, :4]):
+        with torch.no_grad():
+            assert np.allclose(session.run(None, {"input": given.numpy()})[0], model(given).numpy(), atol=1e-6)
