@@ -23,7 +23,7 @@ from equipoise.road import entries, forecast, rungs
 from equipoise.road.facts import TARGET, facts_from
 from equipoise.road.features import Features, completed
 from equipoise.road.jobs import Job, Record, Steps, Walk
-from equipoise.road.proposals import Known, uniform_plans, worst_loss
+from equipoise.road.proposals import UNTRAINED, Known, uniform_plans, worst_loss
 from equipoise.search import converged, front_volume
 from equipoise.search.propose import halving
 from equipoise.stats import median
@@ -389,9 +389,9 @@ class Road(Walk):
             self.volumes.append(front_volume(evaluated, worst_loss=self.worst_loss))
 
     @property
-    def _mendable(self) -> float:
-        """Times the allowed drop that a plan may lose at first and still be of interest."""
-        return rungs.MENDABLE if self.asked.recovery else 1.0
+    def _mendable(self) -> tuple[float, float]:
+        """Times the allowed drop, and the loss, that a plan may have at first and still be of interest."""
+        return (rungs.MENDABLE, rungs.MENDABLE_LOSS) if self.asked.recovery else UNTRAINED
 
     def _worth_another_round(self, until: float) -> bool:
         """Whether there is a plan to try, time to try it, and hope that it tells something."""

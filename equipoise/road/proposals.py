@@ -30,23 +30,25 @@ FIRST = 12
 """Plans of the predicted front that are evaluated before the search begins."""
 WORST_LOSS = 1.0
 """Loss beyond which a plan is of no interest, recovered or not; a bound on the drop lowers it once drops are known."""
-LEAST_WORST = 0.05
+UNTRAINED = (1.0, 0.05)
+"""Times the allowed drop, and the loss, up to which a plan is of interest that is not trained."""
 TELLING_LOSS = 0.02
 """Loss from which a drop is more than chance."""
 
 
-def worst_loss(evaluations: Sequence[Evaluation], budget: Budget, *, mendable: float) -> float:
+def worst_loss(evaluations: Sequence[Evaluation], budget: Budget, *, mendable: tuple[float, float] = UNTRAINED) -> float:
     """Return the loss beyond which, as these plans tell, a plan drops more than the bound and training could mend.
 
     Args:
-        mendable: Times the bound that training may mend.
+        mendable: Times the bound that training may mend, and the loss that it may in any case.
     """
     bound = budget.bound("drop")
     tried = [e for e in evaluations if e.ok and lost(e) > TELLING_LOSS and e.drop.get() > 0]
     if not bound or not tried:
         return WORST_LOSS
     points_per_loss = median([e.drop.get() / lost(e) for e in tried])
-    return float(min(WORST_LOSS, max(LEAST_WORST, mendable * bound / points_per_loss)))
+    times, least = mendable
+    return float(min(WORST_LOSS, max(least, times * bound / points_per_loss)))
 
 
 @dataclass(frozen=True)

@@ -37,6 +37,12 @@ MENDABLE = 20.0
 
 An EfficientNet-Lite0 cut to 0.35 of its time, in 8 bits: from a drop of 16.4 points to 2.9 [-0.6, 6.5] in 280 seconds of two
 cores, 411 steps (one seed)."""
+MENDABLE_LOSS = 0.5
+"""Loss up to which a plan is worth training whatever it drops: of sentences written word by word the points are gone before
+the nats are.
+
+A Transformer that translates, half trained, BLEU 33.5 on 200 sentences, two of the four blocks of its decoder gone: from BLEU
+10.0 at 0.607 nats to 31.5 at 0.142 in 88 CPU seconds, 203 steps of 32 pairs (one seed)."""
 SURE = 0.75
 """Chance of keeping the drop at which a quarter of the time left is enough for a plan."""
 INTACT = 0.02
@@ -73,7 +79,7 @@ def candidates(evaluations: Sequence[Evaluation], budget: Budget) -> list[Evalua
     bound = budget.bound("drop")
     if bound:
         kept = any(e.drop.get() <= MARGIN * bound for e in rows)  # then the search has a better use for the time
-        rows = [e for e in rows if bound < e.drop.get() <= MENDABLE * bound] or [e for e in rows if not kept]
+        rows = [e for e in rows if _mendable(e, bound)] or [e for e in rows if not kept]
     front = [rows[i] for i in non_dominated([[lost(e), e.axis("latency_s").get()] for e in rows])]
     front = sorted((e for e in front if lost(e) >= INTACT), key=lost)
     if budget.bound("latency") is not None or len(front) <= count:
@@ -140,6 +146,11 @@ def _one_shot(evaluations: Sequence[Evaluation], budget: Budget) -> list[Evaluat
     return [e for e in evaluations if e.ok and e.fidelity == "one-shot" and _within(e, budget)]
 
 
+def _mendable(e: Evaluation, bound: float) -> bool:
+    """Whether a one-shot evaluation drops more than the bound, and no more than training could win back."""
+    return bound < e.drop.get() and (e.drop.get() <= MENDABLE * bound or lost(e) <= MENDABLE_LOSS)
+
+
 def lost(evaluation: Evaluation) -> float:
     """Return the loss of an evaluation that ended well to the untouched model."""
     assert evaluation.damage is not None, "a failed evaluation has no loss"
@@ -152,7 +163,7 @@ def reserves(evaluations: Sequence[Evaluation], trained: History, budget: Budget
     if not bound:
         return []
     rows = (e for e in _one_shot(evaluations, budget) if e.plan.digest not in trained)
-    return [e for e in rows if bound < e.drop.get() <= MENDABLE * bound]
+    return [e for e in rows if _mendable(e, bound)]
 
 
 def forecasts(evaluations: Sequence[Evaluation], trained: History) -> Forecasts:

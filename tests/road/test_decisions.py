@@ -157,7 +157,7 @@ def test_where_hand_use_tells_what_a_loss_costs_no_first_plan_is_beyond_hope(mon
     turns = [i for i, job in enumerate(done) if job.kind == "proposal"]
     first = [job.args["predicted"]["damage"] for job in done[turns[0] : turns[1]] if job.kind == "evaluation"]
     assert first
-    assert max(first) <= rungs.MENDABLE * 0.2 / POINTS_PER_NAT + 1e-9 < proposals.WORST_LOSS
+    assert max(first) <= max(rungs.MENDABLE * 0.2 / POINTS_PER_NAT, rungs.MENDABLE_LOSS) + 1e-9 < proposals.WORST_LOSS
 
 
 def test_a_training_starts_from_the_weights_of_its_plan_and_none_is_made_twice(whole: Formula) -> None:
