@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from typing import Any
 
-JOINS = ("Add", "Subtract", "Multiply", "Divide", "Maximum", "Minimum", "SquaredDifference", "Power", "PRelu", "Mod")
+JOINS = ("Add", "Subtract", "Multiply", "Divide", "Maximum", "Minimum", "SquaredDifference", "Power", "Mod")
 """Elementwise operators of two values."""
 PRODUCTS = 2
 """Products in a row, from which on they are one kernel."""
