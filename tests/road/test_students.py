@@ -159,11 +159,12 @@ class InParts(nn.Module):
         return scores
 
 
-def test_a_model_with_attention_is_taught_at_a_small_rate_however_it_is_written() -> None:
+def test_a_model_with_attention_is_taught_by_what_it_lost_however_it_is_written() -> None:
     rows, source = torch.randint(1, 40, (2, 24)), torch.Generator().manual_seed(0)
     made = {name: family(name).model({}, Shape((24,), 3, 40), generator=source).eval() for name in ("encoder", "textcnn")}
-    assert recipe_for(made["encoder"], rows, new=False) is ATTENDING
-    assert recipe_for(InParts(), torch.randn(2, 5, 8), new=False) is ATTENDING
+    rates = [recipe_for(made["encoder"], rows, new=False, lost=lost).lr for lost in (0.0, 0.08, 0.6, 1.0, 3.0, None)]
+    assert rates == pytest.approx([ATTENDING.lr * share for share in (0.1, 0.1, 0.6, 1.0, 1.0, 1.0)])
+    assert recipe_for(InParts(), torch.randn(2, 5, 8), new=False) == ATTENDING
     assert recipe_for(made["textcnn"], rows, new=False) is FOLDED
     ending = nn.Sequential(nn.Linear(8, 4), nn.Softmax(-1))  # a softmax is no attention
     assert recipe_for(ending, torch.randn(2, 8), new=False) is FOLDED
