@@ -22,7 +22,7 @@ from equipoise.batch import Inputs, mapped, named, restored, size, take
 from equipoise.budget import Constraint
 from equipoise.errors import EquipoiseError
 from equipoise.records import Reading, as_data, measured
-from equipoise.road.bench import QUICK_SAMPLES
+from equipoise.road.bench import quick_samples
 from equipoise.runtimes import Program, Target
 from equipoise.ship.artifact import Artifact
 from equipoise.ship.manifest import SOURCE_STATE
@@ -184,11 +184,11 @@ def _probe(scene: Scene) -> Iterator[Check]:
 
 def _quality(scene: Scene, found: dict[str, Reading]) -> Iterator[Check]:
     """Numerics and quality on validation and test."""
-    claims, validation = scene.artifact.claims, scene.data.validation
-    allowed = {len(validation)} | ({min(QUICK_SAMPLES, len(validation))} if claims.fidelity == "one-shot" else set())
+    claims, validation, metric = scene.artifact.claims, scene.data.validation, scene.data.metric
+    allowed = {len(validation)} | ({min(quick_samples(metric), len(validation))} if claims.fidelity == "one-shot" else set())
     n, base_n = claims.promise["quality"].n, claims.baseline["quality"].n
-    if scene.data.metric.ask is not None:  # it counts sentences or drives of its own, and always reads the whole split
-        n = base_n = len(validation)
+    if metric.ask is not None:  # it may count other things, such as episodes, whatever it is asked on
+        n, base_n = n if n in allowed else len(validation), len(validation)
     whole = n in allowed and base_n == len(validation)
     yield judged("samples", f"{n} and {base_n}", f"{len(validation)} in the split", whole, "a promise is of the whole split")
     if not whole:
