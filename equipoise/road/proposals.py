@@ -36,7 +36,7 @@ TELLING_LOSS = 0.02
 """Loss from which a drop is more than chance."""
 
 
-def worst_loss(evaluations: Sequence[Evaluation], budget: Budget, *, mendable: tuple[float, float] = UNTRAINED) -> float:
+def worst_loss(evaluations: Sequence[Evaluation], budget: Budget, *, mendable: tuple[float, float]) -> float:
     """Return the loss beyond which, as these plans tell, a plan drops more than the bound and training could mend.
 
     Args:

@@ -21,8 +21,7 @@ def lift_joins(model: Any) -> None:
     from openvino import opset13
 
     axis = opset13.constant([1], dtype="int64")
-    products: dict[str, int] = {}
-    """Node -> how many products stand in a row behind it; a node is left out where no input of the model has a part in it."""
+    products: dict[str, int] = {}  # node -> products in a row behind it; none where no input of the model has a part in it
     for node in model.get_ordered_ops():
         values = node.input_values()
         computed = [products[name] for value in values if (name := value.get_node().get_name()) in products]

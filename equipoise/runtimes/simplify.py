@@ -37,11 +37,11 @@ def simplify(model: ModelProto) -> ModelProto:
             source, strides = chain
             replacement = _convolution(node, source, strides, view, model)
             gone |= _outputs_between(source, node, view)
-        else:
-            replacement = _pooling(node, view) if node.op_type == "ReduceMean" else [node]
-        if (product := _weighing(node, view)) is not None:
+        elif (product := _weighing(node, view)) is not None:
             gone.add(node.input[0])
             replacement = product
+        else:
+            replacement = _pooling(node, view) if node.op_type == "ReduceMean" else [node]
         nodes += replacement
     kept = [node for node in nodes if node.output[0] not in gone]
     used = {name for node in kept for name in node.input}
