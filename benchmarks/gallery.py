@@ -102,20 +102,23 @@ def point(e: Evaluation, baseline: Evaluation, front: set[str]) -> dict[str, Any
     }
 
 
-def sizes(field: str, data: Path, store: Path, *, train: str, time: str, family: str, task: str) -> None:
+def sizes(field: str, data: Path, store: Path, *, train: str, time: str, family: str, task: str, recipe: str) -> None:
     """Ask the scale road, then train sizes around its answer with the same compute."""
     from equipoise.scaling import Available, PlannedRun
     from equipoise.scaling.runs import BACKWARD
     from equipoise.sizing.sizes import Sizes
-    from equipoise.sizing.small_runs import SmallRuns
+    from equipoise.sizing.small_runs import SmallRuns, recipe_for
     from equipoise.sizing.walk import scale
     from equipoise.study.store import Store
     from equipoise.training import Recipe
+    from equipoise.verbs.train import recipe_of
     from equipoise.workloads import as_family, as_task
 
     row = FIELDS[field]
     kind, learned = as_family(family or row.family), as_task(task or row.task.format(data=data))
-    advice = scale(kind, learned, limits=f"train<={train}", time=time, store=store, shape=False, compress=False)
+    asked_for = recipe_of(recipe, recipe_for(learned)) if recipe else None
+    limits = f"train<={train}"
+    advice = scale(kind, learned, limits=limits, time=time, store=store, recipe=asked_for, shape=False, compress=False)
     print(advice.sentence(), flush=True)
     option = advice.decision.recommended or advice.decision.within
     if option is None:
@@ -145,6 +148,7 @@ def sizes(field: str, data: Path, store: Path, *, train: str, time: str, family:
         field,
         sizes={
             "family": kind.name, "task": learned.name, "train": train, "time": time, "seed": header["seed"],
+            "recipe": recipe,
             "answered": advice.decision.answered, "said": advice.sentence(), "range": [min(ends), max(ends)] if ends else None,
             "grid": made, "regret": regret, "machine": machine.describe(),
         },
@@ -315,6 +319,7 @@ def main() -> None:
     two.add_argument("--time", default="8min")
     two.add_argument("--family", default="", help="another than the field's")
     two.add_argument("--task", default="", help="another than the field's, as the command line writes it")
+    two.add_argument("--recipe", default="", help="changes of the small runs' recipe, whose rate is then not searched for")
     what.add_parser("page")
     args = parser.parse_args()
     if args.what == "page":
@@ -322,7 +327,8 @@ def main() -> None:
     elif args.what == "search":
         search(args.field, args.store)
     else:
-        sizes(args.field, args.data, args.store, train=args.train, time=args.time, family=args.family, task=args.task)
+        asked = {name: getattr(args, name) for name in ("train", "time", "family", "task", "recipe")}
+        sizes(args.field, args.data, args.store, **asked)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,6 @@ timed in blocks beside the untouched model's.
 from __future__ import annotations
 
 import math
-import os
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field, replace
@@ -49,7 +48,7 @@ from equipoise.road.racing import Contender
 from equipoise.road.students import students
 from equipoise.road.survey import survey
 from equipoise.runtimes import Program, Session, Source, Target, requested
-from equipoise.runtimes.cpu import has_exact_int8, liked_channels
+from equipoise.runtimes.cpu import cores, has_exact_int8, liked_channels
 from equipoise.runtimes.decoding import ProgramWriter, looks_back
 from equipoise.runtimes.export import Exporter
 from equipoise.runtimes.layers import layer_nodes
@@ -110,7 +109,7 @@ class Workbench:
     @cached_property
     def threads(self) -> int:
         """Threads to build and probe with: one, as small products lose by being shared out, but all for a large model."""
-        return os.cpu_count() or 1 if count(self.teacher, self.work.example).macs >= SHARED_OUT else 1
+        return cores() if count(self.teacher, self.work.example).macs >= SHARED_OUT else 1
 
     @cached_property
     def builder(self) -> Builder:
@@ -192,7 +191,7 @@ class Workbench:
     def answers(self) -> Callable[[Inputs], torch.Tensor]:
         """What the untouched model answers, for teaching: its compiled program on all cores, faster than torch for the same."""
         program = self.reference_program
-        session = runtimes.get(program.runtime).load(program, threads=os.cpu_count() or 1)
+        session = runtimes.get(program.runtime).load(program, threads=cores())
 
         def answer(inputs: Inputs) -> torch.Tensor:
             given = mapped(inputs, lambda value: value.contiguous().numpy())
@@ -382,7 +381,7 @@ class Answering:
 
     @cached_property
     def _session(self) -> Session:
-        return runtimes.get(self.program.runtime).load(self.program, threads=os.cpu_count() or 1)
+        return runtimes.get(self.program.runtime).load(self.program, threads=cores())
 
     def __call__(self, inputs: Inputs) -> Array:
         """Return the outputs of a batch of tensors."""
@@ -390,7 +389,7 @@ class Answering:
 
     def writer(self) -> ProgramWriter | None:
         """Return what writes with it word by word; None of a program that keeps nothing of what it has read."""
-        return ProgramWriter(self.program, threads=os.cpu_count() or 1) if looks_back(self.program) else None
+        return ProgramWriter(self.program, threads=cores()) if looks_back(self.program) else None
 
 
 def quick_samples(metric: Metric) -> int:

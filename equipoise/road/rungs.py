@@ -182,7 +182,8 @@ def promote(
 ) -> list[Evaluation]:
     """Return the `count` candidates to train on: under a bound on the drop those that promise most, else those forecast best.
 
-    Of those none of which was trained some are spread over all, under a bound on the latency the first.
+    Of those none of which was trained some are spread over all, under a bound on the latency the first; where one alone will
+    be trained under a bound on the drop, it is the one that promises most by its loss.
 
     Args:
         horizon: Seconds of training that the survivor may still get.
@@ -190,10 +191,13 @@ def promote(
     """
     if len(alive) <= count:
         return list(alive)
-    if not any(outlook.trained.get(e.plan.digest) for e in alive):
-        return list(alive)[:count] if budget.bound("latency") is not None else _spread(alive, count)
-    forecast = {e.key: outlook.drop(e.plan.digest, horizon)[0] for e in alive}
     bound = budget.bound("drop")
+    if not any(outlook.trained.get(e.plan.digest) for e in alive):
+        if budget.bound("latency") is not None:
+            return list(alive)[:count]
+        if count > 1 or bound is None:
+            return _spread(alive, count)
+    forecast = {e.key: outlook.drop(e.plan.digest, horizon)[0] for e in alive}
     if bound is None:
         ranked = sorted(alive, key=lambda e: forecast[e.key])
         if budget.bound("latency") is None:  # no bound at all: balance, by the distance to the ideal corner

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import functools
 import hashlib
-import os
 import pkgutil
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -19,6 +18,7 @@ from urllib.parse import parse_qsl
 from equipoise.batch import Inputs, size
 from equipoise.errors import InputError, must_be, unknown
 from equipoise.records import Choice, ProgramRef
+from equipoise.runtimes.cpu import cores
 from equipoise.schemes import scheme
 
 if TYPE_CHECKING:
@@ -134,12 +134,11 @@ def read_targets(wanted: str | Sequence[Target]) -> tuple[Target, ...]:
 
 
 def check_threads(target: Target) -> None:
-    """Raise `InputError` when `target` asks for more threads than this machine has cores: the rest would only wait."""
-    cores = os.cpu_count() or target.threads
-    if target.threads > cores:
-        raise must_be(
-            "target.threads", f"at most {cores}, the cores of this machine", target.threads, f"Write ?threads={cores}."
-        )
+    """Raise `InputError` when `target` asks for more threads than there are cores for: the rest would only wait."""
+    most = cores()
+    if target.threads > most:
+        where = f"at most {most}, the cores that this process may run on"
+        raise must_be("target.threads", where, target.threads, f"Write ?threads={most}.")
 
 
 @dataclass(frozen=True, slots=True)

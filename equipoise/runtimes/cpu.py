@@ -1,11 +1,20 @@
-"""What this CPU likes: whether its 8-bit products are exact, and the multiples of channels at which it is quick."""
+"""What this CPU has and likes: its cores, exact 8-bit products or none, the multiples of channels at which it is quick."""
 
 from __future__ import annotations
 
+import os
 import platform
 from pathlib import Path
 
 X86 = ("x86_64", "amd64")
+
+
+def cores() -> int:
+    """Return on how many cores this process may run: under ``taskset`` or in a container fewer than there are.
+
+    Threads that share a core wait for each other: a session of two on one core takes many times as long as one of one.
+    """
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
 def has_exact_int8() -> bool:

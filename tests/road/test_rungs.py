@@ -183,7 +183,17 @@ def test_of_those_that_were_not_trained_some_of_each_kind_are_spread() -> None:
     found = promote(mixed, forecasts(mixed, {}), 2, DROP, horizon=9.0, tried=[])
     assert {e.fidelity for e in found} == {"one-shot", "untrained"}
     quick = parse_budget("latency<=5ms, drop<=1")
+    assert promote(cut, forecasts(cut, {}), 1, parse_budget(""), horizon=9.0, tried=[]) == [cut[2]]
     assert promote(cut, forecasts(cut, {}), 2, quick, horizon=9.0, tried=[]) == cut[:2]
+
+
+def test_where_one_alone_is_trained_it_is_the_one_that_promises_most() -> None:
+    """The digits: the middle of four had lost half a nat; in the ten seconds that there were it came back to 2 points."""
+    rows = [trial("mild", 2.21, 0.154, 2.75), trial("half", 1.85, 0.307, 8.25), trial("bold", 1.10, 0.55, 15.25)]
+    whole = trial("whole", 4.3, 0.0, 0.25)
+    assert promote(rows, forecasts(rows, {}), 1, DROP, horizon=8.0, tried=[*rows, whole]) == [rows[0]]
+    better = trial("better", 2.0, 0.0, 0.25)
+    assert promote(rows, forecasts(rows, {}), 1, DROP, horizon=8.0, tried=[*rows, better]) != [rows[0]]
 
 
 def test_without_time_for_one_training_nothing_is_trained() -> None:

@@ -114,6 +114,14 @@ def test_what_is_left_after_a_cut_reads_on(what: str, tokens: Tensor, exporter: 
     assert [shape[1] for shape in shapes] == {"heads": [1, 1, 2, 2], "depth": [2, 2], "attention": [2, 2, 2, 2]}[what]
 
 
+def test_what_has_lost_every_block_still_counts_its_places(tokens: Tensor, exporter: Exporter) -> None:
+    net = decoder()
+    none = replaced(net, {name: Skip() for name, part in net.named_children() if name not in ("embed", "head")})
+    hold(none, tokens)
+    program = get("onnxruntime").compile(exporter.source(none, tokens, topology="none"))
+    assert off(in_parts(program, tokens, 1, 5), none(tokens).detach().numpy()) < TOLERANCE
+
+
 @pytest.mark.parametrize("scheme", ["8-weights", "4-weights", "8-dynamic", "float16"])
 def test_weights_in_few_bits_read_on(scheme: str, program: Program, tokens: Tensor, exporter: Exporter) -> None:
     net, layers = decoder(), layer_nodes(program.file("model.onnx"))

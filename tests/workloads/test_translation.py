@@ -233,9 +233,22 @@ def test_a_part_of_the_decoder_goes_with_what_was_kept_for_it(writer: torch.nn.M
         memory = shorter.encode(task.example[SOURCE])  # type: ignore[operator]
         _, past = shorter.read_on(task.example[WRITTEN], (), memory)  # type: ignore[operator]
     assert (len(memory), len(past)) == (3, 2)
-    program = get("onnxruntime").compile(Exporter().source(shorter, task.example, topology="shorter"))
-    few = task.validation.take(4)
-    assert torch.equal(asked(task.metric, Answering(program), few)[0], asked(task.metric, shorter, few)[0])
+    assert_writes_alike(shorter, task)
+
+
+def test_a_decoder_that_sees_nothing_of_what_it_wrote_still_counts_its_places(writer: torch.nn.Module, task: Task) -> None:
+    able = droppable(writer, task.example)
+    blind = drop(writer, [able["writes.0"], able["writes.3"]]).eval()
+    with torch.inference_mode():
+        blind.table.written.normal_(0, 0.5, generator=torch.Generator().manual_seed(0))  # type: ignore[union-attr, operator]
+    assert_writes_alike(blind, task)
+
+
+def assert_writes_alike(net: torch.nn.Module, task: Task) -> None:
+    program = get("onnxruntime").compile(Exporter().source(net, task.example, topology=str(len(net.state_dict()))))
+    answering, few = Answering(program), task.validation.take(4)
+    assert answering.writer() is not None
+    assert torch.equal(asked(task.metric, answering, few)[0], asked(task.metric, net, few)[0])
 
 
 @pytest.mark.slow

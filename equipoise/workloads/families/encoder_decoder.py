@@ -14,7 +14,7 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.workloads.families.base import Dimension, Family, Scale
-from equipoise.workloads.families.transformer import GROWTH, UNSEEN, Block, Past, initialize
+from equipoise.workloads.families.transformer import GROWTH, UNSEEN, Block, Past, counted, initialize
 from equipoise.workloads.task import Shape
 
 Memory = tuple[Tensor, ...]
@@ -179,6 +179,8 @@ class EncoderDecoder(nn.Module):
         """Map tokens (N, T) that follow on `past` to logits (N, V, T), with the past of what comes next."""
         before, present = iter(past), list[Tensor]()
         x, hidden = self._begun(written, past[0].shape[2] if past else 0)
+        if not any(isinstance(part, SelfAttention) for part in self.writes):
+            present += counted(x, past)
 
         def step(part: SelfAttention, x: Tensor) -> Tensor:
             x, kept = part.step(x, tuple(itertools.islice(before, 2)), hidden)

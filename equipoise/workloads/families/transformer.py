@@ -167,7 +167,7 @@ class Decoder(nn.Sequential):
         places = torch.arange(before + tokens.shape[1], device=tokens.device)
         x = embed(tokens, before)
         hidden = torch.where(places[before:, None] >= places, 0.0, UNSEEN).to(x.dtype)
-        present: Past = ()
+        present = () if any(isinstance(block, Block) for block in blocks) else counted(x, past)
         for block in blocks:
             if isinstance(block, Block):  # in place of one that was dropped stands what has no past
                 x, kept = block.step(x, past[len(present) : len(present) + 2], hidden)
@@ -175,6 +175,16 @@ class Decoder(nn.Sequential):
             else:
                 x = block(x)
         return head(x), present
+
+
+def counted(x: Tensor, past: Past) -> Past:
+    """Return the past of what keeps no keys and values: one feature of each token read, by which the places are counted.
+
+    Args:
+        x: Features (N, T, width) that follow on `past`, of N or 1 samples.
+    """
+    before = [each.expand(x.shape[0], -1, -1, -1) for each in past]
+    return (torch.cat([*before, x[:, None, :, :1]], 2),)
 
 
 class Reader(nn.Sequential):
