@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from equipoise.compress.technique import Draft
 from equipoise.compress.width import widths
 from equipoise.measure.counts import LayerCount, count
 from equipoise.records import Plan
@@ -94,3 +95,23 @@ def test_what_no_knob_sets_stays_float_in_a_mixed_plan(tmp_path: Path) -> None:
 
         assert weights("3") == {"0": 32, "3": 8, "5": 32}
         assert weights("3", "5") == {"0": 8, "3": 8, "5": 8}
+
+
+@pytest.mark.slow  # exports
+def test_the_untouched_program_is_asked_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It answered twice for its own score, half a minute each of what writes sentences."""
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(0)
+        net, x = torch.nn.Sequential(torch.nn.Linear(4, 3)).eval(), torch.randn(90, 4)
+    parts = {role: (x[i : i + 30], x[i : i + 30].argmax(1) % 3) for i, role in ((0, "train"), (30, "validation"), (60, "test"))}
+    calls: list[int] = []
+    own = Workbench.outputs
+    monkeypatch.setattr(Workbench, "outputs", lambda bench, program, n: calls.append(n) or own(bench, program, n))
+    with Store.open(tmp_path / "study") as store:
+        bench = Workbench(Workload(model=net, **parts), (Target("onnxruntime"),), store.blob)
+        scored = bench.score(Plan({}), bench.untouched, fidelity="untouched")
+        assert (scored.damage, calls) == (0.0, [30])
+        net[0].weight.data.mul_(-1)
+        changed = bench.score(Plan({}), Draft(net), fidelity="one-shot")
+        assert changed.damage
+        assert calls == [30, 30]
