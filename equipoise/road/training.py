@@ -61,6 +61,14 @@ batches of 64 (110; 31.3). With one of its twelve parts gone, at 0.037 nats, 0.0
 LITTLE_ATTENDING = 0.1
 """Nats, those of the MiniLM above, about which a tenth of the rate did it good."""
 
+MANY_CLASSES = 500
+"""Classes from which on answers are learned as they are, at a temperature of 1: softened, the few that count weigh little among
+so many. Zhao et al. (2022) distill so on ImageNet, and at 4 on CIFAR-100.
+
+A two-tower model of X-Wines' 1,007 items that takes half of the time, one thread, one seed, HR@10 on 10,254 users (untouched
+24.00): 23.50 after 90 s at 2, and 23.45 to 23.53 at 2 in three other ways; at 1 after as many steps 23.66, with labels 23.71, in
+batches of 1,024 23.62. A Transformer that translates, 5,000 pieces, 200 s: 0.158 nats at 2, 0.156 at 1."""
+
 
 def train(
     bench: Workbench,
@@ -96,6 +104,8 @@ def train(
     places = dict(student.named_modules())
     schemes = {f"{n}.conv" if isinstance(places[n], Normed) else n: way for n, way in draft.request.items() if n in places}
     recipe = recipe_for(own, bench.work.example, new=draft.drawn is not None, lost=lost)
+    if _classes(bench) >= MANY_CLASSES:
+        recipe = replace(recipe, temperature=1.0)
     done = distill(
         through(student, schemes, exact=exact),
         bench.answers if bench.work.augment or recipe.mix else bench.remembered,
@@ -113,6 +123,12 @@ def train(
     )
     found = snapped(done.model)
     return replace(done, model=fold(found, bench.work.example) if as_drawn else refold(found).eval())
+
+
+def _classes(bench: Workbench) -> int:
+    """Return among how many classes the untouched model chooses; 0 where its answers are no class scores."""
+    logits = bench.work.divergence.logits(bench.answers(bench.work.example))
+    return 0 if logits is None else logits.shape[-1]
 
 
 def _alike(model: nn.Module, other: nn.Module) -> bool:

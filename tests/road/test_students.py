@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from equipoise.compress.technique import Draft
 from equipoise.errors import InputError
 from equipoise.measure.counts import count
 from equipoise.records import Plan
@@ -143,6 +144,22 @@ def test_what_another_recipe_left_half_trained_is_not_gone_on_from(work: Workloa
     monkeypatch.setattr(training, "FRESH", replace(FRESH, batch=16))
     assert trained() > 0  # of a release with other steps: once an error, and the plan was lost
     assert len(list(tmp_path.glob("leg-*"))) == 2
+
+
+@pytest.mark.parametrize(("classes", "temperature"), [(10, FOLDED.temperature), (499, FOLDED.temperature), (500, 1.0)])
+def test_answers_among_many_classes_are_not_softened(classes: int, temperature: float, tmp_path, monkeypatch) -> None:
+    torch.manual_seed(0)
+    net, x = nn.Sequential(nn.Linear(4, classes)).eval(), torch.randn(60, 4)
+    parts = {role: (x[i : i + 20], torch.arange(20) % 10) for i, role in ((0, "train"), (20, "validation"), (40, "test"))}
+    bench = Workbench(Workload(model=net, **parts), (Target("onnxruntime"),), lambda _: "", shapes=True)
+    bench.__dict__["answers"] = net
+    seen: list[float] = []
+    distill = training.distill
+    monkeypatch.setattr(
+        training, "distill", lambda *args, **options: seen.append(options["recipe"].temperature) or distill(*args, **options)
+    )
+    training.train(bench, Plan({}), Draft(net), seconds=0.1, checkpoint=tmp_path / "leg", leg=1, seed=0)
+    assert seen == [temperature]
 
 
 class InParts(nn.Module):
