@@ -245,11 +245,11 @@ def sized(found: Mapping[str, Any]) -> list[str]:
         "| Params without embeddings | Samples | Loss | |",
         "|---|---|---|---|",
     ]
-    best, chosen = min(run["loss"] for run in found["grid"]), "recommended" if found["answered"] else "within reach"
+    best, chosen = min(run["loss"] for run in found["grid"]), "recommended" if found["answered"] else "named"
     for run in found["grid"]:
         marks = [*([chosen] if run["recommended"] else []), *(["best"] if run["loss"] == best else [])]
         lines.append(f"| {show(run['params'], '1')} | {show(run['samples'], '1')} | {run['loss']:.4f} | {', '.join(marks)} |")
-    return [*lines, "", f"Regret of the size {chosen}: {100 * found['regret']:.2f} %."]
+    return [*lines, "", f"Regret of the {chosen} size: {100 * found['regret']:.2f} %."]
 
 
 def draw(field: str, found: Mapping[str, Any]) -> None:

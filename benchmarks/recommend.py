@@ -8,7 +8,7 @@
     python benchmarks/recommend.py wines twotower --tune     # for the search: what it measures drops on must not be learned
     W=runs/recommend/wines-twotower-0-tune/model.safetensors F=DATA/recommender/xwines-slim-ratings.csv.gz
     equipoise optimize "recommend:$F?model=twotower&weights=$W" --target "onnxruntime:cpu?batch=64" --budget "drop<=0.3" \\
-        --time 15min --store runs/recommend-small            # requests come 64 at a time
+        --time 22min --store runs/recommend-small            # requests come 64 at a time
 
 X-Wines Slim, leave one out by time, users with 5 or more, every item ranked, what a user has is no answer. Online Retail: the
 last day of each customer out, a sample for each product of it. What was chosen (recipe, epochs) was chosen on the validation
