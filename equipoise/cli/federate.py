@@ -132,8 +132,11 @@ def _ratios() -> Reader:
 
     def read(name: str, text: str) -> tuple[float, ...]:
         try:
-            return tuple(float(part) for part in text.split(","))
+            found = tuple(float(part) for part in text.split(","))
         except ValueError as error:
             raise must_be(name, "fractions with commas between them", text, f"Write for example {name} 1,0.5.") from error
+        if not all(0 <= ratio <= 1 for ratio in found) or not any(found):
+            raise must_be(name, "fractions from 0 to 1, one of them above 0", text, f"Write for example {name} 1,0.5.")
+        return found
 
     return read

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from equipoise.study.tested import Verified
 
 STORE = Path("runs/gallery")
-RESULT = "gallery.json"
+RESULT, ASKED = "gallery.json", "asked.json"
 TIME, SAMPLE_TIME = "20min", "60s"
 TRAIN, SEARCH = 0.35, 0.45
 """Shares of the time: of training and of the search; the rest is for loading, scoring and verification."""
@@ -61,7 +61,7 @@ def run(args: argparse.Namespace) -> int:
 
 def _list(store: Path, *, as_json: bool) -> int:
     """Print each field with its data, its command and what came out last."""
-    last = {name: _last(store / name) for name in FIELDS}
+    last = {name: _last(store, name) for name in FIELDS}
     if as_json:
         print(json.dumps({"schema_version": 1, "fields": last}, indent=1))
         return EXIT_OK
@@ -74,13 +74,33 @@ def _list(store: Path, *, as_json: bool) -> int:
     return EXIT_OK
 
 
-def _last(folder: Path) -> dict[str, Any] | None:
-    """Return what an earlier run of a field left, if it got to its end."""
+def _last(store: Path, name: str) -> dict[str, Any] | None:
+    """Return what the last run of a field left that got to its end, of whatever data."""
+    found = [_read(folder / RESULT) for folder in (store / name, *sorted(store.glob(f"{name}-*")))]
+    ended = [result for result in found if "sentence" in result]
+    return max(ended, key=lambda result: str(result.get("when", "")), default=None)
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """Return the object of a JSON file; nothing where there is none."""
     try:
-        found: dict[str, Any] = json.loads((folder / RESULT).read_text())
+        found = json.loads(path.read_text())
     except (OSError, ValueError):
-        return None
-    return found if isinstance(found, dict) and "sentence" in found else None
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def _claim(folder: Path, asked: Mapping[str, Any]) -> None:
+    """Raise where a folder holds a walk of other data or another time; make it this one's."""
+    from equipoise.study.store import write_atomic
+
+    held = _read(folder / ASKED)
+    for name, value in asked.items():
+        if held.get(name, value) != value:
+            remedy = f"Name another --store, or delete {folder}."
+            raise must_be(f"--{name}", f"{held[name]!r}, of which {folder} is", value, remedy)
+    folder.mkdir(parents=True, exist_ok=True)
+    write_atomic(folder / ASKED, json.dumps(asked).encode())
 
 
 def _walk(name: str, args: argparse.Namespace) -> int:
@@ -91,9 +111,11 @@ def _walk(name: str, args: argparse.Namespace) -> int:
     from equipoise.study.tested import verified
     from equipoise.units import parse
 
-    row, folder, began = FIELDS[name], args.store / name, time.perf_counter()
-    seconds = parse(args.time or (TIME if args.data is not None else SAMPLE_TIME), "s", name="--time")
-    task, scale = _asked(row, args.data, folder)
+    row, began, data = FIELDS[name], time.perf_counter(), args.data
+    folder = args.store / (name if data is None else f"{name}-{data.resolve().name.partition('.')[0]}")
+    seconds = parse(args.time or (TIME if data is not None else SAMPLE_TIME), "s", name="--time")
+    _claim(folder, {"data": str(data.resolve()) if data is not None else "made up", "time": f"{seconds:g}s"})
+    task, scale = _asked(row, data, folder)
     trained, searched, artifact = (str(folder / part) for part in ("train", "search", "artifact"))
     options = [*(["--scale", scale] if scale else []), *(["--recipe", row.recipe] if row.recipe else [])]
     code = main(["train", row.family, task, *options, "--time", _share(TRAIN, seconds), "--test", "--store", trained])
@@ -104,6 +126,8 @@ def _walk(name: str, args: argparse.Namespace) -> int:
     code = main(["optimize", work, "--budget", row.budget, "--time", _share(SEARCH, seconds), "--store", searched])
     if code not in (EXIT_OK, EXIT_FAILED):
         return code
+    if code == EXIT_FAILED:
+        print(f"of --time {seconds:g}s the search had {_share(SEARCH, seconds)}: with more, in another --store, it finds more")
     shipped = main(["export", searched, "--pick", "best", "--out", artifact, "--overwrite"]) or main(["verify", artifact])
     main(["report", searched])
     study = Study.load(folder / "search")
@@ -114,7 +138,7 @@ def _walk(name: str, args: argparse.Namespace) -> int:
     else:
         print(f"reports: {folder / 'train' / 'report.html'} {folder / 'search' / 'report.html'}")
         print(visible(f"{name}: {result['sentence']}"))
-    return code or shipped
+    return EXIT_FAILED if code or shipped else EXIT_OK
 
 
 def _share(share: float, seconds: float) -> str:

@@ -131,6 +131,8 @@ def run(args: argparse.Namespace) -> int:
         print(dumps({"schema_version": 1, **named, **found.summary()}))
         return EXIT_OK
     print(visible(found.sentence()))
+    for note in found.notes:
+        print(visible(f"  note: {note}"))
     if found.classification is not None:
         from equipoise.workloads.classification import lines
 

@@ -76,7 +76,7 @@ def of_liars(share: float) -> float:
         InputError: No share from 0 to below a half.
     """
     if not 0 <= share < 0.5:
-        raise must_be("share", "from 0 to below 0.5", share, "Give at least the share of clients that may lie.")
+        raise must_be("the strategy's share", "from 0 to below 0.5", share, "Give at least the share of clients that may lie.")
     return share
 
 

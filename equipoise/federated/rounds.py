@@ -101,7 +101,9 @@ def one_round(hall: Hall, server: Server, transport: Transport) -> tuple[Server,
         told = (
             f"round {server.round + 1} must have answers of {needed} of {len(asked)} clients; got {came} ({'; '.join(lost)})."
         )
-    raise EquipoiseError(f"{told} What was reached is kept: the same command goes on from there.")
+    raise EquipoiseError(
+        f"{told} Lower the quorum, have more clients, or rehearse fewer faults. The rounds before are kept, and gone on from."
+    )
 
 
 Outcome = tuple[Server | None, tuple[Share, ...]]

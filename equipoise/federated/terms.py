@@ -160,7 +160,8 @@ class Terms:
             yield must_be("bits", "8 or 32", self.bits, "32 sends changes as they are.")
         named = [kind.name for kind in fields(Faults) if kind.name != "die"]
         if is_whole(self.clients) and sum(getattr(self.faults, name) for name in named) > self.clients:
-            yield must_be("faults", f"for at most {self.clients} clients", self.faults, "Ask for fewer.")
+            wrong = ", ".join(f"{name}={getattr(self.faults, name)}" for name in named if getattr(self.faults, name))
+            yield must_be("faults", f"for at most {self.clients} clients", wrong, "Ask for fewer.")
 
     def _together(self, strategy: Strategy) -> Iterator[InputError]:
         several = "Leave one of the two out."

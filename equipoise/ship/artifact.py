@@ -42,13 +42,14 @@ from equipoise.runtimes.base import Program, get
 from equipoise.ship.agreement import divided
 from equipoise.ship.card import card
 from equipoise.ship.manifest import KIND, PROBE, SCHEMA, SOURCE_STATE, WEIGHTS, WIDEST_RATIO, Manifest, checked, parse
+from equipoise.stats import Interval
 from equipoise.study.record import Study, latency_beside
 from equipoise.study.store import Store, write_atomic
 from equipoise.study.tested import EXPORTS, exports_of
 
 OWN_FILES = ("manifest.json", "README.md", "verify.json")
 """Files of a folder that the manifest does not list: itself, the card, and what `verify` wrote."""
-AGAIN = "Run `equipoise optimize` on it again."
+AGAIN = "Run `equipoise optimize` on it again, with more --time."
 MANIFEST_BYTES, FILE_BYTES = 4_000_000, 4_000_000_000
 """Larger files are refused before they are read."""
 
@@ -217,9 +218,12 @@ def pack(
 
 
 def _raced(evaluation: Evaluation, store: Store) -> Study:
-    """Return the study with `evaluation` raced in fresh processes: now, and recorded, where its last race left it out."""
+    """Return the study with `evaluation` raced in fresh processes: now, and recorded, where its last race left it out.
+
+    One that was cut so short that it says nothing of its speed counts as left out.
+    """
     study = Study.read(store)
-    if evaluation.key in study.finals or evaluation.key == study.baseline.key:
+    if evaluation.key == study.baseline.key or (evaluation.key in study.finals and _tells(study.ratio(evaluation))):
         return study
     began = time.perf_counter()
     row = race_stored(store, study.baseline, [evaluation], seconds=RACE_S, seed=study.header.seed, patience=PATIENCE)
@@ -278,7 +282,7 @@ def _manifest(study: Study, evaluation: Evaluation, *, budget: Budget, pick: str
 def _figures(study: Study, evaluation: Evaluation) -> tuple[dict[str, Reading], dict[str, Reading]]:
     """Return what is promised of this model and of the untouched one, each figure in the form in which it can be checked."""
     ratio, base = study.ratio(evaluation), study.baseline
-    if not ratio.bounded or not 0 < ratio.low < ratio.high <= WIDEST_RATIO * ratio.low:
+    if not _tells(ratio):
         raise InputError(f"the speed-up was timed too briefly for an interval that says something: no promise. {AGAIN}")
     exact = ("size_bytes", "params", "macs")
     promise = {
@@ -294,6 +298,11 @@ def _figures(study: Study, evaluation: Evaluation) -> tuple[dict[str, Reading], 
         **{axis: base.axis(axis) for axis in exact},
     }
     return promise, baseline
+
+
+def _tells(ratio: Interval) -> bool:
+    """Whether an interval is narrow enough to be promised."""
+    return ratio.bounded and 0 < ratio.low < ratio.high <= WIDEST_RATIO * ratio.low
 
 
 def _asked(evaluation: Evaluation, promise: Mapping[str, Reading], meters: Meters) -> dict[str, Reading]:

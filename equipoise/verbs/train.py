@@ -349,12 +349,23 @@ def _value(text: str) -> Any:
         return text
 
 
+def _flat(rows: Mapping[str, Any], before: str = "") -> dict[str, Any]:
+    """Return nested mappings as one, by names with dots."""
+    found: dict[str, Any] = {}
+    for name, value in rows.items():
+        found |= _flat(value, f"{before}{name}.") if isinstance(value, Mapping) else {f"{before}{name}": value}
+    return found
+
+
 def claim(folder: Path, identity: Mapping[str, Any], *, first: bool) -> None:
     """Raise when the folder is another run's; make it this one's, where this is the `first` of its processes."""
     path, text = folder / "identity.json", dumps(identity)
     if path.is_file():
         if path.read_text() != text:
-            raise must_be("store", "the folder of this same run", str(folder), "Name another folder, or delete it.")
+            held, asked = _flat(json.loads(path.read_text())), _flat(json.loads(text))
+            other = sorted(name for name in held.keys() | asked.keys() if held.get(name) != asked.get(name))
+            what = f"{folder}, of which {', '.join(other)} {'is' if len(other) == 1 else 'are'} not the same"
+            raise must_be("store", "the folder of this same run", what, "Name another folder, or delete it.")
     elif first:
         write_atomic(path, text.encode())
 

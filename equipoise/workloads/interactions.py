@@ -36,6 +36,8 @@ ITEMS = (
 TIMES = ("timestamp", "time", "date", "datetime", "created_at", "invoicedate")
 LAYOUT = "Give a .csv or .csv.gz file with a header line and columns for the user, the item and the time."
 DAY_S = 86_400
+LATEST_S = 1e11
+"""Seconds since 1970 that no interaction has: such times are milliseconds, which have been more since 1973."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -113,6 +115,8 @@ def read_interactions(path: Path, *, user: str = "", item: str = "", time: str =
                 users.append(cells[0])
                 items.append(cells[1])
                 times.append(_seconds(path, number, cells[2]))
+        if not items:
+            raise must_be(f"interactions {path}", "rows below the header", "none", LAYOUT)
     except UnicodeDecodeError as error:
         raise must_be(f"interactions {path}", "UTF-8", f"byte {error.start} that is not", "Convert it by iconv.") from error
     except (csv.Error, OSError, EOFError) as error:
@@ -150,6 +154,11 @@ def _places(path: Path, head: list[str], wanted: dict[str, tuple[str, tuple[str,
             remedy = f"Say which by ?{role}=NAME." if head else LAYOUT
             raise must_be(f"{role} column of {path}", f"one of {', '.join(usual)}", head, remedy)
         places.append(place)
+    for place in places:
+        if lower.count(lower[place]) > 1:
+            raise must_be(
+                f"column {head[place]} of {path}", "there once", f"{lower.count(lower[place])} of it", "Rename the others."
+            )
     if len(set(places)) < 3:
         raise must_be(f"columns of {path}", "three different ones", [head[place] for place in places], "Give each its own.")
     return places
@@ -177,6 +186,9 @@ def _seconds(path: Path, number: int, text: str) -> float:
             value = math.nan
         else:
             value = (moment if moment.tzinfo else moment.replace(tzinfo=UTC)).timestamp()
+    if value >= LATEST_S:
+        remedy = "Milliseconds, divided by 1000, are seconds."
+        raise must_be(f"time in line {number} of {path}", "seconds since 1970, before the year 5000", text, remedy)
     if not math.isfinite(value):
         remedy = "Write seconds since 1970, or a date as 2021-12-31 or 2021-12-31T10:00:00."
         raise must_be(f"time in line {number} of {path}", "a number of seconds or an ISO date", text, remedy)

@@ -139,6 +139,9 @@ def recommend_task(
         Leave one out, every item ranked: Krichene & Rendle 2020, "On sampled metrics for item recommendation".
     """
     _check(length=length, quality=quality, hold=hold, least=least, replay=replay, days=days, until=until)
+    for what, value in (("refit", refit), ("repeats", repeats)):
+        if value not in (0, 1):
+            raise must_be(what, "0 or 1", value, f"Write {what}=1, or leave it out.")
     begin, end = _moment("since", since), _moment("until", until)
     data = read_interactions(path, user=user, item=item, time=time)
     data = data.until(end + days * DAY_S if hold == "time" else end) if until else data
@@ -147,6 +150,8 @@ def recommend_task(
     if not all(part.any() for part in parts.values()):
         found = {role: int(part.sum()) for role, part in parts.items()}
         remedy = f"Users with fewer than least={least} interactions are trained on alone: lower it, or give more data."
+        if until:
+            remedy = f"What came before until={until} is trained on, what came then is held out: the data must have both."
         raise must_be(f"interactions {path}", "enough for train, validation and test samples", found, remedy)
     known = np.unique(np.concatenate([made.rows[parts["train"]].numpy().ravel(), made.targets[parts["train"]].numpy()]))
     if refit:
@@ -154,6 +159,8 @@ def recommend_task(
     parts["train"] = _recent(made, parts["train"], begin, replay=replay)
     splits = {role: _split(made, part, role) for role, part in parts.items()}
     notes = (*data.notes, *_told(made, parts, known, refit=bool(refit), dropped=_again(data) if not repeats else 0))
+    if first >= len(data.items):
+        notes = (*notes, f"all {len(data.items)} items are among the first {first}: HR@{first} is 100 whatever is answered")
     qualities = {gain: Ranked(gain, first) for gain in GAINS}  # type: ignore[arg-type]
     size = len(data.items) + 1
     return Task.of(
@@ -224,7 +231,8 @@ def _recent(made: Histories, part: np.ndarray, since: float, *, replay: float) -
     """Return the samples of `part` since then, with a share of older ones, drawn by a fixed shuffle."""
     newer = part & (made.time >= since)
     if not newer.any():
-        raise must_be("since", "a date with samples to train on after it", since, "Give an earlier one.")
+        date = datetime.fromtimestamp(since, UTC).date().isoformat()
+        raise must_be("since", "a date with samples to train on after it", date, "Give an earlier one.")
     older = np.flatnonzero(part & ~newer)
     few = min(len(older), round(replay * newer.sum()))
     newer[older[torch.randperm(len(older), generator=torch.Generator().manual_seed(0))[:few].numpy()]] = True

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import json
 from pathlib import Path
 
@@ -9,7 +10,8 @@ import pytest
 
 from equipoise.built_in import FAMILIES, TASKS, workload_of
 from equipoise.cli import main
-from equipoise.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK
+from equipoise.cli.gallery import add_parser, run
+from equipoise.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, InputError
 from equipoise.fields import FIELDS
 from equipoise.workloads import load_family, load_task
 
@@ -65,6 +67,34 @@ def test_what_cannot_be_run_is_told(words: list[str], told: str, tmp_path: Path,
     assert main([*words, "--store", str(tmp_path / "store")]) == EXIT_BAD_INPUT
     assert told in capsys.readouterr().err
     assert not (tmp_path / "store").exists()
+
+
+def test_a_folder_is_of_one_set_and_one_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Own data after the made-up set ended in an error of an inner folder, and so did its remedy, after a training."""
+    walked: list[list[str]] = []
+    monkeypatch.setattr("equipoise.cli.main", lambda words: walked.append(words) or EXIT_FAILED)
+    store = tmp_path / "store"
+    data = [FIELDS["recommendation"].written(tmp_path / each / "shop") for each in "ab"]
+
+    def gallery(*words: str) -> int:
+        return run(parsed("recommendation", "--store", str(store), *words))
+
+    assert [gallery(), gallery("--data", str(data[0]))] == [EXIT_FAILED] * 2
+    folders = {Path(words[words.index("--store") + 1]).parent for words in walked}
+    assert folders == {store / "recommendation", store / f"recommendation-{data[0].name.partition('.')[0]}"}
+    for words, told in ((["--time", "2min"], "--time must be '60s'"), (["--data", str(data[1])], "--data must be")):
+        with pytest.raises(InputError, match=told) as raised:
+            gallery(*words)
+        assert "Name another --store, or delete" in str(raised.value)
+    assert len(walked) == 2
+
+
+def parsed(*words: str) -> argparse.Namespace:
+    parser = argparse.ArgumentParser()
+    add_parser(parser.add_subparsers())
+    return parser.parse_args(["gallery", *words])
 
 
 @pytest.mark.slow

@@ -74,7 +74,9 @@ def test_a_server_that_stopped_after_any_round_goes_on_to_the_same_curve(tmp_pat
 
 def test_a_folder_of_another_run_is_refused(tmp_path: Path) -> None:
     run(tmp_path)
-    with pytest.raises(InputError, match="store must be the folder of this same run"):
+    with pytest.raises(
+        InputError, match=r"store must be the folder of this same run; got .* of which terms\.alpha is not the same"
+    ):
         run(tmp_path, Terms(clients=4, rounds=4, alpha=2.0))
 
 

@@ -124,6 +124,7 @@ def test_what_is_odd_is_told(tmp_path: Path) -> None:
     told = recommend_task(file, length=3).train.notes
     assert "9 interactions are with an item that the user had before: no answers to be found" in told
     assert "test: 9 of 9 answers are items that no training sample has" in told  # rye and new
+    assert "all 6 items are among the first 10: HR@10 is 100 whatever is answered" in told
     assert any(note.startswith("train: ") and "exceed the length 3" in note for note in told)
     assert not any("had before" in note for note in recommend_task(file, repeats=1).train.notes)
 
@@ -141,6 +142,10 @@ def test_what_is_odd_is_told(tmp_path: Path) -> None:
         ("since=2999-01-01", "since must be a date with samples"),
         ("replay=-1", "replay must be a number above 0"),
         ("first=0", "first must be at least 1"),
+        ("refit=2", "refit must be 0 or 1; got 2"),
+        ("repeats=-1", "repeats must be 0 or 1; got -1"),
+        ("hold=time&until=1960-01-01", "before until=1960-01-01 is trained on, what came then is held out"),
+        ("since=2050-01-01", "since must be a date with samples to train on after it; got '2050-01-01'"),
         ("user=who", "user column of"),
         ("until=1960-01-01", "enough for train"),
     ],
