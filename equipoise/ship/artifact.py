@@ -223,7 +223,7 @@ def _raced(evaluation: Evaluation, store: Store) -> Study:
     One that was cut so short that it says nothing of its speed counts as left out.
     """
     study = Study.read(store)
-    if evaluation.key == study.baseline.key or (evaluation.key in study.finals and _tells(study.ratio(evaluation))):
+    if evaluation.key in (*study.finals, study.baseline.key) and _tells(study.ratio(evaluation)):
         return study
     began = time.perf_counter()
     row = race_stored(store, study.baseline, [evaluation], seconds=RACE_S, seed=study.header.seed, patience=PATIENCE)
