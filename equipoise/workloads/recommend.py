@@ -139,9 +139,7 @@ def recommend_task(
         Leave one out, every item ranked: Krichene & Rendle 2020, "On sampled metrics for item recommendation".
     """
     _check(length=length, quality=quality, hold=hold, least=least, replay=replay, days=days, until=until)
-    for what, value in (("refit", refit), ("repeats", repeats)):
-        if value not in (0, 1):
-            raise must_be(what, "0 or 1", value, f"Write {what}=1, or leave it out.")
+    _check_switches(refit=refit, repeats=repeats)
     begin, end = _moment("since", since), _moment("until", until)
     data = read_interactions(path, user=user, item=item, time=time)
     data = data.until(end + days * DAY_S if hold == "time" else end) if until else data
@@ -150,7 +148,7 @@ def recommend_task(
     if not all(part.any() for part in parts.values()):
         found = {role: int(part.sum()) for role, part in parts.items()}
         remedy = f"Users with fewer than least={least} interactions are trained on alone: lower it, or give more data."
-        if until:
+        if hold == "time":
             remedy = f"What came before until={until} is trained on, what came then is held out: the data must have both."
         raise must_be(f"interactions {path}", "enough for train, validation and test samples", found, remedy)
     known = np.unique(np.concatenate([made.rows[parts["train"]].numpy().ravel(), made.targets[parts["train"]].numpy()]))
@@ -204,6 +202,12 @@ def _check(*, length: int, quality: str, hold: str, least: int, replay: float, d
             raise must_be(what, "a number above 0", share, f"Leave {what} out for the usual.")
     if hold == "time" and not until:
         raise must_be("until", "given with hold=time", None, "Write recommend:FILE?hold=time&until=2021-12-01.")
+
+
+def _check_switches(**given: int) -> None:
+    for what, value in given.items():
+        if value not in (0, 1):
+            raise must_be(what, "0 or 1", value, f"Write {what}=1, or leave it out.")
 
 
 def _moment(what: str, text: str) -> float:

@@ -6,7 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -27,16 +27,13 @@ from equipoise.records import Evaluation, Plan, ProgramRef, as_data, measured, p
 from equipoise.runtimes import Source, available, get
 from equipoise.runtimes.export import Exporter
 from equipoise.ship.artifact import OWN_FILES, Artifact, pack
-from equipoise.ship.card import BEGIN, from_text, loading
+from equipoise.ship.card import BEGIN, loading
 from equipoise.ship.manifest import PROBE as PROBE_FILE
 from equipoise.ship.manifest import WEIGHTS
 from equipoise.ship.verify import integrity, verify
 from equipoise.study.header import Header
 from equipoise.study.store import Store
 from equipoise.workloads.beside import LABELS, TAKEN, checked_files, shipped
-from equipoise.workloads.families import family as load_family
-from equipoise.workloads.task import Shape
-from equipoise.workloads.tokens import Words
 
 
 def program(seed: int, hidden: int) -> bytes:
@@ -93,9 +90,13 @@ def store(tmp_path: Path, header: Callable[..., Header]) -> Iterator[Store]:
         store.put("study", "header", {"header": as_data(asked)}, seconds=0.0)
         for e in (base, small):
             store.put("evaluation", e.key, {"evaluation": as_data(e)}, seconds=1.0)
-        race = {"ratios": {small.key: RATIO}, "reference": as_data(base.cost["latency_s"]), "elasticity": {}}
-        store.put("final", "race", race, seconds=1.0)
+        store.put("final", "race", race_of(small, store), seconds=1.0)
         yield store
+
+
+def race_of(found: Evaluation, store: Store, ratio: Mapping[str, float] = RATIO) -> dict[str, Any]:
+    """A last race as it is recorded."""
+    return {"ratios": {found.key: ratio}, "reference": as_data(evaluation(store, "base").cost["latency_s"]), "elasticity": {}}
 
 
 @pytest.fixture
@@ -106,32 +107,8 @@ def artifact(store: Store, tmp_path: Path) -> Artifact:
 def recorded(store: Store, found: Evaluation) -> Evaluation:
     """Put one more evaluation into the study, and into a last race."""
     store.put("evaluation", found.key, {"evaluation": as_data(found)}, seconds=1.0)
-    reference = as_data(evaluation(store, "base").cost["latency_s"])
-    race = {"ratios": {found.key: RATIO}, "reference": reference, "elasticity": {}}
-    store.put("final", found.key, race, seconds=1.0)
+    store.put("final", found.key, race_of(found, store), seconds=1.0)
     return found
-
-
-@pytest.mark.parametrize("name", ["small", "base"])
-def test_a_race_that_was_cut_short_is_run_again(
-    name: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A search that was killed and gone on with had a moment left for its last race: its pick could never be exported."""
-    small, raced = evaluation(store, name), []
-    reference = as_data(evaluation(store, "base").cost["latency_s"])
-    wide = {"value": 0.95, "low": 0.1, "high": 50.0, "n": 2, "confidence": 0.95}
-    store.put("final", "short", {"ratios": {small.key: wide}, "reference": reference, "elasticity": {}}, seconds=1.0)
-
-    def race(store, baseline, rivals, **options):
-        raced.append([e.key for e in rivals])
-        return {"ratios": {small.key: RATIO}, "reference": reference, "elasticity": {}}
-
-    monkeypatch.setattr("equipoise.ship.artifact.race_stored", race)
-    found = pack(small, store, tmp_path / "out", pick="fastest")
-    assert raced == [[small.key]]
-    assert found.manifest["promise"]["speed_up"]["value"] == (RATIO["value"] if name == "small" else 1.0)
-    pack(small, store, tmp_path / "again", pick="fastest")
-    assert len(raced) == 1
 
 
 def answered_by(text: str, inputs: np.ndarray) -> np.ndarray:
@@ -143,6 +120,27 @@ def answered_by(text: str, inputs: np.ndarray) -> np.ndarray:
 
 def files(folder: Path) -> dict[str, bytes]:
     return {str(p.relative_to(folder)): p.read_bytes() for p in sorted(folder.rglob("*")) if p.is_file()}
+
+
+@pytest.mark.parametrize("name", ["small", "base"])
+def test_a_race_that_was_cut_short_is_run_again(
+    name: str, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A search that was killed and gone on with had a moment left for its last race: its pick could never be exported."""
+    picked, raced = evaluation(store, name), list[list[str]]()
+    wide = {"value": 0.95, "low": 0.1, "high": 50.0, "n": 2, "confidence": 0.95}
+    store.put("final", "short", race_of(picked, store, wide), seconds=1.0)
+
+    def race(store: Store, baseline: Evaluation, rivals: list[Evaluation], **options: float) -> dict[str, Any]:
+        raced.append([e.key for e in rivals])
+        return race_of(picked, store)
+
+    monkeypatch.setattr("equipoise.ship.artifact.race_stored", race)
+    found = pack(picked, store, tmp_path / "out", pick="fastest")
+    assert raced == [[picked.key]]
+    assert found.manifest["promise"]["speed_up"]["value"] == (RATIO["value"] if name == "small" else 1.0)
+    pack(picked, store, tmp_path / "again", pick="fastest")
+    assert len(raced) == 1
 
 
 def test_the_scored_bytes_ship(artifact: Artifact) -> None:
@@ -489,22 +487,3 @@ def test_names_that_an_artifact_takes_are_those_that_no_file_may_have(artifact: 
     for name in (*TAKEN, "a/b.json", "../x.json", ".hidden", "plain"):
         with pytest.raises(InputError, match="files must be named"):
             checked_files({name: b""})
-
-
-@pytest.mark.parametrize("runtime", available())
-def test_the_cards_lines_go_from_text_to_label(runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    pytest.importorskip("tokenizers", reason="the extra text")
-    words = Words.of(["a film to remember", "a film to forget"] * 2, length=6)
-    net = load_family("bag").model({"width": 16}, Shape((6,), 2, words.size), generator=torch.Generator().manual_seed(0)).eval()
-    rows = words.encode(["a film to remember", "a film to forget"])
-    made = get(runtime).compile(Exporter().source(net, rows, topology=""))
-    made.write(tmp_path)
-    for name, content in shipped({"tokenizer.json": words.file}, ("bad", "good")).items():
-        (tmp_path / name).write_bytes(content)
-    deployable = {"runtime": runtime, "files": list(made.files), "target": f"{runtime}:cpu?threads=1&batch=1"}
-    monkeypatch.chdir(tmp_path)
-    found: dict[str, Any] = {}
-    exec(from_text({"deployable": deployable, "files": {"tokenizer.json": 0, "labels.json": 0}}, ("input",)), found)
-    assert np.array_equal(found["inputs"], rows[:1].numpy())
-    wanted = net(rows[:1]).detach().numpy()
-    np.testing.assert_allclose(torch.as_tensor(found["outputs"]).detach(), wanted, atol=1e-5)
