@@ -8,10 +8,10 @@ import numpy as np
 import onnxruntime
 import pytest
 import torch
+from patience import searched
 
 from equipoise.generated.sounds import write_takes
 from equipoise.records import program_ref
-from equipoise.road.walk import optimize
 from equipoise.study.store import Store
 from equipoise.training import fit
 from equipoise.verbs.train import usual_recipe
@@ -27,14 +27,9 @@ def trained(name: str, spec: str, **scale: float) -> Workload:
     return task.workload(done.model)
 
 
-def searched(work: Workload, folder: Path) -> onnxruntime.InferenceSession:
+def least_lossy(work: Workload, folder: Path) -> onnxruntime.InferenceSession:
     """Search for a while, and load the program that is not the untouched model's and loses least."""
-    changed = []
-    for seconds in (25, 60, 150):  # the same study goes on, where a busy machine was not done
-        study = optimize(work, time=seconds, store=folder / "study", recovery=False)
-        changed = [e for e in study.evaluations if e.ok and e.fidelity != "untouched"]
-        if changed:
-            break
+    _, changed = searched(work, folder / "study", seconds=25, recovery=False)
     best = min(changed, key=lambda e: e.drop.get())
     with Store.open(folder / "study", create=False) as store:
         content = store.read_blob(program_ref(best).files["model.onnx"])
@@ -47,14 +42,14 @@ def test_words(tmp_path: Path) -> None:
     work = trained("conformer", f"speech:{write_takes(tmp_path / 'takes')}")
     assert work.quality() > 90
     inputs, targets = work.test.tensors()
-    said = searched(work, tmp_path).run(None, {"input": inputs.numpy()})[0].argmax(1)
+    said = least_lossy(work, tmp_path).run(None, {"input": inputs.numpy()})[0].argmax(1)
     assert float((said == targets.numpy()).mean()) > 0.7
 
 
 def test_rows_and_chunks_of_them(tmp_path: Path) -> None:
     work = trained("streaming", f"speech:{write_takes(tmp_path / 'takes')}?joined=2", chunk=2, memory=2)
     assert work.divergence.kind == "softmax"
-    session = searched(work, tmp_path)
+    session = least_lossy(work, tmp_path)
     sound = work.test.take(1).tensors()[0].numpy()
     whole = session.run(None, {"input": sound})[0]
     past, parts = {}, []
