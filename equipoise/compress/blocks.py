@@ -42,6 +42,11 @@ class Skip(nn.Module):
         """Return the inputs asked for."""
         return self._part(self.answer, list(tensors((given, named))))
 
+    @property
+    def adds(self) -> bool:
+        """Whether it stands for a term of a sum: nothing is then added."""
+        return bool(self.answer == ZERO)
+
     def _part(self, answer: Any, given: list[Tensor]) -> Any:
         if isinstance(answer, tuple):
             return tuple(self._part(part, given) for part in answer)

@@ -1,4 +1,4 @@
-"""The graph of a model made from that of its kin: thin layers for one, a bias more, a part that hands its input on.
+"""The graph of a model made from that of its kin: thin layers for one, a bias more, a part gone with its past.
 
 Exporting takes seconds and these changes follow from the modules alone. What is made here is a guess, as good as the reading of
 two lists of modules: it is to be compared with the model itself before it is used.
@@ -14,6 +14,7 @@ import numpy as np
 from onnx import GraphProto, ModelProto, NodeProto, helper, numpy_helper
 from torch import Tensor, nn
 
+from equipoise.runtimes.decoding import MEMORY, PAST, PRESENT
 from equipoise.runtimes.layers import TRANSPOSED, parameter_of, scope_of
 
 Parts = Mapping[str, tuple[str, ...]]
@@ -95,7 +96,7 @@ class _Sketch:
         """Make of a module what it is in the model, where the graph shows how; whether it did."""
         if isinstance(part, nn.Sequential) and len(part) > 1:
             return self.thin(name, [*part])
-        return self.biased(name) if _held(part) else self.left_out(name)
+        return self.biased(name) if _held(part) else self.left_out(name, adds=getattr(part, "adds", False))
 
     def thin(self, name: str, parts: Sequence[Any]) -> bool:
         """Let several layers, each reading the one before it, stand where one stood; whether that one was found."""
@@ -141,31 +142,64 @@ class _Sketch:
         self.nodes.insert(place + 1, helper.make_node("Add", [node.output[0], f"{name}.bias"], [whole], name=f"{name}/Add"))
         return True
 
-    def left_out(self, name: str) -> bool:
-        """Let what a part reads stand for what it gave; whether it read one value and gave one."""
+    def left_out(self, name: str, *, adds: bool) -> bool:
+        """Let what a part was given stand for what it gave, and forget what was kept for it; whether the graph shows how.
+
+        Args:
+            adds: Whether what it gave is a term of a sum, of which nothing is to be left.
+        """
         inside = [node for node in self.nodes if f"{scope_of(node)}.".startswith(f"{name}.")]
         made = {value for node in inside for value in node.output}
         fixed = {tensor.name for tensor in self.graph.initializer}
         fixed |= {value for node in self.nodes if node.op_type == "Constant" for value in node.output}
         read = {value for node in inside for value in node.input if value} - made - fixed
-        beyond = [node for node in self.nodes if not any(node is other for other in inside)]
-        given = made & ({value for node in beyond for value in node.input} | {value.name for value in self.graph.output})
-        if not given:
+        beyond = [node for node in self.nodes if not made & {*node.output}]
+        given = made & {value for node in beyond for value in node.input}
+        ends = {value.name for value in self.graph.output}
+        if not given and not made & ends:
             return True  # nothing was read of it
-        if len(read) != 1 or len(given) != 1 or given & {value.name for value in self.graph.output}:
+        stood = self._unadded(beyond, given) if adds else self._handed_on(made, read, given)
+        if not stood or stood.keys() & ends:
             return False
-        self.nodes = beyond
-        self._renamed(given.pop(), read.pop())
-        return True
+        for old, new in stood.items():
+            self._renamed(old, new)
+        return self._forgotten(name)
+
+    @staticmethod
+    def _unadded(beyond: Sequence[NodeProto], given: set[str]) -> dict[str, str]:
+        """Return the one sum that what a part gave is a term of -> its other term."""
+        sums = [node for node in beyond if node.op_type == "Add" and given & {*node.input}]
+        return {node.output[0]: term for node in sums for term in node.input if term not in given} if len(sums) == 1 else {}
+
+    def _handed_on(self, made: set[str], read: set[str], given: set[str]) -> dict[str, str]:
+        """Return what a part gave -> what it read; of several, each sum -> that of its terms which was read.
+
+        A sum is the part's own, or stands beyond it where a method was called that is no module's.
+        """
+        if len(read) == len(given) == 1:
+            return dict(zip(given, read, strict=True))
+        stood: dict[str, str] = {}
+        for node in self.nodes:
+            terms = [stood.get(term, term) for term in node.input]
+            whole = [term for term in terms if term in read]
+            if node.op_type == "Add" and len(whole) == 1 and (node.output[0] in made or given & {*terms}):
+                stood[node.output[0]] = whole[0]
+        return stood
+
+    def _forgotten(self, name: str) -> bool:
+        """Leave out the outputs that are computed with a part's weights; whether nothing is but what was kept for later."""
+        lost = {tensor.name for tensor in self.graph.initializer if parameter_of(tensor.name).startswith(f"{name}.")}
+        for node in self.nodes:
+            lost |= {*node.output} if lost & {*node.input} else set()
+        ends = [*self.graph.output]
+        del self.graph.output[:]
+        self.graph.output.extend(value for value in ends if value.name not in lost)
+        return all(value.name.startswith((PRESENT, MEMORY)) for value in ends if value.name in lost)
 
     def finish(self, parameters: Mapping[str, Tensor]) -> None:
         """Write the nodes that are of use back into the graph, and an initializer for each parameter that they read."""
-        needed = {value.name for value in self.graph.output}
-        kept = []
-        for node in reversed(self.nodes):
-            if needed & {*node.output}:
-                kept.append(node)
-                needed |= {*node.input}
+        kept = self._counting_on(self._needed())
+        needed = {value for node in kept for value in node.input} | {value.name for value in self.graph.output}
         there = [tensor for tensor in self.graph.initializer if tensor.name in needed]
         produced = {tensor.name for tensor in there} | {value for node in kept for value in node.output}
         new = []
@@ -174,9 +208,41 @@ class _Sketch:
             if value is not None:
                 array = value.detach().numpy()
                 new.append(numpy_helper.from_array(np.ascontiguousarray(array if name in parameters else array.T), name))
-        del self.graph.node[:], self.graph.initializer[:]
-        self.graph.node.extend(reversed(kept))
+        given = [value for value in self.graph.input if value.name in needed or not value.name.startswith(PAST)]
+        del self.graph.node[:], self.graph.initializer[:], self.graph.input[:]
+        self.graph.node.extend(kept)
         self.graph.initializer.extend([*there, *new])
+        self.graph.input.extend(given)
+        self._numbered()
+
+    def _needed(self) -> list[NodeProto]:
+        """Return the nodes that the outputs come from."""
+        needed, kept = {value.name for value in self.graph.output}, []
+        for node in reversed(self.nodes):
+            if needed & {*node.output}:
+                kept.append(node)
+                needed |= {*node.input}
+        return kept[::-1]
+
+    def _counting_on(self, nodes: list[NodeProto]) -> list[NodeProto]:
+        """Let the places of a past that nothing else reads be counted on one that is read, as all are as long (in place)."""
+        pasts = [value.name for value in self.graph.input if value.name.startswith(PAST)]
+        read = {value for node in nodes if node.op_type != "Shape" for value in node.input}
+        if alive := [name for name in pasts if name in read]:
+            for node in (node for node in nodes if node.op_type == "Shape" and node.input[0] in pasts):
+                node.input[0] = node.input[0] if node.input[0] in read else alive[0]
+        return nodes
+
+    def _numbered(self) -> None:
+        """Number the pasts, and what is kept for later, from 0 on."""
+        ends = (self.graph.input, self.graph.output)
+        kinds = [[value.name for end in ends for value in end if value.name.startswith(k)] for k in (PAST, PRESENT, MEMORY)]
+        new = {name: f"{name.rpartition('_')[0]}_{i}" for names in kinds for i, name in enumerate(names)}
+        for node in self.graph.node:
+            for values in (node.input, node.output):
+                values[:] = [new.get(value, value) for value in values]
+        for named in (*self.graph.input, *self.graph.output, *self.graph.initializer):
+            named.name = new.get(named.name, named.name)
 
     def _place(self, name: str) -> int | None:
         """Return where the one product with a layer's weights is."""

@@ -17,6 +17,8 @@ from equipoise.compress.factorize import factorize
 from equipoise.runtimes.export import Exporter
 from equipoise.runtimes.kin import grown, parts_of
 from equipoise.runtimes.layers import layer_nodes
+from equipoise.workloads import family
+from equipoise.workloads.task import Shape
 
 IMAGES = torch.randn(4, 3, 12, 12, generator=torch.Generator().manual_seed(0))
 
@@ -90,6 +92,61 @@ def test_a_graph_of_kin_is_the_exported_one(change: Callable[[nn.Module], nn.Mod
 def held(content: bytes) -> dict[str, bytes]:
     graph = onnx.load_from_string(content).graph
     return {t.name: numpy_helper.to_array(t).tobytes() for t in graph.initializer if t.name.partition(".")[2]}
+
+
+WRITES = (
+    "writes.0",
+    "writes.1",
+    "writes.2",
+    "reads.1.merge",
+    "reads.0.narrow",
+    "writes.3,writes.4,writes.5",
+    "writes.0,writes.4",
+)
+
+
+@pytest.mark.parametrize("gone", WRITES)
+def test_parts_of_what_writes_go_with_what_was_kept_for_them(writes: tuple[nn.Module, Any, Exporter], gone: str) -> None:
+    model, example, exporter = writes
+    blocks = droppable(model, example)
+    shorter, before = drop(model, [blocks[name] for name in gone.split(",")]), exporter.exports
+    found = exporter.onnx(shorter, example, topology=gone)
+    assert exporter.exports == before  # it was compared with torch: whole, read in parts, and at two lengths
+    parts = [type(part).__name__ for part in shorter.writes]  # type: ignore[union-attr]
+    assert kept(found) == (2 * parts.count("SelfAttention"), 2 * parts.count("CrossAttention") + 1)
+
+
+@pytest.fixture(scope="module")
+def writes() -> tuple[nn.Module, Any, Exporter]:
+    shape = Shape((12,), 30, vocabulary=30, dense=True, written=10)
+    generator = torch.Generator().manual_seed(0)
+    model = family("transformer").model({"width": 16, "depth": 2, "heads": 2, "expansion": 2}, shape, generator=generator)
+    rows = [torch.randint(1, 30, (4, places), generator=generator) for places in (12, 10)]
+    exporter, example = Exporter(), {"source": rows[0], "written": rows[1]}
+    exporter.onnx(model.eval(), example, topology="whole")
+    return model, example, exporter
+
+
+def test_a_term_of_a_sum_is_left_out_where_the_past_stays() -> None:
+    generator = torch.Generator().manual_seed(0)
+    shape = Shape((12,), 30, vocabulary=30, dense=True)
+    model = family("gpt").model({"width": 16, "depth": 2, "heads": 2}, shape, generator=generator).eval()
+    example, exporter = torch.randint(0, 30, (4, 12), generator=generator), Exporter()
+    exporter.onnx(model, example, topology="whole")
+    blocks = droppable(model, example)
+    shorter = drop(model, [blocks["block1.narrow"], blocks["block2.narrow"]])
+    assert kept(exporter.onnx(shorter, example, topology="shorter")) == (4, 0)
+    assert exporter.exports == 1
+
+
+def kept(content: bytes) -> tuple[int, int]:
+    """How many pasts and memories a file has, numbered from 0 on, each past with a default and what comes next of it."""
+    graph = onnx.load_from_string(content).graph
+    given, out, defaults = ([value.name for value in values] for values in (graph.input, graph.output, graph.initializer))
+    pasts, memories = sum(name.startswith("past_") for name in given), sum(name.startswith("memory_") for name in out)
+    assert {f"past_{i}" for i in range(pasts)} <= {*given} & {*defaults}
+    assert {f"present_{i}" for i in range(pasts)} | {f"memory_{i}" for i in range(memories)} == {*out} - {"output"}
+    return pasts, memories
 
 
 def test_what_was_only_guessed_is_exported_instead(monkeypatch: pytest.MonkeyPatch) -> None:
