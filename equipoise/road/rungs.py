@@ -37,12 +37,13 @@ MENDABLE = 20.0
 
 An EfficientNet-Lite0 cut to 0.35 of its time, in 8 bits: from a drop of 16.4 points to 2.9 [-0.6, 6.5] in 280 seconds of two
 cores, 411 steps (one seed)."""
-MENDABLE_LOSS = 0.5
+MENDABLE_LOSS = 0.9
 """Loss up to which a plan is worth training whatever it drops: of sentences written word by word the points are gone before
 the nats are.
 
 A Transformer that translates, half trained, BLEU 33.5 on 200 sentences, two of the four blocks of its decoder gone: from BLEU
-10.0 at 0.607 nats to 31.5 at 0.142 in 88 CPU seconds, 203 steps of 32 pairs (one seed)."""
+10.0 at 0.607 nats to 31.5 at 0.142 in 88 CPU seconds, 203 steps of 32 pairs (one seed). Trained to the end, without the same
+blocks: from 0.84 nats to 0.147 in 480, BLEU 38.08 of 38.13 on 200 sentences."""
 SURE = 0.75
 """Chance of keeping the drop at which a quarter of the time left is enough for a plan."""
 INTACT = 0.02

@@ -126,7 +126,7 @@ def test_every_kind_of_step_is_taken_in_its_turn(whole: Formula) -> None:
     assert fidelities.count("untouched") == 1
     rungs = [job.args["rung"] for job in whole.done if job.args.get("training_s")]
     assert rungs == sorted(rungs)
-    assert set(rungs) == {1, 2, 3}
+    assert {1, 2, 3} <= set(rungs)
 
 
 def test_what_is_timed_is_done_where_times_are_compared_and_only_that(whole: Formula) -> None:

@@ -132,7 +132,7 @@ def test_what_lost_nothing_is_not_trained() -> None:
 
 
 def test_what_is_beyond_hope_or_already_good_is_not_trained() -> None:
-    rows = [trial("good", 3, 0.03, 0.5), trial("worth", 2, 0.2, 4.0), trial("lost", 1, 0.9, 30.0)]
+    rows = [trial("good", 3, 0.03, 0.5), trial("worth", 2, 0.2, 4.0), trial("lost", 1, 1.2, 40.0)]
     assert candidates(rows, DROP) == [rows[1]]
     assert candidates(rows[2:], DROP) == [rows[2]]  # better than nothing
     assert candidates([rows[0], rows[2]], DROP) == []  # something keeps the budget: the search may use the time
