@@ -18,6 +18,7 @@ import math
 import re
 from collections.abc import Mapping
 from pathlib import Path
+from statistics import fmean, stdev
 from typing import Any
 
 from equipoise.fields import FIELDS
@@ -102,8 +103,10 @@ def point(e: Evaluation, baseline: Evaluation, front: set[str]) -> dict[str, Any
     }
 
 
-def sizes(field: str, data: Path, store: Path, *, train: str, time: str, family: str, task: str, recipe: str) -> None:
-    """Ask the scale road, then train sizes around its answer with the same compute."""
+def sizes(
+    field: str, data: Path, store: Path, *, train: str, time: str, family: str, task: str, recipe: str, seeds: int
+) -> None:
+    """Ask the scale road, then train sizes around its answer with the same compute, each with so many seeds."""
     from equipoise.scaling import Available, PlannedRun
     from equipoise.scaling.runs import BACKWARD
     from equipoise.sizing.sizes import Sizes
@@ -125,8 +128,11 @@ def sizes(field: str, data: Path, store: Path, *, train: str, time: str, family:
         raise SystemExit("no size to compare with")
     header = advice.header
     with Store.open(store) as opened:
-        runs = SmallRuns(kind, learned, Recipe(**header["recipe"]), header["seed"], opened, header["tuned_at"])
-        asked = option.candidate.available
+        every = [
+            SmallRuns(kind, learned, Recipe(**header["recipe"]), header["seed"] + more, opened, header["tuned_at"])
+            for more in range(seeds)
+        ]
+        runs, asked = every[0], option.candidate.available
         ladder = Sizes(kind, runs.available).reachable([asked.flops_per_sample])
         flops = BACKWARD * asked.flops_per_sample * option.candidate.samples
         grid: dict[str, Available] = {named(asked.scale): asked}
@@ -140,11 +146,17 @@ def sizes(field: str, data: Path, store: Path, *, train: str, time: str, family:
         for key, size in sorted(grid.items(), key=lambda item: item[1].flops_per_sample):
             samples = flops / (BACKWARD * size.flops_per_sample)
             planned = PlannedRun(size, samples, samples * (1 - runs.recipe.decay_share), flops, 9)
-            run = opened.once("grid", key, lambda planned=planned: runs.run(planned))["run"]
-            made.append({**run, "recommended": key == named(asked.scale)})
-            print(f"{key}: {run['samples']:.3g} samples, {run['seconds']:.0f} s, loss {run['loss']:.4f}", flush=True)
+            found = []
+            for more, one in enumerate(every):
+                name = f"{key}, seed {one.seed}" if more else key
+                found.append(opened.once("grid", name, lambda one=one, planned=planned: one.run(planned))["run"])
+            run, losses = found[0], [each["loss"] for each in found]
+            made.append({**run, "loss": fmean(losses), "losses": losses, "recommended": key == named(asked.scale)})
+            print(f"{key}: {run['samples']:.3g} samples, {run['seconds']:.0f} s, losses {losses}", flush=True)
     best = min(run["loss"] for run in made)
     regret = next(run["loss"] for run in made if run["recommended"]) / best - 1
+    spreads = [stdev(math.log(loss) for loss in run["losses"]) for run in made] if seeds > 1 else []
+    error = math.sqrt(2 / seeds * fmean(spread**2 for spread in spreads)) if spreads else None
     ends = [option.candidate.costs["params"] for option in advice.decision.range]
     keep(
         field,
@@ -152,7 +164,7 @@ def sizes(field: str, data: Path, store: Path, *, train: str, time: str, family:
             "family": kind.name, "task": learned.name, "train": train, "time": time, "seed": header["seed"],
             "recipe": recipe,
             "answered": advice.decision.answered, "said": advice.sentence(), "range": [min(ends), max(ends)] if ends else None,
-            "grid": made, "regret": regret, "machine": machine.describe(),
+            "grid": made, "regret": regret, "regret_error": error, "seeds": seeds, "machine": machine.describe(),
         },
     )  # fmt: skip
     print(f"{field}: regret {100 * regret:.2f} % over {len(made)} sizes")
@@ -249,7 +261,9 @@ def sized(found: Mapping[str, Any]) -> list[str]:
     for run in found["grid"]:
         marks = [*([chosen] if run["recommended"] else []), *(["best"] if run["loss"] == best else [])]
         lines.append(f"| {show(run['params'], '1')} | {show(run['samples'], '1')} | {run['loss']:.4f} | {', '.join(marks)} |")
-    return [*lines, "", f"Regret of the {chosen} size: {100 * found['regret']:.2f} %."]
+    error, seeds = found.get("regret_error"), found.get("seeds", 1)
+    known = f", ± {100 * error:.2f} (one standard error, {seeds} seeds)" if error is not None else ", one seed"
+    return [*lines, "", f"Regret of the {chosen} size: {100 * found['regret']:.2f} %{known}."]
 
 
 def draw(field: str, found: Mapping[str, Any]) -> None:
@@ -322,6 +336,7 @@ def main() -> None:
     two.add_argument("--family", default="", help="another than the field's")
     two.add_argument("--task", default="", help="another than the field's, as the command line writes it")
     two.add_argument("--recipe", default="", help="changes of the small runs' recipe, whose rate is then not searched for")
+    two.add_argument("--seeds", type=int, default=1, help="of each size's training, for the error of the regret")
     what.add_parser("page")
     args = parser.parse_args()
     if args.what == "page":
@@ -329,7 +344,7 @@ def main() -> None:
     elif args.what == "search":
         search(args.field, args.store)
     else:
-        asked = {name: getattr(args, name) for name in ("train", "time", "family", "task", "recipe")}
+        asked = {name: getattr(args, name) for name in ("train", "time", "family", "task", "recipe", "seeds")}
         sizes(args.field, args.data, args.store, **asked)
 
 

@@ -257,9 +257,8 @@ class SmallRuns:
         return self.recipe.lr * math.sqrt(_ratio(self.tuned_at, scale, "width") * _ratio(self.tuned_at, scale, "depth"))
 
     def _path(self, scale: Scale, steps: int, decay: float, size: int) -> Path:
-        return self.store.scratch(
-            digest({"scale": dict(scale), "steps": steps, "decay": decay, "size": size, "lr": self.recipe.lr})
-        )
+        made = {"scale": dict(scale), "steps": steps, "decay": decay, "size": size, "lr": self.recipe.lr, "seed": self.seed}
+        return self.store.scratch(digest(made))
 
 
 def _ratio(one: Scale, other: Scale, name: str) -> float:
