@@ -18,7 +18,7 @@ import safetensors.torch
 import torch
 
 from equipoise import meters, runtimes
-from equipoise.batch import Inputs, mapped, size, take
+from equipoise.batch import Inputs, call, mapped, size, take
 from equipoise.compress.builder import Builder
 from equipoise.compress.fold import folded
 from equipoise.compress.rounding import on_grid
@@ -138,7 +138,15 @@ class Workbench:
     @cached_property
     def facts(self) -> Facts:
         """What can be changed, on these targets."""
-        return survey(self.builder, {str(t): runtimes.get(t.runtime).precisions for t in self.targets})
+        found = survey(self.builder, {str(t): runtimes.get(t.runtime).precisions for t in self.targets})
+        return replace(found, classes=self.classes)
+
+    @cached_property
+    def classes(self) -> int:
+        """Among how many classes the untouched model chooses; 0 where its answers are no class scores."""
+        with one_thread(), torch.inference_mode():
+            logits = self.work.divergence.logits(call(self.teacher, take(self.work.example, slice(1))))
+        return 0 if logits is None else logits.shape[-1]
 
     @cached_property
     def calibration(self) -> Inputs:

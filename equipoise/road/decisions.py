@@ -391,7 +391,7 @@ class Road(Walk):
     @property
     def _mendable(self) -> tuple[float, float]:
         """Times the allowed drop, and the loss, that a plan may have at first and still be of interest."""
-        return (rungs.MENDABLE, rungs.MENDABLE_LOSS) if self.asked.recovery else UNTRAINED
+        return (rungs.MENDABLE, rungs.mendable_loss(self.facts.classes)) if self.asked.recovery else UNTRAINED
 
     def _worth_another_round(self, until: float) -> bool:
         """Whether there is a plan to try, time to try it, and hope that it tells something."""
@@ -419,7 +419,7 @@ class Road(Walk):
         A rung too short to be worth its overhead trains fewer candidates, or leaves its time to the next; so does one that
         ended early. Where one keeps the bounds early, a faster one gets the rest of the time, trained before or not.
         """
-        cut, new = rungs.candidates(self.evaluations, self.budget), (yield from self._new())
+        cut, new = rungs.candidates(self.evaluations, self.budget, mendable=self._mendable[1]), (yield from self._new())
         alive = rungs.beside(cut, first := rungs.fresh(new, self.evaluations[0], self.budget))
         if self.facts.fresh and not first:
             why = "of those measured none is cheaper within the bounds" if new else "there was no time to measure their costs"
@@ -431,7 +431,7 @@ class Road(Walk):
         stood, carried = dict[str, Evaluation](), 0.0
         for rung, (most, share) in enumerate(rungs.RUNGS):
             if most == 1 and stood:
-                alive = [*stood.values(), *rungs.reserves(self.evaluations, trained, self.budget)]
+                alive = [*stood.values(), *rungs.reserves(self.evaluations, trained, self.budget, mendable=self._mendable[1])]
             if not alive:
                 return
             carried += share

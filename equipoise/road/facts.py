@@ -74,6 +74,7 @@ class Facts:
         left_whole: Place -> reason.
         untrained: Knobs and choices whose models are new: they are trained, not searched.
         absent: (target, knob, choices that it cannot compute in).
+        classes: Among how many the model chooses; 0 where its answers are no class scores.
     """
 
     offered: tuple[Offered, ...]
@@ -82,6 +83,7 @@ class Facts:
     left_whole: Mapping[str, str] = field(default_factory=dict)
     untrained: tuple[tuple[str, Choice], ...] = ()
     absent: tuple[tuple[str, str, tuple[Choice, ...]], ...] = ()
+    classes: int = 0
 
     @property
     def space(self) -> Space:
@@ -137,7 +139,7 @@ def facts_from(data: Mapping[str, Any]) -> Facts:
     moot = tuple((name, choice, tuple(gone)) for name, choice, gone in data["moot"])
     untrained = tuple((name, choice) for name, choice in data.get("untrained", ()))  # records of earlier releases have none
     absent = tuple((target, name, tuple(choices)) for target, name, choices in data.get("absent", ()))
-    return Facts(offered, layers, moot, data["left_whole"], untrained, absent)
+    return Facts(offered, layers, moot, data["left_whole"], untrained, absent, data.get("classes", 0))
 
 
 def _act_from(data: Mapping[str, Any]) -> Act:

@@ -48,7 +48,7 @@ def worst_loss(evaluations: Sequence[Evaluation], budget: Budget, *, mendable: t
         return WORST_LOSS
     points_per_loss = median([e.drop.get() / lost(e) for e in tried])
     times, least = mendable
-    return float(min(WORST_LOSS, max(least, times * bound / points_per_loss)))
+    return float(max(least, min(WORST_LOSS, times * bound / points_per_loss)))
 
 
 @dataclass(frozen=True)

@@ -104,7 +104,7 @@ def train(
     places = dict(student.named_modules())
     schemes = {f"{n}.conv" if isinstance(places[n], Normed) else n: way for n, way in draft.request.items() if n in places}
     recipe = recipe_for(own, bench.work.example, new=draft.drawn is not None, lost=lost)
-    if _classes(bench) >= MANY_CLASSES:
+    if bench.classes >= MANY_CLASSES:
         recipe = replace(recipe, temperature=1.0)
     done = distill(
         through(student, schemes, exact=exact),
@@ -123,12 +123,6 @@ def train(
     )
     found = snapped(done.model)
     return replace(done, model=fold(found, bench.work.example) if as_drawn else refold(found).eval())
-
-
-def _classes(bench: Workbench) -> int:
-    """Return among how many classes the untouched model chooses; 0 where its answers are no class scores."""
-    logits = bench.work.divergence.logits(bench.answers(bench.work.example))
-    return 0 if logits is None else logits.shape[-1]
 
 
 def _alike(model: nn.Module, other: nn.Module) -> bool:

@@ -16,11 +16,13 @@ from equipoise.road.rungs import (
     LEAST_S,
     MARGIN,
     MENDABLE,
+    MENDABLE_LOSS,
     RUNGS,
     alone,
     candidates,
     fastest,
     forecasts,
+    mendable_loss,
     promote,
     reserves,
     trainees,
@@ -132,10 +134,18 @@ def test_what_lost_nothing_is_not_trained() -> None:
 
 
 def test_what_is_beyond_hope_or_already_good_is_not_trained() -> None:
-    rows = [trial("good", 3, 0.03, 0.5), trial("worth", 2, 0.2, 4.0), trial("lost", 1, 1.2, 40.0)]
+    rows = [trial("good", 3, 0.03, 0.5), trial("worth", 2, 0.2, 4.0), trial("lost", 1, 0.9, 30.0)]
     assert candidates(rows, DROP) == [rows[1]]
     assert candidates(rows[2:], DROP) == [rows[2]]  # better than nothing
     assert candidates([rows[0], rows[2]], DROP) == []  # something keeps the budget: the search may use the time
+
+
+def test_what_chooses_among_many_may_lose_more_before_it_is_trained() -> None:
+    assert mendable_loss(0) == mendable_loss(10) == MENDABLE_LOSS
+    assert mendable_loss(5000) == pytest.approx(1.42, abs=0.01)
+    rows = [trial("worth", 2, 0.2, 4.0), trial("deep", 1, 0.9, 30.0), trial("lost", 0.5, 1.5, 35.0)]
+    assert candidates(rows, DROP, mendable=mendable_loss(5000)) == rows[:2]
+    assert reserves(rows, {}, DROP, mendable=mendable_loss(5000)) == rows[:2]
 
 
 ROWS = [trial(str(i), 3 - i / 10, 0.03 * 1.6**i, 2.0 + i) for i in range(6)]
