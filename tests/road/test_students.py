@@ -179,8 +179,10 @@ class InParts(nn.Module):
 def test_a_model_with_attention_is_taught_by_what_it_lost_however_it_is_written() -> None:
     rows, source = torch.randint(1, 40, (2, 24)), torch.Generator().manual_seed(0)
     made = {name: family(name).model({}, Shape((24,), 3, 40), generator=source).eval() for name in ("encoder", "textcnn")}
-    rates = [recipe_for(made["encoder"], rows, new=False, lost=lost).lr for lost in (0.0, 0.08, 0.6, 1.0, 3.0, None)]
-    assert rates == pytest.approx([ATTENDING.lr * share for share in (0.1, 0.1, 0.6, 1.0, 1.0, 1.0)])
+    rates = [recipe_for(made["encoder"], rows, new=False, lost=lost).lr for lost in (0.0, 0.08, 0.15, 0.3, 3.0, None)]
+    assert rates == pytest.approx([ATTENDING.lr * share for share in (1 / 9, 1 / 9, 1 / 4, 1.0, 1.0, 1.0)])
+    wide = family("encoder").model({"width": 384}, Shape((24,), 3, 40), generator=source).eval()
+    assert recipe_for(wide, rows, new=False).lr == pytest.approx(ATTENDING.lr / 3)
     assert recipe_for(InParts(), torch.randn(2, 5, 8), new=False) == ATTENDING
     assert recipe_for(made["textcnn"], rows, new=False) is FOLDED
     ending = nn.Sequential(nn.Linear(8, 4), nn.Softmax(-1))  # a softmax is no attention
