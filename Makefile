@@ -44,6 +44,6 @@ $(VENV)/.core: $(RECIPE) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: $(RECIPE) | $(BIN)/python
-	$(PIP) --editable ".[dev,openvino,images,text,translation,driving,tensorboard,pandas,plot,isolate]"
+	$(PIP) --editable ".[dev,openvino,images,text,translation,driving,tensorboard,pandas,plot,isolate,serve]"
 	$(PIP) --no-deps timm torchvision  # architectures of the zoo; what they depend on would bring another torch
 	@touch $@ $(VENV)/.core

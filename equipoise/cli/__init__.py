@@ -36,6 +36,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "explain": ("equipoise.cli.explain", "why a point of a study is as it is: what each change brought, what was left and why"),
     "export": ("equipoise.cli.export", "write one point of a study as a folder that can ship"),
     "verify": ("equipoise.cli.verify", "re-measure an exported folder and hold it to its promises"),
+    "serve": ("equipoise.cli.serve", "serve a front as a ladder: the best model that the load leaves time for"),
+    "loadtest": ("equipoise.cli.loadtest", "load a server as its users would, and count the answers in time"),
     "report": ("equipoise.cli.report", "write a study as one self-contained HTML page"),
 }
 """Verb -> (module, one line for ``--help``)."""

@@ -1,0 +1,241 @@
+"""The server: the Open Inference Protocol over HTTP, in front of an `Engine`."""
+
+from __future__ import annotations
+
+import asyncio
+import hmac
+from collections.abc import AsyncIterator, Callable, Mapping
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from importlib.metadata import version
+from typing import Any
+
+import numpy as np
+from fastapi import FastAPI, Request, Response
+from fastapi.responses import JSONResponse
+from onnx import load_from_string
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from equipoise.batch import ONE, named
+from equipoise.errors import InputError
+from equipoise.serve.engine import Answer, Engine, Turned
+from equipoise.serve.ladder import Ladder
+from equipoise.serve.protocol import HEADER, Asked, Taken, read, write
+
+OUTPUT = "output"
+TIMEOUT = "timeout"
+"""The request's own parameter for the time it has, in microseconds, as Triton names it."""
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one client may ask.
+
+    Attributes:
+        body_bytes: Of a request's body.
+        rows: Samples of a request.
+        body_s: Seconds in which a body must have come.
+        drain_s: Seconds that what waits is given at the end.
+    """
+
+    body_bytes: int = 32 * 2**20
+    rows: int = 256
+    body_s: float = 10.0
+    drain_s: float = 20.0
+
+
+@dataclass
+class Figures:
+    """What is counted, for Prometheus."""
+
+    registry: CollectorRegistry = field(default_factory=CollectorRegistry)
+
+    def __post_init__(self) -> None:
+        own: dict[str, Any] = {"registry": self.registry, "namespace": "equipoise"}
+        bounds = tuple(1e-4 * 2**step for step in range(18))
+        self.requests = Counter("requests", "Requests by how they ended", ("status",), **own)
+        self.answers = Counter("answers", "Requests answered, by rung", ("rung",), **own)
+        self.late = Counter("late", "Requests answered after their deadline", **own)
+        self.switches = Counter("switches", "Changes of the rung that answers", ("rung",), **own)
+        self.seconds = Histogram("request_seconds", "From arrival to answer", buckets=bounds, **own)
+        self.drop = Counter("drop_points", "Certified drops of the answers given, added up", **own)
+        self.waiting = Gauge("waiting_rows", "Rows that wait", **own)
+
+    def answered(self, answer: Answer) -> None:
+        """Count an answer."""
+        self.answers.labels(answer.rung.name).inc()
+        self.late.inc(int(answer.late))
+        self.seconds.observe(answer.waited_s + answer.ran_s)
+        self.drop.inc(max(0.0, answer.rung.drop.get()))
+
+
+def takes(ladder: Ladder) -> dict[str, Taken]:
+    """Return what the model takes: types from real inputs, free axes from the file where it tells them."""
+    first = ladder.rungs[0]
+    found = {name: Taken(value.dtype.name, tuple(value.shape[1:])) for name, value in named(first.probe).items()}
+    for file, content in first.program.files.items():
+        if file.endswith(".onnx"):
+            for value in load_from_string(content).graph.input:
+                axes = value.type.tensor_type.shape.dim[1:]
+                if value.name in found:
+                    free = tuple(None if axis.dim_param else int(axis.dim_value) for axis in axes)
+                    found[value.name] = Taken(found[value.name].type, free)
+    return found
+
+
+def application(
+    engine: Engine, *, name: str, limits: Limits | None = None, token: str = "", ready: Callable[[], bool] = lambda: True
+) -> FastAPI:
+    """Return the application of an engine.
+
+    Args:
+        name: The model's, in addresses.
+        token: What clients show as ``Authorization: Bearer ...``; empty asks for none. Health is told to anyone.
+        ready: Whether new requests are welcome; false while the process is about to stop.
+    """
+    bounds, figures, model, taken = limits or Limits(), Figures(), name, takes(engine.ladder)
+    engine.switched = lambda rung, why: figures.switches.labels(rung.name).inc()
+
+    @asynccontextmanager
+    async def lives(_app: FastAPI) -> AsyncIterator[None]:
+        engine.start()
+        yield
+        await engine.drain(bounds.drain_s)
+
+    app = FastAPI(title="equipoise", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lives)
+    app.state.figures = figures
+
+    if token:
+        app.add_middleware(_Known, token=token)
+
+    @app.get("/v2/health/live")
+    async def live() -> dict[str, bool]:
+        return {"live": True}
+
+    @app.get("/v2/health/ready")
+    async def is_ready() -> Response:
+        able = ready() and not engine.draining and bool(engine.dispatcher.able)
+        return JSONResponse({"ready": able}, 200 if able else 503)
+
+    @app.get("/v2")
+    async def server() -> dict[str, Any]:
+        return {"name": "equipoise", "version": version("equipoise"), "extensions": ["binary_tensor_data"]}
+
+    @app.get("/v2/models/{model_name}")
+    async def metadata(model_name: str) -> Response:
+        if model_name != model:
+            return _unknown(model_name, model)
+        asked = [{"name": key, **each.described} for key, each in taken.items()]
+        rungs = [rung.name for rung in engine.ladder.rungs]
+        out = {"name": OUTPUT, "datatype": "FP32", "shape": [-1]}
+        return JSONResponse({"name": model, "versions": rungs, "platform": "equipoise", "inputs": asked, "outputs": [out]})
+
+    @app.get("/v2/models/{model_name}/ready")
+    async def model_ready(model_name: str) -> Response:
+        return await is_ready() if model_name == model else _unknown(model_name, model)
+
+    @app.post("/v2/models/{model_name}/infer")
+    async def infer(model_name: str, request: Request) -> Response:
+        if model_name != model:
+            return _unknown(model_name, model)
+        try:
+            body = await _body(request, bounds)
+            asked = read(body, request.headers.get(HEADER), taken, most_rows=bounds.rows)
+            found = await engine.answer(_inputs(asked), within_s=_within(asked))
+        except InputError as error:
+            return _counted(figures, _told(400, str(error)))
+        except _TooLarge as error:
+            return _counted(figures, _told(413, str(error), {"Connection": "close"}))
+        except TimeoutError:
+            return _counted(figures, _told(408, f"the body took more than {bounds.body_s:g} s", {"Connection": "close"}))
+        except Turned as turned:
+            return _counted(figures, _told(429, str(turned), {"Retry-After": str(max(1, round(turned.after_s)))}))
+        except Exception as error:  # noqa: BLE001 - the edge: a client gets a sentence, and the server goes on
+            return _counted(figures, _told(500, f"{type(error).__name__}: {str(error)[:200]}"))
+        figures.answered(found)
+        return _counted(figures, _answer(asked, found, model))
+
+    @app.get("/metrics")
+    async def metrics() -> Response:
+        figures.waiting.set(engine.waiting)
+        return Response(generate_latest(figures.registry), media_type=CONTENT_TYPE_LATEST)
+
+    return app
+
+
+class _Known:
+    """Lets those pass who show the token, and anyone to what is told of the health."""
+
+    def __init__(self, app: ASGIApp, *, token: str) -> None:
+        self._app, self._shown = app, f"Bearer {token}".encode()
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        asks = scope["type"] == "http" and "/health/" not in scope["path"]
+        given = dict(scope.get("headers", ())).get(b"authorization", b"")
+        if asks and not hmac.compare_digest(given, self._shown):
+            refused = _told(401, "the token is missing or wrong", {"WWW-Authenticate": "Bearer"})
+            await refused(scope, receive, send)
+        else:
+            await self._app(scope, receive, send)
+
+
+class _TooLarge(Exception):
+    """A body over the limit."""
+
+
+async def _body(request: Request, limits: Limits) -> bytes:
+    """Return the body of a request, refused as soon as it is too long or too slow."""
+    stated = request.headers.get("content-length", "0")
+    if stated.isdecimal() and int(stated[:20]) > limits.body_bytes:
+        raise _TooLarge(f"a body has at most {limits.body_bytes} bytes; this one has {stated[:20]}")
+    parts, length = [], 0
+    async with asyncio.timeout(limits.body_s):
+        async for part in request.stream():
+            length += len(part)
+            if length > limits.body_bytes:
+                raise _TooLarge(f"a body has at most {limits.body_bytes} bytes")
+            parts.append(part)
+    return b"".join(parts)
+
+
+def _inputs(asked: Asked) -> Any:
+    arrays = {name: np.ascontiguousarray(array) for name, array in asked.inputs.items()}
+    return arrays[ONE] if arrays.keys() == {ONE} else arrays
+
+
+def _within(asked: Asked) -> float | None:
+    """Return the seconds that a request gives itself."""
+    given = asked.parameters.get(TIMEOUT)
+    if given is None:
+        return None
+    if type(given) not in (int, float) or not 0 < given < 1e12:
+        raise InputError(f"parameters.{TIMEOUT} must be microseconds above 0; got {str(given)[:50]!r}. Leave it out.")
+    return float(given) / 1e6
+
+
+def _answer(asked: Asked, found: Answer, model: str) -> Response:
+    rung = found.rung
+    told = {
+        "rung": rung.name,
+        "quality": rung.quality.get(),
+        "drop": rung.drop.get(),
+        **({} if rung.drop.high is None else {"drop_at_most": rung.drop.high}),
+        "queue_ms": 1e3 * found.waited_s,
+        "late": found.late,
+    }
+    body, headers = write(asked, {OUTPUT: found.outputs}, {"model_name": model, "model_version": rung.name, "parameters": told})
+    return Response(body, headers={**headers, "X-Equipoise-Rung": rung.name})
+
+
+def _told(status: int, text: str, headers: Mapping[str, str] | None = None) -> JSONResponse:
+    return JSONResponse({"error": text}, status, headers=dict(headers or {}))
+
+
+def _unknown(name: str, model: str) -> JSONResponse:
+    return _told(404, f"model {name[:100]!r} is not served here; it is {model!r}")
+
+
+def _counted(figures: Figures, response: Response) -> Response:
+    figures.requests.labels(str(response.status_code)).inc()
+    return response

@@ -1,0 +1,187 @@
+"""Which rung answers next, of how many requests at once, and who is turned away: numbers alone, no clock and no thread.
+
+Requests wait in order of arrival, each with a deadline. Whenever the machine is free the best rung is taken that leaves every
+request its deadline, as the measured times tell; the slack of the oldest bounds what is taken. Down it goes at once. Up it goes
+only where the arrivals of late leave the better rung idle often enough, and not sooner than a dwell after the last switch: else
+it would flap.
+
+References:
+    Khare et al. 2025, "SuperServe: fine-grained inference serving for unpredictable workloads": (model, batch) by the slack of
+    the oldest request.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+DWELL_S = 2.0
+"""Seconds after a switch before a better rung is tried."""
+BUSY = 0.7
+"""Share of the time that a better rung may be busy with the arrivals of late."""
+MEAN, SPREAD, SPREADS = 1 / 8, 1 / 4, 4.0
+"""Weights of each new time in the mean and the spread of what a batch takes here and now, and how many spreads above the mean
+it is expected to end: as the timer of TCP (RFC 6298)."""
+ARRIVALS_S = 1.0
+"""Seconds after which an arrival counts for a third of a new one in the rate of arrivals."""
+
+
+@dataclass
+class Cost:
+    """What a rung takes for a batch.
+
+    Attributes:
+        usual, most: Batch -> seconds, the median and the share that was asked for, as measured at the start.
+        mean, spread: The same here and now, which each run moves: what is beside the model is in them too.
+    """
+
+    usual: Mapping[int, float]
+    most: Mapping[int, float]
+    mean: dict[int, float] = field(init=False)
+    spread: dict[int, float] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.mean = dict(self.usual)
+        self.spread = {batch: max(0.0, self.most[batch] - seconds) / SPREADS for batch, seconds in self.usual.items()}
+
+    @property
+    def batches(self) -> tuple[int, ...]:
+        """The batches that were measured, ascending."""
+        return tuple(sorted(self.usual))
+
+    def fit(self, count: int) -> int:
+        """Return the largest batch measured that so many requests fill, at least the smallest one."""
+        return max((b for b in self.batches if b <= count), default=self.batches[0])
+
+    def seconds(self, batch: int) -> float:
+        """Return what it will hardly exceed for a batch now."""
+        return self.mean[batch] + SPREADS * self.spread[batch]
+
+    def learn(self, batch: int, seconds: float) -> None:
+        """Take in what a batch took."""
+        off = seconds - self.mean[batch]
+        self.spread[batch] += SPREAD * (abs(off) - self.spread[batch])
+        self.mean[batch] += MEAN * off
+
+    def cleared(self, count: int) -> float:
+        """Return the seconds in which so many requests are thought to be answered, in full batches and a rest."""
+        whole, rest = divmod(count, batch := self.fit(count))
+        return whole * self.mean[batch] + (self.cleared(rest) if rest else 0.0)
+
+    @property
+    def capacity(self) -> float:
+        """Requests a second at most."""
+        return max(batch / seconds for batch, seconds in self.mean.items())
+
+
+@dataclass
+class Arrivals:
+    """The rate of arrivals, of which later ones count more."""
+
+    weight: float = 0.0
+    at: float = -math.inf
+
+    def seen(self, now: float, count: int = 1) -> None:
+        """Count arrivals."""
+        self.weight, self.at = self._left(now) + count, now
+
+    def per_s(self, now: float) -> float:
+        """Return the rate now, per second."""
+        return self._left(now) / ARRIVALS_S
+
+    def _left(self, now: float) -> float:
+        return self.weight * math.exp((self.at - now) / ARRIVALS_S) if self.weight else 0.0
+
+
+@dataclass(frozen=True)
+class Turn:
+    """What is done next.
+
+    Attributes:
+        rung: Place in the ladder.
+        batch: Requests that it answers at once, the oldest first.
+        why: What made it another rung than the last; empty where it is the same.
+    """
+
+    rung: int
+    batch: int
+    why: str = ""
+
+
+@dataclass
+class Dispatcher:
+    """Chooses rungs; every method is told what time it is.
+
+    Attributes:
+        costs: Of the rungs, the best first.
+        broken: Rungs that are set aside.
+    """
+
+    costs: Sequence[Cost]
+    rung: int = 0
+    switched: float = -math.inf
+    arrivals: Arrivals = field(default_factory=Arrivals)
+    broken: set[int] = field(default_factory=set)
+
+    @property
+    def able(self) -> list[int]:
+        """The rungs that may answer, the best first."""
+        return [rung for rung in range(len(self.costs)) if rung not in self.broken]
+
+    def turn(self, now: float, deadlines: Sequence[float]) -> Turn:
+        """Return what to run now.
+
+        A request that no rung can answer in time any more hurries nobody: the machine stood still, which a lesser rung mends
+        for none of those behind it.
+
+        Args:
+            deadlines: Of the waiting requests, the oldest first; at least one.
+        """
+        able = self.able
+        soonest = now + min(cost.seconds(cost.batches[0]) for cost in (self.costs[rung] for rung in able))
+        deadlines = [due if due >= soonest else math.inf for due in deadlines]
+        fits = [rung for rung in able if self._in_time(rung, now, deadlines)]
+        last = self.rung if self.rung in able else able[0]
+        rung, why = (fits[0], "") if fits else (self._quickest(able, len(deadlines)), "none is in time")
+        if rung < last and fits:
+            rung = self._climbed(last, fits, now)
+        if rung != self.rung:
+            why = why or ("the oldest request has no more slack" if rung > self.rung else "there is room for it")
+            self.rung, self.switched = rung, now
+            return Turn(rung, self._batch(rung, now, deadlines), why)
+        return Turn(rung, self._batch(rung, now, deadlines))
+
+    def wait(self, count: int) -> float:
+        """Return the seconds until so many waiting requests and one more were answered, by the quickest rung."""
+        return min(self.costs[rung].cleared(count + 1) for rung in self.able)
+
+    def _quickest(self, able: Sequence[int], count: int) -> int:
+        return min(able, key=lambda rung: self.costs[rung].cleared(count))
+
+    def _in_time(self, rung: int, now: float, deadlines: Sequence[float]) -> bool:
+        """Whether a rung answers all that wait before their deadlines, if no more come."""
+        cost, done = self.costs[rung], now
+        left = list(deadlines)
+        while left:
+            batch = cost.fit(len(left))
+            done += cost.seconds(batch)
+            if done > min(left[:batch]):
+                return False
+            left = left[batch:]
+        return True
+
+    def _climbed(self, last: int, fits: Sequence[int], now: float) -> int:
+        """Return the rung to climb to from `last`: one step, where the time and the arrivals of late allow it."""
+        above = [rung for rung in fits if rung < last]
+        rate = self.arrivals.per_s(now)
+        if above and now - self.switched >= DWELL_S and rate <= BUSY * self.costs[above[-1]].capacity:
+            return above[-1]
+        return last if last in fits else fits[-1]
+
+    def _batch(self, rung: int, now: float, deadlines: Sequence[float]) -> int:
+        """Return how many to answer at once: as many as wait, unless the oldest would be late for it."""
+        cost = self.costs[rung]
+        able = [b for b in cost.batches if b <= len(deadlines)] or [cost.batches[0]]
+        timely = [b for b in able if now + cost.seconds(b) <= min(deadlines[:b])]
+        return min(len(deadlines), max(timely) if timely else max(able))

@@ -1,0 +1,206 @@
+"""Requests in, answers out: a queue, one thread that runs the models, and the dispatcher between them.
+
+The event loop keeps the queue and decides; the models run in a thread of their own, one batch at a time, as they are timed. A
+rung that fails is set aside and the same requests go to the next; none is lost for it.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.batch import joined, size
+from equipoise.serve.dispatch import Dispatcher
+from equipoise.serve.ladder import Ladder, Rung
+
+Array = NDArray[Any]
+
+
+class Turned(Exception):
+    """A request that is not taken.
+
+    Attributes:
+        after_s: Seconds after which it may be worth asking again.
+    """
+
+    def __init__(self, why: str, after_s: float) -> None:
+        super().__init__(why)
+        self.after_s = after_s
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What a request is given.
+
+    Attributes:
+        outputs: (N, ...).
+        rung: What gave it.
+        waited_s, ran_s: Seconds in the queue, and in the model with the requests beside it.
+        late: Whether its deadline had passed.
+    """
+
+    outputs: Array
+    rung: Rung
+    waited_s: float
+    ran_s: float
+    late: bool
+
+
+@dataclass
+class _Waiting:
+    inputs: Any
+    rows: int
+    deadline: float
+    came: float
+    answer: asyncio.Future[Answer]
+    alone: bool = False
+    """Whether it is run by itself: with others beside it a run went wrong."""
+
+
+@dataclass
+class Engine:
+    """Serves a ladder; use it from one event loop.
+
+    Attributes:
+        slo_s: Seconds from arrival within which a request is to be answered, unless it says otherwise.
+        most_waiting: Rows that may wait.
+        told: Told of each failure, a line each.
+        switched: Told of each rung that takes over, and why.
+    """
+
+    ladder: Ladder
+    slo_s: float
+    most_waiting: int
+    told: Callable[[str], None] = lambda line: None
+    switched: Callable[[Rung, str], None] = lambda rung, why: None
+    clock: Callable[[], float] = time.monotonic
+
+    def __post_init__(self) -> None:
+        self.dispatcher = Dispatcher(self.ladder.costs)
+        self._queue: deque[_Waiting] = deque()
+        self._pool = ThreadPoolExecutor(1, thread_name_prefix="equipoise-serve")
+        self._work = asyncio.Event()
+        self._idle = asyncio.Event()
+        self._idle.set()
+        self.draining = False
+        self._loop: asyncio.Task[None] | None = None
+        self._busy_until = 0.0
+
+    def start(self) -> None:
+        """Begin to answer."""
+        self._loop = asyncio.get_running_loop().create_task(self._serve())
+
+    async def answer(self, inputs: Any, *, within_s: float | None = None) -> Answer:
+        """Return the answer to a request of one or more rows.
+
+        Args:
+            within_s: Seconds that it has; None takes the server's.
+        Raises:
+            Turned: It would be late, too many wait, or the server is about to stop.
+        """
+        now, rows = self.clock(), size(inputs)
+        within = self.slo_s if within_s is None else within_s
+        self.dispatcher.arrivals.seen(now, rows)
+        if self.draining:
+            raise Turned("the server is about to stop", 1.0)
+        waiting = sum(each.rows for each in self._queue)
+        free_in = max(0.0, self._busy_until - now)
+        ahead = free_in + self.dispatcher.wait(waiting + rows - 1)
+        if waiting + rows > self.most_waiting or ahead > within:
+            raise Turned(
+                f"it would be answered in {1e3 * ahead:.3g} ms, and has {1e3 * within:.3g}", max(ahead - within, 0.001)
+            )
+        request = _Waiting(inputs, rows, now + within, now, asyncio.get_running_loop().create_future())
+        self._queue.append(request)
+        self._idle.clear()
+        self._work.set()
+        return await request.answer
+
+    async def drain(self, most_s: float) -> bool:
+        """Take no more, answer what waits, and return whether all of it was."""
+        self.draining = True
+        try:
+            await asyncio.wait_for(self._idle.wait(), most_s)
+        except TimeoutError:
+            return False
+        finally:
+            if self._loop is not None:
+                self._loop.cancel()
+            self._pool.shutdown(wait=False)
+        return True
+
+    async def _serve(self) -> None:
+        while True:
+            self._queue = deque(each for each in self._queue if not each.answer.done())  # whoever hung up waits no more
+            if not self._queue:
+                self._idle.set()
+                self._work.clear()
+                await self._work.wait()
+                continue
+            await self._batch()
+
+    async def _batch(self) -> None:
+        """Answer the oldest requests by one run."""
+        now = self.clock()
+        turn = self.dispatcher.turn(now, [each.deadline for each in self._queue for _ in range(each.rows)])
+        rung = self.ladder.rungs[turn.rung]
+        if turn.why:
+            self.switched(rung, turn.why)
+        taken = [self._queue.popleft()]
+        rows = taken[0].rows
+        while self._queue and rows + self._queue[0].rows <= turn.batch and not (taken[0].alone or self._queue[0].alone):
+            taken.append(self._queue.popleft())
+            rows += taken[-1].rows
+        inputs = joined([each.inputs for each in taken], np.concatenate) if len(taken) > 1 else taken[0].inputs
+        cost = self.dispatcher.costs[turn.rung]
+        self._busy_until = now + cost.cleared(rows)
+        try:
+            outputs = await asyncio.get_running_loop().run_in_executor(self._pool, rung.session.run, inputs)
+            if len(outputs) != rows:
+                raise ValueError(f"{len(outputs)} answers to {rows} rows")
+        except Exception as error:  # noqa: BLE001 - a session may raise anything: the requests go to another rung
+            self._broken(turn.rung, error, taken)
+            return
+        took = self.clock() - now
+        self._busy_until = now + took
+        if rows in cost.usual:
+            cost.learn(rows, took)
+        place = 0
+        for each in taken:
+            late = now + took > each.deadline
+            if not each.answer.done():
+                part = outputs[place : place + each.rows]
+                each.answer.set_result(Answer(part, rung, now - each.came, took, late))
+            place += each.rows
+
+    def _broken(self, place: int, error: Exception, taken: list[_Waiting]) -> None:
+        """Set a rung aside and put its requests back; where no other is left, or the request itself is at fault, fail them."""
+        rung = self.ladder.rungs[place]
+        try:
+            rung.check()
+            fault = True  # the rung is well: it was the request
+        except Exception:  # noqa: BLE001 - as above
+            fault = False
+            self.dispatcher.broken.add(place)
+            self.told(f"WARNING: {rung.name} is set aside: {type(error).__name__}: {str(error)[:200]}")
+        if (fault and len(taken) == 1) or not self.dispatcher.able:
+            for each in taken:
+                if not each.answer.done():
+                    each.answer.set_exception(error)
+            return
+        for each in taken:
+            each.alone = fault
+        self._queue.extendleft(reversed(taken))
+
+    @property
+    def waiting(self) -> int:
+        """Rows that wait."""
+        return sum(each.rows for each in self._queue)

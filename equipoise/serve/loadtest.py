@@ -1,0 +1,222 @@
+"""A fair load: requests go out when they are due, whether or not earlier ones came back, and are timed from when they were due.
+
+A client that waits for an answer before it asks again slows down with the server and hides what its users would feel
+("coordinated omission"). Here a late start counts as latency.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import csv
+import gzip
+import json
+import math
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import numpy as np
+
+from equipoise.errors import EquipoiseError, InputError, must_be
+
+ARRIVAL = "arrival_ms"
+"""Column of a trace."""
+IDLE = 64
+"""Connections that are kept for the next request."""
+
+
+@dataclass(frozen=True)
+class Sent:
+    """One request.
+
+    Attributes:
+        due_s: When it was to go out, from the beginning.
+        latency_s: From then to its answer.
+        status: HTTP's; 0 where no answer came.
+        rung, quality: Of the answer.
+    """
+
+    due_s: float
+    latency_s: float
+    status: int
+    rung: str = ""
+    quality: float = math.nan
+
+
+@dataclass(frozen=True)
+class Load:
+    """What a load test found.
+
+    Attributes:
+        slo_s: Seconds within which an answer counts.
+        sent: The requests, in the order in which they were due.
+        behind_s: By how much the slowest request went out after it was due: large, the client itself was too slow.
+    """
+
+    slo_s: float
+    sent: tuple[Sent, ...]
+    behind_s: float
+
+    @property
+    def attainment(self) -> float:
+        """Share of the requests that were answered in time."""
+        return sum(self._timely(each) for each in self.sent) / len(self.sent)
+
+    @property
+    def quality(self) -> float:
+        """Mean quality of the answers that came in time."""
+        return float(np.mean([each.quality for each in self.sent if self._timely(each)] or [math.nan]))
+
+    @property
+    def rungs(self) -> dict[str, float]:
+        """Rung -> share of the answers."""
+        names = [each.rung for each in self.sent if each.status == 200]
+        return {name: names.count(name) / len(names) for name in sorted(set(names))}
+
+    @property
+    def statuses(self) -> dict[int, int]:
+        """Status -> how many."""
+        found = [each.status for each in self.sent]
+        return {status: found.count(status) for status in sorted(set(found))}
+
+    def latency_s(self, share: float) -> float:
+        """Return the latency that this share of the answers did not exceed."""
+        times = [each.latency_s for each in self.sent if each.status == 200]
+        return float(np.quantile(times, share)) if times else math.nan
+
+    def _timely(self, each: Sent) -> bool:
+        return each.status == 200 and each.latency_s <= self.slo_s
+
+
+def poisson(rate: float, seconds: float, *, seed: int) -> list[float]:
+    """Return arrivals of so many a second on average, independent of one another."""
+    generator = np.random.default_rng(seed)
+    gaps = generator.exponential(1 / rate, max(16, int(2 * rate * seconds + 10 * math.sqrt(rate * seconds))))
+    times = np.cumsum(gaps)
+    return [float(t) for t in times[times < seconds]]
+
+
+def trace(file: Path, rate: float, seconds: float) -> list[float]:
+    """Return recorded arrivals, sped up or slowed down to so many a second on average, of the first `seconds`.
+
+    Args:
+        file: CSV (``.gz`` too) with a column ``arrival_ms``.
+    Raises:
+        InputError: No such file or column, or no arrivals.
+    """
+    try:
+        with (gzip.open if file.suffix == ".gz" else open)(file, "rt", newline="") as text:
+            rows = [float(row[ARRIVAL]) / 1e3 for row in csv.DictReader(text)]
+    except (OSError, KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
+        raise must_be("--trace", f"a CSV with a column {ARRIVAL}", str(file), f"{type(error).__name__}: {error}.") from error
+    if len(rows) < 2 or not all(map(math.isfinite, rows)) or rows != sorted(rows) or rows[-1] <= rows[0]:
+        raise must_be("--trace", "arrivals in ascending order, two at least", f"{len(rows)} rows", "Sort it.")
+    factor = (len(rows) - 1) / (rows[-1] - rows[0]) / rate
+    return [at for row in rows if (at := factor * (row - rows[0])) < seconds]
+
+
+async def run(url: str, arrivals: Sequence[float], bodies: Sequence[bytes], *, slo_s: float, token: str = "") -> Load:
+    """Send a request at each arrival and return what became of them.
+
+    Args:
+        url: ``http://HOST:PORT/v2/models/NAME/infer``.
+        arrivals: Seconds from now, ascending.
+        bodies: What is sent, in turn.
+    """
+    to = _Client(url, token)
+    began, behind = time.perf_counter() + 0.2, 0.0
+    tasks: list[asyncio.Task[Sent]] = []
+    for number, due in enumerate(arrivals):
+        wait = began + due - time.perf_counter()
+        if wait > 0:
+            await asyncio.sleep(wait)
+        behind = max(behind, time.perf_counter() - began - due)
+        tasks.append(asyncio.create_task(to.send(bodies[number % len(bodies)], due, began)))
+    sent = await asyncio.gather(*tasks)
+    await to.close()
+    return Load(slo_s, tuple(sent), behind)
+
+
+class _Client:
+    """HTTP/1.1 with kept connections; one request at a time on each."""
+
+    def __init__(self, url: str, token: str) -> None:
+        self._at = at = urlsplit(url)
+        if at.scheme != "http" or not at.hostname:
+            raise must_be("URL", "http://HOST:PORT/v2/models/NAME/infer", url, "Take it from what `equipoise serve` printed.")
+        shown = f"Authorization: Bearer {token}\r\n" if token else ""
+        self._head = (
+            f"POST {at.path} HTTP/1.1\r\nHost: {at.netloc}\r\n{shown}Content-Type: application/json\r\nContent-Length: "
+        )
+        self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
+
+    async def send(self, body: bytes, due: float, began: float) -> Sent:
+        """Send a body, on a kept connection if there is one; what goes wrong is an answer too."""
+        try:
+            reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(self._at.hostname, self._at.port)
+            writer.write(f"{self._head}{len(body)}\r\n\r\n".encode() + body)
+            status, content, stays = await _answered(reader)
+        except (OSError, asyncio.IncompleteReadError, ValueError):
+            return Sent(due, time.perf_counter() - began - due, 0)
+        latency = time.perf_counter() - began - due
+        if stays and len(self._idle) < IDLE:
+            self._idle.append((reader, writer))
+        else:
+            writer.close()
+        if status != 200:
+            return Sent(due, latency, status)
+        told = json.loads(content)["parameters"]
+        return Sent(due, latency, status, told["rung"], float(told["quality"]))
+
+    async def close(self) -> None:
+        """Close the connections that are kept."""
+        for _, writer in self._idle:
+            writer.close()
+
+
+async def _answered(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
+    """Return status and body of an answer, and whether the connection stays open."""
+    head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
+    first, *rest = head.split("\r\n")
+    headers = dict(line.split(": ", 1) for line in rest if ": " in line)
+    content = await reader.readexactly(int(headers.get("content-length", "0")))
+    return int(first.split(" ")[1]), content, headers.get("connection", "") != "close"
+
+
+async def metadata(url: str, token: str = "") -> Mapping[str, Any]:
+    """Return what a server says of the model at an address that ends in ``/infer``.
+
+    Raises:
+        EquipoiseError: Nobody answers there, or not as the protocol says.
+    """
+    at = urlsplit(url.removesuffix("/infer"))
+    shown = f"Authorization: Bearer {token}\r\n" if token else ""
+    try:
+        reader, writer = await asyncio.open_connection(at.hostname, at.port)
+        writer.write(f"GET {at.path} HTTP/1.1\r\nHost: {at.netloc}\r\n{shown}\r\n".encode())
+        status, content, _ = await _answered(reader)
+        writer.close()
+        told = json.loads(content)
+    except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+        raise EquipoiseError(f"nobody serves at {url}: {type(error).__name__}: {error}") from error
+    if status != 200 or not isinstance(told, dict) or "inputs" not in told:
+        raise EquipoiseError(f"{url} answers {status}: {str(told)[:200]}")
+    return told
+
+
+def bodies(about: Mapping[str, Any], *, seed: int, length: int = 16, count: int = 8) -> list[bytes]:
+    """Return requests of random inputs of one row, as the server's metadata asks for them; free axes are `length` long."""
+    return [json.dumps({"inputs": list(_drawn(about, np.random.default_rng(seed + n), length))}).encode() for n in range(count)]
+
+
+def _drawn(about: Mapping[str, Any], generator: np.random.Generator, length: int) -> Iterator[dict[str, Any]]:
+    for given in about["inputs"]:
+        shape = [1, *(length if axis == -1 else axis for axis in given["shape"][1:])]
+        whole = given["datatype"].startswith(("INT", "UINT", "BOOL"))
+        drawn = generator.integers(0, 2, shape) if whole else generator.random(shape).round(4)
+        yield {"name": given["name"], "datatype": given["datatype"], "shape": shape, "data": drawn.ravel().tolist()}
+    if not about["inputs"]:
+        raise InputError("the server says of no input what it takes.")

@@ -1,0 +1,155 @@
+"""The server as a client meets it: over HTTP, with what is right, wrong, too much, too slow and unwelcome."""
+
+from __future__ import annotations
+
+import json
+import socket
+import threading
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from ladders import Sums
+
+pytest.importorskip("fastapi")
+from running import INFER, Served, request
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[Served]:
+    with Served(0.002, 0.001) as made:
+        yield made
+
+
+def test_an_answer_says_which_rung_gave_it_and_what_that_may_have_lost(served: Served) -> None:
+    status, told, headers = served.ask("POST", INFER, request(2, 1.5, id="x"))
+    assert status == 200
+    assert told["outputs"] == [{"name": "output", "datatype": "FP32", "shape": [2, 2], "data": [4.5, 0.0, 4.5, 0.0]}]
+    assert (told["id"], told["model_name"], told["model_version"]) == ("x", "sums", "rung0")
+    asked = told["parameters"]
+    assert (asked["rung"], asked["quality"], asked["drop"], asked["drop_at_most"], asked["late"]) == (
+        "rung0",
+        90,
+        0,
+        0.5,
+        False,
+    )
+    assert headers["x-equipoise-rung"] == "rung0"
+
+
+def test_bytes_in_and_bytes_out(served: Served) -> None:
+    array = np.arange(6, dtype=np.float32).reshape(2, 3)
+    row = {"name": "input", "datatype": "FP32", "shape": [2, 3], "parameters": {"binary_data_size": 24}}
+    head = json.dumps({"inputs": [row], "parameters": {"binary_data_output": True}}).encode()
+    length = {"Inference_Header_Content_Length": str(len(head))}
+    status, content, headers = served.ask("POST", INFER, head + array.tobytes(), **length)
+    assert status == 200
+    raw = content[int(headers["inference-header-content-length"]) :]
+    assert np.frombuffer(raw, np.float32).reshape(2, 2)[:, 0].tolist() == [3.0, 12.0]
+
+
+def test_health_metadata_and_figures_are_told(served: Served) -> None:
+    assert served.ask("GET", "/v2/health/live")[:2] == (200, {"live": True})
+    assert served.ask("GET", "/v2/health/ready")[:2] == (200, {"ready": True})
+    assert served.ask("GET", "/v2/models/sums/ready")[0] == 200
+    assert served.ask("GET", "/v2")[1]["extensions"] == ["binary_tensor_data"]
+    told = served.ask("GET", "/v2/models/sums")[1]
+    assert told["versions"] == ["rung0", "rung1"]
+    assert told["inputs"] == [{"name": "input", "datatype": "FP32", "shape": [-1, 3]}]
+    served.ask("POST", INFER, request())
+    text = served.ask("GET", "/metrics")[1].decode()
+    assert 'equipoise_answers_total{rung="rung0"}' in text
+    assert 'equipoise_requests_total{status="200"}' in text
+
+
+def test_a_request_in_a_hurry_gets_a_quicker_rung() -> None:
+    with Served(2.0, 0.001) as served:
+        told = served.ask("POST", INFER, request(parameters={"timeout": 1_000_000}))[1]  # microseconds
+    assert told["parameters"]["rung"] == "rung1"
+
+
+WRONG: list[tuple[str, str, Any, int, str]] = [
+    ("POST", INFER, b"", 400, "JSON"),
+    ("POST", INFER, b"{", 400, "JSON"),
+    ("POST", INFER, {"inputs": []}, 400, "all of input"),
+    ("POST", INFER, request(9), 400, "1 to 8 rows"),
+    ("POST", INFER, request(parameters={"timeout": -1}), 400, "microseconds above 0"),
+    ("POST", INFER, request(parameters={"timeout": "soon"}), 400, "microseconds above 0"),
+    ("POST", INFER, b" " * 20_001, 413, "at most 20000 bytes"),
+    ("POST", INFER, request(value=-100), 500, "it broke"),
+    ("POST", "/v2/models/other/infer", request(), 404, "it is 'sums'"),
+    ("GET", "/v2/models/other", None, 404, "it is 'sums'"),
+    ("GET", "/nowhere", None, 404, ""),
+    ("GET", INFER, None, 405, ""),
+]
+
+
+@pytest.mark.parametrize(("method", "path", "body", "status", "told"), WRONG)
+def test_what_is_wrong_is_answered_and_the_server_goes_on(
+    served: Served, method: str, path: str, body: Any, status: int, told: str
+) -> None:
+    found, content, _ = served.ask(method, path, body)
+    assert found == status
+    assert told in content.get("error", "")
+    assert served.ask("POST", INFER, request())[0] == 200
+
+
+def test_a_body_that_never_ends_or_never_comes_is_cut_off(served: Served) -> None:
+    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\n"
+    for rest, status in (
+        ("Content-Length: 999999999999\r\n\r\nabc", b" 413 "),
+        ("Content-Length: 500\r\n\r\nabc", b" 408 "),
+        ("Transfer-Encoding: chunked\r\n\r\n" + ("4000\r\n" + "a" * 0x4000 + "\r\n") * 3, b" 413 "),
+    ):
+        with socket.create_connection(("127.0.0.1", served.port), timeout=20) as to:
+            to.sendall((head + rest).encode())
+            assert status in to.recv(1000)
+    assert served.ask("POST", INFER, request())[0] == 200
+
+
+def test_whoever_hangs_up_half_way_harms_nobody(served: Served) -> None:
+    body = json.dumps(request()).encode()
+    head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    for sent in (head[:20], head, head + body[:30], head + body):
+        with socket.create_connection(("127.0.0.1", served.port), timeout=20) as to:
+            to.sendall(sent)
+    assert served.ask("POST", INFER, request())[0] == 200
+
+
+def test_too_many_are_turned_away_with_the_time_to_come_back() -> None:
+    with Served(0.2, slo_s=0.3) as served:
+        found: list[tuple[int, dict[str, str]]] = []
+
+        def one() -> None:
+            status, _, headers = served.ask("POST", INFER, request())
+            found.append((status, headers))
+
+        threads = [threading.Thread(target=one) for _ in range(60)]
+        for thread in threads:
+            thread.start()
+        for thread in threads:
+            thread.join()
+    assert {status for status, _ in found} == {200, 429}
+    assert all(int(headers["retry-after"]) >= 1 for status, headers in found if status == 429)
+
+
+def test_a_token_is_asked_of_all_but_health() -> None:
+    with Served(0.001, token="a word of sixteen") as served:
+        assert served.ask("GET", "/v2/health/live")[0] == 200
+        assert served.ask("POST", INFER, request())[0] == 401
+        assert served.ask("GET", "/metrics")[0] == 401
+        assert served.ask("POST", INFER, request(), Authorization="Bearer another word")[0] == 401
+        assert served.ask("POST", INFER, request(), Authorization="Bearer a word of sixteen")[0] == 200
+
+
+def test_a_rung_that_breaks_costs_no_request() -> None:
+    with Served(0.002, 0.001) as served:
+        broken: Sums = served.sums[0]
+        broken.fails = True
+        told = served.ask("POST", INFER, request())[1]
+        assert told["parameters"]["rung"] == "rung1"
+        assert served.ask("GET", "/v2/health/ready")[0] == 200
+        served.sums[1].fails = True
+        assert served.ask("POST", INFER, request())[0] == 500
+        assert served.ask("GET", "/v2/health/ready")[0] == 503

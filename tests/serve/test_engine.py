@@ -1,0 +1,162 @@
+"""The queue and the thread that runs: nobody's answer is another's, none is lost, and what would be late is turned away."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from ladders import ladder
+
+from equipoise.serve.engine import Answer, Engine, Turned
+
+
+def row(value: float) -> Any:
+    return np.full((1, 3), value, np.float32)
+
+
+def within(engine: Engine, use: Callable[[], Awaitable[Any]]) -> Any:
+    async def run() -> Any:
+        engine.start()
+        try:
+            return await use()
+        finally:
+            await engine.drain(5.0)
+
+    return asyncio.run(run())
+
+
+def test_many_at_once_share_runs_and_each_gets_its_own() -> None:
+    made, (sums,) = ladder(0.01)
+    engine = Engine(made, 5.0, 1000)
+
+    async def use() -> list[Answer]:
+        return list(await asyncio.gather(*(engine.answer(row(value)) for value in range(40))))
+
+    answers = within(engine, use)
+    assert [float(a.outputs[0, 0]) for a in answers] == [3.0 * value for value in range(40)]
+    assert sum(sums.batches) == 40
+    assert max(sums.batches) == 4
+    assert not any(a.late for a in answers)
+
+
+def test_requests_of_several_rows_stay_whole() -> None:
+    made, _ = ladder(0.005)
+    engine = Engine(made, 5.0, 1000)
+
+    async def use() -> list[Answer]:
+        return list(
+            await asyncio.gather(*(engine.answer(np.repeat(row(v), n, 0)) for v, n in ((1, 3), (2, 1), (3, 2), (4, 6))))
+        )
+
+    answers = within(engine, use)
+    assert [a.outputs[:, 0].tolist() for a in answers] == [[3.0] * 3, [6.0], [9.0] * 2, [12.0] * 6]
+
+
+def test_a_quick_rung_answers_those_in_a_hurry() -> None:
+    made, _ = ladder(1.0, 0.002)
+    engine = Engine(made, 30.0, 1000)
+
+    async def use() -> tuple[Answer, Answer]:
+        return await engine.answer(row(1)), await engine.answer(row(1), within_s=0.5)
+
+    slow, quick = within(engine, use)
+    assert (slow.rung.name, quick.rung.name) == ("rung0", "rung1")
+    assert (slow.outputs[0, 1], quick.outputs[0, 1]) == (0.0, 1.0)
+
+
+def test_what_would_be_late_is_turned_away_at_once() -> None:
+    made, _ = ladder(0.02)
+    engine = Engine(made, 0.1, 1000)
+
+    async def use() -> list[Any]:
+        return list(await asyncio.gather(*(engine.answer(row(v)) for v in range(200)), return_exceptions=True))
+
+    found = within(engine, use)
+    turned = [each for each in found if isinstance(each, Turned)]
+    assert len(turned) > 100
+    assert all(each.after_s > 0 for each in turned)
+    answered = [each for each in found if isinstance(each, Answer)]
+    assert len(answered) + len(turned) == 200
+    assert len(answered) >= 4
+
+
+def test_a_rung_that_breaks_is_set_aside_and_its_requests_go_to_the_next() -> None:
+    made, (best, _) = ladder(0.005, 0.005)
+    told: list[str] = []
+    engine = Engine(made, 5.0, 1000, told=told.append)
+
+    async def use() -> list[Answer]:
+        best.fails = True
+        return list(await asyncio.gather(*(engine.answer(row(v)) for v in range(10))))
+
+    answers = within(engine, use)
+    assert [float(a.outputs[0, 0]) for a in answers] == [3.0 * v for v in range(10)]
+    assert {a.rung.name for a in answers} == {"rung1"}
+    assert len(told) == 1
+    assert "rung0 is set aside: RuntimeError: it broke" in told[0]
+
+
+def test_a_request_that_breaks_a_sound_rung_fails_alone() -> None:
+    made, _ = ladder(0.005)
+    engine = Engine(made, 5.0, 1000)
+
+    async def use() -> list[Any]:
+        return list(await asyncio.gather(*(engine.answer(row(v)) for v in (1, -100, 2, 3)), return_exceptions=True))
+
+    found = within(engine, use)
+    assert isinstance(found[1], RuntimeError)
+    assert [float(found[i].outputs[0, 0]) for i in (0, 2, 3)] == [3.0, 6.0, 9.0]
+    assert engine.dispatcher.able == [0]
+
+
+def test_at_the_end_what_was_taken_is_answered_and_nothing_more_is_taken() -> None:
+    made, _ = ladder(0.02)
+    engine = Engine(made, 5.0, 1000)
+
+    async def run() -> tuple[list[Answer], bool, Any]:
+        engine.start()
+        tasks = [asyncio.ensure_future(engine.answer(row(v))) for v in range(12)]
+        await asyncio.sleep(0.01)
+        drained = await engine.drain(5.0)
+        late = await asyncio.gather(engine.answer(row(1)), return_exceptions=True)
+        return list(await asyncio.gather(*tasks)), drained, late[0]
+
+    answers, drained, late = asyncio.run(run())
+    assert drained
+    assert [float(a.outputs[0, 0]) for a in answers] == [3.0 * v for v in range(12)]
+    assert isinstance(late, Turned)
+
+
+def test_whoever_hangs_up_is_not_run_for() -> None:
+    made, (sums,) = ladder(0.001)
+    engine = Engine(made, 60.0, 1000)
+
+    async def use() -> None:
+        sums.open.clear()
+        first = asyncio.ensure_future(engine.answer(row(1)))
+        await asyncio.sleep(0.05)
+        rest = [asyncio.ensure_future(engine.answer(row(v))) for v in range(8)]
+        await asyncio.sleep(0.05)
+        for task in rest:
+            task.cancel()
+        sums.open.set()
+        await first
+
+    within(engine, use)
+    assert sum(sums.batches) == 1
+
+
+@pytest.mark.parametrize("rows", [1, 5])
+def test_no_more_wait_than_may(rows: int) -> None:
+    made, _ = ladder(0.05)
+    engine = Engine(made, 100.0, 10)
+
+    async def use() -> list[Any]:
+        asked = [np.repeat(row(v), rows, 0) for v in range(30)]
+        return list(await asyncio.gather(*(engine.answer(each) for each in asked), return_exceptions=True))
+
+    found = within(engine, use)
+    assert sum(isinstance(each, Turned) for each in found) >= 30 - 11 / rows - 2
