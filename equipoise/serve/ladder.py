@@ -125,6 +125,9 @@ def ladder(
     Raises:
         InputError: No such folder, artifacts of different models, or no rung left.
     """
+    for source in sources:
+        if not any((source / name).is_file() for name in ("study.db", "manifest.json")):
+            raise must_be("SOURCE", "a study, or a folder that `equipoise export` wrote", str(source), "Name its folder.")
     studied = len(sources) == 1 and (sources[0] / "study.db").is_file()
     name, metric, rungs, left = _of_study(sources[0], threads) if studied else _of_artifacts(sources, threads)
     left |= {rung.name: why for rung in rungs if (why := _beyond(rung, least))}

@@ -7,6 +7,7 @@ A client that waits for an answer before it asks again slows down with the serve
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import csv
 import gzip
 import json
@@ -16,7 +17,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
+from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
 
@@ -140,13 +141,24 @@ async def run(url: str, arrivals: Sequence[float], bodies: Sequence[bytes], *, s
     return Load(slo_s, tuple(sent), behind)
 
 
+def _parted(url: str) -> SplitResult:
+    """Return the parts of an address.
+
+    Raises:
+        InputError: It is not of the form that a server prints.
+    """
+    with contextlib.suppress(ValueError):
+        at = urlsplit(url)
+        if at.scheme == "http" and at.hostname and at.port:
+            return at
+    raise must_be("URL", "http://HOST:PORT/v2/models/NAME/infer", url, "Take it from what `equipoise serve` printed.")
+
+
 class _Client:
     """HTTP/1.1 with kept connections; one request at a time on each."""
 
     def __init__(self, url: str, token: str) -> None:
-        self._at = at = urlsplit(url)
-        if at.scheme != "http" or not at.hostname:
-            raise must_be("URL", "http://HOST:PORT/v2/models/NAME/infer", url, "Take it from what `equipoise serve` printed.")
+        self._at = at = _parted(url)
         shown = f"Authorization: Bearer {token}\r\n" if token else ""
         self._head = (
             f"POST {at.path} HTTP/1.1\r\nHost: {at.netloc}\r\n{shown}Content-Type: application/json\r\nContent-Length: "
@@ -190,9 +202,10 @@ async def metadata(url: str, token: str = "") -> Mapping[str, Any]:
     """Return what a server says of the model at an address that ends in ``/infer``.
 
     Raises:
+        InputError: It is no such address.
         EquipoiseError: Nobody answers there, or not as the protocol says.
     """
-    at = urlsplit(url.removesuffix("/infer"))
+    at = _parted(url.removesuffix("/infer"))
     shown = f"Authorization: Bearer {token}\r\n" if token else ""
     try:
         reader, writer = await asyncio.open_connection(at.hostname, at.port)

@@ -59,6 +59,12 @@ def test_a_request_is_timed_from_when_it_was_due() -> None:
     assert load.latency_s(1.0) >= 3 * 0.05  # at most four at once: the last waited for two runs before its own
 
 
+@pytest.mark.parametrize("url", ["nonsense", "http://127.0.0.1/infer", "ftp://a:1/infer", "http://a:b/infer", ""])
+def test_what_is_no_address_is_told(url: str) -> None:
+    with pytest.raises(InputError, match="URL must be"):
+        asyncio.run(metadata(url))
+
+
 def test_where_nobody_serves_it_is_told() -> None:
     with pytest.raises(EquipoiseError, match="nobody serves at"):
         asyncio.run(metadata("http://127.0.0.1:9/v2/models/m/infer"))
