@@ -150,7 +150,8 @@ def application(
         except TimeoutError:
             return _counted(figures, _told(408, f"the body took more than {bounds.body_s:g} s", {"Connection": "close"}))
         except Turned as turned:
-            return _counted(figures, _told(429, str(turned), {"Retry-After": str(max(1, round(turned.after_s)))}))
+            status = 503 if engine.draining or not engine.dispatcher.able else 429
+            return _counted(figures, _told(status, str(turned), {"Retry-After": str(max(1, round(turned.after_s)))}))
         except Exception as error:  # noqa: BLE001 - the edge: a client gets a sentence, and the server goes on
             return _counted(figures, _told(500, f"{type(error).__name__}: {str(error)[:200]}"))
         figures.answered(found)

@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.batch import joined, size
+from equipoise.batch import joined, leaves, size
 from equipoise.serve.dispatch import Dispatcher
 from equipoise.serve.ladder import Ladder, Rung
 
@@ -64,6 +64,11 @@ class _Waiting:
     alone: bool = False
     """Whether it is run by itself: with others beside it a run went wrong."""
 
+    def joins(self, other: _Waiting) -> bool:
+        """Whether one run may answer both: sequences must be of one length."""
+        pairs = zip(leaves(self.inputs), leaves(other.inputs), strict=True)
+        return not (self.alone or other.alone) and all(one.shape[1:] == two.shape[1:] for one, two in pairs)
+
 
 @dataclass
 class Engine:
@@ -104,13 +109,15 @@ class Engine:
         Args:
             within_s: Seconds that it has; None takes the server's.
         Raises:
-            Turned: It would be late, too many wait, or the server is about to stop.
+            Turned: It would be late, too many wait, no rung is left, or the server is about to stop.
         """
         now, rows = self.clock(), size(inputs)
         within = self.slo_s if within_s is None else within_s
         self.dispatcher.arrivals.seen(now, rows)
         if self.draining:
             raise Turned("the server is about to stop", 1.0)
+        if not self.dispatcher.able:
+            raise Turned("every rung is set aside", 60.0)
         waiting = sum(each.rows for each in self._queue)
         free_in = max(0.0, self._busy_until - now)
         ahead = free_in + self.dispatcher.wait(waiting + rows - 1)
@@ -145,7 +152,12 @@ class Engine:
                 self._work.clear()
                 await self._work.wait()
                 continue
-            await self._batch()
+            try:
+                await self._batch()
+            except Exception as error:  # noqa: BLE001 - a fault of ours must leave nobody waiting
+                self.told(f"WARNING: {len(self._queue)} requests failed: {type(error).__name__}: {str(error)[:200]}")
+                self._fail([*self._queue], error)
+                self._queue.clear()
 
     async def _batch(self) -> None:
         """Answer the oldest requests by one run."""
@@ -156,7 +168,7 @@ class Engine:
             self.switched(rung, turn.why)
         taken = [self._queue.popleft()]
         rows = taken[0].rows
-        while self._queue and rows + self._queue[0].rows <= turn.batch and not (taken[0].alone or self._queue[0].alone):
+        while self._queue and rows + self._queue[0].rows <= turn.batch and taken[0].joins(self._queue[0]):
             taken.append(self._queue.popleft())
             rows += taken[-1].rows
         inputs = joined([each.inputs for each in taken], np.concatenate) if len(taken) > 1 else taken[0].inputs
@@ -191,14 +203,21 @@ class Engine:
             fault = False
             self.dispatcher.broken.add(place)
             self.told(f"WARNING: {rung.name} is set aside: {type(error).__name__}: {str(error)[:200]}")
+        if not self.dispatcher.able:  # nothing will answer those behind them either
+            taken += self._queue
+            self._queue.clear()
         if (fault and len(taken) == 1) or not self.dispatcher.able:
-            for each in taken:
-                if not each.answer.done():
-                    each.answer.set_exception(error)
+            self._fail(taken, error)
             return
         for each in taken:
             each.alone = fault
         self._queue.extendleft(reversed(taken))
+
+    @staticmethod
+    def _fail(requests: list[_Waiting], error: Exception) -> None:
+        for each in requests:
+            if not each.answer.done():
+                each.answer.set_exception(error)
 
     @property
     def waiting(self) -> int:

@@ -152,4 +152,5 @@ def test_a_rung_that_breaks_costs_no_request() -> None:
         assert served.ask("GET", "/v2/health/ready")[0] == 200
         served.sums[1].fails = True
         assert served.ask("POST", INFER, request())[0] == 500
+        assert served.ask("POST", INFER, request())[0] == 503
         assert served.ask("GET", "/v2/health/ready")[0] == 503

@@ -55,6 +55,35 @@ def test_requests_of_several_rows_stay_whole() -> None:
     assert [a.outputs[:, 0].tolist() for a in answers] == [[3.0] * 3, [6.0], [9.0] * 2, [12.0] * 6]
 
 
+def test_sequences_of_different_lengths_are_run_apart() -> None:
+    made, (sums,) = ladder(0.01)
+    engine = Engine(made, 60.0, 1000)
+
+    async def use() -> list[Answer]:
+        asked = [np.ones((1, length), np.float32) for length in (3, 3, 5, 5, 5, 3)]
+        return list(await asyncio.gather(*(engine.answer(each) for each in asked)))
+
+    assert [float(a.outputs[0, 0]) for a in within(engine, use)] == [3, 3, 5, 5, 5, 3]
+    assert sum(sums.batches) == 6
+
+
+def test_a_fault_of_the_dispatcher_leaves_nobody_waiting(monkeypatch: pytest.MonkeyPatch) -> None:
+    made, _ = ladder(0.01)
+    told: list[str] = []
+    engine = Engine(made, 60.0, 1000, told=told.append)
+
+    async def use() -> list[Any]:
+        with monkeypatch.context() as patch:
+            patch.setattr(engine.dispatcher, "turn", None)
+            broken = await asyncio.wait_for(asyncio.gather(engine.answer(row(1)), return_exceptions=True), 30)
+        return [*broken, await engine.answer(row(2))]
+
+    found = within(engine, use)
+    assert isinstance(found[0], TypeError)
+    assert float(found[1].outputs[0, 0]) == 6.0
+    assert "1 requests failed" in told[0]
+
+
 def test_a_quick_rung_answers_those_in_a_hurry() -> None:
     made, _ = ladder(1.0, 0.002)
     engine = Engine(made, 30.0, 1000)
@@ -97,6 +126,22 @@ def test_a_rung_that_breaks_is_set_aside_and_its_requests_go_to_the_next() -> No
     assert {a.rung.name for a in answers} == {"rung1"}
     assert len(told) == 1
     assert "rung0 is set aside: RuntimeError: it broke" in told[0]
+
+
+def test_where_the_last_rung_breaks_nobody_waits_for_ever() -> None:
+    made, (only,) = ladder(0.001)
+    engine = Engine(made, 60.0, 1000)
+
+    async def use() -> tuple[list[Any], list[Any]]:
+        only.fails = True
+        asked = asyncio.gather(*(engine.answer(row(v)) for v in range(10)), return_exceptions=True)
+        found = list(await asyncio.wait_for(asked, 30))
+        return found, list(await asyncio.gather(engine.answer(row(1)), return_exceptions=True))
+
+    found, after = within(engine, use)
+    assert {type(each) for each in found} == {RuntimeError}
+    assert isinstance(after[0], Turned)
+    assert "every rung is set aside" in str(after[0])
 
 
 def test_a_request_that_breaks_a_sound_rung_fails_alone() -> None:
