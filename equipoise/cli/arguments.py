@@ -114,6 +114,28 @@ def duration(*, zero: bool = False) -> Reader:
     return read
 
 
+def slo(name: str, text: str) -> tuple[float, float]:
+    """Read ``p99<=20ms``: the share of requests, and the seconds."""
+    found = re.fullmatch(r"\s*p(\d{1,2}(?:\.\d+)?)\s*<=\s*(.+)", text)
+    seconds = parse(found[2], "s", name=name) if found else 0.0
+    if found is None or not 50 <= float(found[1]) < 100 or not 0 < seconds <= 3600:
+        raise must_be(name, "pN<=TIME, N from 50 to 99.9", text, f'Write for example {name} "p99<=20ms".')
+    return float(found[1]) / 100, seconds
+
+
+def token_in(file: Path | None) -> str:
+    """Return the word in a file."""
+    if file is None:
+        return ""
+    try:
+        token = file.read_text().strip()
+    except (OSError, UnicodeDecodeError) as error:
+        raise must_be("--token-file", "a text file that can be read", str(file), f"{type(error).__name__}.") from error
+    if len(token) < 16 or not token.isascii() or not token.isprintable():
+        raise must_be("--token-file", "a file with 16 printable characters or more", f"{len(token)} of them", "Lengthen it.")
+    return token
+
+
 def one_of(*names: str) -> Reader:
     """Return a reader of a name of a list."""
 

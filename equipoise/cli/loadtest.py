@@ -6,8 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
-from equipoise.cli.arguments import duration, option, positive, whole
-from equipoise.cli.serve import slo, token_in
+from equipoise.cli.arguments import duration, option, positive, slo, token_in, whole
 from equipoise.errors import EXIT_FAILED, EXIT_OK
 from equipoise.units import parse
 

@@ -7,9 +7,8 @@ import re
 from pathlib import Path
 from typing import Any
 
-from equipoise.cli.arguments import option, positive, whole
+from equipoise.cli.arguments import option, positive, slo, token_in, whole
 from equipoise.errors import EXIT_OK, InputError, must_be
-from equipoise.units import parse
 
 LOOPBACK = ("127.0.0.1", "localhost", "::1")
 
@@ -54,15 +53,6 @@ def run(args: argparse.Namespace) -> int:
     return EXIT_OK
 
 
-def slo(name: str, text: str) -> tuple[float, float]:
-    """Read ``p99<=20ms``: the share of requests, and the seconds."""
-    found = re.fullmatch(r"\s*p(\d{1,2}(?:\.\d+)?)\s*<=\s*(.+)", text)
-    seconds = parse(found[2], "s", name=name) if found else 0.0
-    if found is None or not 50 <= float(found[1]) < 100 or not 0 < seconds <= 3600:
-        raise must_be(name, "pN<=TIME, N from 50 to 99.9", text, f'Write for example {name} "p99<=20ms".')
-    return float(found[1]) / 100, seconds
-
-
 def _least(name: str, text: str) -> tuple[str, float]:
     """Read ``quality>=97`` or ``drop<=1``: what bounds the ladder, and where."""
     found = re.fullmatch(r"\s*(?:(quality)\s*>=|(drop)\s*<=)\s*([+-]?[0-9.]+)\s*", text)
@@ -73,16 +63,3 @@ def _least(name: str, text: str) -> tuple[str, float]:
     if found is None or value is None:
         raise must_be(name, "quality>=NUMBER or drop<=NUMBER", text, f'Write for example {name} "drop<=1".')
     return found[1] or found[2], value
-
-
-def token_in(file: Path | None) -> str:
-    """Return the word in a file."""
-    if file is None:
-        return ""
-    try:
-        token = file.read_text().strip()
-    except (OSError, UnicodeDecodeError) as error:
-        raise must_be("--token-file", "a text file that can be read", str(file), f"{type(error).__name__}.") from error
-    if len(token) < 16 or not token.isascii() or not token.isprintable():
-        raise must_be("--token-file", "a file with 16 printable characters or more", f"{len(token)} of them", "Lengthen it.")
-    return token

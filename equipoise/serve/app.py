@@ -62,6 +62,11 @@ class Figures:
         self.drop = Counter("drop_points", "Certified drops of the answers given, added up", **own)
         self.waiting = Gauge("waiting_rows", "Rows that wait", **own)
 
+    def counted(self, response: Response) -> Response:
+        """Count a response, and return it."""
+        self.requests.labels(str(response.status_code)).inc()
+        return response
+
     def answered(self, answer: Answer) -> None:
         """Count an answer."""
         self.answers.labels(answer.rung.name).inc()
@@ -94,7 +99,7 @@ def application(
         token: What clients show as ``Authorization: Bearer ...``; empty asks for none. Health is told to anyone.
         ready: Whether new requests are welcome; false while the process is about to stop.
     """
-    bounds, figures, model, taken = limits or Limits(), Figures(), name, takes(engine.ladder)
+    bounds, figures, taken = limits or Limits(), Figures(), takes(engine.ladder)
     engine.switched = lambda rung, why: figures.switches.labels(rung.name).inc()
 
     @asynccontextmanager
@@ -104,8 +109,6 @@ def application(
         await engine.drain(bounds.drain_s)
 
     app = FastAPI(title="equipoise", docs_url=None, redoc_url=None, openapi_url=None, lifespan=lives)
-    app.state.figures = figures
-
     if token:
         app.add_middleware(_Known, token=token)
 
@@ -124,38 +127,38 @@ def application(
 
     @app.get("/v2/models/{model_name}")
     async def metadata(model_name: str) -> Response:
-        if model_name != model:
-            return _unknown(model_name, model)
+        if model_name != name:
+            return _unknown(model_name, name)
         asked = [{"name": key, **each.described} for key, each in taken.items()]
         rungs = [rung.name for rung in engine.ladder.rungs]
         out = {"name": OUTPUT, "datatype": "FP32", "shape": [-1]}
-        return JSONResponse({"name": model, "versions": rungs, "platform": "equipoise", "inputs": asked, "outputs": [out]})
+        return JSONResponse({"name": name, "versions": rungs, "platform": "equipoise", "inputs": asked, "outputs": [out]})
 
     @app.get("/v2/models/{model_name}/ready")
     async def model_ready(model_name: str) -> Response:
-        return await is_ready() if model_name == model else _unknown(model_name, model)
+        return await is_ready() if model_name == name else _unknown(model_name, name)
 
     @app.post("/v2/models/{model_name}/infer")
     async def infer(model_name: str, request: Request) -> Response:
-        if model_name != model:
-            return _unknown(model_name, model)
+        if model_name != name:
+            return _unknown(model_name, name)
         try:
             body = await _body(request, bounds)
             asked = read(body, request.headers.get(HEADER), taken, most_rows=bounds.rows)
             found = await engine.answer(_inputs(asked), within_s=_within(asked))
         except InputError as error:
-            return _counted(figures, _told(400, str(error)))
+            return figures.counted(_told(400, str(error)))
         except _TooLarge as error:
-            return _counted(figures, _told(413, str(error), {"Connection": "close"}))
+            return figures.counted(_told(413, str(error), {"Connection": "close"}))
         except TimeoutError:
-            return _counted(figures, _told(408, f"the body took more than {bounds.body_s:g} s", {"Connection": "close"}))
+            return figures.counted(_told(408, f"the body took more than {bounds.body_s:g} s", {"Connection": "close"}))
         except Turned as turned:
             status = 503 if engine.draining or not engine.dispatcher.able else 429
-            return _counted(figures, _told(status, str(turned), {"Retry-After": str(max(1, round(turned.after_s)))}))
+            return figures.counted(_told(status, str(turned), {"Retry-After": str(max(1, round(turned.after_s)))}))
         except Exception as error:  # noqa: BLE001 - the edge: a client gets a sentence, and the server goes on
-            return _counted(figures, _told(500, f"{type(error).__name__}: {str(error)[:200]}"))
+            return figures.counted(_told(500, f"{type(error).__name__}: {str(error)[:200]}"))
         figures.answered(found)
-        return _counted(figures, _answer(asked, found, model))
+        return figures.counted(_answer(asked, found, name))
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -235,8 +238,3 @@ def _told(status: int, text: str, headers: Mapping[str, str] | None = None) -> J
 
 def _unknown(name: str, model: str) -> JSONResponse:
     return _told(404, f"model {name[:100]!r} is not served here; it is {model!r}")
-
-
-def _counted(figures: Figures, response: Response) -> Response:
-    figures.requests.labels(str(response.status_code)).inc()
-    return response

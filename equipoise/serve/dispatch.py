@@ -146,11 +146,12 @@ class Dispatcher:
         rung, why = (fits[0], "") if fits else (self._quickest(able, len(deadlines)), "none is in time")
         if rung < last and fits:
             rung = self._climbed(last, fits, now)
-        if rung != self.rung:
+        if rung == self.rung:
+            why = ""
+        else:
             why = why or ("the oldest request has no more slack" if rung > self.rung else "there is room for it")
             self.rung, self.switched = rung, now
-            return Turn(rung, self._batch(rung, now, deadlines), why)
-        return Turn(rung, self._batch(rung, now, deadlines))
+        return Turn(rung, self._batch(rung, now, deadlines), why)
 
     def wait(self, count: int) -> float:
         """Return the seconds until so many waiting requests and one more were answered, by the quickest rung."""

@@ -118,10 +118,9 @@ class Engine:
             raise Turned("the server is about to stop", 1.0)
         if not self.dispatcher.able:
             raise Turned("every rung is set aside", 60.0)
-        waiting = sum(each.rows for each in self._queue)
-        free_in = max(0.0, self._busy_until - now)
-        ahead = free_in + self.dispatcher.wait(waiting + rows - 1)
-        if waiting + rows > self.most_waiting or ahead > within:
+        there = self.waiting + rows
+        ahead = max(0.0, self._busy_until - now) + self.dispatcher.wait(there - 1)
+        if there > self.most_waiting or ahead > within:
             raise Turned(
                 f"it would be answered in {1e3 * ahead:.3g} ms, and has {1e3 * within:.3g}", max(ahead - within, 0.001)
             )

@@ -89,11 +89,10 @@ class Rung:
 
 @dataclass(frozen=True)
 class Ladder:
-    """Rungs that passed their check, the best first, and why others did not.
+    """Rungs that passed their check, the best first.
 
     Attributes:
         costs: What each rung takes here.
-        left_out: Name -> why it does not serve.
         metric: Name of the quality.
     """
 
@@ -101,7 +100,6 @@ class Ladder:
     rungs: tuple[Rung, ...]
     costs: tuple[Cost, ...]
     metric: str
-    left_out: Mapping[str, str] = field(default_factory=dict)
 
 
 def ladder(
@@ -148,7 +146,7 @@ def ladder(
         raise InputError(f"no rung of {name} can serve: {'; '.join(f'{n}: {w}' for n, w in left.items())}.")
     ready = [ready[i] for i in sorted(non_dominated([[r.drop.get(), c.usual[batches[0]]] for r, c in ready]))]
     ready.sort(key=lambda pair: (pair[0].drop.get(), pair[1].usual[batches[0]]))
-    return Ladder(name, tuple(r for r, _ in ready), tuple(c for _, c in ready), metric, left)
+    return Ladder(name, tuple(r for r, _ in ready), tuple(c for _, c in ready), metric)
 
 
 def _beyond(rung: Rung, least: tuple[str, float] | None) -> str:
@@ -182,14 +180,14 @@ def _of_artifacts(folders: Sequence[Path], threads: int) -> tuple[str, str, list
     for folder in folders:
         try:
             artifact = Artifact.load(folder)
-            claim, held = artifact.claims, loaded(_whole(artifact, PROBE))
-            files = {Path(name).name: _whole(artifact, name) for name in claim.deployable.files}
+            claim, program, probe = artifact.claims, artifact.program, artifact.read(PROBE)
+            _hold(artifact, {PROBE: probe, **{name: program.file(Path(name).name) for name in claim.deployable.files}})
         except EquipoiseError as error:
             left[str(folder)] = str(error)
             continue
         claims.append(claim)
-        program = Program(claim.deployable.runtime, claim.deployable.precision, files)
-        promise, answers = artifact.promise, held.pop("outputs")
+        promise, held = artifact.promise, loaded(probe)
+        answers = held.pop("outputs")
         rungs.append(Rung(str(folder), program, promise["quality"], promise["drop"], threads, restored(held), answers))
     if not claims:
         raise InputError(next(iter(left.values())))
@@ -199,13 +197,8 @@ def _of_artifacts(folders: Sequence[Path], threads: int) -> tuple[str, str, list
     return claims[0].study.name, claims[0].study.metric.name, rungs, left
 
 
-def _whole(artifact: Artifact, name: str) -> bytes:
-    """Return a file of an artifact.
-
-    Raises:
-        EquipoiseError: It is not what the manifest says.
-    """
-    content = artifact.read(name)
-    if sha256(content).hexdigest() != artifact.claims.files[name].sha256:
-        raise EquipoiseError(f"{name} of {artifact.path} is not the file that was exported")
-    return content
+def _hold(artifact: Artifact, contents: Mapping[str, bytes]) -> None:
+    """Raise `EquipoiseError` unless files of an artifact are what its manifest says."""
+    for name, content in contents.items():
+        if sha256(content).hexdigest() != artifact.claims.files[name].sha256:
+            raise EquipoiseError(f"{name} of {artifact.path} is not the file that was exported")

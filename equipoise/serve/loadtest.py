@@ -25,6 +25,8 @@ from equipoise.errors import EquipoiseError, InputError, must_be
 
 ARRIVAL = "arrival_ms"
 """Column of a trace."""
+LOST = (OSError, asyncio.IncompleteReadError, ValueError)
+"""What is raised where no answer comes, or none that can be read."""
 IDLE = 64
 """Connections that are kept for the next request."""
 
@@ -158,26 +160,33 @@ class _Client:
     """HTTP/1.1 with kept connections; one request at a time on each."""
 
     def __init__(self, url: str, token: str) -> None:
-        self._at = at = _parted(url)
+        self._at = _parted(url)
         shown = f"Authorization: Bearer {token}\r\n" if token else ""
-        self._head = (
-            f"POST {at.path} HTTP/1.1\r\nHost: {at.netloc}\r\n{shown}Content-Type: application/json\r\nContent-Length: "
-        )
+        self._head = f"Host: {self._at.netloc}\r\n{shown}Content-Type: application/json\r\nContent-Length: "
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
-    async def send(self, body: bytes, due: float, began: float) -> Sent:
-        """Send a body, on a kept connection if there is one; what goes wrong is an answer too."""
+    async def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
+        """Return status and content of an answer, on a kept connection if there is one; raises one of `LOST`."""
+        reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(self._at.hostname, self._at.port)
+        writer.write(f"{method} {path} HTTP/1.1\r\n{self._head}{len(body)}\r\n\r\n".encode() + body)
         try:
-            reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(self._at.hostname, self._at.port)
-            writer.write(f"{self._head}{len(body)}\r\n\r\n".encode() + body)
             status, content, stays = await _answered(reader)
-        except (OSError, asyncio.IncompleteReadError, ValueError):
-            return Sent(due, time.perf_counter() - began - due, 0)
-        latency = time.perf_counter() - began - due
+        except LOST:
+            writer.close()
+            raise
         if stays and len(self._idle) < IDLE:
             self._idle.append((reader, writer))
         else:
             writer.close()
+        return status, content
+
+    async def send(self, body: bytes, due: float, began: float) -> Sent:
+        """Send a body when it is due; what goes wrong is an answer too."""
+        try:
+            status, content = await self.ask("POST", self._at.path, body)
+        except LOST:
+            status, content = 0, b""
+        latency = time.perf_counter() - began - due
         if status != 200:
             return Sent(due, latency, status)
         told = json.loads(content)["parameters"]
@@ -205,16 +214,13 @@ async def metadata(url: str, token: str = "") -> Mapping[str, Any]:
         InputError: It is no such address.
         EquipoiseError: Nobody answers there, or not as the protocol says.
     """
-    at = _parted(url.removesuffix("/infer"))
-    shown = f"Authorization: Bearer {token}\r\n" if token else ""
+    to = _Client(url, token)
     try:
-        reader, writer = await asyncio.open_connection(at.hostname, at.port)
-        writer.write(f"GET {at.path} HTTP/1.1\r\nHost: {at.netloc}\r\n{shown}\r\n".encode())
-        status, content, _ = await _answered(reader)
-        writer.close()
+        status, content = await to.ask("GET", _parted(url).path.removesuffix("/infer"))
         told = json.loads(content)
-    except (OSError, asyncio.IncompleteReadError, ValueError) as error:
+    except LOST as error:
         raise EquipoiseError(f"nobody serves at {url}: {type(error).__name__}: {error}") from error
+    await to.close()
     if status != 200 or not isinstance(told, dict) or "inputs" not in told:
         raise EquipoiseError(f"{url} answers {status}: {str(told)[:200]}")
     return told
