@@ -21,12 +21,13 @@ class Scheme:
 
     Attributes:
         bits: Of a weight in the file.
-        inputs: What the layer's inputs are: floats, or integers in a range known beforehand or in that of the request.
+        inputs: What the layer's inputs are: floats, floats of half the bits, or integers in a range known beforehand or in that
+            of the request.
         says: In a few words.
     """
 
     bits: int
-    inputs: Literal["float", "static", "dynamic"]
+    inputs: Literal["float", "half", "static", "dynamic"]
     says: str
 
     @property
@@ -43,25 +44,28 @@ SCHEMES: Mapping[Choice, Scheme] = {
     "4-weights": Scheme(4, "float", "4-bit weights in groups"),
     "float16": Scheme(16, "float", "weights in half precision"),
     "bfloat16": Scheme(16, "float", "weights in bfloat16"),
+    "fp16": Scheme(16, "half", "computed in half precision"),
+    "bf16": Scheme(16, "half", "computed in bfloat16"),
 }
 """How a plan writes it -> the scheme; floats first."""
 
 
 MENUS: Mapping[str, tuple[Choice, ...]] = {
-    "conv": (32, 8, "4-weights"),
-    "linear": (32, "8-weights", "8-dynamic", 8, "4-weights"),
+    "conv": (32, "fp16", 8, "4-weights"),
+    "linear": (32, "fp16", "8-weights", "8-dynamic", 8, "4-weights"),
     "embedding": (32, "8-weights", "4-weights"),
 }
 """Kind of operator -> what is worth choosing from; the most telling stands in the middle, where tables begin.
 
 A convolution has no kernels for integers but those of static ranges: 4 bits save bytes alone. A table of rows is only read.
-Half precision is left to hand use: 8-bit weights are half its size, as quick or quicker, and lose next to nothing.
+What is only held in half precision is left to hand use: 8-bit weights are half its size, as quick or quicker, and lose next
+to nothing. What is computed in it is for GPUs; bfloat16, for what overflows in it, by hand.
 """
 
 
 def forms(kind: str) -> tuple[Choice, ...]:
     """Return the schemes in which a layer of a kind has a form of its own, those that are not worth choosing too."""
-    return (*MENUS.get(kind, ()), *(("8-weights",) if kind == "conv" else ()), "float16", "bfloat16")
+    return (*MENUS.get(kind, ()), *(("8-weights",) if kind == "conv" else ()), "float16", "bfloat16", "bf16")
 
 
 def menu(*kinds: str) -> tuple[Choice, ...]:

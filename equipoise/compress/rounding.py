@@ -29,7 +29,10 @@ SHRUNK = {4: tuple(1.0 - 0.025 * step for step in range(17)), 8: (1.0, 0.9, 0.8)
 _ROWS = 4096
 DAMPING = 0.01
 """Of the mean variance, added to each: columns that hardly vary say nothing about the others."""
-HALVES: Mapping[Choice, torch.dtype] = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+HALVES: Mapping[Choice, torch.dtype] = {
+    **dict.fromkeys(("float16", "fp16"), torch.float16),
+    **dict.fromkeys(("bfloat16", "bf16"), torch.bfloat16),
+}
 _BLOCK = 128
 
 

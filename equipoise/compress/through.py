@@ -65,6 +65,8 @@ class Through(nn.Module):
         inputs = scheme(self.choice).inputs
         if inputs == "float":
             return x
+        if inputs == "half":
+            return x.to(HALVES[self.choice]).to(x.dtype)
         return round_input(x, *((self.input_low, self.input_high) if inputs == "static" else (None, None)))
 
     def held(self, weight: Tensor) -> Tensor:

@@ -124,6 +124,11 @@ def nvml() -> Access:
     return Access(meter)
 
 
+def access(device: str) -> Access:
+    """Return the meter of where a target computes: the processor's for ``cpu``, else the boards'."""
+    return rapl() if device == "cpu" else nvml()
+
+
 def read(
     call: Callable[[], object],
     access: Access,

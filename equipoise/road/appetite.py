@@ -28,7 +28,7 @@ def run_program(folder: Path, options: Mapping[str, Any]) -> Iterator[None]:
     """Load the program in `folder` and run it a few times: the child's work for `measure.memory`."""
     runtime = get(options["runtime"])
     with contextlib.suppress(ImportError):  # the library belongs to the baseline, not to the model
-        importlib.import_module(options["runtime"])
+        importlib.import_module(options["runtime"].partition(":")[0])
     inputs = read(folder / options["inputs"])
     yield
     names = tuple(options["names"])
@@ -41,7 +41,7 @@ def run_program(folder: Path, options: Mapping[str, Any]) -> Iterator[None]:
 def program_memory(target: Target, program: Program, inputs: Inputs) -> PeakMemory:
     """Return the peak memory of loading `program` and running it on `inputs` (N, ...), in a fresh process."""
     options = {
-        "runtime": target.runtime,
+        "runtime": target.row,
         "precision": program.precision,
         "threads": target.threads,
         "names": list(program.files),

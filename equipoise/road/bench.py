@@ -47,7 +47,7 @@ from equipoise.road.facts import TARGET, Facts
 from equipoise.road.racing import Contender
 from equipoise.road.students import students
 from equipoise.road.survey import survey
-from equipoise.runtimes import Program, Session, Source, Target, requested
+from equipoise.runtimes import Program, Session, Source, Target, cuda, requested
 from equipoise.runtimes.cpu import cores, has_exact_int8, liked_channels
 from equipoise.runtimes.decoding import ProgramWriter, looks_back
 from equipoise.runtimes.export import Exporter
@@ -106,6 +106,12 @@ class Workbench:
         with one_thread():
             return folded(self.work.model, self.work.example, data=self._calibration).model
 
+    @property
+    def device(self) -> torch.device:
+        """Where models are trained: on the card that a target names, else on the CPU."""
+        there: torch.device = cuda.card.device if any(t.device != "cpu" for t in self.targets) else torch.device("cpu")
+        return there
+
     @cached_property
     def threads(self) -> int:
         """Threads to build and probe with: one, as small products lose by being shared out, but all for a large model."""
@@ -116,7 +122,8 @@ class Workbench:
         """What makes of plans models: groups traced and proven, statistics collected (seconds)."""
         with threads(self.threads):
             make = Subject.of_shapes if self.shapes else partial(Subject.prepare, criterion=self.criterion)
-            likes, exact, watched = liked_channels(), has_exact_int8(), self.watched
+            likes = liked_channels() if self.device.type == "cpu" else cuda.LIKED
+            exact, watched = has_exact_int8(), self.watched
             subject = make(self.teacher, self.work.example, self._calibration, likes=likes, exact=exact, watched=watched)
             return Builder(replace(subject, students=students(self.student, self.work)) if self.student else subject)
 
@@ -138,7 +145,7 @@ class Workbench:
     @cached_property
     def facts(self) -> Facts:
         """What can be changed, on these targets."""
-        found = survey(self.builder, {str(t): runtimes.get(t.runtime).precisions for t in self.targets})
+        found = survey(self.builder, {str(t): runtimes.get(t.row).precisions for t in self.targets})
         return replace(found, classes=self.classes)
 
     @cached_property
@@ -228,7 +235,7 @@ class Workbench:
         would cost every mixed plan the same, whatever it chose. A layer that the file does not hold, as what it computes is a
         constant there, is left aside.
         """
-        runtime = runtimes.get(target.runtime)
+        runtime = runtimes.get(target.row)
         options: dict[str, Any] = {}
         held = {name: way for name, way in draft.request.items() if scheme(way).encoded}
         static = 8 in draft.request.values()

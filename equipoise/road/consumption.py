@@ -17,9 +17,11 @@ class Consumption:
 
     def missing(self) -> str:
         """Return why no counter can be read here, with the remedy; empty where one can."""
-        access = energy.rapl()
-        return "" if access.meter else f"{access.reason}. Leave the bound out, or run where an energy counter can be read."
+        of = [energy.access(device) for device in ("cpu", "cuda")]
+        if any(access.meter for access in of):
+            return ""
+        return f"{'; '.join(access.reason for access in of)}. Leave the bound out, or run where an energy counter can be read."
 
     def read(self, program: Program, target: Target, rows: Inputs) -> Reading:
         """Return the joules of one request."""
-        return energy.read(Contender(program, target).load(rows)(), energy.rapl(), window_s=WINDOW_S)
+        return energy.read(Contender(program, target).load(rows)(), energy.access(target.device), window_s=WINDOW_S)

@@ -86,8 +86,8 @@ class Features:
         return FEATURES[axis](self, genomes)
 
     def latency(self, genomes: Genomes) -> Floats:
-        """Return ``(n, 5)``: one, seconds in layers that take floats, seconds in int8 layers, changes from one to the other,
-        operators.
+        """Return ``(n, 5)``: one, seconds in layers that take floats, seconds in those of int8 or half precision, changes from
+        one to the other, operators.
         """
         return np.stack([np.ones(len(genomes)), *(part.sum(axis=1) for part in self._parts(genomes))], axis=1)
 
@@ -104,8 +104,8 @@ class Features:
             chosen = ways == self.precisions.index(way)
             if chosen.any():
                 seconds += np.where(chosen, self._product(genomes, self._time_ratios[way], whole), 0.0)
-        seconds, int8 = seconds * live, self._static(ways)
-        parts = seconds * ~int8, seconds * int8, _changes(live, int8), self._operators(genomes) * live
+        seconds, apart = seconds * live, self._within(ways, "static", "half")
+        parts = seconds * ~apart, seconds * apart, _changes(live, apart), self._operators(genomes) * live
         calls = np.array([float(layer.calls) for layer in self.layers])
         return tuple(part * calls for part in parts)
 
@@ -115,7 +115,7 @@ class Features:
         What is held in fewer bits counts as as many floats as take its bytes.
         """
         live, ways = self._state(genomes)
-        int8, kept, there = self._static(ways), self._kept(genomes, live), self._operators(genomes) * live
+        int8, kept, there = self._within(ways, "static"), self._kept(genomes, live), self._operators(genomes) * live
         held = kept * np.take_along_axis(self._bytes, ways.T, axis=1).T / FLOAT_BYTES
         encoded = np.array([scheme(way).encoded for way in self.precisions])[ways]
         counted = [(there * which).sum(1) for which in (~int8 & ~encoded, int8, encoded)]
@@ -155,10 +155,10 @@ class Features:
                 ways[:, i] = places[genomes[:, self.space.positions[layer.bits]]]
         return live, ways
 
-    def _static(self, ways: Floats) -> Floats:
-        """Which layers compute in int8 among others that do, ``(n, layers)``."""
-        static = np.array([scheme(way).inputs == "static" for way in self.precisions])
-        return static[ways]
+    def _within(self, ways: Floats, *inputs: str) -> Floats:
+        """Which layers take inputs of these kinds, and give such to others that do, ``(n, layers)``."""
+        which = np.array([scheme(way).inputs in inputs for way in self.precisions])
+        return which[ways]
 
     def _product(self, genomes: Genomes, ratios: Sequence[Sequence[Shares]], whole: Floats) -> Floats:
         """What is left of `whole` `(layers,)` under each genome, ``(n, layers)``."""

@@ -66,7 +66,7 @@ def layer_times(
     Args:
         knobs: Those that are still in the space; what others would make of a layer is not timed.
     """
-    runtime = runtimes.get(target.runtime)
+    runtime = runtimes.get(target.row)
     calls: dict[str, Callable[[], object]] = {}
     failed: dict[str, str] = {}
     began = clock.perf_counter()

@@ -19,6 +19,7 @@ from equipoise.measure.counts import count
 from equipoise.records import Plan, as_data, digest
 from equipoise.road.bench import Workbench
 from equipoise.runtimes.cpu import has_exact_int8
+from equipoise.schemes import scheme
 from equipoise.stats import median
 from equipoise.training.hold import Kept
 from equipoise.training.loop import Trained
@@ -96,7 +97,8 @@ def train(
 
     Where the model had BatchNorm before it was folded it is put back for the training: a folded net only bears small learning
     rates. Layers that the plan holds in fewer bits are rounded as they will be from `through.LATE` of the time on, where that
-    costs by then; their weights then lie on the grid of their scheme in the end.
+    costs by then; their weights then lie on the grid of their scheme in the end. Where a target is a graphics card, it trains
+    there, and half precision is left to the end.
     """
     generator = torch.Generator().manual_seed(int(plan.digest[:8], 16) ^ (seed * 1000 + leg))
     own, student = draft.drawn or bench.work.model, draft.model
@@ -105,15 +107,17 @@ def train(
         student = own  # with its own norms: put back, they would begin at what the drawn net gives without them
     elif any(isinstance(m, _BatchNorm) for m in own.modules()):
         student = unfold(student, parts(mapped(bench.calibration, torch.from_numpy), 64))
-    exact, calibration = has_exact_int8(), mapped(bench.calibration, torch.from_numpy)
+    exact, few = has_exact_int8(), take(mapped(bench.calibration, torch.from_numpy), slice(SETTLED))
     places = dict(student.named_modules())
     schemes = {f"{n}.conv" if isinstance(places[n], Normed) else n: way for n, way in draft.request.items() if n in places}
+    schemes = {name: way for name, way in schemes.items() if scheme(way).inputs != "half"}  # which needs no learning
+    card = bench.device.type != "cpu"
     recipe = recipe_for(own, bench.work.example, new=draft.drawn is not None, lost=lost)
     if bench.classes >= MANY_CLASSES:
         recipe = replace(recipe, temperature=1.0)
     done = distill(
-        through(student, schemes, exact=exact),
-        bench.answers if bench.work.augment or recipe.mix else bench.remembered,
+        through(student, schemes, exact=exact).to(bench.device),
+        bench.teacher if card else bench.answers if bench.work.augment or recipe.mix else bench.remembered,
         bench.work.train,
         seconds=seconds,
         recipe=recipe,
@@ -123,10 +127,10 @@ def train(
         hold=hold,
         checkpoint=checkpoint.with_name(f"{checkpoint.name}-{digest([as_data(recipe), fingerprint(student)])}"),
         every_s=min(20.0, seconds / 5),
-        before_step=late(take(calibration, slice(SETTLED)), exact=exact, judge=(bench.answers, bench.work.divergence.between)),
+        before_step=None if card else late(few, exact=exact, judge=(bench.answers, bench.work.divergence.between)),
         on_step=on_step,
     )
-    found = snapped(done.model)
+    found = snapped(done.model.cpu())
     return replace(done, model=fold(found, bench.work.example) if as_drawn else refold(found).eval())
 
 

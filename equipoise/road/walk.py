@@ -83,7 +83,7 @@ def optimize(
     if not isinstance(store, str | Path):
         raise must_be("store", "the path of a folder", store, 'Write for example "runs/a".')
     for wanted in targets:
-        if reason := runtimes.get(wanted.runtime).unavailable():
+        if reason := runtimes.get(wanted.row).unavailable():
             raise MissingExtraError(f"target must be a runtime that can be used here; got {str(wanted)!r}. {reason}")
     if not isinstance(student, str):
         raise must_be("student", "the name of a family", type(student).__name__, 'Write for example student="mobilenet".')
@@ -108,7 +108,7 @@ def optimize(
         about = {"workload": work.fingerprint, "parts": work.identity, "targets": [str(t) for t in targets], "seed": seed}
         opened.identity(about)
         asked = Asked(
-            targets={str(t): tuple(runtimes.get(t.runtime).precisions) for t in targets},
+            targets={str(t): tuple(runtimes.get(t.row).precisions) for t in targets},
             budget=bounds,
             limit_s=limit,
             seed=seed,

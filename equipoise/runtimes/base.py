@@ -29,11 +29,12 @@ RUNTIMES: dict[str, str] = {
     "onnxruntime": "equipoise.runtimes.onnxruntime:OnnxRuntime",
     "openvino": "equipoise.runtimes.openvino:OpenVino",
     "torch": "equipoise.runtimes.torch_eager:TorchEager",
+    "torch:cuda": "equipoise.runtimes.torch_cuda:TorchCuda",
+    "inductor:cuda": "equipoise.runtimes.torch_cuda:InductorCuda",
+    "onnxruntime:cuda": "equipoise.runtimes.onnxruntime_gpu:OnnxRuntimeCuda",
+    "onnxruntime:tensorrt": "equipoise.runtimes.onnxruntime_gpu:OnnxRuntimeTensorRt",
 }
-"""Name on the command line and in files -> ``module:class``, imported on first use."""
-
-DEVICES = ("cpu",)
-"""Devices a target may name."""
+"""Name on the command line and in files -> ``module:class``, imported on first use; a name without a device is of the CPU."""
 
 PRECISIONS = ("fp32", "int8", "mixed")
 """What a program computes in: all float, all int8 where the runtime can, or each layer in a scheme of its own."""
@@ -48,8 +49,8 @@ class Target:
     """Where a model must run: ``onnxruntime:cpu?threads=1&batch=1``.
 
     Attributes:
-        runtime: A name of `RUNTIMES`.
-        device: One of `DEVICES`.
+        runtime: A name of `RUNTIMES`, without its device.
+        device: ``cpu``, or what a row of `RUNTIMES` says after the runtime.
         threads: Threads inside one operator.
         batch: Samples per call for which latency counts.
 
@@ -66,10 +67,12 @@ class Target:
     batch: int = 1
 
     def __post_init__(self) -> None:
-        if self.runtime not in RUNTIMES:
-            raise unknown("target.runtime", self.runtime, RUNTIMES)
-        if self.device not in DEVICES:
-            raise unknown("target.device", self.device, DEVICES)
+        rows = [row.partition(":") for row in RUNTIMES]
+        devices = [device or "cpu" for runtime, _, device in rows if runtime == self.runtime]
+        if not devices:
+            raise unknown("target.runtime", self.runtime, dict.fromkeys(runtime for runtime, _, _ in rows))
+        if self.device not in devices:
+            raise unknown("target.device", self.device, devices)
         for name in ("threads", "batch"):
             value = getattr(self, name)
             if not isinstance(value, int) or isinstance(value, bool) or value < 1:
@@ -101,6 +104,11 @@ class Target:
 
     def __str__(self) -> str:
         return f"{self.runtime}:{self.device}?threads={self.threads}&batch={self.batch}"
+
+    @property
+    def row(self) -> str:
+        """Its row of `RUNTIMES`: what `get` is asked for, and what a program says that it was made for."""
+        return self.runtime if self.device == "cpu" else f"{self.runtime}:{self.device}"
 
 
 def parse_targets(wanted: str | Sequence[Target]) -> tuple[Target, ...]:

@@ -129,13 +129,13 @@ class OnnxRuntime:
         check_program(program, self.name)
         session = opened(program.file(FILE), threads=threads)
         try:
-            return _Session(session)
+            return Loaded(session)
         except failures() as error:
             raise damaged(str(error)) from error
 
 
-class _Session:
-    """Inputs by name, one output."""
+class Loaded:
+    """A session of ONNX Runtime: inputs by name, one output."""
 
     def __init__(self, session: Any) -> None:
         taken, given = session.get_inputs(), session.get_outputs()
@@ -146,6 +146,7 @@ class _Session:
         self._outputs = [given[0].name]
 
     def run(self, inputs: Inputs) -> NDArray[Any]:
+        """Return the first output."""
         fed = feeds(inputs, self._inputs)
         try:
             result: Any = self._session.run(self._outputs, fed)[0]

@@ -1,14 +1,18 @@
-"""ONNX files loaded: sessions of ONNX Runtime on the CPU, one thread unless more are asked for, which print nothing."""
+"""ONNX files loaded: sessions of ONNX Runtime, one thread unless more are asked for, which print nothing."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 from equipoise.errors import InputError, must_be
 from equipoise.runtimes.failures import failures
 
+CPU: Mapping[str, Mapping[str, str]] = {"CPUExecutionProvider": {}}
+"""What computes, with its options; what the first cannot is left to the next."""
 
-def opened(content: bytes, *, threads: int = 1) -> Any:
+
+def opened(content: bytes, *, threads: int = 1, providers: Mapping[str, Mapping[str, str]] = CPU) -> Any:
     """Return a session of a file that may be a stranger's: with all graph optimizations, and from its own bytes alone.
 
     Raises:
@@ -16,12 +20,12 @@ def opened(content: bytes, *, threads: int = 1) -> Any:
     """
     _refuse_external_data(content)
     try:
-        return session(content, threads=threads)
+        return session(content, threads=threads, providers=providers)
     except failures() as error:
         raise damaged(str(error)) from error
 
 
-def session(content: bytes, *, threads: int = 1, basic: bool = False) -> Any:
+def session(content: bytes, *, threads: int = 1, basic: bool = False, providers: Mapping[str, Mapping[str, str]] = CPU) -> Any:
     """Return a session of a file that was made here; `basic` leaves the costly optimizations out. Raises one of `failures`."""
     import onnxruntime
 
@@ -31,7 +35,7 @@ def session(content: bytes, *, threads: int = 1, basic: bool = False) -> Any:
     options.log_severity_level = 4  # every failure is raised; what it prints beside that would only tear a live table
     if basic:
         options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_ENABLE_BASIC
-    return onnxruntime.InferenceSession(content, options, providers=["CPUExecutionProvider"])
+    return onnxruntime.InferenceSession(content, options, providers=[(name, dict(given)) for name, given in providers.items()])
 
 
 def _refuse_external_data(content: bytes) -> None:

@@ -80,26 +80,41 @@ class TorchEager:
 
     def load(self, program: Program, *, threads: int = 1, batch: int | None = None) -> Session:
         """Return a session; `batch` only fixes what it accepts, eager code has nothing to plan."""
-        import torch
+        exported, names = loaded(program, self.name)
+        return _Session(exported.module(check_guards=False), names, threads, batch)  # guards cost a fifth
 
-        from equipoise.runtimes.export import quiet
 
-        check_program(program, self.name)
-        buffer = io.BytesIO(program.file(FILE))
-        try:
-            with zipfile.ZipFile(buffer) as archive:
-                damaged = archive.testzip()
-            if damaged is not None:
-                raise zipfile.BadZipFile(f"{damaged} is damaged")
-            buffer.seek(0)
-            held = {NAMES: ""}
-            with quiet():
-                module = torch.export.load(buffer, extra_files=held).module(check_guards=False)  # guards cost a fifth
-            names = json.loads(held[NAMES] or json.dumps([ONE]))
-        except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"{FILE} must be a file that torch.export can load: {reason}. Compile it again.") from error
-        return _Session(module, names, threads, batch)
+def loaded(program: Program, runtime: str) -> tuple[Any, list[str]]:
+    """Return what a program's file holds, as torch exported it, and the names of its inputs in order.
+
+    Raises:
+        InputError: The program is not for `runtime`, or its file is damaged.
+    """
+    import torch
+
+    from equipoise.runtimes.export import quiet
+
+    check_program(program, runtime)
+    buffer = io.BytesIO(program.file(FILE))
+    try:
+        with zipfile.ZipFile(buffer) as archive:
+            damaged = archive.testzip()
+        if damaged is not None:
+            raise zipfile.BadZipFile(f"{damaged} is damaged")
+        buffer.seek(0)
+        held = {NAMES: ""}
+        with quiet():
+            exported = torch.export.load(buffer, extra_files=held)
+        return exported, json.loads(held[NAMES] or json.dumps([ONE]))
+    except Exception as error:
+        reason = " ".join(str(error).split())[:200]
+        raise InputError(f"{FILE} must be a file that torch.export can load: {reason}. Compile it again.") from error
+
+
+def unfit(error: Exception) -> InputError:
+    """Return what is raised of inputs that a program does not take."""
+    reason = " ".join(str(error).split())[:200]
+    return InputError(f"inputs must be of the shape and type the program was made for: {reason}")
 
 
 class _Session:
@@ -123,8 +138,7 @@ class _Session:
             with torch.inference_mode():
                 result: NDArray[Any] = self._module(*map(torch.from_numpy, fed)).numpy()
         except Exception as error:
-            reason = " ".join(str(error).split())[:200]
-            raise InputError(f"inputs must be of the shape and type the program was made for: {reason}") from error
+            raise unfit(error) from error
         finally:
             torch.set_num_threads(before)
         return result

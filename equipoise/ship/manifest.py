@@ -376,7 +376,7 @@ def _words(m: Manifest) -> None:
     for path, program in (("deployable", m.deployable), ("reference", m.reference)):
         if program.runtime not in RUNTIMES or program.precision not in PRECISIONS:
             raise _refused(f"manifest.{path}", "of a known runtime and precision", f"{program.runtime} {program.precision}")
-        if str(Target.parse(program.target)) != program.target or Target.parse(program.target).runtime != program.runtime:
+        if str(Target.parse(program.target)) != program.target or Target.parse(program.target).row != program.runtime:
             raise _refused(f"manifest.{path}.target", f"a target of {program.runtime}", program.target)
     if m.reference.precision != "fp32":
         raise _refused("manifest.reference.precision", "fp32, as the user's model", m.reference.precision)

@@ -24,6 +24,7 @@ from equipoise.errors import EquipoiseError
 from equipoise.records import Reading, as_data, measured
 from equipoise.road.bench import quick_samples
 from equipoise.runtimes import Program, Target
+from equipoise.runtimes.base import runs_code
 from equipoise.ship.artifact import Artifact
 from equipoise.ship.manifest import SOURCE_STATE
 from equipoise.ship.metered import metered
@@ -105,7 +106,8 @@ def _opened(artifact: Artifact, work: Workload | None) -> Iterator[Check]:
     for name, program in (("program", scene.program), ("reference", scene.reference)):
         entry = artifact.claims.deployable if name == "program" else artifact.claims.reference
         yield _steady(name, program, Target.parse(entry.target), take(scene.samples, slice(STEADY_SAMPLES)))
-    note = "no pickle" if {scene.program.runtime, scene.reference.runtime}.isdisjoint({"torch"}) else "loaded through pickle"
+    pickled = any(runs_code(program.runtime) for program in (scene.program, scene.reference))
+    note = "loaded through pickle" if pickled else "no pickle"
     yield judged("loads and runs", "", f"{scene.program.runtime} {scene.program.precision}", True, note)
 
 

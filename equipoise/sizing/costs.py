@@ -94,7 +94,7 @@ def costs(
         raise must_be("scales", "at least one", 0, "Leave it out for the family's own.")
     for scale in scales:
         check_size(family, scale, task)
-    runtime, exporter = runtimes.get(target.runtime), Exporter()
+    runtime, exporter = runtimes.get(target.row), Exporter()
     request = mapped(take(task.example, torch.arange(target.batch) % size(task.example)), Tensor.numpy)
     rows = []
     contenders: dict[str, Load] = {}

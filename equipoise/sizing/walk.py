@@ -80,7 +80,7 @@ def scale(
     if price_per_hour is None and (bounds.bound("cost") is not None or bounds.bound("price") is not None):
         raise must_be("price_per_hour", "given with a limit on cost or price", None, "Pass the price of this machine.")
     where = Target.parse(target)
-    if reason := runtimes.get(where.runtime).unavailable():
+    if reason := runtimes.get(where.row).unavailable():
         raise must_be("target", "a runtime that can be used here", target, reason)
     check_threads(where)
     kind, learned = as_family(family), as_task(task)

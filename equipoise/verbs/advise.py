@@ -87,7 +87,7 @@ def advise(
     started = clock.perf_counter() if began is None else began
     wanted = Target.parse(target) if isinstance(target, str) else target
     limit = duration(time)
-    if reason := runtimes.get(wanted.runtime).unavailable():
+    if reason := runtimes.get(wanted.row).unavailable():
         raise MissingExtraError(f"target must be a runtime that can be used here; got {str(wanted)!r}. {reason}")
     work, inputs = _subject(model, example)
     spec = spec or (model if isinstance(model, str) else "")
@@ -168,7 +168,7 @@ class Advising:
         contests = self._contests(first)
         space, known = entries.offered(self.space, {key: loss.mean for key, loss in read.items()}, failed)
         model = self._loss_model(space, entries.table_of(space, known, read)) if known else None
-        precisions = tuple(runtimes.get(self.target.runtime).precisions)
+        precisions = tuple(runtimes.get(self.target.row).precisions)
         features = Features(self.space, facts.layers, completed(times, facts.layers, precisions), precisions) if times else None
         told = Telling(self.space, str(self.target), self.inputs, self.tried, self.bench.builder.offers, features, model)
         techniques = [told.technique(kind) for kind in TECHNIQUES if any(knob.kind == kind for knob in self.space.knobs)]
@@ -212,7 +212,7 @@ class Advising:
     def _anchors(self) -> None:
         """Measure the model in int8, and with all its widths at their least."""
         kinds = {knob.kind for knob in self.space.knobs}
-        if 8 in runtimes.get(self.target.runtime).precisions and "bits" in kinds:
+        if 8 in runtimes.get(self.target.row).precisions and "bits" in kinds:
             self._anchor(uniform(self.space, "bits", choice=8), "int8 as a whole")
         if "width" in kinds:
             self._anchor(uniform(self.space, "width"), "all widths at their least, as a whole", repair=False)
@@ -268,7 +268,10 @@ class Advising:
             losses[self.target, "int8"] = whole_loss(whole, self.inputs)
         source = self.bench.source(self.bench.teacher)
         for name in RUNTIMES:
-            where, runtime = replace(self.target, runtime=name), runtimes.get(name)
+            runtime, (kind, _, device) = runtimes.get(name), name.partition(":")
+            if device and runtime.unavailable():
+                continue
+            where = replace(self.target, runtime=kind, device=device or "cpu")
             for bits in (way for way in (32, 8) if way in runtime.precisions):
                 key = (where, "fp32" if bits == 32 else "int8")
                 if key in programs:

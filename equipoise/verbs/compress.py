@@ -142,7 +142,7 @@ def quantize(
     """
     names = several("float_layers", float_layers)
     wanted = Target.parse(target)
-    runtime = runtimes.get(wanted.runtime)
+    runtime = runtimes.get(wanted.row)
     if reason := runtime.unavailable():
         raise must_be("target", "a runtime that can be used here", target, reason)
     if not isinstance(scheme, (int, str)) or scheme not in SCHEMES or scheme == 32:

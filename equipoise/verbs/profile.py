@@ -152,7 +152,7 @@ def profile(
     began, on_step = time.perf_counter(), on_step or of_words()
     name, module, inputs = _subject(model, example)
     _check(batch, price_per_hour, watts_per_core, seconds)
-    wanted = [Target(runtime) for runtime in RUNTIMES] if targets is None else [_target(target) for target in targets]
+    wanted = _everywhere() if targets is None else [_target(target) for target in targets]
     on_step("counting")
     counts = count(module, inputs)
     source = Exporter().source(module, inputs, topology="as it is")
@@ -173,7 +173,7 @@ def profile(
             continue
         on_step(f"memory and energy on {target.runtime}")
         rows = tuple(_timing(size, timings[size][target], price_per_hour) for size in samples)
-        joules = _energy(_call(target, programs[target], samples[1]), watts_per_core)
+        joules = _energy(_call(target, programs[target], samples[1]), watts_per_core, target.device)
         found.append(_with(target, programs[target], rows, joules, counts.macs, samples[1]))
     return Profile(name, counts, tuple(found), machine.describe(), time.perf_counter() - began)
 
@@ -219,12 +219,17 @@ def _check(
         energy.estimate(measured(1.0, "s"), watts_per_core)
 
 
+def _everywhere() -> list[Target]:
+    """Every runtime of the CPU, and those of other devices that are there."""
+    return [Target.parse(row) for row in RUNTIMES if ":" not in row or not get(row).unavailable()]
+
+
 def _target(target: Target | str) -> Target:
     return Target.parse(target) if isinstance(target, str) else target
 
 
 def _compile(target: Target, source: Source) -> Program:
-    runtime = get(target.runtime)
+    runtime = get(target.row)
     reason = runtime.unavailable()
     if reason:
         raise InputError(reason)
@@ -240,7 +245,7 @@ def _rows(example: Inputs, batch: int) -> Inputs:
 
 
 def _call(target: Target, program: Program, rows: Inputs) -> Callable[[], object]:
-    session: Session = get(target.runtime).load(program, threads=target.threads, batch=size(rows))
+    session: Session = get(target.row).load(program, threads=target.threads, batch=size(rows))
     return lambda: session.run(rows)
 
 
@@ -262,12 +267,12 @@ def _timing(batch: int, timed: LatencyProfile, price_per_hour: float | None) -> 
     return Timing(batch, timed, money.price_per_million(timed.p50, price_per_hour, batch=batch))
 
 
-def _energy(call: Callable[[], object], watts_per_core: float | tuple[float, float] | None) -> Reading:
+def _energy(call: Callable[[], object], watts_per_core: float | tuple[float, float] | None, device: str = "cpu") -> Reading:
     """A counter where there is one, the asked-for estimate where there is none."""
-    access = energy.rapl()
+    access = energy.access(device)
     if access.meter is not None:
         return energy.read(call, access, window_s=WINDOW_S)
-    if watts_per_core is not None:
+    if watts_per_core is not None and device == "cpu":
         return energy.estimate(energy.cpu_seconds(call), watts_per_core)
     return unavailable("J", f"{access.reason}; {ASK_FOR_ESTIMATE}")
 
