@@ -24,6 +24,7 @@ from equipoise.road.facts import Layer
 from equipoise.road.features import entry, timed_in, variants
 from equipoise.road.prober import Change, Prober
 from equipoise.runtimes import Target
+from equipoise.runtimes.base import Resident
 from equipoise.runtimes.ops import op_inputs, op_program
 from equipoise.schemes import menu
 from equipoise.stats import median
@@ -60,8 +61,9 @@ def layer_times(
     """Return the seconds of the operators that plans could contain, keyed by `entry`, and why some could not be timed.
 
     Each is its own little program on the target, timed in blocks beside all the others, less what a call of next to nothing
-    takes: a net pays that once, and the sum of its operators would hold it for each. Most of `seconds` may go into making the
-    programs, whole layers first; those that found no time are in neither answer.
+    takes: a net pays that once, and the sum of its operators would hold it for each. So it is with the way to a device of its
+    own memory and back, which is left out. Most of `seconds` may go into making the programs, whole layers first; those that
+    found no time are in neither answer.
 
     Args:
         knobs: Those that are still in the space; what others would make of a layer is not timed.
@@ -80,7 +82,7 @@ def layer_times(
         except Exception as error:  # noqa: BLE001 - an operator that the runtime cannot run is predicted, and told
             failed[entry(op, bits)] = f"{op.kind} {op.cin}x{op.cout}, {bits} bits: {one_line(error)}"
             continue
-        calls[entry(op, bits)] = partial(session.run, request)
+        calls[entry(op, bits)] = session.again if isinstance(session, Resident) else partial(session.run, request)
     if not calls:
         return {}, failed
     left = max(0.3, seconds - (clock.perf_counter() - began))

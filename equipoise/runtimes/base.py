@@ -260,6 +260,15 @@ class Session(Protocol):
 
 
 @runtime_checkable
+class Resident(Session, Protocol):
+    """A session on a device with memory of its own, to which a request has to go."""
+
+    def again(self) -> None:
+        """Run the last request again where it lies, and wait until it is done: what it takes without the way there and back."""
+        ...
+
+
+@runtime_checkable
 class Runtime(Protocol):
     """Something that runs models, checked by `equipoise.testing.check_runtime`; see `runs_code` for what it may add."""
 

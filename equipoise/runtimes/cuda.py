@@ -64,6 +64,12 @@ class Card:
             answer = call(*given)
         return graph.replay, answer
 
+    def wait(self) -> None:
+        """Wait until it has done what it was asked for."""
+        import torch
+
+        torch.cuda.synchronize()
+
     def pinned(self, value: Tensor) -> Tensor:
         """Return an empty tensor of a value's shape and type in memory that the card reads by itself."""
         import torch
