@@ -9,7 +9,7 @@ loaded several times, in shuffled rounds, and timed from array to array; also jo
 before and after.
 *road*: `optimize` of ResNet-20 for ``torch:cuda`` at batch 512, `drop<=1`; then the pick as it is and under torch's compiler,
 beside the untouched model in half precision under that compiler, each loaded anew up to ten times in shuffled rounds.
-*gpt*: the same of a GPT (width 768, 8 blocks) trained here for a minute on Python's own help (`pydoc_data/topics.py`), batch 64.
+*gpt*: the same of a GPT (width 512, 6 blocks) trained here for a minute on Python's help (`pydoc_data/topics.py`), batch 64.
 """
 
 from __future__ import annotations
@@ -177,7 +177,7 @@ def told(ratio: Interval) -> list[float | None]:
     return [ratio.value, *((ratio.low, ratio.high) if ratio.bounded else (None, None))]
 
 
-def road(work: Workload, *, target: str, budget: str, limit: str) -> Facts:
+def road(work: Workload, *, target: str, budget: str, limit: str, race: float) -> Facts:
     """Optimize, then race the pick beside the untouched model in half precision."""
     with tempfile.TemporaryDirectory() as folder:
         study = optimize(
@@ -201,7 +201,7 @@ def road(work: Workload, *, target: str, budget: str, limit: str) -> Facts:
         "pick, compiled": compiled(pick, fastest),
     }
     loads = {name: contender.load(rows) for name, contender in contenders.items()}
-    timed = compare_loads(loads, seconds=60, most=10)
+    timed = compare_loads(loads, seconds=race, most=10)
     return {
         "target": target, "budget": budget, "limit": limit, "plan": changes(study, best.plan),
         "evaluations": len(study.evaluations),
@@ -233,7 +233,7 @@ def trained_gpt(seconds: float) -> Workload:
     text = Path(tempfile.mkdtemp()) / "topics.txt"
     text.write_text(topics().read_text(encoding="utf-8"), encoding="utf-8")
     task = load_task(f"text:{text}?context=128")
-    scale = family("gpt").scale() | {"width": 768, "depth": 8, "heads": 12}
+    scale = family("gpt").scale() | {"width": 512, "depth": 6, "heads": 8}
     made = train("gpt", task, scale, store=text.parent / "gpt", seconds=seconds, distribution=OneProcess(cuda.card.device))
     print(made.sentence(), flush=True)
     splits: Mapping[str, Any] = {"train": task.train, "validation": task.validation, "test": task.test}
@@ -248,6 +248,7 @@ def main() -> int:
     parser.add_argument("--holdout", type=int, default=2000)
     parser.add_argument("--target", default="torch:cuda?batch=512")
     parser.add_argument("--time", default="150s", help="of *road* and *gpt* (%(default)s)")
+    parser.add_argument("--race", type=float, default=60.0, help="seconds of their last comparison (%(default)s)")
     parser.add_argument("--seconds", type=float, default=15.0, help="of *pace*, for each model and batch (%(default)s)")
     parser.add_argument("--out", type=Path, default=RESULT)
     args = parser.parse_args()
@@ -258,8 +259,10 @@ def main() -> int:
     parts: dict[str, Callable[[], Facts]] = {
         "contract": contract,
         "pace": lambda: pace(args.seconds),
-        "road": lambda: road(workloads.load(cifar), target=args.target, budget="drop<=1", limit=args.time),
-        "gpt": lambda: road(trained_gpt(60.0), target=args.target.replace("512", "64"), budget="drop<=0.02", limit=args.time),
+        "road": lambda: road(workloads.load(cifar), target=args.target, budget="drop<=1", limit=args.time, race=args.race),
+        "gpt": lambda: road(
+            trained_gpt(60.0), target=args.target.replace("512", "64"), budget="drop<=0.02", limit=args.time, race=args.race
+        ),
     }
     found = json.loads(args.out.read_text(encoding="utf-8")) if args.out.exists() else {}
     bad = []

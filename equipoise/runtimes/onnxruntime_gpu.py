@@ -6,6 +6,8 @@ TensorRT makes of it was not run.
 
 from __future__ import annotations
 
+import contextlib
+import io
 from collections.abc import Mapping
 from typing import Any
 
@@ -59,7 +61,11 @@ class OnnxRuntimeCuda:
 
     def load(self, program: Program, *, threads: int = 1, batch: int | None = None) -> Session:
         """Return a session that computes on the GPU; the batch axis stays free."""
+        import onnxruntime
+
         check_program(program, self.name)
+        with contextlib.redirect_stdout(io.StringIO()):  # which libraries it did not find; what it needs, the session tells
+            onnxruntime.preload_dlls()
         session = opened(program.file(FILE), threads=threads, providers={self.provider: self.options, **CPU})
         if self.provider not in session.get_providers():
             used = ", ".join(session.get_providers())
