@@ -64,9 +64,9 @@ class OnnxRuntimeCuda:
         import onnxruntime
 
         check_program(program, self.name)
-        with contextlib.redirect_stdout(io.StringIO()):  # which libraries it did not find; what it needs, the session tells
+        with contextlib.redirect_stdout(io.StringIO()):  # it tells what it does not find, and goes on: see below
             onnxruntime.preload_dlls()
-        session = opened(program.file(FILE), threads=threads, providers={self.provider: self.options, **CPU})
+            session = opened(program.file(FILE), threads=threads, providers={self.provider: self.options, **CPU})
         if self.provider not in session.get_providers():
             used = ", ".join(session.get_providers())
             raise must_be("this machine", f"one where ONNX Runtime can use its {self.provider}", used, _LIBRARIES)
