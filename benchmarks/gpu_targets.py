@@ -9,7 +9,7 @@ loaded several times, in shuffled rounds, and timed from array to array; also jo
 before and after.
 *road*: `optimize` of ResNet-20 for ``torch:cuda`` at batch 512, `drop<=1`; then the pick as it is and under torch's compiler,
 beside the untouched model in half precision under that compiler, each loaded anew up to ten times in shuffled rounds.
-*gpt*: the same of a GPT (width 384, 6 blocks) trained here for half a minute on Python's help (`pydoc_data/topics.py`), batch 64.
+*gpt*: the same of a GPT (width 384, 6 blocks) trained here for 30 s on Python's help (`pydoc_data/topics.py`), batch 64.
 """
 
 from __future__ import annotations
