@@ -7,6 +7,7 @@ TensorRT makes of it was not run.
 from __future__ import annotations
 
 import contextlib
+import functools
 import io
 from collections.abc import Mapping
 from typing import Any
@@ -14,12 +15,12 @@ from typing import Any
 from numpy.typing import NDArray
 
 from equipoise.batch import Inputs
-from equipoise.errors import must_be, unknown
+from equipoise.errors import InputError, must_be, unknown
 from equipoise.records import Choice
 from equipoise.runtimes.base import Program, Session, Source, check_program, check_schemes, feeds
 from equipoise.runtimes.failures import failures
 from equipoise.runtimes.onnxruntime import FILE, Loaded
-from equipoise.runtimes.sessions import CPU, damaged, opened
+from equipoise.runtimes.sessions import CPU, Providers, damaged, opened
 
 
 class OnnxRuntimeCuda:
@@ -32,13 +33,8 @@ class OnnxRuntimeCuda:
     options: Mapping[str, str] = {"use_tf32": "0", "cudnn_conv_algo_search": "EXHAUSTIVE"}
 
     def unavailable(self) -> str:
-        """Return why the provider cannot be used, with the remedy; empty where it can."""
-        import onnxruntime
-
-        if self.provider in onnxruntime.get_available_providers():
-            return ""
-        lacks = f"onnxruntime {onnxruntime.__version__} has no {self.provider}"
-        return f"{lacks}: on a machine with a GPU, pip install onnxruntime-gpu"
+        """Return why the provider cannot be used, with the remedy; empty where it was seen to start."""
+        return _missing(self.provider)
 
     def compile(
         self,
@@ -61,12 +57,8 @@ class OnnxRuntimeCuda:
 
     def load(self, program: Program, *, threads: int = 1, batch: int | None = None) -> Session:
         """Return a session that computes on the GPU; the batch axis stays free."""
-        import onnxruntime
-
         check_program(program, self.name)
-        with contextlib.redirect_stdout(io.StringIO()):  # it tells what it does not find, and goes on: see below
-            onnxruntime.preload_dlls()
-            session = opened(program.file(FILE), threads=threads, providers={self.provider: self.options, **CPU})
+        session = _opened(program.file(FILE), {self.provider: self.options}, threads)
         if self.provider not in session.get_providers():
             used = ", ".join(session.get_providers())
             raise must_be("this machine", f"one where ONNX Runtime can use its {self.provider}", used, _LIBRARIES)
@@ -108,7 +100,35 @@ class OnnxRuntimeTensorRt(OnnxRuntimeCuda):
     options: Mapping[str, str] = {"trt_fp16_enable": "1"}
 
 
-_LIBRARIES = "It fell back to the CPU: install what the provider needs (CUDA, cuDNN), as onnxruntime's own message says."
+_LIBRARIES = "Install what that provider needs (CUDA and cuDNN, or TensorRT) in the versions that onnxruntime was built with."
+
+
+def _opened(content: bytes, providers: Providers, threads: int) -> Any:
+    """Return a session of these providers, or of the CPU where they do not start; ONNX Runtime tells that and goes on."""
+    import onnxruntime
+
+    with contextlib.redirect_stdout(io.StringIO()):
+        onnxruntime.preload_dlls()
+        return opened(content, threads=threads, providers={**providers, **CPU})
+
+
+@functools.cache
+def _missing(provider: str) -> str:
+    """Return why a provider cannot be used here; it is listed wherever it was built, so it is made to start."""
+    import onnxruntime
+    from onnx import TensorProto, helper
+
+    if provider not in onnxruntime.get_available_providers():
+        lacks = f"onnxruntime {onnxruntime.__version__} has no {provider}"
+        return f"{lacks}: on a machine with a GPU, pip install onnxruntime-gpu"
+    ends = [helper.make_tensor_value_info(name, TensorProto.FLOAT, [1]) for name in ("input", "output")]
+    graph = helper.make_graph([helper.make_node("Relu", ["input"], ["output"])], "start", ends[:1], ends[1:])
+    model = helper.make_model(graph, opset_imports=[helper.make_opsetid("", 13)], ir_version=8)
+    try:
+        there = _opened(model.SerializeToString(), {provider: {}}, 1).get_providers()
+    except InputError as error:
+        return f"its {provider} does not start: {error}"
+    return "" if provider in there else f"its {provider} does not start here. {_LIBRARIES}"
 
 
 def halved(content: bytes, layers: frozenset[str]) -> bytes:
@@ -132,8 +152,11 @@ def halved(content: bytes, layers: frozenset[str]) -> bytes:
     tables = {name for node in model.graph.node if node.op_type == "Gather" for name in node.input}
     whole = layers >= {name for name in known if f"{name}.weight" not in tables}
     inside = {node for layer in layers for node in known[layer]}
+    names = {node.name for node in model.graph.node}
     kept = [] if whole else [node.name for node in model.graph.node if node.name not in inside]
     made = OnnxModel(convert_float_to_float16(model, keep_io_types=True, node_block_list=kept))
     made.topological_sort()
+    for number, node in enumerate(made.model.graph.node):  # what was put in has the name of what it reads, twice if two read it
+        node.name = node.name if node.name in names else f"{node.name}/{number}"
     result: bytes = made.model.SerializeToString(deterministic=True)
     return result

@@ -7,6 +7,7 @@ schemes that leave the graph in floats an operator takes and gives floats.
 
 from __future__ import annotations
 
+from collections import OrderedDict
 from collections.abc import Iterable
 from dataclasses import replace
 from typing import Any
@@ -100,7 +101,7 @@ def _module(spec: Op) -> nn.Module:
         layer = nn.Upsample(size=spec.kernel, mode="bilinear", align_corners=False)
     else:
         layer = _Double()
-    return (nn.Sequential(layer, nn.ReLU()) if spec.relu else layer).eval()
+    return nn.Sequential(OrderedDict({LAYER: layer} | ({"relu": nn.ReLU()} if spec.relu else {}))).eval()
 
 
 class _Double(nn.Module):

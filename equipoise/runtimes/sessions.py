@@ -8,11 +8,12 @@ from typing import Any
 from equipoise.errors import InputError, must_be
 from equipoise.runtimes.failures import failures
 
-CPU: Mapping[str, Mapping[str, str]] = {"CPUExecutionProvider": {}}
+Providers = Mapping[str, Mapping[str, str]]
 """What computes, with its options; what the first cannot is left to the next."""
+CPU: Providers = {"CPUExecutionProvider": {}}
 
 
-def opened(content: bytes, *, threads: int = 1, providers: Mapping[str, Mapping[str, str]] = CPU) -> Any:
+def opened(content: bytes, *, threads: int = 1, providers: Providers = CPU) -> Any:
     """Return a session of a file that may be a stranger's: with all graph optimizations, and from its own bytes alone.
 
     Raises:
@@ -25,7 +26,7 @@ def opened(content: bytes, *, threads: int = 1, providers: Mapping[str, Mapping[
         raise damaged(str(error)) from error
 
 
-def session(content: bytes, *, threads: int = 1, basic: bool = False, providers: Mapping[str, Mapping[str, str]] = CPU) -> Any:
+def session(content: bytes, *, threads: int = 1, basic: bool = False, providers: Providers = CPU) -> Any:
     """Return a session of a file that was made here; `basic` leaves the costly optimizations out. Raises one of `failures`."""
     import onnxruntime
 

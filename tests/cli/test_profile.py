@@ -95,7 +95,7 @@ def test_the_installed_command_profiles_on_every_runtime(own: str) -> None:
     words = [sys.executable, "-m", "equipoise", "profile", own, "--seconds", "2", "--json"]
     done = subprocess.run(words, capture_output=True, text=True, timeout=900, check=True)
     found = json.loads(done.stdout)
-    assert {target["target"].split(":")[0] for target in found["targets"]} == set(RUNTIMES)
+    assert {target["target"].split(":")[0] for target in found["targets"]} == {row for row in RUNTIMES if ":" not in row}
     for target in found["targets"]:
         assert target["reason"] == "" or "not installed" in target["reason"]
         assert target["reason"] or target["memory"]["added"]["value"] > 0

@@ -11,9 +11,11 @@ from equipoise.runtimes.base import RUNTIMES, Program, Target, get, parse_target
 
 
 @given(st.sampled_from(sorted(RUNTIMES)), st.integers(1, 64), st.integers(1, 1024))
-def test_a_target_round_trips(runtime: str, threads: int, batch: int) -> None:
-    target = Target(runtime, threads=threads, batch=batch)
+def test_a_target_round_trips(row: str, threads: int, batch: int) -> None:
+    runtime, _, device = row.partition(":")
+    target = Target(runtime, device or "cpu", threads=threads, batch=batch)
     assert Target.parse(str(target)) == target
+    assert target.row == row
 
 
 def test_what_is_left_out_takes_its_default() -> None:
