@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.conv import _ConvNd
 
-from equipoise.compress.rounding import HALVES
-from equipoise.compress.trace import WEIGHTED, copied
 from equipoise.errors import unknown
 from equipoise.records import Choice
+
+TYPES: Mapping[Choice, torch.dtype] = {"fp16": torch.float16, "bf16": torch.bfloat16}
+PRODUCTS = (_ConvNd, nn.Linear)
+"""Layers that multiply by weights."""
 
 
 def halved(model: nn.Module, schemes: Mapping[str, Choice]) -> nn.Module:
@@ -24,18 +28,18 @@ def halved(model: nn.Module, schemes: Mapping[str, Choice]) -> nn.Module:
     Raises:
         InputError: A layer that is not there.
     """
-    layers = {name: part for name, part in model.named_modules() if isinstance(part, WEIGHTED)}
+    layers = {name: part for name, part in model.named_modules() if isinstance(part, PRODUCTS)}
     parts = dict(model.named_modules())
     if lost := [name for name in schemes if name not in parts]:
         raise unknown("schemes", lost[0], layers)
     if not schemes:
         return model
-    made, ways = copied(model).eval(), set(schemes.values())
+    made, ways = copy.deepcopy(model).eval(), set(schemes.values())
     if len(ways) == 1 and layers.keys() <= schemes.keys():
-        return _Within(made, HALVES[ways.pop()])
+        return _Within(made, TYPES[ways.pop()])
     for name, way in schemes.items():
         parent, _, last = name.rpartition(".")
-        setattr(made.get_submodule(parent), last, _Within(made.get_submodule(name), HALVES[way]))
+        setattr(made.get_submodule(parent), last, _Within(made.get_submodule(name), TYPES[way]))
     return made
 
 

@@ -148,8 +148,8 @@ def quantize(
     if not isinstance(scheme, (int, str)) or scheme not in SCHEMES or scheme == 32:
         raise must_be("scheme", f"one of {[way for way in SCHEMES if way != 32]}", scheme, "8 is int8 with static ranges.")
     if scheme not in runtime.precisions:
-        having = [name for name in RUNTIMES if scheme in runtimes.get(name).precisions]
-        raise must_be("target", f"a runtime with {SCHEMES[scheme].says}", target, f"Use {':cpu or '.join(having)}:cpu.")
+        having = [(row if ":" in row else f"{row}:cpu") for row in RUNTIMES if scheme in runtimes.get(row).precisions]
+        raise must_be("target", f"a runtime with {SCHEMES[scheme].says}", target, f"Use {' or '.join(having)}.")
     if (ranges, per_channel) != ("best", True):
         if runtime.name != "onnxruntime" or scheme != 8:
             asked = f"{ranges!r} and {per_channel} for {scheme} on {target}"

@@ -168,7 +168,13 @@ def test_layers_that_share_their_weights_are_one_place_to_the_search() -> None:
     builder = Builder(Subject.prepare(Tied().eval(), tokens[:2], tokens))
     offers = {name: offer for name, offer in builder.offers.items() if name.startswith("bits.")}
     assert {name: offer.layers for name, offer in offers.items()} == {"bits.table": ("table", "head"), "bits.mix": ("mix",)}
-    assert offers["bits.table"].menu == (32, "8-weights", "8-dynamic", "4-weights")  # no static ranges: see schemes.menu
+    assert offers["bits.table"].menu == (
+        32,
+        "fp16",
+        "8-weights",
+        "8-dynamic",
+        "4-weights",
+    )  # no static ranges: see schemes.menu
     draft = builder.build(Plan({"bits.table": "4-weights"}))
     assert draft.request == {"table": "4-weights", "head": "4-weights"}
     with pytest.raises(InputError, match=r"bits\.head"):
