@@ -72,7 +72,8 @@ def utilization(flops: float, seconds: float, peak: Reading) -> Reading:
 def forget_peak(device: torch.device) -> None:
     """Let `peak_memory` count from now on."""
     if device.type == "cuda":
-        torch.cuda.init()  # before which there is nothing to reset, and torch says that there is no such device
+        # before it was used there is nothing to reset, and torch says that there is no such device
+        torch.cuda.init()  # type: ignore[no-untyped-call]
         torch.cuda.reset_peak_memory_stats(device)
 
 

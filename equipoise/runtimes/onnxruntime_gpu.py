@@ -72,6 +72,8 @@ class _OnCard(Loaded):
     """A session that keeps its last request on the card."""
 
     device = "cuda"
+    _last: Mapping[str, NDArray[Any]]
+    _bound: Any
 
     def run(self, inputs: Inputs) -> NDArray[Any]:
         """Return the first output."""

@@ -62,7 +62,7 @@ class TorchCuda(TorchEager):
         from torch.export.passes import move_to_device_pass
 
         exported, names = loaded(program, self.name)
-        module = move_to_device_pass(exported, cuda.card.device).module(check_guards=False)
+        module: Any = move_to_device_pass(exported, cuda.card.device).module(check_guards=False)
         return _Session(self._ready(module.to(memory_format=torch.channels_last)), names, batch)
 
     def _ready(self, module: nn.Module) -> Callable[..., Tensor]:
