@@ -48,7 +48,7 @@ class TorchCuda(TorchEager):
         Raises:
             InputError: As of `TorchEager`, or a layer that is not there.
         """
-        from equipoise.runtimes.halves import halved
+        from equipoise.runtimes.half_precision import halved
 
         held = check_schemes(self.name, self.precisions, schemes)
         if held and source.model is not None:

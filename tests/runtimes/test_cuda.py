@@ -23,7 +23,7 @@ from equipoise.runtimes import Source, Target, cuda, get, onnxruntime_gpu
 from equipoise.runtimes.base import Resident
 from equipoise.runtimes.cuda import Card
 from equipoise.runtimes.export import Exporter
-from equipoise.runtimes.halves import halved
+from equipoise.runtimes.half_precision import halved
 from equipoise.runtimes.onnxruntime_gpu import OnnxRuntimeCuda
 from equipoise.testing import check_runtime
 
