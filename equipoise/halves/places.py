@@ -1,0 +1,220 @@
+"""Where a model is worth cutting, and in how few levels features pass there: found on calibration and validation inputs."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.batch import Inputs, mapped, named, parts, size, take
+from equipoise.halves.coding import Field, packed, shortest
+from equipoise.halves.pair import Pair, apart, first, load
+from equipoise.records import Reading, measured
+from equipoise.runtimes.base import Program, Source, Target, feeds, get
+from equipoise.runtimes.cutting import MOST_LEVELS, SENT, Cut, Grid, cuts, exposed, halves
+from equipoise.runtimes.sessions import session
+from equipoise.stats import quantile
+from equipoise.workloads import Metric, Split, predict
+from equipoise.workloads.scoring import drop_reading
+
+Array = NDArray[Any]
+
+LEVELS = (256, 128, 64, 32, 24, 16, 12, 8, 6)
+"""In how many levels features may pass. A Huffman code comes after, so a level less always saves something."""
+MOST_PLACES = 10
+LESS = (0.95, 0.9, 0.8, 0.65, 0.5)
+"""A later cut is worth trying only where less passes than at every one before, by one of these factors: the first by which
+`MOST_PLACES` remain. It leaves more to the device, which is the slower; where it is not, the whole model stays there."""
+SAMPLES, REQUESTS = 64, 12
+"""Calibration inputs that ranges are read from, and requests that sizes are."""
+MARGIN, SAME = 2.0, 1e-3
+"""A tolerance is so many times the largest difference on calibration inputs, and what float kernels differ by."""
+AT_ONCE = 2
+IMAGE_AXES = 4
+
+
+@dataclass(frozen=True)
+class Place:
+    """A cut that is worth trying.
+
+    Attributes:
+        number: Of the cut among all of the file's; 0 sends the inputs.
+        low, high: Range of its tensor on calibration inputs, of an image for each channel.
+    """
+
+    number: int
+    cut: Cut
+    low: Array = field(repr=False)
+    high: Array = field(repr=False)
+
+
+@dataclass(frozen=True)
+class Trial:
+    """A pair of halves, and what is lost and sent with it.
+
+    Attributes:
+        levels: In which features pass; 0 for floats as they are.
+        sent: Bytes of a request, the median.
+        drop: In points on validation, from the whole model.
+    """
+
+    pair: Pair
+    place: Place
+    levels: int
+    sent: Reading
+    drop: Reading
+
+
+def worth(content: bytes, inputs: Inputs, batch: int) -> list[Place]:
+    """Return the cuts of a file that are worth trying, the inputs first.
+
+    Args:
+        content: The model's ONNX file.
+        inputs: For calibration (N, ...).
+        batch: Samples of a request.
+    """
+    found = cuts(content)
+    request = take(inputs, np.arange(batch) % size(inputs))
+    seen = _seen(content, found, request)
+    sent = [len(packed(*_rounded(cut, seen, named(request)))) for cut in found]
+    for less in LESS:
+        kept, least = [0], sent[0]
+        for number, bytes_ in enumerate(sent):
+            if bytes_ < less * least:
+                kept.append(number)
+                least = bytes_
+        if len(kept) <= MOST_PLACES:
+            break
+    tensors = {found[number].tensor: _axes(found[number], inputs) for number in kept if found[number].tensor}
+    low, high = dict[str, Array](), dict[str, Array]()
+    for few in parts(take(inputs, slice(SAMPLES)), AT_ONCE):
+        for name, value in _seen(content, [Cut(name) for name in tensors], few).items():
+            ends = value.min(tensors[name], keepdims=tensors[name] is not None), value.max(tensors[name], keepdims=tensors[name] is not None)
+            low[name] = np.minimum(low.get(name, ends[0]), ends[0])
+            high[name] = np.maximum(high.get(name, ends[1]), ends[1])
+    none = np.zeros(())
+    return [Place(n, found[n], low.get(found[n].tensor, none), high.get(found[n].tensor, none)) for n in kept]
+
+
+def _axes(cut: Cut, inputs: Inputs) -> tuple[int, ...] | None:
+    """Over which axes the range of a tensor is one; None for all. The channels of an image keep their own: its pixels then
+    pass without loss."""
+    given = named(inputs).get(cut.tensor)
+    return (0, 2, 3) if given is not None and given.ndim == IMAGE_AXES else None
+
+
+def _seen(content: bytes, found: Sequence[Cut], inputs: Inputs) -> dict[str, Array]:
+    """The tensors of cuts, for some inputs."""
+    given, names = named(inputs), [cut.tensor for cut in found if cut.tensor]
+    inner = [name for name in names if name not in given]
+    loaded = session(exposed(content, inner), basic=True) if inner else None
+    values = loaded.run(inner, feeds(inputs, [value.name for value in loaded.get_inputs()])) if loaded else []
+    return {**{name: given[name] for name in names if name in given}, **dict(zip(inner, values, strict=True))}
+
+
+def _rounded(cut: Cut, seen: Mapping[str, Array], given: Mapping[str, Array]) -> tuple[tuple[Field, ...], dict[str, Array]]:
+    """What passes at a cut, in as many levels as 8 bits have, from the least value of these very inputs to the largest."""
+    fields, arrays = [Field(name, given[name].dtype.name) for name in cut.inputs], {name: given[name] for name in cut.inputs}
+    if cut.tensor:
+        value = seen[cut.tensor]
+        grid = Grid.over(value.min(), value.max(), MOST_LEVELS)
+        arrays[cut.tensor] = np.round((value - grid.low) / grid.step).astype(np.uint8)
+        fields.append(shortest(Field(cut.tensor, "uint8", MOST_LEVELS), [arrays[cut.tensor]]))
+    return tuple(fields), arrays
+
+
+@dataclass(frozen=True)
+class Judge:
+    """What tells of a pair whether it answers as the whole model does.
+
+    Attributes:
+        whole: The model's program on the device.
+        inputs: For calibration (N, ...).
+        validation, metric: What a drop is read on.
+        bound: Points that may be lost.
+    """
+
+    content: bytes
+    whole: Program
+    device: Target
+    server: Target
+    inputs: Inputs
+    validation: Split
+    metric: Metric
+    bound: float
+
+    def __post_init__(self) -> None:
+        whole = load(self.whole, self.device)
+        outputs, targets = predict(lambda given: whole.run(arrays(given)), self.validation)
+        wanted = whole.run(take(self.inputs, slice(SAMPLES)))
+        object.__setattr__(self, "_wanted", (outputs.numpy(), targets, wanted))
+
+    def best(self, place: Place) -> Trial:
+        """Return the cut in the fewest levels that keep the bound, by halving; in floats where 256 do not."""
+        if not place.cut.tensor:
+            return self.trial(place, 0)
+        kept, low, high = None, 0, len(LEVELS)
+        while low < high:
+            middle = (low + high) // 2
+            tried = self.trial(place, LEVELS[middle])
+            if tried.drop.get() <= self.bound:
+                kept, low = tried, middle + 1
+            else:
+                high = middle
+        return kept or self.trial(place, 0)
+
+    def trial(self, place: Place, levels: int) -> Trial:
+        """Return the halves of a cut whose features pass in so many levels, or as they are (0), and what that loses."""
+        pair = self._pair(place, levels)
+        begin, end = first(pair, self.device), load(pair.server, self.server)
+        requests = [take(self.inputs, rows) for rows in _rows(size(self.inputs), self.device.batch)]
+        if levels:
+            name = pair.fields[0].name
+            seen = [_only(begin, request) for request in requests]
+            pair = Pair(pair.number, (shortest(Field(name, "uint8", levels), seen), *pair.fields[1:]), pair.device, pair.server, 0)
+        outputs, targets, wanted = self._wanted  # type: ignore[attr-defined]
+        found, _ = predict(lambda given: pair.end(end, pair.begin(begin, arrays(given))), self.validation)
+        few = take(self.inputs, slice(SAMPLES))
+        off = apart(pair.end(end, pair.begin(begin, few)), wanted)
+        drop = drop_reading(self.metric, outputs, found.numpy(), targets)
+        sizes = [len(pair.begin(begin, request)) for request in requests]
+        sent = measured(quantile(sizes, 0.5), "B", low=min(sizes), high=max(sizes), n=len(sizes), note="least and most")
+        pair = Pair(pair.number, pair.fields, pair.device, pair.server, MARGIN * off + SAME)
+        return Trial(pair, place, levels, sent, drop)
+
+    def _pair(self, place: Place, levels: int) -> Pair:
+        cut, types = place.cut, {name: value.dtype.name for name, value in named(self.inputs).items()}
+        grid = Grid.over(place.low, place.high, levels) if levels else None
+        before, behind = halves(self.content, cut, grid)
+        kind = "uint8" if levels else "float32"
+        fields = [Field(cut.tensor + SENT, kind, levels)] if cut.tensor else []
+        return Pair(
+            number=place.number,
+            fields=(*fields, *(Field(name, types[name]) for name in cut.inputs)),
+            device=compiled(before, self.device) if before else None,
+            server=compiled(behind, self.server),
+            tolerance=0.0,
+        )
+
+
+def compiled(content: bytes, target: Target) -> Program:
+    """Return the program of an ONNX file for a target."""
+    return get(target.runtime).compile(Source.of_onnx(content))
+
+
+def arrays(inputs: Inputs) -> Inputs:
+    """Return inputs as runtimes take them."""
+    return mapped(inputs, lambda value: np.ascontiguousarray(value.numpy() if hasattr(value, "numpy") else value))
+
+
+def _rows(count: int, batch: int) -> Iterator[Array]:
+    for request in range(REQUESTS):
+        yield (np.arange(batch) + request * batch) % count
+
+
+def _only(begin: Any, request: Inputs) -> Array:
+    found: Array = begin.run(request)
+    return found
