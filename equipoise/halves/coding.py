@@ -48,7 +48,9 @@ class Field:
         if self.type not in TYPES:
             raise must_be(f"the type of {self.name}", f"one of {', '.join(TYPES)}", self.type, "Cut the model elsewhere.")
         if not 0 <= self.levels <= 256 or (self.differences and not self.levels):
-            raise must_be(f"the levels of {self.name}", "from 0 to 256, above 0 for differences", self.levels, "Export it again.")
+            raise must_be(
+                f"the levels of {self.name}", "from 0 to 256, above 0 for differences", self.levels, "Export it again."
+            )
 
 
 OUTPUT = (Field("output", "float32"),)

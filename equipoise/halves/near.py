@@ -1,7 +1,7 @@
 """The device's half: runs what lies before the cut, sends what passes, and returns the answer.
 
-    near = Near(Bundle.read(Path("out/split")), 3, connect(("server.local", 7707)))
-    scores = near(photograph)
+near = Near(Bundle.read(Path("out/split")), 3, connect(("server.local", 7707)))
+scores = near(photograph)
 """
 
 from __future__ import annotations
@@ -23,9 +23,6 @@ from equipoise.errors import EquipoiseError
 from equipoise.halves.coding import OUTPUT, unpacked
 from equipoise.halves.pair import Bundle, first
 from equipoise.halves.wire import ANSWER, ECHO, REQUEST, Link, receive, send, until
-
-START_S = 120.0
-"""A server that has not told its port after this long failed."""
 
 
 class Near:
@@ -84,16 +81,14 @@ def server(folder: Path) -> Iterator[tuple[str, int]]:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join([package, *filter(None, [os.environ.get("PYTHONPATH")])])}
     command = [sys.executable, "-P", "-m", "equipoise.halves.far", str(folder), "--port", "0", "--with-parent"]
     process = subprocess.Popen(command, env=environment, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-    assert process.stdin and process.stdout and process.stderr
-    try:
+    with process:
+        assert process.stdin is not None
+        assert process.stdout is not None
         line = process.stdout.readline().decode()
         if not line.startswith("listening on port "):
-            words = process.stderr.read().decode(errors="replace").strip().splitlines()
+            words = process.communicate()[1].decode(errors="replace").strip().splitlines()
             raise EquipoiseError(f"the server's half did not start: {words[-1] if words else 'no message'}")
-        yield "127.0.0.1", int(line.rsplit(" ", 1)[1])
-    finally:
-        process.stdin.close()
-        process.wait(timeout=START_S)
-        process.stdout.close()
-        process.stderr.close()
-
+        try:
+            yield "127.0.0.1", int(line.rsplit(" ", 1)[1])
+        finally:
+            process.stdin.close()  # by which it ends

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -13,16 +14,17 @@ from equipoise.batch import Inputs, mapped, named, parts, size, take
 from equipoise.halves.coding import Field, packed, shortest
 from equipoise.halves.pair import Pair, apart, first, load
 from equipoise.records import Reading, measured
-from equipoise.runtimes.base import Program, Source, Target, feeds, get
+from equipoise.runtimes.base import Program, Session, Source, Target, feeds, get
+from equipoise.runtimes.cpu import cores
 from equipoise.runtimes.cutting import MOST_LEVELS, SENT, Cut, Grid, cuts, exposed, halves
 from equipoise.runtimes.sessions import session
 from equipoise.stats import quantile
 from equipoise.workloads import Metric, Split, predict
-from equipoise.workloads.scoring import drop_reading
+from equipoise.workloads.scoring import drop_reading, quality_reading
 
 Array = NDArray[Any]
 
-LEVELS = (256, 128, 64, 32, 24, 16, 12, 8, 6)
+LEVELS = (256, 128, 64, 32, 16, 12, 8)
 """In how many levels features may pass. A Huffman code comes after, so a level less always saves something."""
 MOST_PLACES = 10
 LESS = (0.95, 0.9, 0.8, 0.65, 0.5)
@@ -92,9 +94,9 @@ def worth(content: bytes, inputs: Inputs, batch: int) -> list[Place]:
     low, high = dict[str, Array](), dict[str, Array]()
     for few in parts(take(inputs, slice(SAMPLES)), AT_ONCE):
         for name, value in _seen(content, [Cut(name) for name in tensors], few).items():
-            ends = value.min(tensors[name], keepdims=tensors[name] is not None), value.max(tensors[name], keepdims=tensors[name] is not None)
-            low[name] = np.minimum(low.get(name, ends[0]), ends[0])
-            high[name] = np.maximum(high.get(name, ends[1]), ends[1])
+            axes, each = tensors[name], tensors[name] is not None
+            least, most = value.min(axes, keepdims=each), value.max(axes, keepdims=each)
+            low[name], high[name] = np.minimum(low.get(name, least), least), np.maximum(high.get(name, most), most)
     none = np.zeros(())
     return [Place(n, found[n], low.get(found[n].tensor, none), high.get(found[n].tensor, none)) for n in kept]
 
@@ -146,11 +148,29 @@ class Judge:
     metric: Metric
     bound: float
 
-    def __post_init__(self) -> None:
-        whole = load(self.whole, self.device)
-        outputs, targets = predict(lambda given: whole.run(arrays(given)), self.validation)
-        wanted = whole.run(take(self.inputs, slice(SAMPLES)))
-        object.__setattr__(self, "_wanted", (outputs.numpy(), targets, wanted))
+    def answers(self, inputs: Inputs) -> Array:
+        """Return what the whole model answers to inputs (N, ...)."""
+        return self._session.run(inputs)
+
+    def quality(self) -> Reading:
+        """Return the whole model's quality on validation, in points."""
+        return quality_reading(self.metric, *self._expected, note="validation, the program that ships")
+
+    @cached_property
+    def _session(self) -> Session:
+        return load(self.whole, quick(self.device))
+
+    @cached_property
+    def _expected(self) -> tuple[Array, Any]:
+        """The whole model's answers to validation, and the targets."""
+        outputs, targets = predict(lambda given: self.answers(arrays(given)), self.validation)
+        return outputs.numpy(), targets
+
+    @cached_property
+    def _few(self) -> tuple[Inputs, Array]:
+        """Inputs for calibration, and the whole model's answers to them."""
+        few = take(self.inputs, slice(SAMPLES))
+        return few, self.answers(few)
 
     def best(self, place: Place) -> Trial:
         """Return the cut in the fewest levels that keep the bound, by halving; in floats where 256 do not."""
@@ -169,28 +189,25 @@ class Judge:
     def trial(self, place: Place, levels: int) -> Trial:
         """Return the halves of a cut whose features pass in so many levels, or as they are (0), and what that loses."""
         pair = self._pair(place, levels)
-        begin, end = first(pair, self.device), load(pair.server, self.server)
+        begin, end = first(pair, quick(self.device)), load(pair.server, quick(self.server))
         requests = [take(self.inputs, rows) for rows in _rows(size(self.inputs), self.device.batch)]
         if levels:
             name = pair.fields[0].name
             seen = [_only(begin, request) for request in requests]
-            pair = Pair(pair.number, (shortest(Field(name, "uint8", levels), seen), *pair.fields[1:]), pair.device, pair.server, 0)
-        outputs, targets, wanted = self._wanted  # type: ignore[attr-defined]
-        found, _ = predict(lambda given: pair.end(end, pair.begin(begin, arrays(given))), self.validation)
-        few = take(self.inputs, slice(SAMPLES))
+            pair = replace(pair, fields=(shortest(Field(name, "uint8", levels), seen), *pair.fields[1:]))
+        found, targets = predict(lambda given: pair.end(end, pair.begin(begin, arrays(given))), self.validation)
+        drop = drop_reading(self.metric, self._expected[0], found.numpy(), targets)
+        few, wanted = self._few
         off = apart(pair.end(end, pair.begin(begin, few)), wanted)
-        drop = drop_reading(self.metric, outputs, found.numpy(), targets)
         sizes = [len(pair.begin(begin, request)) for request in requests]
         sent = measured(quantile(sizes, 0.5), "B", low=min(sizes), high=max(sizes), n=len(sizes), note="least and most")
-        pair = Pair(pair.number, pair.fields, pair.device, pair.server, MARGIN * off + SAME)
-        return Trial(pair, place, levels, sent, drop)
+        return Trial(replace(pair, tolerance=MARGIN * off + SAME), place, levels, sent, drop)
 
     def _pair(self, place: Place, levels: int) -> Pair:
         cut, types = place.cut, {name: value.dtype.name for name, value in named(self.inputs).items()}
         grid = Grid.over(place.low, place.high, levels) if levels else None
         before, behind = halves(self.content, cut, grid)
-        kind = "uint8" if levels else "float32"
-        fields = [Field(cut.tensor + SENT, kind, levels)] if cut.tensor else []
+        fields = [Field(cut.tensor + SENT, "uint8", levels) if levels else Field(cut.tensor, "float32")] if cut.tensor else []
         return Pair(
             number=place.number,
             fields=(*fields, *(Field(name, types[name]) for name in cut.inputs)),
@@ -203,6 +220,11 @@ class Judge:
 def compiled(content: bytes, target: Target) -> Program:
     """Return the program of an ONNX file for a target."""
     return get(target.runtime).compile(Source.of_onnx(content))
+
+
+def quick(target: Target) -> Target:
+    """Return the target on all cores: answers are the same."""
+    return replace(target, threads=cores())
 
 
 def arrays(inputs: Inputs) -> Inputs:

@@ -99,39 +99,33 @@ def exposed(content: bytes, names: Sequence[str]) -> bytes:
 
 
 def halves(content: bytes, cut: Cut, grid: Grid | None) -> tuple[bytes, bytes]:
-    """Return the files before and behind a cut; the first is empty where only inputs pass.
+    """Return the files before and behind a cut; the first is empty where inputs pass as they are.
 
     Args:
         cut: One of `cuts`.
-        grid: What its tensor is rounded to; None lets it pass as it is.
+        grid: What its tensor is rounded to, which then passes under its name with `SENT`; None lets it pass as it is.
     """
     graph, known = _inferred(content)
     first, rest = load_from_string(content), load_from_string(content)
-    passing = [known[name] for name in cut.inputs]
-    before = b""
-    if name := cut.tensor:
-        sent = ValueInfoProto()
-        sent.CopyFrom(known[name])
-        sent.name = name + SENT
-        sent.type.tensor_type.elem_type = TensorProto.FLOAT if grid is None else TensorProto.UINT8
-        passing.insert(0, sent)
-        there, back = (_same(name, sent.name), _same(sent.name, name)) if grid is None else (_round(name, grid), _back(name, grid))
+    name, inputs = cut.tensor, list(graph.input)
+    passing = [known[each] for each in (name, *cut.inputs) if each]
+    if name and grid is not None:
+        passing[0] = ValueInfoProto()
+        passing[0].CopyFrom(known[name])
+        passing[0].name = name + SENT
+        passing[0].type.tensor_type.elem_type = TensorProto.UINT8
         behind = [node for node in rest.graph.node if name not in node.output]
         rest.graph.ClearField("node")
-        rest.graph.node.extend([*back[0], *behind])
-        rest.graph.initializer.extend(back[1])
-        first.graph.node.extend(there[0])
-        first.graph.initializer.extend(there[1])
-        before = _part(first, [sent], list(graph.input))
-    return before, _part(rest, list(graph.output), passing)
+        for half, (nodes, values) in ((first, _round(name, grid)), (rest, _back(name, grid))):
+            half.graph.node.extend(nodes)
+            half.graph.initializer.extend(values)
+        rest.graph.node.extend(behind)
+    whole_inputs = not name or (grid is None and name in {value.name for value in inputs})
+    return b"" if whole_inputs else _part(first, passing[:1], inputs), _part(rest, list(graph.output), passing)
 
 
 Parts = tuple[list[NodeProto], list[TensorProto]]
 """Operators and their constants."""
-
-
-def _same(source: str, name: str) -> Parts:
-    return [helper.make_node("Identity", [source], [name], name=f"{name}/same")], []
 
 
 def _round(name: str, grid: Grid) -> Parts:
@@ -195,10 +189,16 @@ def _part(model: ModelProto, outputs: Sequence[ValueInfoProto], inputs: Sequence
     graph = model.graph
     given = {value.name for value in inputs}
     needed = _needed([value.name for value in outputs], _makers(graph), stop=given)
-    nodes = [node for node in graph.node if needed & set(node.output)]
+    nodes = [node for node in graph.node if (needed - given) & set(node.output)]
     constants = [tensor for tensor in graph.initializer if tensor.name in needed]
     taken = [value for value in inputs if value.name in needed]
-    for field, values in (("node", nodes), ("initializer", constants), ("input", taken), ("output", outputs), ("value_info", ())):
+    for field, values in (
+        ("node", nodes),
+        ("initializer", constants),
+        ("input", taken),
+        ("output", outputs),
+        ("value_info", ()),
+    ):
         graph.ClearField(field)
         getattr(graph, field).extend(values)
     checker.check_model(model)
