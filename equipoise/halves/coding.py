@@ -65,8 +65,8 @@ def packed(fields: tuple[Field, ...], arrays: Mapping[str, NDArray[Any]]) -> byt
 def _packed(field: Field, array: NDArray[Any]) -> bytes:
     values = array
     if field.differences:
-        steps = np.diff(array.astype(np.int16), axis=-1, prepend=0)
-        values = (steps % field.levels).astype(np.uint8)
+        steps = np.diff(array, axis=-1, prepend=np.uint8(0))  # modulo 256
+        values = np.where(steps >= field.levels, steps + np.uint8(field.levels % 256), steps)
     body = np.ascontiguousarray(values, TYPES[field.type]).tobytes()
     if field.type != "float32":
         press = zlib.compressobj(1, zlib.DEFLATED, -15, 9, zlib.Z_RLE)

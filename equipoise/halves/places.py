@@ -24,7 +24,7 @@ from equipoise.workloads.scoring import drop_reading, quality_reading
 
 Array = NDArray[Any]
 
-LEVELS = (256, 128, 64, 32, 16, 12, 8)
+LEVELS = (256, 128, 64, 32, 16, 12, 8, 6, 4)
 """In how many levels features may pass. A Huffman code comes after, so a level less always saves something."""
 MOST_PLACES = 10
 LESS = (0.95, 0.9, 0.8, 0.65, 0.5)

@@ -103,6 +103,7 @@ class Splits:
         energy: Joules of the device's part of a request of the first pick; the radio is not in it.
         apart: Name -> how far the answers of two processes were from the whole model's, for each pick that is cut.
         machine: `measure.machine.describe`.
+        everything: All cuts that were tried, as they would ship.
     """
 
     name: str
@@ -115,7 +116,7 @@ class Splits:
     energy: Reading
     apart: Mapping[str, float]
     machine: Mapping[str, Any] = field(repr=False)
-    _bundle: Bundle = field(repr=False)
+    everything: Bundle = field(repr=False)
 
     def __repr__(self) -> str:
         return f"Splits({self.name}: {'; '.join(map(self.sentence, self.rides))})"
@@ -136,14 +137,18 @@ class Splits:
         Raises:
             InputError: It holds something else.
         """
-        return replace(self._bundle, recorded=self.data()).write(Path(folder))
+        return replace(_only(self.everything, self._picks), recorded=self.data()).write(Path(folder))
+
+    @property
+    def _picks(self) -> list[int]:
+        return _numbers(self.cuts, self.rides)
 
     def data(self) -> dict[str, Any]:
         """Return all of it but the halves as plain JSON data."""
         told = {
             each.name: as_data(getattr(self, each.name))
             for each in fields(self)
-            if each.name not in ("_bundle", "device", "server")
+            if each.name not in ("everything", "device", "server")
         }
         return {**told, "device": str(self.device), "server": str(self.server)}
 
@@ -200,21 +205,30 @@ def split(
 
     tell = on_step or of_words()
     work = as_workload(model)
-    bundle, trials, quality = _tried(work, *targets, math.inf if bound is None else bound, tell)
+    bundle, trials, quality = tried(work, *targets, math.inf if bound is None else bound, tell)
     tell("timing the halves")
     from equipoise.halves.timing import race_parts
 
     raced = race_parts(bundle, seconds=seconds, seed=seed)
     cuts = _cuts(trials, raced)
     rides = [_ride(bundle, cuts, link, seconds, seed, tell) for link in links]
-    picks = {name: cuts[name].number for name in dict.fromkeys(ride.pick for ride in rides)}
-    kept = replace(bundle, pairs={n: bundle.pairs[n] for n in picks.values() if n is not None})
+    kept = _only(bundle, _numbers(cuts, rides))
     tell("verifying the halves together")
-    apart_by = _verified(kept)
+    apart = {str(number) if number else THERE: off for number, off in _verified(kept).items()}
+    joules = _energy(kept, cuts[rides[0].pick].number)
     return Splits(
-        work.name, *targets, work.metric.name, quality, cuts, tuple(rides), _energy(kept, rides[0].pick, cuts),
-        {name: apart_by[n] for name, n in picks.items() if n is not None}, machine.describe(), kept,
+        work.name, *targets, work.metric.name, quality, cuts, tuple(rides), joules, apart, machine.describe(), bundle
     )  # fmt: skip
+
+
+def _numbers(cuts: Mapping[str, Split], rides: Sequence[Ride]) -> list[int]:
+    """The cuts that were picked, by their numbers."""
+    numbers = [cuts[ride.pick].number for ride in rides]
+    return list(dict.fromkeys(number for number in numbers if number is not None))
+
+
+def _only(bundle: Bundle, numbers: Sequence[int]) -> Bundle:
+    return replace(bundle, pairs={number: bundle.pairs[number] for number in numbers})
 
 
 def _target(name: str, target: Target | str) -> Target:
@@ -225,8 +239,12 @@ def _target(name: str, target: Target | str) -> Target:
     return found
 
 
-def _tried(work: Workload, device: Target, server: Target, bound: float, tell: Step) -> tuple[Bundle, list[Trial], Reading]:
-    """The halves of each cut that is worth trying, the whole model's program beside them, and its quality."""
+def tried(work: Workload, device: Target, server: Target, bound: float, tell: Step) -> tuple[Bundle, list[Trial], Reading]:
+    """Return the halves of each cut that is worth trying, the whole model's program beside them, and its quality.
+
+    Args:
+        bound: Points that may be lost.
+    """
     from equipoise.compress.fold import folded
     from equipoise.halves.places import Judge, arrays, compiled, worth
     from equipoise.runtimes.export import Exporter
@@ -283,12 +301,22 @@ def _ride(bundle: Bundle, cuts: Mapping[str, Split], link: Link, seconds: float,
     keys = {name: str(cuts[name].number or 0) for name in names} | {HERE: HERE}
     latency = {name: raced.latency(key) for name, key in keys.items()}
     over = {end: {name: raced.speedup(keys[end], key) for name, key in keys.items() if name != end} for end in (HERE, THERE)}
-    better = HERE if latency[HERE].get() <= latency[THERE].get() else THERE
-    quickest = min(latency, key=lambda name: latency[name].get())
-    told = quickest == better or verdict(over[better][quickest]) == "faster"
+    pick = picked({name: found.get() for name, found in latency.items()}, over)
     late = raced.latency(ECHO)
     off = measured(late.get() - link.seconds(echo), "s", n=late.n, note=f"of {show(echo, 'B')} and no work")
-    return Ride(link, predicted, latency, over[HERE], over[THERE], quickest if told else better, off, raced.stopped)
+    return Ride(link, predicted, latency, over[HERE], over[THERE], pick, off, raced.stopped)
+
+
+def picked(latency: Mapping[str, float], over: Mapping[str, Mapping[str, Interval]]) -> str:
+    """Return the split to use: the quickest, or the better end where that is not told from it.
+
+    Args:
+        latency: Name -> seconds, both ends among them.
+        over: End -> name -> how many times faster than that end.
+    """
+    better = min((HERE, THERE), key=latency.__getitem__)
+    quickest = min(latency, key=latency.__getitem__)
+    return quickest if quickest == better or verdict(over[better][quickest]) == "faster" else better
 
 
 def _verified(bundle: Bundle) -> dict[int, float]:
@@ -314,17 +342,18 @@ def _starts(bundle: Bundle, batch: int) -> range:
     return range(0, len(bundle.answers) - batch + 1, batch)
 
 
-def _energy(bundle: Bundle, pick: str, cuts: Mapping[str, Split]) -> Reading:
-    """The joules of the device's part of the first pick, where the machine has a meter."""
+def _energy(bundle: Bundle, number: int | None) -> Reading:
+    """The joules of the device's part of a request, where the machine has a meter."""
     access = energy.rapl()
     if access.meter is None:
         return unavailable("J", access.reason)
-    number, request = cuts[pick].number, mapped(bundle.probe, lambda value: value[: bundle.device.batch])
+    batch = bundle.device.batch
+    request = mapped(bundle.probe, lambda value: value[:batch])
     if number is None:
-        whole = load(bundle.whole, bundle.device, bundle.device.batch)
+        whole = load(bundle.whole, bundle.device, batch)
         return energy.read(lambda: whole.run(request), access)
     pair = bundle.pairs[number]
-    begin = first(pair, bundle.device, bundle.device.batch)
+    begin = first(pair, bundle.device, batch)
     return energy.read(lambda: pair.begin(begin, request), access)
 
 
