@@ -89,7 +89,7 @@ class Bundle:
     def files(self) -> dict[str, bytes]:
         """Return the files of the folder, by name."""
         held = io.BytesIO()
-        np.savez(held, outputs=self.answers, **stored(mapped(self.probe, np.asarray)))
+        np.savez_compressed(held, outputs=self.answers, **stored(mapped(self.probe, np.asarray)))
         found = {PROBE: held.getvalue()} | {f"whole.{name}": content for name, content in self.whole.files.items()}
         for pair in self.pairs.values():
             for side, program in (("device", pair.device), ("server", pair.server)):

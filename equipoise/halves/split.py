@@ -38,7 +38,7 @@ THERE = "there"
 BUDGET = "drop<=0.5"
 FINALISTS, WORTH = 3, 1.25
 """Cuts inside the model that are run end to end: those predicted best, unless they take so many times the better end."""
-CALIBRATION, VALIDATION, PROBE = 256, 2000, 16
+CALIBRATION, VALIDATION, PROBE = 256, 2000, 8
 Step = Callable[[str], None]
 
 
@@ -48,7 +48,7 @@ class Split:
 
     Attributes:
         number: Of the cut in the model, 0 for the inputs; None where the whole model stays on the device.
-        after: The tensor that passes, as the file names it; ``here`` or ``there`` at the ends.
+        after: The operator that it is cut after, by the name of its layer; ``here`` or ``there`` at the ends.
         levels: In which it passes; 0 for numbers as they are.
         sent: Bytes of a request: median, least and most.
         drop: Points on validation.
@@ -247,6 +247,7 @@ def tried(work: Workload, device: Target, server: Target, bound: float, tell: St
     """
     from equipoise.compress.fold import folded
     from equipoise.halves.places import Judge, arrays, compiled, worth
+    from equipoise.halves.timing import REQUESTS
     from equipoise.runtimes.export import Exporter
     from equipoise.workloads.running import one_thread
 
@@ -266,7 +267,7 @@ def tried(work: Workload, device: Target, server: Target, bound: float, tell: St
     for place in places:
         tell(f"rounding what passes at cut {place.number}")
         trials.append(judge.best(place))
-    probe = mapped(arrays(work.validation.take(max(PROBE, device.batch)).tensors()[0]), np.asarray)
+    probe = mapped(arrays(work.validation.take(max(PROBE, REQUESTS * device.batch)).tensors()[0]), np.asarray)
     pairs = {trial.pair.number: trial.pair for trial in trials}
     return Bundle(work.name, device, server, whole, pairs, probe, judge.answers(probe)), trials, judge.quality()
 
@@ -278,7 +279,7 @@ def _cuts(trials: Sequence[Trial], raced: Race) -> dict[str, Split]:
     for trial in trials:
         number = trial.pair.number
         found[str(number) if number else THERE] = Split(
-            number, trial.place.cut.tensor if number else THERE, trial.levels, trial.sent, trial.drop, trial.pair.tolerance,
+            number, trial.place.cut.after if number else THERE, trial.levels, trial.sent, trial.drop, trial.pair.tolerance,
             raced.latency(f"{number} device"), raced.latency(f"{number} server"),
         )  # fmt: skip
     return found

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import atexit
 import contextlib
-from collections.abc import Iterable, Mapping
+import itertools
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +18,17 @@ import numpy as np
 
 from equipoise.batch import Inputs, mapped, size, take
 from equipoise.halves.near import Near, server
-from equipoise.halves.pair import HERE, Bundle, first, load
+from equipoise.halves.pair import HERE, Bundle, Pair, first, load
 from equipoise.halves.wire import Link, connect
+from equipoise.measure.latency import Call
 from equipoise.measure.loads import Load
 from equipoise.measure.race import Race, race
 
 DEVICE, SERVER = "device", "server"
 ECHO = "link"
 PATIENCE = 3.0
+REQUESTS = 4
+"""Different requests that are asked in turn."""
 
 
 def race_parts(bundle: Bundle, *, seconds: float, seed: int = 0) -> Race:
@@ -56,9 +61,9 @@ def race_link(bundle: Bundle, numbers: Iterable[int], link: Link, *, echo: int, 
 def parts(folder: Path, options: Mapping[str, Any]) -> dict[str, Load]:
     """Return the loads of the halves in `folder`: what a fresh process calls."""
     bundle = Bundle.read(folder)
-    request = _request(bundle)
-    return {HERE: _whole(bundle, request)} | {
-        f"{number} {side}": half(bundle, number, request)
+    asked = _requests(bundle)
+    return {HERE: _whole(bundle, asked)} | {
+        f"{number} {side}": half(bundle, bundle.pairs[number], asked)
         for number in options["numbers"]
         for side, half in ((DEVICE, _device), (SERVER, _server))
     }
@@ -67,55 +72,44 @@ def parts(folder: Path, options: Mapping[str, Any]) -> dict[str, Load]:
 def ends(folder: Path, options: Mapping[str, Any]) -> dict[str, Load]:
     """Return the loads of cuts over a link; the server's half runs as long as this process."""
     bundle = Bundle.read(folder)
-    request, link = _request(bundle), Link(options["uplink"], options["rtt"])
+    asked, link = _requests(bundle), Link(options["uplink"], options["rtt"])
     running = contextlib.ExitStack()
     atexit.register(running.close)
     connection = connect(running.enter_context(server(folder)))
     running.callback(connection.close)
 
     def split(number: int) -> Load:
-        def loaded() -> Any:
-            near = Near(bundle, number, connection, link=link, batch=size(request))
-            own = mapped(request, np.copy)
-            return lambda: near(own)
+        return lambda: _turns(Near(bundle, number, connection, link=link, batch=bundle.device.batch), asked)
 
-        return loaded
-
-    def echo() -> Any:
+    def echo() -> Call:
         near = Near(bundle, next(iter(bundle.pairs)), connection, link=link)
         return lambda: near.echo(options["echo"])
 
-    return {HERE: _whole(bundle, request), ECHO: echo, **{str(number): split(number) for number in options["numbers"]}}
+    return {HERE: _whole(bundle, asked), ECHO: echo, **{str(number): split(number) for number in options["numbers"]}}
 
 
-def _request(bundle: Bundle) -> Inputs:
-    return mapped(take(bundle.probe, np.arange(bundle.device.batch) % size(bundle.probe)), np.ascontiguousarray)
+def _requests(bundle: Bundle) -> list[Inputs]:
+    """Some requests: what passes is longer for one than for another, and every contender is asked them in turn."""
+    batch = bundle.device.batch
+    rows = (np.arange(batch) + number * batch for number in range(REQUESTS))
+    return [mapped(take(bundle.probe, some % size(bundle.probe)), np.ascontiguousarray) for some in rows]
 
 
-def _whole(bundle: Bundle, request: Inputs) -> Load:
-    def loaded() -> Any:
-        session, own = load(bundle.whole, bundle.device, size(request)), mapped(request, np.copy)
-        return lambda: session.run(own)
-
-    return loaded
+def _turns(answer: Callable[[Any], object], asked: Sequence[Any]) -> Call:
+    """Return what answers the next request, from copies of its own: where they lie belongs to a load."""
+    turn = itertools.cycle([mapped(each, np.copy) if not isinstance(each, bytes) else each for each in asked])
+    return lambda: answer(next(turn))
 
 
-def _device(bundle: Bundle, number: int, request: Inputs) -> Load:
-    pair = bundle.pairs[number]
-
-    def loaded() -> Any:
-        session, own = first(pair, bundle.device, size(request)), mapped(request, np.copy)
-        return lambda: pair.begin(session, own)
-
-    return loaded
+def _whole(bundle: Bundle, asked: Sequence[Inputs]) -> Load:
+    return lambda: _turns(load(bundle.whole, bundle.device, bundle.device.batch).run, asked)
 
 
-def _server(bundle: Bundle, number: int, request: Inputs) -> Load:
-    pair = bundle.pairs[number]
-    body = pair.begin(first(pair, bundle.device, size(request)), request)
+def _device(bundle: Bundle, pair: Pair, asked: Sequence[Inputs]) -> Load:
+    return lambda: _turns(partial(pair.begin, first(pair, bundle.device, bundle.device.batch)), asked)
 
-    def loaded() -> Any:
-        session, own = load(pair.server, bundle.server, size(request)), bytes(bytearray(body))
-        return lambda: pair.end(session, own)
 
-    return loaded
+def _server(bundle: Bundle, pair: Pair, asked: Sequence[Inputs]) -> Load:
+    begin = first(pair, bundle.device, bundle.device.batch)
+    bodies = [pair.begin(begin, request) for request in asked]
+    return lambda: _turns(partial(pair.end, load(pair.server, bundle.server, bundle.server.batch)), bodies)

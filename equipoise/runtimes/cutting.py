@@ -42,10 +42,12 @@ class Cut:
     Attributes:
         tensor: What passes, floats, by its name in the file; empty where only inputs pass.
         inputs: The inputs that pass beside it as they are.
+        after: The operator that makes it, named after its layer; empty for an input.
     """
 
     tensor: str
     inputs: tuple[str, ...] = ()
+    after: str = ""
 
 
 @dataclass(frozen=True)
@@ -84,11 +86,11 @@ def cuts(content: bytes) -> list[Cut]:
     found = [Cut(rounded, tuple(name for name in inputs if name != rounded))]
     makers = _makers(graph)
     last = graph.output[0].name
-    for name in (name for node in graph.node for name in node.output):
+    for name, node in makers.items():
         needed = _needed([last], makers, stop={name})
         beside = tuple(given for given in inputs if given in needed)
         if name in floats and name != last and name in needed and not floats & set(beside):
-            found.append(Cut(name, beside))
+            found.append(Cut(name, beside, node.name))
     return found
 
 
