@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from equipoise.axes import AXES
-from equipoise.batch import mapped
+from equipoise.batch import mapped, parts
 from equipoise.budget import parse_budget
 from equipoise.errors import must_be
 from equipoise.halves.pair import HERE, Bundle, first, held, load
@@ -267,7 +267,9 @@ def tried(work: Workload, device: Target, server: Target, bound: float, tell: St
     for place in places:
         tell(f"rounding what passes at cut {place.number}")
         trials.append(judge.best(place))
-    probe = mapped(arrays(work.validation.take(max(PROBE, REQUESTS * device.batch)).tensors()[0]), np.asarray)
+    batch = device.batch
+    probe = arrays(work.validation.take(-(-max(PROBE, REQUESTS * batch) // batch) * batch).tensors()[0])
+    probe = mapped(probe, lambda value: value[: max(1, len(value) // batch) * batch])  # whole requests
     pairs = {trial.pair.number: trial.pair for trial in trials}
     return Bundle(work.name, device, server, whole, pairs, probe, judge.answers(probe)), trials, judge.quality()
 
@@ -331,16 +333,12 @@ def _verified(bundle: Bundle) -> dict[int, float]:
     with tempfile.TemporaryDirectory(prefix="equipoise-split-") as folder, server(bundle.write(Path(folder))) as address:
         bundle = Bundle.read(Path(folder))
         with connect(address) as connection:
+            requests = list(parts(bundle.probe, batch))
             for number, pair in bundle.pairs.items():
                 near = Near(bundle, number, connection, batch=batch)
-                answers = [near(mapped(bundle.probe, lambda v, at=at: v[at : at + batch])) for at in _starts(bundle, batch)]
-                wanted = bundle.answers[: len(answers) * batch]
-                found[number] = held(pair, np.concatenate(answers), wanted)
+                answers = np.concatenate([near(request) for request in requests])
+                found[number] = held(pair, answers, bundle.answers)
     return found
-
-
-def _starts(bundle: Bundle, batch: int) -> range:
-    return range(0, len(bundle.answers) - batch + 1, batch)
 
 
 def _energy(bundle: Bundle, number: int | None) -> Reading:

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -155,7 +156,7 @@ def _back(name: str, grid: Grid) -> Parts:
     return nodes, _constants({low: grid.low, step: grid.step})
 
 
-def _constants(values: Mapping[str, NDArray[np.float32] | float]) -> list[TensorProto]:
+def _constants(values: Mapping[str, NDArray[Any] | float]) -> list[TensorProto]:
     return [numpy_helper.from_array(np.asarray(value, np.float32), name) for name, value in values.items()]
 
 
