@@ -107,8 +107,8 @@ def _some(number: str) -> bool:
 
 
 def _example(unit: str) -> str:
-    examples = {"s": "1.5ms", "B": "300KB", "J": "2mJ", "g": "5ug", "$": "0.4$", "points": "1", "1": "250k", "1/s": "100/s"}
-    examples["bit/s"] = "10Mbit/s"
+    examples = {"s": "1.5ms", "B": "300KB", "J": "2mJ", "g": "5ug", "$": "0.4$", "points": "1"}
+    examples |= {"1": "250k", "1/s": "100/s", "bit/s": "10Mbit/s"}
     return f"Write for example {examples[unit]}."
 
 

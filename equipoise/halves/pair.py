@@ -182,10 +182,12 @@ def held(pair: Pair, answers: NDArray[Any], wanted: NDArray[Any]) -> float:
 
 
 def apart(answers: NDArray[Any], wanted: NDArray[Any]) -> float:
-    """Return the largest difference as a fraction of the largest answer wanted; infinite where shapes differ."""
-    if answers.shape != wanted.shape or not np.isfinite(answers).all():
+    """Return the largest difference as a fraction of the largest answer wanted; infinite where shapes or infinities differ."""
+    steady = np.isfinite(wanted)
+    if answers.shape != wanted.shape or not np.array_equal(np.isfinite(answers), steady):
         return float("inf")
-    return float(np.abs(answers - wanted).max() / max(float(np.abs(wanted).max()), 1e-30))
+    largest = max(float(np.abs(wanted[steady]).max(initial=0.0)), 1e-30)
+    return float(np.abs(answers[steady] - wanted[steady]).max(initial=0.0) / largest)
 
 
 def first(pair: Pair, device: Target, batch: int | None = None) -> Session | None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,7 +24,7 @@ from equipoise.workloads.scoring import drop_reading, quality_reading
 
 Array = NDArray[Any]
 
-LEVELS = (256, 128, 64, 32, 16, 12, 8, 6, 4)
+LEVELS = (256, 128, 64, 48, 32, 24, 16, 12, 8, 6, 4)
 """In how many levels features may pass. A Huffman code comes after, so a level less always saves something."""
 MOST_PLACES = 10
 LESS = (0.95, 0.9, 0.8, 0.65, 0.5)
@@ -81,13 +81,13 @@ def worth(content: bytes, inputs: Inputs, batch: int) -> list[Place]:
     found = cuts(content)
     request = take(inputs, np.arange(batch) % size(inputs))
     seen = _seen(content, found, request)
-    sent = [len(packed(*_rounded(cut, seen, named(request)))) for cut in found]
+    whole = [n for n, cut in enumerate(found) if not cut.tensor or len(seen[cut.tensor]) == batch]  # a row for each sample
+    sent = {n: len(packed(*_rounded(found[n], seen, named(request)))) for n in whole}
     for less in LESS:
-        kept, least = [0], sent[0]
-        for number, bytes_ in enumerate(sent):
-            if bytes_ < less * least:
+        kept = [0]
+        for number in whole:
+            if sent[number] < less * sent[kept[-1]]:
                 kept.append(number)
-                least = bytes_
         if len(kept) <= MOST_PLACES:
             break
     tensors = {found[number].tensor: _axes(found[number], inputs) for number in kept if found[number].tensor}
@@ -102,8 +102,10 @@ def worth(content: bytes, inputs: Inputs, batch: int) -> list[Place]:
 
 
 def _axes(cut: Cut, inputs: Inputs) -> tuple[int, ...] | None:
-    """Over which axes the range of a tensor is one; None for all. The channels of an image keep their own: its pixels then
-    pass without loss."""
+    """Over which axes the range of a tensor is one; None for all.
+
+    The channels of an image keep their own: its pixels then pass without loss.
+    """
     given = named(inputs).get(cut.tensor)
     return (0, 2, 3) if given is not None and given.ndim == IMAGE_AXES else None
 
@@ -193,7 +195,7 @@ class Judge:
         requests = [take(self.inputs, rows) for rows in _rows(size(self.inputs), self.device.batch)]
         if levels:
             name = pair.fields[0].name
-            seen = [_only(begin, request) for request in requests]
+            seen = [cast(Session, begin).run(request) for request in requests]
             pair = replace(pair, fields=(shortest(Field(name, "uint8", levels), seen), *pair.fields[1:]))
         found, targets = predict(lambda given: pair.end(end, pair.begin(begin, arrays(given))), self.validation)
         drop = drop_reading(self.metric, self._expected[0], found.numpy(), targets)
@@ -235,8 +237,3 @@ def arrays(inputs: Inputs) -> Inputs:
 def _rows(count: int, batch: int) -> Iterator[Array]:
     for request in range(REQUESTS):
         yield (np.arange(batch) + request * batch) % count
-
-
-def _only(begin: Any, request: Inputs) -> Array:
-    found: Array = begin.run(request)
-    return found

@@ -198,6 +198,8 @@ def split(
     if not links or len(set(links)) < len(links):
         raise must_be("uplink", "one or more different rates", uplink, "Write for example 1Mbit/s,10Mbit/s.")
     bound = parse_budget(budget, axes={"drop": AXES["drop"]}).bound("drop")
+    if bound is None:
+        raise must_be("budget", "drop<=POINTS", budget, f"Write for example {BUDGET}.")
     if not is_real(seconds) or not 0 < seconds < math.inf:
         raise must_be("seconds", "above 0", seconds, "Use 30.")
 
@@ -205,7 +207,7 @@ def split(
 
     tell = on_step or of_words()
     work = as_workload(model)
-    bundle, trials, quality = tried(work, *targets, math.inf if bound is None else bound, tell)
+    bundle, trials, quality = tried(work, *targets, bound, tell)
     tell("timing the halves")
     from equipoise.halves.timing import race_parts
 

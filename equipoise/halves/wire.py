@@ -23,13 +23,15 @@ MOST_BODY = 2**26
 """Bytes of a frame's body at most."""
 PATIENCE_S = 60.0
 """A connection that says nothing, or does not read, for so long is closed."""
+AT_ONCE = 2**18
+"""Bytes that are taken from a connection in one call at most."""
 PIECE = 1448
 """Bytes that leave at once: what a packet holds. A frame leaves in `PIECES` at most, as each costs a call."""
 PIECES = 32
 SPIN_S = 0.0003
 """A sleep wakes up late by a tenth of a millisecond or two; what is left of a wait below this is spent looking at the clock."""
 REQUEST, ANSWER, REFUSAL, ECHO = 1, 2, 3, 4
-_HEAD = struct.Struct("!4sBBI")
+_HEAD = struct.Struct("!4sBHI")
 _WORD = b"EqSp"
 
 
@@ -113,16 +115,15 @@ def receive(connection: socket.socket) -> tuple[int, int, bytes] | None:
 
 
 def _exactly(connection: socket.socket, size: int, *, end: bool = False) -> bytes | None:
-    """Return `size` bytes; None where there are none at all and that is an `end`."""
-    found = bytearray(size)
-    view, place = memoryview(found), 0
-    while place < size:
-        count = connection.recv_into(view[place:])
-        if not count:
-            if end and not place:
+    """Return `size` bytes; None where there are none at all and that is an `end`. Room is taken as they arrive."""
+    found = bytearray()
+    while len(found) < size:
+        some = connection.recv(min(size - len(found), AT_ONCE))
+        if not some:
+            if end and not found:
                 return None
-            raise EquipoiseError(f"the connection ended after {place} of {size} bytes")
-        place += count
+            raise EquipoiseError(f"the connection ended after {len(found)} of {size} bytes")
+        found += some
     return bytes(found)
 
 

@@ -94,22 +94,22 @@ def test_nothing_but_refusals_comes_of_noise(noise, place) -> None:
 def test_frames_arrive_whole_and_strangers_are_refused() -> None:
     one, other = socket.socketpair()
     with one, other:
-        send(one, REQUEST, 3, b"body")
+        send(one, REQUEST, 300, b"body")
         send(one, ECHO, 0, b"")
-        assert receive(other) == (REQUEST, 3, b"body")
+        assert receive(other) == (REQUEST, 300, b"body")
         assert receive(other) == (ECHO, 0, b"")
         one.sendall(b"GET / HTTP/1.1\r\n\r\n")
         with pytest.raises(EquipoiseError, match="no frame"):
             receive(other)
     one, other = socket.socketpair()
     with one, other:
-        one.sendall(b"EqSp\x01\x00" + (MOST_BODY + 1).to_bytes(4, "big"))
+        one.sendall(b"EqSp\x01\x00\x00" + (MOST_BODY + 1).to_bytes(4, "big"))
         with pytest.raises(EquipoiseError, match="no frame"):
             receive(other)
     one, other = socket.socketpair()
     with other:
         with one:
-            one.sendall(b"EqSp\x01\x00" + (10).to_bytes(4, "big") + b"half")
+            one.sendall(b"EqSp\x01\x00\x00" + (10).to_bytes(4, "big") + b"half")
         with pytest.raises(EquipoiseError, match="ended after 4 of 10 bytes"):
             receive(other)
     one, other = socket.socketpair()
@@ -128,7 +128,7 @@ def test_a_shaped_frame_is_never_early() -> None:
         assert receive(other) == (REQUEST, 0, bytes(5000))
         took = time.perf_counter() - began
         sender.join()
-    assert took >= 8 * 5010 / 2e6 + 0.004
+    assert took >= 8 * 5011 / 2e6 + 0.004
 
 
 def test_waiting_ends_at_the_moment_and_not_before() -> None:

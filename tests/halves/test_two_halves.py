@@ -169,6 +169,7 @@ BAD = [
     ({"uplink": "1Mbit/s,1Mbit/s"}, "uplink must be"),
     ({"rtt": "soon"}, "rtt must be"),
     ({"budget": "latency<=1ms"}, "budget axis must be"),
+    ({"budget": ""}, "budget must be"),
     ({"seconds": 0}, "seconds must be"),
     ({"device": "torch"}, "device must be"),
     ({"server": "onnxruntime?batch=2"}, "server must be"),
