@@ -43,7 +43,7 @@ Step = Callable[[str], None]
 
 
 @dataclass(frozen=True)
-class Split:
+class Sharing:
     """One way to share the work.
 
     Attributes:
@@ -111,7 +111,7 @@ class Splits:
     server: Target
     metric: str
     quality: Reading
-    cuts: Mapping[str, Split]
+    cuts: Mapping[str, Sharing]
     rides: tuple[Ride, ...]
     energy: Reading
     apart: Mapping[str, float]
@@ -223,7 +223,7 @@ def split(
     )  # fmt: skip
 
 
-def _numbers(cuts: Mapping[str, Split], rides: Sequence[Ride]) -> list[int]:
+def _numbers(cuts: Mapping[str, Sharing], rides: Sequence[Ride]) -> list[int]:
     """The cuts that were picked, by their numbers."""
     numbers = [cuts[ride.pick].number for ride in rides]
     return list(dict.fromkeys(number for number in numbers if number is not None))
@@ -276,20 +276,20 @@ def tried(work: Workload, device: Target, server: Target, bound: float, tell: St
     return Bundle(work.name, device, server, whole, pairs, probe, judge.answers(probe)), trials, judge.quality()
 
 
-def _cuts(trials: Sequence[Trial], raced: Race) -> dict[str, Split]:
+def _cuts(trials: Sequence[Trial], raced: Race) -> dict[str, Sharing]:
     """The splits by name, with the times of their halves."""
     none, zero = measured(0.0, "s", note="nothing runs there"), measured(0.0, "points", note="the model itself")
-    found = {HERE: Split(None, HERE, 0, measured(0.0, "B"), zero, 0.0, raced.latency(HERE), none)}
+    found = {HERE: Sharing(None, HERE, 0, measured(0.0, "B"), zero, 0.0, raced.latency(HERE), none)}
     for trial in trials:
         number = trial.pair.number
-        found[str(number) if number else THERE] = Split(
+        found[str(number) if number else THERE] = Sharing(
             number, trial.place.cut.after if number else THERE, trial.levels, trial.sent, trial.drop, trial.pair.tolerance,
             raced.latency(f"{number} device"), raced.latency(f"{number} server"),
         )  # fmt: skip
     return found
 
 
-def _ride(bundle: Bundle, cuts: Mapping[str, Split], link: Link, seconds: float, seed: int, tell: Step) -> Ride:
+def _ride(bundle: Bundle, cuts: Mapping[str, Sharing], link: Link, seconds: float, seed: int, tell: Step) -> Ride:
     """Run the ends and the cuts that are predicted best over a link."""
     from equipoise.halves.timing import ECHO, race_link
 

@@ -17,7 +17,7 @@ from equipoise.halves.coding import OUTPUT, unpacked
 from equipoise.halves.near import Near, server
 from equipoise.halves.pair import HERE, MANIFEST, Bundle, first, held
 from equipoise.halves.places import worth
-from equipoise.halves.split import THERE, Ride, Split, Splits, picked, tried
+from equipoise.halves.split import THERE, Ride, Sharing, Splits, picked, tried
 from equipoise.halves.wire import ANSWER, REFUSAL, REQUEST, connect, receive, send
 from equipoise.runtimes.base import Target
 from equipoise.runtimes.export import Exporter
@@ -186,5 +186,5 @@ def test_bad_input_is_told_before_any_work(given, told) -> None:
 @pytest.mark.slow
 def test_records_are_plain(found) -> None:
     assert isinstance(found.rides[0], Ride)
-    assert isinstance(found.cuts[HERE], Split)
+    assert isinstance(found.cuts[HERE], Sharing)
     json.dumps(found.data(), allow_nan=False)
