@@ -24,7 +24,7 @@ from equipoise.workloads.scoring import drop_reading, quality_reading
 
 Array = NDArray[Any]
 
-LEVELS = (256, 128, 64, 48, 32, 24, 16, 12, 8, 6, 4)
+LEVELS = (256, 64, 32, 24, 16, 12, 8, 6)
 """In how many levels features may pass. A Huffman code comes after, so a level less always saves something."""
 MOST_PLACES = 10
 LESS = (0.95, 0.9, 0.8, 0.65, 0.5)
@@ -175,17 +175,16 @@ class Judge:
         return few, self.answers(few)
 
     def best(self, place: Place) -> Trial:
-        """Return the cut in the fewest levels that keep the bound, by halving; in floats where 256 do not."""
-        if not place.cut.tensor:
-            return self.trial(place, 0)
-        kept, low, high = None, 0, len(LEVELS)
-        while low < high:
-            middle = (low + high) // 2
-            tried = self.trial(place, LEVELS[middle])
-            if tried.drop.get() <= self.bound:
-                kept, low = tried, middle + 1
-            else:
-                high = middle
+        """Return the cut in the fewest levels down to which every step keeps the bound; in floats where 256 do not.
+
+        On 341 photographs a drop is known to two points: what keeps the bound further down, once it was lost, does so by luck.
+        """
+        kept = None
+        for levels in LEVELS if place.cut.tensor else ():
+            tried = self.trial(place, levels)
+            if tried.drop.get() > self.bound:
+                break
+            kept = tried
         return kept or self.trial(place, 0)
 
     def trial(self, place: Place, levels: int) -> Trial:
