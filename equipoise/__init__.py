@@ -13,6 +13,7 @@ from equipoise.public import PUBLIC, public
 
 if TYPE_CHECKING:
     from equipoise.federated.federate import federate as federate
+    from equipoise.halves.split import split as split
     from equipoise.road.explain import explain as explain
     from equipoise.road.walk import optimize as optimize
     from equipoise.ship.export import export as export
@@ -60,6 +61,7 @@ __all__ = [
     "scale",
     "share",
     "sparsify",
+    "split",
     "train",
     "verify",
 ]

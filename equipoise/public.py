@@ -29,6 +29,7 @@ PUBLIC = {
     "scale": "equipoise.sizing.walk",
     "share": "equipoise.verbs.weights",
     "sparsify": "equipoise.verbs.weights",
+    "split": "equipoise.halves.split",
     "train": "equipoise.verbs.train",
     "verify": "equipoise.ship.verify",
 }

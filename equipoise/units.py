@@ -30,6 +30,7 @@ SCALES: dict[str, dict[str, float]] = {
     "points": {"": 1.0, "points": 1.0, "point": 1.0, "pt": 1.0, "%": 1.0},
     "1": {"": 1.0, "k": 1e3, "K": 1e3, "M": 1e6, "G": 1e9},
     "1/s": {"": 1.0, "/s": 1.0, "1/s": 1.0},
+    "bit/s": {"bit/s": 1.0, "kbit/s": 1e3, "Mbit/s": 1e6, "Gbit/s": 1e9},
 }
 """Unit dimension -> written unit -> factor to the base unit. KB is 1000 bytes, KiB 1024."""
 
@@ -106,7 +107,8 @@ def _some(number: str) -> bool:
 
 
 def _example(unit: str) -> str:
-    examples = {"s": "1.5ms", "B": "300KB", "J": "2mJ", "g": "5ug", "$": "0.4$", "points": "1", "1": "250k", "1/s": "100/s"}
+    examples = {"s": "1.5ms", "B": "300KB", "J": "2mJ", "g": "5ug", "$": "0.4$", "points": "1"}
+    examples |= {"1": "250k", "1/s": "100/s", "bit/s": "10Mbit/s"}
     return f"Write for example {examples[unit]}."
 
 
@@ -128,6 +130,7 @@ def show(value: float, unit: str) -> str:
         "B": [(1e9, "GB"), (1e6, "MB"), (1e3, "KB"), (1.0, "B")],
         "J": [(1.0, "J"), (1e-3, "mJ"), (1e-6, "µJ")],
         "g": [(1e3, "kg"), (1.0, "g"), (1e-3, "mg"), (1e-6, "µg")],
+        "bit/s": [(1e9, "Gbit/s"), (1e6, "Mbit/s"), (1e3, "kbit/s"), (1.0, "bit/s")],
         "1": [(1e9, "G"), (1e6, "M"), (1e4, "k")],
     }.get(unit, [])
     if unit == "1":  # counts up to 10,000 are read better in full

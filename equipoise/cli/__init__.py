@@ -37,6 +37,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "export": ("equipoise.cli.export", "write one point of a study as a folder that can ship"),
     "verify": ("equipoise.cli.verify", "re-measure an exported folder and hold it to its promises"),
     "serve": ("equipoise.cli.serve", "serve a front as a ladder: the best model that the load leaves time for"),
+    "split": ("equipoise.cli.split", "where to cut a model between a device and a server, measured as two processes"),
     "loadtest": ("equipoise.cli.loadtest", "load a server as its users would, and count the answers in time"),
     "report": ("equipoise.cli.report", "write a study as one self-contained HTML page"),
 }
