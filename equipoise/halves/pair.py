@@ -205,7 +205,7 @@ def _described(program: Program) -> dict[str, Any]:
 
 
 def _program(claim: Mapping[str, Any], target: Target, held: Mapping[str, bytes], prefix: str) -> Program:
-    return Program(target.runtime, claim["precision"], {name: held[f"{prefix}.{name}"] for name in claim["files"]})
+    return Program(target.row, claim["precision"], {name: held[f"{prefix}.{name}"] for name in claim["files"]})
 
 
 def _pair(claim: Mapping[str, Any], held: Mapping[str, bytes], device: Target, server: Target) -> Pair:

@@ -220,7 +220,7 @@ class Judge:
 
 def compiled(content: bytes, target: Target) -> Program:
     """Return the program of an ONNX file for a target."""
-    return get(target.runtime).compile(Source.of_onnx(content))
+    return get(target.row).compile(Source.of_onnx(content))
 
 
 def quick(target: Target) -> Target:
