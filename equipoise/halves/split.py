@@ -235,7 +235,7 @@ def _only(bundle: Bundle, numbers: Sequence[int]) -> Bundle:
 
 def _target(name: str, target: Target | str) -> Target:
     found = Target.parse(target) if isinstance(target, str) else target
-    if found.runtime == "torch":
+    if found.runtime not in ("onnxruntime", "openvino"):
         raise must_be(name, "of a runtime that reads ONNX", str(found), "Write for example onnxruntime:cpu?threads=1.")
     check_threads(found)
     return found
