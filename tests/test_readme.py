@@ -24,7 +24,10 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md")), *sorted((DOCS / "tutorials").glob("*.md"))]
+CHINESE = {ROOT / "README.zh.md": PAGES[0], **{file: DOCS / file.relative_to(DOCS / "zh") for file in DOCS.glob("zh/**/*.md")}}
+"""Page -> what it is a translation of. Its blocks are those, word for word, so that none has to be run again."""
 _BLOCK = re.compile(r"(?:^<!-- test: (?P<how>[^\n]*?) -->\n+)?^```(?P<kind>console|python)\n(?P<body>.*?)^```", re.M | re.S)
 _FILE = re.compile(r"\w+\.py")
 _LIMIT_S = 1800
@@ -173,6 +176,18 @@ def test_every_file_of_a_page_is_used(page):
 def test_a_file_that_nothing_uses_is_told():
     assert unused(blocks(PAGE, "page.md")) == []
     assert unused(blocks(PAGE.replace("import own\nassert own.made", "made = None\nassert made"), "page.md")) == ["own.py"]
+
+
+@pytest.mark.parametrize("page", CHINESE, ids=lambda page: page.name)
+def test_a_translation_has_the_same_commands(page):
+    def shown(file: Path) -> list[str]:
+        return [match[0] for match in _BLOCK.finditer(file.read_text(encoding="utf-8"))]
+
+    assert shown(page) == shown(CHINESE[page])
+
+
+def test_every_tutorial_is_translated():
+    assert {page.name for page in CHINESE.values()} == {"README.md", *(p.name for p in (DOCS / "tutorials").glob("*.md"))}
 
 
 @pytest.mark.parametrize("body", ["console\n$ false\n", "python\n1 / 0\n", "console\n$ no-such-command-here\n$ true\n"])
