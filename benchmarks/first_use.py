@@ -3,8 +3,8 @@
     python benchmarks/first_use.py
 
 Builds the wheel (hatchling is of the dev extra), installs it with the pins of `constraints.txt`, checks the environment, runs
-`equipoise demo` without a network where the system allows that, and times `import equipoise` in fresh processes, beside a Python
-that imports nothing. Two to three minutes on two cores, what pip downloads aside.
+`equipoise demo` without a network where the system allows that, and times `import equipoise` in fresh processes, beside a
+Python that imports nothing. Two to three minutes on two cores, what pip downloads aside.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def first_use(folder: Path, python: str, search: str) -> dict[str, Any]:
     _, venv_s = run(python, "-m", "venv", folder / "bare")
     _, pip_s = run(programs / "pip", "install", "--quiet", next(folder.glob("*.whl")), "-c", ROOT / "constraints.txt")
     checked, _ = run(programs / "pip", "check")
-    alone = ["unshare", "--net"] if shutil.which("unshare") and not subprocess.run(["unshare", "--net", "true"]).returncode else []
+    can = shutil.which("unshare") and subprocess.run(["unshare", "--net", "true"]).returncode == 0
+    alone = ["unshare", "--net"] if can else []
     printed, demo_s = run(*alone, programs / "equipoise", "demo", "--time", search)
     starts: dict[str, list[float]] = {"import equipoise": [], "pass": []}
     for _ in range(REPEATS):

@@ -1,7 +1,7 @@
-"""What the site has beside the files of docs/: the root's pages, the notebooks, the reference. MkDocs calls the ``on_`` functions.
+"""What the site has beside the files of docs/: the root's pages, the notebooks, the reference. MkDocs calls what is ``on_``.
 
-Every link in the repository is written for a reader of the repository; here it is turned to where its page stands in the site. A
-link to a file that the site does not have, such as a source, becomes its name.
+Every link in the repository is written for a reader of the repository; here it is turned to where its page stands in the site.
+A link to a file that the site does not have, such as a source, becomes its name.
 """
 
 from __future__ import annotations
@@ -12,6 +12,8 @@ import re
 import sys
 from pathlib import Path
 from typing import Any
+
+from griffe import Extension
 
 ROOT = Path(__file__).resolve().parent.parent
 sys.path.insert(0, str(ROOT))
@@ -27,6 +29,24 @@ ROOT_PAGES = {
 }
 """File of the repository -> page of the site."""
 _LINK = re.compile(r"(?<!`)(!?)\[([^\]\n]*)\]\(([^)\s#]*)(#[^)\s]*)?\)")
+
+
+class Docstrings(Extension):
+    """Reads our docstrings as Google's: ``Example:``, and arguments that share a line."""
+
+    def on_object(self, *, obj: Any, **_: Any) -> None:
+        if obj.docstring is not None:
+            obj.docstring.value = as_google(obj.docstring.value)
+
+
+def as_google(text: str) -> str:
+    """Return a docstring with ``Examples:`` and each argument by itself."""
+
+    def apart(match: re.Match[str]) -> str:
+        return "".join(f"{match[1]}{name}: {match[3]}" for name in match[2].split(", "))
+
+    text = re.sub(r"^Example:$", "Examples:", text, flags=re.M)
+    return re.sub(r"^( +)(\w+(?:, \w+)+): (.*(?:\n\1 +\S.*)*\n?)", apart, text, flags=re.M)
 
 
 def on_files(files: Any, config: Any) -> Any:
@@ -87,13 +107,12 @@ def python_reference() -> str:
         "What is given": ("Workload", "Metric", "Task", "family"),
         "Roads": ("optimize", "scale", "train", "federate"),
         "What was found": ("Study", "explain", "export", "verify", "report"),
-        "Without a study": ("profile", "advise", "prune", "quantize", "distill", "factorize", "sparsify", "share", "early_exit"),
     }
     named = {name for names in groups.values() for name in names}
-    groups["More"] = tuple(name for name in PUBLIC if name not in named)
+    groups["Without a study"] = tuple(name for name in PUBLIC if name not in named)
     lines = ["# Python", "", "`import equipoise as eq`; each name is loaded when it is first used.", ""]
     for title, names in groups.items():
-        lines += [f"## {title}", ""] * bool(names)
+        lines += [f"## {title}", ""]
         for name in names:
             lines += [f"::: equipoise.{name}", "    options:", "      heading_level: 3", ""]
     return "\n".join(lines)
