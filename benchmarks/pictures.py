@@ -38,7 +38,8 @@ def main() -> int:
         command = [browser, *(f"--{flag}" for flag in flags), args.page.resolve().as_uri()]
         subprocess.run(command, check=True, capture_output=True, timeout=120)
         with Image.open(taken) as picture:
-            picture.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE).save(target, optimize=True)
+            few = picture.convert("RGB").quantize(COLOURS, Image.Quantize.MAXCOVERAGE, dither=Image.Dither.NONE)
+            few.save(target, optimize=True)
     print(f"{target}: {target.stat().st_size / 1e3:.0f} KB")
     return 0
 

@@ -28,7 +28,8 @@ ROOT_PAGES = {
     "benchmarks/README.md": "project/benchmarks.md",
 }
 """File of the repository -> page of the site."""
-_LINK = re.compile(r"(?<!`)(!?)\[([^\]\n]*)\]\(([^)\s#]*)(#[^)\s]*)?\)")
+_LINK = re.compile(r"(?<!`)(!?)\[((?:!\[[^\]\n]*\]\([^)\s]*\)|[^\]\n])*)\]\(([^)\s#]*)(#[^)\s]*)?\)")
+"""A link, or a picture; a picture may be what a link shows."""
 
 
 class Docstrings(Extension):
@@ -80,8 +81,9 @@ def relinked(text: str, source: str, page: str, page_of: dict[str, str]) -> str:
 
     def turned(match: re.Match[str]) -> str:
         picture, label, target, anchor = match.groups(default="")
+        label = _LINK.sub(turned, label)
         if not target or "://" in target or target.startswith("mailto:"):
-            return match[0]
+            return f"{picture}[{label}]({target}{anchor})"
         file = posixpath.normpath(posixpath.join(posixpath.dirname(source), target))
         there = page_of.get(file) or page_of.get(f"{file}/README.md")
         if there is None and (ROOT / file).exists():

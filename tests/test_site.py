@@ -122,7 +122,12 @@ def test_planted_faults_are_seen(tmp_path):
 
 
 def test_links_of_the_repository_are_turned(made):
-    there = {"docs/a.md": "a.md", "benchmarks/README.md": "project/benchmarks.md", "docs/zh/b.md": "zh/b.md"}
+    there = {
+        "docs/a.md": "a.md",
+        "benchmarks/README.md": "project/benchmarks.md",
+        "docs/zh/b.md": "zh/b.md",
+        "docs/p.png": "p.png",
+    }
 
     def turned(text: str, source: str, page: str) -> str:
         return str(made.relinked(text, source, page, there))
@@ -131,6 +136,7 @@ def test_links_of_the_repository_are_turned(made):
     assert turned("[x](../benchmarks/) [y](https://a.b)", "docs/a.md", "a.md") == "[x](project/benchmarks.md) [y](https://a.b)"
     assert turned("[x](../a.md)", "docs/zh/b.md", "zh/b.md") == "[x](../a.md)"
     assert turned("[the source](../equipoise/stats.py)", "docs/a.md", "a.md") == "the source"
+    assert turned("[![p](docs/p.png)](docs/a.md)", "README.md", "index.md") == "[![p](p.png)](a.md)"
     assert turned("[x](missing.md)", "docs/a.md", "a.md") == "[x](missing.md)"
 
 
