@@ -77,7 +77,7 @@ def test_from_a_bare_environment_to_the_sentence(built, checkout, tmp_path):
     said(programs / "pip", "install", "--quiet", built["wheel"], "-c", checkout / "constraints.txt", cwd=tmp_path)
     assert "No broken requirements" in said(programs / "pip", "check", cwd=tmp_path)
     offline = ["unshare", "--net"] if _can_unshare() else []
-    printed = said(*offline, programs / "equipoise", "demo", "--time", "20s", cwd=tmp_path)
+    printed = said(*offline, programs / "equipoise", "demo", cwd=tmp_path)
     assert "on 600 test samples that the search never saw" in printed.splitlines()[-1]
     page = (tmp_path / "runs" / "demo" / "report.html").read_text(encoding="utf-8")
     assert "</html>" in page

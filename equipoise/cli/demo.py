@@ -36,7 +36,8 @@ def run(args: argparse.Namespace) -> int:
 
     def step(number: int, says: str, *words: str) -> int:
         """Say what comes and the command that does it, and run it."""
-        print(f"\n{number}/4 {says}\n    equipoise {shlex.join(words)}", file=sys.stderr, flush=True)
+        above = "\n" if number > 1 else ""
+        print(f"{above}{number}/4 {says}\n    equipoise {shlex.join(words)}", file=sys.stderr, flush=True)
         return main(words)
 
     study, artifact = str(args.store), str(args.store.with_name(args.store.name + "-artifact"))
