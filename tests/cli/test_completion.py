@@ -30,7 +30,7 @@ zpty -r -m asked said "*$3*"
 
 
 @pytest.fixture(scope="module")
-def script(tmp_path_factory, request) -> dict[str, Path]:
+def script(tmp_path_factory) -> dict[str, Path]:
     """What the installed command prints, in a file for each shell."""
     folder = tmp_path_factory.mktemp("completion")
     out = {}
