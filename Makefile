@@ -9,7 +9,7 @@ WORKERS ?= 2
 PYTEST := $(BIN)/python -m pytest -n $(WORKERS) --dist loadfile --no-loadscope-reorder
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test quick lint format clean
+.PHONY: help demo test quick lint format docs clean
 
 help:            ## what can be made
 	@sed -n 's/^\([a-z]*\):.*## /  make \1  /p' $(MAKEFILE_LIST) | expand -t 20
@@ -32,8 +32,11 @@ format: $(VENV)/.dev            ## let ruff set the layout
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+docs: $(VENV)/.dev            ## all pages as a site, in site/; a link that leads nowhere is an error
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --strict --quiet
+
 clean:            ## remove the environment and the caches
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) site .pytest_cache .mypy_cache .ruff_cache .hypothesis
 
 # The stamps make a second call instant; editing pyproject.toml or constraints.txt installs anew.
 $(BIN)/python:
@@ -44,6 +47,6 @@ $(VENV)/.core: $(RECIPE) | $(BIN)/python
 	@touch $@
 
 $(VENV)/.dev: $(RECIPE) | $(BIN)/python
-	$(PIP) --editable ".[dev,openvino,images,text,translation,driving,tensorboard,pandas,plot,isolate,serve]"
+	$(PIP) --editable ".[dev,openvino,images,text,translation,driving,tensorboard,pandas,plot,isolate,serve,docs]"
 	$(PIP) --no-deps timm torchvision  # architectures of the zoo; what they depend on would bring another torch
 	@touch $@ $(VENV)/.core

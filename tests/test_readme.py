@@ -24,7 +24,12 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parent.parent
-PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))]
+DOCS = ROOT / "docs"
+PAGES = [ROOT / "README.md", *sorted(DOCS.glob("*.md"))]
+TUTORIALS = sorted((DOCS / "tutorials").glob("*.md"))
+"""Run by `test_tutorials`: a file of tests goes whole to one process."""
+CHINESE = {ROOT / "README.zh.md": PAGES[0], **{file: DOCS / file.relative_to(DOCS / "zh") for file in DOCS.glob("zh/**/*.md")}}
+"""Page -> what it is a translation of. Its blocks are those, word for word, so that none has to be run again."""
 _BLOCK = re.compile(r"(?:^<!-- test: (?P<how>[^\n]*?) -->\n+)?^```(?P<kind>console|python)\n(?P<body>.*?)^```", re.M | re.S)
 _FILE = re.compile(r"\w+\.py")
 _LIMIT_S = 1800
@@ -75,8 +80,9 @@ def unused(page: list[Block]) -> list[str]:
     ]
 
 
-def _cases() -> list[object]:
-    found = [b for page in PAGES for b in blocks(page.read_text(encoding="utf-8"), page.name)]
+def cases(pages: list[Path]) -> list[object]:
+    """Every block of some pages, for a test that takes one."""
+    found = [b for page in pages for b in blocks(page.read_text(encoding="utf-8"), page.name)]
     return [pytest.param(b, id=f"{b.page}:{b.line}", marks=[pytest.mark.slow] if b.slow else []) for b in found]
 
 
@@ -109,7 +115,7 @@ def run(block: Block, folder: Path) -> None:
         assert "Traceback" not in done.stderr or expected, done.stderr[-4000:]
 
 
-@pytest.mark.parametrize("block", _cases())
+@pytest.mark.parametrize("block", cases(PAGES))
 def test_block_does_what_it_says(block, desk):
     if block.skip:
         pytest.skip(f"the page says so: {block.skip}")
@@ -165,7 +171,7 @@ def test_blocks_are_read_as_the_convention_says(tmp_path):
         run(block, tmp_path)
 
 
-@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+@pytest.mark.parametrize("page", [*PAGES, *TUTORIALS], ids=lambda page: page.name)
 def test_every_file_of_a_page_is_used(page):
     assert unused(blocks(page.read_text(encoding="utf-8"), page.name)) == []
 
@@ -173,6 +179,18 @@ def test_every_file_of_a_page_is_used(page):
 def test_a_file_that_nothing_uses_is_told():
     assert unused(blocks(PAGE, "page.md")) == []
     assert unused(blocks(PAGE.replace("import own\nassert own.made", "made = None\nassert made"), "page.md")) == ["own.py"]
+
+
+@pytest.mark.parametrize("page", CHINESE, ids=lambda page: page.name)
+def test_a_translation_has_the_same_commands(page):
+    def shown(file: Path) -> list[str]:
+        return [match[0] for match in _BLOCK.finditer(file.read_text(encoding="utf-8"))]
+
+    assert shown(page) == shown(CHINESE[page])
+
+
+def test_every_tutorial_is_translated():
+    assert {page.name for page in CHINESE.values()} == {"README.md", *(page.name for page in TUTORIALS)}
 
 
 @pytest.mark.parametrize("body", ["console\n$ false\n", "python\n1 / 0\n", "console\n$ no-such-command-here\n$ true\n"])

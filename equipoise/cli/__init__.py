@@ -40,6 +40,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "split": ("equipoise.cli.split", "where to cut a model between a device and a server, measured as two processes"),
     "loadtest": ("equipoise.cli.loadtest", "load a server as its users would, and count the answers in time"),
     "report": ("equipoise.cli.report", "write a study as one self-contained HTML page"),
+    "completion": ("equipoise.cli.completion", "what a shell needs to complete this command line"),
 }
 """Verb -> (module, one line for ``--help``)."""
 
@@ -139,7 +140,7 @@ def _parser(asked: str | None) -> tuple[Parser, Parser, ModuleType | None]:
         prog="equipoise",
         description="Find the best balance between a model's scale and its efficiency, proven by measurement.",
         epilog=_EPILOG,
-        formatter_class=argparse.RawDescriptionHelpFormatter,
+        formatter_class=_Help,
     )
     parser.add_argument("--version", action=_Version, nargs=0, help="print the version and exit")
     verbs = parser.add_subparsers(dest="verb", metavar="VERB", title="verbs")
@@ -151,6 +152,14 @@ def _parser(asked: str | None) -> tuple[Parser, Parser, ModuleType | None]:
         else:
             verbs.add_parser(name, help=summary)
     return parser, parser if asked is None else verbs.choices[asked], module
+
+
+class _Help(argparse.RawDescriptionHelpFormatter):
+    """Keeps the longest verb on the line of its summary: argparse leaves out that verbs are indented twice."""
+
+    def __init__(self, prog: str) -> None:
+        super().__init__(prog)
+        self._action_max_length = 2 * self._indent_increment + max(map(len, VERBS))
 
 
 class _Version(argparse.Action):
