@@ -15,6 +15,8 @@ from __future__ import annotations
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from itertools import groupby
+from operator import itemgetter
 
 DWELL_S = 2.0
 """Seconds after a switch before a better rung is tried."""
@@ -129,7 +131,7 @@ class Dispatcher:
         """The rungs that may answer, the best first."""
         return [rung for rung in range(len(self.costs)) if rung not in self.broken]
 
-    def turn(self, now: float, deadlines: Sequence[float]) -> Turn:
+    def turn(self, now: float, deadlines: Sequence[float], pins: Sequence[int | None] = ()) -> Turn:
         """Return what to run now.
 
         A request that no rung can answer in time any more hurries nobody: the machine stood still, which a lesser rung mends
@@ -137,13 +139,23 @@ class Dispatcher:
 
         Args:
             deadlines: Of the waiting requests, the oldest first; at least one.
+            pins: The rung that each of them asks for, None where any may answer; empty where none asks.
         """
-        able = self.able
-        soonest = now + min(cost.seconds(cost.batches[0]) for cost in (self.costs[rung] for rung in able))
-        deadlines = [due if due >= soonest else math.inf for due in deadlines]
-        fits = [rung for rung in able if self._in_time(rung, now, deadlines)]
+        able, pins = self.able, pins or [None] * len(deadlines)
+        soonest: dict[int | None, float] = {}
+        for rung in able:
+            soonest[rung] = now + self.costs[rung].seconds(self.costs[rung].batches[0])
+        soonest[None] = min(soonest.values())
+        runs = [
+            (pin, [due if due >= soonest[pin] else math.inf for _, due in alike])
+            for pin, alike in groupby(zip(pins, deadlines, strict=True), key=itemgetter(0))
+        ]
+        pin, oldest = runs[0]
+        if pin is not None:
+            return Turn(pin, self._batch(pin, now, oldest))
+        fits = [rung for rung in able if self._in_time(rung, now, runs)]
         last = self.rung if self.rung in able else able[0]
-        rung, why = (fits[0], "") if fits else (self._quickest(able, len(deadlines)), "none is in time")
+        rung, why = (fits[0], "") if fits else (self._quickest(pins.count(None)), "none is in time")
         if rung < last and fits:
             rung = self._climbed(last, fits, now)
         if rung == self.rung:
@@ -151,25 +163,26 @@ class Dispatcher:
         else:
             why = why or ("the oldest request has no more slack" if rung > self.rung else "there is room for it")
             self.rung, self.switched = rung, now
-        return Turn(rung, self._batch(rung, now, deadlines), why)
+        return Turn(rung, self._batch(rung, now, oldest), why)
 
-    def wait(self, count: int) -> float:
-        """Return the seconds until so many waiting requests and one more were answered, by the quickest rung."""
-        return min(self.costs[rung].cleared(count + 1) for rung in self.able)
+    def wait(self, counts: Mapping[int | None, int]) -> float:
+        """Return the seconds in which so many requests are answered: those of a rung by it, those of None by the quickest."""
+        return sum(self.costs[self._quickest(n) if pin is None else pin].cleared(n) for pin, n in counts.items())
 
-    def _quickest(self, able: Sequence[int], count: int) -> int:
-        return min(able, key=lambda rung: self.costs[rung].cleared(count))
+    def _quickest(self, count: int) -> int:
+        return min(self.able, key=lambda rung: self.costs[rung].cleared(count))
 
-    def _in_time(self, rung: int, now: float, deadlines: Sequence[float]) -> bool:
-        """Whether a rung answers all that wait before their deadlines, if no more come."""
-        cost, done = self.costs[rung], now
-        left = list(deadlines)
-        while left:
-            batch = cost.fit(len(left))
-            done += cost.seconds(batch)
-            if done > min(left[:batch]):
-                return False
-            left = left[batch:]
+    def _in_time(self, rung: int, now: float, runs: Sequence[tuple[int | None, Sequence[float]]]) -> bool:
+        """Whether all are answered before their deadlines if no more come, those that ask for no other rung by this one."""
+        done = now
+        for pin, left in runs:
+            cost, place = self.costs[rung if pin is None else pin], 0
+            while place < len(left):
+                batch = cost.fit(len(left) - place)
+                done += cost.seconds(batch)
+                if done > min(left[place : place + batch]):
+                    return False
+                place += batch
         return True
 
     def _climbed(self, last: int, fits: Sequence[int], now: float) -> int:

@@ -101,6 +101,11 @@ class Ladder:
     costs: tuple[Cost, ...]
     metric: str
 
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Name of a rung -> its place."""
+        return {rung.name: place for place, rung in enumerate(self.rungs)}
+
 
 def ladder(
     sources: Sequence[Path],

@@ -88,9 +88,9 @@ def test_a_machine_that_became_slower_is_noticed_and_forgiven() -> None:
 
 
 def test_who_must_wait_is_told_how_long() -> None:
-    assert dispatcher().wait(0) == pytest.approx(0.001)
-    assert dispatcher().wait(7) == pytest.approx(0.006)  # two batches of four
-    assert dispatcher().wait(4) == pytest.approx(0.003 + 0.001)
+    assert dispatcher().wait({None: 1}) == pytest.approx(0.001)
+    assert dispatcher().wait({None: 8}) == pytest.approx(0.006)  # two batches of four
+    assert dispatcher().wait({None: 5}) == pytest.approx(0.003 + 0.001)
 
 
 def test_arrivals_fade() -> None:
