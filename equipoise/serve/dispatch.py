@@ -3,7 +3,7 @@
 Requests wait in order of arrival, each with a deadline. Whenever the machine is free the best rung is taken that leaves every
 request its deadline, as the measured times tell; the slack of the oldest bounds what is taken. Down it goes at once. Up it goes
 only where the arrivals of late leave the better rung idle often enough, and not sooner than a dwell after the last switch: else
-it would flap.
+it would flap. Both are counted in the time that a request has, for that is what sets the pace at which a queue must be cleared.
 
 References:
     Khare et al. 2025, "SuperServe: fine-grained inference serving for unpredictable workloads": (model, batch) by the slack of
@@ -18,15 +18,20 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 
-DWELL_S = 2.0
-"""Seconds after a switch before a better rung is tried."""
+DWELL = 5
+"""Times a request's time after a switch before a better rung is tried."""
+LATE = 25
+"""Times a request's time after which an arrival counts for a third of a new one in the rate of arrivals."""
 BUSY = 0.7
 """Share of the time that a better rung may be busy with the arrivals of late."""
 MEAN, SPREAD, SPREADS = 1 / 8, 1 / 4, 4.0
 """Weights of each new time in the mean and the spread of what a batch takes here and now, and how many spreads above the mean
 it is expected to end: as the timer of TCP (RFC 6298)."""
-ARRIVALS_S = 1.0
-"""Seconds after which an arrival counts for a third of a new one in the rate of arrivals."""
+MOST = 2.0
+"""Times the mean that a single run counts for at most: a pause of the machine says little of the next run."""
+FORGET_S = 10.0
+"""Seconds after which a batch that was not run is thought to take again what it took at the start: what is thought too slow is
+not run, and would never be found to be quick again."""
 
 
 @dataclass
@@ -42,10 +47,17 @@ class Cost:
     most: Mapping[int, float]
     mean: dict[int, float] = field(init=False)
     spread: dict[int, float] = field(init=False)
+    learned: dict[int, float] = field(init=False, default_factory=dict)
+    """Batch -> when it last ran."""
 
     def __post_init__(self) -> None:
-        self.mean = dict(self.usual)
-        self.spread = {batch: max(0.0, self.most[batch] - seconds) / SPREADS for batch, seconds in self.usual.items()}
+        self.mean, self.spread = {}, {}
+        for batch in self.usual:
+            self._begin(batch)
+
+    def _begin(self, batch: int) -> None:
+        self.mean[batch] = self.usual[batch]
+        self.spread[batch] = max(0.0, self.most[batch] - self.usual[batch]) / SPREADS
 
     @property
     def batches(self) -> tuple[int, ...]:
@@ -53,23 +65,34 @@ class Cost:
         return tuple(sorted(self.usual))
 
     def fit(self, count: int) -> int:
-        """Return the largest batch measured that so many requests fill, at least the smallest one."""
-        return max((b for b in self.batches if b <= count), default=self.batches[0])
+        """Return the batch measured that so many requests fill and that takes least for each, at least the smallest one."""
+        return self.best([batch for batch in self.usual if batch <= count] or [self.batches[0]])
+
+    def best(self, batches: Sequence[int]) -> int:
+        """Return that of some batches which takes least for each request; of equals the largest."""
+        return min(batches, key=lambda batch: (self.mean[batch] / batch, -batch))
 
     def seconds(self, batch: int) -> float:
         """Return what it will hardly exceed for a batch now."""
         return self.mean[batch] + SPREADS * self.spread[batch]
 
-    def learn(self, batch: int, seconds: float) -> None:
+    def learn(self, batch: int, seconds: float, now: float) -> None:
         """Take in what a batch took."""
-        off = seconds - self.mean[batch]
+        off = min(seconds, MOST * self.mean[batch]) - self.mean[batch]
         self.spread[batch] += SPREAD * (abs(off) - self.spread[batch])
         self.mean[batch] += MEAN * off
+        self.learned[batch] = now
+
+    def forget(self, now: float) -> None:
+        """Take no more for true what was learned long ago."""
+        for batch in [batch for batch, at in self.learned.items() if now - at > FORGET_S]:
+            del self.learned[batch]
+            self._begin(batch)
 
     def cleared(self, count: int) -> float:
-        """Return the seconds in which so many requests are thought to be answered, in full batches and a rest."""
+        """Return the seconds in which so many requests will hardly not be answered, in full batches and a rest."""
         whole, rest = divmod(count, batch := self.fit(count))
-        return whole * self.mean[batch] + (self.cleared(rest) if rest else 0.0)
+        return whole * self.seconds(batch) + (self.cleared(rest) if rest else 0.0)
 
     @property
     def capacity(self) -> float:
@@ -79,8 +102,13 @@ class Cost:
 
 @dataclass
 class Arrivals:
-    """The rate of arrivals, of which later ones count more."""
+    """The rate of arrivals, of which later ones count more.
 
+    Attributes:
+        memory_s: Seconds after which an arrival counts for a third of a new one.
+    """
+
+    memory_s: float
     weight: float = 0.0
     at: float = -math.inf
 
@@ -90,10 +118,10 @@ class Arrivals:
 
     def per_s(self, now: float) -> float:
         """Return the rate now, per second."""
-        return self._left(now) / ARRIVALS_S
+        return self._left(now) / self.memory_s
 
     def _left(self, now: float) -> float:
-        return self.weight * math.exp((self.at - now) / ARRIVALS_S) if self.weight else 0.0
+        return self.weight * math.exp((self.at - now) / self.memory_s) if self.weight else 0.0
 
 
 @dataclass(frozen=True)
@@ -117,14 +145,19 @@ class Dispatcher:
 
     Attributes:
         costs: Of the rungs, the best first.
+        slo_s: The time that a request has, unless it says otherwise.
         broken: Rungs that are set aside.
     """
 
     costs: Sequence[Cost]
+    slo_s: float
     rung: int = 0
     switched: float = -math.inf
-    arrivals: Arrivals = field(default_factory=Arrivals)
     broken: set[int] = field(default_factory=set)
+    arrivals: Arrivals = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.arrivals = Arrivals(LATE * self.slo_s)
 
     @property
     def able(self) -> list[int]:
@@ -134,20 +167,22 @@ class Dispatcher:
     def turn(self, now: float, deadlines: Sequence[float], pins: Sequence[int | None] = ()) -> Turn:
         """Return what to run now.
 
-        A request that no rung can answer in time any more hurries nobody: the machine stood still, which a lesser rung mends
-        for none of those behind it.
+        A request that no rung can answer in time any more counts as if it had come now: where the machine stood still for a
+        moment, a lesser rung is no remedy, but whoever comes next must not wait for long either.
 
         Args:
             deadlines: Of the waiting requests, the oldest first; at least one.
             pins: The rung that each of them asks for, None where any may answer; empty where none asks.
         """
+        for cost in self.costs:
+            cost.forget(now)
         able, pins = self.able, pins or [None] * len(deadlines)
         soonest: dict[int | None, float] = {}
         for rung in able:
             soonest[rung] = now + self.costs[rung].seconds(self.costs[rung].batches[0])
         soonest[None] = min(soonest.values())
         runs = [
-            (pin, [due if due >= soonest[pin] else math.inf for _, due in alike])
+            (pin, [due if due >= soonest[pin] else now + self.slo_s for _, due in alike])
             for pin, alike in groupby(zip(pins, deadlines, strict=True), key=itemgetter(0))
         ]
         pin, oldest = runs[0]
@@ -189,13 +224,13 @@ class Dispatcher:
         """Return the rung to climb to from `last`: one step, where the time and the arrivals of late allow it."""
         above = [rung for rung in fits if rung < last]
         rate = self.arrivals.per_s(now)
-        if above and now - self.switched >= DWELL_S and rate <= BUSY * self.costs[above[-1]].capacity:
+        if above and now - self.switched >= DWELL * self.slo_s and rate <= BUSY * self.costs[above[-1]].capacity:
             return above[-1]
         return last if last in fits else fits[-1]
 
     def _batch(self, rung: int, now: float, deadlines: Sequence[float]) -> int:
-        """Return how many to answer at once: as many as wait, unless the oldest would be late for it."""
+        """Return how many to answer at once: what takes least for each, unless the oldest would be late for it."""
         cost = self.costs[rung]
         able = [b for b in cost.batches if b <= len(deadlines)] or [cost.batches[0]]
         timely = [b for b in able if now + cost.seconds(b) <= min(deadlines[:b])]
-        return min(len(deadlines), max(timely) if timely else max(able))
+        return min(len(deadlines), cost.best(timely or able))

@@ -97,7 +97,7 @@ class Engine:
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
-        self.dispatcher = Dispatcher(self.ladder.costs)
+        self.dispatcher = Dispatcher(self.ladder.costs, self.slo_s)
         self._next: Ladder | None = None
         self._queue: deque[_Waiting] = deque()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="equipoise-serve")
@@ -171,7 +171,8 @@ class Engine:
             self._queue = deque(each for each in self._queue if not each.answer.done())  # whoever hung up waits no more
             if self._next is not None and all(each.pin is None or each.pin in self._next.places for each in self._queue):
                 self.ladder, self._next = self._next, None
-                self.dispatcher = Dispatcher(self.ladder.costs, arrivals=self.dispatcher.arrivals)
+                arrivals, self.dispatcher = self.dispatcher.arrivals, Dispatcher(self.ladder.costs, self.slo_s)
+                self.dispatcher.arrivals = arrivals
             if not self._queue:
                 self._idle.set()
                 self._work.clear()
@@ -211,7 +212,7 @@ class Engine:
         took = self.clock() - now
         self._busy_until = now + took
         if rows in cost.usual:
-            cost.learn(rows, took)
+            cost.learn(rows, took, now + took)
         place = 0
         for each in taken:
             late = now + took > each.deadline

@@ -142,7 +142,7 @@ async def run(url: str, arrivals: Sequence[float], bodies: Sequence[Body], *, sl
         arrivals: Seconds from now, ascending.
         bodies: What is sent, in turn.
     """
-    to = _Client(url, token)
+    to = Client(url, token)
     began, behind = time.perf_counter() + 0.2, 0.0
     tasks: list[asyncio.Task[Sent]] = []
     for number, due in enumerate(arrivals):
@@ -169,11 +169,16 @@ def _parted(url: str) -> SplitResult:
     raise must_be("URL", "http://HOST:PORT/v2/models/NAME/infer", url, "Take it from what `equipoise serve` printed.")
 
 
-class _Client:
-    """HTTP/1.1 with kept connections; one request at a time on each."""
+class Client:
+    """HTTP/1.1 with kept connections; one request at a time on each.
 
-    def __init__(self, url: str, token: str) -> None:
+    Attributes:
+        path: Of the address that it was given.
+    """
+
+    def __init__(self, url: str, token: str = "") -> None:
         self._at = _parted(url)
+        self.path = self._at.path
         shown = f"Authorization: Bearer {token}\r\n" if token else ""
         self._head = f"Host: {self._at.netloc}\r\n{shown}Content-Type: application/json\r\nContent-Length: "
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
@@ -197,7 +202,7 @@ class _Client:
     async def send(self, body: Body, due: float, began: float) -> Sent:
         """Send a body when it is due; what goes wrong is an answer too."""
         try:
-            status, content = await self.ask("POST", self._at.path, body)
+            status, content = await self.ask("POST", self.path, body)
         except LOST:
             status, content = 0, b""
         latency = time.perf_counter() - began - due
@@ -229,9 +234,9 @@ async def metadata(url: str, token: str = "") -> Mapping[str, Any]:
         InputError: It is no such address.
         EquipoiseError: Nobody answers there, or not as the protocol says.
     """
-    to = _Client(url, token)
+    to = Client(url, token)
     try:
-        status, content = await to.ask("GET", _parted(url).path.removesuffix("/infer"))
+        status, content = await to.ask("GET", to.path.removesuffix("/infer"))
         told = json.loads(content)
     except LOST as error:
         raise EquipoiseError(f"nobody serves at {url}: {type(error).__name__}: {error}") from error
