@@ -105,12 +105,14 @@ class Engine:
         self._idle = asyncio.Event()
         self._idle.set()
         self.draining = False
-        self._loop: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._busy_until = 0.0
 
     def start(self) -> None:
         """Begin to answer."""
-        self._loop = asyncio.get_running_loop().create_task(self._serve())
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._serve())
 
     async def answer(self, inputs: Any, *, within_s: float | None = None, rung: str | None = None) -> Answer:
         """Return the answer to a request of one or more rows.
@@ -145,9 +147,10 @@ class Engine:
         return await request.answer
 
     def swap(self, ladder: Ladder) -> None:
-        """Answer by another ladder from the next run on; first, those that wait for a rung that it lacks are answered."""
+        """Answer by another ladder from the next run on, told from any thread; who waits for a rung that goes comes first."""
         self._next = ladder
-        self._work.set()
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._work.set)
 
     def between(self, job: Callable[[], Made]) -> Made:
         """Return what a short job gives, done where the models run and between two of their runs; not for the event loop."""
@@ -161,8 +164,8 @@ class Engine:
         except TimeoutError:
             return False
         finally:
-            if self._loop is not None:
-                self._loop.cancel()
+            if self._task is not None:
+                self._task.cancel()
             self._pool.shutdown(wait=False)
         return True
 
