@@ -10,8 +10,8 @@ request should get. *Ends*: SIGTERM while eight clients ask without pause; a req
 answered is lost. *Damaged*: the front as exported folders, a byte of one file flipped; the rest must serve.
 
 *soak*: the server's capacity is what 32 clients that ask without pause get for ten seconds. Requests then arrive at random at
-0.8 times that rate; memory (RSS) and threads of the server are read every five seconds. *Growth* is that of the mean memory from
-the second quarter of the time to the last; the first is warm-up.
+0.8 times that rate; memory (RSS) and threads of the server are read every five seconds. *Growth* is that of the mean memory
+from the second quarter of the time to the last; the first is warm-up.
 """
 
 from __future__ import annotations

@@ -7,12 +7,16 @@ import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from equipoise.errors import missing_extra
 from equipoise.runtimes.base import check_threads
 from equipoise.serve.engine import Engine
 from equipoise.serve.ladder import Alone, Ladder, at_once, ladder
 from equipoise.serve.reload import Reload
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 CONNECTIONS = 1024
 """Connections at once; further ones are told 503."""
@@ -57,13 +61,13 @@ def serve(
     except ImportError as error:
         raise missing_extra(error.name or "fastapi", "serve") from error
     check_threads(threads, name="threads")
-    batches = [2**step for step in range(batch.bit_length()) if 2**step <= batch]
+    batches = _batches(batch)
 
     def read(alone: Alone) -> Ladder:
         return ladder(sources, threads=threads, batches=batches, share=share, slo_s=slo_s, tell=_say, least=least, alone=alone)
 
     made = read(at_once)
-    named = re.sub(r"[^A-Za-z0-9_.-]+", "-", made.name if name is None else name).strip("-") or "model"
+    named = _plain(made.name if name is None else name)
     for rung, cost in zip(made.rungs, made.costs, strict=True):
         _say(f"{rung.name}: {made.metric} {rung.quality}, drop {rung.drop}, {1e3 * cost.usual[1]:.3g} ms here")
     bound = listening(host, port)
@@ -83,6 +87,36 @@ def serve(
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda *_: newer.begin())
     server.run(sockets=[bound])
+
+
+def application_of(
+    sources: Sequence[str | Path], *, slo_s: float, name: str, share: float = 0.99, threads: int = 1, batch: int = 16
+) -> FastAPI:
+    """Return what `serve` would serve as an ASGI application, for a server that somebody else runs, such as Ray Serve.
+
+    Args:
+        sources, slo_s, share, name, threads: As for `serve`.
+        batch: Requests answered at once at most.
+    Raises:
+        InputError: As `serve`.
+    """
+    from equipoise.serve.app import Limits, application
+
+    batches = _batches(batch)
+    folders = [Path(source) for source in sources]
+    made = ladder(folders, threads=threads, batches=batches, share=share, slo_s=slo_s, tell=_say)
+    engine = Engine(made, slo_s, QUEUED * batches[-1], told=_say)
+    return application(engine, name=_plain(name), limits=Limits(rows=batches[-1]))
+
+
+def _batches(most: int) -> list[int]:
+    """Return the powers of two up to `most`."""
+    return [2**step for step in range(most.bit_length()) if 2**step <= most]
+
+
+def _plain(name: str) -> str:
+    """Return a name as part of an address."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-") or "model"
 
 
 def _say(line: str) -> None:
