@@ -33,6 +33,7 @@ import re
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections import Counter, deque
 from collections.abc import Iterator, Mapping, Sequence
@@ -100,6 +101,7 @@ def serving(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
             break
     else:
         raise SystemExit("".join(said))
+    threading.Thread(target=deque, args=(process.stderr, 0), daemon=True).start()  # a pipe that is full stops the server
     for _ in range(100):
         with contextlib.suppress(Exception):
             asyncio.run(metadata(found[0]))
@@ -111,7 +113,6 @@ def serving(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         process.wait(60)
-        process.stderr.close()
 
 
 def pinned(url: str, rung: str) -> str:

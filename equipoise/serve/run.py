@@ -74,8 +74,8 @@ def serve(
     limits = Limits(body_bytes=body_bytes, rows=batches[-1])
     engine = Engine(made, slo_s, QUEUED * batches[-1], told=_say)
     app = application(engine, name=named, limits=limits, token=token, ready=lambda: not server.should_exit)
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, ssl_certfile=certificate, ssl_keyfile=key,
+    config = uvicorn.Config(  # errors alone are logged: a line for each request that is refused would be one more load
+        app, log_level="error", access_log=False, server_header=False, ssl_certfile=certificate, ssl_keyfile=key,
         limit_concurrency=CONNECTIONS, timeout_keep_alive=int(IDLE_S), timeout_graceful_shutdown=int(limits.drain_s),
     )  # fmt: skip
     server = Server(config)
