@@ -41,7 +41,7 @@ def run(args: argparse.Namespace) -> int:
     import json
     import sys
 
-    from equipoise.ship.deploy.ladder import deployed
+    from equipoise.ship.deploy.forms import deployed
     from equipoise.ship.export import export
     from equipoise.study.record import Study
 

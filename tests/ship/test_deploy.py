@@ -16,10 +16,11 @@ import numpy as np
 import pytest
 
 from equipoise import cli
+from equipoise.cli import export as verb
 from equipoise.errors import InputError
 from equipoise.runtimes.base import get
 from equipoise.ship.artifact import Artifact
-from equipoise.ship.deploy.ladder import FORMS, deployed
+from equipoise.ship.deploy.forms import FORMS, deployed
 from equipoise.study.record import Study
 
 pytestmark = pytest.mark.slow
@@ -34,6 +35,7 @@ def made(study: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Pat
 def test_every_form_holds_the_rungs_the_best_first(made: dict[str, Path], study: Path) -> None:
     front = sorted((e for e in Study.load(study).front if e.drop.get() <= 50), key=lambda e: e.drop.get())
     assert len(front) >= 2
+    assert tuple(FORMS) == verb.FORMS
     for folder in made.values():
         artifacts = [Artifact.load(folder / "rungs" / f"rung{n}") for n in range(len(front))]
         assert [a.promise["drop"].get() for a in artifacts] == [e.drop.get() for e in front]

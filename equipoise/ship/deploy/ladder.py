@@ -1,23 +1,19 @@
-"""The front as a folder of exported rungs, and one of the forms in which a server takes it."""
+"""The front as a folder of exported rungs, the best first: what every form of a deployment is made of."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from importlib import import_module
 from pathlib import Path
 
 from equipoise.budget import Budget
-from equipoise.errors import EquipoiseError, InputError, must_be, unknown
+from equipoise.errors import EquipoiseError, InputError, must_be
 from equipoise.records import Evaluation
 from equipoise.ship.artifact import Artifact, pack
 from equipoise.study.picks import parse_pick
 from equipoise.study.record import Study
-from equipoise.study.store import Store, write_atomic
+from equipoise.study.store import Store
 
-FORMS = ("docker", "kserve", "ray-serve", "triton")
-"""What `deployed` can write, a module of this room each."""
 KEPT = ("drop", "quality")
 """The words of a budget that bound a ladder: a rung may be as slow as it likes, for others are there when time is short."""
 
@@ -42,36 +38,27 @@ class Rungs:
         return tuple(artifact.path.relative_to(self.path).as_posix() for artifact in self.artifacts)
 
 
-def deployed(study: Path, form: str, *, out: Path, pick: str = "best") -> Path:
-    """Write the front of a study in the form that a server takes; return the folder.
+def written(study: Path, out: Path, *, pick: str = "best") -> Rungs:
+    """Export each rung of a study's front into a folder of its own below `out`.
 
     Args:
-        study: Its folder.
-        form: One of `FORMS`.
-        out: The folder to write: absent or empty.
+        out: Absent or empty.
         pick: ``best``, the front within what the study's budget says of quality and drop, or such bounds: ``drop<=1``.
     Raises:
-        InputError: No such form or pick, `out` is taken, or the form cannot hold this study's programs.
+        InputError: No such pick, or `out` is taken.
         EquipoiseError: No point of the front keeps the bounds.
         StoreError: The study lacks a file, or the disk refused.
     """
-    if form not in FORMS:
-        raise unknown("--as", form, FORMS)
     if out.exists() and (not out.is_dir() or any(out.iterdir())):
         raise must_be("out", "absent or empty", str(out), "Name another folder.")
     with Store.open(study, create=False, readonly=True) as store:
         read = Study.read(store)
-        chosen = _rungs(read, pick)
+        chosen = _chosen(read, pick)
         name = re.sub(r"[^a-z0-9]+", "-", read.header.name.lower()).strip("-") or "model"
-        packed = tuple(pack(e, store, out / "rungs" / f"rung{n}", pick=pick) for n, e in enumerate(chosen))
-    files: Callable[[Rungs], Mapping[str, bytes]] = import_module(f"equipoise.ship.deploy.{form.replace('-', '_')}").files
-    for file, content in files(Rungs(name, out, packed)).items():
-        (out / file).parent.mkdir(parents=True, exist_ok=True)
-        write_atomic(out / file, content)
-    return out
+        return Rungs(name, out, tuple(pack(e, store, out / "rungs" / f"rung{n}", pick=pick) for n, e in enumerate(chosen)))
 
 
-def _rungs(study: Study, pick: str) -> Sequence[Evaluation]:
+def _chosen(study: Study, pick: str) -> list[Evaluation]:
     """Return the points of the front that keep the bounds, the best first."""
     bounds = parse_pick(pick)
     if bounds is None and pick != "best":
