@@ -120,10 +120,10 @@ def pinned(url: str, rung: str) -> str:
     return f"{url.removesuffix('/infer')}/versions/{rung}/infer"
 
 
-def qualities_of(study: Path, made: Ladder) -> dict[str, float]:
-    """Return the quality of each rung: that of the untouched model less the rung's drop."""
-    whole = Study.load(study).baseline.quality.get()
-    return {rung.name: whole - rung.drop.get() for rung in made.rungs}
+def qualities_of(study: Path) -> dict[str, float]:
+    """Return the quality of each point of the front: that of the untouched model less the point's drop."""
+    read = Study.load(study)
+    return {e.key: read.baseline.quality.get() - e.drop.get() for e in read.front}
 
 
 def described(made: Ladder) -> list[dict[str, Any]]:
@@ -214,7 +214,8 @@ def windows(file: Path, rate: float, seconds: float, repeats: int) -> list[list[
 def foresee(args: argparse.Namespace) -> int:
     """Print what the dispatcher, every rung alone and the oracle would reach for some SLOs, without a server."""
     made = rungs_of(args.study, args.at_least)
-    qualities = list(qualities_of(args.study, made).values())
+    known = qualities_of(args.study)
+    qualities = [known[rung.name] for rung in made.rungs]
     largest = made.costs[0].usual[1]
     rate = OF_CAPACITY / largest
     print(json.dumps(described(made), indent=1))
@@ -241,15 +242,19 @@ def foresee(args: argparse.Namespace) -> int:
 def compare(args: argparse.Namespace) -> int:
     """Run the ladder and every rung alone under the traces; print, keep and hold to the floors what was found."""
     made = rungs_of(args.study, args.at_least)
-    qualities = qualities_of(args.study, made)
+    qualities = qualities_of(args.study)
     rate, slo_s = OF_CAPACITY / made.costs[0].usual[1], args.slo * made.costs[0].usual[1]
-    minutes = len(args.trace) * args.repeats * (1 + len(qualities)) * (args.seconds + 3) / 60
-    print(f"{len(qualities)} rungs, SLO {1e3 * slo_s:.3g} ms, {rate:.3g} requests a second: {minutes:.0f} min", file=sys.stderr)
+    minutes = len(args.trace) * args.repeats * (1 + len(made.rungs)) * (args.seconds + 3) / 60
+    print(
+        f"{len(made.rungs)} rungs, SLO {1e3 * slo_s:.3g} ms, {rate:.3g} requests a second: {minutes:.0f} min", file=sys.stderr
+    )
     shuffle, found = random.Random(0), dict[str, Any]()
     with serving(str(args.study), "--slo", f"p99<={1e3 * slo_s}ms", "--at-least", args.at_least) as (_, url):
         about = asyncio.run(metadata(url))
         sent = bodies(about, seed=0)
-        both = [name for name in about["versions"] if name in qualities]  # two rungs as quick as one another may change places
+        both = [
+            name for name in about["versions"] if name in made.places
+        ]  # two rungs as quick as one another may change places
         largest, smallest, served = both[0], both[-1], ["ladder", *both]
         for file in args.trace:
             rows = []
@@ -259,7 +264,7 @@ def compare(args: argparse.Namespace) -> int:
                     time.sleep(2.5)  # what came before is forgotten
                     at = url if name == "ladder" else pinned(url, name)
                     row[name] = figures(asyncio.run(send(at, part, sent, slo_s=slo_s)), qualities)
-                attainment, quality = oracle(made.costs, list(qualities.values()), part, slo_s)
+                attainment, quality = oracle(made.costs, [qualities[rung.name] for rung in made.rungs], part, slo_s)
                 row["oracle"] = {"attainment": attainment, "quality": quality, "effective": attainment * quality}
                 rows.append(row)
                 told = {n: f"{100 * row[n]['attainment']:.2f} % {row[n]['quality']:.2f}" for n in (*served, "oracle")}

@@ -134,9 +134,10 @@ class Engine:
         able = [self.ladder.rungs[place].name for place in self.dispatcher.able]
         if not able or rung not in (None, *able):
             raise Turned("every rung is set aside" if not able else f"{rung} is set aside", 60.0)
-        there = self.waiting + rows
-        ahead = max(0.0, self._busy_until - now) + self.dispatcher.wait(self._counts() + Counter({self._place(rung): rows}))
-        if there > self.most_waiting or ahead > within:
+        counts = self._counts()
+        counts[self._place(rung)] += rows
+        ahead = max(0.0, self._busy_until - now) + self.dispatcher.wait(counts)
+        if counts.total() > self.most_waiting or ahead > within:
             raise Turned(
                 f"it would be answered in {1e3 * ahead:.3g} ms, and has {1e3 * within:.3g}", max(ahead - within, 0.001)
             )
@@ -261,4 +262,4 @@ class Engine:
     @property
     def waiting(self) -> int:
         """Rows that wait."""
-        return sum(each.rows for each in self._queue)
+        return self._counts().total()

@@ -241,7 +241,7 @@ def _of_study(folder: Path, threads: int) -> tuple[str, str, list[Rung], dict[st
 
 def _of_artifacts(folders: Sequence[Path], threads: int) -> tuple[str, str, list[Rung], dict[str, str]]:
     """Return name, metric and rungs of artifacts, each file held to its manifest; and which of them are damaged."""
-    rungs, left, claims = [], {}, list[Manifest]()
+    rungs, left, claims = list[Rung](), dict[str, str](), list[Manifest]()
     for folder in folders:
         try:
             artifact = Artifact.load(folder)

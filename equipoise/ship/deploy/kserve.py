@@ -23,7 +23,6 @@ def files(rungs: Rungs) -> dict[str, bytes]:
 
 def _service(rungs: Rungs) -> dict[str, Any]:
     """Return the InferenceService; the token is in a secret, its name the model's and ``-token``, its key ``token``."""
-    probe = {"httpGet": {"path": "/v2/health/ready", "port": docker.PORT}, "periodSeconds": 5}
     size = max(sum(entry["bytes"] for entry in artifact.manifest["files"].values()) for artifact in rungs.artifacts)
     memory = f"{512 + 4 * len(rungs.artifacts) * size // 2**20}Mi"
     container = {
@@ -32,8 +31,12 @@ def _service(rungs: Rungs) -> dict[str, Any]:
         "args": ["--slo", docker.SLO],
         "ports": [{"containerPort": docker.PORT, "protocol": "TCP", "name": "http1"}],
         "resources": {"requests": {"cpu": "1", "memory": memory}, "limits": {"cpu": "2", "memory": memory}},
-        "readinessProbe": probe,
-        "livenessProbe": {**probe, "httpGet": {**probe["httpGet"], "path": "/v2/health/live"}, "initialDelaySeconds": 60},
+        "readinessProbe": {"httpGet": {"path": "/v2/health/ready", "port": docker.PORT}, "periodSeconds": 5},
+        "livenessProbe": {
+            "httpGet": {"path": "/v2/health/live", "port": docker.PORT},
+            "initialDelaySeconds": 60,
+            "periodSeconds": 10,
+        },
         "securityContext": {"allowPrivilegeEscalation": False, "runAsNonRoot": True, "runAsUser": 65534},
         "volumeMounts": [{"name": "token", "mountPath": docker.TOKEN, "subPath": "token", "readOnly": True}],
     }
