@@ -192,9 +192,8 @@ class Engine:
     async def _batch(self) -> None:
         """Answer the oldest requests by one run."""
         now = self.clock()
-        rows_of = [each for each in self._queue for _ in range(each.rows)]
-        pins = [self._place(each.pin) for each in rows_of]
-        turn = self.dispatcher.turn(now, [each.deadline for each in rows_of], pins)
+        each_row = [(each.deadline, self._place(each.pin)) for each in self._queue for _ in range(each.rows)]
+        turn = self.dispatcher.turn(now, [due for due, _ in each_row], [pin for _, pin in each_row])
         rung = self.ladder.rungs[turn.rung]
         if turn.why:
             self.switched(rung, turn.why)
