@@ -1,10 +1,10 @@
 """Which rung answers next, of how many requests at once, and who is turned away: numbers alone, no clock and no thread.
 
 Requests wait in order of arrival, each with a deadline. Whenever the machine is free the best rung is taken that leaves every
-request its deadline, as the measured times tell; the slack of the oldest bounds the batch. Down it goes at once. Up it goes only
-where the arrivals of late leave the better rung idle often enough, and not sooner than a dwell after the last switch: else it
-would flap. Both are counted in the time that a request has, for that sets the pace at which a queue must be cleared. Whoever
-asks for a rung by name gets it, in batches of its own, and counts among those who wait.
+request its deadline, as the measured times tell; the slack of the oldest bounds the batch. Down it goes at once. Up it goes
+only where the arrivals of late leave the better rung idle often enough, and not sooner than a dwell after the last switch:
+else it would flap. Both are counted in the time that a request has, for that sets the pace at which a queue must be cleared.
+Whoever asks for a rung by name gets it, in batches of its own, and counts among those who wait.
 
 References:
     Khare et al. 2025, "SuperServe: fine-grained inference serving for unpredictable workloads": (model, batch) by the slack of
