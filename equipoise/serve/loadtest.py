@@ -185,6 +185,8 @@ class Client:
 
     async def ask(self, method: str, path: str, body: Body | None = None) -> tuple[int, bytes]:
         """Return status and JSON of an answer, on a kept connection if there is one; raises one of `LOST`."""
+        while self._idle and self._idle[-1][0].at_eof():  # the server closed it since
+            self._idle.pop()[1].close()
         reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(self._at.hostname, self._at.port)
         length, content = (f"\r\n{HEADER}: {body.head}", body.content) if body else ("", b"")
         writer.write(f"{method} {path} HTTP/1.1\r\n{self._head}{len(content)}{length}\r\n\r\n".encode() + content)

@@ -20,23 +20,21 @@ class Server(uvicorn.Server):
     def __init__(self, config: uvicorn.Config, idle_s: float = IDLE_S) -> None:
         super().__init__(config)
         self.idle_s = idle_s
-        self._since: dict[Any, float] = {}
+        self._idle: dict[Any, tuple[Any, float]] = {}
 
     async def on_tick(self, counter: int) -> bool:
         """Look at the connections; called ten times a second."""
-        now = time.monotonic()
-        idle = [each for each in self.server_state.connections if _is_idle(each)]
-        self._since = {each: self._since.get(each, now) for each in idle}
-        for each, since in self._since.items():
+        now, idle = time.monotonic(), dict[Any, tuple[Any, float]]()
+        for each in self.server_state.connections:
+            last = getattr(each, "cycle", None)  # its last request: another one than a moment ago where it came and went since
+            if last is None or last.response_complete:
+                was = self._idle.get(each, (None, now))
+                idle[each] = was if was[0] is last else (last, now)
+        self._idle = idle
+        for each, (_, since) in idle.items():
             if now - since > self.idle_s:
                 each.transport.close()
         return await super().on_tick(counter)
-
-
-def _is_idle(connection: Any) -> bool:
-    """Whether no request of a connection is being read or answered."""
-    cycle = getattr(connection, "cycle", None)
-    return cycle is None or bool(cycle.response_complete)
 
 
 def listening(host: str, port: int) -> socket.socket:

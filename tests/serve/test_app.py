@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import http.client
 import json
 import socket
 import threading
@@ -140,6 +141,18 @@ def test_who_never_ends_the_headers_is_hung_up_on(served: Served, first: bytes) 
                         break
     assert 0.5 < time.monotonic() - began < 15
     assert served.ask("POST", INFER, request())[0] == 200
+
+
+def test_a_connection_that_is_in_use_stays_open(served: Served) -> None:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)) as to:
+        to.connect()
+        kept = to.sock
+        began = time.monotonic()
+        while time.monotonic() < began + 2.5 * served.server.idle_s:
+            to.request("POST", INFER, json.dumps(request()))
+            assert to.getresponse().read()
+            assert to.sock is kept
+            time.sleep(0.05)
 
 
 def test_whoever_hangs_up_half_way_harms_nobody(served: Served) -> None:
