@@ -312,7 +312,11 @@ def soak(args: argparse.Namespace) -> int:
         "statuses": dict(statuses),
         "growth": growth,
         "most_threads": threads,
-        "met": {"memory within 2 %": growth <= 0.02, "no leaked threads": threads[3] <= threads[1]},
+        "met": {
+            "memory within 2 %": growth <= 0.02,
+            "no leaked threads": threads[3] <= threads[1],
+            "every request is answered": set(statuses) == {200},
+        },
     }
     kept(args, {**told, "samples": samples})
     print(json.dumps(told, indent=1))
