@@ -21,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
         description="Each rung is checked and timed here before it answers anyone; one that fails is left out, and the rest "
         "serve. Open Inference Protocol 2 (REST): /v2/health/ready, /v2/models/NAME, /v2/models/NAME/infer; /metrics for "
         "Prometheus. A request that could only be answered late is turned away at once: 429, with Retry-After. SIGTERM: "
-        "what was taken is answered, then it ends.",
+        "what was taken is answered, then it ends. SIGHUP: what is newer of the source takes over.",
     )
     parser.add_argument("source", metavar="SOURCE", type=Path, nargs="+", help="a study, or folders that export wrote")
     option(parser, "--slo", slo, metavar="BOUND", required=True, help="how soon to answer: p99<=20ms")

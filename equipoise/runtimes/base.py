@@ -119,7 +119,7 @@ def parse_targets(wanted: str | Sequence[Target]) -> tuple[Target, ...]:
     """
     targets = read_targets(wanted)
     for target in targets:
-        check_threads(target)
+        check_threads(target.threads)
     return targets
 
 
@@ -141,12 +141,10 @@ def read_targets(wanted: str | Sequence[Target]) -> tuple[Target, ...]:
     return targets
 
 
-def check_threads(target: Target) -> None:
-    """Raise `InputError` when `target` asks for more threads than there are cores for: the rest would only wait."""
-    most = cores()
-    if target.threads > most:
-        where = f"at most {most}, the cores that this process may run on"
-        raise must_be("target.threads", where, target.threads, f"Write ?threads={most}.")
+def check_threads(threads: int, *, name: str = "target.threads") -> None:
+    """Raise `InputError` where there are fewer cores than `threads`: the rest would only wait."""
+    if threads > (most := cores()):
+        raise must_be(name, f"at most {most}, the cores that this process may run on", threads, f"{most} can run at once.")
 
 
 @dataclass(frozen=True, slots=True)

@@ -13,15 +13,13 @@ from typing import Any
 import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
-from onnx import load_from_string
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
 from starlette.types import ASGIApp, Receive, Scope, Send
 
-from equipoise.batch import ONE, named
+from equipoise.batch import ONE
 from equipoise.errors import InputError
-from equipoise.serve.engine import Answer, Engine, Turned
-from equipoise.serve.ladder import Ladder
-from equipoise.serve.protocol import HEADER, Asked, Taken, read, write
+from equipoise.serve.engine import Answer, Engine, Turned, Unknown
+from equipoise.serve.protocol import HEADER, Asked, read, write
 
 OUTPUT = "output"
 TIMEOUT = "timeout"
@@ -75,20 +73,6 @@ class Figures:
         self.drop.inc(max(0.0, answer.rung.drop.get()))
 
 
-def takes(ladder: Ladder) -> dict[str, Taken]:
-    """Return what the model takes: types from real inputs, free axes from the file where it tells them."""
-    first = ladder.rungs[0]
-    found = {name: Taken(value.dtype.name, tuple(value.shape[1:])) for name, value in named(first.probe).items()}
-    for file, content in first.program.files.items():
-        if file.endswith(".onnx"):
-            for value in load_from_string(content).graph.input:
-                axes = value.type.tensor_type.shape.dim[1:]
-                if value.name in found:
-                    free = tuple(None if axis.dim_param else int(axis.dim_value) for axis in axes)
-                    found[value.name] = Taken(found[value.name].type, free)
-    return found
-
-
 def application(
     engine: Engine, *, name: str, limits: Limits | None = None, token: str = "", ready: Callable[[], bool] = lambda: True
 ) -> FastAPI:
@@ -99,7 +83,7 @@ def application(
         token: What clients show as ``Authorization: Bearer ...``; empty asks for none. Health is told to anyone.
         ready: Whether new requests are welcome; false while the process is about to stop.
     """
-    bounds, figures, taken = limits or Limits(), Figures(), takes(engine.ladder)
+    bounds, figures = limits or Limits(), Figures()
     engine.switched = lambda rung, why: figures.switches.labels(rung.name).inc()
 
     @asynccontextmanager
@@ -116,38 +100,52 @@ def application(
     async def live() -> dict[str, bool]:
         return {"live": True}
 
+    def told_ready(rung: str | None = None) -> Response:
+        able = [engine.ladder.rungs[place].name for place in engine.dispatcher.able]
+        is_so = ready() and not engine.draining and (bool(able) if rung is None else rung in able)
+        return JSONResponse({"ready": is_so}, 200 if is_so else 503)
+
     @app.get("/v2/health/ready")
     async def is_ready() -> Response:
-        able = ready() and not engine.draining and bool(engine.dispatcher.able)
-        return JSONResponse({"ready": able}, 200 if able else 503)
+        return told_ready()
 
     @app.get("/v2")
     async def server() -> dict[str, Any]:
         return {"name": "equipoise", "version": version("equipoise"), "extensions": ["binary_tensor_data"]}
 
-    @app.get("/v2/models/{model_name}")
-    async def metadata(model_name: str) -> Response:
-        if model_name != name:
-            return _unknown(model_name, name)
-        asked = [{"name": key, **each.described} for key, each in taken.items()]
+    def unknown(request: Request) -> Response | None:
+        """Return what an address is told that names another model, or a version that is no rung; None where it is right."""
+        model, rung = request.path_params["model"], request.path_params.get("rung")
+        if model != name:
+            return _told(404, f"model {model[:100]!r} is not served here; it is {name!r}")
+        return None if rung is None or rung in engine.ladder.places else _no_version(rung, engine)
+
+    @app.get("/v2/models/{model}")
+    @app.get("/v2/models/{model}/versions/{rung}")
+    async def metadata(request: Request) -> Response:
+        asked = [{"name": key, **each.described} for key, each in engine.ladder.takes.items()]
         rungs = [rung.name for rung in engine.ladder.rungs]
-        out = {"name": OUTPUT, "datatype": "FP32", "shape": [-1]}
-        return JSONResponse({"name": name, "versions": rungs, "platform": "equipoise", "inputs": asked, "outputs": [out]})
+        out = {"name": OUTPUT, "datatype": "FP32", "shape": [*engine.ladder.gives]}
+        told = {"name": name, "versions": rungs, "platform": "equipoise", "inputs": asked, "outputs": [out]}
+        return unknown(request) or JSONResponse(told)
 
-    @app.get("/v2/models/{model_name}/ready")
-    async def model_ready(model_name: str) -> Response:
-        return await is_ready() if model_name == name else _unknown(model_name, name)
+    @app.get("/v2/models/{model}/ready")
+    @app.get("/v2/models/{model}/versions/{rung}/ready")
+    async def model_ready(request: Request) -> Response:
+        return unknown(request) or told_ready(request.path_params.get("rung"))
 
-    @app.post("/v2/models/{model_name}/infer")
-    async def infer(model_name: str, request: Request) -> Response:
-        if model_name != name:
-            return _unknown(model_name, name)
+    async def infer(request: Request) -> Response:
+        if wrong := unknown(request):
+            return figures.counted(wrong)
+        rung = request.path_params.get("rung")
         try:
             body = await _body(request, bounds)
-            asked = read(body, request.headers.get(HEADER), taken, most_rows=bounds.rows)
-            found = await engine.answer(_inputs(asked), within_s=_within(asked))
+            asked = read(body, request.headers.get(HEADER), engine.ladder.takes, most_rows=bounds.rows)
+            found = await engine.answer(_inputs(asked), within_s=_within(asked), rung=rung)
         except InputError as error:
             return figures.counted(_told(400, str(error)))
+        except Unknown as error:
+            return figures.counted(_no_version(str(error), engine))
         except _TooLarge as error:
             return figures.counted(_told(413, str(error), {"Connection": "close"}))
         except TimeoutError:
@@ -159,6 +157,9 @@ def application(
             return figures.counted(_told(500, f"{type(error).__name__}: {str(error)[:200]}"))
         figures.answered(found)
         return figures.counted(_answer(asked, found, name))
+
+    for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{rung}/infer"):
+        app.add_route(path, infer, methods=["POST"])  # Starlette's own: nothing to be resolved for each request
 
     @app.get("/metrics")
     async def metrics() -> Response:
@@ -236,5 +237,5 @@ def _told(status: int, text: str, headers: Mapping[str, str] | None = None) -> J
     return JSONResponse({"error": text}, status, headers=dict(headers or {}))
 
 
-def _unknown(name: str, model: str) -> JSONResponse:
-    return _told(404, f"model {name[:100]!r} is not served here; it is {model!r}")
+def _no_version(rung: str, engine: Engine) -> JSONResponse:
+    return _told(404, f"version {rung[:100]!r} is not served here; there are {', '.join(engine.ladder.places)}")

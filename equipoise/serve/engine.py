@@ -8,11 +8,11 @@ from __future__ import annotations
 
 import asyncio
 import time
-from collections import deque
+from collections import Counter, deque
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 from numpy.typing import NDArray
@@ -22,6 +22,11 @@ from equipoise.serve.dispatch import Dispatcher
 from equipoise.serve.ladder import Ladder, Rung
 
 Array = NDArray[Any]
+Made = TypeVar("Made")
+
+
+class Unknown(Exception):
+    """A rung that is asked for and does not stand in the ladder."""
 
 
 class Turned(Exception):
@@ -61,13 +66,16 @@ class _Waiting:
     deadline: float
     came: float
     answer: asyncio.Future[Answer]
+    pin: str | None = None
+    """Name of the only rung that may answer it."""
     alone: bool = False
     """Whether it is run by itself: with others beside it a run went wrong."""
 
     def joins(self, other: _Waiting) -> bool:
-        """Whether one run may answer both: sequences must be of one length."""
+        """Whether one run may answer both: by one rung, and sequences must be of one length."""
         pairs = zip(leaves(self.inputs), leaves(other.inputs), strict=True)
-        return not (self.alone or other.alone) and all(one.shape[1:] == two.shape[1:] for one, two in pairs)
+        apart = self.alone or other.alone or self.pin != other.pin
+        return not apart and all(one.shape[1:] == two.shape[1:] for one, two in pairs)
 
 
 @dataclass
@@ -89,46 +97,65 @@ class Engine:
     clock: Callable[[], float] = time.monotonic
 
     def __post_init__(self) -> None:
-        self.dispatcher = Dispatcher(self.ladder.costs)
+        self.dispatcher = Dispatcher(self.ladder.costs, self.slo_s)
+        self._next: Ladder | None = None
         self._queue: deque[_Waiting] = deque()
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="equipoise-serve")
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
         self._idle.set()
         self.draining = False
-        self._loop: asyncio.Task[None] | None = None
+        self._task: asyncio.Task[None] | None = None
+        self._loop: asyncio.AbstractEventLoop | None = None
         self._busy_until = 0.0
 
     def start(self) -> None:
         """Begin to answer."""
-        self._loop = asyncio.get_running_loop().create_task(self._serve())
+        self._loop = asyncio.get_running_loop()
+        self._task = self._loop.create_task(self._serve())
 
-    async def answer(self, inputs: Any, *, within_s: float | None = None) -> Answer:
+    async def answer(self, inputs: Any, *, within_s: float | None = None, rung: str | None = None) -> Answer:
         """Return the answer to a request of one or more rows.
 
         Args:
             within_s: Seconds that it has; None takes the server's.
+            rung: Name of the only rung that may answer; None leaves it to the dispatcher.
         Raises:
             Turned: It would be late, too many wait, no rung is left, or the server is about to stop.
+            Unknown: No such rung, or it is about to go.
         """
         now, rows = self.clock(), size(inputs)
         within = self.slo_s if within_s is None else within_s
         self.dispatcher.arrivals.seen(now, rows)
         if self.draining:
             raise Turned("the server is about to stop", 1.0)
-        if not self.dispatcher.able:
-            raise Turned("every rung is set aside", 60.0)
-        there = self.waiting + rows
-        ahead = max(0.0, self._busy_until - now) + self.dispatcher.wait(there - 1)
-        if there > self.most_waiting or ahead > within:
+        if rung is not None and not all(rung in ladder.places for ladder in (self.ladder, self._next or self.ladder)):
+            raise Unknown(rung)
+        able = [self.ladder.rungs[place].name for place in self.dispatcher.able]
+        if not able or rung not in (None, *able):
+            raise Turned("every rung is set aside" if not able else f"{rung} is set aside", 60.0)
+        counts = self._counts()
+        counts[self._place(rung)] += rows
+        ahead = max(0.0, self._busy_until - now) + self.dispatcher.wait(counts)
+        if counts.total() > self.most_waiting or ahead > within:
             raise Turned(
                 f"it would be answered in {1e3 * ahead:.3g} ms, and has {1e3 * within:.3g}", max(ahead - within, 0.001)
             )
-        request = _Waiting(inputs, rows, now + within, now, asyncio.get_running_loop().create_future())
+        request = _Waiting(inputs, rows, now + within, now, asyncio.get_running_loop().create_future(), rung)
         self._queue.append(request)
         self._idle.clear()
         self._work.set()
         return await request.answer
+
+    def swap(self, ladder: Ladder) -> None:
+        """Answer by another ladder from the next run on, told from any thread; who waits for a rung that goes comes first."""
+        self._next = ladder
+        if self._loop is not None:
+            self._loop.call_soon_threadsafe(self._work.set)
+
+    def between(self, job: Callable[[], Made]) -> Made:
+        """Return what a short job gives, done where the models run and between two of their runs; not for the event loop."""
+        return self._pool.submit(job).result()
 
     async def drain(self, most_s: float) -> bool:
         """Take no more, answer what waits, and return whether all of it was."""
@@ -138,14 +165,18 @@ class Engine:
         except TimeoutError:
             return False
         finally:
-            if self._loop is not None:
-                self._loop.cancel()
+            if self._task is not None:
+                self._task.cancel()
             self._pool.shutdown(wait=False)
         return True
 
     async def _serve(self) -> None:
         while True:
             self._queue = deque(each for each in self._queue if not each.answer.done())  # whoever hung up waits no more
+            if self._next is not None and all(each.pin is None or each.pin in self._next.places for each in self._queue):
+                self.ladder, self._next = self._next, None
+                arrivals, self.dispatcher = self.dispatcher.arrivals, Dispatcher(self.ladder.costs, self.slo_s)
+                self.dispatcher.arrivals = arrivals
             if not self._queue:
                 self._idle.set()
                 self._work.clear()
@@ -161,7 +192,8 @@ class Engine:
     async def _batch(self) -> None:
         """Answer the oldest requests by one run."""
         now = self.clock()
-        turn = self.dispatcher.turn(now, [each.deadline for each in self._queue for _ in range(each.rows)])
+        each_row = [(each.deadline, self._place(each.pin)) for each in self._queue for _ in range(each.rows)]
+        turn = self.dispatcher.turn(now, [due for due, _ in each_row], [pin for _, pin in each_row])
         rung = self.ladder.rungs[turn.rung]
         if turn.why:
             self.switched(rung, turn.why)
@@ -183,7 +215,7 @@ class Engine:
         took = self.clock() - now
         self._busy_until = now + took
         if rows in cost.usual:
-            cost.learn(rows, took)
+            cost.learn(rows, took, now + took)
         place = 0
         for each in taken:
             late = now + took > each.deadline
@@ -202,15 +234,13 @@ class Engine:
             fault = False
             self.dispatcher.broken.add(place)
             self.told(f"WARNING: {rung.name} is set aside: {type(error).__name__}: {str(error)[:200]}")
-        if not self.dispatcher.able:  # nothing will answer those behind them either
-            taken += self._queue
-            self._queue.clear()
-        if (fault and len(taken) == 1) or not self.dispatcher.able:
-            self._fail(taken, error)
-            return
-        for each in taken:
-            each.alone = fault
         self._queue.extendleft(reversed(taken))
+        if fault and len(taken) > 1:
+            for each in taken:
+                each.alone = True
+            return
+        left = bool(self.dispatcher.able)
+        self._fail(taken if fault else [each for each in self._queue if not left or each.pin == rung.name], error)
 
     @staticmethod
     def _fail(requests: list[_Waiting], error: Exception) -> None:
@@ -218,7 +248,17 @@ class Engine:
             if not each.answer.done():
                 each.answer.set_exception(error)
 
+    def _place(self, pin: str | None) -> int | None:
+        return None if pin is None else self.ladder.places[pin]
+
+    def _counts(self) -> Counter[int | None]:
+        """Rung that is asked for, None for any -> rows that wait."""
+        counts: Counter[int | None] = Counter()
+        for each in self._queue:
+            counts[self._place(each.pin)] += each.rows
+        return counts
+
     @property
     def waiting(self) -> int:
         """Rows that wait."""
-        return sum(each.rows for each in self._queue)
+        return self._counts().total()

@@ -2,34 +2,48 @@
 
 from __future__ import annotations
 
+import math
+import re
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from hashlib import sha256
+from itertools import chain, count
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from onnx import load_from_string
 from safetensors.numpy import load as loaded
 
-from equipoise.batch import Inputs, mapped, restored, size, take
+from equipoise.batch import Inputs, mapped, named, restored, size, take
 from equipoise.errors import EquipoiseError, InputError, must_be
 from equipoise.pareto import non_dominated
 from equipoise.records import Reading, program_ref
 from equipoise.runtimes.base import Program, Session, get
 from equipoise.serve.dispatch import Cost
+from equipoise.serve.protocol import Taken
 from equipoise.ship.artifact import Artifact
 from equipoise.ship.manifest import PROBE, Manifest
+from equipoise.ship.promises import at_home, slack
 from equipoise.study.record import Study
 from equipoise.study.store import Store
 
-OFF = 1e-3
-"""Largest difference of an answer from the one that was recorded, as a fraction of the largest; int8 kernels of another CPU may
-round otherwise."""
 TIMED_S, ROUNDS = 0.15, 7
-"""Seconds that a batch of a rung is timed for at the start, and rounds at least."""
+"""Seconds that a batch of a rung is timed for, and rounds at least."""
+LONGEST = 0.25
+"""Part of a request's time that a batch may take for the next larger one to be timed: one that takes more than half of it would
+leave too little to those who come meanwhile."""
+
+Alone = Callable[[Callable[[], float]], float]
+"""Does a run at a moment at which no other model runs, and returns its seconds."""
+
+
+def at_once(run: Callable[[], float]) -> float:
+    """Do a run now: nothing else runs at the start."""
+    return run()
 
 
 @dataclass(frozen=True)
@@ -42,6 +56,7 @@ class Rung:
         threads: Inside one operator.
         probe: Inputs (N, ...) that it is tried with.
         answers: What it is to answer to them; None where that was not recorded.
+        bound: How far from that it may be, relative to the largest.
     """
 
     name: str
@@ -51,39 +66,52 @@ class Rung:
     threads: int
     probe: Inputs = field(repr=False)
     answers: NDArray[Any] | None = field(default=None, repr=False)
+    bound: float = math.inf
 
     @cached_property
     def session(self) -> Session:
         """The loaded program."""
         return get(self.program.runtime).load(self.program, threads=self.threads)
 
-    def check(self) -> None:
-        """Raise `EquipoiseError` unless it loads and answers its probe as it was recorded."""
+    def check(self) -> tuple[int, ...]:
+        """Return the shape of an answer; raise `EquipoiseError` unless it loads and answers its probe as it was recorded."""
         found = self.session.run(mapped(self.probe, np.ascontiguousarray))
         if len(found) != size(self.probe) or not np.isfinite(found).all():
             raise EquipoiseError(f"its answers to {size(self.probe)} samples are not as many finite rows")
         if self.answers is not None:
             off = float(np.abs(found - self.answers).max() / max(float(np.abs(self.answers).max()), 1e-30))
-            if off > OFF:
+            if off > self.bound:
                 raise EquipoiseError(f"its answers are {off:.1g} off those that were recorded")
+        return tuple(found.shape[1:])
 
-    def cost(self, batches: Sequence[int], share: float) -> Cost:
-        """Return what it takes here, by timing each batch: the median, and what this share of the runs takes at most."""
-        usual, most = {}, {}
+    def cost(self, batches: Sequence[int], share: float, *, slo_s: float = math.inf, alone: Alone = at_once) -> Cost:
+        """Return what it takes here, by timing batches: the median, and what this share of the runs takes at most.
+
+        Args:
+            batches: Ascending; those that would take more than half of `slo_s` are left out, but not the first.
+        """
+        usual: dict[int, float] = {}
+        most: dict[int, float] = {}
         for batch in batches:
+            if any(seconds > LONGEST * slo_s for seconds in usual.values()):
+                break
             request = mapped(take(self.probe, np.arange(batch) % size(self.probe)), np.ascontiguousarray)
-            times = self._timed(request)
+            times = self._timed(request, alone)
             usual[batch], most[batch] = float(np.median(times)), float(np.quantile(times, share))
         return Cost(usual, most)
 
-    def _timed(self, request: Inputs) -> list[float]:
+    def _timed(self, request: Inputs, alone: Alone) -> list[float]:
         """Return the seconds of each of several runs."""
-        self.session.run(request)
-        times: list[float] = []
-        while len(times) < ROUNDS or sum(times) < TIMED_S:
+
+        def run() -> float:
             began = time.perf_counter()
             self.session.run(request)
-            times.append(time.perf_counter() - began)
+            return time.perf_counter() - began
+
+        alone(run)
+        times: list[float] = []
+        while len(times) < ROUNDS or sum(times) < TIMED_S:
+            times.append(alone(run))
         return times
 
 
@@ -94,12 +122,39 @@ class Ladder:
     Attributes:
         costs: What each rung takes here.
         metric: Name of the quality.
+        answer: Shape of an answer to one sample.
     """
 
     name: str
     rungs: tuple[Rung, ...]
     costs: tuple[Cost, ...]
     metric: str
+    answer: tuple[int, ...] = ()
+
+    @cached_property
+    def places(self) -> dict[str, int]:
+        """Name of a rung -> its place."""
+        return {rung.name: place for place, rung in enumerate(self.rungs)}
+
+    @cached_property
+    def takes(self) -> dict[str, Taken]:
+        """What the model takes: types from real inputs, free axes from the file where it tells them."""
+        first = self.rungs[0]
+        found = {name: Taken(value.dtype.name, tuple(value.shape[1:])) for name, value in named(first.probe).items()}
+        for file, content in first.program.files.items():
+            if file.endswith(".onnx"):
+                for value in load_from_string(content).graph.input:
+                    axes = value.type.tensor_type.shape.dim[1:]
+                    if value.name in found:
+                        free = tuple(None if axis.dim_param else int(axis.dim_value) for axis in axes)
+                        found[value.name] = Taken(found[value.name].type, free)
+        return found
+
+    @property
+    def gives(self) -> tuple[int, ...]:
+        """Axes of the answers, as the protocol tells them: -1 where one is free, as all are where an input has a free one."""
+        free = any(axis is None for taken in self.takes.values() for axis in taken.shape)
+        return (-1, *(-1 if free else axis for axis in self.answer))
 
 
 def ladder(
@@ -108,8 +163,10 @@ def ladder(
     threads: int,
     batches: Sequence[int],
     share: float,
+    slo_s: float,
     tell: Callable[[str], None],
     least: tuple[str, float] | None = None,
+    alone: Alone = at_once,
 ) -> Ladder:
     """Return the ladder of a study, or of several artifacts of one model.
 
@@ -118,8 +175,10 @@ def ladder(
         threads: Inside one operator.
         batches: Requests that may be answered at once, ascending from 1.
         share: Of the runs of a batch that take no longer than its cost says.
+        slo_s: The time that a request has; a rung that takes longer for one alone is left out.
         tell: Told which rungs are left out, a line each.
         least: ``("quality", Q)`` or ``("drop", D)``, which every rung must keep.
+        alone: How a run is timed; see `Alone`.
     Raises:
         InputError: No such folder, artifacts of different models, or no rung left.
     """
@@ -130,12 +189,18 @@ def ladder(
     name, metric, rungs, left = _of_study(sources[0], threads) if studied else _of_artifacts(sources, threads)
     left |= {rung.name: why for rung in rungs if (why := _beyond(rung, least))}
     ready: list[tuple[Rung, Cost]] = []
+    answer: tuple[int, ...] = ()
     for rung in rungs:
         if rung.name in left:
             continue
         try:
-            rung.check()
-            ready.append((rung, rung.cost(batches, share)))
+            answer = rung.check()
+            cost = rung.cost(batches, share, slo_s=slo_s, alone=alone)
+            if (takes := cost.usual[batches[0]]) > slo_s:
+                raise must_be(
+                    "slo", f"above the {1e3 * takes:.3g} ms that it takes here", f"{1e3 * slo_s:.3g} ms", "Allow more time."
+                )
+            ready.append((rung, cost))
         except EquipoiseError as error:
             left[rung.name] = str(error)
         except Exception as error:  # noqa: BLE001 - a runtime may raise anything of a damaged file: the other rungs serve
@@ -146,7 +211,7 @@ def ladder(
         raise InputError(f"no rung of {name} can serve: {'; '.join(f'{n}: {w}' for n, w in left.items())}.")
     ready = [ready[i] for i in sorted(non_dominated([[r.drop.get(), c.usual[batches[0]]] for r, c in ready]))]
     ready.sort(key=lambda pair: (pair[0].drop.get(), pair[1].usual[batches[0]]))
-    return Ladder(name, tuple(r for r, _ in ready), tuple(c for _, c in ready), metric)
+    return Ladder(name, tuple(r for r, _ in ready), tuple(c for _, c in ready), metric, answer)
 
 
 def _beyond(rung: Rung, least: tuple[str, float] | None) -> str:
@@ -176,7 +241,7 @@ def _of_study(folder: Path, threads: int) -> tuple[str, str, list[Rung], dict[st
 
 def _of_artifacts(folders: Sequence[Path], threads: int) -> tuple[str, str, list[Rung], dict[str, str]]:
     """Return name, metric and rungs of artifacts, each file held to its manifest; and which of them are damaged."""
-    rungs, left, claims = [], {}, list[Manifest]()
+    rungs, left, claims = list[Rung](), dict[str, str](), list[Manifest]()
     for folder in folders:
         try:
             artifact = Artifact.load(folder)
@@ -188,13 +253,21 @@ def _of_artifacts(folders: Sequence[Path], threads: int) -> tuple[str, str, list
         claims.append(claim)
         promise, held = artifact.promise, loaded(probe)
         answers = held.pop("outputs")
-        rungs.append(Rung(str(folder), program, promise["quality"], promise["drop"], threads, restored(held), answers))
+        bound = slack(program.precision, home=at_home(claim.recorded.machine, program.runtime))
+        own = _free(folder, rungs)
+        rungs.append(Rung(own, program, promise["quality"], promise["drop"], threads, restored(held), answers, bound))
     if not claims:
         raise InputError(next(iter(left.values())))
     if len({(claim.study.fingerprint, claim.study.metric.name) for claim in claims}) > 1:
         names = ", ".join(sorted({claim.study.name for claim in claims}))
         raise must_be("artifacts", "of one model and its data", names, "Serve each model by itself.")
     return claims[0].study.name, claims[0].study.metric.name, rungs, left
+
+
+def _free(folder: Path, rungs: Sequence[Rung]) -> str:
+    """Return a folder's name as part of an address, with a number behind it where a rung has it."""
+    plain, taken = re.sub(r"[^A-Za-z0-9_.-]+", "-", folder.resolve().name), {rung.name for rung in rungs}
+    return next(name for name in chain([plain], (f"{plain}-{number}" for number in count(2))) if name not in taken)
 
 
 def _hold(artifact: Artifact, contents: Mapping[str, bytes]) -> None:

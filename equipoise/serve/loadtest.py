@@ -13,7 +13,7 @@ import gzip
 import json
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +22,7 @@ from urllib.parse import SplitResult, urlsplit
 import numpy as np
 
 from equipoise.errors import EquipoiseError, InputError, must_be
+from equipoise.serve.protocol import HEADER, TYPES
 
 ARRIVAL = "arrival_ms"
 """Column of a trace."""
@@ -29,6 +30,18 @@ LOST = (OSError, asyncio.IncompleteReadError, ValueError)
 """What is raised where no answer comes, or none that can be read."""
 IDLE = 64
 """Connections that are kept for the next request."""
+
+
+@dataclass(frozen=True)
+class Body:
+    """What a request sends: JSON, and the bytes of its tensors behind it.
+
+    Attributes:
+        head: Bytes of the JSON.
+    """
+
+    content: bytes
+    head: int
 
 
 @dataclass(frozen=True)
@@ -121,7 +134,7 @@ def trace(file: Path, rate: float, seconds: float) -> list[float]:
     return [at for row in rows if (at := factor * (row - rows[0])) < seconds]
 
 
-async def run(url: str, arrivals: Sequence[float], bodies: Sequence[bytes], *, slo_s: float, token: str = "") -> Load:
+async def run(url: str, arrivals: Sequence[float], bodies: Sequence[Body], *, slo_s: float, token: str = "") -> Load:
     """Send a request at each arrival and return what became of them.
 
     Args:
@@ -129,7 +142,7 @@ async def run(url: str, arrivals: Sequence[float], bodies: Sequence[bytes], *, s
         arrivals: Seconds from now, ascending.
         bodies: What is sent, in turn.
     """
-    to = _Client(url, token)
+    to = Client(url, token)
     began, behind = time.perf_counter() + 0.2, 0.0
     tasks: list[asyncio.Task[Sent]] = []
     for number, due in enumerate(arrivals):
@@ -156,19 +169,27 @@ def _parted(url: str) -> SplitResult:
     raise must_be("URL", "http://HOST:PORT/v2/models/NAME/infer", url, "Take it from what `equipoise serve` printed.")
 
 
-class _Client:
-    """HTTP/1.1 with kept connections; one request at a time on each."""
+class Client:
+    """HTTP/1.1 with kept connections; one request at a time on each.
 
-    def __init__(self, url: str, token: str) -> None:
+    Attributes:
+        path: Of the address that it was given.
+    """
+
+    def __init__(self, url: str, token: str = "") -> None:
         self._at = _parted(url)
+        self.path = self._at.path
         shown = f"Authorization: Bearer {token}\r\n" if token else ""
         self._head = f"Host: {self._at.netloc}\r\n{shown}Content-Type: application/json\r\nContent-Length: "
         self._idle: list[tuple[asyncio.StreamReader, asyncio.StreamWriter]] = []
 
-    async def ask(self, method: str, path: str, body: bytes = b"") -> tuple[int, bytes]:
-        """Return status and content of an answer, on a kept connection if there is one; raises one of `LOST`."""
+    async def ask(self, method: str, path: str, body: Body | None = None) -> tuple[int, bytes]:
+        """Return status and JSON of an answer, on a kept connection if there is one; raises one of `LOST`."""
+        while self._idle and self._idle[-1][0].at_eof():  # the server closed it since
+            self._idle.pop()[1].close()
         reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(self._at.hostname, self._at.port)
-        writer.write(f"{method} {path} HTTP/1.1\r\n{self._head}{len(body)}\r\n\r\n".encode() + body)
+        length, content = (f"\r\n{HEADER}: {body.head}", body.content) if body else ("", b"")
+        writer.write(f"{method} {path} HTTP/1.1\r\n{self._head}{len(content)}{length}\r\n\r\n".encode() + content)
         try:
             status, content, stays = await _answered(reader)
         except LOST:
@@ -180,10 +201,10 @@ class _Client:
             writer.close()
         return status, content
 
-    async def send(self, body: bytes, due: float, began: float) -> Sent:
+    async def send(self, body: Body, due: float, began: float) -> Sent:
         """Send a body when it is due; what goes wrong is an answer too."""
         try:
-            status, content = await self.ask("POST", self._at.path, body)
+            status, content = await self.ask("POST", self.path, body)
         except LOST:
             status, content = 0, b""
         latency = time.perf_counter() - began - due
@@ -199,12 +220,13 @@ class _Client:
 
 
 async def _answered(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
-    """Return status and body of an answer, and whether the connection stays open."""
+    """Return status and JSON of an answer, and whether the connection stays open."""
     head = (await reader.readuntil(b"\r\n\r\n")).decode("latin-1").lower()
     first, *rest = head.split("\r\n")
     headers = dict(line.split(": ", 1) for line in rest if ": " in line)
     content = await reader.readexactly(int(headers.get("content-length", "0")))
-    return int(first.split(" ")[1]), content, headers.get("connection", "") != "close"
+    told = content[: int(headers.get(HEADER.lower(), len(content)))]
+    return int(first.split(" ")[1]), told, headers.get("connection", "") != "close"
 
 
 async def metadata(url: str, token: str = "") -> Mapping[str, Any]:
@@ -214,9 +236,9 @@ async def metadata(url: str, token: str = "") -> Mapping[str, Any]:
         InputError: It is no such address.
         EquipoiseError: Nobody answers there, or not as the protocol says.
     """
-    to = _Client(url, token)
+    to = Client(url, token)
     try:
-        status, content = await to.ask("GET", _parted(url).path.removesuffix("/infer"))
+        status, content = await to.ask("GET", to.path.removesuffix("/infer"))
         told = json.loads(content)
     except LOST as error:
         raise EquipoiseError(f"nobody serves at {url}: {type(error).__name__}: {error}") from error
@@ -226,16 +248,20 @@ async def metadata(url: str, token: str = "") -> Mapping[str, Any]:
     return told
 
 
-def bodies(about: Mapping[str, Any], *, seed: int, length: int = 16, count: int = 8) -> list[bytes]:
-    """Return requests of random inputs of one row, as the server's metadata asks for them; free axes are `length` long."""
-    return [json.dumps({"inputs": list(_drawn(about, np.random.default_rng(seed + n), length))}).encode() for n in range(count)]
+def bodies(about: Mapping[str, Any], *, seed: int, length: int = 16, count: int = 8, rows: int = 1) -> list[Body]:
+    """Return requests of random inputs, as the server's metadata asks for them; free axes are `length` long."""
+    return [_body(about, np.random.default_rng(seed + number), length, rows) for number in range(count)]
 
 
-def _drawn(about: Mapping[str, Any], generator: np.random.Generator, length: int) -> Iterator[dict[str, Any]]:
+def _body(about: Mapping[str, Any], generator: np.random.Generator, length: int, rows: int) -> Body:
+    told, raw = [], []
     for given in about["inputs"]:
-        shape = [1, *(length if axis == -1 else axis for axis in given["shape"][1:])]
+        shape = [rows, *(length if axis == -1 else axis for axis in given["shape"][1:])]
         whole = given["datatype"].startswith(("INT", "UINT", "BOOL"))
-        drawn = generator.integers(0, 2, shape) if whole else generator.random(shape).round(4)
-        yield {"name": given["name"], "datatype": given["datatype"], "shape": shape, "data": drawn.ravel().tolist()}
-    if not about["inputs"]:
+        drawn = generator.integers(0, 2, shape) if whole else generator.random(shape)
+        raw.append(drawn.astype(TYPES[given["datatype"]]).tobytes())
+        told.append({**given, "shape": shape, "parameters": {"binary_data_size": len(raw[-1])}})
+    if not told:
         raise InputError("the server says of no input what it takes.")
+    head = json.dumps({"inputs": told, "parameters": {"binary_data_output": True}}).encode()
+    return Body(b"".join([head, *raw]), len(head))

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import re
 import signal
-import socket
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from equipoise.errors import missing_extra, must_be
-from equipoise.runtimes.cpu import cores
+from equipoise.errors import missing_extra
+from equipoise.runtimes.base import check_threads
 from equipoise.serve.engine import Engine
-from equipoise.serve.ladder import ladder
+from equipoise.serve.ladder import Alone, Ladder, at_once, ladder
+from equipoise.serve.reload import Reload
+
+if TYPE_CHECKING:
+    from fastapi import FastAPI
 
 CONNECTIONS = 1024
 """Connections at once; further ones are told 503."""
@@ -36,7 +40,7 @@ def serve(
     key: Path | None,
     body_bytes: int,
 ) -> None:
-    """Serve a study, or artifacts of one model, until the process is told to end.
+    """Serve a study, or artifacts of one model, until the process is told to end; on SIGHUP, what is newer of it.
 
     Args:
         sources: See `ladder`.
@@ -53,51 +57,66 @@ def serve(
         import uvicorn
 
         from equipoise.serve.app import Limits, application
+        from equipoise.serve.server import IDLE_S, Server, listening
     except ImportError as error:
         raise missing_extra(error.name or "fastapi", "serve") from error
-    if threads > cores():
-        raise must_be("threads", f"at most {cores()}, the cores here", threads, "Lower it.")
-    batches = [2**step for step in range(batch.bit_length()) if 2**step <= batch]
-    made = ladder(sources, threads=threads, batches=batches, share=share, tell=_say, least=least)
-    named = re.sub(r"[^A-Za-z0-9_.-]+", "-", made.name if name is None else name).strip("-") or "model"
+    check_threads(threads, name="threads")
+    batches = _batches(batch)
+
+    def read(alone: Alone) -> Ladder:
+        return ladder(sources, threads=threads, batches=batches, share=share, slo_s=slo_s, tell=_say, least=least, alone=alone)
+
+    made = read(at_once)
+    named = _plain(made.name if name is None else name)
     for rung, cost in zip(made.rungs, made.costs, strict=True):
         _say(f"{rung.name}: {made.metric} {rung.quality}, drop {rung.drop}, {1e3 * cost.usual[1]:.3g} ms here")
-    quickest = min(cost.most[1] for cost in made.costs)
-    if quickest > slo_s:
-        raise must_be("slo", f"above the {1e3 * quickest:.3g} ms of the quickest rung here", slo_s, "Allow more time.")
-    listening = _listening(host, port)
+    bound = listening(host, port)
     limits = Limits(body_bytes=body_bytes, rows=batches[-1])
     engine = Engine(made, slo_s, QUEUED * batches[-1], told=_say)
     app = application(engine, name=named, limits=limits, token=token, ready=lambda: not server.should_exit)
-    config = uvicorn.Config(
-        app, log_level="warning", access_log=False, server_header=False, timeout_keep_alive=30, limit_concurrency=CONNECTIONS,
-        ssl_certfile=certificate, ssl_keyfile=key, timeout_graceful_shutdown=int(limits.drain_s),
+    config = uvicorn.Config(  # errors alone are logged: a line for each request that is refused would be one more load
+        app, log_level="error", access_log=False, server_header=False, ssl_certfile=certificate, ssl_keyfile=key,
+        limit_concurrency=CONNECTIONS, timeout_keep_alive=int(IDLE_S), timeout_graceful_shutdown=int(limits.drain_s),
     )  # fmt: skip
-    server = uvicorn.Server(config)
-    at, scheme = listening.getsockname()[:2], "https" if certificate else "http"
+    server = Server(config)
+    at, scheme = bound.getsockname()[:2], "https" if certificate else "http"
     _say(f"{named} is served at {scheme}://{at[0]}:{at[1]}/v2/models/{named}/infer")
     for told in (signal.SIGTERM, signal.SIGINT):  # raised again by the server once all is answered: a good end
         signal.signal(told, lambda *_: None)
-    server.run(sockets=[listening])
+    newer = Reload(engine, read, _say)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda *_: newer.begin())
+    server.run(sockets=[bound])
 
 
-def _listening(host: str, port: int) -> socket.socket:
-    """Return a socket that is bound.
+def application_of(
+    sources: Sequence[str | Path], *, slo_s: float, name: str, share: float = 0.99, threads: int = 1, batch: int = 16
+) -> FastAPI:
+    """Return what `serve` would serve as an ASGI application, for a server that somebody else runs, such as Ray Serve.
 
+    Args:
+        sources, slo_s, share, name, threads: As for `serve`.
+        batch: Requests answered at once at most.
     Raises:
-        InputError: The address is no address of this machine, or the port is taken.
+        InputError: As `serve`.
     """
-    made = None
-    try:
-        family, kind, protocol, _, address = socket.getaddrinfo(host, port, type=socket.SOCK_STREAM, flags=socket.AI_PASSIVE)[0]
-        made = socket.socket(family, kind, protocol)  # named, or asyncio lets each answer wait 40 ms for more to send
-        made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        made.bind(address)
-    except OSError as error:
-        if made is not None:
-            made.close()
-        raise must_be("port", "free on this machine's address", f"{host}:{port}", f"{error.strerror}: take another.") from error
-    return made
+    from equipoise.serve.app import Limits, application
+
+    batches = _batches(batch)
+    folders = [Path(source) for source in sources]
+    made = ladder(folders, threads=threads, batches=batches, share=share, slo_s=slo_s, tell=_say)
+    engine = Engine(made, slo_s, QUEUED * batches[-1], told=_say)
+    return application(engine, name=_plain(name), limits=Limits(rows=batches[-1]))
+
+
+def _batches(most: int) -> list[int]:
+    """Return the powers of two up to `most`."""
+    return [2**step for step in range(most.bit_length()) if 2**step <= most]
+
+
+def _plain(name: str) -> str:
+    """Return a name as part of an address."""
+    return re.sub(r"[^A-Za-z0-9_.-]+", "-", name).strip("-") or "model"
 
 
 def _say(line: str) -> None:

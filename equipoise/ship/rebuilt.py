@@ -26,8 +26,8 @@ from equipoise.runtimes.structure import Stored, layer_bits, parameters
 from equipoise.schemes import scheme
 from equipoise.search import Space
 from equipoise.ship.manifest import WEIGHTS
-from equipoise.ship.promises import Check, judged
-from equipoise.ship.scene import ELSEWHERE, FP32_SLACK, Scene, apart, near
+from equipoise.ship.promises import FP32_SLACK, Check, judged
+from equipoise.ship.scene import ELSEWHERE, Scene, apart, near
 from equipoise.units import show
 from equipoise.workloads import predict
 

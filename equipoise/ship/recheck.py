@@ -29,9 +29,9 @@ from equipoise.ship.artifact import Artifact
 from equipoise.ship.manifest import SOURCE_STATE
 from equipoise.ship.metered import metered
 from equipoise.ship.pace import raced
-from equipoise.ship.promises import SAMPLES, Check, judged
+from equipoise.ship.promises import FP32_SLACK, SAMPLES, Check, judged, slack
 from equipoise.ship.rebuilt import in_the_graph, rebuilt
-from equipoise.ship.scene import ELSEWHERE, FP32_SLACK, Scene, apart, guarded, near, probe, request
+from equipoise.ship.scene import ELSEWHERE, Scene, apart, guarded, near, probe, request
 from equipoise.study.store import write_atomic
 from equipoise.units import show
 from equipoise.workloads import Split, Workload, classes
@@ -164,15 +164,15 @@ def _probe(scene: Scene) -> Iterator[Check]:
     held_ = probe(scene.artifact)
     inputs, outputs = restored(held_), torch.from_numpy(held_["outputs"])
     answers = torch.from_numpy(runtimes.get(scene.program.runtime).load(scene.program).run(inputs))
-    alike = scene.at_home or scene.program.precision == "fp32"
+    wide = slack(scene.program.precision, home=scene.at_home)
     yield near(
         "probe",
         f"≤ {FP32_SLACK:g}",
         f"{apart(outputs, answers):.2g}",
         apart(outputs, answers),
         tight=FP32_SLACK,
-        wide=FP32_SLACK if alike else 0.5,
-        note=f"{len(outputs)} recorded answers" + ("" if alike else f"; {ELSEWHERE}"),
+        wide=wide,
+        note=f"{len(outputs)} recorded answers" + ("" if wide == FP32_SLACK else f"; {ELSEWHERE}"),
     )
     if scene.work is not None:
         real = mapped(scene.work.validation.take(len(outputs)).tensors()[0], Tensor.numpy)
@@ -244,13 +244,13 @@ def _validation(scene: Scene, kept: Split, answers: Tensor, before: Tensor) -> I
         whole = scene.judged(scene.reference, work.validation, scene.outputs(scene.reference, work.validation))
     untouched = metric.score(*whole)
     note = f"± {tight:.2g} points" + _where(scene)
-    for name, stated, real, slack in (
+    for name, stated, real, times in (
         ("quality on validation", promise["quality"], measured(quality, "points"), 1),
         ("drop on validation", promise["drop"], drop, 2),
         ("baseline on validation", baseline["quality"], measured(untouched, "points"), 1),
     ):
         off = _off(stated, real, resampled="bootstrap" in real.note)
-        yield near(name, str(stated), str(real), off, tight=tight, wide=slack * wide, note=note)
+        yield near(name, str(stated), str(real), off, tight=tight, wide=times * wide, note=note)
 
 
 def _off(a: Reading, b: Reading, *, resampled: bool = False) -> float:

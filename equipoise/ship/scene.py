@@ -11,16 +11,13 @@ import torch
 from torch import Tensor, nn
 
 from equipoise.batch import Inputs, mapped, restored, size, take
-from equipoise.measure.machine import describe
 from equipoise.road.bench import BATCH, Answering, Array
 from equipoise.runtimes import Program, Target, requested
 from equipoise.ship.artifact import Artifact
 from equipoise.ship.manifest import PROBE
-from equipoise.ship.promises import Check, judged
+from equipoise.ship.promises import Check, at_home, judged
 from equipoise.workloads import Split, Workload, asked, predict
 
-FP32_SLACK = 1e-3
-"""Largest difference of fp32 outputs, relative to the largest output."""
 ELSEWHERE = "another CPU or other versions than those recorded, where kernels may round differently"
 
 
@@ -48,7 +45,14 @@ class Scene:
         samples = (
             mapped(restored(probe(artifact)), torch.from_numpy) if work is None else work.validation.take(BATCH).tensors()[0]
         )
-        return cls(artifact, work, program, reference, samples, _at_home(artifact, program.runtime, reference.runtime))
+        return cls(
+            artifact,
+            work,
+            program,
+            reference,
+            samples,
+            at_home(artifact.claims.recorded.machine, program.runtime, reference.runtime),
+        )
 
     @property
     def data(self) -> Workload:
@@ -108,11 +112,3 @@ def guarded(name: str, checks: Iterator[Check]) -> Iterator[Check]:
 def request(samples: Inputs, batch: int) -> Inputs:
     """The inputs of one request of `batch` samples."""
     return mapped(take(samples, torch.arange(batch) % size(samples)), lambda value: np.ascontiguousarray(value.numpy()))
-
-
-def _at_home(artifact: Artifact, *used: str) -> bool:
-    here, there = describe(), artifact.claims.recorded.machine
-    then = there.get("versions")
-    packages = ("equipoise", "torch", "numpy", *used)
-    versions = isinstance(then, dict) and all(here["versions"].get(p) == then.get(p) for p in packages)
-    return versions and all(here.get(key) == there.get(key) for key in ("cpu", "architecture", "flags"))

@@ -82,7 +82,7 @@ def scale(
     where = Target.parse(target)
     if reason := runtimes.get(where.row).unavailable():
         raise must_be("target", "a runtime that can be used here", target, reason)
-    check_threads(where)
+    check_threads(where.threads)
     kind, learned = as_family(family), as_task(task)
     spec = spec or " ".join(given for given in (family, task) if isinstance(given, str))
     chosen = recipe or recipe_for(learned)

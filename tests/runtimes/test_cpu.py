@@ -7,7 +7,7 @@ import os
 import pytest
 
 from equipoise.errors import InputError
-from equipoise.runtimes.base import Target, check_threads
+from equipoise.runtimes.base import check_threads
 from equipoise.runtimes.cpu import cores
 
 
@@ -18,7 +18,7 @@ def test_a_process_that_is_bound_to_a_core_has_one() -> None:
     try:
         assert cores() == 1
         with pytest.raises(InputError, match="at most 1, the cores that this process may run on"):
-            check_threads(Target.parse("onnxruntime:cpu?threads=2"))
+            check_threads(2)
     finally:
         os.sched_setaffinity(0, before)
     assert cores() == len(before)

@@ -43,4 +43,4 @@ def ladder(*seconds: float, batches: tuple[int, ...] = (1, 2, 4)) -> tuple[Ladde
         rung.__dict__["session"] = made
         rungs.append(rung)
         costs.append(Cost(dict.fromkeys(batches, made.seconds + 1e-4), dict.fromkeys(batches, 1.2 * made.seconds + 1e-3)))
-    return Ladder("sums", tuple(rungs), tuple(costs), "accuracy"), sums
+    return Ladder("sums", tuple(rungs), tuple(costs), "accuracy", (2,)), sums

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
+import http.client
 import json
 import socket
 import threading
+import time
 from collections.abc import Iterator
 from typing import Any
 
@@ -69,6 +72,15 @@ def test_a_request_in_a_hurry_gets_a_quicker_rung() -> None:
     assert told["parameters"]["rung"] == "rung1"
 
 
+def test_a_version_is_a_rung_and_answers_alone(served: Served) -> None:
+    at = "/v2/models/sums/versions/rung1"
+    assert served.ask("GET", at)[1]["versions"] == ["rung0", "rung1"]
+    assert served.ask("GET", f"{at}/ready")[:2] == (200, {"ready": True})
+    status, told, _ = served.ask("POST", f"{at}/infer", request(2))
+    assert (status, told["model_version"], told["outputs"][0]["data"][1::2]) == (200, "rung1", [1.0, 1.0])
+    assert served.ask("POST", INFER, request())[1]["model_version"] == "rung0"
+
+
 WRONG: list[tuple[str, str, Any, int, str]] = [
     ("POST", INFER, b"", 400, "JSON"),
     ("POST", INFER, b"{", 400, "JSON"),
@@ -80,6 +92,10 @@ WRONG: list[tuple[str, str, Any, int, str]] = [
     ("POST", INFER, request(value=-100), 500, "it broke"),
     ("POST", "/v2/models/other/infer", request(), 404, "it is 'sums'"),
     ("GET", "/v2/models/other", None, 404, "it is 'sums'"),
+    ("POST", "/v2/models/sums/versions/7/infer", request(), 404, "there are rung0, rung1"),
+    ("GET", "/v2/models/sums/versions/7", None, 404, "there are rung0, rung1"),
+    ("GET", "/v2/models/sums/versions/7/ready", None, 404, "there are rung0, rung1"),
+    ("GET", "/v2/models/other/versions/rung0", None, 404, "it is 'sums'"),
     ("GET", "/nowhere", None, 404, ""),
     ("GET", INFER, None, 405, ""),
 ]
@@ -106,6 +122,37 @@ def test_a_body_that_never_ends_or_never_comes_is_cut_off(served: Served) -> Non
             to.sendall((head + rest).encode())
             assert status in to.recv(1000)
     assert served.ask("POST", INFER, request())[0] == 200
+
+
+@pytest.mark.parametrize("first", [b"", b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n\r\n"])
+def test_who_never_ends_the_headers_is_hung_up_on(served: Served, first: bytes) -> None:
+    with socket.create_connection(("127.0.0.1", served.port), timeout=20) as to:
+        to.sendall(first)
+        if first:
+            assert b" 200 " in to.recv(1000)
+        began = time.monotonic()
+        to.sendall(b"GET /")
+        with contextlib.suppress(ConnectionError):  # closed while it is still being written to
+            while time.monotonic() < began + 20:
+                to.sendall(b"a")  # the address goes on and on
+                to.settimeout(0.2)
+                with contextlib.suppress(TimeoutError):
+                    if not to.recv(1000):
+                        break
+    assert 0.5 < time.monotonic() - began < 15
+    assert served.ask("POST", INFER, request())[0] == 200
+
+
+def test_a_connection_that_is_in_use_stays_open(served: Served) -> None:
+    with contextlib.closing(http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)) as to:
+        to.connect()
+        kept = to.sock
+        began = time.monotonic()
+        while time.monotonic() < began + 2.5 * served.server.idle_s:
+            to.request("POST", INFER, json.dumps(request()))
+            assert to.getresponse().read()
+            assert to.sock is kept
+            time.sleep(0.05)
 
 
 def test_whoever_hangs_up_half_way_harms_nobody(served: Served) -> None:

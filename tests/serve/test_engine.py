@@ -205,3 +205,48 @@ def test_no_more_wait_than_may(rows: int) -> None:
 
     found = within(engine, use)
     assert sum(isinstance(each, Turned) for each in found) >= 30 - 11 / rows - 2
+
+
+def test_a_rung_that_is_asked_for_answers_alone_and_in_batches_of_its_own() -> None:
+    made, (best, quick) = ladder(0.01, 0.002)
+    engine = Engine(made, 60.0, 1000)
+
+    async def use() -> list[Answer]:
+        pins = [None, "rung1", "rung1", "rung0", None, "rung1"]
+        return list(await asyncio.gather(*(engine.answer(row(v), rung=pin) for v, pin in enumerate(pins))))
+
+    answers = within(engine, use)
+    assert [a.rung.name for a in answers] == ["rung0", "rung1", "rung1", "rung0", "rung0", "rung1"]
+    assert [float(a.outputs[0, 0]) for a in answers] == [3.0 * v for v in range(6)]
+    assert quick.batches == [2, 1]
+    assert sum(best.batches) == 3
+
+
+def test_a_rung_that_is_asked_for_keeps_its_deadlines_too() -> None:
+    made, _ = ladder(0.1, 0.001)
+    engine = Engine(made, 30.0, 1000)
+
+    async def use() -> list[Any]:
+        asked = [engine.answer(row(v), within_s=0.25, rung="rung0") for v in range(10)]
+        return list(await asyncio.gather(*asked, return_exceptions=True))
+
+    found = within(engine, use)
+    assert sum(isinstance(each, Turned) for each in found) >= 2
+    assert {a.rung.name for a in found if isinstance(a, Answer)} == {"rung0"}
+
+
+def test_where_the_rung_that_is_asked_for_breaks_the_others_are_answered() -> None:
+    made, (best, _) = ladder(0.005, 0.005)
+    engine = Engine(made, 30.0, 1000)
+
+    async def use() -> tuple[list[Any], list[Any]]:
+        best.fails = True
+        pins = ["rung0", "rung0", "rung1", None]
+        asked = asyncio.gather(*(engine.answer(row(1), rung=pin) for pin in pins), return_exceptions=True)
+        found = list(await asyncio.wait_for(asked, 30))
+        return found, list(await asyncio.gather(engine.answer(row(1), rung="rung0"), return_exceptions=True))
+
+    found, after = within(engine, use)
+    assert [type(each) for each in found] == [RuntimeError, RuntimeError, Answer, Answer]
+    assert isinstance(after[0], Turned)
+    assert "rung0 is set aside" in str(after[0])

@@ -122,6 +122,40 @@ def test_a_damaged_rung_is_left_out_and_the_rest_serve(study: Path, inputs: np.n
         assert ask(port, "POST", f"/v2/models/{name}/infer", digits(inputs))[0] == 200
 
 
+@pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal here")
+def test_a_newer_study_takes_over_under_load_and_a_damaged_one_does_not(
+    study: Path, inputs: np.ndarray[Any, Any], tmp_path: Path
+) -> None:
+    at = tmp_path / "served"
+    shutil.copytree(study, tmp_path / "first")
+    at.symlink_to(tmp_path / "first")
+    with serving(str(at), "--slo", "p99<=2s") as (process, name, port, _):
+        path = f"/v2/models/{name}"
+        assert process.stderr is not None
+        before, found = ask(port, "GET", path)[1]["versions"], list[tuple[int, Any]]()
+        done = threading.Event()
+
+        def client() -> None:
+            while not done.is_set():
+                found.append(ask(port, "POST", f"{path}/infer", digits(inputs)))
+
+        thread = threading.Thread(target=client)
+        thread.start()
+        for target, said in (("nowhere", "the old one goes on"), ("second", "of a newer front take over")):
+            if target == "second":
+                shutil.copytree(study, tmp_path / target)
+            at.unlink()
+            at.symlink_to(tmp_path / target)
+            process.send_signal(signal.SIGHUP)
+            assert any(said in line for line in iter(process.stderr.readline, ""))
+        done.set()
+        thread.join(60)
+        after = ask(port, "GET", path)[1]["versions"]
+    assert {status for status, _ in found} == {200}
+    assert {told["model_version"] for _, told in found} <= {*before, *after}
+    assert len(found) > 4
+
+
 @pytest.mark.parametrize(
     ("words", "told"),
     [

@@ -1,0 +1,68 @@
+"""A newer front in the place of the one that serves: read, checked and timed beside it, and taken over between two runs."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+from equipoise.errors import EquipoiseError, InputError
+from equipoise.serve.engine import Engine
+from equipoise.serve.ladder import Alone, Ladder
+
+GENTLE = 4.0
+"""Times as long as a run of the new front took, the old one has the machine for itself."""
+
+
+@dataclass
+class Reload:
+    """Takes over what is newer, one at a time.
+
+    Attributes:
+        read: Returns the newer ladder, timing each run as it is told to.
+        told: Told what came of it, a line each.
+    """
+
+    engine: Engine
+    read: Callable[[Alone], Ladder]
+    told: Callable[[str], None]
+    _busy: threading.Lock = field(default_factory=threading.Lock)
+
+    def begin(self) -> None:
+        """Take over the newer front, in a thread of its own; not where that is being done already."""
+        threading.Thread(target=self.do, name="equipoise-reload", daemon=True).start()
+
+    def do(self) -> None:
+        """Take over the newer front; where it is no good, say why and go on with the old one."""
+        if not self._busy.acquire(blocking=False):
+            return
+        try:
+            newer = self.read(self._gently)
+            same(self.engine.ladder, newer)
+            self.engine.swap(newer)
+        except EquipoiseError as error:
+            self.told(f"WARNING: the newer front is refused, the old one goes on: {error}")
+        except Exception as error:  # noqa: BLE001 - of a file that is being written anything may be raised
+            self.told(f"WARNING: the newer front is refused, the old one goes on: {type(error).__name__}: {str(error)[:200]}")
+        else:
+            self.told(f"{len(newer.rungs)} rungs of a newer front take over: {', '.join(newer.places)}")
+        finally:
+            self._busy.release()
+
+    def _gently(self, run: Callable[[], float]) -> float:
+        """Do a run between two that answer requests, and leave the machine to those for a while."""
+        took = self.engine.between(run)
+        time.sleep(GENTLE * took)
+        return took
+
+
+def same(old: Ladder, new: Ladder) -> None:
+    """Raise `InputError` unless clients of the old ladder can stay with the new one."""
+    for what, was, is_now in (
+        ("what it takes", old.takes, new.takes),
+        ("what it answers", old.gives, new.gives),
+        ("its metric", old.metric, new.metric),
+    ):
+        if was != is_now:
+            raise InputError(f"{what} was {was} and would be {is_now}. Serve it under another port.")

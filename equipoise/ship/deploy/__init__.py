@@ -1,0 +1,1 @@
+"""A study's front as what other servers deploy: exported rungs, and the few files that each server wants around them."""

@@ -1,0 +1,70 @@
+"""A rung before it answers anyone: held to what was recorded of it, and timed as far as its requests leave time."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+import pytest
+from ladders import PROBE, Sums, ladder
+
+from equipoise.errors import EquipoiseError
+from equipoise.serve.ladder import Rung
+from equipoise.ship.promises import FP32_SLACK, slack
+
+
+def recorded(off: float, bound: float) -> Rung:
+    """A rung whose answers are so far off those that were recorded, relative to the largest."""
+    made, (sums,) = ladder(0.0)
+    answers = sums.run(PROBE)
+    rung = dataclasses.replace(made.rungs[0], answers=answers + np.float32(off * np.abs(answers).max()), bound=bound)
+    rung.__dict__["session"] = sums
+    return rung
+
+
+def test_answers_that_were_recorded_are_found_again() -> None:
+    assert recorded(0.0, FP32_SLACK).check() == (2,)
+    with pytest.raises(EquipoiseError, match="off those that were recorded"):
+        recorded(0.01, FP32_SLACK).check()
+
+
+def test_what_rounds_is_borne_elsewhere_and_not_at_home() -> None:
+    assert recorded(0.1, slack("int8", home=False)).check() == (2,)
+    for precision, home in (("fp32", True), ("fp32", False), ("int8", True), ("mixed", True)):
+        with pytest.raises(EquipoiseError, match="off those"):
+            recorded(0.1, slack(precision, home=home)).check()
+    with pytest.raises(EquipoiseError, match="off those"):
+        recorded(2.0, slack("int8", home=False)).check()
+
+
+def test_batches_that_leave_too_little_time_are_not_timed() -> None:
+    rung = recorded(0.0, 1.0)
+    rung.__dict__["session"] = Slow()
+    assert [*rung.cost([1, 2, 4, 8, 16], 0.99, slo_s=0.05).usual] == [1, 2, 4]  # 4 takes more than a quarter of it
+    assert [*rung.cost([1, 2, 4], 0.99, slo_s=0.001).usual] == [1]
+    assert [*rung.cost([1, 2, 4], 0.99).usual] == [1, 2, 4]
+
+
+def test_each_run_is_done_when_it_is_said() -> None:
+    done: list[float] = []
+
+    def alone(run: Callable[[], float]) -> float:
+        done.append(run())
+        return 1.0
+
+    cost = recorded(0.0, 1.0).cost([1], 0.99, alone=alone)
+    assert cost.usual == {1: 1.0}
+    assert len(done) >= 7
+
+
+class Slow(Sums):
+    """Takes five milliseconds for each row."""
+
+    def __init__(self) -> None:
+        super().__init__(0.0, 0.0)
+
+    def run(self, inputs: Any) -> Any:
+        self.seconds = 0.005 * len(inputs)
+        return super().run(inputs)
