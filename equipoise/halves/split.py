@@ -237,7 +237,7 @@ def _target(name: str, target: Target | str) -> Target:
     found = Target.parse(target) if isinstance(target, str) else target
     if found.runtime not in ("onnxruntime", "openvino"):
         raise must_be(name, "of a runtime that reads ONNX", str(found), "Write for example onnxruntime:cpu?threads=1.")
-    check_threads(found)
+    check_threads(found.threads)
     return found
 
 
