@@ -26,6 +26,7 @@ if TYPE_CHECKING:
     import torch
 
 RUNTIMES: dict[str, str] = {
+    "executorch": "equipoise.runtimes.executorch:ExecuTorch",
     "onnxruntime": "equipoise.runtimes.onnxruntime:OnnxRuntime",
     "openvino": "equipoise.runtimes.openvino:OpenVino",
     "torch": "equipoise.runtimes.torch_eager:TorchEager",
