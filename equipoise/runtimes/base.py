@@ -27,6 +27,7 @@ if TYPE_CHECKING:
 
 RUNTIMES: dict[str, str] = {
     "executorch": "equipoise.runtimes.executorch:ExecuTorch",
+    "litert": "equipoise.runtimes.litert:LiteRt",
     "onnxruntime": "equipoise.runtimes.onnxruntime:OnnxRuntime",
     "openvino": "equipoise.runtimes.openvino:OpenVino",
     "torch": "equipoise.runtimes.torch_eager:TorchEager",
