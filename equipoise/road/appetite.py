@@ -13,7 +13,7 @@ from equipoise.batch import Inputs, size
 from equipoise.measure.memory import PeakMemory, peak_memory
 from equipoise.records import Reading
 from equipoise.road.racing import read, written
-from equipoise.runtimes.base import Program, Target, get
+from equipoise.runtimes.base import Program, Target, get, library
 from equipoise.units import show
 
 PAGES, SHARE = 64 * 4096, 0.01
@@ -28,7 +28,7 @@ def run_program(folder: Path, options: Mapping[str, Any]) -> Iterator[None]:
     """Load the program in `folder` and run it a few times: the child's work for `measure.memory`."""
     runtime = get(options["runtime"])
     with contextlib.suppress(ImportError):  # the library belongs to the baseline, not to the model
-        importlib.import_module(options["runtime"])
+        importlib.import_module(library(options["runtime"]))
     inputs = read(folder / options["inputs"])
     yield
     names = tuple(options["names"])

@@ -26,11 +26,11 @@ if TYPE_CHECKING:
     import torch
 
 RUNTIMES: dict[str, str] = {
-    "executorch": "equipoise.runtimes.executorch:ExecuTorch",
-    "litert": "equipoise.runtimes.litert:LiteRt",
     "onnxruntime": "equipoise.runtimes.onnxruntime:OnnxRuntime",
     "openvino": "equipoise.runtimes.openvino:OpenVino",
     "torch": "equipoise.runtimes.torch_eager:TorchEager",
+    "executorch": "equipoise.runtimes.executorch:ExecuTorch",
+    "litert": "equipoise.runtimes.litert:LiteRt",
 }
 """Name on the command line and in files -> ``module:class``, imported on first use."""
 
@@ -319,6 +319,14 @@ def runs_code(name: str) -> bool:
     It may, unless the class itself says ``runs_code = False``: what it inherits speaks of another's files.
     """
     return vars(type(get(name))).get("runs_code") is not False
+
+
+def library(name: str) -> str:
+    """Return the module that the runtime `name` runs on: the class's ``library``, else the one called like it.
+
+    What importing it takes belongs to the library and not to a model.
+    """
+    return str(getattr(get(name), "library", name))
 
 
 def available() -> tuple[str, ...]:

@@ -45,9 +45,30 @@ outputs = model(inputs)[0]""",
 import torch
 model = torch.export.load("{file}").module()
 outputs = model({fed})""",
+    "executorch": """\
+import numpy
+import torch
+from executorch.runtime import Runtime
+method = Runtime.get().load_program("{file}").load_method("forward")  # one sample at a time; all cores, as it comes
+outputs = numpy.concatenate([method.execute({fed})[0].numpy() for row in range({rows})])""",
+    "litert": """\
+import numpy
+from ai_edge_litert.interpreter import Interpreter
+run = Interpreter("{file}", num_threads={threads}).get_signature_runner()  # one sample at a time
+outputs = numpy.concatenate([next(iter(run({fed}).values())) for row in range({rows})])""",
 }
-_ONE = {"onnxruntime": "{session.get_inputs()[0].name: inputs}", "torch": "torch.from_numpy(inputs)"}
-_SEVERAL = {"onnxruntime": "inputs", "torch": "*map(torch.from_numpy, inputs.values())"}
+_ONE = {
+    "onnxruntime": "{session.get_inputs()[0].name: inputs}",
+    "torch": "torch.from_numpy(inputs)",
+    "executorch": "[torch.from_numpy(inputs[row : row + 1])]",
+    "litert": "args_0=inputs[row : row + 1]",
+}
+_SEVERAL = {
+    "onnxruntime": "inputs",
+    "torch": "*map(torch.from_numpy, inputs.values())",
+    "executorch": "[torch.from_numpy(value[row : row + 1]) for value in inputs.values()]",
+    "litert": '**{f"args_{place}": value[row : row + 1] for place, value in enumerate(inputs.values())}',
+}
 """What is handed over where the model takes one input, and where it takes several by name."""
 
 
@@ -68,6 +89,7 @@ def loading(deployable: Mapping[str, Any], names: Sequence[str]) -> str:
         threads=option.get("threads", 1),
         batch=option.get("batch", 1),
         fed=(_SEVERAL if len(names) > 1 else _ONE).get(runtime, ""),
+        rows="len(next(iter(inputs.values())))" if len(names) > 1 else "len(inputs)",
     )
 
 
@@ -78,7 +100,7 @@ def _options(deployable: Mapping[str, Any]) -> dict[str, str]:
 
 def _main(deployable: Mapping[str, Any]) -> str:
     """The file that a runtime is given."""
-    return str(next((f for f in deployable["files"] if f.endswith((".onnx", ".xml", ".pt2"))), deployable["files"][0]))
+    return str(next((f for f in deployable["files"] if f.endswith((".onnx", ".xml", ".pt2", ".pte", ".tflite"))), deployable["files"][0]))
 
 
 def is_past(name: str) -> bool:
