@@ -1,7 +1,9 @@
 """ExecuTorch on the CPU: a ``.pte`` file whose operators XNNPACK runs, float or int8 by its own quantizer.
 
 What phones and boards run. A program is planned for one sample: see `rows`. int8 is XNNPACK's symmetric scheme, weights per
-channel, ranges from calibration; what its quantizer has no pattern for (embeddings, normalization) stays float and is named.
+channel, ranges from calibration, of the layers and what lies between them. The last linear layers, and in a graph with attention
+all of them, round what they read in each sample's own range and give floats: scores of unlike scales are not rounded on one. What
+the quantizer has no pattern for (embeddings, normalization) stays float, and layers of that kind are named.
 """
 
 from __future__ import annotations
@@ -10,7 +12,7 @@ import functools
 import importlib.util
 import struct
 import weakref
-from collections.abc import Mapping
+from collections.abc import Container, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -19,10 +21,12 @@ from equipoise.batch import Inputs
 from equipoise.errors import InputError, missing_extra, must_be
 from equipoise.records import Choice
 from equipoise.runtimes.base import Program, Session, Source, check_program, check_schemes, precision_of
-from equipoise.runtimes.rows import Single, check_float_layers, hushed, names_of, run_rows, single
+from equipoise.runtimes.between import between
+from equipoise.runtimes.rows import hushed, names_of, run_rows
+from equipoise.runtimes.single import Single, owner, scopes, single, weighs
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch.export import ExportedProgram
 
 FILE = "model.pte"
 """The program; beside it the names of several inputs."""
@@ -31,8 +35,11 @@ HEADER = struct.Struct("<4x4s4s4xQQQ")
 """Of a file: its two marks, how long the program is, where the segments of weights begin, and how long they are."""
 MARKS = (b"ET12", b"eh00")
 
-WEIGHTED = ("conv", "linear", "embedding", "matmul")
-"""Beginnings of the names of operators with weights, in an exported graph."""
+ROUNDED = ("conv", "linear")
+"""Beginnings of the names of operators whose weights XNNPACK's quantizer rounds."""
+ATTENTION = ("softmax", "_softmax", "scaled_dot_product", "layer_norm")
+"""Beginnings of the names of operators that leave int8: where one lies between layers, only layers are rounded."""
+NO_INT8 = "XNNPACK's quantizer has no int8 for it"
 
 
 class ExecuTorch:
@@ -68,15 +75,14 @@ class ExecuTorch:
 
         check_schemes(self.name, self.precisions, schemes)
         one = single(source, self.name)
-        if float_layers is not None:
-            calibration = check_float_layers(one.model, calibration, float_layers)
+        samples = None if float_layers is None else one.samples(calibration, float_layers)
         left: dict[str, str] = {}
         try:
             with quiet(), hushed():
-                if float_layers is None:
-                    content = _lowered(one.model, one)
-                else:
-                    content, left = _quantized(one, calibration, float_layers)
+                exported = one.exported
+                if samples is not None and float_layers is not None:
+                    exported, left = _quantized(one, samples, float_layers)
+                content = _lowered(exported)
         except Exception as error:
             reason = " ".join(str(error).split())[:300]
             raise InputError(f"model must be one that ExecuTorch takes; got {type(one.model).__name__}: {reason}") from error
@@ -170,51 +176,73 @@ def _damaged(reason: str) -> InputError:
     return InputError(f"{FILE} must be a file that ExecuTorch can read: {reason}. Compile the program again.")
 
 
-def _lowered(model: nn.Module, one: Single) -> bytes:
-    """Return the file of a module, float or with its rounding written out."""
+def _lowered(exported: ExportedProgram) -> bytes:
+    """Return the file of a graph, float or with its rounding written out."""
     import torch
     from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
     from executorch.exir import to_edge_transform_and_lower
 
     with torch.no_grad():
-        exported = torch.export.export(model, one.given)
         lowered = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
     return bytes(lowered.to_executorch().buffer)
 
 
-def _quantized(one: Single, calibration: Inputs, float_layers: frozenset[str]) -> tuple[bytes, dict[str, str]]:
-    """Return the file with all layers but these in int8, and why others had to be left float too."""
+def _quantized(
+    one: Single, samples: Sequence[tuple[NDArray[Any], ...]], float_layers: frozenset[str]
+) -> tuple[ExportedProgram, dict[str, str]]:
+    """Return the graph with its rounding written out, and why layers other than `float_layers` had to be left float."""
     import torch
     from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
     from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import ComposableQuantizer
 
-    def wanted(node: Any) -> bool:
-        return not any(name == layer or name.startswith(f"{layer}.") for name in _modules(node) for layer in float_layers)
+    def quantizer(nodes: set[str], *, dynamic: bool) -> Any:
+        """One that rounds these operators alone; it asks about their weights too."""
+        how = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=dynamic)
+        return XNNPACKQuantizer().set_global(how).set_filter_function(lambda x: x.op != "call_function" or x.name in nodes)
 
-    with torch.no_grad():
-        graph = torch.export.export(one.model, one.given).module()
-        nodes = [node for node in graph.graph.nodes if node.op == "call_function" and node.name.startswith(WEIGHTED)]
-        layers = {name for node in nodes if wanted(node) for name in _modules(node)[-1:] if name}
-        quantizer = XNNPACKQuantizer().set_global(get_symmetric_quantization_config(is_per_channel=True))
-        quantizer.set_filter_function(wanted)
-        prepared = prepare_pt2e(graph, quantizer)
-        for sample in one.samples(calibration):
-            prepared(*map(torch.from_numpy, sample))
-        rounded = convert_pt2e(prepared)
-        done = {
-            name
-            for node in rounded.graph.nodes
-            if any(given.name.startswith("dequantize_per_channel") for given in node.all_input_nodes)
-            for name in _modules(node)[-1:]
-        }
-        if nodes and not done:  # nothing with weights is left to quantize
-            return _lowered(one.model, one), dict.fromkeys(sorted(layers), NO_INT8)
-        return _lowered(rounded, one), dict.fromkeys(sorted(layers - done), NO_INT8)
+    graph = one.exported.module()
+    weighted, layers, static, own = _roles(graph.graph, dict(one.model.named_buffers()), float_layers)
+    exported = one.exported
+    if layers:
+        with torch.no_grad():
+            both = ComposableQuantizer([quantizer(static, dynamic=False), quantizer(own, dynamic=True)])
+            prepared = prepare_pt2e(graph, both)
+            for sample in samples:
+                prepared(*map(torch.from_numpy, sample))
+            graph = convert_pt2e(prepared)
+            exported = torch.export.export(graph, one.given)
+    floats = {owner(node) for node in graph.graph.nodes if node.name in weighted and not _reads_integers(node)}
+    return exported, dict.fromkeys(sorted(floats - {""}), NO_INT8)
 
 
-NO_INT8 = "XNNPACK's quantizer has no int8 for it"
+def _reads_integers(node: Any) -> bool:
+    """Whether the weights of an operator are integers."""
+    return any(given.name.startswith("dequantize") and given.args[0].op == "get_attr" for given in node.all_input_nodes)
 
 
-def _modules(node: Any) -> list[str]:
-    """Dotted names of the modules whose code a node is, outermost first."""
-    return [name for name, _ in (node.meta.get("nn_module_stack") or {}).values()]
+def _roles(
+    graph: Any, buffers: Container[str], float_layers: frozenset[str]
+) -> tuple[set[str], set[str], set[str], set[str]]:
+    """Return the names of the nodes with weights, those of them to be rounded, all rounded in fixed ranges, or in each sample's.
+
+    A product with a buffer (a Fourier transform, say) learned to bear no rounding, nor has what is made of it before a layer:
+    see `layers.fixed_nodes`.
+    """
+    nodes = [node for node in graph.nodes if node.op == "call_function"]
+    held = {node.name: node.target in buffers for node in graph.nodes if node.op == "get_attr"}
+    fixed, weighted = set[str](), set[str]()
+    for node in nodes:
+        computed = {given.name for given in node.all_input_nodes} - held.keys()
+        weights = [held[given.name] for given in node.all_input_nodes[:2] if given.name in held] if weighs(node) else []
+        if any(weights) or (not weights and computed and computed <= fixed):
+            fixed.add(node.name)
+        elif weights and not any(f"{scope}.".startswith(f"{name}.") for scope in scopes(node) for name in float_layers):
+            weighted.add(node.name)
+    layers = {node.name for node in nodes if node.name in weighted and node.target.__name__.startswith(ROUNDED)}
+    edges = [(node.name, [given.name for given in node.all_input_nodes], [node.name]) for node in nodes]
+    middle, ends = between(edges, layers)
+    attention = any(node.name in middle and node.target.__name__.startswith(ATTENTION) for node in nodes)
+    alone = layers if attention else ends
+    own = {node.name for node in nodes if node.name in alone and node.target.__name__.startswith("linear")}
+    return weighted, layers, (layers if attention else layers | middle) - fixed - own, own

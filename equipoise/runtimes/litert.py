@@ -2,8 +2,8 @@
 
 Running one needs ``ai-edge-litert`` alone. Making one needs litert-torch, a gigabyte whose pins fit beside little else, so that it
 lives in an environment of its own: `CONVERTER` names its interpreter, which is started once and handed torch programs. int8 is the
-AI Edge Quantizer's: signed, weights per channel, ranges as wide as calibration saw them. A program is planned for one sample: see
-`rows`.
+AI Edge Quantizer's: signed, weights per channel, ranges as wide as calibration saw them, in the roles that `executorch` has. A
+program is planned for one sample: see `rows`.
 """
 
 from __future__ import annotations
@@ -30,9 +30,9 @@ from equipoise.errors import InputError, missing_extra
 from equipoise.records import Choice
 from equipoise.runtimes import litert_convert
 from equipoise.runtimes.base import Program, Session, Source, check_program, check_schemes, precision_of
-from equipoise.runtimes.rows import Single, check_float_layers, hushed, names_of, run_rows, single
-from equipoise.runtimes.torch_eager import FILE as HANDED
-from equipoise.runtimes.torch_eager import TorchEager
+from equipoise.runtimes.rows import hushed, names_of, run_rows
+from equipoise.runtimes.single import Single, single
+from equipoise.runtimes.torch_eager import stored
 
 FILE = "model.tflite"
 """The program; beside it the names of several inputs."""
@@ -72,14 +72,12 @@ class LiteRt:
         one = single(source, self.name)
         samples = [value.numpy() for value in one.given]
         if float_layers is not None:
-            data = one.samples(check_float_layers(one.model, calibration, float_layers))
-            samples = [np.concatenate(column) for column in zip(*data, strict=True)]
+            samples = [np.concatenate(column) for column in zip(*one.samples(calibration, float_layers), strict=True)]
         with tempfile.TemporaryDirectory(prefix="equipoise-") as name:
             folder = Path(name)
-            (folder / "model.pt2").write_bytes(TorchEager().compile(source).file(HANDED))
+            (folder / "model.pt2").write_bytes(stored(one.exported))
             np.savez(folder / "samples.npz", **{f"{place}": value for place, value in enumerate(samples)})
-            order = {"layers": _marks(one), "float": None if float_layers is None else sorted(float_layers)}
-            (folder / "order.json").write_text(json.dumps(order))
+            (folder / "order.json").write_text(json.dumps(_order(one, float_layers)))
             left = _converted(folder)
             content = (folder / FILE).read_bytes()
         files = {FILE: content, **one.files}
@@ -133,14 +131,18 @@ class _Session:
 NO_INT8 = "the AI Edge Quantizer has no int8 for it"
 
 
-def _marks(one: Single) -> dict[str, str]:
-    """Layer -> a regular expression for its mark in the names of a file: its class, its name, and what it is in."""
-    marks = {}
-    for name, module in one.model.named_modules():
-        if name:
-            kind = type(module)
-            marks[name] = f"(^|[/; ]){re.escape(f'{kind.__module__}.{kind.__qualname__}_{name}')}[/;]"
-    return marks
+def _order(one: Single, float_layers: frozenset[str] | None) -> dict[str, Any]:
+    """What is to be rounded, told by marks: the names in a file hold class and name of the module whose code an operator is."""
+    kinds = {name: type(module) for name, module in one.model.named_modules()}
+    marks = {
+        name: re.escape(f"{kind.__module__}.{kind.__qualname__}{f'_{name}' if name else ''}") for name, kind in kinds.items()
+    }
+    return {
+        "int8": float_layers is not None,
+        "layers": {name: f"(^|[/; ]){marks[name]};" for name in sorted(one.layers)},
+        "float": {name: f"(^|[/; ]){marks[name]}[/;]" for name in sorted(float_layers or ())},
+        "fixed": [f"(^|[/; ]){marks[name]};" for name in sorted(one.fixed)],
+    }
 
 
 def _python() -> str:

@@ -49,25 +49,31 @@ outputs = model({fed})""",
 import numpy
 import torch
 from executorch.runtime import Runtime
-method = Runtime.get().load_program("{file}").load_method("forward")  # one sample at a time; all cores, as it comes
-outputs = numpy.concatenate([method.execute({fed})[0].numpy() for row in range({rows})])""",
+run = Runtime.get().load_program("{file}").load_method("forward")  # one sample at a time, on all cores
+values = [torch.from_numpy(value) for value in {fed}]
+rows = range(len(values[0]))
+outputs = numpy.concatenate([run.execute([value[row : row + 1] for value in values])[0].numpy() for row in rows])""",
     "litert": """\
 import numpy
 from ai_edge_litert.interpreter import Interpreter
 run = Interpreter("{file}", num_threads={threads}).get_signature_runner()  # one sample at a time
-outputs = numpy.concatenate([next(iter(run({fed}).values())) for row in range({rows})])""",
+kinds = run.get_input_details()  # whole numbers are of 32 bits there
+values = {{f"args_{{n}}": value.astype(kinds[f"args_{{n}}"]["dtype"]) for n, value in enumerate({fed})}}
+rows = range(len(values["args_0"]))
+answers = [run(**{{name: value[row : row + 1] for name, value in values.items()}}) for row in rows]
+outputs = numpy.concatenate([next(iter(answer.values())) for answer in answers])""",
 }
 _ONE = {
     "onnxruntime": "{session.get_inputs()[0].name: inputs}",
     "torch": "torch.from_numpy(inputs)",
-    "executorch": "[torch.from_numpy(inputs[row : row + 1])]",
-    "litert": "args_0=inputs[row : row + 1]",
+    "executorch": "[inputs]",
+    "litert": "[inputs]",
 }
 _SEVERAL = {
     "onnxruntime": "inputs",
     "torch": "*map(torch.from_numpy, inputs.values())",
-    "executorch": "[torch.from_numpy(value[row : row + 1]) for value in inputs.values()]",
-    "litert": '**{f"args_{place}": value[row : row + 1] for place, value in enumerate(inputs.values())}',
+    "executorch": "inputs.values()",
+    "litert": "inputs.values()",
 }
 """What is handed over where the model takes one input, and where it takes several by name."""
 
@@ -89,7 +95,6 @@ def loading(deployable: Mapping[str, Any], names: Sequence[str]) -> str:
         threads=option.get("threads", 1),
         batch=option.get("batch", 1),
         fed=(_SEVERAL if len(names) > 1 else _ONE).get(runtime, ""),
-        rows="len(next(iter(inputs.values())))" if len(names) > 1 else "len(inputs)",
     )
 
 
