@@ -321,12 +321,12 @@ def runs_code(name: str) -> bool:
     return vars(type(get(name))).get("runs_code") is not False
 
 
-def library(name: str) -> str:
-    """Return the module that the runtime `name` runs on: the class's ``library``, else the one called like it.
+def libraries(name: str) -> tuple[str, ...]:
+    """Return the modules that the runtime `name` runs on: the class's ``libraries``, else the one called like it.
 
-    What importing it takes belongs to the library and not to a model.
+    The memory that importing them takes belongs to them and not to a model.
     """
-    return str(getattr(get(name), "library", name))
+    return tuple(getattr(get(name), "libraries", (name,)))
 
 
 def available() -> tuple[str, ...]:

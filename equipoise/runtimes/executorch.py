@@ -49,7 +49,7 @@ class ExecuTorch:
     precisions: tuple[Choice, ...] = (32, 8)
     runs_code = True
     """No code is in a file, but its reader trusts it: some that are damaged inside end the process."""
-    library = "executorch.extension.pybindings._C"
+    libraries = ("torch", "executorch.extension.pybindings._C")
 
     def unavailable(self) -> str:
         """Return which package is missing, with the line that installs it."""

@@ -47,7 +47,7 @@ class LiteRt:
     name = "litert"
     precisions: tuple[Choice, ...] = (32, 8)
     runs_code = False
-    library = "ai_edge_litert.interpreter"
+    libraries = ("ai_edge_litert.interpreter",)
 
     def unavailable(self) -> str:
         """Return what is missing to run programs, or to make them, with the remedy."""
