@@ -1,7 +1,7 @@
 """What of a graph int8 is for: its layers, and what lies between two of them.
 
-Before the first and after the last, rounding is a loss without a gain: an addition that puts degrees beside fractions at the end
-would round the fractions away. Nothing but Python is imported here: `litert_convert` reads it in another environment.
+Before the first and after the last, rounding is a loss without a gain: an addition that puts degrees beside fractions at the
+end would round the fractions away. Nothing but Python is imported here: `litert_convert` reads it in another environment.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """LiteRT (TensorFlow Lite) on the CPU: a ``.tflite`` file whose operators XNNPACK runs.
 
-Running one needs ``ai-edge-litert`` alone. Making one needs litert-torch, a gigabyte whose pins fit beside little else, so that it
-lives in an environment of its own: `CONVERTER` names its interpreter, which is started once and handed torch programs. int8 is the
-AI Edge Quantizer's: signed, weights per channel, ranges as wide as calibration saw them, in the roles that `executorch` has. A
-program is planned for one sample: see `rows`.
+Running one needs ``ai-edge-litert`` alone. Making one needs litert-torch, a gigabyte whose pins fit beside little else, so that
+it lives in an environment of its own: `CONVERTER` names its interpreter, which is started once and handed torch programs. int8
+is the AI Edge Quantizer's: signed, weights per channel, ranges as wide as calibration saw them, in the roles that
+`executorch` tells. A program is planned for one sample: see `rows`.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ import tempfile
 import threading
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -31,11 +31,18 @@ from equipoise.records import Choice
 from equipoise.runtimes import litert_convert
 from equipoise.runtimes.base import Program, Session, Source, check_program, check_schemes, precision_of
 from equipoise.runtimes.rows import hushed, names_of, run_rows
-from equipoise.runtimes.single import Single, single
 from equipoise.runtimes.torch_eager import stored
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
+
+    from equipoise.runtimes.single import Single
 
 FILE = "model.tflite"
 """The program; beside it the names of several inputs."""
+
+ROOT = "."
+"""Stands for the name of the model itself."""
 
 CONVERTER = "EQUIPOISE_LITERT_PYTHON"
 """Environment variable: the Python of an environment that holds litert-torch."""
@@ -68,6 +75,8 @@ class LiteRt:
         Raises:
             InputError: The source has no module, or litert-torch cannot express it; else as `base.Runtime.compile`.
         """
+        from equipoise.runtimes.single import single
+
         check_schemes(self.name, self.precisions, schemes)
         one = single(source, self.name)
         samples = [value.numpy() for value in one.given]
@@ -75,9 +84,9 @@ class LiteRt:
             samples = [np.concatenate(column) for column in zip(*one.samples(calibration, float_layers), strict=True)]
         with tempfile.TemporaryDirectory(prefix="equipoise-") as name:
             folder = Path(name)
-            (folder / "model.pt2").write_bytes(stored(one.exported))
             np.savez(folder / "samples.npz", **{f"{place}": value for place, value in enumerate(samples)})
             (folder / "order.json").write_text(json.dumps(_order(one, float_layers)))
+            (folder / "model.pt2").write_bytes(stored(_renamed(one.exported)))
             left = _converted(folder)
             content = (folder / FILE).read_bytes()
         files = {FILE: content, **one.files}
@@ -132,17 +141,23 @@ NO_INT8 = "the AI Edge Quantizer has no int8 for it"
 
 
 def _order(one: Single, float_layers: frozenset[str] | None) -> dict[str, Any]:
-    """What is to be rounded, told by marks: the names in a file hold class and name of the module whose code an operator is."""
-    kinds = {name: type(module) for name, module in one.model.named_modules()}
-    marks = {
-        name: re.escape(f"{kind.__module__}.{kind.__qualname__}{f'_{name}' if name else ''}") for name, kind in kinds.items()
-    }
+    """What is to be rounded; names in the file are those that `_renamed` gives, each with a semicolon behind it."""
     return {
         "int8": float_layers is not None,
-        "layers": {name: f"(^|[/; ]){marks[name]};" for name in sorted(one.layers)},
-        "float": {name: f"(^|[/; ]){marks[name]}[/;]" for name in sorted(float_layers or ())},
-        "fixed": [f"(^|[/; ]){marks[name]};" for name in sorted(one.fixed)],
+        "layers": {name: f"(^|[; ]){re.escape(name)};" for name in sorted(one.layers)},
+        "float": {name: f"(^|[; ]){re.escape(name)}(\\.[^;]*)?;" for name in sorted(float_layers or ())},
+        "fixed": [f"(^|[; ]){re.escape(name or ROOT)};" for name in sorted(one.fixed)],
     }
+
+
+def _renamed(exported: ExportedProgram) -> ExportedProgram:
+    """Return a graph (changed in place) whose operators are named after their modules alone, not after classes as well."""
+    from equipoise.runtimes.single import owner
+
+    for node in exported.graph.nodes:
+        if "nn_module_stack" in node.meta:
+            node.meta["nn_module_stack"] = {"": ("", owner(node) or ROOT)}
+    return exported
 
 
 def _python() -> str:
@@ -153,7 +168,7 @@ def _python() -> str:
 @functools.cache
 def _no_converter(python: str) -> str:
     """Return why an interpreter cannot convert, empty where it can."""
-    look = "import importlib.util as u; raise SystemExit(not (u.find_spec('litert_torch') and u.find_spec('ai_edge_quantizer')))"
+    look = "from importlib.util import find_spec as f; raise SystemExit(not (f('litert_torch') and f('ai_edge_quantizer')))"
     try:
         found = subprocess.run([python, "-I", "-c", look], capture_output=True, timeout=60, check=False).returncode == 0
     except (OSError, subprocess.TimeoutExpired):
@@ -183,7 +198,8 @@ class _Converter:
 
     def convert(self, folder: Path) -> dict[str, Any]:
         """Return its answer. Raises `OSError` or `ValueError` where it has ended."""
-        assert self._child.stdin is not None and self._child.stdout is not None
+        assert self._child.stdin is not None
+        assert self._child.stdout is not None
         with self._one:
             self._child.stdin.write(f"{folder}\n")
             self._child.stdin.flush()

@@ -1,7 +1,7 @@
 """The other side of `litert`: run by the interpreter of an environment that holds litert-torch, where Equipoise is not.
 
-It reads the path of a folder a line and writes ``model.tflite`` into each, made of ``model.pt2`` as ``order.json`` says; the line
-it answers is JSON: ``left``, the layers that stayed float although int8 was asked for, or ``error``.
+It reads the path of a folder a line and writes ``model.tflite`` into each, made of ``model.pt2`` as ``order.json`` says; the
+line it answers is JSON: ``left``, the layers that stayed float although int8 was asked for, or ``error``.
 """
 
 import importlib.util
@@ -104,14 +104,15 @@ def quantized(content, samples, order):
 
 
 def roles(found, floats, fixed):
-    """Return the scopes of the operators with weights to be rounded, of all rounded in fixed ranges, and in each sample's own."""
+    """Return scopes: of operators with weights to be rounded, of all that is rounded in fixed ranges, and in each sample's own."""
     spec = importlib.util.spec_from_file_location("between", Path(__file__).with_name("between.py"))
     between = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(between)
     weighted, kept, made = set(), set(), set()
     for each in found:
         named = each["weights"] if each["kind"] in (*ROUNDED, *TABLES) else ""
-        if named and any(re.search(mark, named) for mark in fixed) or not named and each["takes"] and made.issuperset(each["takes"]):
+        after = not named and each["takes"] and made.issuperset(each["takes"])
+        if after or (named and any(re.search(mark, named) for mark in fixed)):
             kept.add(each["scope"])  # a product with a buffer, or what is made of it before a layer
             made.update(each["gives"])
         elif named and not any(re.search(mark, each["names"]) for mark in floats):

@@ -53,7 +53,8 @@ def run_rows(inputs: Inputs, names: Sequence[str], one: Callable[[list[NDArray[A
     arrays = [np.ascontiguousarray(value) for value in feeds(inputs, names).values()]
     rows = len(arrays[0]) if arrays[0].ndim else 0
     if rows == 0 or any(value.ndim == 0 or len(value) != rows for value in arrays):
-        raise must_be("inputs", "at least one sample, as many of each", [value.shape for value in arrays], "Give a batch (N, ...).")
+        shapes = [value.shape for value in arrays]
+        raise must_be("inputs", "at least one sample, as many of each", shapes, "Give a batch (N, ...).")
     if rows == 1:
         return one(arrays)
     return np.concatenate([one([value[row : row + 1] for value in arrays]) for row in range(rows)])

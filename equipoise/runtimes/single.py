@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import copy
 import json
-from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor, nn
 
-from equipoise.batch import ONE, Inputs, named, parts, take
+from equipoise.batch import ONE, Inputs, mapped, named, parts, take
 from equipoise.errors import InputError, must_be
 from equipoise.runtimes.base import Source, check_quantizable, feeds
+from equipoise.runtimes.export import by_position, quiet
 from equipoise.runtimes.rows import NAMES
 
 if TYPE_CHECKING:
-    from torch import nn
     from torch.export import ExportedProgram
 
 CALIBRATING = 128
@@ -73,15 +74,13 @@ def single(source: Source, runtime: str) -> Single:
     Raises:
         InputError: The source has no module, or torch cannot export it.
     """
-    import torch
-
-    from equipoise.runtimes.export import by_position, quiet
-
     if source.model is None or source.example is None:
-        raise must_be(f"source for {runtime}", "one with a module and an example", "ONNX only", "Give Source(model=, example=).")
-    several = isinstance(source.example, Mapping)
-    model = copy.deepcopy(source.model) if several else source.model  # only a module of several inputs is changed
-    model, given, _ = by_position(model.eval(), take(source.example, slice(1)), free=False)
+        whole = "one with a module and an example"
+        raise must_be(f"source for {runtime}", whole, "ONNX only", "Give Source(model=, example=).")
+    model = copy.deepcopy(source.model).eval()
+    for value in (*model.parameters(), *model.buffers()):
+        value.data = plain(value.data)
+    model, given, _ = by_position(model, mapped(take(source.example, slice(1)), plain), free=False)
     try:
         with quiet(), torch.no_grad():
             exported = torch.export.export(model, given)
@@ -90,6 +89,11 @@ def single(source: Source, runtime: str) -> Single:
         raise InputError(f"model must be one that torch.export takes; got {type(model).__name__}: {reason}") from error
     layers = frozenset(owner(node) for node in exported.graph.nodes if weighs(node)) - {""}
     return Single(model, given, tuple(named(source.example)), exported, layers)
+
+
+def plain(value: Tensor) -> Tensor:
+    """Return a copy with its numbers in the order of its axes: ExecuTorch fails on weights that were trained channels last."""
+    return value.clone(memory_format=torch.contiguous_format)
 
 
 def weighs(node: Any) -> bool:

@@ -105,7 +105,8 @@ def _options(deployable: Mapping[str, Any]) -> dict[str, str]:
 
 def _main(deployable: Mapping[str, Any]) -> str:
     """The file that a runtime is given."""
-    return str(next((f for f in deployable["files"] if f.endswith((".onnx", ".xml", ".pt2", ".pte", ".tflite"))), deployable["files"][0]))
+    kinds = (".onnx", ".xml", ".pt2", ".pte", ".tflite")
+    return str(next((f for f in deployable["files"] if f.endswith(kinds)), deployable["files"][0]))
 
 
 def is_past(name: str) -> bool:
