@@ -9,6 +9,7 @@ is the AI Edge Quantizer's: signed, weights per channel, ranges as wide as calib
 from __future__ import annotations
 
 import atexit
+import contextlib
 import functools
 import importlib.util
 import json
@@ -193,7 +194,7 @@ class _Converter:
 
     def close(self) -> None:
         """End it."""
-        with self._child:  # closes its pipes and waits
+        with contextlib.suppress(OSError), self._child:  # closes its pipes, one of which may be broken, and waits
             self._child.kill()
 
     def convert(self, folder: Path) -> dict[str, Any]:

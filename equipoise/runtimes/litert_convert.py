@@ -4,12 +4,16 @@ It reads the path of a folder a line and writes ``model.tflite`` into each, made
 line it answers is JSON: ``left``, the layers that stayed float although int8 was asked for, or ``error``.
 """
 
+from __future__ import annotations
+
 import importlib.util
 import json
 import os
 import re
 import sys
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 ROUNDED = ("CONV_2D", "CONV_3D", "DEPTHWISE_CONV_2D", "TRANSPOSE_CONV", "FULLY_CONNECTED")
 """Operators whose weights are rounded, with ranges of their inputs from calibration."""
@@ -27,20 +31,20 @@ ATTENTION = ("SOFTMAX", "RSQRT")
 """Where one of these lies between layers, int8 is left all the time: only operators with weights are rounded."""
 
 
-def main():
+def main() -> None:
     """Answer until the input ends."""
     answers = os.fdopen(os.dup(1), "w")
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # what the libraries print is no answer
     for line in sys.stdin:
         try:
-            answer = {"left": convert(Path(line.strip()))}
+            answer: dict[str, Any] = {"left": convert(Path(line.strip()))}
         except Exception as error:  # noqa: BLE001 - whatever it is, the other side tells it
             answer = {"error": f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"}
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
-def convert(folder):
+def convert(folder: Path) -> list[str]:
     """Write the file that the order in `folder` asks for; return the layers that stayed float all the same."""
     import litert_torch
     import numpy as np
@@ -60,7 +64,7 @@ def convert(folder):
     return left
 
 
-def quantized(content, samples, order):
+def quantized(content: bytes, samples: Sequence[Any], order: Mapping[str, Any]) -> tuple[bytes, list[str]]:
     """Return the file in int8, and which layers stayed float all the same.
 
     Args:
@@ -74,7 +78,7 @@ def quantized(content, samples, order):
     from ai_edge_quantizer.algorithm_manager import AlgorithmName
     from ai_edge_quantizer.qtyping import TFLOperationName
 
-    def widened(old, new):
+    def widened(old: Mapping[str, Any], new: Mapping[str, Any]) -> dict[str, Any]:
         return {**old, "min": np.minimum(old["min"], new["min"]), "max": np.maximum(old["max"], new["max"])}
 
     found = operators(content)
@@ -103,12 +107,16 @@ def quantized(content, samples, order):
     return content, [name for name, mark in order["layers"].items() if any(re.search(mark, names) for names in plain)]
 
 
-def roles(found, floats, fixed):
-    """Return scopes: of operators with weights to be rounded, of all that is rounded in fixed ranges, and in each sample's own."""
+def roles(
+    found: Sequence[Mapping[str, Any]], floats: Sequence[str], fixed: Sequence[str]
+) -> tuple[set[str], set[str], set[str]]:
+    """Return scopes: of operators whose weights may be rounded, of all rounded in fixed ranges, and in each sample's own."""
     spec = importlib.util.spec_from_file_location("between", Path(__file__).with_name("between.py"))
+    assert spec is not None
+    assert spec.loader is not None
     between = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(between)
-    weighted, kept, made = set(), set(), set()
+    weighted, kept, made = set[str](), set[str](), set[str]()
     for each in found:
         named = each["weights"] if each["kind"] in (*ROUNDED, *TABLES) else ""
         after = not named and each["takes"] and made.issuperset(each["takes"])
@@ -125,7 +133,7 @@ def roles(found, floats, fixed):
     return weighted, (layers | middle) - kept - own, own
 
 
-def operators(content):
+def operators(content: bytes) -> list[dict[str, Any]]:
     """Return what each operator is: its kind, what it takes and gives, and the names of what it holds."""
     from ai_edge_litert import schema_py_generated as schema
     from ai_edge_quantizer.utils import tfl_flatbuffer_utils as files
