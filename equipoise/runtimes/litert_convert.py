@@ -98,9 +98,9 @@ def quantized(content: bytes, samples: Sequence[Any], order: Mapping[str, Any]) 
         return content, []
     kinds = Interpreter(model_content=content).get_signature_runner().get_input_details()
     inputs = {f"args_{place}": value.astype(kinds[f"args_{place}"]["dtype"]) for place, value in enumerate(samples)}
-    each = [{name: value[row : row + 1] for name, value in inputs.items()} for row in range(len(samples[0]))]
+    rows = [{name: value[row : row + 1] for name, value in inputs.items()} for row in range(len(samples[0]))]
     ranges = calibrator.Calibrator(content, num_threads=1, qsv_update_func=widened)
-    ranges.calibrate({"serving_default": each}, recipe)
+    ranges.calibrate({"serving_default": rows}, recipe)
     made = quantizer.Quantizer(bytearray(content), recipe.get_quantization_recipe()).quantize(ranges.get_model_qsvs())
     content = bytes(made.quantized_model)
     plain = [each["weights"] for each in operators(content) if each["scope"] in weighted and not each["narrow"]]
