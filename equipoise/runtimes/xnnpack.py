@@ -1,7 +1,4 @@
-"""Graphs made ready for XNNPACK inside ExecuTorch: lowered to a file, and rounded to int8 before.
-
-Importing this loads the compiler of ExecuTorch, which takes seconds.
-"""
+"""Graphs made ready for XNNPACK inside ExecuTorch: lowered to a file, and rounded to int8 before."""
 
 from __future__ import annotations
 
@@ -10,13 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
-from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
-from executorch.exir import to_edge_transform_and_lower
 from numpy.typing import NDArray
 from torch.export import ExportedProgram
-from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
-from torchao.quantization.pt2e.quantizer import ComposableQuantizer
 
 from equipoise.runtimes.between import between
 from equipoise.runtimes.single import Single, owner, scopes, weighs
@@ -47,6 +39,9 @@ class Roles:
 
 def lowered(exported: ExportedProgram) -> bytes:
     """Return the file of a graph, float or with its rounding written out."""
+    from executorch.backends.xnnpack.partition.xnnpack_partitioner import XnnpackPartitioner
+    from executorch.exir import to_edge_transform_and_lower
+
     with torch.no_grad():
         edge = to_edge_transform_and_lower(exported, partitioner=[XnnpackPartitioner()])
     return bytes(edge.to_executorch().buffer)
@@ -60,6 +55,9 @@ def quantized(
     Args:
         samples: What ranges are read from, each the inputs of one sample.
     """
+    from torchao.quantization.pt2e.quantize_pt2e import convert_pt2e, prepare_pt2e
+    from torchao.quantization.pt2e.quantizer import ComposableQuantizer
+
     graph: Any = one.exported.module()
     roles = roles_of(graph.graph, dict(one.model.named_buffers()), float_layers)
     exported = one.exported
@@ -77,6 +75,8 @@ def quantized(
 
 def _quantizer(nodes: Container[str], *, dynamic: bool) -> Any:
     """One that rounds these operators alone; it asks about their weights too."""
+    from executorch.backends.xnnpack.quantizer.xnnpack_quantizer import XNNPACKQuantizer, get_symmetric_quantization_config
+
     how = get_symmetric_quantization_config(is_per_channel=True, is_dynamic=dynamic)
     return XNNPACKQuantizer().set_global(how).set_filter_function(lambda x: x.op != "call_function" or x.name in nodes)
 
