@@ -19,7 +19,7 @@ INT8_DOT = frozenset({"avx_vnni", "avx512_vnni", "amx_int8", "asimddp", "i8mm"})
 """Flags of an exact 8-bit dot product: without one of them u8·s8 saturates on x86."""
 PACKAGES = (
     *("equipoise", "torch", "numpy", "onnx", "onnxruntime", "onnxscript", "openvino", "nncf", "torch-pruning"),
-    *("safetensors", "psutil", "optuna", "nvidia-ml-py"),
+    *("executorch", "torchao", "ai-edge-litert", "safetensors", "psutil", "optuna", "nvidia-ml-py"),
 )
 
 

@@ -13,7 +13,7 @@ from equipoise.batch import Inputs, size
 from equipoise.measure.memory import PeakMemory, peak_memory
 from equipoise.records import Reading
 from equipoise.road.racing import read, written
-from equipoise.runtimes.base import Program, Target, get
+from equipoise.runtimes.base import Program, Target, get, libraries
 from equipoise.units import show
 
 PAGES, SHARE = 64 * 4096, 0.01
@@ -27,8 +27,9 @@ Twelve readings each of the digits study's program span up to 228 KiB of 22 MB i
 def run_program(folder: Path, options: Mapping[str, Any]) -> Iterator[None]:
     """Load the program in `folder` and run it a few times: the child's work for `measure.memory`."""
     runtime = get(options["runtime"])
-    with contextlib.suppress(ImportError):  # the library belongs to the baseline, not to the model
-        importlib.import_module(options["runtime"].partition(":")[0])
+    with contextlib.suppress(ImportError):  # the libraries belong to the baseline, not to the model
+        for name in libraries(options["runtime"]):
+            importlib.import_module(name)
     inputs = read(folder / options["inputs"])
     yield
     names = tuple(options["names"])

@@ -33,6 +33,8 @@ RUNTIMES: dict[str, str] = {
     "inductor:cuda": "equipoise.runtimes.torch_cuda:InductorCuda",
     "onnxruntime:cuda": "equipoise.runtimes.onnxruntime_gpu:OnnxRuntimeCuda",
     "onnxruntime:tensorrt": "equipoise.runtimes.onnxruntime_gpu:OnnxRuntimeTensorRt",
+    "executorch": "equipoise.runtimes.executorch:ExecuTorch",
+    "litert": "equipoise.runtimes.litert:LiteRt",
 }
 """Name on the command line and in files -> ``module:class``, imported on first use; a name without a device is of the CPU."""
 
@@ -332,6 +334,14 @@ def runs_code(name: str) -> bool:
     It may, unless the class itself says ``runs_code = False``: what it inherits speaks of another's files.
     """
     return vars(type(get(name))).get("runs_code") is not False
+
+
+def libraries(name: str) -> tuple[str, ...]:
+    """Return the modules that the runtime `name` runs on: the class's ``libraries``, else the one called like it.
+
+    The memory that importing them takes belongs to them and not to a model.
+    """
+    return tuple(getattr(get(name), "libraries", (name.partition(":")[0],)))
 
 
 def available() -> tuple[str, ...]:

@@ -28,6 +28,7 @@ class TorchCuda(TorchEager):
 
     name = "torch:cuda"
     precisions: tuple[Choice, ...] = (32, "fp16", "bf16")
+    libraries = ("torch",)
     runs_code = True
 
     def unavailable(self) -> str:

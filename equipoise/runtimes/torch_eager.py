@@ -7,7 +7,7 @@ import io
 import json
 import zipfile
 from collections.abc import Mapping
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
@@ -15,6 +15,9 @@ from equipoise.batch import ONE, Inputs, joined, named, size, take
 from equipoise.errors import InputError, must_be
 from equipoise.records import Choice
 from equipoise.runtimes.base import Program, Session, Source, check_program, check_schemes, feeds
+
+if TYPE_CHECKING:
+    from torch.export import ExportedProgram
 
 FILE = "model.pt2"
 """The one file of a program."""
@@ -69,14 +72,8 @@ class TorchEager:
         except Exception as error:
             reason = " ".join(str(error).split())[:200]
             raise InputError(f"model must be one that torch.export takes with any batch size: {reason}.") from error
-        for node in program.graph.nodes:
-            for mark in _MACHINE_MARKS:
-                node.meta.pop(mark, None)
-        program.example_inputs = None
-        buffer = io.BytesIO()
-        with quiet():
-            torch.export.save(program, buffer, extra_files={NAMES: json.dumps(list(named(example)))} if several else None)
-        return Program(self.name, "fp32", {FILE: buffer.getvalue()})
+        extra = {NAMES: json.dumps(list(named(example)))} if several else None
+        return Program(self.name, "fp32", {FILE: stored(program, extra)})
 
     def load(self, program: Program, *, threads: int = 1, batch: int | None = None) -> Session:
         """Return a session; `batch` only fixes what it accepts, eager code has nothing to plan."""
@@ -115,6 +112,26 @@ def unfit(error: Exception) -> InputError:
     """Return what is raised of inputs that a program does not take."""
     reason = " ".join(str(error).split())[:200]
     return InputError(f"inputs must be of the shape and type the program was made for: {reason}")
+
+
+def stored(program: ExportedProgram, extra: Mapping[str, str] | None = None) -> bytes:
+    """Return the file of an exported program (which is changed), without what it remembers of this machine.
+
+    Args:
+        extra: Texts to keep in it, by name.
+    """
+    import torch
+
+    from equipoise.runtimes.export import quiet
+
+    for node in program.graph.nodes:
+        for mark in _MACHINE_MARKS:
+            node.meta.pop(mark, None)
+    program.example_inputs = None
+    buffer = io.BytesIO()
+    with quiet():
+        torch.export.save(program, buffer, extra_files=dict(extra) if extra else None)
+    return buffer.getvalue()
 
 
 class _Session:

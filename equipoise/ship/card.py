@@ -45,9 +45,36 @@ outputs = model(inputs)[0]""",
 import torch
 model = torch.export.load("{file}").module()
 outputs = model({fed})""",
+    "executorch": """\
+import numpy
+import torch
+from executorch.runtime import Runtime
+run = Runtime.get().load_program("{file}").load_method("forward")  # one sample at a time, on all cores
+values = [torch.from_numpy(value) for value in {fed}]
+rows = range(len(values[0]))
+outputs = numpy.concatenate([run.execute([value[row : row + 1] for value in values])[0].numpy() for row in rows])""",
+    "litert": """\
+import numpy
+from ai_edge_litert.interpreter import Interpreter
+run = Interpreter("{file}", num_threads={threads}).get_signature_runner()  # one sample at a time
+kinds = run.get_input_details()  # whole numbers are of 32 bits there
+values = {{f"args_{{n}}": value.astype(kinds[f"args_{{n}}"]["dtype"]) for n, value in enumerate({fed})}}
+rows = range(len(values["args_0"]))
+answers = [run(**{{name: value[row : row + 1] for name, value in values.items()}}) for row in rows]
+outputs = numpy.concatenate([next(iter(answer.values())) for answer in answers])""",
 }
-_ONE = {"onnxruntime": "{session.get_inputs()[0].name: inputs}", "torch": "torch.from_numpy(inputs)"}
-_SEVERAL = {"onnxruntime": "inputs", "torch": "*map(torch.from_numpy, inputs.values())"}
+_ONE = {
+    "onnxruntime": "{session.get_inputs()[0].name: inputs}",
+    "torch": "torch.from_numpy(inputs)",
+    "executorch": "[inputs]",
+    "litert": "[inputs]",
+}
+_SEVERAL = {
+    "onnxruntime": "inputs",
+    "torch": "*map(torch.from_numpy, inputs.values())",
+    "executorch": "inputs.values()",
+    "litert": "inputs.values()",
+}
 """What is handed over where the model takes one input, and where it takes several by name."""
 
 
@@ -78,7 +105,8 @@ def _options(deployable: Mapping[str, Any]) -> dict[str, str]:
 
 def _main(deployable: Mapping[str, Any]) -> str:
     """The file that a runtime is given."""
-    return str(next((f for f in deployable["files"] if f.endswith((".onnx", ".xml", ".pt2"))), deployable["files"][0]))
+    kinds = (".onnx", ".xml", ".pt2", ".pte", ".tflite")
+    return str(next((f for f in deployable["files"] if f.endswith(kinds)), deployable["files"][0]))
 
 
 def is_past(name: str) -> bool:

@@ -268,6 +268,7 @@ def test_the_card_loads_what_was_timed_as_it_was_timed(artifact: Artifact, monke
     )
 
 
+@pytest.mark.filterwarnings("ignore:This API is experimental")  # ExecuTorch's says so on import
 @pytest.mark.parametrize("runtime", available())
 @pytest.mark.parametrize("several", [False, True])
 def test_the_cards_lines_load_and_run_whatever_the_runtime(

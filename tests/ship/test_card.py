@@ -18,6 +18,7 @@ from equipoise.workloads.task import Shape
 from equipoise.workloads.tokens import Words
 
 
+@pytest.mark.filterwarnings("ignore:This API is experimental")  # ExecuTorch's says so on import
 @pytest.mark.parametrize("runtime", available())
 def test_the_cards_lines_go_from_text_to_label(runtime: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("tokenizers", reason="the extra text")
