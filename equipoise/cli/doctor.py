@@ -59,6 +59,12 @@ def examine() -> dict[str, Any]:
     }
 
 
+XNNPACK = {
+    "scheme": "signed 8-bit activations, signed 8-bit weights per channel",
+    "why": "XNNPACK widens 8-bit products to 32 bits before it adds them",
+}
+
+
 def int8_schemes(exact: bool) -> dict[str, dict[str, str]]:
     """Return runtime -> the int8 scheme it uses, and why, on a CPU whose 8-bit products are `exact` at full speed or not."""
     bits = "8" if exact else "7"
@@ -68,6 +74,7 @@ def int8_schemes(exact: bool) -> dict[str, dict[str, str]]:
     return {
         "onnxruntime": {"scheme": f"unsigned 8-bit activations, signed {bits}-bit weights per channel", "why": why},
         "openvino": {"scheme": f"NNCF's 8-bit activations, signed {bits}-bit weights per channel", "why": why},
+        **dict.fromkeys(("executorch", "litert"), XNNPACK),
     }
 
 
