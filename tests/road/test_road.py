@@ -136,7 +136,7 @@ def keys(store: Path) -> list[tuple[str, str]]:
         (["digits", "--budget", "latency<=1"], "ms"),
         (["digits", "--time", "soon"], "min, h"),
         (["digits", "--target", "tensorflow:cpu"], "onnxruntime"),
-        (["digits", "--target", "onnxruntime:cuda"], "cpu"),
+        (["digits", "--target", "openvino:cuda"], "cpu"),
         (["nowhere.py:make_workload"], "nowhere.py"),
         (["digitz"], "digits"),
     ],
