@@ -9,7 +9,7 @@ from pathlib import Path
 
 from equipoise import runtimes
 from equipoise.budget import parse_budget
-from equipoise.errors import EquipoiseError, InputError, MissingExtraError, StoreError, must_be
+from equipoise.errors import EquipoiseError, InputError, StoreError, must_be
 from equipoise.events import Listener
 from equipoise.meters import Meters
 from equipoise.progress import of_events
@@ -20,6 +20,7 @@ from equipoise.road.isolated import isolated
 from equipoise.road.jobs import Job, drive
 from equipoise.road.trials import Trials
 from equipoise.runtimes import Target, parse_targets
+from equipoise.runtimes.base import check_usable
 from equipoise.study.record import Study
 from equipoise.study.store import Store
 from equipoise.techniques import named
@@ -73,6 +74,7 @@ def optimize(
         began: ``time.perf_counter()`` when the run began, where loading the workload is to count as well; None for now.
     Raises:
         InputError: Anything that cannot be used, a bound on what cannot be measured here, before any work starts.
+        MissingExtraError: A package of a target's runtime is not installed.
         StoreError: The store cannot be written, or belongs to another workload.
     """
     started = clock.perf_counter() if began is None else began
@@ -83,8 +85,7 @@ def optimize(
     if not isinstance(store, str | Path):
         raise must_be("store", "the path of a folder", store, 'Write for example "runs/a".')
     for wanted in targets:
-        if reason := runtimes.get(wanted.row).unavailable():
-            raise MissingExtraError(f"target must be a runtime that can be used here; got {str(wanted)!r}. {reason}")
+        check_usable(wanted)
     if not isinstance(student, str):
         raise must_be("student", "the name of a family", type(student).__name__, 'Write for example student="mobilenet".')
     if student and not recovery:

@@ -41,7 +41,7 @@ def workload() -> eq.Workload:
 @pytest.fixture(scope="module")
 def found() -> Splits:
     steps = list[str]()
-    made = eq.split(workload(), uplink=["0.2Mbit/s", "1Gbit/s"], rtt="0ms", budget="drop<=5", seconds=1, on_step=steps.append)
+    made = eq.split(workload(), uplink=["0.2Mbit/s", "1Gbit/s"], rtt="0ms", budget="drop<=5", time=1, on_step=steps.append)
     assert steps[0] == "exporting"
     assert "verifying the halves together" in steps
     return made
@@ -170,7 +170,7 @@ BAD = [
     ({"rtt": "soon"}, "rtt must be"),
     ({"budget": "latency<=1ms"}, "budget axis must be"),
     ({"budget": ""}, "budget must be"),
-    ({"seconds": 0}, "seconds must be"),
+    ({"time": 0}, "time must be"),
     ({"device": "torch"}, "device must be"),
     ({"server": "onnxruntime?batch=2"}, "server must be"),
     ({"server": "onnxruntime?threads=9999"}, "target.threads must be"),
