@@ -45,7 +45,8 @@ class Study:
         finals: Key -> the last, interleaved latency measurement against the untouched model.
         unread: What was left as it is because its probe failed (``width.conv1=16``) -> why.
         extent: How far the tables of the last asking reached: ``entries``, ``read``, ``before_s`` (spent by their end),
-            ``enough_s`` (with which a search would begin) and ``plans`` (of which it would search); empty where that was not recorded.
+            ``enough_s`` (with which a search would begin) and ``plans`` (how many there are); empty where that was not
+            recorded.
         untrained: Where recovery had candidates but no time: ``left_s`` for it and ``least_s``, what one training takes.
     """
 

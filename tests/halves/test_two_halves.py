@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 import equipoise as eq
 from equipoise.errors import EquipoiseError, InputError
+from equipoise.halves import far
 from equipoise.halves.coding import OUTPUT, unpacked
 from equipoise.halves.near import Near, server
 from equipoise.halves.pair import HERE, MANIFEST, Bundle, first, held
@@ -105,6 +107,23 @@ def test_two_processes_answer_as_one(folder) -> None:
             assert held(pair, answers, bundle.answers) <= pair.tolerance
             with pytest.raises(EquipoiseError, match="must answer as the whole model"):
                 held(pair, -answers, bundle.answers)
+
+
+def test_what_cannot_be_served_is_one_line(folder, tmp_path, capsys) -> None:
+    uncut = replace(Bundle.read(folder), pairs={})
+    uncut.write(tmp_path / "uncut")
+    for given, said in (
+        ([str(tmp_path)], "folder must be one that split wrote"),
+        ([str(tmp_path / "uncut")], "the whole model runs on the device"),
+        ([str(folder), "--host", "nowhere.invalid"], "nowhere.invalid:7707 must be an address"),
+    ):
+        with pytest.raises(SystemExit, match=said) as ended:
+            far.main(given)
+        assert "\n" not in str(ended.value)
+    with pytest.raises(InputError, match="number must be of a cut"):
+        Near(uncut, 1, None)  # type: ignore[arg-type]
+    with pytest.raises(EquipoiseError, match="the whole model runs on the device"), server(tmp_path / "uncut"):
+        pass
 
 
 def test_the_server_refuses_what_it_does_not_know_and_goes_on(folder) -> None:
