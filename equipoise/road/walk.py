@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time as clock
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -105,7 +106,8 @@ def optimize(
             says = f"turned round, since {turned} {work.metric.name} is better"
             raise must_be("budget quality", says, str(constraint), "Turn the relation round.")
     told = listen or of_events()
-    with Store.open(store) as opened:
+    new = not Path(store).exists()
+    with Store.open(store) as opened, _withdrawn(opened, new):
         about = {"workload": work.fingerprint, "parts": work.identity, "targets": [str(t) for t in targets], "seed": seed}
         opened.identity(about)
         asked = Asked(
@@ -129,6 +131,17 @@ def optimize(
         )
         _walk(opened, asked, bench, spec=located(spec), isolate=isolate, listen=told, started=started)
         return Study.read(opened)
+
+
+@contextmanager
+def _withdrawn(store: Store, new: bool) -> Iterator[None]:
+    """Take a `new` folder away again where the run is refused before anything was measured."""
+    try:
+        yield
+    except InputError:
+        if new and not store.all("evaluation"):
+            shutil.rmtree(store.path)
+        raise
 
 
 def _walk(

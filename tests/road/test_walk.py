@@ -299,5 +299,8 @@ def test_a_model_with_nothing_to_change_is_one_sentence(tmp_path) -> None:
     x = torch.randn(80, 2)
     y = x.argmax(1)
     work = Workload(model=Scaled(), train=(x, y), validation=(x[:40], y[:40]), test=(x[40:], y[40:]), name="scaled")
-    with pytest.raises(InputError, match="must offer something to change"):
-        optimize(work, time=1, store=tmp_path / "study")
+    (tmp_path / "mine").mkdir()
+    for store in (tmp_path / "study", tmp_path / "mine"):
+        with pytest.raises(InputError, match="must offer something to change"):
+            optimize(work, time=1, store=store)
+    assert [path.name for path in tmp_path.iterdir()] == ["mine"]  # no folder is left of a run that was refused
