@@ -21,6 +21,7 @@ from equipoise.road.bench import Workbench
 from equipoise.road.isolated import Died
 from equipoise.road.prober import Prober
 from equipoise.road.walk import optimize
+from equipoise.runtimes import get
 from equipoise.schemes import menu
 from equipoise.study.record import Study
 from equipoise.study.store import Store
@@ -142,7 +143,8 @@ def test_a_probe_that_fails_drops_its_choice_and_is_told(tmp_path, monkeypatch) 
 
     monkeypatch.setattr(Prober, "loss", fragile)
     study = optimize(make(), budget="drop<=50", time=AMPLE_S, store=tmp_path / "study", recovery=False)
-    assert set(study.unread) == {f"bits.{layer}={way}" for layer in (0, 2) for way in menu("linear")[1:]}
+    ways = [way for way in menu("linear")[1:] if way in get("onnxruntime").precisions]
+    assert set(study.unread) == {f"bits.{layer}={way}" for layer in (0, 2) for way in ways}
     assert "no attribute 'weight'" in study.unread["bits.2=8"]
     assert "8 choices could not be probed" in study.failed()
     tried = [e for e in study.evaluations if e.predicted]
