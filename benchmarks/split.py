@@ -48,7 +48,7 @@ def main() -> None:
         device, server = (Target(name, threads=n, batch=batch) for n, name in enumerate(args.runtime, 1))
         began = time.perf_counter()
         found = eq.split(
-            work, device=device, server=server, uplink=args.uplinks, rtt=args.rtt, budget=args.budget, seconds=args.seconds,
+            work, device=device, server=server, uplink=args.uplinks, rtt=args.rtt, budget=args.budget, time=args.seconds,
             on_step=lambda text: print(f"  {text}", flush=True),
         )  # fmt: skip
         again = [confirmed(found, ride, args.seconds) for ride in found.rides]

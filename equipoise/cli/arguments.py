@@ -163,14 +163,16 @@ def watts() -> Reader:
 
 
 def targets(*, one: bool = False) -> Reader:
-    """Return a reader of targets that this machine has the cores for; with `one`, of a single one, which stays as written."""
+    """Return a reader of targets that can be used here; with `one`, of a single one, which stays as it was written."""
 
     def read(name: str, text: str) -> Any:
-        from equipoise.runtimes.base import parse_targets
+        from equipoise.runtimes.base import check_usable, parse_targets
 
         found = parse_targets(text)
         if one and len(found) > 1:
             raise must_be(name, "one target", text, f"Write for example {found[0]}.")
+        for target in found:
+            check_usable(target, name=name)
         return text if one else found
 
     return read

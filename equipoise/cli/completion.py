@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import re
+from collections.abc import Sequence
 from typing import Any
 
 from equipoise.cli.shells import SHELLS, Slot, Verb
@@ -48,14 +49,16 @@ def _slot(action: argparse.Action, words: dict[str, tuple[str, ...]]) -> Slot:
     named = re.findall(r"[\w-]+", str(action.metavar or ""))
     literal = [word for word in named if word.islower()]
     known = words.get(next(iter(action.option_strings), ""), ()) or tuple(w for word in named for w in words.get(word, ()))
+    choices = action.choices if isinstance(action.choices, Sequence) else ()
     says = (action.help or "") % {"default": action.default}  # as argparse fills it in
     return Slot(
         flags=tuple(action.option_strings),
         says=" ".join(says.split()),
         name=str(action.metavar or action.dest.upper()),
         takes=action.nargs != 0,
-        words=tuple(dict.fromkeys([*literal, *known])),
+        words=tuple(dict.fromkeys([*literal, *choices, *known])),
         many=action.nargs == "+",
+        listed="[," in str(action.metavar) or "with commas" in says,
     )
 
 
@@ -68,13 +71,14 @@ def _words() -> dict[str, tuple[str, ...]]:
     from equipoise.techniques import TECHNIQUES
 
     tables = {"FAMILY": FAMILIES, "TASK": TASKS, "WORKLOAD": WORKLOADS, "MODEL": WORKLOADS}
+    targets = tuple(row if ":" in row else f"{row}:cpu" for row in RUNTIMES)
     named = {key: tuple(f"{name}:" if row.data else name for name, row in table.items()) for key, table in tables.items()}
     return {
         **named,
         "FIELD": tuple(FIELDS),
         "SHELL": tuple(SHELLS),
         "TECHNIQUES": tuple(TECHNIQUES),
-        "--target": tuple(f"{name}:cpu" for name in RUNTIMES),
+        **dict.fromkeys(("--target", "--device", "--server"), targets),
         "--pick": ("best", "knee", "fastest", "smallest"),
         "--kind": ("single", *KINDS),
     }

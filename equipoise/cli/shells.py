@@ -22,6 +22,7 @@ class Slot:
         takes: Whether a value follows.
         words: What the value may be, where that is one of a few; those that a path follows end with a colon.
         many: Whether it may be repeated.
+        listed: Whether several may stand in one value, with commas between them.
     """
 
     flags: tuple[str, ...]
@@ -30,6 +31,7 @@ class Slot:
     takes: bool = True
     words: tuple[str, ...] = ()
     many: bool = False
+    listed: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +48,7 @@ _BASH = """\
 # bash completion of equipoise; made by: equipoise completion bash
 _equipoise() {
     local -a words places=()
-    local cur prev flags='--help --version' valued='' offered='' place=0 i
+    local cur prev flags='--help --version' valued='' offered='' head='' place=0 i
     read -ra words <<<"${COMP_LINE:0:COMP_POINT}"
     [[ ${COMP_LINE:0:COMP_POINT} == *' ' ]] && words+=('')
     cur=${words[-1]} prev=${words[-2]}
@@ -67,9 +69,9 @@ _equipoise() {
     elif ((${#places[@]})); then
         offered=${places[place < ${#places[@]} ? place : %(last)s]}
     fi
-    COMPREPLY=($(compgen -W "$offered" -- "$cur"))
+    COMPREPLY=($(compgen -P "$head" -W "$offered" -- "${cur#"$head"}"))
     [[ ${#COMPREPLY[@]} == 1 && ${COMPREPLY[0]} == *: ]] && compopt -o nospace 2>/dev/null
-    [[ $cur == *:* ]] && COMPREPLY=("${COMPREPLY[@]#"${cur%%"${cur##*:}"}"}") # bash ends a word at a colon
+    [[ $cur == *[:=]* ]] && COMPREPLY=("${COMPREPLY[@]#"${cur%%"${cur##*[:=]}"}"}") # where bash ends a word
     return 0
 }
 complete -o bashdefault -o default -F _equipoise equipoise
@@ -86,7 +88,8 @@ def bash(verbs: Sequence[Verb]) -> str:
         cases.append(f"        {verb.name}) flags='{flags}' valued='{valued}' places=({places}) ;;")
         for slot in verb.options:
             if slot.words:
-                values += [f"            {verb.name}{flag}) offered='{' '.join(slot.words)}' ;;" for flag in slot.flags]
+                head = ' head=${cur%"${cur##*,}"}' if slot.listed else ""
+                values += [f"            {verb.name}{flag}) offered='{' '.join(slot.words)}'{head} ;;" for flag in slot.flags]
     names = " ".join(verb.name for verb in verbs)
     last = "${#places[@]} - 1"
     return _BASH % {"verbs": "\n".join(cases), "values": "\n".join(values), "names": names, "last": last}
@@ -118,7 +121,8 @@ def zsh(verbs: Sequence[Verb]) -> str:
 
     def told(slot: Slot) -> str:
         """What `_arguments` reads of one argument; a colon parts its fields, brackets hold what it says."""
-        action = f"({' '.join(word.replace(':', chr(92) + ':') for word in slot.words)})" if slot.words else "_files"
+        words = " ".join(word.replace(":", chr(92) + ":") for word in slot.words)
+        action = "_files" if not words else f"_sequence compadd - {words}" if slot.listed else f"({words})"
         value = f":{re.sub('[^A-Za-z0-9]+', ' ', slot.name).strip()}:{action}"
         if not slot.flags:
             return shlex.quote(("*" if slot.many else "") + value)
@@ -142,7 +146,9 @@ def fish(verbs: Sequence[Verb]) -> str:
         there = f"complete -c equipoise -n '__fish_seen_subcommand_from {verb.name}'"
         for slot in verb.options:
             names = " ".join(f"-l {flag[2:]}" if flag.startswith("--") else f"-s {flag[1:]}" for flag in slot.flags)
-            value = f" -x -a {_fish_quoted(' '.join(slot.words))}" if slot.words else " -r" if slot.takes else ""
+            few = " ".join(slot.words)
+            offered = f'(__fish_complete_list , \'string split " " "{few}"\')' if slot.listed else few
+            value = f" -x -a {_fish_quoted(offered)}" if few else " -r" if slot.takes else ""
             lines.append(f"{there} {names}{value} -d {_fish_quoted(slot.says)}")
         if words := [word for slot in verb.places for word in slot.words]:
             lines.append(f"{there} -a {_fish_quoted(' '.join(dict.fromkeys(words)))}")

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from equipoise.built_in import WORKLOADS
-from equipoise.cli.arguments import check_named, check_store, option, positive, targets, whole
-from equipoise.errors import EXIT_OK, InputError, must_be
+from equipoise.cli.arguments import check_named, check_store, duration, option, targets, whole
+from equipoise.errors import EXIT_OK, must_be
 from equipoise.units import parse
 
 if TYPE_CHECKING:
@@ -31,7 +31,7 @@ def add_parser(subparsers: Any) -> None:
     option(parser, "--uplink", _rates, metavar="RATE[,RATE]", required=True, help="such as 10Mbit/s; of each a pick")
     option(parser, "--rtt", _delay, metavar="TIME", default="20ms", help="there and back of a bit (20ms)")
     option(parser, "--budget", _bound, metavar="BOUND", default="drop<=0.5", help="points that may be lost (drop<=0.5)")
-    option(parser, "--seconds", positive("30"), metavar="N", default=30.0, help="for each race: halves, every uplink (30)")
+    option(parser, "--time", duration(), metavar="T", default="30s", help="of each race: halves, every uplink (30s)")
     option(parser, "--seed", whole(), default=0, help="of the order of the races (0)")
     parser.add_argument("--out", type=Path, metavar="FOLDER", help="write both halves of each pick; serve them with "
                         "python -m equipoise.halves.far FOLDER")  # fmt: skip
@@ -43,17 +43,16 @@ def run(args: argparse.Namespace) -> int:
     """Split, print the cuts and what each uplink asks for, and write the halves."""
     check_named("workload", args.workload, WORKLOADS)
     if args.out is not None:
+        from equipoise.halves.pair import check_out
+
         check_store(args.out, name="--out", study=False)
+        check_out(args.out)
     from equipoise.cli.terminal import doing, visible
-
-    doing("loading torch", quiet=args.quiet)
     from equipoise.halves.split import split
-    from equipoise.workloads.spec import load
 
-    doing(f"loading {args.workload}", quiet=args.quiet)
     found = split(
-        load(args.workload), device=args.device, server=args.server, uplink=args.uplink, rtt=args.rtt, budget=args.budget,
-        seconds=args.seconds, seed=args.seed, on_step=lambda text: doing(text, quiet=args.quiet),
+        args.workload, device=args.device, server=args.server, uplink=args.uplink, rtt=args.rtt, budget=args.budget,
+        time=args.time, seed=args.seed, on_step=lambda text: doing(text, quiet=args.quiet),
     )  # fmt: skip
     if args.json:
         from equipoise.records import dumps
@@ -110,8 +109,6 @@ def _bound(name: str, text: str) -> str:
     from equipoise.axes import AXES
     from equipoise.budget import parse_budget
 
-    try:
-        parse_budget(text, axes={"drop": AXES["drop"]})
-    except InputError as error:
-        raise must_be(name, "drop<=POINTS", text, str(error)) from error
+    if parse_budget(text, axes={"drop": AXES["drop"]}).bound("drop") is None:
+        raise must_be(name, "drop<=POINTS", text, f"Write for example {name} drop<=0.5.")
     return text

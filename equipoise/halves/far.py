@@ -16,7 +16,7 @@ from pathlib import Path
 
 import numpy as np
 
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, must_be
 from equipoise.halves.coding import OUTPUT, packed
 from equipoise.halves.pair import Bundle, load
 from equipoise.halves.wire import ANSWER, ECHO, PATIENCE_S, REFUSAL, REQUEST, receive, send
@@ -31,9 +31,14 @@ class Far:
     Args:
         bundle: What was exported.
         batch: Samples of each request where that is fixed, for runtimes that plan ahead; None for any.
+    Raises:
+        InputError: No pick is cut, so that there is no half.
     """
 
     def __init__(self, bundle: Bundle, *, batch: int | None = None) -> None:
+        if not bundle.pairs:
+            remedy = "There is no half to serve: the whole model runs on the device."
+            raise must_be("folder", "of a split in which something is sent", f"{bundle.name}, all on the device", remedy)
         self._pairs = bundle.pairs
         self._sessions: dict[int, Session] = {n: load(pair.server, bundle.server, batch) for n, pair in bundle.pairs.items()}
         self._turn = threading.Lock()
@@ -85,17 +90,25 @@ def serve(far: Far, listener: socket.socket) -> None:
 
 
 def main(argv: list[str] | None = None) -> None:
-    """Serve a folder; the port is told on standard output once all is loaded."""
+    """Serve a folder; the address is told on standard output once all is loaded. What keeps it from that is one line."""
     parser = argparse.ArgumentParser(prog="python -m equipoise.halves.far", description=__doc__)
     parser.add_argument("folder", type=Path, help="what `equipoise split --out` wrote")
     parser.add_argument("--host", default="127.0.0.1", help="address to listen on (127.0.0.1); there is no encryption")
     parser.add_argument("--port", type=int, default=7707, help="port (7707); 0 takes a free one")
     parser.add_argument("--with-parent", action="store_true", help="end when standard input ends")
     args = parser.parse_args(argv)
-    bundle = Bundle.read(args.folder)
-    far = Far(bundle, batch=bundle.server.batch)
-    with socket.create_server((args.host, args.port)) as listener:
-        print(f"listening on port {listener.getsockname()[1]}", flush=True)
+    if not 0 <= args.port < 2**16:
+        parser.error(f"--port must be from 0 to 65535; got {args.port}")
+    try:
+        bundle = Bundle.read(args.folder)
+        far = Far(bundle, batch=bundle.server.batch)
+        listener = socket.create_server((args.host, args.port))
+    except EquipoiseError as error:
+        sys.exit(f"{parser.prog}: {error}")
+    except OSError as error:
+        sys.exit(f"{parser.prog}: {args.host}:{args.port} must be an address to listen on: {error}")
+    with listener:
+        print(f"listening on {args.host}:{listener.getsockname()[1]}", flush=True)
         if args.with_parent:
             threading.Thread(target=_end_with_parent, daemon=True).start()
         serve(far, listener)

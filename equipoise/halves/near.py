@@ -19,7 +19,7 @@ from typing import Any
 from numpy.typing import NDArray
 
 from equipoise.batch import Inputs
-from equipoise.errors import EquipoiseError
+from equipoise.errors import EquipoiseError, must_be
 from equipoise.halves.coding import OUTPUT, unpacked
 from equipoise.halves.pair import Bundle, first
 from equipoise.halves.wire import ANSWER, ECHO, REQUEST, Link, receive, send, until
@@ -34,11 +34,16 @@ class Near:
         connection: To the server (`wire.connect`); several cuts may share one, one at a time.
         link: What the connection is to be shaped to, for measuring; None for the line as it is.
         batch: Samples of each request where that is fixed; None for any.
+    Raises:
+        InputError: There is no such cut.
     """
 
     def __init__(
         self, bundle: Bundle, number: int, connection: socket.socket, *, link: Link | None = None, batch: int | None = None
     ) -> None:
+        if number not in bundle.pairs:
+            cuts = ", ".join(map(str, bundle.pairs)) or "none: the whole model runs on the device"
+            raise must_be("number", f"of a cut ({cuts})", number, "See Bundle.pairs.")
         self._pair, self._connection, self._link = bundle.pairs[number], connection, link
         self._session = first(self._pair, bundle.device, batch)
 
@@ -85,10 +90,10 @@ def server(folder: Path) -> Iterator[tuple[str, int]]:
         assert process.stdin is not None
         assert process.stdout is not None
         line = process.stdout.readline().decode()
-        if not line.startswith("listening on port "):
+        if not line.startswith("listening on "):
             words = process.communicate()[1].decode(errors="replace").strip().splitlines()
             raise EquipoiseError(f"the server's half did not start: {words[-1] if words else 'no message'}")
         try:
-            yield "127.0.0.1", int(line.rsplit(" ", 1)[1])
+            yield "127.0.0.1", int(line.rsplit(":", 1)[1])
         finally:
             process.stdin.close()  # by which it ends

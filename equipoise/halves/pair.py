@@ -123,9 +123,8 @@ class Bundle:
         Raises:
             InputError: It holds something else.
         """
+        check_out(folder)
         folder.mkdir(parents=True, exist_ok=True)
-        if any(folder.iterdir()) and not (folder / MANIFEST).is_file():
-            raise must_be("out", "an empty folder, or one that split wrote", str(folder), "Name another folder.")
         for name, content in reversed(self.files().items()):
             write_atomic(folder / name, content)
         return folder
@@ -166,6 +165,12 @@ class Bundle:
             answers = pair.end(load(pair.server, self.server, size(given)), sent)
             found[pair.number] = held(pair, answers, self.answers)
         return found
+
+
+def check_out(folder: Path) -> None:
+    """Raise `InputError` where a folder to write holds something else than what `Bundle.write` wrote."""
+    if folder.is_dir() and any(folder.iterdir()) and not (folder / MANIFEST).is_file():
+        raise must_be("out", "an empty folder, or one that split wrote", str(folder), "Name another folder.")
 
 
 def held(pair: Pair, answers: NDArray[Any], wanted: NDArray[Any]) -> float:

@@ -6,7 +6,6 @@ References:
 
 from __future__ import annotations
 
-import math
 import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
@@ -24,9 +23,9 @@ from equipoise.halves.wire import Link, connect
 from equipoise.measure import energy, machine
 from equipoise.progress import of_words
 from equipoise.records import Reading, as_data, measured, unavailable
-from equipoise.runtimes.base import Target, check_threads
+from equipoise.runtimes.base import Target, check_threads, check_usable
 from equipoise.stats import Interval, verdict
-from equipoise.units import is_real, show
+from equipoise.units import duration, show
 
 if TYPE_CHECKING:
     from equipoise.halves.places import Trial
@@ -161,7 +160,7 @@ def split(
     uplink: str | Sequence[str],
     rtt: str = "20ms",
     budget: str = BUDGET,
-    seconds: float = 30.0,
+    time: str | float = "30s",
     seed: int = 0,
     on_step: Step | None = None,
 ) -> Splits:
@@ -176,12 +175,13 @@ def split(
         uplink: One or several, such as ``10Mbit/s``.
         rtt: Time there and back of a bit. Downwards nothing else counts: an answer is some bytes.
         budget: ``drop<=POINTS`` on validation.
-        seconds: Wall time of each race: one of the halves, and one for each uplink. Slow links take longer.
+        time: Wall time of each race, a quantity or seconds: one of the halves, and one for each uplink. Slow links take longer.
         seed: Of order and layout of the races.
         on_step: Called with a few words before each long step; None shows them in a notebook or an interactive session.
     Raises:
-        InputError: An unknown target, a rate or time that is none, another bound than of the drop, or a model that cannot be
-            cut: of several outputs, or whose metric asks it questions of its own.
+        InputError: A target that is unknown or not here, a rate or time that is none, another bound than of the drop, or a
+            model that cannot be cut: of several outputs, or whose metric asks it questions of its own.
+        MissingExtraError: A package of a target's runtime is not installed.
         EquipoiseError: Two processes answer otherwise than the whole model by more than the tolerance.
     Example:
         >>> found = split("digits", uplink="1Mbit/s", rtt="1ms")    # doctest: +SKIP
@@ -200,12 +200,13 @@ def split(
     bound = parse_budget(budget, axes={"drop": AXES["drop"]}).bound("drop")
     if bound is None:
         raise must_be("budget", "drop<=POINTS", budget, f"Write for example {BUDGET}.")
-    if not is_real(seconds) or not 0 < seconds < math.inf:
-        raise must_be("seconds", "above 0", seconds, "Use 30.")
-
-    from equipoise.workloads import as_workload
+    seconds = duration(time)
 
     tell = on_step or of_words()
+    if isinstance(model, str):
+        tell(f"loading {model}")
+    from equipoise.workloads import as_workload
+
     work = as_workload(model)
     bundle, trials, quality = tried(work, *targets, bound, tell)
     tell("timing the halves")
@@ -238,6 +239,7 @@ def _target(name: str, target: Target | str) -> Target:
     if found.runtime not in ("onnxruntime", "openvino"):
         raise must_be(name, "of a runtime that reads ONNX", str(found), "Write for example onnxruntime:cpu?threads=1.")
     check_threads(found.threads)
+    check_usable(found, name=name)
     return found
 
 

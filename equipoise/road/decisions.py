@@ -343,9 +343,9 @@ class Road(Walk):
         return entries.guessed((yield from self._step(Job("guess", digest(args), args, expected_s=expected_s))))
 
     def _extent(self, count: int, *, read: int) -> Steps[None]:
-        """Record how many of the `count` entries of the loss table were `read`, and how much time would be enough."""
+        """Record how many of the `count` entries of the loss table were `read`, of how many plans, and what time is enough."""
         assert self.header is not None, "the baseline comes first"
-        args = {"entries": count, "read": read, "before_s": self.spent_s, "enough_s": self.enough_s}
+        args = {"entries": count, "read": read, "before_s": self.spent_s, "enough_s": self.enough_s, "plans": self.space.size}
         yield from self._step(Job("extent", self.header.asked, args))
 
     # ---- the search ----------------------------------------------------------------------------------------------------------

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import shutil
 import time as clock
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
@@ -9,7 +10,7 @@ from pathlib import Path
 
 from equipoise import runtimes
 from equipoise.budget import parse_budget
-from equipoise.errors import EquipoiseError, InputError, MissingExtraError, StoreError, must_be
+from equipoise.errors import EquipoiseError, InputError, StoreError, must_be
 from equipoise.events import Listener
 from equipoise.meters import Meters
 from equipoise.progress import of_events
@@ -20,6 +21,7 @@ from equipoise.road.isolated import isolated
 from equipoise.road.jobs import Job, drive
 from equipoise.road.trials import Trials
 from equipoise.runtimes import Target, parse_targets
+from equipoise.runtimes.base import check_usable
 from equipoise.study.record import Study
 from equipoise.study.store import Store
 from equipoise.techniques import named
@@ -73,6 +75,7 @@ def optimize(
         began: ``time.perf_counter()`` when the run began, where loading the workload is to count as well; None for now.
     Raises:
         InputError: Anything that cannot be used, a bound on what cannot be measured here, before any work starts.
+        MissingExtraError: A package of a target's runtime is not installed.
         StoreError: The store cannot be written, or belongs to another workload.
     """
     started = clock.perf_counter() if began is None else began
@@ -83,8 +86,7 @@ def optimize(
     if not isinstance(store, str | Path):
         raise must_be("store", "the path of a folder", store, 'Write for example "runs/a".')
     for wanted in targets:
-        if reason := runtimes.get(wanted.row).unavailable():
-            raise MissingExtraError(f"target must be a runtime that can be used here; got {str(wanted)!r}. {reason}")
+        check_usable(wanted)
     if not isinstance(student, str):
         raise must_be("student", "the name of a family", type(student).__name__, 'Write for example student="mobilenet".')
     if student and not recovery:
@@ -104,7 +106,8 @@ def optimize(
             says = f"turned round, since {turned} {work.metric.name} is better"
             raise must_be("budget quality", says, str(constraint), "Turn the relation round.")
     told = listen or of_events()
-    with Store.open(store) as opened:
+    new = not Path(store).exists()
+    with Store.open(store) as opened, _withdrawn(opened, new):
         about = {"workload": work.fingerprint, "parts": work.identity, "targets": [str(t) for t in targets], "seed": seed}
         opened.identity(about)
         asked = Asked(
@@ -128,6 +131,17 @@ def optimize(
         )
         _walk(opened, asked, bench, spec=located(spec), isolate=isolate, listen=told, started=started)
         return Study.read(opened)
+
+
+@contextmanager
+def _withdrawn(store: Store, new: bool) -> Iterator[None]:
+    """Take a `new` folder away again where the run is refused before anything was measured."""
+    try:
+        yield
+    except InputError:
+        if new and not store.all("evaluation"):
+            shutil.rmtree(store.path)
+        raise
 
 
 def _walk(

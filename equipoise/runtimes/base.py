@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Protocol, cast, runtime_checkable
 from urllib.parse import parse_qsl
 
 from equipoise.batch import Inputs, size
-from equipoise.errors import InputError, must_be, unknown
+from equipoise.errors import InputError, MissingExtraError, must_be, unknown
 from equipoise.records import Choice, ProgramRef
 from equipoise.runtimes.cpu import cores
 from equipoise.schemes import scheme
@@ -73,6 +73,8 @@ class Target:
         devices = [device or "cpu" for runtime, _, device in rows if runtime == self.runtime]
         if not devices:
             raise unknown("target.runtime", self.runtime, dict.fromkeys(runtime for runtime, _, _ in rows))
+        if self.device == "gpu" and "cuda" in devices:
+            raise must_be("target.device", f"one of {', '.join(devices)}", "gpu", "Did you mean 'cuda'?")
         if self.device not in devices:
             raise unknown("target.device", self.device, devices)
         for name in ("threads", "batch"):
@@ -147,6 +149,18 @@ def check_threads(threads: int, *, name: str = "target.threads") -> None:
     """Raise `InputError` where there are fewer cores than `threads`: the rest would only wait."""
     if threads > (most := cores()):
         raise must_be(name, f"at most {most}, the cores that this process may run on", threads, f"{most} can run at once.")
+
+
+def check_usable(target: Target, *, name: str = "target") -> None:
+    """Raise where a target cannot be used on this machine; torch is loaded only to ask for a card whose driver is there.
+
+    Raises:
+        InputError: Its device is not there.
+        MissingExtraError: A package of its runtime is not.
+    """
+    if reason := get(target.row).unavailable():
+        kind = MissingExtraError if target.device == "cpu" else InputError
+        raise kind(f"{name} must be a runtime that can be used here; got {str(target)!r}. {reason}")
 
 
 @dataclass(frozen=True, slots=True)

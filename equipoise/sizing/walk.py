@@ -9,7 +9,6 @@ from __future__ import annotations
 import math
 from pathlib import Path
 
-from equipoise import runtimes
 from equipoise.axes import SCALE_AXES
 from equipoise.budget import parse_budget
 from equipoise.errors import must_be
@@ -18,7 +17,7 @@ from equipoise.progress import of_events
 from equipoise.records import as_data
 from equipoise.road.jobs import drive
 from equipoise.runtimes import Target
-from equipoise.runtimes.base import check_threads
+from equipoise.runtimes.base import check_threads, check_usable
 from equipoise.sizing.advice import Advice, check_version, read
 from equipoise.sizing.decisions import Advisor, Asked
 from equipoise.sizing.here import Here
@@ -69,6 +68,7 @@ def scale(
         listen: Told about every step; None shows a line of progress in a notebook or an interactive session.
     Raises:
         InputError: Anything that cannot be used, a store of another family, task, seed or recipe among it, before any run.
+        MissingExtraError: A package of the target's runtime is not installed.
         StoreError: The store cannot be written, or another version of Equipoise answered in it.
     """
     bounds = parse_budget(limits, axes=SCALE_AXES)
@@ -80,8 +80,7 @@ def scale(
     if price_per_hour is None and (bounds.bound("cost") is not None or bounds.bound("price") is not None):
         raise must_be("price_per_hour", "given with a limit on cost or price", None, "Pass the price of this machine.")
     where = Target.parse(target)
-    if reason := runtimes.get(where.row).unavailable():
-        raise must_be("target", "a runtime that can be used here", target, reason)
+    check_usable(where)
     check_threads(where.threads)
     kind, learned = as_family(family), as_task(task)
     spec = spec or " ".join(given for given in (family, task) if isinstance(given, str))

@@ -44,8 +44,9 @@ class Study:
         evaluations: Every trial, failed ones too.
         finals: Key -> the last, interleaved latency measurement against the untouched model.
         unread: What was left as it is because its probe failed (``width.conv1=16``) -> why.
-        extent: How far the tables of the last asking reached: ``entries``, ``read``, ``before_s`` (spent by their end) and
-            ``enough_s`` (with which a search would begin); empty where that was not recorded.
+        extent: How far the tables of the last asking reached: ``entries``, ``read``, ``before_s`` (spent by their end),
+            ``enough_s`` (with which a search would begin) and ``plans`` (how many there are); empty where that was not
+            recorded.
         untrained: Where recovery had candidates but no time: ``left_s`` for it and ``least_s``, what one training takes.
     """
 
@@ -277,7 +278,12 @@ class Study:
     def answered(self) -> bool:
         """Whether the run has an answer: the budget is met, by something that was tried and not by doing nothing."""
         met = self.met or not self.budget.constraints
-        return met and (self.searched or not self.extent or self.best.key != self.baseline.key)
+        return met and (self.searched or self.exhausted or not self.extent or self.best.key != self.baseline.key)
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether all plans that the model offers were tried, so that none was left to a search."""
+        return not self.searched and len({e.plan for e in self.evaluations}) >= self.extent.get("plans", math.inf)
 
     def unsearched(self) -> str:
         """Say why nothing was searched, and how much time would be enough where time was the cause; empty where not known."""
@@ -289,6 +295,10 @@ class Study:
         begun = self.extent["read"] and trials and not any(e.ok for e in trials)
         if begun or any(e.predicted for e in trials):
             return f"nothing was searched: {self.failed()}"
+        if self.exhausted:
+            return f"nothing was left to search: all {self.extent['plans']} plans that there are were tried"
+        if self.extent["enough_s"] <= self.header.time_s:
+            return "nothing was searched: there was time for it, but the run was ended or nothing was proposed"
         need = show(self.extent["before_s"], "s")
         asked, enough = show(self.header.time_s, "s"), _rounded(self.extent["enough_s"])
         what = "preparing, the baseline and the tables" if self.extent["read"] else "preparing and the baseline"

@@ -18,7 +18,7 @@ import numpy as np
 
 from equipoise import runtimes
 from equipoise.batch import Inputs, mapped, size, take
-from equipoise.errors import EquipoiseError, MissingExtraError, must_be
+from equipoise.errors import EquipoiseError, must_be
 from equipoise.measure.loads import compare_loads
 from equipoise.progress import of_words
 from equipoise.records import Evaluation, Fidelity, Plan, Reading, measured, unavailable
@@ -28,7 +28,7 @@ from equipoise.road.facts import Facts
 from equipoise.road.features import Features, completed
 from equipoise.road.racing import Contender
 from equipoise.runtimes import Program, Target
-from equipoise.runtimes.base import RUNTIMES
+from equipoise.runtimes.base import RUNTIMES, check_usable
 from equipoise.search import LossModel, LossTable, Space, fit_loss
 from equipoise.stats import median, verdict
 from equipoise.techniques import TECHNIQUES
@@ -77,7 +77,8 @@ def advise(
         began: ``time.perf_counter()`` when the time began, where loading is to count as well; None for now.
         on_step: Called with a few words before each long step; None shows them in a notebook or an interactive session.
     Raises:
-        InputError: No example, a target or a time that cannot be read, or a model in which nothing can be changed.
+        InputError: No example, a target that cannot be used here, a time that cannot be read, or a model in which nothing can
+            be changed.
         MissingExtraError: The target's runtime is not installed.
     Example:
         >>> found = advise("digits", target="onnxruntime:cpu", time="30s")  # doctest: +SKIP
@@ -87,8 +88,7 @@ def advise(
     started = clock.perf_counter() if began is None else began
     wanted = Target.parse(target) if isinstance(target, str) else target
     limit = duration(time)
-    if reason := runtimes.get(wanted.row).unavailable():
-        raise MissingExtraError(f"target must be a runtime that can be used here; got {str(wanted)!r}. {reason}")
+    check_usable(wanted)
     work, inputs = _subject(model, example)
     spec = spec or (model if isinstance(model, str) else "")
     return Advising(work, wanted, limit, started, inputs, spec, on_step or of_words()).prospect()

@@ -43,6 +43,7 @@ from equipoise.workloads.sources import (
     concatenated,
     pair,
     several,
+    tupled,
 )
 
 DRAWS = 4
@@ -137,15 +138,16 @@ def _chosen(whole: Form, rows: Tensor, notes: tuple[str, ...] = ()) -> Form:
 def _loader(loader: DataLoader[Any], name: str, keep: bool) -> Form:
     """A loader's dataset, the samples that its sampler draws, and its collate function."""
     data = loader.dataset
+    plain = loader.collate_fn is default_collate
+    batches = _batches(loader) if plain else loader
     indexed = hasattr(data, "__getitem__") and hasattr(data, "__len__")
     if isinstance(data, IterableDataset) or loader.batch_sampler is None or not indexed:
-        return Form(_drain(loader, name))
+        return Form(_drain(batches, name))
     drawn = _drawn(loader, name)
     if drawn is None:
-        return Form(_drain(loader, name))
+        return Form(_drain(batches, name))
     rows, notes = drawn
-    collate = loader.collate_fn if loader.collate_fn is not default_collate else None
-    whole = _dataset(data, name, keep, collate)
+    whole = _dataset(data, name, keep, None if plain else loader.collate_fn)
     count = len(data)  # type: ignore[arg-type]
     rows = torch.where(rows < 0, rows + count, rows)
     if len(rows) and not 0 <= int(rows.min()) <= int(rows.max()) < count:
@@ -153,6 +155,11 @@ def _loader(loader: DataLoader[Any], name: str, keep: bool) -> Form:
         raise must_be(f"{name} sampler", f"of indices below the dataset's {count}", int(rows.max()), remedy)
     every = len(rows) == count and torch.equal(rows, torch.arange(count))
     return Form(whole.source, whole.rows, (*whole.notes, *notes)) if every else _chosen(whole, rows, notes)
+
+
+def _batches(loader: DataLoader[Any]) -> Iterator[Any]:
+    """Yield what torch's own collate function makes; nothing is drawn before the first is asked for."""
+    yield from map(tupled, loader)
 
 
 def _drawn(loader: DataLoader[Any], name: str) -> tuple[Tensor, tuple[str, ...]] | None:

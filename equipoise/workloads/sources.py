@@ -113,7 +113,8 @@ class Items:
     def together(self, items: list[Any]) -> tuple[Inputs, Tensor]:
         """Return items as one batch of inputs and targets."""
         try:
-            batch = self.collate([_rows(item) for item in items] if self.collate is default_collate else items)
+            plain = self.collate is default_collate
+            batch = tupled(self.collate([_rows(item) for item in items])) if plain else self.collate(items)
         except InputError:
             raise
         except Exception as error:
@@ -281,8 +282,22 @@ def _row(value: Any) -> Any:
         return {key: _row(part) for key, part in value.items()}
     if not isinstance(value, (list, tuple)) or not value or isinstance(value[0], (Tensor, str, bytes, Mapping)):
         return value
+    if isinstance(value, tuple) and len(value) > 1 and any(map(is_array, value)):  # several inputs of one sample
+        return value
     found = np.asarray(value)
     return found if found.dtype.kind in "fiub" else value
+
+
+def tupled(batch: Any) -> Any:
+    """Return a batch of torch's own collate function with several inputs as a tuple again, of which it makes a list.
+
+    A list of as many tensors as there are samples may also be one of rows (`several`); from there it never is.
+    """
+    if isinstance(batch, Mapping):
+        return {key: tuple(value) if isinstance(value, list) else value for key, value in batch.items()}
+    if isinstance(batch, (tuple, list)) and len(batch) == 2 and isinstance(batch[0], list):
+        return tuple(batch[0]), batch[1]
+    return batch
 
 
 def bytes_of(item: Any) -> int:

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from equipoise.cli import main
-from equipoise.errors import EXIT_BAD_INPUT, EXIT_FAILED
+from equipoise.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_MISSING_EXTRA
 
 SCALE = ["mlp", "digits"]
 
@@ -113,8 +113,10 @@ LIGHT = {
     "split digits --uplink 1Mbit/s --budget latency<=1ms": "--budget",
     "split digits --uplink 1Mbit/s --device onnxruntime:gpu": "cpu",
     "split digits --uplink 1Mbit/s --server a,b": "a",
-    "split digits --uplink 1Mbit/s --seconds 0": "--seconds",
+    "split digits --uplink 1Mbit/s --time 0s": "--time",
+    "split digits --uplink 1Mbit/s --device torch:cpu": "device must be of a runtime that reads ONNX",
     "split digits --uplink 1Mbit/s --out {file}": "--out",
+    "split digits --uplink 1Mbit/s --out {full}": "--out must be an empty folder",
     # optimize
     "optimize digits --time soon": "--time",
     "optimize digits --time 1e-400s": "--time",
@@ -195,6 +197,7 @@ LIGHT = {
     "profile digits --watts-per-core 4...9": "--watts-per-core",
     "profile digits --target onnxruntime?threads=100000": "--target",
     "profile digits --target tensorrt": "onnxruntime",
+    "profile digits --target torch:gpu": "Did you mean 'cuda'",
     "demo --time nan": "--time",
     "demo --time 1e-400s": "--time",
     "demo --store {file}": "--store",
@@ -375,3 +378,31 @@ def test_a_study_never_stands_in_the_folder_of_all_studies(workload, name):
     from equipoise.cli.optimize import _name
 
     assert _name(workload) == name
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "optimize digits --target onnxruntime:cpu,torch:cuda",
+        "profile digits --target torch:cuda",
+        "advise digits --target torch:cuda",
+        "scale mlp digits --target torch:cuda",
+        "split digits --uplink 1Mbit/s --device torch:cuda",
+    ],
+)
+def test_a_card_that_is_not_there_is_told_before_anything_is_loaded(line, tmp_path, capsys, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr("equipoise.runtimes.cuda.card.missing", lambda: "no card")
+    monkeypatch.setattr("equipoise.workloads.spec._named", lambda *_, **__: pytest.fail("loaded"))
+    assert main(shlex.split(line)) == EXIT_BAD_INPUT
+    assert (
+        capsys.readouterr().err.count("must be a runtime that can be used here; got 'torch:cuda?threads=1&batch=1'. no card")
+        == 1
+    )
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_runtime_that_is_not_installed_is_a_missing_extra(capsys, monkeypatch):
+    monkeypatch.setattr("equipoise.runtimes.openvino.OpenVino.unavailable", lambda _: "install it")
+    assert main(["profile", "digits", "--target", "openvino:cpu"]) == EXIT_MISSING_EXTRA
+    assert "--target must be a runtime that can be used here" in capsys.readouterr().err

@@ -14,7 +14,7 @@ from equipoise.built_in import FAMILIES, TASKS
 from equipoise.cli import VERBS, main
 from equipoise.cli.completion import verbs
 from equipoise.cli.shells import SHELLS, Slot, Verb
-from equipoise.runtimes.base import RUNTIMES
+from equipoise.runtimes.base import RUNTIMES, Target
 
 _BASH = 'source "$1"; COMP_LINE=$2 COMP_POINT=${#2}; _equipoise equipoise; printf "%s\\n" "${COMPREPLY[@]}"'
 _FISH = 'source $argv[1]; complete -C $argv[2] | string replace -r "\\t.*" ""; true'
@@ -67,7 +67,11 @@ def test_a_shell_completes(script, shell):
     assert ask("equipoise export --ove") == ["--overwrite"]
     assert ask("equipoise export runs/a --pick k") == ["knee"]
     assert ask("equipoise optimize dig") == ["digits"]
-    assert {f"{name}:cpu" for name in RUNTIMES} == set(ask("equipoise profile digits --target "))
+    assert {row if ":" in row else f"{row}:cpu" for row in RUNTIMES} == set(ask("equipoise profile digits --target "))
+    assert "torch:cuda" in ask("equipoise optimize digits --target ")
+    assert ask("equipoise export runs/a --as k") == ["kserve"]
+    assert ask("equipoise split digits --device ope") == ["openvino:cpu"]
+    assert ask("equipoise optimize digits --only width,de") == ["width,depth"]
     assert "--budget" not in ask("equipoise export --")
 
 
@@ -78,17 +82,42 @@ def test_bash_knows_the_place_and_the_colon(script):
     assert {word.rstrip(":") for word in ask("equipoise train ")} == set(FAMILIES)
     assert {word.rstrip(":") for word in ask("equipoise train --seed 3 --quiet cnn ")} == set(TASKS)
     assert ask("equipoise profile digits --target openvino:c") == ["cpu"]  # the word begins after the colon
+    assert ask("equipoise profile digits --target onnxruntime:cpu,op") == ["cpu,openvino:cpu"]
+    assert ask("equipoise profile digits --target onnxruntime:cpu?threads=1,openv") == ["1,openvino:cpu"]
     assert ask("equipoise train cnn cifar10:fo") == []  # and files are offered
     assert ask("equipoise nothing ") == []
 
 
-@pytest.mark.parametrize(("typed", "completed"), [("export --ove", "rwrite"), ("optimize dig", "its"), ("expla", "in")])
+@pytest.mark.parametrize(
+    ("typed", "completed"),
+    [
+        ("export --ove", "rwrite"),
+        ("optimize dig", "its"),
+        ("expla", "in"),
+        ("export runs --as kse", "rve"),
+        ("profile digits --target onnxruntime:cpu,openv", "ino:cpu"),
+        ("split digits --device open", "vino:cpu"),
+        ("profile digits --target openv", "ino:cpu"),
+    ],
+)
 def test_zsh_completes(script, typed, completed):
     if shutil.which("zsh") is None:
         pytest.skip("no zsh on this machine")
     asked = ["zsh", "-f", "-c", _ZSH, "zsh", str(script["zsh"]), f"equipoise {typed}", completed]
     done = subprocess.run(asked, env={**os.environ, "TERM": "dumb"}, capture_output=True, timeout=60, check=False)
     assert done.returncode == 0, done.stderr
+
+
+def test_fish_goes_on_after_a_comma(script):
+    asked = "equipoise profile digits --target onnxruntime:cpu,openv"
+    assert offered("fish", script["fish"], asked) == ["onnxruntime:cpu,openvino:cpu"]
+
+
+def test_every_target_that_is_offered_is_one():
+    words = [slot.words for verb in verbs() for slot in verb.options if slot.flags[0] in ("--target", "--device", "--server")]
+    assert len(words) == 6
+    assert {str(Target.parse(word)).partition("?")[0] for word in words[0]} == set(words[0])
+    assert len({tuple(w) for w in words}) == 1
 
 
 def test_every_verb_and_option_is_in_every_script(script):

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import socket
 import struct
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,6 +14,7 @@ from torch import nn
 
 import equipoise as eq
 from equipoise.errors import EquipoiseError, InputError
+from equipoise.halves import far
 from equipoise.halves.coding import OUTPUT, unpacked
 from equipoise.halves.near import Near, server
 from equipoise.halves.pair import HERE, MANIFEST, Bundle, first, held
@@ -41,7 +43,7 @@ def workload() -> eq.Workload:
 @pytest.fixture(scope="module")
 def found() -> Splits:
     steps = list[str]()
-    made = eq.split(workload(), uplink=["0.2Mbit/s", "1Gbit/s"], rtt="0ms", budget="drop<=5", seconds=1, on_step=steps.append)
+    made = eq.split(workload(), uplink=["0.2Mbit/s", "1Gbit/s"], rtt="0ms", budget="drop<=5", time=1, on_step=steps.append)
     assert steps[0] == "exporting"
     assert "verifying the halves together" in steps
     return made
@@ -107,6 +109,23 @@ def test_two_processes_answer_as_one(folder) -> None:
                 held(pair, -answers, bundle.answers)
 
 
+def test_what_cannot_be_served_is_one_line(folder, tmp_path, capsys) -> None:
+    uncut = replace(Bundle.read(folder), pairs={})
+    uncut.write(tmp_path / "uncut")
+    for given, said in (
+        ([str(tmp_path)], "folder must be one that split wrote"),
+        ([str(tmp_path / "uncut")], "the whole model runs on the device"),
+        ([str(folder), "--host", "nowhere.invalid"], "nowhere.invalid:7707 must be an address"),
+    ):
+        with pytest.raises(SystemExit, match=said) as ended:
+            far.main(given)
+        assert "\n" not in str(ended.value)
+    with pytest.raises(InputError, match="number must be of a cut"):
+        Near(uncut, 1, None)  # type: ignore[arg-type]
+    with pytest.raises(EquipoiseError, match="the whole model runs on the device"), server(tmp_path / "uncut"):
+        pass
+
+
 def test_the_server_refuses_what_it_does_not_know_and_goes_on(folder) -> None:
     bundle = Bundle.read(folder)
     number = max(bundle.pairs)
@@ -170,7 +189,7 @@ BAD = [
     ({"rtt": "soon"}, "rtt must be"),
     ({"budget": "latency<=1ms"}, "budget axis must be"),
     ({"budget": ""}, "budget must be"),
-    ({"seconds": 0}, "seconds must be"),
+    ({"time": 0}, "time must be"),
     ({"device": "torch"}, "device must be"),
     ({"server": "onnxruntime?batch=2"}, "server must be"),
     ({"server": "onnxruntime?threads=9999"}, "target.threads must be"),

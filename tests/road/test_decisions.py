@@ -295,6 +295,13 @@ def test_when_every_trial_fails_the_untouched_model_is_the_answer() -> None:
     assert study.verdict() == f"nothing was searched: all {len(study.failures)} trials failed: ValueError: planted {first}"
 
 
+def test_the_extent_tells_how_many_plans_there_are() -> None:
+    formula = walked(asked())
+    told = [job.args for job in formula.done if job.kind == "extent"]
+    assert told
+    assert all(args["plans"] > args["entries"] for args in told)
+
+
 def test_a_contender_that_was_well_does_not_blame_the_time_for_searched_plans_that_fail() -> None:
     formula = walked(asked(), fails=("searched",))
     study = study_of(formula.record)

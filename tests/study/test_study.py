@@ -350,6 +350,24 @@ def test_where_nothing_was_searched_that_is_the_answer(tmp_path) -> None:
     assert found.verdict().startswith("budget met: drop<=1; nothing was searched: ")
 
 
+@pytest.mark.parametrize(
+    ("plans", "answered", "said"),
+    [
+        (2, True, "nothing was left to search: all 2 plans that there are were tried"),
+        (3, False, "nothing was searched: there was time for it, but the run was ended or nothing was proposed"),
+    ],
+)
+def test_where_time_was_enough_none_is_asked_for(plans, answered, said, tmp_path) -> None:
+    with Store.open(tmp_path / "study") as store:
+        fill(store, (BASE, evaluation(12.0, 0.1, bits_conv1=8)), "", time_s=25.0)
+        store.put("asking", "0", {"header": "1"}, seconds=0)
+        store.put("extent", "1", {**EXTENT, "read": 40, "enough_s": 14.4, "plans": plans}, seconds=0)
+        found = Study.read(store)
+    assert found.answered == answered  # where all was tried, the untouched model is the answer
+    assert found.verdict().endswith(said)
+    assert found.verdict().startswith("no budget given") == answered
+
+
 def test_a_pick_slower_than_the_untouched_model_is_announced(tmp_path) -> None:
     small = evaluation(3.0, 0.1, size=100, bits_conv1=8)
     with Store.open(tmp_path / "study") as store:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import pytest
 import torch
 from many_inputs import Encoder, paired, pairs, ragged, sentences, workload
 from torch import Tensor
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, IterableDataset
 
 from equipoise.batch import call, size
 from equipoise.errors import InputError
@@ -62,6 +62,46 @@ def test_inputs_by_position(data: Any) -> None:
     assert list(inputs) == ["input_0", "input_1"]
     assert call(paired(), inputs).shape == (3, 3)
     assert len(targets) == 3
+
+
+class Placed(Dataset[Any]):
+    """Samples ((a, b), y), as a dataset of one's own hands them out."""
+
+    def __init__(self, as_array: Callable[[Tensor], Any]) -> None:
+        self.as_array = as_array
+
+    def __len__(self) -> int:
+        return len(CLASSES)
+
+    def __getitem__(self, index: int) -> Any:
+        return tuple(self.as_array(part[index]) for part in PLACED), int(CLASSES[index])
+
+
+class Flow(IterableDataset[Any]):
+    """The same in one stream, whose last batch of 38 has two samples."""
+
+    def __iter__(self) -> Iterator[Any]:
+        return (Placed(Tensor.clone)[index] for index in range(len(CLASSES)))
+
+
+DATASETS: dict[str, Callable[[], Any]] = {
+    "dataset": lambda: Placed(Tensor.clone),
+    "dataset of arrays": lambda: Placed(Tensor.numpy),
+    "loader": lambda: DataLoader(Placed(Tensor.clone), batch_size=8),
+    "samples by name": lambda: [{"x": Placed(Tensor.clone)[i][0], "y": int(CLASSES[i])} for i in range(40)],
+    "loader of a stream": lambda: DataLoader(Flow(), batch_size=38),
+    "stream of samples": lambda: iter(Flow()),
+}
+
+
+@pytest.mark.parametrize("form", DATASETS)
+def test_as_many_samples_as_inputs_are_no_list_of_rows(form: str) -> None:
+    split = Split.of(DATASETS[form](), name="test")
+    for count in (1, 2, 3, 40):
+        inputs, targets = split.take(count).tensors()
+        assert list(inputs) == ["input_0", "input_1"]
+        assert all(torch.equal(inputs[f"input_{i}"], PLACED[i][split.order[:count]]) for i in (0, 1))
+        assert torch.equal(targets, CLASSES[split.order[:count]])
 
 
 def test_samples_in_a_list_are_still_samples() -> None:
