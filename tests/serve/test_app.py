@@ -16,7 +16,10 @@ import pytest
 from ladders import Sums
 
 pytest.importorskip("fastapi")
+pytest.importorskip("httptools")
 from running import INFER, Served, request
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
 @pytest.fixture(scope="module")
@@ -141,6 +144,45 @@ def test_who_never_ends_the_headers_is_hung_up_on(served: Served, first: bytes) 
                         break
     assert 0.5 < time.monotonic() - began < 15
     assert served.ask("POST", INFER, request())[0] == 200
+
+
+GET = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{{\r\n0\r\n".encode()
+ENDLESS = {
+    "one header": (GET + b"X: ", b"a" * 2**20),
+    "many headers": (GET, b"X: a\r\n" * 2**17),
+    "an address": (b"GET /", b"a" * 2**20),
+    "a second request": (GET + b"\r\n" + GET + b"X: ", b"a" * 2**20),
+    "trailers": (CHUNKED, b"X: a\r\n" * 2**17),
+}
+
+
+def closed_early(port: int, first: bytes, rest: bytes, times: int = 100) -> bool:
+    """Whether a connection is closed before the rest was taken so many times."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as to:
+        try:
+            to.sendall(first)
+            for _ in range(times):
+                to.sendall(rest)
+        except ConnectionError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("http", [HttpToolsProtocol, H11Protocol])
+def test_a_head_without_end_is_refused_at_once_and_a_large_one_is_not(http: Any) -> None:
+    with Served(0.001, http=http) as served:
+        for kind, (first, rest) in ENDLESS.items():
+            assert closed_early(served.port, first, rest), kind
+        with socket.create_connection(("127.0.0.1", served.port), timeout=20) as to:
+            to.sendall(GET + b"X: aaaaa\r\n" * 20_000 + b"\r\n")
+            with contextlib.suppress(ConnectionError):
+                assert b" 200 " not in to.recv(1000)
+        with socket.create_connection(("127.0.0.1", served.port), timeout=20) as to:
+            for _ in range(10):  # kept open: each has a head of its own
+                to.sendall(GET + b"X: " + b"a" * 30_000 + b"\r\n\r\n")
+                assert b" 200 " in to.recv(1000)
+        assert served.ask("POST", INFER, request(8, more="x" * 15_000))[0] == 200
 
 
 def test_a_connection_that_is_in_use_stays_open(served: Served) -> None:
