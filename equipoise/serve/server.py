@@ -1,4 +1,4 @@
-"""What listens: a bound socket, and uvicorn with limits that it lacks, on a request's head and on how long one may ask nothing."""
+"""What listens: a bound socket, and uvicorn with limits that it lacks, on a request's head and on how long none may come."""
 
 from __future__ import annotations
 
