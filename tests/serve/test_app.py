@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import socket
 import threading
 import time
@@ -59,6 +60,7 @@ def test_health_metadata_and_figures_are_told(served: Served) -> None:
     assert served.ask("GET", "/v2/health/live")[:2] == (200, {"live": True})
     assert served.ask("GET", "/v2/health/ready")[:2] == (200, {"ready": True})
     assert served.ask("GET", "/v2/models/sums/ready")[0] == 200
+    assert served.ask("HEAD", "/v2/health/ready")[0] == 200
     assert served.ask("GET", "/v2")[1]["extensions"] == ["binary_tensor_data"]
     told = served.ask("GET", "/v2/models/sums")[1]
     assert told["versions"] == ["rung0", "rung1"]
@@ -99,8 +101,10 @@ WRONG: list[tuple[str, str, Any, int, str]] = [
     ("GET", "/v2/models/sums/versions/7", None, 404, "there are rung0, rung1"),
     ("GET", "/v2/models/sums/versions/7/ready", None, 404, "there are rung0, rung1"),
     ("GET", "/v2/models/other/versions/rung0", None, 404, "it is 'sums'"),
-    ("GET", "/nowhere", None, 404, ""),
-    ("GET", INFER, None, 405, ""),
+    ("POST", INFER, request(outputs=[{"name": "nope"}]), 400, "outputs must be output alone"),
+    ("POST", INFER, request(value=float("nan")), 400, "tensor input data must be finite"),
+    ("GET", "/nowhere", None, 404, "Not Found"),
+    ("GET", INFER, None, 405, "Method Not Allowed"),
 ]
 
 
@@ -200,10 +204,21 @@ def test_a_connection_that_is_in_use_stays_open(served: Served) -> None:
 def test_whoever_hangs_up_half_way_harms_nobody(served: Served) -> None:
     body = json.dumps(request()).encode()
     head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-    for sent in (head[:20], head, head + body[:30], head + body):
+    chunked = head.replace(b"Content-Length: %d" % len(body), b"Transfer-Encoding: chunked")
+
+    def counted(status: int) -> float:
+        found = re.search(rf'requests_total{{status="{status}"}} (\S+)', served.ask("GET", "/metrics")[1].decode())
+        return float(found[1]) if found else 0.0
+
+    failed, gone = counted(500), counted(499)
+    for sent in (head[:20], head, head + body[:30], chunked + b"nonsense\r\n", head + body):
         with socket.create_connection(("127.0.0.1", served.port), timeout=20) as to:
             to.sendall(sent)
     assert served.ask("POST", INFER, request())[0] == 200
+    until = time.monotonic() + 20
+    while counted(499) < gone + 3 and time.monotonic() < until:
+        time.sleep(0.05)
+    assert (counted(500), counted(499)) == (failed, gone + 3)
 
 
 def test_too_many_are_turned_away_with_the_time_to_come_back() -> None:
@@ -229,7 +244,9 @@ def test_a_token_is_asked_of_all_but_health() -> None:
         assert served.ask("POST", INFER, request())[0] == 401
         assert served.ask("GET", "/metrics")[0] == 401
         assert served.ask("POST", INFER, request(), Authorization="Bearer another word")[0] == 401
-        assert served.ask("POST", INFER, request(), Authorization="Bearer a word of sixteen")[0] == 200
+        assert served.ask("POST", INFER, request(), Authorization="Basic a word of sixteen")[0] == 401
+        for scheme in ("Bearer", "bearer"):
+            assert served.ask("POST", INFER, request(), Authorization=f"{scheme} a word of sixteen")[0] == 200
 
 
 def test_a_rung_that_breaks_costs_no_request() -> None:

@@ -148,7 +148,7 @@ def test_a_port_that_is_taken_is_told_before_any_rung_is_timed(study: Path) -> N
 def test_a_newer_study_takes_over_under_load_and_a_damaged_one_does_not(
     study: Path, inputs: np.ndarray[Any, Any], tmp_path: Path
 ) -> None:
-    at = tmp_path / "served"  # also the name of the rung, where it is one
+    at = tmp_path / "served"
     shutil.copytree(study, tmp_path / "first")
     at.symlink_to(tmp_path / "first")
     with serving(str(at), "--slo", "p99<=2s") as (process, name, port, _):
@@ -168,7 +168,7 @@ def test_a_newer_study_takes_over_under_load_and_a_damaged_one_does_not(
         ends = {
             "nowhere": "the old one goes on",
             "copy": "nothing newer",
-            "other": "a newer front takes over: served",
+            "other": "a newer front takes over: other",
         }
         for target, said in ends.items():
             at.unlink()
