@@ -151,6 +151,8 @@ def test_a_newer_study_takes_over_under_load_and_a_damaged_one_does_not(
     at = tmp_path / "served"
     shutil.copytree(study, tmp_path / "first")
     at.symlink_to(tmp_path / "first")
+    with Store.open(shutil.copytree(study, tmp_path / "copy"), create=False) as store:
+        pack(Study.read(store).baseline, store, tmp_path / "other")
     with serving(str(at), "--slo", "p99<=2s") as (process, name, port, _):
         path = f"/v2/models/{name}"
         assert process.stderr is not None
@@ -163,8 +165,6 @@ def test_a_newer_study_takes_over_under_load_and_a_damaged_one_does_not(
 
         thread = threading.Thread(target=client)
         thread.start()
-        with Store.open(shutil.copytree(study, tmp_path / "copy"), create=False) as store:
-            pack(Study.read(store).front[0], store, tmp_path / "other")
         ends = {
             "nowhere": "the old one goes on",
             "copy": "nothing newer",
