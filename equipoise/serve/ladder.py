@@ -228,8 +228,8 @@ def ladder(
     kept = non_dominated(points)
     for i in sorted(set(range(len(points))) - {*kept}):
         better = min((k for k in kept if points[k][0] <= points[i][0]), key=lambda k: points[k][1])
-        took, takes = (f"{1e3 * points[place][1]:.3g} ms" for place in (i, better))
-        left[ready[i][0].name] = f"{ready[better][0].name} loses no more and is quicker here, {takes} against {took}"
+        here, there = (f"{1e3 * points[place][1]:.3g} ms" for place in (i, better))
+        left[ready[i][0].name] = f"{ready[better][0].name} loses no more and is quicker here, {there} against {here}"
         tell(f"{ready[i][0].name} is left out: {left[ready[i][0].name]}")
     kept.sort(key=points.__getitem__)
     served, costs = zip(*(ready[i] for i in kept), strict=True)
