@@ -333,12 +333,9 @@ def test_blobs_are_hashed_again_on_reading(path: Path) -> None:
         (path / "blobs" / sha).write_bytes(b"Weights")
         with pytest.raises(StoreError, match="changed on the disk"):
             store.read_blob(sha)
-        (path / "blobs" / sha).unlink()
-        with pytest.raises(StoreError, match="is damaged: its file .* is missing"):
-            store.read_blob(sha)
         assert store.blob(b"weights") == sha  # storing again mends it
         assert store.read_blob(sha) == b"weights"
-        with pytest.raises(StoreError, match="cannot read"):
+        with pytest.raises(StoreError, match="is damaged: its file"):
             store.read_blob("0" * 64)
         with pytest.raises(StoreError, match="64 hex digits"):
             store.read_blob("../../etc/passwd")
