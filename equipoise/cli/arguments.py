@@ -131,8 +131,10 @@ def token_in(file: Path | None) -> str:
         token = file.read_text().strip()
     except (OSError, UnicodeDecodeError) as error:
         raise must_be("--token-file", "a text file that can be read", str(file), f"{type(error).__name__}.") from error
-    if len(token) < 16 or not token.isascii() or not token.isprintable():
-        raise must_be("--token-file", "a file with 16 printable characters or more", f"{len(token)} of them", "Lengthen it.")
+    if not token.isascii() or not token.isprintable():
+        raise must_be("--token-file", "one line of printable ASCII characters", str(file), "Take letters and digits.")
+    if len(token) < 16:
+        raise must_be("--token-file", "a file with 16 characters or more", f"{len(token)} of them", "Lengthen it.")
     return token
 
 

@@ -32,7 +32,7 @@ def add_parser(subparsers: Any) -> None:
         "--as", dest="form", choices=FORMS, help="write the front for a server: Triton, Ray Serve, KServe, or a container image"
     )
     parser.add_argument("--out", metavar="DIR", type=Path, required=True, help="folder to write; absent or empty")
-    parser.add_argument("--overwrite", action="store_true", help="replace an artifact that stands in DIR")
+    parser.add_argument("--overwrite", action="store_true", help="replace an artifact that stands in DIR; not for --as")
     parser.add_argument("--json", action="store_true", help="print the manifest instead of the folder's name")
 
 
@@ -47,7 +47,7 @@ def run(args: argparse.Namespace) -> int:
 
     if args.form is not None:
         if args.overwrite or args.json:
-            raise InputError("--overwrite and --json are of one artifact; leave them out with --as.")
+            raise InputError("--overwrite and --json are of one artifact. With --as leave them out, and remove an old folder.")
         print(deployed(args.study, args.form, out=args.out, pick=args.pick))
         return EXIT_OK
     artifact = export(args.study, args.pick, out=args.out, overwrite=args.overwrite)

@@ -19,7 +19,7 @@ def add_parser(subparsers: Any) -> None:
         description="Requests go out when they are due, by a recorded trace or at random, whether or not earlier ones came "
         "back, and each is timed from when it was due. Exit 1 where fewer are in time than --slo asks for.",
     )
-    parser.add_argument("url", metavar="URL", help="http://HOST:PORT/v2/models/NAME/infer, as `equipoise serve` printed it")
+    parser.add_argument("url", metavar="URL", help="http(s)://HOST:PORT/v2/models/NAME/infer, as `equipoise serve` printed it")
     option(parser, "--rate", positive("100"), required=True, metavar="N", help="requests a second, on average")
     option(parser, "--slo", slo, metavar="BOUND", default=slo("--slo", "p99<=100ms"), help="when an answer counts: p99<=20ms")
     option(parser, "--time", duration(), default="30s", help="how long (30s)")
@@ -58,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
     else:
         print(f"{len(load.sent)} requests in {seconds:g} s: {100 * load.attainment:.2f} % answered within {1e3 * slo_s:g} ms")
         print(f"p50 {1e3 * told['p50_s']:.3g} ms, p99 {1e3 * told['p99_s']:.3g} ms; mean quality in time {load.quality:.2f}")
-        print(f"answers by status: {load.statuses}; by rung: { {k: round(v, 3) for k, v in load.rungs.items()} }")
+        statuses = ", ".join(f"{status or 'no answer'}: {count}" for status, count in load.statuses.items())
+        rungs = ", ".join(f"{rung}: {100 * part:.1f} %" for rung, part in load.rungs.items())
+        print(f"answers by status: {statuses}; by rung: {rungs or 'none'}")
         if load.behind_s > slo_s / 10:
             print(f"WARNING: the client itself was up to {1e3 * load.behind_s:.3g} ms behind; its figures are too pessimistic")
     return EXIT_OK if load.attainment >= share else EXIT_FAILED

@@ -14,14 +14,19 @@ import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
+from starlette.exceptions import HTTPException
+from starlette.requests import ClientDisconnect
 from starlette.types import ASGIApp, Receive, Scope, Send
 
 from equipoise.batch import ONE
 from equipoise.errors import InputError
 from equipoise.serve.engine import Answer, Engine, Turned, Unknown
-from equipoise.serve.protocol import HEADER, Asked, read, write
+from equipoise.serve.protocol import HEADER, OUTPUT, Asked, read, write
 
-OUTPUT = "output"
+ASKED = ["GET", "HEAD"]
+"""How health is asked for: probes and balancers often want no body."""
+GONE = 499
+"""What is counted, as nginx does, where the client broke off; it hears nothing of it."""
 TIMEOUT = "timeout"
 """The request's own parameter for the time it has, in microseconds, as Triton names it."""
 
@@ -96,7 +101,11 @@ def application(
     if token:
         app.add_middleware(_Known, token=token)
 
-    @app.get("/v2/health/live")
+    @app.exception_handler(HTTPException)
+    async def no_such(_request: Request, error: HTTPException) -> Response:
+        return _told(error.status_code, error.detail, error.headers)
+
+    @app.api_route("/v2/health/live", methods=ASKED)
     async def live() -> dict[str, bool]:
         return {"live": True}
 
@@ -105,7 +114,7 @@ def application(
         is_so = ready() and not engine.draining and (bool(able) if rung is None else rung in able)
         return JSONResponse({"ready": is_so}, 200 if is_so else 503)
 
-    @app.get("/v2/health/ready")
+    @app.api_route("/v2/health/ready", methods=ASKED)
     async def is_ready() -> Response:
         return told_ready()
 
@@ -129,8 +138,8 @@ def application(
         told = {"name": name, "versions": rungs, "platform": "equipoise", "inputs": asked, "outputs": [out]}
         return unknown(request) or JSONResponse(told)
 
-    @app.get("/v2/models/{model}/ready")
-    @app.get("/v2/models/{model}/versions/{rung}/ready")
+    @app.api_route("/v2/models/{model}/ready", methods=ASKED)
+    @app.api_route("/v2/models/{model}/versions/{rung}/ready", methods=ASKED)
     async def model_ready(request: Request) -> Response:
         return unknown(request) or told_ready(request.path_params.get("rung"))
 
@@ -150,6 +159,8 @@ def application(
             return figures.counted(_told(413, str(error), {"Connection": "close"}))
         except TimeoutError:
             return figures.counted(_told(408, f"the body took more than {bounds.body_s:g} s", {"Connection": "close"}))
+        except ClientDisconnect:
+            return figures.counted(_told(GONE, "the client broke off"))
         except Turned as turned:
             status = 503 if engine.draining or not engine.dispatcher.able else 429
             return figures.counted(_told(status, str(turned), {"Retry-After": str(max(1, round(turned.after_s)))}))
@@ -173,12 +184,13 @@ class _Known:
     """Lets those pass who show the token, and anyone to what is told of the health."""
 
     def __init__(self, app: ASGIApp, *, token: str) -> None:
-        self._app, self._shown = app, f"Bearer {token}".encode()
+        self._app, self._token = app, token.encode()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         asks = scope["type"] == "http" and "/health/" not in scope["path"]
         given = dict(scope.get("headers", ())).get(b"authorization", b"")
-        if asks and not hmac.compare_digest(given, self._shown):
+        scheme, _, shown = given.partition(b" ")
+        if asks and not (hmac.compare_digest(shown.strip(), self._token) and scheme.lower() == b"bearer"):
             refused = _told(401, "the token is missing or wrong", {"WWW-Authenticate": "Bearer"})
             await refused(scope, receive, send)
         else:

@@ -129,7 +129,7 @@ class Engine:
         self.dispatcher.arrivals.seen(now, rows)
         if self.draining:
             raise Turned("the server is about to stop", 1.0)
-        if rung is not None and not all(rung in ladder.places for ladder in (self.ladder, self._next or self.ladder)):
+        if rung is not None and not all(rung in ladder.places for ladder in (self.ladder, self.latest)):
             raise Unknown(rung)
         able = [self.ladder.rungs[place].name for place in self.dispatcher.able]
         if not able or rung not in (None, *able):
@@ -152,6 +152,11 @@ class Engine:
         self._next = ladder
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._work.set)
+
+    @property
+    def latest(self) -> Ladder:
+        """The ladder that answers, or is about to."""
+        return self._next or self.ladder
 
     def between(self, job: Callable[[], Made]) -> Made:
         """Return what a short job gives, done where the models run and between two of their runs; not for the event loop."""

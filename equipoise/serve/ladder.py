@@ -123,6 +123,8 @@ class Ladder:
         costs: What each rung takes here.
         metric: Name of the quality.
         answer: Shape of an answer to one sample.
+        left: What else the source holds, by name, and why it is left out.
+        held: A digest of what the source held.
     """
 
     name: str
@@ -130,6 +132,14 @@ class Ladder:
     costs: tuple[Cost, ...]
     metric: str
     answer: tuple[int, ...] = ()
+    left: Mapping[str, str] = field(default_factory=dict)
+    held: str = ""
+
+    @property
+    def lines(self) -> list[str]:
+        """A line for each rung: what it gives and takes."""
+        pairs = zip(self.rungs, self.costs, strict=True)
+        return [f"{r.name}: {self.metric} {r.quality}, drop {r.drop}, {1e3 * c.usual[1]:.3g} ms here" for r, c in pairs]
 
     @cached_property
     def places(self) -> dict[str, int]:
@@ -167,11 +177,12 @@ def ladder(
     tell: Callable[[str], None],
     least: tuple[str, float] | None = None,
     alone: Alone = at_once,
+    old: Ladder | None = None,
 ) -> Ladder:
     """Return the ladder of a study, or of several artifacts of one model.
 
     Args:
-        sources: One folder of a study, or folders that `equipoise export` wrote.
+        sources: One folder of a study, or folders that `equipoise export` wrote, of an artifact each or with ``--as``.
         threads: Inside one operator.
         batches: Requests that may be answered at once, ascending from 1.
         share: Of the runs of a batch that take no longer than its cost says.
@@ -179,14 +190,19 @@ def ladder(
         tell: Told which rungs are left out, a line each.
         least: ``("quality", Q)`` or ``("drop", D)``, which every rung must keep.
         alone: How a run is timed; see `Alone`.
+        old: Returned as it is, and nothing timed, where the sources hold what it was made of: other times would choose others.
     Raises:
         InputError: No such folder, artifacts of different models, or no rung left.
     """
+    sources = [rung for source in sources for rung in _rungs_in(source)]
     for source in sources:
         if not any((source / name).is_file() for name in ("study.db", "manifest.json")):
             raise must_be("SOURCE", "a study, or a folder that `equipoise export` wrote", str(source), "Name its folder.")
     studied = len(sources) == 1 and (sources[0] / "study.db").is_file()
     name, metric, rungs, left = _of_study(sources[0], threads) if studied else _of_artifacts(sources, threads)
+    held = _digest(name, metric, rungs, left)
+    if old is not None and old.held == held:
+        return old
     left |= {rung.name: why for rung in rungs if (why := _beyond(rung, least))}
     ready: list[tuple[Rung, Cost]] = []
     answer: tuple[int, ...] = ()
@@ -197,9 +213,8 @@ def ladder(
             answer = rung.check()
             cost = rung.cost(batches, share, slo_s=slo_s, alone=alone)
             if (takes := cost.usual[batches[0]]) > slo_s:
-                raise must_be(
-                    "slo", f"above the {1e3 * takes:.3g} ms that it takes here", f"{1e3 * slo_s:.3g} ms", "Allow more time."
-                )
+                here = f"above the {1e3 * takes:.3g} ms that it takes here"
+                raise must_be("--slo", here, f"{1e3 * slo_s:.3g} ms", "Allow more time.")
             ready.append((rung, cost))
         except EquipoiseError as error:
             left[rung.name] = str(error)
@@ -208,10 +223,29 @@ def ladder(
     for rung_name, why in left.items():
         tell(f"WARNING: {rung_name} is left out: {why}")
     if not ready:
-        raise InputError(f"no rung of {name} can serve: {'; '.join(f'{n}: {w}' for n, w in left.items())}.")
-    ready = [ready[i] for i in sorted(non_dominated([[r.drop.get(), c.usual[batches[0]]] for r, c in ready]))]
-    ready.sort(key=lambda pair: (pair[0].drop.get(), pair[1].usual[batches[0]]))
-    return Ladder(name, tuple(r for r, _ in ready), tuple(c for _, c in ready), metric, answer)
+        raise InputError(f"no rung of {name} can serve, each for the reason told above. Loosen --slo or --at-least.")
+    points = [(rung.drop.get(), cost.usual[batches[0]]) for rung, cost in ready]
+    kept = non_dominated(points)
+    for i in sorted(set(range(len(points))) - {*kept}):
+        better = min((k for k in kept if points[k][0] <= points[i][0]), key=lambda k: points[k][1])
+        here, there = (f"{1e3 * points[place][1]:.3g} ms" for place in (i, better))
+        left[ready[i][0].name] = f"{ready[better][0].name} loses no more and is quicker here, {there} against {here}"
+        tell(f"{ready[i][0].name} is left out: {left[ready[i][0].name]}")
+    kept.sort(key=points.__getitem__)
+    served, costs = zip(*(ready[i] for i in kept), strict=True)
+    return Ladder(name, served, costs, metric, answer, left, held)
+
+
+def _rungs_in(source: Path) -> list[Path]:
+    """Return the folders of the rungs, where a source is what `equipoise export --as` wrote; else the source itself."""
+    inside = source / "rungs"
+    return sorted(inside.iterdir()) if inside.is_dir() else [source]
+
+
+def _digest(name: str, metric: str, rungs: Sequence[Rung], left: Mapping[str, str]) -> str:
+    """Return a digest of what sources hold: equal where the same programs are promised with the same figures."""
+    rows = sorted((r.name, r.program.digest, str(r.quality.get()), str(r.drop.get())) for r in rungs)
+    return sha256(repr((name, metric, rows, sorted(left))).encode()).hexdigest()
 
 
 def _beyond(rung: Rung, least: tuple[str, float] | None) -> str:
@@ -221,7 +255,7 @@ def _beyond(rung: Rung, least: tuple[str, float] | None) -> str:
     word, bound = least
     value = (rung.quality if word == "quality" else rung.drop).get()
     kept = value >= bound if word == "quality" else value <= bound
-    return "" if kept else f"its {word} of {value:.2f} is beyond {bound:g}"
+    return "" if kept else f"its {word} of {value:.2f} is {'below' if word == 'quality' else 'above'} {bound:g}"
 
 
 def _of_study(folder: Path, threads: int) -> tuple[str, str, list[Rung], dict[str, str]]:

@@ -12,6 +12,9 @@ import csv
 import gzip
 import json
 import math
+import re
+import socket
+import ssl
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -28,6 +31,7 @@ ARRIVAL = "arrival_ms"
 """Column of a trace."""
 LOST = (OSError, asyncio.IncompleteReadError, ValueError)
 """What is raised where no answer comes, or none that can be read."""
+PATH = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
 IDLE = 64
 """Connections that are kept for the next request."""
 
@@ -51,7 +55,7 @@ class Sent:
     Attributes:
         due_s: When it was to go out, from the beginning.
         latency_s: From then to its answer.
-        status: HTTP's; 0 where no answer came.
+        status: HTTP's; 0 where no answer came that can be read.
         rung, quality: Of the answer.
     """
 
@@ -138,7 +142,7 @@ async def run(url: str, arrivals: Sequence[float], bodies: Sequence[Body], *, sl
     """Send a request at each arrival and return what became of them.
 
     Args:
-        url: ``http://HOST:PORT/v2/models/NAME/infer``.
+        url: ``http://HOST:PORT/v2/models/NAME/infer``, or https.
         arrivals: Seconds from now, ascending.
         bodies: What is sent, in turn.
     """
@@ -164,9 +168,9 @@ def _parted(url: str) -> SplitResult:
     """
     with contextlib.suppress(ValueError):
         at = urlsplit(url)
-        if at.scheme == "http" and at.hostname and at.port:
+        if at.scheme in ("http", "https") and at.hostname and at.port and PATH.fullmatch(at.path):
             return at
-    raise must_be("URL", "http://HOST:PORT/v2/models/NAME/infer", url, "Take it from what `equipoise serve` printed.")
+    raise must_be("URL", "http(s)://HOST:PORT/v2/models/NAME/infer", url, "Take it from what `equipoise serve` printed.")
 
 
 class Client:
@@ -187,7 +191,7 @@ class Client:
         """Return status and JSON of an answer, on a kept connection if there is one; raises one of `LOST`."""
         while self._idle and self._idle[-1][0].at_eof():  # the server closed it since
             self._idle.pop()[1].close()
-        reader, writer = self._idle.pop() if self._idle else await asyncio.open_connection(self._at.hostname, self._at.port)
+        reader, writer = self._idle.pop() if self._idle else await self._connected()
         length, content = (f"\r\n{HEADER}: {body.head}", body.content) if body else ("", b"")
         writer.write(f"{method} {path} HTTP/1.1\r\n{self._head}{len(content)}{length}\r\n\r\n".encode() + content)
         try:
@@ -200,6 +204,9 @@ class Client:
         else:
             writer.close()
         return status, content
+
+    async def _connected(self) -> tuple[asyncio.StreamReader, asyncio.StreamWriter]:
+        return await asyncio.open_connection(self._at.hostname, self._at.port, ssl=self._at.scheme == "https" or None)
 
     async def send(self, body: Body, due: float, began: float) -> Sent:
         """Send a body when it is due; what goes wrong is an answer too."""
@@ -217,6 +224,8 @@ class Client:
         """Close the connections that are kept."""
         for _, writer in self._idle:
             writer.close()
+            with contextlib.suppress(OSError):  # over TLS there is a last word to be said
+                await writer.wait_closed()
 
 
 async def _answered(reader: asyncio.StreamReader) -> tuple[int, bytes, bool]:
@@ -239,13 +248,33 @@ async def metadata(url: str, token: str = "") -> Mapping[str, Any]:
     to = Client(url, token)
     try:
         status, content = await to.ask("GET", to.path.removesuffix("/infer"))
-        told = json.loads(content)
     except LOST as error:
-        raise EquipoiseError(f"nobody serves at {url}: {type(error).__name__}: {error}") from error
+        raise EquipoiseError(_why_none(url, error)) from error
     await to.close()
-    if status != 200 or not isinstance(told, dict) or "inputs" not in told:
-        raise EquipoiseError(f"{url} answers {status}: {str(told)[:200]}")
-    return told
+    told = None
+    with contextlib.suppress(ValueError):
+        told = json.loads(content)
+    said = told if isinstance(told, dict) else {}
+    if status == 401:
+        raise EquipoiseError(f"{url} answers 401: {said.get('error', 'no')}. Give --token-file the file that the server has.")
+    if status != 200:
+        raise EquipoiseError(f"{url} answers {status}: {str(said.get('error', 'without a reason'))[:200]}.")
+    if "inputs" not in said:
+        raise EquipoiseError(f"{url} does not say what its model takes: is it a server of the Open Inference Protocol?")
+    return said
+
+
+def _why_none(url: str, error: Exception) -> str:
+    """Return in words why no answer came from an address."""
+    if isinstance(error, socket.gaierror):
+        return f"nobody serves at {url}: the name of its host leads to no address."
+    if isinstance(error, ssl.SSLCertVerificationError):
+        return f"{url} shows a certificate that is not trusted: {error.verify_message}. Name its file in SSL_CERT_FILE."
+    if isinstance(error, ssl.SSLError):
+        return f"{url} does not speak HTTPS: is it http://...?"
+    if isinstance(error, OSError) and error.strerror:
+        return f"nobody serves at {url}: {error.strerror}."
+    return f"what serves at {url} closed the connection or answered something else than HTTP: is it https://...?"
 
 
 def bodies(about: Mapping[str, Any], *, seed: int, length: int = 16, count: int = 8, rows: int = 1) -> list[Body]:

@@ -21,6 +21,8 @@ from numpy.typing import NDArray
 
 from equipoise.errors import InputError, must_be
 
+OUTPUT = "output"
+"""Name of the only tensor of an answer."""
 HEADER = "Inference-Header-Content-Length"
 TYPES: dict[str, str] = {
     "BOOL": "bool", "UINT8": "uint8", "UINT16": "uint16", "UINT32": "uint32", "UINT64": "uint64",
@@ -91,7 +93,7 @@ def read(body: bytes, header_length: str | None, takes: Mapping[str, Taken], *, 
     data = _json(head)
     given = data.get("inputs")
     if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
-        raise must_be("inputs", "a list of tensors", type(given).__name__, "See /v2/models.")
+        raise must_be("inputs", "a list of tensors", _kind(given), "See /v2/models.")
     arrays: dict[str, Array] = {}
     for each in given:
         name = each.get("name")
@@ -146,16 +148,26 @@ def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
 def _json(head: bytes) -> Mapping[str, Any]:
     try:
         data = json.loads(head)
-    except (ValueError, RecursionError) as error:
-        raise must_be("body", "JSON", f"{type(error).__name__}: {str(error)[:LONGEST]}", "See the protocol.") from error
+    except RecursionError as error:
+        raise InputError("body must be JSON; this one is nested too deep.") from error
+    except UnicodeDecodeError as error:
+        raise InputError(f"body must be JSON; got bytes that are no text. Say with {HEADER} where it ends.") from error
+    except ValueError as error:
+        raise InputError(f"body must be JSON; {str(error)[:LONGEST]}.") from error
     if not isinstance(data, dict):
-        raise must_be("body", "a JSON object", type(data).__name__, "See the protocol.")
+        raise must_be("body", "a JSON object", _kind(data), "See the protocol.")
     return data
+
+
+def _kind(value: Any) -> str:
+    """Return what a value is in JSON's words."""
+    words = {dict: "object", list: "list", str: "text", bool: "true or false", int: "number", float: "number"}
+    return words.get(type(value), "nothing")
 
 
 def _array(name: str, given: Mapping[str, Any], takes: Taken, rest: bytes, most_rows: int) -> tuple[Array, bytes]:
     """Return a tensor, and the bytes that are left for those after it."""
-    what, word, shape = f"input {name}", given.get("datatype"), given.get("shape")
+    what, word, shape = f"tensor {name}", given.get("datatype"), given.get("shape")
     if word != WORDS[takes.type]:
         raise must_be(f"{what} datatype", WORDS[takes.type], str(word)[:LONGEST], "See the model's metadata.")
     if not isinstance(shape, list) or len(shape) > DEEPEST or not all(type(axis) is int and axis >= 0 for axis in shape):
@@ -198,5 +210,8 @@ def _binary(data: Mapping[str, Any], parameters: Mapping[str, Any]) -> bool:
     outputs: Sequence[Any] = data.get("outputs", [])
     if not isinstance(outputs, list) or not all(isinstance(each, dict) for each in outputs):
         raise InputError("outputs must be a list of objects. Leave it out for all of them.")
+    for output in outputs:
+        if output.get("name") != OUTPUT:
+            raise must_be("outputs", f"{OUTPUT} alone", str(output.get("name"))[:LONGEST], "Leave it out.")
     each = [o.get("parameters", {}).get("binary_data") for o in outputs if isinstance(o.get("parameters", {}), dict)]
     return any(each) if each else bool(parameters.get("binary_data_output"))

@@ -20,7 +20,7 @@ class Reload:
     """Takes over what is newer, one at a time.
 
     Attributes:
-        read: Returns the newer ladder, timing each run as it is told to.
+        read: Returns the newer ladder, timing each run as it is told to; the engine's own where the source is as it was.
         told: Told what came of it, a line each.
     """
 
@@ -38,15 +38,17 @@ class Reload:
         if not self._busy.acquire(blocking=False):
             return
         try:
-            newer = self.read(self._gently)
-            same(self.engine.ladder, newer)
-            self.engine.swap(newer)
+            old, newer = self.engine.latest, self.read(self._gently)
+            if newer is not old:
+                same(old, newer)
+                self.engine.swap(newer)
         except EquipoiseError as error:
             self.told(f"WARNING: the newer front is refused, the old one goes on: {error}")
         except Exception as error:  # noqa: BLE001 - of a file that is being written anything may be raised
             self.told(f"WARNING: the newer front is refused, the old one goes on: {type(error).__name__}: {str(error)[:200]}")
         else:
-            self.told(f"{len(newer.rungs)} rungs of a newer front take over: {', '.join(newer.places)}")
+            for line in _told(old, newer):
+                self.told(line)
         finally:
             self._busy.release()
 
@@ -55,6 +57,15 @@ class Reload:
         took = self.engine.between(run)
         time.sleep(GENTLE * took)
         return took
+
+
+def _told(old: Ladder, new: Ladder) -> list[str]:
+    """Return what is said of a front that takes over; why a rung is left out of it was said when it was made."""
+    if new is old:
+        return ["nothing newer: the source holds what it held"]
+    gone = [name for name in old.places if name not in new.places and name not in new.left]
+    left = [f"{name} leaves: the newer front does not hold it" for name in gone]
+    return [*left, *new.lines, f"a newer front takes over: {', '.join(new.places)}"]
 
 
 def same(old: Ladder, new: Ladder) -> None:

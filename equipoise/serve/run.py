@@ -14,6 +14,7 @@ from equipoise.runtimes.base import check_threads
 from equipoise.serve.engine import Engine
 from equipoise.serve.ladder import Alone, Ladder, at_once, ladder
 from equipoise.serve.reload import Reload
+from equipoise.ship.deploy.ladder import served_name
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
@@ -57,33 +58,39 @@ def serve(
         import uvicorn
 
         from equipoise.serve.app import Limits, application
-        from equipoise.serve.server import IDLE_S, Server, listening
+        from equipoise.serve.server import IDLE_S, Server, capped, listening
     except ImportError as error:
         raise missing_extra(error.name or "fastapi", "serve") from error
     check_threads(threads, name="threads")
     batches = _batches(batch)
 
-    def read(alone: Alone) -> Ladder:
-        return ladder(sources, threads=threads, batches=batches, share=share, slo_s=slo_s, tell=_say, least=least, alone=alone)
+    bound = listening(host, port)
+    if hasattr(signal, "SIGHUP"):
+        signal.signal(signal.SIGHUP, lambda *_: _say("the front is being read already"))
+
+    def read(alone: Alone, old: Ladder | None = None) -> Ladder:
+        return ladder(
+            sources, threads=threads, batches=batches, share=share, slo_s=slo_s, tell=_say, least=least, alone=alone, old=old
+        )
 
     made = read(at_once)
-    named = _plain(made.name if name is None else name)
-    for rung, cost in zip(made.rungs, made.costs, strict=True):
-        _say(f"{rung.name}: {made.metric} {rung.quality}, drop {rung.drop}, {1e3 * cost.usual[1]:.3g} ms here")
-    bound = listening(host, port)
+    named = served_name(made.name) if name is None else _plain(name)
+    for line in made.lines:
+        _say(line)
     limits = Limits(body_bytes=body_bytes, rows=batches[-1])
     engine = Engine(made, slo_s, QUEUED * batches[-1], told=_say)
     app = application(engine, name=named, limits=limits, token=token, ready=lambda: not server.should_exit)
     config = uvicorn.Config(  # errors alone are logged: a line for each request that is refused would be one more load
-        app, log_level="error", access_log=False, server_header=False, ssl_certfile=certificate, ssl_keyfile=key,
-        limit_concurrency=CONNECTIONS, timeout_keep_alive=int(IDLE_S), timeout_graceful_shutdown=int(limits.drain_s),
+        app, http=capped(), ws="none", log_level="error", access_log=False, server_header=False,
+        ssl_certfile=certificate, ssl_keyfile=key, limit_concurrency=CONNECTIONS,
+        timeout_keep_alive=int(IDLE_S), timeout_graceful_shutdown=int(limits.drain_s),
     )  # fmt: skip
     server = Server(config)
     at, scheme = bound.getsockname()[:2], "https" if certificate else "http"
     _say(f"{named} is served at {scheme}://{at[0]}:{at[1]}/v2/models/{named}/infer")
     for told in (signal.SIGTERM, signal.SIGINT):  # raised again by the server once all is answered: a good end
         signal.signal(told, lambda *_: None)
-    newer = Reload(engine, read, _say)
+    newer = Reload(engine, lambda alone: read(alone, engine.latest), _say)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda *_: newer.begin())
     server.run(sockets=[bound])

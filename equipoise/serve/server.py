@@ -1,17 +1,70 @@
-"""What listens: a bound socket, and uvicorn with a limit that it lacks, on how long a connection may ask for nothing."""
+"""What listens: a bound socket, and uvicorn with limits that it lacks, on a request's head and on how long none may come."""
 
 from __future__ import annotations
 
+import asyncio
 import socket
 import time
 from typing import Any
 
 import uvicorn
+from uvicorn.protocols.http.auto import AutoHTTPProtocol
+from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from equipoise.errors import must_be
 
 IDLE_S = 15.0
 """Seconds after which a connection without a request is closed, be it silent or slow with its headers."""
+
+HEAD_BYTES, PIECE = 2**16, 2**14
+"""Bytes of a request's address and headers, or of what stands around its chunks; and of what is taken in between two looks."""
+REFUSED = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
+
+
+def capped(http: type[asyncio.Protocol] | None = None) -> type[asyncio.Protocol]:
+    """Return uvicorn's class for a connection with a limit on the bytes of a head, which it gathers without end.
+
+    Args:
+        http: Of its classes, the one to limit; None takes the one that it would take.
+    """
+    base: Any = AutoHTTPProtocol if http is None else http
+
+    class InPieces(base):  # type: ignore[misc]
+        """Looks at what comes a piece at a time: a read may hold a quarter of a megabyte."""
+
+        def data_received(self, data: bytes) -> None:
+            for start in range(0, len(data), PIECE):
+                if not self.transport.is_closing():
+                    self.piece_received(data[start : start + PIECE])
+
+        def piece_received(self, piece: bytes) -> None:
+            super().data_received(piece)
+
+    class Counted(InPieces):
+        """Counts what comes between the parts of a request that httptools tells of."""
+
+        untold = 0
+
+        def piece_received(self, piece: bytes) -> None:
+            self.untold += len(piece)
+            super().piece_received(piece)
+            if self.untold > HEAD_BYTES and not self.transport.is_closing():
+                self.transport.write(REFUSED)
+                self.transport.close()
+
+        def on_headers_complete(self) -> None:
+            self.untold = 0
+            super().on_headers_complete()
+
+        def on_body(self, body: bytes) -> None:
+            self.untold = 0
+            super().on_body(body)
+
+        def on_message_complete(self) -> None:
+            self.untold = 0
+            super().on_message_complete()
+
+    return InPieces if issubclass(base, H11Protocol) else Counted  # h11 counts by itself: 64 kB, looked at after each read
 
 
 class Server(uvicorn.Server):

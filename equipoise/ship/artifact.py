@@ -22,7 +22,7 @@ import json
 import os
 import shutil
 import time
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from functools import cached_property
@@ -169,6 +169,7 @@ def pack(
     pick: str = "",
     budget: Budget | None = None,
     overwrite: bool = False,
+    stands: Path | None = None,
 ) -> Artifact:
     """Write an evaluation as a folder that can ship.
 
@@ -179,6 +180,7 @@ def pack(
         pick: How the evaluation was chosen, for the record.
         budget: Bounds to promise; None takes the study's. Bounds that the evaluation misses are recorded as not promised.
         overwrite: Replace an artifact that stands there; anything else is never replaced.
+        stands: Where the folder will stand, for the study's list of exports, where it is moved once more is written.
     Raises:
         InputError: A failed evaluation, or `out` is taken.
         StoreError: The study lacks a file, or the disk refused; `out` is as it was.
@@ -213,7 +215,7 @@ def pack(
     contents["manifest.json"] = (json.dumps(manifest, indent=2, sort_keys=True, allow_nan=False) + "\n").encode()
     contents["README.md"] = card(manifest, _taken(contents)).encode()
     _write(folder, contents)
-    _remember(store, folder, evaluation, manifest["digest"])
+    _remember(store, stands or folder, evaluation, manifest["digest"])
     return Artifact.load(folder)
 
 
@@ -396,15 +398,18 @@ def _must_be_free(folder: Path, *, overwrite: bool) -> None:
         raise must_be("out", "an artifact and nothing else, to be overwritten", others, "Move away what is not the artifact's.")
 
 
-def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
-    """Write all files into a folder beside `folder`, then rename it there."""
+@contextlib.contextmanager
+def whole(folder: Path) -> Iterator[Path]:
+    """Give a folder beside `folder` to write into; it takes that one's place at the end, and goes where the end is not reached.
+
+    Raises:
+        StoreError: The disk refused; `folder` is as it was.
+    """
     beside = folder.absolute().with_name(f".{folder.absolute().name}.{os.getpid()}.part")
     old = beside.with_suffix(".old")
     try:
-        for name, content in contents.items():
-            file = beside / name
-            file.parent.mkdir(parents=True, exist_ok=True)
-            write_atomic(file, content)
+        beside.mkdir(parents=True, exist_ok=True)
+        yield beside
         if folder.exists() and any(folder.iterdir()):
             folder.rename(old)
         beside.rename(folder)
@@ -417,3 +422,12 @@ def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
             old.rename(folder)
         for leftover in (beside, old):
             shutil.rmtree(leftover, ignore_errors=True)
+
+
+def _write(folder: Path, contents: Mapping[str, bytes]) -> None:
+    """Write all files into a folder."""
+    with whole(folder) as beside:
+        for name, content in contents.items():
+            file = beside / name
+            file.parent.mkdir(parents=True, exist_ok=True)
+            write_atomic(file, content)

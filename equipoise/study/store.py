@@ -69,6 +69,10 @@ class Files:
         if not re.fullmatch(r"[0-9a-f]{64}", sha):
             raise StoreError(f"a blob's name must be 64 hex digits; got {sha!r}. The record that names it is damaged.")
         path = self.path / "blobs" / sha
+        if not path.is_file():
+            raise StoreError(
+                f"the study {self.path} is damaged: its file {path} is missing. Restore it, or use another --store."
+            )
         with _told(self.path, "read"):
             data = path.read_bytes()
         if hashlib.sha256(data).hexdigest() != sha:

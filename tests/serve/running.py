@@ -15,7 +15,7 @@ from ladders import ladder
 
 from equipoise.serve.app import Limits, application
 from equipoise.serve.engine import Engine
-from equipoise.serve.server import Server
+from equipoise.serve.server import Server, capped
 
 LIMITS = Limits(body_bytes=20_000, rows=8, body_s=0.5, drain_s=5.0)
 INFER = "/v2/models/sums/infer"
@@ -24,13 +24,13 @@ INFER = "/v2/models/sums/infer"
 class Served:
     """A running server and what stands behind it."""
 
-    def __init__(self, *seconds: float, slo_s: float = 5.0, token: str = "") -> None:
+    def __init__(self, *seconds: float, slo_s: float = 5.0, token: str = "", http: Any = None, **more: Any) -> None:
         made, self.sums = ladder(*seconds)
         self.engine = Engine(made, slo_s, 1000)
         self.app = application(self.engine, name="sums", limits=LIMITS, token=token)
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.port = self.listening.getsockname()[1]
-        self.server = Server(uvicorn.Config(self.app, log_level="error", lifespan="on"), idle_s=1.0)
+        self.server = Server(uvicorn.Config(self.app, log_level="error", lifespan="on", http=capped(http), **more), idle_s=1.0)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listening]}, daemon=True)
 
     def __enter__(self) -> Served:
@@ -51,7 +51,7 @@ class Served:
             to.request(method, path, content, {name.replace("_", "-"): value for name, value in headers.items()})
             found = to.getresponse()
             text = found.read()
-            told = json.loads(text) if "json" in (found.headers["content-type"] or "") else text
+            told = json.loads(text) if text and "json" in (found.headers["content-type"] or "") else text
             return found.status, told, {k.lower(): v for k, v in found.headers.items()}
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import re
 import socket
 import threading
 import time
@@ -16,7 +17,10 @@ import pytest
 from ladders import Sums
 
 pytest.importorskip("fastapi")
+pytest.importorskip("httptools")
 from running import INFER, Served, request
+from uvicorn.protocols.http.h11_impl import H11Protocol
+from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 
 @pytest.fixture(scope="module")
@@ -56,6 +60,7 @@ def test_health_metadata_and_figures_are_told(served: Served) -> None:
     assert served.ask("GET", "/v2/health/live")[:2] == (200, {"live": True})
     assert served.ask("GET", "/v2/health/ready")[:2] == (200, {"ready": True})
     assert served.ask("GET", "/v2/models/sums/ready")[0] == 200
+    assert served.ask("HEAD", "/v2/health/ready")[0] == 200
     assert served.ask("GET", "/v2")[1]["extensions"] == ["binary_tensor_data"]
     told = served.ask("GET", "/v2/models/sums")[1]
     assert told["versions"] == ["rung0", "rung1"]
@@ -96,8 +101,10 @@ WRONG: list[tuple[str, str, Any, int, str]] = [
     ("GET", "/v2/models/sums/versions/7", None, 404, "there are rung0, rung1"),
     ("GET", "/v2/models/sums/versions/7/ready", None, 404, "there are rung0, rung1"),
     ("GET", "/v2/models/other/versions/rung0", None, 404, "it is 'sums'"),
-    ("GET", "/nowhere", None, 404, ""),
-    ("GET", INFER, None, 405, ""),
+    ("POST", INFER, request(outputs=[{"name": "nope"}]), 400, "outputs must be output alone"),
+    ("POST", INFER, request(value=float("nan")), 400, "tensor input data must be finite"),
+    ("GET", "/nowhere", None, 404, "Not Found"),
+    ("GET", INFER, None, 405, "Method Not Allowed"),
 ]
 
 
@@ -143,6 +150,45 @@ def test_who_never_ends_the_headers_is_hung_up_on(served: Served, first: bytes) 
     assert served.ask("POST", INFER, request())[0] == 200
 
 
+GET = b"GET /v2/health/live HTTP/1.1\r\nHost: x\r\n"
+CHUNKED = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nTransfer-Encoding: chunked\r\n\r\n1\r\n{{\r\n0\r\n".encode()
+ENDLESS = {
+    "one header": (GET + b"X: ", b"a" * 2**20),
+    "many headers": (GET, b"X: a\r\n" * 2**17),
+    "an address": (b"GET /", b"a" * 2**20),
+    "a second request": (GET + b"\r\n" + GET + b"X: ", b"a" * 2**20),
+    "trailers": (CHUNKED, b"X: a\r\n" * 2**17),
+}
+
+
+def closed_early(port: int, first: bytes, rest: bytes, times: int = 100) -> bool:
+    """Whether a connection is closed before the rest was taken so many times."""
+    with socket.create_connection(("127.0.0.1", port), timeout=20) as to:
+        try:
+            to.sendall(first)
+            for _ in range(times):
+                to.sendall(rest)
+        except ConnectionError:
+            return True
+    return False
+
+
+@pytest.mark.parametrize("http", [HttpToolsProtocol, H11Protocol])
+def test_a_head_without_end_is_refused_at_once_and_a_large_one_is_not(http: Any) -> None:
+    with Served(0.001, http=http) as served:
+        for kind, (first, rest) in ENDLESS.items():
+            assert closed_early(served.port, first, rest), kind
+        with socket.create_connection(("127.0.0.1", served.port), timeout=20) as to:
+            to.sendall(GET + b"X: aaaaa\r\n" * 20_000 + b"\r\n")
+            with contextlib.suppress(ConnectionError):
+                assert b" 200 " not in to.recv(1000)
+        with socket.create_connection(("127.0.0.1", served.port), timeout=20) as to:
+            for _ in range(10):  # kept open: each has a head of its own
+                to.sendall(GET + b"X: " + b"a" * 30_000 + b"\r\n\r\n")
+                assert b" 200 " in to.recv(1000)
+        assert served.ask("POST", INFER, request(8, more="x" * 15_000))[0] == 200
+
+
 def test_a_connection_that_is_in_use_stays_open(served: Served) -> None:
     with contextlib.closing(http.client.HTTPConnection("127.0.0.1", served.port, timeout=20)) as to:
         to.connect()
@@ -158,10 +204,21 @@ def test_a_connection_that_is_in_use_stays_open(served: Served) -> None:
 def test_whoever_hangs_up_half_way_harms_nobody(served: Served) -> None:
     body = json.dumps(request()).encode()
     head = f"POST {INFER} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
-    for sent in (head[:20], head, head + body[:30], head + body):
+    chunked = head.replace(b"Content-Length: %d" % len(body), b"Transfer-Encoding: chunked")
+
+    def counted(status: int) -> float:
+        found = re.search(rf'requests_total{{status="{status}"}} (\S+)', served.ask("GET", "/metrics")[1].decode())
+        return float(found[1]) if found else 0.0
+
+    failed, gone = counted(500), counted(499)
+    for sent in (head[:20], head, head + body[:30], chunked + b"nonsense\r\n", head + body):
         with socket.create_connection(("127.0.0.1", served.port), timeout=20) as to:
             to.sendall(sent)
     assert served.ask("POST", INFER, request())[0] == 200
+    until = time.monotonic() + 20
+    while counted(499) < gone + 3 and time.monotonic() < until:
+        time.sleep(0.05)
+    assert (counted(500), counted(499)) == (failed, gone + 3)
 
 
 def test_too_many_are_turned_away_with_the_time_to_come_back() -> None:
@@ -187,7 +244,9 @@ def test_a_token_is_asked_of_all_but_health() -> None:
         assert served.ask("POST", INFER, request())[0] == 401
         assert served.ask("GET", "/metrics")[0] == 401
         assert served.ask("POST", INFER, request(), Authorization="Bearer another word")[0] == 401
-        assert served.ask("POST", INFER, request(), Authorization="Bearer a word of sixteen")[0] == 200
+        assert served.ask("POST", INFER, request(), Authorization="Basic a word of sixteen")[0] == 401
+        for scheme in ("Bearer", "bearer"):
+            assert served.ask("POST", INFER, request(), Authorization=f"{scheme} a word of sixteen")[0] == 200
 
 
 def test_a_rung_that_breaks_costs_no_request() -> None:

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
 from ladders import PROBE, Sums, ladder
 
-from equipoise.errors import EquipoiseError
-from equipoise.serve.ladder import Rung
+from equipoise.errors import EquipoiseError, InputError
+from equipoise.serve import ladder as ladders
+from equipoise.serve.ladder import Ladder, Rung
 from equipoise.ship.promises import FP32_SLACK, slack
 
 
@@ -68,3 +70,49 @@ class Slow(Sums):
     def run(self, inputs: Any) -> Any:
         self.seconds = 0.005 * len(inputs)
         return super().run(inputs)
+
+
+@pytest.fixture
+def source(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Callable[..., Ladder]:
+    """Reads a ladder from a study that holds rungs which take so long."""
+    (tmp_path / "study.db").touch()
+
+    def read(*seconds: float, tell: Callable[[str], None] = lambda _: None, **more: Any) -> Ladder:
+        made, _ = ladder(*seconds)
+        monkeypatch.setattr(ladders, "_of_study", lambda *_: ("sums", "accuracy", [*made.rungs], {}))
+        return ladders.ladder([tmp_path], threads=1, batches=[1], share=0.99, tell=tell, **{"slo_s": 60.0, **more})
+
+    return read
+
+
+def test_who_is_beaten_here_is_left_out_and_told_by_whom(source: Callable[..., Ladder]) -> None:
+    told: list[str] = []
+    made = source(0.002, 0.02, 0.0, tell=told.append)
+    assert [*made.places] == ["rung0", "rung2"]
+    assert len(told) == 1
+    assert "rung1 is left out: rung0 loses no more and is quicker here" in told[0]
+    assert made.left.keys() == {"rung1"}
+
+
+def test_a_source_that_is_as_it_was_gives_the_same_ladder_and_times_nothing(source: Callable[..., Ladder]) -> None:
+    made = source(0.002, 0.02, 0.0)
+    told: list[str] = []
+    assert source(0.02, 0.002, 0.0, old=made, tell=told.append) is made  # other times of the same programs
+    assert not told
+    assert [*source(0.002, 0.0, old=made).places] == ["rung0", "rung1"]  # one less is another front
+
+
+@pytest.mark.parametrize(
+    ("more", "told"),
+    [
+        ({"least": ("quality", 100.0)}, "its quality of 90.00 is below 100"),
+        ({"least": ("drop", -1.0)}, "its drop of 0.00 is above -1"),
+        ({"slo_s": 1e-4}, "--slo must be above"),
+    ],
+)
+def test_where_none_is_left_each_reason_is_told_once(source: Callable[..., Ladder], more: dict[str, Any], told: str) -> None:
+    lines: list[str] = []
+    with pytest.raises(InputError, match="no rung of sums can serve, each for the reason told above"):
+        source(0.002, tell=lines.append, **more)
+    assert len(lines) == 1
+    assert told in lines[0]

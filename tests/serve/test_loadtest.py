@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import shutil
+import subprocess
 from pathlib import Path
 
 import pytest
@@ -59,12 +61,44 @@ def test_a_request_is_timed_from_when_it_was_due() -> None:
     assert load.latency_s(1.0) >= 3 * 0.05  # at most four at once: the last waited for two runs before its own
 
 
-@pytest.mark.parametrize("url", ["nonsense", "http://127.0.0.1/infer", "ftp://a:1/infer", "http://a:b/infer", ""])
+@pytest.mark.parametrize(
+    "url", ["nonsense", "http://127.0.0.1/infer", "ftp://a:1/infer", "http://a:b/infer", "", "http://a:1/v2/models/m"]
+)
 def test_what_is_no_address_is_told(url: str) -> None:
     with pytest.raises(InputError, match="URL must be"):
         asyncio.run(metadata(url))
 
 
-def test_where_nobody_serves_it_is_told() -> None:
-    with pytest.raises(EquipoiseError, match="nobody serves at"):
-        asyncio.run(metadata("http://127.0.0.1:9/v2/models/m/infer"))
+@pytest.mark.parametrize(("at", "why"), [("127.0.0.1:9", "nobody serves at"), ("nowhere.invalid:9", "name of its host")])
+def test_where_nobody_serves_it_is_told(at: str, why: str) -> None:
+    with pytest.raises(EquipoiseError, match=why):
+        asyncio.run(metadata(f"http://{at}/v2/models/m/infer"))
+
+
+def test_what_a_server_refuses_is_told_in_a_sentence() -> None:
+    with Served(0.001, token="a word of sixteen") as served:
+        at = f"127.0.0.1:{served.port}"
+        for url, token, why in (
+            (f"http://{at}{INFER}", "", "401: the token is missing or wrong. Give --token-file"),
+            (f"http://{at}/v2/models/other/infer", "a word of sixteen", "404: model 'other' is not served here; it is 'sums'"),
+            (f"https://{at}{INFER}", "", "does not speak HTTPS"),
+        ):
+            with pytest.raises(EquipoiseError, match=why):
+                asyncio.run(metadata(url, token))
+
+
+def test_https_is_spoken_where_the_certificate_is_trusted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    openssl = shutil.which("openssl")
+    if openssl is None:
+        pytest.skip("no openssl here")
+    key, certificate = tmp_path / "key.pem", tmp_path / "certificate.pem"
+    words = ["req", "-x509", "-newkey", "rsa:2048", "-nodes", "-days", "2", "-subj", "/CN=localhost"]
+    words += ["-addext", "subjectAltName=DNS:localhost,IP:127.0.0.1", "-keyout", str(key), "-out", str(certificate)]
+    subprocess.run([openssl, *words], check=True, capture_output=True)
+    with Served(0.001, ssl_keyfile=key, ssl_certfile=certificate) as served:
+        url = f"https://127.0.0.1:{served.port}{INFER}"
+        with pytest.raises(EquipoiseError, match="not trusted"):
+            asyncio.run(metadata(url))
+        monkeypatch.setenv("SSL_CERT_FILE", str(certificate))
+        load = asyncio.run(run(url, [0.0, 0.01], bodies(asyncio.run(metadata(url)), seed=0), slo_s=30.0))
+    assert load.statuses == {200: 2}

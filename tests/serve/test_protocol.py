@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import numpy as np
@@ -92,6 +93,7 @@ def test_what_is_wrong_is_told_in_one_sentence(content: bytes, told: str) -> Non
     with pytest.raises(InputError, match=told) as found:
         read(content, None, ONE, most_rows=8)
     assert len(str(found.value)) < 800
+    assert not re.search("Error|dict|NoneType", str(found.value))
 
 
 @pytest.mark.parametrize("header", ["-1", "0", "x", "1e3", "9" * 30, "100000"])

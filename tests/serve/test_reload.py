@@ -67,7 +67,19 @@ def test_a_newer_front_takes_over_and_no_request_is_lost() -> None:
     assert names[-1] == "rung0-new"
     assert names == sorted(names, key=lambda name: name.endswith("-new"))  # one after the other, never back
     assert timed == pytest.approx([3e-6] * 3)
-    assert "3 rungs of a newer front take over" in told[0]
+    gone, lines = [f"{name} leaves: the newer front does not hold it" for name in old.places], newer.lines
+    assert told == [*gone, *lines, "a newer front takes over: rung0-new, rung1-new, rung2-new"]
+    assert "rung1-new: accuracy 89" in lines[1]
+
+
+def test_a_source_that_is_as_it_was_changes_nothing_and_says_so() -> None:
+    old, _ = ladder(0.001)
+    told: list[str] = []
+    engine = Engine(old, 60.0, 1000)
+    found = under_load(engine, Reload(engine, lambda _: engine.latest, told.append))
+    assert engine.ladder is old
+    assert {a.rung.name for a in found} == {"rung0"}
+    assert told == ["nothing newer: the source holds what it held"]
 
 
 def test_who_waits_for_a_rung_that_goes_is_answered_by_it_and_later_ones_are_told() -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import os
 import re
 import sys
 import types
@@ -20,8 +21,10 @@ from equipoise.cli import export as verb
 from equipoise.errors import InputError
 from equipoise.runtimes.base import get
 from equipoise.ship.artifact import Artifact
+from equipoise.ship.deploy import forms
 from equipoise.ship.deploy.forms import FORMS, deployed
 from equipoise.study.record import Study
+from equipoise.study.tested import exports_of
 
 pytestmark = pytest.mark.slow
 
@@ -194,3 +197,22 @@ def test_nothing_is_written_over(study: Path, tmp_path: Path) -> None:
     (tmp_path / "own.txt").write_text("mine")
     with pytest.raises(InputError, match="absent or empty"):
         deployed(study, "docker", out=tmp_path)
+
+
+def test_an_export_that_is_interrupted_leaves_nothing_and_can_be_begun_again(
+    study: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def interrupted(_: Any) -> dict[str, bytes]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(forms, "FORMS", {**FORMS, "kserve": interrupted})
+    out = tmp_path / "deployed" / "out"
+    with pytest.raises(KeyboardInterrupt):
+        deployed(study, "kserve", out=out, pick="drop<=50")
+    assert not any(out.parent.iterdir())
+    deployed(study, "ray-serve", out=out, pick="drop<=50")
+    assert [each.name for each in out.parent.iterdir()] == ["out"]
+    config = json.loads((out / "serve_config.yaml").read_text())
+    assert config["applications"][0]["runtime_env"]["working_dir"] == f"local://{out}"
+    told = [Path(os.path.normpath(study / row["path"])) for row in exports_of(study)]
+    assert {out / "rungs" / "rung0", out / "rungs" / "rung1"} <= {*told}

@@ -8,6 +8,7 @@ import json
 import re
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import threading
@@ -20,6 +21,7 @@ import numpy as np
 import pytest
 
 from equipoise.ship.artifact import pack
+from equipoise.ship.deploy.forms import deployed
 from equipoise.study.record import Study
 from equipoise.study.store import Store
 
@@ -122,6 +124,26 @@ def test_a_damaged_rung_is_left_out_and_the_rest_serve(study: Path, inputs: np.n
         assert ask(port, "POST", f"/v2/models/{name}/infer", digits(inputs))[0] == 200
 
 
+def test_what_export_as_wrote_is_served_under_the_name_of_the_study(study: Path, tmp_path: Path) -> None:
+    name = json.loads((deployed(study, "ray-serve", out=tmp_path / "out") / "serve_config.yaml").read_text())["applications"][
+        0
+    ]["name"]
+    for source in (tmp_path / "out", study):
+        with serving(str(source), "--slo", "p99<=2s") as (_, found, port, _said):
+            assert found == name
+            versions = ask(port, "GET", f"/v2/models/{name}")[1]["versions"]
+            assert source == study or {*versions} <= {each.name for each in (source / "rungs").iterdir()}
+
+
+def test_a_port_that_is_taken_is_told_before_any_rung_is_timed(study: Path) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        words = ["serve", str(study), "--slo", "p99<=2s", "--port", str(taken.getsockname()[1])]
+        done = subprocess.run([sys.executable, "-m", "equipoise", *words], capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2
+    assert "port must be free" in done.stderr
+    assert "ms here" not in done.stderr
+
+
 @pytest.mark.skipif(not hasattr(signal, "SIGHUP"), reason="no such signal here")
 def test_a_newer_study_takes_over_under_load_and_a_damaged_one_does_not(
     study: Path, inputs: np.ndarray[Any, Any], tmp_path: Path
@@ -129,6 +151,8 @@ def test_a_newer_study_takes_over_under_load_and_a_damaged_one_does_not(
     at = tmp_path / "served"
     shutil.copytree(study, tmp_path / "first")
     at.symlink_to(tmp_path / "first")
+    with Store.open(shutil.copytree(study, tmp_path / "copy"), create=False) as store:
+        pack(Study.read(store).baseline, store, tmp_path / "other")
     with serving(str(at), "--slo", "p99<=2s") as (process, name, port, _):
         path = f"/v2/models/{name}"
         assert process.stderr is not None
@@ -141,9 +165,12 @@ def test_a_newer_study_takes_over_under_load_and_a_damaged_one_does_not(
 
         thread = threading.Thread(target=client)
         thread.start()
-        for target, said in (("nowhere", "the old one goes on"), ("second", "of a newer front take over")):
-            if target == "second":
-                shutil.copytree(study, tmp_path / target)
+        ends = {
+            "nowhere": "the old one goes on",
+            "copy": "nothing newer",
+            "other": "a newer front takes over: other",
+        }
+        for target, said in ends.items():
             at.unlink()
             at.symlink_to(tmp_path / target)
             process.send_signal(signal.SIGHUP)
@@ -160,7 +187,7 @@ def test_a_newer_study_takes_over_under_load_and_a_damaged_one_does_not(
     ("words", "told"),
     [
         (["--slo", "20ms"], "--slo must be"),
-        (["--slo", "p99<=1ns"], "slo must be above"),
+        (["--slo", "p99<=1ns"], "no rung of"),
         (["--slo", "p99<=1s", "--at-least", "quality>=101"], "no rung of"),
         (["--slo", "p99<=1s", "--at-least", "speed>=1"], "--at-least must be"),
         (["--slo", "p99<=1s", "--host", "0.0.0.0"], "--host must be"),

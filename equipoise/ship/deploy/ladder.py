@@ -24,7 +24,7 @@ class Rungs:
 
     Attributes:
         name: The model's, of small letters, digits and hyphens.
-        path: The folder.
+        path: The folder in which it will stand.
         artifacts: Of the rungs, the best first; each a folder ``rungs/rungN``.
     """
 
@@ -35,27 +35,32 @@ class Rungs:
     @property
     def folders(self) -> tuple[str, ...]:
         """The rungs' folders inside of `path`."""
-        return tuple(artifact.path.relative_to(self.path).as_posix() for artifact in self.artifacts)
+        return tuple(f"rungs/{artifact.path.name}" for artifact in self.artifacts)
 
 
-def written(study: Path, out: Path, *, pick: str = "best") -> Rungs:
-    """Export each rung of a study's front into a folder of its own below `out`.
+def written(study: Path, folder: Path, *, out: Path, pick: str = "best") -> Rungs:
+    """Export each rung of a study's front into a folder of its own below `folder`.
 
     Args:
-        out: Absent or empty.
+        out: Where that will stand.
         pick: ``best``, the front within what the study's budget says of quality and drop, or such bounds: ``drop<=1``.
     Raises:
-        InputError: No such pick, or `out` is taken.
+        InputError: No such pick.
         EquipoiseError: No point of the front keeps the bounds.
         StoreError: The study lacks a file, or the disk refused.
     """
-    if out.exists() and (not out.is_dir() or any(out.iterdir())):
-        raise must_be("out", "absent or empty", str(out), "Name another folder.")
     with Store.open(study, create=False, readonly=True) as store:
         read = Study.read(store)
         chosen = _chosen(read, pick)
-        name = re.sub(r"[^a-z0-9]+", "-", read.header.name.lower()).strip("-") or "model"
-        return Rungs(name, out, tuple(pack(e, store, out / "rungs" / f"rung{n}", pick=pick) for n, e in enumerate(chosen)))
+        name = served_name(read.header.name)
+        places = [Path("rungs", f"rung{number}") for number in range(len(chosen))]
+        packed = (pack(e, store, folder / at, pick=pick, stands=out / at) for e, at in zip(chosen, places, strict=True))
+        return Rungs(name, out, tuple(packed))
+
+
+def served_name(name: str) -> str:
+    """Return the name that clients give a study's model, wherever its front is served: small letters, digits and hyphens."""
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-") or "model"
 
 
 def _chosen(study: Study, pick: str) -> list[Evaluation]:
