@@ -201,6 +201,11 @@ class Dispatcher:
             self.rung, self.switched = rung, now
         return Turn(rung, self._batch(rung, now, oldest), why)
 
+    def unlearn(self) -> None:
+        """Think again of every rung as it was timed at the start: who takes nobody any more, as all are slow, learns nothing."""
+        for cost in self.costs:
+            cost.forget(math.inf)
+
     def wait(self, counts: Mapping[int | None, int]) -> float:
         """Return the seconds in which so many requests are answered: those of a rung by it, those of None by the quickest."""
         return sum(self.costs[self._quickest(n) if pin is None else pin].cleared(n) for pin, n in counts.items())

@@ -137,6 +137,9 @@ class Engine:
         counts = self._counts()
         counts[self._place(rung)] += rows
         ahead = max(0.0, self._busy_until - now) + self.dispatcher.wait(counts)
+        if ahead > within and self._idle.is_set():  # nothing runs that could teach otherwise
+            self.dispatcher.unlearn()
+            ahead = self.dispatcher.wait(counts)
         if counts.total() > self.most_waiting or ahead > within:
             raise Turned(
                 f"it would be answered in {1e3 * ahead:.3g} ms, and has {1e3 * within:.3g}", max(ahead - within, 0.001)

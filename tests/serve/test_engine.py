@@ -250,3 +250,18 @@ def test_where_the_rung_that_is_asked_for_breaks_the_others_are_answered() -> No
     assert [type(each) for each in found] == [RuntimeError, RuntimeError, Answer, Answer]
     assert isinstance(after[0], Turned)
     assert "rung0 is set aside" in str(after[0])
+
+
+def test_a_server_that_is_idle_tries_again_what_it_thinks_too_slow() -> None:
+    made, _ = ladder(0.001)
+    engine = Engine(made, 0.1, 1000)
+
+    async def use() -> Answer:
+        for _ in range(30):  # a busy machine, a moment ago
+            for cost in engine.dispatcher.costs:
+                for batch in cost.usual:
+                    cost.learn(batch, 10.0, engine.clock())
+        assert engine.dispatcher.wait({None: 1}) > engine.slo_s
+        return await engine.answer(row(1.0))
+
+    assert not within(engine, use).late
