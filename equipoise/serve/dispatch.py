@@ -202,7 +202,7 @@ class Dispatcher:
         return Turn(rung, self._batch(rung, now, oldest), why)
 
     def unlearn(self) -> None:
-        """Think again of every rung as it was timed at the start: who takes nobody any more, as all are slow, learns nothing."""
+        """Think of every rung as it was timed at the start: who takes nobody any more, as all are slow, learns nothing."""
         for cost in self.costs:
             cost.forget(math.inf)
 
