@@ -23,6 +23,7 @@ from equipoise.runtimes.base import get
 from equipoise.ship.artifact import Artifact
 from equipoise.ship.deploy import forms
 from equipoise.ship.deploy.forms import FORMS, deployed
+from equipoise.ship.deploy.ladder import Rungs
 from equipoise.study.record import Study
 from equipoise.study.tested import exports_of
 
@@ -113,6 +114,16 @@ def test_the_image_installs_the_versions_that_were_measured(made: dict[str, Path
     assert {row.name for row in rows} == {"equipoise", "onnxruntime"}
     assert all(row.specifier.contains(version(row.name)) for row in rows)
     assert rows[0].extras == {"serve"}
+
+
+@pytest.mark.parametrize("form", ["docker", "kserve"])
+def test_an_image_of_a_runtime_that_no_package_index_gives_it_is_refused(form: str, tmp_path: Path) -> None:
+    claims = types.SimpleNamespace(recorded=types.SimpleNamespace(machine={}))
+    artifact: Any = types.SimpleNamespace(
+        path=tmp_path / "rung0", claims=claims, program=types.SimpleNamespace(runtime="litert"), manifest={"files": {}}
+    )
+    with pytest.raises(InputError, match="litert"):
+        FORMS[form](Rungs("model", tmp_path, (artifact,)))
 
 
 def test_kserve_is_told_a_predictor_of_its_schema(made: dict[str, Path]) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from importlib.metadata import version
 
+from equipoise.errors import InputError
 from equipoise.ship.deploy.ladder import Rungs
 
 PORT = 8000
@@ -17,7 +18,11 @@ PACKAGES = {"onnxruntime": ("onnxruntime",), "openvino": ("openvino", "onnxrunti
 
 
 def files(rungs: Rungs) -> dict[str, bytes]:
-    """Return a Dockerfile and its requirements."""
+    """Return a Dockerfile and its requirements.
+
+    Raises:
+        InputError: A runtime that the image has no packages for.
+    """
     return {"Dockerfile": _dockerfile(rungs).encode(), "requirements.txt": _requirements(rungs).encode()}
 
 
@@ -42,8 +47,10 @@ def command(rungs: Rungs, *, root: str = "") -> list[str]:
 def _requirements(rungs: Rungs) -> str:
     pins = {"equipoise[serve]": version("equipoise")}
     for artifact in rungs.artifacts:
+        if (runtime := artifact.program.runtime) not in PACKAGES:
+            raise InputError(f"an image here runs {', '.join(PACKAGES)}; this front is of {runtime}. Optimize for one of them.")
         then = artifact.claims.recorded.machine.get("versions")
-        for package in PACKAGES[artifact.program.runtime]:
+        for package in PACKAGES[runtime]:
             pins[package] = then[package] if isinstance(then, dict) and package in then else version(package)
     return "".join(f"{package}=={pin}\n" for package, pin in pins.items())
 
