@@ -67,11 +67,11 @@ def _words() -> dict[str, tuple[str, ...]]:
     from equipoise.built_in import FAMILIES, TASKS, WORKLOADS
     from equipoise.cli.train import KINDS
     from equipoise.fields import FIELDS
-    from equipoise.runtimes.base import RUNTIMES
+    from equipoise.runtimes.base import RUNTIMES, spelled
     from equipoise.techniques import TECHNIQUES
 
     tables = {"FAMILY": FAMILIES, "TASK": TASKS, "WORKLOAD": WORKLOADS, "MODEL": WORKLOADS}
-    targets = tuple(row if ":" in row else f"{row}:cpu" for row in RUNTIMES)
+    targets = tuple(map(spelled, RUNTIMES))
     named = {key: tuple(f"{name}:" if row.data else name for name, row in table.items()) for key, table in tables.items()}
     return {
         **named,

@@ -347,7 +347,7 @@ def _verified(bundle: Bundle) -> dict[int, float]:
 
 def _energy(bundle: Bundle, number: int | None) -> Reading:
     """The joules of the device's part of a request, where the machine has a meter."""
-    access = energy.rapl()
+    access = energy.access(bundle.device.device)
     if access.meter is None:
         return unavailable("J", access.reason)
     batch = bundle.device.batch

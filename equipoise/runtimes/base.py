@@ -46,6 +46,11 @@ MOST_BATCH = 65_536
 """Samples in one request; a larger one is a mistake, and was refused by the runtime only after the study had begun."""
 
 
+def spelled(row: str) -> str:
+    """Return a row of `RUNTIMES` as a target begins: with its device, which of a row without one is the CPU."""
+    return row if ":" in row else f"{row}:cpu"
+
+
 @dataclass(frozen=True, slots=True)
 class Target:
     """Where a model must run: ``onnxruntime:cpu?threads=1&batch=1``.
@@ -69,10 +74,10 @@ class Target:
     batch: int = 1
 
     def __post_init__(self) -> None:
-        rows = [row.partition(":") for row in RUNTIMES]
-        devices = [device or "cpu" for runtime, _, device in rows if runtime == self.runtime]
+        rows = [spelled(row).split(":") for row in RUNTIMES]
+        devices = [device for runtime, device in rows if runtime == self.runtime]
         if not devices:
-            raise unknown("target.runtime", self.runtime, dict.fromkeys(runtime for runtime, _, _ in rows))
+            raise unknown("target.runtime", self.runtime, dict.fromkeys(runtime for runtime, _ in rows))
         if self.device == "gpu" and "cuda" in devices:
             raise must_be("target.device", f"one of {', '.join(devices)}", "gpu", "Did you mean 'cuda'?")
         if self.device not in devices:
@@ -113,6 +118,12 @@ class Target:
     def row(self) -> str:
         """Its row of `RUNTIMES`: what `get` is asked for, and what a program says that it was made for."""
         return self.runtime if self.device == "cpu" else f"{self.runtime}:{self.device}"
+
+
+def everywhere() -> list[Target]:
+    """Return what stands for no target at all: every runtime of the CPU, and those of other devices that are there."""
+    targets = [Target.parse(spelled(row)) for row in RUNTIMES]
+    return [target for target in targets if target.device == "cpu" or not get(target.row).unavailable()]
 
 
 def parse_targets(wanted: str | Sequence[Target]) -> tuple[Target, ...]:

@@ -12,12 +12,11 @@ from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
 
-from equipoise.batch import Inputs, size
-from equipoise.errors import must_be
+from equipoise.batch import Inputs
 from equipoise.records import Choice
 from equipoise.runtimes import cuda
-from equipoise.runtimes.base import Program, Session, Source, check_schemes, feeds
-from equipoise.runtimes.torch_eager import TorchEager, loaded, unfit
+from equipoise.runtimes.base import Program, Session, Source, check_schemes
+from equipoise.runtimes.torch_eager import TorchEager, loaded, taken, unfit
 
 if TYPE_CHECKING:
     from torch import Tensor, nn
@@ -95,9 +94,7 @@ class _Session:
     def run(self, inputs: Inputs) -> NDArray[Any]:
         import torch
 
-        given = [torch.from_numpy(value) for value in feeds(inputs, self._names).values()]
-        if self._batch is not None and size(inputs) != self._batch:
-            raise must_be("inputs", f"a batch of {self._batch}", size(inputs), "Load the program with batch=None for any size.")
+        given = taken(inputs, self._names, self._batch)
         try:
             with torch.inference_mode(), _exact(choosing=self._batch is not None):
                 answer = self._run(given) if self._batch is None else self._played(given)

@@ -6,7 +6,7 @@ import copy
 import io
 import json
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from numpy.typing import NDArray
@@ -17,6 +17,7 @@ from equipoise.records import Choice
 from equipoise.runtimes.base import Program, Session, Source, check_program, check_schemes, feeds
 
 if TYPE_CHECKING:
+    from torch import Tensor
     from torch.export import ExportedProgram
 
 FILE = "model.pt2"
@@ -108,6 +109,23 @@ def loaded(program: Program, runtime: str) -> tuple[Any, list[str]]:
         raise InputError(f"{FILE} must be a file that torch.export can load: {reason}. Compile it again.") from error
 
 
+def taken(inputs: Inputs, names: Sequence[str], batch: int | None) -> list[Tensor]:
+    """Return inputs as tensors, in the order of `names`.
+
+    Raises:
+        InputError: One is missing or no array of numbers, or they are not of the only `batch` that may be run.
+    """
+    import torch
+
+    given = feeds(inputs, names)
+    if batch is not None and size(inputs) != batch:
+        raise must_be("inputs", f"a batch of {batch}", size(inputs), "Load the program with batch=None for any size.")
+    try:
+        return [torch.from_numpy(value) for value in given.values()]
+    except Exception as error:
+        raise unfit(error) from error
+
+
 def unfit(error: Exception) -> InputError:
     """Return what is raised of inputs that a program does not take."""
     reason = " ".join(str(error).split())[:200]
@@ -146,14 +164,12 @@ class _Session:
     def run(self, inputs: Inputs) -> NDArray[Any]:
         import torch
 
-        fed = feeds(inputs, self._names).values()
-        if self._batch is not None and size(inputs) != self._batch:
-            raise must_be("inputs", f"a batch of {self._batch}", size(inputs), "Load the program with batch=None for any size.")
+        given = taken(inputs, self._names, self._batch)
         before = torch.get_num_threads()
         torch.set_num_threads(self._threads)
         try:
             with torch.inference_mode():
-                result: NDArray[Any] = self._module(*map(torch.from_numpy, fed)).numpy()
+                result: NDArray[Any] = self._module(*given).numpy()
         except Exception as error:
             raise unfit(error) from error
         finally:

@@ -28,7 +28,7 @@ from equipoise.road.facts import Facts
 from equipoise.road.features import Features, completed
 from equipoise.road.racing import Contender
 from equipoise.runtimes import Program, Target
-from equipoise.runtimes.base import RUNTIMES, check_usable
+from equipoise.runtimes.base import check_usable, everywhere
 from equipoise.search import LossModel, LossTable, Space, fit_loss
 from equipoise.stats import median, verdict
 from equipoise.techniques import TECHNIQUES
@@ -267,11 +267,9 @@ class Advising:
             programs[self.target, "int8"] = Program.stored(whole.program, self.blobs.__getitem__)
             losses[self.target, "int8"] = whole_loss(whole, self.inputs)
         source = self.bench.source(self.bench.teacher)
-        for name in RUNTIMES:
-            runtime, (kind, _, device) = runtimes.get(name), name.partition(":")
-            if device and runtime.unavailable():
-                continue
-            where = replace(self.target, runtime=kind, device=device or "cpu")
+        for other in everywhere():
+            where = replace(other, threads=self.target.threads, batch=self.target.batch)
+            runtime = runtimes.get(where.row)
             for bits in (way for way in (32, 8) if way in runtime.precisions):
                 key = (where, "fp32" if bits == 32 else "int8")
                 if key in programs:
@@ -282,7 +280,7 @@ class Advising:
                 if self.left() < (RACE_SHARE if bits == 32 else QUANTIZE_SHARE - RACE_SHARE) * self.limit_s:
                     reasons[key] = "there was no time to compile it"
                     continue
-                self.on_step(f"compiling {key[1]} for {name}")
+                self.on_step(f"compiling {key[1]} for {where.row}")
                 try:
                     if bits == 32:
                         programs[key] = runtime.compile(source)

@@ -29,7 +29,7 @@ from equipoise.errors import InputError, must_be, several, unknown
 from equipoise.ops import Op
 from equipoise.records import Choice
 from equipoise.runtimes import Program, Runtime, Session, Target
-from equipoise.runtimes.base import RUNTIMES
+from equipoise.runtimes.base import RUNTIMES, spelled
 from equipoise.runtimes.cpu import has_exact_int8
 from equipoise.runtimes.export import Exporter
 from equipoise.runtimes.onnxruntime import OnnxRuntime
@@ -148,7 +148,7 @@ def quantize(
     if not isinstance(scheme, (int, str)) or scheme not in SCHEMES or scheme == 32:
         raise must_be("scheme", f"one of {[way for way in SCHEMES if way != 32]}", scheme, "8 is int8 with static ranges.")
     if scheme not in runtime.precisions:
-        having = [(row if ":" in row else f"{row}:cpu") for row in RUNTIMES if scheme in runtimes.get(row).precisions]
+        having = [spelled(row) for row in RUNTIMES if scheme in runtimes.get(row).precisions]
         raise must_be("target", f"a runtime with {SCHEMES[scheme].says}", target, f"Use {' or '.join(having)}.")
     if (ranges, per_channel) != ("best", True):
         if runtime.name != "onnxruntime" or scheme != 8:

@@ -23,7 +23,7 @@ from equipoise.records import Reading, measured, unavailable
 from equipoise.road.appetite import program_memory
 from equipoise.road.consumption import WINDOW_S
 from equipoise.road.racing import Contender
-from equipoise.runtimes.base import RUNTIMES, Program, Session, Source, Target, get
+from equipoise.runtimes.base import Program, Session, Source, Target, everywhere, get
 from equipoise.units import show
 
 if TYPE_CHECKING:
@@ -152,7 +152,7 @@ def profile(
     began, on_step = time.perf_counter(), on_step or of_words()
     name, module, inputs = _subject(model, example)
     _check(batch, price_per_hour, watts_per_core, seconds)
-    wanted = _everywhere() if targets is None else [_target(target) for target in targets]
+    wanted = everywhere() if targets is None else [_target(target) for target in targets]
     on_step("counting")
     counts = count(module, inputs)
     source = Exporter().source(module, inputs, topology="as it is")
@@ -217,11 +217,6 @@ def _check(
         money.price_per_million(measured(1.0, "s"), price_per_hour)
     if watts_per_core is not None:
         energy.estimate(measured(1.0, "s"), watts_per_core)
-
-
-def _everywhere() -> list[Target]:
-    """Every runtime of the CPU, and those of other devices that are there."""
-    return [Target.parse(row) for row in RUNTIMES if ":" not in row or not get(row).unavailable()]
 
 
 def _target(target: Target | str) -> Target:
