@@ -115,7 +115,9 @@ def test_several_labels_are_won_back_as_such() -> None:
     def answers(inputs: Any) -> Any:
         return net(inputs).detach()
 
-    bench: Any = SimpleNamespace(work=several, calibration=X[:64].numpy(), remembered=answers, answers=answers, classes=0)
+    bench: Any = SimpleNamespace(
+        work=several, calibration=X[:64].numpy(), remembered=answers, answers=answers, classes=0, device=torch.device("cpu")
+    )
 
     def recovered(path: Path) -> float:
         done = training.train(bench, Plan({}), Draft(student), seconds=4.0, checkpoint=path, leg=1, seed=0)

@@ -62,7 +62,7 @@ def quick(monkeypatch: pytest.MonkeyPatch, original: Artifact) -> None:
     monkeypatch.setattr("equipoise.ship.verify._save", lambda artifact, found, **_: None)  # a thousand times to the disk
     monkeypatch.setattr("equipoise.ship.verify.write_atomic", lambda path, data: None)
     here = machine.describe()
-    monkeypatch.setattr("equipoise.ship.scene.describe", lambda: here)
+    monkeypatch.setattr("equipoise.ship.promises.describe", lambda: here)
     monkeypatch.setattr("equipoise.ship.recheck._costs", lambda scene, found, seconds: iter(()))
     prepared: dict[str, Workbench] = {}
 
