@@ -10,7 +10,6 @@ from dataclasses import dataclass, field
 from importlib.metadata import version
 from typing import Any
 
-import numpy as np
 from fastapi import FastAPI, Request, Response
 from fastapi.responses import JSONResponse
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram, generate_latest
@@ -21,7 +20,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from equipoise.batch import ONE
 from equipoise.errors import InputError
 from equipoise.serve.engine import Answer, Engine, Turned, Unknown
-from equipoise.serve.protocol import HEADER, OUTPUT, Asked, read, write
+from equipoise.serve.protocol import HEADER, OUTPUT, Asked, head_length, read, write
 
 ASKED = ["GET", "HEAD"]
 """How health is asked for: probes and balancers often want no body."""
@@ -148,9 +147,13 @@ def application(
             return figures.counted(wrong)
         rung = request.path_params.get("rung")
         try:
-            body = await _body(request, bounds)
-            asked = read(body, request.headers.get(HEADER), engine.ladder.takes, most_rows=bounds.rows)
-            found = await engine.answer(_inputs(asked), within_s=_within(asked), rung=rung)
+            body, length = _Body(request, bounds), head_length(request.headers.get(HEADER))
+            asked = read(await body.take(length), length, engine.ladder.takes, most_rows=bounds.rows)
+            admitted = engine.admit(asked.rows, within_s=_within(asked), rung=rung)
+            try:
+                found = await engine.run(admitted, _whole(asked.inputs(await body.take())))
+            finally:
+                engine.leave(admitted)
         except InputError as error:
             return figures.counted(_told(400, str(error)))
         except Unknown as error:
@@ -201,24 +204,35 @@ class _TooLarge(Exception):
     """A body over the limit."""
 
 
-async def _body(request: Request, limits: Limits) -> bytes:
-    """Return the body of a request, refused as soon as it is too long or too slow."""
-    stated = request.headers.get("content-length", "0")
-    if stated.isdecimal() and int(stated[:20]) > limits.body_bytes:
-        raise _TooLarge(f"a body has at most {limits.body_bytes} bytes; this one has {stated[:20]}")
-    parts, length = [], 0
-    async with asyncio.timeout(limits.body_s):
-        async for part in request.stream():
-            length += len(part)
-            if length > limits.body_bytes:
-                raise _TooLarge(f"a body has at most {limits.body_bytes} bytes")
-            parts.append(part)
-    return b"".join(parts)
+class _Body:
+    """The body of a request, read as far as it is asked for, and refused as soon as it is too long or too slow."""
+
+    def __init__(self, request: Request, limits: Limits) -> None:
+        self._limits, self._stream, self._parts, self._length = limits, request.stream(), list[bytes](), 0
+        self._until = asyncio.get_running_loop().time() + limits.body_s
+        stated = request.headers.get("content-length", "0")
+        if stated.isdecimal() and int(stated[:20]) > limits.body_bytes:
+            raise _TooLarge(f"a body has at most {limits.body_bytes} bytes; this one has {stated[:20]}")
+
+    async def take(self, count: int | None = None) -> bytes:
+        """Return the next so many bytes, fewer where there are no more; None: all that is left."""
+        held = sum(map(len, self._parts))
+        async with asyncio.timeout_at(self._until):
+            while count is None or held < count:
+                if (part := await anext(self._stream, None)) is None:
+                    break
+                held, self._length = held + len(part), self._length + len(part)
+                if self._length > self._limits.body_bytes:
+                    raise _TooLarge(f"a body has at most {self._limits.body_bytes} bytes")
+                self._parts.append(part)
+        whole = b"".join(self._parts)
+        taken = whole[:count]
+        self._parts = [whole[len(taken) :]]
+        return taken
 
 
-def _inputs(asked: Asked) -> Any:
-    arrays = {name: np.ascontiguousarray(array) for name, array in asked.inputs.items()}
-    return arrays[ONE] if arrays.keys() == {ONE} else arrays
+def _whole(inputs: dict[str, Any]) -> Any:
+    return inputs[ONE] if inputs.keys() == {ONE} else inputs
 
 
 def _within(asked: Asked) -> float | None:

@@ -59,19 +59,26 @@ class Answer:
     late: bool
 
 
-@dataclass
-class _Waiting:
-    inputs: Any
+@dataclass(eq=False)
+class Request:
+    """A request that was taken.
+
+    Attributes:
+        came, deadline: When it came, and by when it is to be answered.
+        pin: Name of the only rung that may answer it.
+        inputs: (rows, ...), once they are here.
+        alone: Whether it is run by itself: with others beside it a run went wrong.
+    """
+
     rows: int
-    deadline: float
     came: float
+    deadline: float
     answer: asyncio.Future[Answer]
     pin: str | None = None
-    """Name of the only rung that may answer it."""
+    inputs: Any = None
     alone: bool = False
-    """Whether it is run by itself: with others beside it a run went wrong."""
 
-    def joins(self, other: _Waiting) -> bool:
+    def joins(self, other: Request) -> bool:
         """Whether one run may answer both: by one rung, and sequences must be of one length."""
         pairs = zip(leaves(self.inputs), leaves(other.inputs), strict=True)
         apart = self.alone or other.alone or self.pin != other.pin
@@ -99,7 +106,8 @@ class Engine:
     def __post_init__(self) -> None:
         self.dispatcher = Dispatcher(self.ladder.costs, self.slo_s)
         self._next: Ladder | None = None
-        self._queue: deque[_Waiting] = deque()
+        self._queue: deque[Request] = deque()
+        self._coming: set[Request] = set()  # their inputs are on the way
         self._pool = ThreadPoolExecutor(1, thread_name_prefix="equipoise-serve")
         self._work = asyncio.Event()
         self._idle = asyncio.Event()
@@ -115,7 +123,13 @@ class Engine:
         self._task = self._loop.create_task(self._serve())
 
     async def answer(self, inputs: Any, *, within_s: float | None = None, rung: str | None = None) -> Answer:
-        """Return the answer to a request of one or more rows.
+        """Return the answer to a request of one or more rows; arguments and errors are those of `admit`."""
+        return await self.run(self.admit(size(inputs), within_s=within_s, rung=rung), inputs)
+
+    def admit(self, rows: int, *, within_s: float | None = None, rung: str | None = None) -> Request:
+        """Return a place among those who wait, kept until the request's time is over: its inputs may still be on their way.
+
+        Whoever is turned away here costs no more than these few words: a burst of large bodies would drown the loop.
 
         Args:
             within_s: Seconds that it has; None takes the server's.
@@ -124,9 +138,38 @@ class Engine:
             Turned: It would be late, too many wait, no rung is left, or the server is about to stop.
             Unknown: No such rung, or it is about to go.
         """
-        now, rows = self.clock(), size(inputs)
-        within = self.slo_s if within_s is None else within_s
+        now = self.clock()
         self.dispatcher.arrivals.seen(now, rows)
+        due = now + (self.slo_s if within_s is None else within_s)
+        request = Request(rows, now, due, asyncio.get_running_loop().create_future(), rung)
+        self._refuse_closed(request)
+        self._refuse_late(request, now)
+        self._coming.add(request)
+        return request
+
+    def leave(self, request: Request) -> None:
+        """Keep its place no longer."""
+        self._coming.discard(request)
+
+    async def run(self, request: Request, inputs: Any) -> Answer:
+        """Return the answer to a request that was admitted, now that its inputs are here.
+
+        Raises:
+            Turned, Unknown: As `admit`; as late only where the inputs took all its time to come, which then begins anew.
+        """
+        self.leave(request)
+        self._refuse_closed(request)
+        if (now := self.clock()) > request.deadline:  # a slow line is not for the machine to make up for
+            request.came, request.deadline = now, request.deadline + now - request.came
+            self._refuse_late(request, now)
+        request.inputs = inputs
+        self._queue.append(request)
+        self._idle.clear()
+        self._work.set()
+        return await request.answer
+
+    def _refuse_closed(self, request: Request) -> None:
+        rung = request.pin
         if self.draining:
             raise Turned("the server is about to stop", 1.0)
         if rung is not None and not all(rung in ladder.places for ladder in (self.ladder, self.latest)):
@@ -134,8 +177,10 @@ class Engine:
         able = [self.ladder.rungs[place].name for place in self.dispatcher.able]
         if not able or rung not in (None, *able):
             raise Turned("every rung is set aside" if not able else f"{rung} is set aside", 60.0)
-        counts = self._counts()
-        counts[self._place(rung)] += rows
+
+    def _refuse_late(self, request: Request, now: float) -> None:
+        counts, within = self._counts(now), request.deadline - now
+        counts[self._place(request.pin)] += request.rows
         ahead = max(0.0, self._busy_until - now) + self.dispatcher.wait(counts)
         if ahead > within and self._idle.is_set():  # nothing runs that could teach otherwise
             self.dispatcher.unlearn()
@@ -144,11 +189,6 @@ class Engine:
             raise Turned(
                 f"it would be answered in {1e3 * ahead:.3g} ms, and has {1e3 * within:.3g}", max(ahead - within, 0.001)
             )
-        request = _Waiting(inputs, rows, now + within, now, asyncio.get_running_loop().create_future(), rung)
-        self._queue.append(request)
-        self._idle.clear()
-        self._work.set()
-        return await request.answer
 
     def swap(self, ladder: Ladder) -> None:
         """Answer by another ladder from the next run on, told from any thread; who waits for a rung that goes comes first."""
@@ -232,7 +272,7 @@ class Engine:
                 each.answer.set_result(Answer(part, rung, now - each.came, took, late))
             place += each.rows
 
-    def _broken(self, place: int, error: Exception, taken: list[_Waiting]) -> None:
+    def _broken(self, place: int, error: Exception, taken: list[Request]) -> None:
         """Set a rung aside and put its requests back; where no other is left, or the request itself is at fault, fail them."""
         rung = self.ladder.rungs[place]
         try:
@@ -251,7 +291,7 @@ class Engine:
         self._fail(taken if fault else [each for each in self._queue if not left or each.pin == rung.name], error)
 
     @staticmethod
-    def _fail(requests: list[_Waiting], error: Exception) -> None:
+    def _fail(requests: list[Request], error: Exception) -> None:
         for each in requests:
             if not each.answer.done():
                 each.answer.set_exception(error)
@@ -259,14 +299,14 @@ class Engine:
     def _place(self, pin: str | None) -> int | None:
         return None if pin is None else self.ladder.places[pin]
 
-    def _counts(self) -> Counter[int | None]:
-        """Rung that is asked for, None for any -> rows that wait."""
+    def _counts(self, now: float) -> Counter[int | None]:
+        """Rung that is asked for, None for any -> rows that wait, or have a place kept for them."""
         counts: Counter[int | None] = Counter()
-        for each in self._queue:
+        for each in (*self._queue, *(each for each in self._coming if each.deadline > now)):
             counts[self._place(each.pin)] += each.rows
         return counts
 
     @property
     def waiting(self) -> int:
         """Rows that wait."""
-        return self._counts().total()
+        return sum(each.rows for each in self._queue)

@@ -59,59 +59,110 @@ class Taken:
 
 @dataclass(frozen=True)
 class Asked:
-    """A request.
+    """A request as its JSON tells it; tensors that come as bytes may still be on their way.
 
     Attributes:
-        inputs: Name -> array (N, ...), all of one N.
+        rows: How many samples are asked about.
         id: The client's own, given back.
         binary: Whether the answer's tensors go behind its JSON.
         parameters: What else was asked, such as ``timeout`` in microseconds.
     """
 
-    inputs: Mapping[str, Array]
+    rows: int
+    tensors: tuple[_Tensor, ...]
     id: str = ""
     binary: bool = False
     parameters: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
-    def rows(self) -> int:
-        """How many samples are asked about."""
-        return len(next(iter(self.inputs.values())))
+    def inputs(self, raw: bytes = b"") -> dict[str, Array]:
+        """Return the tensors, name -> (rows, ...).
+
+        Args:
+            raw: What came behind the JSON.
+        Raises:
+            InputError: Too few or too many bytes or numbers, or such as are not finite.
+        """
+        arrays, place = {}, 0
+        for each in self.tensors:
+            arrays[each.name] = each.array(raw[place : place + each.size])
+            place += each.size
+        if place < len(raw):
+            raise must_be(
+                "body", "as long as its tensors", f"{len(raw) - place} bytes more", "Send what binary_data_size says."
+            )
+        return arrays
 
 
-def read(body: bytes, header_length: str | None, takes: Mapping[str, Taken], *, most_rows: int) -> Asked:
-    """Read a request.
+@dataclass(frozen=True)
+class _Tensor:
+    """One of a request's tensors: its numbers as a list, or so many bytes (`size`) behind the JSON."""
+
+    name: str
+    type: np.dtype[Any]
+    shape: tuple[int, ...]
+    data: Any
+    size: int
+
+    def array(self, raw: bytes) -> Array:
+        what, count = f"tensor {self.name}", math.prod(self.shape)
+        if not self.size:
+            array = _from_list(what, self.data, self.type, count)
+        elif len(raw) == self.size:
+            array = np.frombuffer(raw, self.type)
+        else:
+            raise _not_all(what, self.size, len(raw))
+        if array.dtype.kind == "f" and not np.isfinite(array).all():
+            raise must_be(f"{what} data", "finite", "NaN or infinity", "Check what makes it.")
+        return array.reshape(self.shape)
+
+
+def head_length(header: str | None) -> int | None:
+    """Return how many bytes of JSON a body begins with, by the value of `HEADER`; None where it was not sent: all of it.
+
+    Raises:
+        InputError: It is no number above 0.
+    """
+    if header is None:
+        return None
+    length = int(header) if header.isdecimal() and len(header) < 20 else 0
+    if length < 1:
+        raise must_be(HEADER, "a number of bytes, 1 at least", header[:LONGEST], "Leave it out for JSON.")
+    return length
+
+
+def read(head: bytes, length: int | None, takes: Mapping[str, Taken], *, most_rows: int) -> Asked:
+    """Read the JSON of a request.
 
     Args:
-        header_length: The value of `HEADER`, if it was sent.
+        head: The first `length` bytes of the body, fewer where it has no more; all of it where `length` is None.
         takes: What the model takes, by name.
         most_rows: Samples of a request at most.
     Raises:
         InputError: Whatever is wrong with it, in one sentence for the client.
     """
-    head, rest = _split(body, header_length)
+    if length is not None and len(head) < length:
+        raise must_be(HEADER, f"a number up to the body's {len(head)} bytes", length, "Leave it out for JSON.")
     data = _json(head)
     given = data.get("inputs")
     if not isinstance(given, list) or not all(isinstance(each, dict) for each in given):
         raise must_be("inputs", "a list of tensors", _kind(given), "See /v2/models.")
-    arrays: dict[str, Array] = {}
+    tensors: dict[str, _Tensor] = {}
     for each in given:
         name = each.get("name")
-        if not isinstance(name, str) or name not in takes or name in arrays:
+        if not isinstance(name, str) or name not in takes or name in tensors:
             raise must_be("inputs", f"each of {', '.join(takes)} once", str(name)[:LONGEST], "See the model's metadata.")
-        arrays[name], rest = _array(name, each, takes[name], rest, most_rows)
-    if missing := [name for name in takes if name not in arrays]:
+        tensors[name] = _tensor(name, each, takes[name], most_rows, behind=length is not None)
+    if missing := [name for name in takes if name not in tensors]:
         raise must_be("inputs", f"all of {', '.join(takes)}", f"none named {missing[0]}", "See the model's metadata.")
-    if len({len(array) for array in arrays.values()}) != 1:
-        raise must_be("inputs", "of one batch", {n: len(a) for n, a in arrays.items()}, "Give each as many rows.")
-    if rest:
-        raise must_be("body", "as long as its tensors", f"{len(rest)} bytes more", "Send what binary_data_size says.")
+    rows = {name: tensor.shape[0] for name, tensor in tensors.items()}
+    if len(set(rows.values())) != 1:
+        raise must_be("inputs", "of one batch", rows, "Give each as many rows.")
     known, parameters = data.get("id", ""), data.get("parameters", {})
     if not isinstance(known, str) or len(known) > LONGEST:
         raise must_be("id", f"text of at most {LONGEST} characters", type(known).__name__, "Leave it out.")
     if not isinstance(parameters, dict):
         raise must_be("parameters", "an object", type(parameters).__name__, "Leave it out.")
-    return Asked(arrays, known, _binary(data, parameters), parameters)
+    return Asked(min(rows.values()), tuple(tensors.values()), known, _binary(data, parameters), parameters)
 
 
 def write(asked: Asked, outputs: Mapping[str, Array], about: Mapping[str, Any]) -> tuple[bytes, dict[str, str]]:
@@ -136,15 +187,6 @@ def write(asked: Asked, outputs: Mapping[str, Array], about: Mapping[str, Any]) 
     return b"".join([head, *raw]), {"Content-Type": "application/octet-stream", HEADER: str(len(head))}
 
 
-def _split(body: bytes, header_length: str | None) -> tuple[bytes, bytes]:
-    if header_length is None:
-        return body, b""
-    length = int(header_length) if header_length.isdecimal() and len(header_length) < 20 else -1
-    if not 0 < length <= len(body):
-        raise must_be(HEADER, f"a number up to the body's {len(body)} bytes", header_length[:LONGEST], "Leave it out for JSON.")
-    return body[:length], body[length:]
-
-
 def _json(head: bytes) -> Mapping[str, Any]:
     try:
         data = json.loads(head)
@@ -165,8 +207,7 @@ def _kind(value: Any) -> str:
     return words.get(type(value), "nothing")
 
 
-def _array(name: str, given: Mapping[str, Any], takes: Taken, rest: bytes, most_rows: int) -> tuple[Array, bytes]:
-    """Return a tensor, and the bytes that are left for those after it."""
+def _tensor(name: str, given: Mapping[str, Any], takes: Taken, most_rows: int, *, behind: bool) -> _Tensor:
     what, word, shape = f"tensor {name}", given.get("datatype"), given.get("shape")
     if word != WORDS[takes.type]:
         raise must_be(f"{what} datatype", WORDS[takes.type], str(word)[:LONGEST], "See the model's metadata.")
@@ -177,14 +218,16 @@ def _array(name: str, given: Mapping[str, Any], takes: Taken, rest: bytes, most_
         raise must_be(f"{what} shape", f"{wanted}, -1 for any", shape, "See the model's metadata.")
     if not 1 <= shape[0] <= most_rows or 0 in shape:
         raise must_be(f"{what} shape", f"of 1 to {most_rows} rows, none of them empty", shape, "Send several requests.")
-    count, type_ = math.prod(shape), np.dtype(takes.type)
-    size = (given.get("parameters") or {}).get("binary_data_size") if isinstance(given.get("parameters") or {}, dict) else None
-    if size is not None:
-        whole = count * type_.itemsize
-        if type(size) is not int or size != whole or size > len(rest):
-            raise must_be(f"{what} binary_data_size", f"the {whole} bytes of its shape", size, "Send them all.")
-        return _finite(what, np.frombuffer(rest[:size], type_)).reshape(shape), rest[size:]
-    return _finite(what, _from_list(what, given.get("data"), type_, count)).reshape(shape), rest
+    told, type_ = given.get("parameters") or {}, np.dtype(takes.type)
+    size = told.get("binary_data_size") if isinstance(told, dict) else None
+    whole = math.prod(shape) * type_.itemsize
+    if size is not None and (type(size) is not int or size != whole or not behind):
+        raise _not_all(what, whole, size if behind else f"no {HEADER}")
+    return _Tensor(name, type_, tuple(shape), given.get("data"), size or 0)
+
+
+def _not_all(what: str, whole: int, found: Any) -> InputError:
+    return must_be(f"{what} binary_data_size", f"the {whole} bytes of its shape", found, "Send them all.")
 
 
 def _from_list(what: str, data: Any, type_: np.dtype[Any], count: int) -> Array:
@@ -196,12 +239,6 @@ def _from_list(what: str, data: Any, type_: np.dtype[Any], count: int) -> Array:
     if array is None or array.size != count:
         found = "no list of numbers" if array is None else f"{array.size} numbers"
         raise must_be(f"{what} data", f"{count} numbers of its type, flat or nested", found, "Give as many as the shape says.")
-    return array
-
-
-def _finite(what: str, array: Array) -> Array:
-    if array.dtype.kind == "f" and not np.isfinite(array).all():
-        raise must_be(f"{what} data", "finite", "NaN or infinity", "Check what makes it.")
     return array
 
 

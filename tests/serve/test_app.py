@@ -22,6 +22,8 @@ from running import INFER, Served, request
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from equipoise.serve.protocol import HEADER
+
 
 @pytest.fixture(scope="module")
 def served() -> Iterator[Served]:
@@ -219,6 +221,26 @@ def test_whoever_hangs_up_half_way_harms_nobody(served: Served) -> None:
     while counted(499) < gone + 3 and time.monotonic() < until:
         time.sleep(0.05)
     assert (counted(500), counted(499)) == (failed, gone + 3)
+
+
+@pytest.mark.parametrize("http", [HttpToolsProtocol, H11Protocol])
+def test_who_would_be_late_is_told_before_the_tensors_are_read(http: Any) -> None:
+    array = np.ones((2, 3), np.float32).tobytes()
+    row = {"name": "input", "datatype": "FP32", "shape": [2, 3], "parameters": {"binary_data_size": 24}}
+
+    def sent(**parameters: Any) -> bytes:
+        told = json.dumps({"inputs": [row], "parameters": parameters}).encode()
+        length = f"Content-Length: {len(told) + 24}\r\n{HEADER}: {len(told)}"
+        return f"POST {INFER} HTTP/1.1\r\nHost: x\r\n{length}\r\n\r\n".encode() + told
+
+    with Served(0.2, slo_s=0.1, http=http) as served, socket.create_connection(("127.0.0.1", served.port), timeout=20) as to:
+        for _ in range(3):
+            to.sendall(sent())
+            assert b" 429 " in to.recv(1000)
+            to.sendall(array)  # comes all the same, and is no part of the next request
+            to.sendall(sent(timeout=5e6) + array)
+            assert b" 200 " in to.recv(1000)
+        assert served.engine.waiting == 0
 
 
 def test_too_many_are_turned_away_with_the_time_to_come_back() -> None:

@@ -194,6 +194,54 @@ def test_whoever_hangs_up_is_not_run_for() -> None:
     assert sum(sums.batches) == 1
 
 
+def test_a_place_is_kept_while_the_inputs_are_on_their_way() -> None:
+    made, _ = ladder(0.2, batches=(1,))
+    engine = Engine(made, 0.5, 1000)
+
+    async def use() -> tuple[Answer, Answer]:
+        first, second = engine.admit(1), engine.admit(1)
+        with pytest.raises(Turned, match="would be answered"):
+            engine.admit(1)
+        engine.leave(second)  # whoever hung up
+        second = engine.admit(1)
+        engine.admit(1, within_s=9.0)
+        return tuple(await asyncio.gather(engine.run(first, row(1)), engine.run(second, row(2))))  # type: ignore[return-value]
+
+    assert [float(a.outputs[0, 0]) for a in within(engine, use)] == [3.0, 6.0]
+
+
+def test_inputs_that_took_all_their_time_keep_no_place_and_begin_anew() -> None:
+    now = 0.0
+    made, _ = ladder(0.01, batches=(1,))
+    engine = Engine(made, 0.05, 2, clock=lambda: now)
+
+    async def use() -> None:
+        nonlocal now
+        slow = [engine.admit(1), engine.admit(1)]
+        with pytest.raises(Turned):
+            engine.admit(1)
+        now = 7.0  # a slow line
+        assert not (await engine.run(slow[0], row(1))).late
+        engine.admit(1), engine.admit(1)
+        with pytest.raises(Turned, match="and has 50"):
+            await engine.run(slow[1], row(1))
+
+    within(engine, use)
+
+
+def test_a_place_is_worth_nothing_once_the_server_is_about_to_stop() -> None:
+    made, _ = ladder(0.01)
+    engine = Engine(made, 5.0, 1000)
+
+    async def use() -> None:
+        coming = engine.admit(1)
+        await engine.drain(5.0)
+        with pytest.raises(Turned, match="about to stop"):
+            await engine.run(coming, row(1))
+
+    within(engine, use)
+
+
 @pytest.mark.parametrize("rows", [1, 5])
 def test_no_more_wait_than_may(rows: int) -> None:
     made, _ = ladder(0.05)

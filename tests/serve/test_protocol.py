@@ -10,10 +10,18 @@ import numpy as np
 import pytest
 
 from equipoise.errors import InputError
-from equipoise.serve.protocol import HEADER, Taken, read, write
+from equipoise.serve import protocol
+from equipoise.serve.protocol import HEADER, Asked, Taken, head_length, write
 
 ONE = {"input": Taken("float32", (3,))}
 TWO = {"ids": Taken("int64", (None,)), "mask": Taken("int64", (None,))}
+
+
+def read(content: bytes, header: str | None, takes: dict[str, Taken], *, most_rows: int) -> tuple[Asked, dict[str, Any]]:
+    """Read a whole body as the server does: its JSON, then what is behind it."""
+    length = head_length(header)
+    asked = protocol.read(content[:length], length, takes, most_rows=most_rows)
+    return asked, asked.inputs(b"" if length is None else content[length:])
 
 
 def body(*inputs: dict[str, Any], **more: Any) -> bytes:
@@ -27,20 +35,20 @@ def tensor(
 
 
 def test_flat_and_nested_data_are_the_same() -> None:
-    flat = read(body(tensor(data=range(6)), id="a"), None, ONE, most_rows=8)
-    nested = read(body(tensor(data=[[0, 1, 2], [3, 4, 5]])), None, ONE, most_rows=8)
-    assert flat.inputs["input"].tolist() == nested.inputs["input"].tolist() == [[0, 1, 2], [3, 4, 5]]
-    assert flat.inputs["input"].dtype == np.float32
-    assert (flat.id, flat.rows, flat.binary) == ("a", 2, False)
+    asked, flat = read(body(tensor(data=range(6)), id="a"), None, ONE, most_rows=8)
+    _, nested = read(body(tensor(data=[[0, 1, 2], [3, 4, 5]])), None, ONE, most_rows=8)
+    assert flat["input"].tolist() == nested["input"].tolist() == [[0, 1, 2], [3, 4, 5]]
+    assert flat["input"].dtype == np.float32
+    assert (asked.id, asked.rows, asked.binary) == ("a", 2, False)
 
 
 def test_bytes_behind_the_head_are_the_tensors() -> None:
     ids, mask = np.arange(8, dtype=np.int64).reshape(2, 4), np.ones((2, 4), np.int64)
     rows = [{"name": n, "datatype": "INT64", "shape": [2, 4], "parameters": {"binary_data_size": 64}} for n in ("ids", "mask")]
     head = json.dumps({"inputs": rows, "outputs": [{"name": "output", "parameters": {"binary_data": True}}]}).encode()
-    asked = read(head + ids.tobytes() + mask.tobytes(), str(len(head)), TWO, most_rows=8)
-    assert (asked.inputs["ids"] == ids).all()
-    assert (asked.inputs["mask"] == mask).all()
+    asked, inputs = read(head + ids.tobytes() + mask.tobytes(), str(len(head)), TWO, most_rows=8)
+    assert (inputs["ids"] == ids).all()
+    assert (inputs["mask"] == mask).all()
     content, headers = write(asked, {"output": np.ones((2, 3), np.float32)}, {"model_name": "m"})
     told = json.loads(content[: int(headers[HEADER])])
     assert told["outputs"] == [{"name": "output", "datatype": "FP32", "shape": [2, 3], "parameters": {"binary_data_size": 24}}]
@@ -48,7 +56,7 @@ def test_bytes_behind_the_head_are_the_tensors() -> None:
 
 
 def test_an_answer_in_json_gives_the_id_back() -> None:
-    asked = read(body(tensor(), id="7"), None, ONE, most_rows=8)
+    asked, _ = read(body(tensor(), id="7"), None, ONE, most_rows=8)
     told = json.loads(write(asked, {"output": np.array([[1.5], [2.5]], np.float32)}, {"model_name": "m"})[0])
     assert told == {
         "model_name": "m", "id": "7",
@@ -112,3 +120,15 @@ def test_inputs_of_one_request_are_of_one_batch() -> None:
     rows = [tensor(n, datatype="INT64", shape=(k, 2), data=range(2 * k)) for n, k in (("ids", 2), ("mask", 3))]
     with pytest.raises(InputError, match="one batch"):
         read(body(*rows), None, TWO, most_rows=8)
+
+
+@pytest.mark.parametrize("count", [0, 23])
+def test_fewer_bytes_than_a_tensor_has_are_told(count: int) -> None:
+    head = body(tensor(parameters={"binary_data_size": 24}))
+    with pytest.raises(InputError, match=f"the 24 bytes of its shape; got {count}"):
+        read(head + bytes(count), str(len(head)), ONE, most_rows=8)
+
+
+def test_rows_are_known_before_the_bytes_have_come() -> None:
+    head = body(tensor(parameters={"binary_data_size": 24}))
+    assert protocol.read(head, len(head), ONE, most_rows=8).rows == 2
