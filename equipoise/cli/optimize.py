@@ -55,6 +55,8 @@ def add_parser(subparsers: Any) -> None:
     option(parser, "--grid", positive("250"), metavar="GRAMS", help="CO2e of a kilowatt-hour, for a bound on carbon")
     apart = "make and score each candidate in a process of its own: one that crashes or hangs is a failed trial"
     parser.add_argument("--isolate", action="store_true", help=apart)
+    beside = "processes that make, train and score candidates side by side, from 2 on isolated (default: %(default)s)"
+    option(parser, "--workers", whole(least=1), default=1, help=beside)
     parser.add_argument("--no-recovery", action="store_true", help="do not distil the survivors")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -93,6 +95,7 @@ def run(args: argparse.Namespace) -> int:
             price_per_hour=args.price_per_hour,
             grid=args.grid,
             isolate=args.isolate,
+            workers=args.workers,
             spec=args.workload,
             listen=live,
             began=began,

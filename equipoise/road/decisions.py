@@ -6,7 +6,6 @@ crash, or on another machine, decides the same: nothing is lost and nothing is c
 
 from __future__ import annotations
 
-import itertools
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import partial
@@ -22,8 +21,9 @@ from equipoise.records import Choice, Evaluation, Fidelity, Plan, as_data, diges
 from equipoise.road import entries, forecast, rungs
 from equipoise.road.facts import TARGET, facts_from
 from equipoise.road.features import Features, completed
-from equipoise.road.jobs import Job, Record, Steps, Walk
+from equipoise.road.jobs import TOGETHER, Job, Record, Steps, Walk
 from equipoise.road.proposals import UNTRAINED, Known, uniform_plans, worst_loss
+from equipoise.road.table_reading import TableReading
 from equipoise.search import converged, front_volume
 from equipoise.search.propose import halving
 from equipoise.stats import median
@@ -52,13 +52,6 @@ ROUNDS = 4
 """Rounds of the search before recovery: what training brings then tells more than further one-shot trials."""
 HEADROOM = 1.25
 """Times the time that a search is thought to need to begin, where more is advised."""
-Losses = dict[entries.Key, entries.Loss]
-GUESS_SHARE = 0.2
-"""Share of the loss table's time that is kept for estimating what there is no time to read."""
-GUESS_COST = 0.5
-"""An estimate's share of the time of a reading."""
-CALIBRATING = 4
-"""Readings of each kind that estimates are put on scale by."""
 
 
 @dataclass(frozen=True)
@@ -96,6 +89,7 @@ class Road(Walk):
         self.recovered = False
         self.proposing_s = 0.0
         self.known: Known | None = None
+        self._shown: set[str] = set()
 
     # ---- the road ------------------------------------------------------------------------------------------------------------
 
@@ -103,7 +97,7 @@ class Road(Walk):
         """Yield the jobs of the road in their order."""
         self.record = record
         self.tell("prepare", "fold the model, trace its groups, collect statistics")
-        self.facts = facts_from((yield from self._step(Job("prepare", "0", says="preparing the model")))["facts"])
+        self.facts = facts_from((yield from self.step(Job("prepare", "0", says="preparing the model")))["facts"])
         self.space = self.facts.narrowed(self.asked.only)
         yield from self._baseline()
         if self.facts.layers and self.left() - self.reserve < WORTH_TABLES * self.expected("one-shot"):
@@ -167,12 +161,23 @@ class Road(Walk):
         job = Job("new" if new else "evaluation", key, args, "measuring host", expected_s, says)
         if self.walked(job):
             return next(e for e in self.evaluations if e.key == key)
-        data = yield from self._step(job)
+        data = yield from self.step(job)
         (found,) = self._read([data])
         if not new:
             self.evaluations.append(found)
-            self.tell("evaluate", fidelity, evaluation=found)
+            self._show(found)
         return found
+
+    def heard(self, job: Job, data: Mapping[str, Any]) -> None:
+        """Show an evaluation as soon as it is recorded."""
+        super().heard(job, data)
+        if job.kind == "evaluation":
+            self._show(*self._read([data]))
+
+    def _show(self, found: Evaluation) -> None:
+        if found.key not in self._shown:
+            self._shown.add(found.key)
+            self.tell("evaluate", found.fidelity, evaluation=found)
 
     def _read(self, rows: Sequence[Mapping[str, Any]]) -> list[Evaluation]:
         """Return recorded evaluations with what was read of them later, and what of the budget follows from that."""
@@ -192,7 +197,7 @@ class Road(Walk):
     def _baseline(self) -> Steps[None]:
         """Measure the untouched model, on every target and in every precision, and write the study's header."""
         asked = self.asked
-        notes = list((yield from self._step(Job("notes", "workload")))["notes"])
+        notes = list((yield from self.step(Job("notes", "workload")))["notes"])
         notes += [f"searched as asked: {', '.join(asked.only)} alone"] if asked.only else []
         for note in notes:
             self.tell("notes", f"WARNING: {note}")
@@ -214,11 +219,9 @@ class Road(Walk):
             grid=asked.meters.grid,
             **asked.about,
         )
-        yield from self._step(Job("study", self.header.asked, {"header": as_data(self.header)}))
+        yield from self.step(Job("study", self.header.asked, {"header": as_data(self.header)}))
         yield from self._metered()
-        for plan in self.uniforms:
-            if self.left() - self.reserve > self.expected("one-shot"):
-                yield from self._one_shot(plan)
+        yield from self._tried([partial(self._one_shot, plan) for plan in self.uniforms], self.limit_s - self.reserve)
 
     def _metered(self) -> Steps[None]:
         """Have what was evaluated for another budget read on the axes that this one names."""
@@ -231,7 +234,7 @@ class Road(Walk):
                 lacks = AXES[word].key not in found.cost or self.record.get("meter", key) is not None
                 if found.ok and lacks and self.left() > self.reserve:
                     args, says = {"evaluation": found.key, "word": word}, f"the {word} of plan {found.plan.digest}"
-                    yield from self._step(Job("meter", key, args, "measuring host", says=says))
+                    yield from self.step(Job("meter", key, args, "measuring host", says=says))
         self.evaluations = self._read(self.record.all("evaluation"))[:1]
 
     @property
@@ -245,6 +248,17 @@ class Road(Walk):
             return self.evaluations[0]
         return (yield from self._evaluate(plan, "one-shot", predicted=predicted))
 
+    def _tried(self, trials: Sequence[Callable[[], Steps[Evaluation]]], until: float) -> Steps[list[Evaluation]]:
+        """Have evaluations made, a few together, while there is time for one more; return those that were."""
+        done: list[Evaluation] = []
+        while len(done) < len(trials):
+            fits = (until - self.spent_s) / max(self.expected("one-shot"), 1e-9)
+            count = 0 if fits < 1 else max(1, int(min(TOGETHER, fits / 2)))  # fewer and fewer, as times are guesses
+            if not count:
+                break
+            done += yield from self.together([trial() for trial in trials[len(done) : len(done) + count]])
+        return done
+
     # ---- the tables ----------------------------------------------------------------------------------------------------------
 
     def _tables(self) -> Steps[None]:
@@ -253,7 +267,9 @@ class Road(Walk):
         macs = {row.name: float(row.macs) for row in self.evaluations[0].layers if row.macs}
         todo = entries.ordered(self.space, self.facts, macs)
         early = max(TABLE_LEAST * room, FIRST_BY * self.limit_s - self.spent_s, TABLE_FEWEST * self.expected("one-shot"))
-        read, failed = yield from self._probed(todo, self.spent_s + min(TABLE_SHARE * room, early))
+        kinds = {(knob.name, choice): knob.kind for knob, choice in todo}
+        reading = TableReading(self, kinds, self.asked.samples, self.expected("one-shot"))
+        read, failed = (yield from reading.steps(self.spent_s + min(TABLE_SHARE * room, early))), reading.failed
         self.space, known = entries.offered(self.space, {key: loss.mean for key, loss in read.items()}, failed)
         self.features: dict[str, Features] = {}
         for target, precisions in self.asked.targets.items():
@@ -261,92 +277,17 @@ class Road(Walk):
             share = max(0.5, TIMES_SHARE * room / len(self.asked.targets))
             seconds = min(max(2.0, min(30.0, self.limit_s / 60)), share)
             args = {"target": target, "seconds": seconds, "knobs": [k.name for k in self.space.knobs if len(k.menu) > 1]}
-            found = yield from self._step(Job("lut", target, args, "measuring host", 2 * seconds))
+            found = yield from self.step(Job("lut", target, args, "measuring host", 2 * seconds))
             times = completed(found["times"], self.facts.layers, precisions)
             self.features[target] = Features(self.space, self.facts.layers, times, precisions)
         yield from self._extent(len(todo), read=len(read) + len(failed))
         self.table = entries.table_of(self.space, known, read)
 
-    def _probed(self, todo: Sequence[entries.Entry], until: float) -> Steps[tuple[Losses, dict[entries.Key, str]]]:
-        """Have entries read in order while they fit; return the losses, and what failed and why.
-
-        Where all fit, roundings are scored and what cannot be told apart is read on more samples; else the rest is estimated.
-        """
-        kinds = {(knob.name, choice): knob.kind for knob, choice in todo}
-        read: Losses = {}
-        failed: dict[entries.Key, str] = {}
-        took: dict[str, list[float]] = {}
-        kept_s = GUESS_SHARE * (until - self.spent_s)
-        for i, key in enumerate(kinds):  # one that does not fit is passed over: another kind may be quicker
-            self.tell("tables", f"loss of {key[0]}={key[1]} ({i + 1}/{len(todo)})")
-            yield from self._entry(key, entries.FIRST_SAMPLES, until - kept_s, kinds, read, failed, took)
-        anyhow = median([s for rows in took.values() for s in rows]) if took else 0.0
-        left = [key for key in kinds if key not in read and key not in failed]
-        guessed = (yield from self._estimated(left, read, kinds, kept_s, GUESS_COST * anyhow)) if left else {}
-        growing = not left
-        scores = {} if left else (yield from self._scored(entries.roundings(read, kinds), until, GUESS_COST * anyhow))
-        while growing and (keys := entries.unsure(read, most=min(entries.MOST_SAMPLES, self.asked.samples))):
-            for key in keys:
-                told = yield from self._entry(key, 2 * read[key].samples, until, kinds, read, failed, took)
-                growing = told and key not in failed
-                if not growing:
-                    break
-        known = entries.leant(read, scores) | guessed
-        return {key: loss for key, loss in known.items() if key not in failed}, failed
-
-    def _entry(
-        self,
-        key: entries.Key,
-        samples: int,
-        until: float,
-        kinds: Mapping[entries.Key, str],
-        read: Losses,
-        failed: dict[entries.Key, str],
-        took: dict[str, list[float]],
-    ) -> Steps[bool]:
-        """Have one entry read, or read on more samples; return whether there was time for it."""
-        kind, more = kinds[key], f"@{samples}" if key in read else ""
-        expected = median(took[kind]) if kind in took else self.expected("one-shot")
-        if self.spent_s + expected > until:
-            return False
-        args = {"knob": key[0], "choice": key[1], "samples": samples}
-        row = yield from self._step(Job("table", f"{key[0]}={key[1]}{more}", args, expected_s=expected))
-        if not more:
-            took.setdefault(kind, []).append(row["seconds"])
-        if row.get("error"):
-            failed[key] = row["error"]
-        else:
-            read[key] = entries.loss_from(row)
-        return True
-
-    def _estimated(
-        self, left: Sequence[entries.Key], read: Losses, kinds: Mapping[entries.Key, str], seconds: float, each_s: float
-    ) -> Steps[Losses]:
-        """Have what was not read estimated, as far as there is time, on the scale of some of what was read."""
-        most = int(seconds / max(each_s, 1e-9))
-        each = [[k for k in read if kinds[k] == kind][:CALIBRATING] for kind in dict.fromkeys(kinds.values())]
-        known = [key for turn in itertools.zip_longest(*each) for key in turn if key is not None][: most // 2]
-        if not known:
-            return {}
-        self.tell("tables", "estimate of losses that there was no time to read")
-        asked = [*known, *left][:most]
-        named = [list(key) for key in asked]
-        found = yield from self._step(Job("guess", digest(named), {"entries": named}, expected_s=seconds))
-        return entries.calibrated(entries.guessed(found), read, kinds)
-
-    def _scored(self, keys: Sequence[entries.Key], until: float, each_s: float) -> Steps[Losses]:
-        """Have scores taken of these roundings, if there is time for all."""
-        args, expected_s = {"entries": [list(key) for key in keys], "apart": True}, len(keys) * each_s
-        if not keys or self.spent_s + expected_s > until:
-            return {}
-        self.tell("tables", "scores of the roundings")
-        return entries.guessed((yield from self._step(Job("guess", digest(args), args, expected_s=expected_s))))
-
     def _extent(self, count: int, *, read: int) -> Steps[None]:
         """Record how many of the `count` entries of the loss table were `read`, of how many plans, and what time is enough."""
         assert self.header is not None, "the baseline comes first"
         args = {"entries": count, "read": read, "before_s": self.spent_s, "enough_s": self.enough_s, "plans": self.space.size}
-        yield from self._step(Job("extent", self.header.asked, args))
+        yield from self.step(Job("extent", self.header.asked, args))
 
     # ---- the search ----------------------------------------------------------------------------------------------------------
 
@@ -372,17 +313,17 @@ class Road(Walk):
                 number=number,
             )
             self.tell("search", f"round {number}: " + ("propose plans" if number else "solve the predicted front"))
-            found = yield from self._step(Job("proposal", self._turn(number), {"number": number}))
+            found = yield from self.step(Job("proposal", self._turn(number), {"number": number}))
             self.proposing_s = found["seconds"]
             if not number:
                 for text in self.known.reached(found["reach"]):
                     self.tell("search", text)
             if not found["plans"] and number:
                 return
-            for plan in map(Plan, found["plans"]):
-                if self.spent_s + self.expected("one-shot") > until:
-                    return
-                yield from self._one_shot(plan, partial(self.known.predicted, plan))
+            plans = [Plan(choices) for choices in found["plans"]]
+            trials = [partial(self._one_shot, plan, partial(self.known.predicted, plan)) for plan in plans]
+            if len((yield from self._tried(trials, until))) < len(plans):
+                return
             if not number:
                 self.worst_loss = worst_loss(self.evaluations, self.budget, mendable=self._mendable)
             evaluated = Known.evaluated(self.space, self._inside())
@@ -450,9 +391,7 @@ class Road(Walk):
                 time = rungs.alone(alive[0], outlook, self.budget, share_s=time, room_s=room, overhead_s=overhead)
             carried, seconds = 0.0, time / len(alive) - overhead
             self.tell("recover", f"rung {rung + 1}: distil {len(alive)} for {seconds:.0f} s each")
-            done = []
-            for start in alive:
-                done.append((yield from self._leg(start, rung + 1, seconds)))
+            done = yield from self.together([self._leg(start, rung + 1, seconds) for start in alive])
             for after in done:
                 stood.pop(after.plan.digest, None)
                 if after.ok:
@@ -466,21 +405,19 @@ class Road(Walk):
         until = self.spent_s + NEW_SHARE * (self.left() - self.reserve)
         for target in self.asked.targets:
             where = {TARGET: target} if TARGET in self.space.positions else {}
-            for plan in halving(self.facts.fresh):
-                if self.spent_s + self.expected("one-shot") > until:
-                    return found
-                found.append((yield from self._evaluate(plan.but(where), "untrained")))
+            trials = [partial(self._evaluate, plan.but(where), "untrained") for plan in halving(self.facts.fresh)]
+            found += yield from self._tried(trials, until)
         return found
 
     def _untrained(self, left_s: float, least_s: float) -> Steps[None]:
         """Record that there was something to train but no time for it."""
         assert self.header is not None, "the baseline comes first"
-        yield from self._step(Job("untrained", self.header.asked, {"left_s": max(0.0, left_s), "least_s": least_s}))
+        yield from self.step(Job("untrained", self.header.asked, {"left_s": max(0.0, left_s), "least_s": least_s}))
 
     def _leg(self, start: Evaluation, rung: int, seconds: float) -> Steps[Evaluation]:
         """Have a plan trained on from where an evaluation of it stands."""
         job = Job("leg", digest([start.key, round(seconds, 6)]), {"plan": start.plan.digest})
-        leg = int((yield from self._step(job))["leg"])
+        leg = int((yield from self.step(job))["leg"])
         predicted = {k: v for k, v in start.predicted.items() if k != "damage"}
         trained: dict[str, Any] = {"training_s": seconds, "weights": start.weights, "rung": rung, "lost": start.damage}
         return (yield from self._evaluate(start.plan, "recovered", leg=leg, predicted=lambda: predicted, **trained))
@@ -497,4 +434,4 @@ class Road(Walk):
             return
         self.tell("final", f"time the {len(shortlist)} best beside the untouched model")
         args = {"baseline": study.baseline.key, "keys": shortlist, "seconds": seconds, "seed": self.asked.seed}
-        yield from self._step(Job("final", digest(sorted(shortlist)), args, "measuring host", seconds))
+        yield from self.step(Job("final", digest(sorted(shortlist)), args, "measuring host", seconds))

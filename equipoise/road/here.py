@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import traceback
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from functools import cached_property
 from typing import Any, Protocol
 
@@ -36,6 +36,10 @@ class Maker(Protocol):
 
     def facts(self) -> Facts:
         """Return what can be changed in the model."""
+        ...
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        """Hear which jobs will be asked for next: what can be done at once may be begun."""
         ...
 
     def scored(self, job: Job) -> Evaluation:
@@ -90,6 +94,11 @@ class Here:
         menus = {row.knob.name: ", ".join(map(str, row.knob.menu)) for row in self._maker.facts().offered}
         self.store.identity({"space": menus}, part="space")
         return self._maker
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        """Let the maker begin jobs that are done together."""
+        if len(jobs) > 1:
+            self.maker.begin(jobs)
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Do one job; what goes wrong in a trial or a probe is its result."""

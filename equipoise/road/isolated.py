@@ -20,11 +20,13 @@ import sys
 import tempfile
 import threading
 import time
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import IO, Any
+
+import torch
 
 from equipoise import workloads
 from equipoise.built_in import trained_on_loading
@@ -84,6 +86,9 @@ class Child:
             self._ready()
         assert self._facts is not None, "a child that is ready has said what it found"
         return self._facts
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        """One job at a time is done by a child."""
 
     def scored(self, job: Job) -> Evaluation:
         """Return a plan made, trained and scored by the child.
@@ -233,11 +238,12 @@ class Child:
 
 
 @contextmanager
-def isolated(bench: Workbench, files: Files, *, spec: str, seed: int, tell: Tell) -> Iterator[Child]:
-    """Give a child that makes and scores the plans of `bench`.
+def isolated(bench: Workbench, files: Files, *, spec: str, seed: int, tell: Tell, count: int = 1) -> Iterator[list[Child]]:
+    """Give children that make and score the plans of `bench`.
 
     Args:
         spec: How the command line names the workload; empty for an object, which is then written to a file.
+        count: How many; of several each gets its share of the cores and of the memory.
     Raises:
         InputError: The workload has no name, and cannot be written to a file either.
     """
@@ -255,12 +261,15 @@ def isolated(bench: Workbench, files: Files, *, spec: str, seed: int, tell: Tell
             "seed": seed,
             "student": bench.student,
             "path": sys.path,
+            "threads": max(1, torch.get_num_threads() // count),
         }
-        child = Child(recipe, MEMORY_SHARE * psutil.virtual_memory().available, tell)
+        most = MEMORY_SHARE * psutil.virtual_memory().available / count
+        children = [Child(recipe, most, tell) for _ in range(count)]
         try:
-            yield child
+            yield children
         finally:
-            child.close()
+            for child in children:
+                child.close()
 
 
 def _pickled(bench: Workbench) -> bytes:
@@ -360,6 +369,7 @@ def _scored(trials: Trials, job: Job) -> dict[str, Any]:
 
 def _trials(recipe: Mapping[str, Any], tell: Tell, watched: Watched) -> Trials:
     sys.path[:] = recipe["path"]
+    torch.set_num_threads(recipe["threads"])
     held, spec = Path(recipe["held"]).read_bytes(), recipe["spec"]
     work = _by_name(spec, held) if spec else pickle.loads(held)
     if work.fingerprint != recipe["fingerprint"]:

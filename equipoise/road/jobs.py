@@ -8,7 +8,7 @@ executor that answers from a formula.
 from __future__ import annotations
 
 import time as clock
-from collections.abc import Callable, Generator, Mapping
+from collections.abc import Callable, Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol, TypeVar
@@ -18,6 +18,8 @@ from equipoise.records import Evaluation
 from equipoise.road.watchdog import watched
 from equipoise.study.store import Store
 
+TOGETHER = 8
+"""Jobs that are decided on at once at most: however many machines there are, so that all decide the same."""
 Where = Literal["anywhere", "measuring host"]
 
 
@@ -47,8 +49,8 @@ class Job:
 
 
 T = TypeVar("T")
-Steps = Generator[Job, dict[str, Any], T]
-"""What yields jobs, is sent their results, and returns `T`."""
+Steps = Generator[Job | list[Job], Any, T]
+"""What yields a job and is sent its result, or several that may be done together and is sent theirs, and returns `T`."""
 
 
 class Record(Protocol):
@@ -70,9 +72,17 @@ class Decisions(Protocol):
         """Return the jobs to do now, none of which is recorded; none at all at the end of the road."""
         ...
 
+    def heard(self, job: Job, data: Mapping[str, Any]) -> None:
+        """Hear a result as soon as it is recorded, before the others that are done with it."""
+        ...
+
 
 class Executor(Protocol):
     """Does jobs."""
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        """Hear which jobs will be asked for next, all of them: what can be done at once may be begun."""
+        ...
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Return a job's result as plain JSON data."""
@@ -98,6 +108,7 @@ def drive(
     """
     mark = clock.perf_counter() if mark is None else mark
     while jobs := decisions.next(store):
+        executor.begin(jobs)
         for job in jobs:
 
             def compute(job: Job = job, since: float = mark) -> Mapping[str, Any]:
@@ -105,7 +116,7 @@ def drive(
                     data = executor.run(job)
                 return {**data, "seconds": clock.perf_counter() - since}
 
-            store.once(job.kind, job.key, compute)
+            decisions.heard(job, store.once(job.kind, job.key, compute))
             mark = clock.perf_counter()
 
 
@@ -122,8 +133,9 @@ class Walk:
     def __init__(self, limit_s: float, listen: Listener) -> None:
         self.limit_s, self.listen = limit_s, listen
         self.spent_s = 0.0
-        self.waiting: Job | None = None
+        self.waiting: Job | list[Job] | None = None
         self._walked: set[tuple[str, str]] = set()
+        self._ahead_s = 0.0  # of what was heard and not walked by yet
         self._walking: Steps[None] | None = None
 
     def walk(self, record: Record) -> Steps[None]:
@@ -131,21 +143,42 @@ class Walk:
         raise NotImplementedError
 
     def next(self, record: Record) -> list[Job]:
-        """Return the next job that is not recorded; see `Decisions.next`."""
+        """Return the next jobs, those of them that are not recorded; see `Decisions.next`."""
         if self._walking is None:
             self._walking = self.walk(record)
             self.waiting = next(self._walking, None)
         while self.waiting is not None:
-            found = record.get(self.waiting.kind, self.waiting.key)
-            if found is None:
-                return [self.waiting]
+            jobs = self.waiting if isinstance(self.waiting, list) else [self.waiting]
+            found = [record.get(job.kind, job.key) for job in jobs]
+            if missing := [job for job, data in zip(jobs, found, strict=True) if data is None]:
+                return missing
+            self._ahead_s = 0.0
             try:
-                self.waiting = self._walking.send(found)
+                self.waiting = self._walking.send(found if isinstance(self.waiting, list) else found[0])
             except StopIteration:
                 self.waiting = None
         return []
 
-    def _step(self, job: Job) -> Steps[dict[str, Any]]:
+    def heard(self, job: Job, data: Mapping[str, Any]) -> None:
+        """See `Decisions.heard`."""
+        self._ahead_s += data["seconds"]
+
+    def together(self, walks: Sequence[Steps[T]]) -> Steps[list[T]]:
+        """Take several walks at once, so that their next jobs may be done together; return what each of them returned."""
+        ended: dict[int, T] = {}
+        sent: dict[int, Any] = dict.fromkeys(range(len(walks)))
+        while True:
+            jobs: dict[int, Any] = {}  # a job each: what is walked together takes nothing together itself
+            for number, data in sent.items():
+                try:
+                    jobs[number] = walks[number].send(data)
+                except StopIteration as end:
+                    ended[number] = end.value
+            if not jobs:
+                return [ended[number] for number in range(len(walks))]
+            sent = dict(zip(jobs, (yield list(jobs.values())), strict=True))
+
+    def step(self, job: Job) -> Steps[dict[str, Any]]:
         """Have a job done, and count its recorded time; one that the walk comes by again has cost its time once."""
         data = yield job
         if not self.walked(job):
@@ -163,7 +196,7 @@ class Walk:
 
     def tell(self, stage: str, text: str, extra_s: float = 0.0, evaluation: Evaluation | None = None) -> None:
         """Report progress; `extra_s` is the time of a step that is still going on."""
-        self.listen(Event(stage, text, self.spent_s + extra_s, self.limit_s, evaluation))
+        self.listen(Event(stage, text, self.spent_s + self._ahead_s + extra_s, self.limit_s, evaluation))
 
     def watched(self, job: Job) -> AbstractContextManager[None]:
         """Give the block in which a job is done: it tells when the job takes far longer than it should."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from typing import Any
@@ -42,6 +42,9 @@ class Trials:
     def facts(self) -> Facts:
         """Return what can be changed in the model."""
         return self.bench.facts
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        """One job at a time is done here."""
 
     def scored(self, job: Job) -> Evaluation:
         """Make a plan's model, train it where the job says so, and score it; what fails is raised."""

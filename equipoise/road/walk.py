@@ -19,9 +19,10 @@ from equipoise.road.decisions import Asked, Road
 from equipoise.road.here import Here, Maker
 from equipoise.road.isolated import isolated
 from equipoise.road.jobs import Job, drive
+from equipoise.road.pool import Pool
 from equipoise.road.trials import Trials
 from equipoise.runtimes import Target, parse_targets
-from equipoise.runtimes.base import check_usable
+from equipoise.runtimes.base import check_threads, check_usable
 from equipoise.study.record import Study
 from equipoise.study.store import Store
 from equipoise.techniques import named
@@ -45,6 +46,7 @@ def optimize(
     price_per_hour: float | None = None,
     grid: float | None = None,
     isolate: bool = False,
+    workers: int = 1,
     spec: str = "",
     listen: Listener | None = None,
     began: float | None = None,
@@ -70,6 +72,8 @@ def optimize(
         grid: Grams of CO2 equivalent for a kilowatt-hour; a bound on carbon needs it.
         isolate: Whether each candidate is made, trained and scored in a process of its own, so that one that crashes, hangs, or
             eats the memory ends as a failed trial. Costs the memory of a second copy of the workload and the time to load it.
+        workers: Processes that make, train and score candidates side by side, at most one a core; from 2 on each is isolated.
+            Nothing runs beside what is timed.
         spec: How the command line names the workload, recorded so that `verify` can load it again.
         listen: Told about every step; None shows a line of progress in a notebook or an interactive session.
         began: ``time.perf_counter()`` when the run began, where loading the workload is to count as well; None for now.
@@ -83,6 +87,9 @@ def optimize(
     targets = parse_targets(target)
     limit = duration(time, zero=True)
     check_seed(seed)
+    if type(workers) is not int or workers < 1:
+        raise must_be("workers", "a whole number above 0", workers, "1 makes candidates one after the other.")
+    check_threads(workers, name="workers")
     if not isinstance(store, str | Path):
         raise must_be("store", "the path of a folder", store, 'Write for example "runs/a".')
     for wanted in targets:
@@ -129,7 +136,8 @@ def optimize(
         bench = Workbench(
             work, targets, opened.blob, asked.meters, asked.meters.metered(asked.budget), student=located(student)
         )
-        _walk(opened, asked, bench, spec=located(spec), isolate=isolate, listen=told, started=started)
+        children = workers if isolate or workers > 1 else 0
+        _walk(opened, asked, bench, spec=located(spec), children=children, listen=told, started=started)
         return Study.read(opened)
 
 
@@ -150,7 +158,7 @@ def _walk(
     bench: Workbench,
     *,
     spec: str,
-    isolate: bool,
+    children: int,
     listen: Listener,
     started: float,
 ) -> None:
@@ -165,8 +173,9 @@ def _walk(
 
     with ExitStack() as open_:
         maker: Maker = Trials(bench, store, asked.seed, road.tell)
-        if isolate:
-            maker = open_.enter_context(isolated(bench, store, spec=spec, seed=asked.seed, tell=road.tell))
+        if children:
+            made = open_.enter_context(isolated(bench, store, spec=spec, seed=asked.seed, tell=road.tell, count=children))
+            maker = made[0] if children == 1 else Pool(made)
         here = Here(store, bench, maker, lambda: road.proposal(), spec=spec)
         if store.get("prepare", "0"):  # a run that goes on: loading and preparing anew are no part of its next job
             road.tell("prepare", "prepare the model again", extra_s=clock.perf_counter() - started)
@@ -177,7 +186,7 @@ def _walk(
         except StoreError:
             raise
         except EquipoiseError as error:
-            if road.waiting is None or road.waiting.kind != "final":
+            if not isinstance(road.waiting, Job) or road.waiting.kind != "final":
                 raise
             # nothing that was found is lost for it; `export` races again
             road.tell("final", f"WARNING: the last race failed, so latencies are those of the search: {error}")

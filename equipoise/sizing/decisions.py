@@ -104,7 +104,7 @@ class Advisor(Walk):
             job = Job(
                 "precision", "precision", {"recipe": as_data(self.recipe)}, "measuring host", says="timing two precisions"
             )
-            self.recipe = in_quick_precision(self.recipe, (yield from self._step(job)))
+            self.recipe = in_quick_precision(self.recipe, (yield from self.step(job)))
         self.rates = yield from self._timed(self.limit_s)
         planned = yield from self._planned()
         for number, run in enumerate(sorted(planned, key=lambda r: r.flops), start=1):  # small ones first
@@ -121,7 +121,7 @@ class Advisor(Walk):
             "tuned_at": self.tuned_at,
         }  # fmt: skip
         self.answer = digest(header)
-        yield from self._step(Job("advice", self.answer, {"header": header, "costs": costed, "branch": branch}))
+        yield from self.step(Job("advice", self.answer, {"header": header, "costs": costed, "branch": branch}))
 
     def proposal(self) -> dict[str, Any]:
         """Return the shapes that the road is waiting for; the one job that is worked out from what the road itself knows."""
@@ -146,7 +146,7 @@ class Advisor(Walk):
             if not self.walked(job):
                 self.tell("prepare", f"time training steps at {name}")
             work.append(size.flops_per_sample)
-            seconds.append((yield from self._step(job))["sample_s"])
+            seconds.append((yield from self.step(job))["sample_s"])
             if seconds[-1] * self._fewest > limit_s / 20:
                 break
         if not work:
@@ -170,7 +170,7 @@ class Advisor(Walk):
             # the search may have taken longer than a tenth of the share: what was found to fit is then kept
             again = self._laid_out(self.rates, self.limit_s)
             runs = first if isinstance(again, Short) else again
-        row = yield from self._step(Job("plan", "0", {"runs": [as_data(run) for run in runs]}))
+        row = yield from self.step(Job("plan", "0", {"runs": [as_data(run) for run in runs]}))
         return tuple(map(planned_from, row["runs"]))
 
     def _tune(self, planned: Sequence[PlannedRun]) -> Steps[None]:
@@ -182,7 +182,7 @@ class Advisor(Walk):
             for lr in found[1]:
                 args = {"run": as_data(run), "recipe": as_data(replace(self.recipe, lr=lr))}
                 expected = self.rates.seconds(run.available, run.samples)
-                losses[lr] = (yield from self._step(Job("learning", f"lr={lr:.3g}", args, expected_s=expected)))["loss"]
+                losses[lr] = (yield from self.step(Job("learning", f"lr={lr:.3g}", args, expected_s=expected)))["loss"]
         self.recipe, self.tuned_at = replace(self.recipe, lr=found[0]), dict(run.available.scale)
 
     def _laid_out(self, rates: Rates, limit_s: float, *, share: float = 1.0) -> tuple[PlannedRun, ...] | Short:
@@ -237,7 +237,7 @@ class Advisor(Walk):
             "tuned_at": self.tuned_at, "label": label,
         }  # fmt: skip
         expected = self.rates.seconds(run.available, run.samples)
-        self.made[_key(run)] = yield from self._step(Job("run", _key(run), args, expected_s=expected, says=told))
+        self.made[_key(run)] = yield from self.step(Job("run", _key(run), args, expected_s=expected, says=told))
         return self.made[_key(run)]
 
     def _compute(self, planned: Sequence[PlannedRun]) -> dict[str, Any]:
@@ -264,7 +264,7 @@ class Advisor(Walk):
             if number:
                 self.tell("shape", f"round {number}: search the shapes")
             self._propose = partial(self._proposed, known, flops, number) if number else partial(known.star, base.available)
-            rows = (yield from self._step(Job("shapes", str(number), says="searching the shapes")))["scales"]
+            rows = (yield from self.step(Job("shapes", str(number), says="searching the shapes")))["scales"]
             for i, values in enumerate(rows, start=1):
                 size = self.sizes.available(self.sizes.family.scale(**values))
                 samples = flops / (BACKWARD * size.flops_per_sample)
@@ -294,7 +294,7 @@ class Advisor(Walk):
         self.tell("compress", f"compress the run of {named(scale)}")
         made = self.made[_key(largest)]
         args = {"scale": scale, "weights": made["weights"], "loss": made["run"]["loss"], "seconds": seconds}
-        return (yield from self._step(Job("compressed", "0", args, "measuring host", seconds, "compressing the largest run")))
+        return (yield from self.step(Job("compressed", "0", args, "measuring host", seconds, "compressing the largest run")))
 
     def _costs(self, fitted: Fit, shapes: Shapes | None, compute: float) -> Steps[list[dict[str, Any]]]:
         """Have it measured what the sizes around the best, and the best shapes, cost to train and to serve."""
@@ -316,7 +316,7 @@ class Advisor(Walk):
         args = {"rows": rows, "recipe": as_data(self.recipe), "seconds": max(3.0, self.limit_s / 60)}
         key = digest([dict(a.scale) for a in chosen])
         job = Job("costs", key, args, "measuring host", self.limit_s / 10, "measuring what the sizes cost")
-        found: list[dict[str, Any]] = (yield from self._step(job))["rows"]
+        found: list[dict[str, Any]] = (yield from self.step(job))["rows"]
         return found
 
     def _reachable(self, fitted: Fit) -> tuple[Available, ...]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from equipoise.errors import EquipoiseError
@@ -55,6 +55,9 @@ class Here:
             "costs": self._costs,
             "advice": lambda job: {**job.args, "header": {**job.args["header"], "machine": machine.describe()}},
         }
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        """One job at a time is done here."""
 
     def run(self, job: Job) -> Mapping[str, Any]:
         """Do one job."""

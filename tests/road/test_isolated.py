@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import time
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from equipoise import workloads
 from equipoise.road import isolated as room
+from equipoise.road import pool
 from equipoise.road.bench import Workbench
 from equipoise.road.jobs import Job
 from equipoise.runtimes import parse_targets
@@ -56,7 +59,7 @@ def test_a_candidate_that_takes_its_process_down_is_a_failed_reading_and_the_nex
     spec = f"{file}:make"
     with Store.open(tmp_path / "store") as store:
         bench = Workbench(workloads.load(spec), parse_targets("onnxruntime"), store.blob)
-        with room.isolated(bench, store, spec=spec, seed=0, tell=lambda *told: None) as child:
+        with room.isolated(bench, store, spec=spec, seed=0, tell=lambda *told: None) as (child,):
             (knob,) = (k.name for k in child.facts().space.knobs if k.kind == "width" and k.name.endswith("a"))
             child.limit_bytes = 1.5e9
             for ends, told in WAYS.items():
@@ -77,9 +80,48 @@ def test_a_group_that_takes_the_preparation_down_is_left_whole_and_the_others_ar
     spec = f"{file}:make"
     with Store.open(tmp_path / "store") as store:
         bench = Workbench(workloads.load(spec), parse_targets("onnxruntime"), store.blob)
-        with room.isolated(bench, store, spec=spec, seed=0, tell=lambda *told: said.append(told[1])) as child:
+        with room.isolated(bench, store, spec=spec, seed=0, tell=lambda *told: said.append(told[1])) as (child,):
             facts = child.facts()
     widths = {row.knob.name for row in facts.offered if row.knob.kind == "width"}
     assert widths == {"width.b"}
     assert facts.left_whole["a"] == room.FATAL
     assert 1 <= len([text for text in said if "exit code 3" in text]) <= 3
+
+
+class Busy:
+    """A child that notes when it works."""
+
+    def __init__(self, name: str, done: list[tuple[str, str, float, float]]) -> None:
+        self.name, self.done = name, done
+
+    def facts(self) -> str:
+        return "facts"
+
+    def entry(self, job: Job) -> dict[str, Any]:
+        began = time.monotonic()
+        time.sleep(0.1)
+        if job.key == "bad":
+            raise ValueError("it broke")
+        self.done.append((self.name, job.key, began, time.monotonic()))
+        return {"loss": job.args["loss"]}
+
+
+def test_children_work_at_once_and_nothing_runs_when_a_result_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
+    done: list[tuple[str, str, float, float]] = []
+    monkeypatch.setattr(pool, "DOES", {"table": Busy.entry})
+    made = pool.Pool([Busy("a", done), Busy("b", done)])  # type: ignore[list-item]
+    jobs = [Job("table", str(number), {"loss": number}) for number in range(6)]
+    began = time.monotonic()
+    made.begin([*jobs, Job("proposal", "0")])
+    first = made.entry(jobs[0])
+    assert time.monotonic() - began > 0.29  # all of them are done
+    assert len(done) == 6
+    assert [first["loss"], *(made.entry(job)["loss"] for job in jobs[1:])] == list(range(6))
+    assert {name for name, *_ in done} == {"a", "b"}
+    assert max(ended for *_, ended in done) - began < 0.55  # one after the other: 0.6
+    bad = Job("table", "bad", {"loss": 0})
+    made.begin([bad, jobs[1]])
+    with pytest.raises(ValueError, match="it broke"):
+        made.entry(bad)
+    assert made.entry(jobs[1])["loss"] == 1
+    assert made.facts() == "facts"

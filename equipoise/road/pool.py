@@ -1,0 +1,75 @@
+"""Several makers side by side: what may be done anywhere is done at once, and nothing while something is timed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from queue import SimpleQueue
+from typing import Any
+
+from equipoise.records import Evaluation
+from equipoise.road.facts import Facts
+from equipoise.road.isolated import Child
+from equipoise.road.jobs import Job
+
+DOES: dict[str, Callable[[Child, Job], Any]] = {
+    "evaluation": Child.scored,
+    "new": Child.scored,
+    "table": Child.entry,
+    "guess": Child.estimates,
+}
+"""Kind of a job -> how a child does it."""
+
+
+class Pool:
+    """A maker of several children, each with a model of its own.
+
+    A group of jobs is begun at once, and none of its results is given before all of them are there: the process that asks for
+    them times candidates on the same cores.
+    """
+
+    def __init__(self, children: Sequence[Child]) -> None:
+        self._children = children
+        self._threads = ThreadPoolExecutor(len(children), thread_name_prefix="equipoise-pool")
+        self._begun: dict[tuple[str, str], Future[Any]] = {}
+        self._free: SimpleQueue[Child] = SimpleQueue()
+        for child in children:
+            self._free.put(child)
+
+    def facts(self) -> Facts:
+        """Return what can be changed in the model, once every child has prepared it."""
+        first, *_ = self._threads.map(Child.facts, self._children)
+        return first
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        """Begin what a child does of these jobs."""
+        for job in jobs:
+            if job.kind in DOES:
+                self._begun[job.kind, job.key] = self._threads.submit(self._done, job)
+
+    def scored(self, job: Job) -> Evaluation:
+        """See `Child.scored`."""
+        found: Evaluation = self._result(job)
+        return found
+
+    def entry(self, job: Job) -> Mapping[str, Any]:
+        """See `Child.entry`."""
+        found: Mapping[str, Any] = self._result(job)
+        return found
+
+    def estimates(self, job: Job) -> Mapping[str, Any]:
+        """See `Child.estimates`."""
+        found: Mapping[str, Any] = self._result(job)
+        return found
+
+    def _result(self, job: Job) -> Any:
+        found = self._begun.pop((job.kind, job.key), None) or self._threads.submit(self._done, job)
+        wait([found, *self._begun.values()])
+        return found.result()
+
+    def _done(self, job: Job) -> Any:
+        child = self._free.get()
+        try:
+            return DOES[job.kind](child, job)
+        finally:
+            self._free.put(child)
