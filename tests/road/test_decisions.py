@@ -36,6 +36,7 @@ from equipoise.records import (
 )
 from equipoise.road import prediction, proposals, rungs
 from equipoise.road.facts import TARGET, Facts, facts_from
+from equipoise.road.jobs import TOGETHER
 from equipoise.road.proposals import Known
 from equipoise.search import converged
 from equipoise.study.header import Offered
@@ -444,3 +445,58 @@ def test_an_unreachable_bound_is_named_even_where_another_has_the_same_number() 
     reach = {"latency_s": [1e-3, 2e-3, 3e-3], "size_bytes": [500.0, 2000.0, 3000.0], "params": [2000.0, 3000.0, 4000.0]}
     (told,) = [text for text in Known.reached(known, reach) if "below the least" in text]  # type: ignore[arg-type]
     assert "params" in told
+
+
+# ---- several jobs at once ----------------------------------------------------------------------------------------------------
+
+
+def test_what_may_be_done_together_is_named_together_and_the_end_is_the_same_in_any_order(whole: Formula) -> None:
+    """The jobs of a group are done backwards, as several workers might: nothing is decided otherwise."""
+    record = Memory()
+    here = road(asked())
+    formula, groups = Formula(record, here, facts(ONE)), list[list[str]]()
+    while jobs := here.next(record):
+        groups.append([job.kind for job in jobs])
+        for job in reversed(jobs):
+            record.put(job, formula.run(job))
+    assert {(job.kind, job.key) for job in formula.done} == {(job.kind, job.key) for job in whole.done}
+    assert {e.key: e for e in evaluations(record)} == {e.key: e for e in evaluations(whole.record)}
+    together = {kind for group in groups for kind in group if len(group) > 1}
+    assert {"table", "evaluation", "leg"} <= together
+    assert max(map(len, groups)) == TOGETHER
+    assert all(len(set(group)) == 1 for group in groups)
+
+
+def test_a_group_of_which_some_are_recorded_is_gone_on_with(whole: Formula) -> None:
+    """Killed in the midst of a group: the rest of it is asked for, and no other job."""
+    asked_for: list[tuple[str, str]] = []
+    for cut in (len(whole.done) // 3, len(whole.done) // 2, 2 * len(whole.done) // 3):
+        record = Memory()
+        for job in whole.done[:cut]:
+            data = whole.record.get(job.kind, job.key)
+            assert data is not None
+            record.put(job, data)
+        here = road(asked())
+        formula = Formula(record, here, facts(ONE))
+        while jobs := here.next(record):
+            for job in jobs:
+                asked_for.append((job.kind, job.key))
+                record.put(job, formula.run(job))
+        assert [(job.kind, job.key) for job in [*whole.done[:cut], *formula.done]] == [(j.kind, j.key) for j in whole.done]
+
+
+def test_each_evaluation_is_told_when_it_is_recorded_not_when_its_group_is(whole: Formula) -> None:
+    record, said = Memory(), list[Event]()
+    here = road(asked(), said)
+    formula = Formula(record, here, facts(ONE))
+    while jobs := here.next(record):
+        for job in jobs:
+            data = formula.run(job)
+            record.put(job, data)
+            here.heard(job, data)
+            if job.kind == "evaluation":
+                assert said[-1].evaluation is not None
+                assert said[-1].evaluation.key == job.key
+    told = [event.evaluation.key for event in said if event.evaluation is not None]
+    assert len(told) == len(set(told)) == len(evaluations(record))
+    assert [event.spent_s for event in said] == sorted(event.spent_s for event in said)
