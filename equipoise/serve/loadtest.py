@@ -23,6 +23,7 @@ from typing import Any
 from urllib.parse import SplitResult, urlsplit
 
 import numpy as np
+from numpy.typing import NDArray
 
 from equipoise.errors import EquipoiseError, InputError, must_be
 from equipoise.serve.protocol import HEADER, TYPES
@@ -279,18 +280,26 @@ def _why_none(url: str, error: Exception) -> str:
 
 def bodies(about: Mapping[str, Any], *, seed: int, length: int = 16, count: int = 8, rows: int = 1) -> list[Body]:
     """Return requests of random inputs, as the server's metadata asks for them; free axes are `length` long."""
-    return [_body(about, np.random.default_rng(seed + number), length, rows) for number in range(count)]
+    return [body(about, _drawn(about, np.random.default_rng(seed + number), length, rows)) for number in range(count)]
 
 
-def _body(about: Mapping[str, Any], generator: np.random.Generator, length: int, rows: int) -> Body:
-    told, raw = [], []
-    for given in about["inputs"]:
-        shape = [rows, *(length if axis == -1 else axis for axis in given["shape"][1:])]
-        whole = given["datatype"].startswith(("INT", "UINT", "BOOL"))
-        drawn = generator.integers(0, 2, shape) if whole else generator.random(shape)
-        raw.append(drawn.astype(TYPES[given["datatype"]]).tobytes())
-        told.append({**given, "shape": shape, "parameters": {"binary_data_size": len(raw[-1])}})
+def body(about: Mapping[str, Any], inputs: Mapping[str, NDArray[Any]]) -> Body:
+    """Return the request of some inputs, name -> (rows, ...), tensors as bytes."""
+    raw = [inputs[given["name"]].astype(TYPES[given["datatype"]]).tobytes() for given in about["inputs"]]
+    told = [
+        {**given, "shape": list(inputs[given["name"]].shape), "parameters": {"binary_data_size": len(content)}}
+        for given, content in zip(about["inputs"], raw, strict=True)
+    ]
     if not told:
         raise InputError("the server says of no input what it takes.")
     head = json.dumps({"inputs": told, "parameters": {"binary_data_output": True}}).encode()
     return Body(b"".join([head, *raw]), len(head))
+
+
+def _drawn(about: Mapping[str, Any], generator: np.random.Generator, length: int, rows: int) -> dict[str, NDArray[Any]]:
+    found: dict[str, NDArray[Any]] = {}
+    for given in about["inputs"]:
+        shape = [rows, *(length if axis == -1 else axis for axis in given["shape"][1:])]
+        whole = given["datatype"].startswith(("INT", "UINT", "BOOL"))
+        found[given["name"]] = generator.integers(0, 2, shape) if whole else generator.random(shape)
+    return found
