@@ -30,7 +30,7 @@ CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the slow examples; put long files and those with many slow tests first, so that none is left with them at the end."""
+    """Mark the slow examples; put long files and those with many slow tests first: no process is left with them at the end."""
     for item in items:
         if item.name in SLOW_EXAMPLES:
             item.add_marker(pytest.mark.slow)
