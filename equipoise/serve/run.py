@@ -19,6 +19,9 @@ from equipoise.ship.deploy.ladder import served_name
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
+SWITCH_S = 1e-4
+"""Seconds after which a thread that waits for the interpreter gets it: by Python's own 5 ms, each run of a model would end so
+much later while requests are read."""
 CONNECTIONS = 1024
 """Connections at once; further ones are told 503."""
 QUEUED = 64
@@ -86,6 +89,7 @@ def serve(
         timeout_keep_alive=int(IDLE_S), timeout_graceful_shutdown=int(limits.drain_s),
     )  # fmt: skip
     server = Server(config)
+    sys.setswitchinterval(SWITCH_S)
     at, scheme = bound.getsockname()[:2], "https" if certificate else "http"
     _say(f"{named} is served at {scheme}://{at[0]}:{at[1]}/v2/models/{named}/infer")
     for told in (signal.SIGTERM, signal.SIGINT):  # raised again by the server once all is answered: a good end
