@@ -13,15 +13,13 @@ from equipoise.errors import missing_extra
 from equipoise.runtimes.base import check_threads
 from equipoise.serve.engine import Engine
 from equipoise.serve.ladder import Alone, Ladder, at_once, ladder
+from equipoise.serve.loadtest import SWITCH_S
 from equipoise.serve.reload import Reload
 from equipoise.ship.deploy.ladder import served_name
 
 if TYPE_CHECKING:
     from fastapi import FastAPI
 
-SWITCH_S = 1e-4
-"""Seconds after which a thread that waits for the interpreter gets it: by Python's own 5 ms, each run of a model would end so
-much later while requests are read."""
 CONNECTIONS = 1024
 """Connections at once; further ones are told 503."""
 QUEUED = 64
