@@ -170,7 +170,9 @@ def application(
         except Exception as error:  # noqa: BLE001 - the edge: a client gets a sentence, and the server goes on
             return figures.counted(_told(500, f"{type(error).__name__}: {str(error)[:200]}"))
         figures.answered(found)
-        return figures.counted(_answer(asked, found, name))
+        answer = figures.counted(_answer(asked, found, name))
+        engine.sent(found)
+        return answer
 
     for path in ("/v2/models/{model}/infer", "/v2/models/{model}/versions/{rung}/infer"):
         app.add_route(path, infer, methods=["POST"])
