@@ -18,7 +18,7 @@ demo: $(VENV)/.core            ## the whole road on handwritten digits, offline,
 	$(BIN)/equipoise demo
 
 test: $(VENV)/.dev            ## the whole suite, slow tests too
-	$(PYTEST)
+	$(PYTEST) --durations=50
 
 quick: $(VENV)/.dev            ## the suite without its slow tests
 	$(PYTEST) -m "not slow" -q

@@ -8,7 +8,7 @@
 Traces are CSVs with a column ``arrival_ms``, as `equipoise loadtest` reads them; they are brought to a mean of 0.4 times what
 the largest rung answers a second, and cut into one window for each repeat. Within a repeat the ladder and every rung alone (the
 same server, asked for that version) get the same window, in a random order. The client runs beside the server, on the same
-cores.
+cores, and sends validation inputs, one a request.
 
 *Attainment* is the share of all requests that were answered within the SLO, counted by the client from when they were due; the
 server refuses what it would answer late. The *quality* of a rung is that of the untouched model less the rung's certified drop,
@@ -44,10 +44,11 @@ from typing import Any
 import numpy as np
 from psutil import Process
 
+from equipoise.batch import named, size
 from equipoise.measure import machine
 from equipoise.serve.dispatch import Cost, Dispatcher
 from equipoise.serve.ladder import Ladder, ladder
-from equipoise.serve.loadtest import Body, Client, Load, bodies, metadata, trace
+from equipoise.serve.loadtest import Body, Client, Load, body, metadata, trace
 from equipoise.serve.loadtest import run as send
 from equipoise.stats import median, student_t
 from equipoise.study.record import Study
@@ -113,6 +114,12 @@ def serving(*words: str) -> Iterator[tuple[subprocess.Popen[str], str]]:
         if process.poll() is None:
             process.send_signal(signal.SIGTERM)
         process.wait(60)
+
+
+def real(about: Mapping[str, Any], made: Ladder) -> list[Body]:
+    """Return a request for each of the validation inputs that the rungs were timed with."""
+    probe = named(made.rungs[0].probe)
+    return [body(about, {name: rows[number : number + 1] for name, rows in probe.items()}) for number in range(size(probe))]
 
 
 def pinned(url: str, rung: str) -> str:
@@ -251,7 +258,7 @@ def compare(args: argparse.Namespace) -> int:
     shuffle, found = random.Random(0), dict[str, Any]()
     with serving(str(args.study), "--slo", f"p99<={1e3 * slo_s}ms", "--at-least", args.at_least) as (_, url):
         about = asyncio.run(metadata(url))
-        sent = bodies(about, seed=0)
+        sent = real(about, made)
         both = [
             name for name in about["versions"] if name in made.places
         ]  # two rungs as quick as one another may change places
@@ -333,7 +340,7 @@ def overhead(args: argparse.Namespace) -> int:
     rung = made.rungs[0]
     rows = []
     with serving(str(args.study), "--slo", "p99<=60s", "--at-least", args.at_least) as (process, url):
-        sent = bodies(asyncio.run(metadata(url)), seed=0)
+        sent = real(asyncio.run(metadata(url)), made)
         at = pinned(url, rung.name)
         asyncio.run(closed(at, sent, clients=1, seconds=1.0))
         for number in range(args.rounds):

@@ -24,16 +24,18 @@ for _pool in ("OMP_NUM_THREADS", "MKL_NUM_THREADS", "OPENBLAS_NUM_THREADS"):  # 
 
 SLOW_EXAMPLES = ("equipoise.verbs.profile.profile", "equipoise.runtimes.export.Exporter")
 """Docstrings whose example exports or times a model."""
+LONG = ("test_tutorials.py", "test_wheel.py", "test_readme.py", "test_notebooks.py")
+"""Files that take minutes with few tests."""
 CHECKOUT = Path(__file__).resolve().parent.parent
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark the slow examples; put files with many slow tests first, so that no process is left with them at the end."""
+    """Mark the slow examples; put long files and those with many slow tests first: no process is left with them at the end."""
     for item in items:
         if item.name in SLOW_EXAMPLES:
             item.add_marker(pytest.mark.slow)
     slow = Counter(item.path for item in items if item.get_closest_marker("slow"))
-    items.sort(key=lambda item: -slow[item.path])
+    items.sort(key=lambda item: (item.path.name not in LONG, -slow[item.path]))
 
 
 @pytest.fixture(scope="session")

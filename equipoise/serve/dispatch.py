@@ -19,7 +19,7 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from operator import itemgetter
 
-DWELL = 5
+DWELL = 2
 """Times a request's time after a switch before a better rung is tried."""
 LATE = 25
 """Times a request's time after which an arrival counts for a third of a new one in the rate of arrivals."""

@@ -18,9 +18,12 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.batch import joined, leaves, size
-from equipoise.serve.dispatch import Dispatcher
+from equipoise.serve.dispatch import Cost, Dispatcher
 from equipoise.serve.ladder import Ladder, Rung
 
+AROUND_S, AROUND_MOST = 3e-4, 0.2
+"""Seconds that an answer takes from the model to the line, until some were seen; and the part of a request's time that is left
+to it at most."""
 Array = NDArray[Any]
 Made = TypeVar("Made")
 
@@ -50,6 +53,7 @@ class Answer:
         rung: What gave it.
         waited_s, ran_s: Seconds in the queue, and in the model with the requests beside it.
         late: Whether its deadline had passed.
+        at: When the model had answered, by the engine's clock.
     """
 
     outputs: Array
@@ -57,6 +61,7 @@ class Answer:
     waited_s: float
     ran_s: float
     late: bool
+    at: float
 
 
 @dataclass(eq=False)
@@ -105,6 +110,7 @@ class Engine:
 
     def __post_init__(self) -> None:
         self.dispatcher = Dispatcher(self.ladder.costs, self.slo_s)
+        self.around = Cost({1: AROUND_S}, {1: 2 * AROUND_S})
         self._next: Ladder | None = None
         self._queue: deque[Request] = deque()
         self._coming: set[Request] = set()  # their inputs are on the way
@@ -140,7 +146,8 @@ class Engine:
         """
         now = self.clock()
         self.dispatcher.arrivals.seen(now, rows)
-        due = now + (self.slo_s if within_s is None else within_s)
+        within = self.slo_s if within_s is None else within_s
+        due = now + max(0.0, within - min(AROUND_MOST * within, self.around.seconds(1)))
         request = Request(rows, now, due, asyncio.get_running_loop().create_future(), rung)
         self._refuse_closed(request)
         self._refuse_late(request, now)
@@ -189,6 +196,11 @@ class Engine:
             raise Turned(
                 f"it would be answered in {1e3 * ahead:.3g} ms, and has {1e3 * within:.3g}", max(ahead - within, 0.001)
             )
+
+    def sent(self, answer: Answer) -> None:
+        """Hear that an answer is on its way: what that takes is left to the next ones too."""
+        now = self.clock()
+        self.around.learn(1, now - answer.at, now)
 
     def swap(self, ladder: Ladder) -> None:
         """Answer by another ladder from the next run on, told from any thread; who waits for a rung that goes comes first."""
@@ -269,7 +281,7 @@ class Engine:
             late = now + took > each.deadline
             if not each.answer.done():
                 part = outputs[place : place + each.rows]
-                each.answer.set_result(Answer(part, rung, now - each.came, took, late))
+                each.answer.set_result(Answer(part, rung, now - each.came, took, late, now + took))
             place += each.rows
 
     def _broken(self, place: int, error: Exception, taken: list[Request]) -> None:

@@ -20,7 +20,6 @@ from safetensors.numpy import load as loaded
 
 from equipoise.batch import Inputs, mapped, named, restored, size, take
 from equipoise.errors import EquipoiseError, InputError, must_be
-from equipoise.pareto import non_dominated
 from equipoise.records import Reading, program_ref
 from equipoise.runtimes.base import Program, Session, get
 from equipoise.serve.dispatch import Cost
@@ -36,6 +35,8 @@ TIMED_S, ROUNDS = 0.15, 7
 LONGEST = 0.25
 """Part of a request's time that a batch may take for the next larger one to be timed: one that takes more than half of it would
 leave too little to those who come meanwhile."""
+GAIN = 1.1
+"""Times as quick that a rung must be as the next better one: what gains hardly any time only loses quality in a burst."""
 
 Alone = Callable[[Callable[[], float]], float]
 """Does a run at a moment at which no other model runs, and returns its seconds."""
@@ -224,16 +225,24 @@ def ladder(
         tell(f"WARNING: {rung_name} is left out: {why}")
     if not ready:
         raise InputError(f"no rung of {name} can serve, each for the reason told above. Loosen --slo or --at-least.")
-    points = [(rung.drop.get(), cost.usual[batches[0]]) for rung, cost in ready]
-    kept = non_dominated(points)
-    for i in sorted(set(range(len(points))) - {*kept}):
-        better = min((k for k in kept if points[k][0] <= points[i][0]), key=lambda k: points[k][1])
-        here, there = (f"{1e3 * points[place][1]:.3g} ms" for place in (i, better))
-        left[ready[i][0].name] = f"{ready[better][0].name} loses no more and is quicker here, {there} against {here}"
-        tell(f"{ready[i][0].name} is left out: {left[ready[i][0].name]}")
-    kept.sort(key=points.__getitem__)
-    served, costs = zip(*(ready[i] for i in kept), strict=True)
+    ready.sort(key=lambda made: (made[0].drop.get(), made[1].usual[batches[0]]))
+    kept = ready[:1]
+    for rung, cost in ready[1:]:
+        better, quick = kept[-1]
+        if _quicker(cost, quick):
+            kept.append((rung, cost))
+            continue
+        here, there = (f"{1e3 * made.usual[batches[0]]:.3g} ms" for made in (cost, quick))
+        left[rung.name] = f"{better.name} loses no more and is as quick here, {there} against {here}"
+        tell(f"{rung.name} is left out: {left[rung.name]}")
+    served, costs = zip(*kept, strict=True)
     return Ladder(name, served, costs, metric, answer, left, held)
+
+
+def _quicker(cost: Cost, other: Cost) -> bool:
+    """Whether a rung answers one request sooner than another, or more of them a second, by enough to be worth a step down."""
+    alone = cost.batches[0]
+    return cost.usual[alone] <= other.usual[alone] / GAIN or cost.capacity >= GAIN * other.capacity
 
 
 def _rungs_in(source: Path) -> list[Path]:

@@ -21,6 +21,37 @@ HEAD_BYTES, PIECE = 2**16, 2**14
 REFUSED = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\nContent-Length: 0\r\n\r\n"
 
 
+class Joined:
+    """A transport that sends the head of an answer with what follows it, where each alone would be a call and a packet."""
+
+    def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
+        self._transport, self._soon, self._head = transport, loop.call_soon, b""
+        self.is_closing = transport.is_closing
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._transport, name)
+
+    def write(self, data: bytes) -> None:
+        """Keep a head back until the next write, or a moment where none follows."""
+        if self._head:
+            data, self._head = self._head + data, b""
+        elif data.startswith(b"HTTP/"):
+            self._head = data
+            self._soon(self._flush)
+            return
+        self._transport.write(data)
+
+    def close(self) -> None:
+        """Send what is kept back, and close."""
+        self._flush()
+        self._transport.close()
+
+    def _flush(self) -> None:
+        if self._head:
+            head, self._head = self._head, b""
+            self._transport.write(head)
+
+
 def capped(http: type[asyncio.Protocol] | None = None) -> type[asyncio.Protocol]:
     """Return uvicorn's class for a connection with a limit on the bytes of a head, which it gathers without end.
 
@@ -31,6 +62,9 @@ def capped(http: type[asyncio.Protocol] | None = None) -> type[asyncio.Protocol]
 
     class InPieces(base):  # type: ignore[misc]
         """Looks at what comes a piece at a time: a read may hold a quarter of a megabyte."""
+
+        def connection_made(self, transport: asyncio.BaseTransport) -> None:
+            super().connection_made(Joined(transport, self.loop))
 
         def data_received(self, data: bytes) -> None:
             for start in range(0, len(data), PIECE):

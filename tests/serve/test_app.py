@@ -10,6 +10,7 @@ import socket
 import threading
 import time
 from collections.abc import Iterator
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -23,6 +24,7 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
 from equipoise.serve.protocol import HEADER
+from equipoise.serve.server import Joined
 
 
 @pytest.fixture(scope="module")
@@ -221,6 +223,24 @@ def test_whoever_hangs_up_half_way_harms_nobody(served: Served) -> None:
     while counted(499) < gone + 3 and time.monotonic() < until:
         time.sleep(0.05)
     assert (counted(500), counted(499)) == (failed, gone + 3)
+
+
+def test_a_head_goes_out_with_what_follows_it_and_alone_where_nothing_does() -> None:
+    sent: list[bytes] = []
+    soon: list[Any] = []
+    below = SimpleNamespace(write=sent.append, close=lambda: sent.append(b"closed"), is_closing=lambda: False, x=1)
+    joined = Joined(below, SimpleNamespace(call_soon=soon.append))  # type: ignore[arg-type]
+    joined.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    joined.write(b"body")
+    joined.write(b"more")
+    assert sent == [b"HTTP/1.1 200 OK\r\n\r\nbody", b"more"]
+    joined.write(b"HTTP/1.1 204 No Content\r\n\r\n")
+    for flush in soon:
+        flush()
+    joined.write(b"HTTP/1.1 431 Too Large\r\n\r\n")
+    joined.close()
+    assert sent[2:] == [b"HTTP/1.1 204 No Content\r\n\r\n", b"HTTP/1.1 431 Too Large\r\n\r\n", b"closed"]
+    assert joined.x == 1
 
 
 @pytest.mark.parametrize("http", [HttpToolsProtocol, H11Protocol])

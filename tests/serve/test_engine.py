@@ -223,10 +223,33 @@ def test_inputs_that_took_all_their_time_keep_no_place_and_begin_anew() -> None:
         now = 7.0  # a slow line
         assert not (await engine.run(slow[0], row(1))).late
         engine.admit(1), engine.admit(1)
-        with pytest.raises(Turned, match="and has 50"):
+        with pytest.raises(Turned, match="and has 4"):
             await engine.run(slow[1], row(1))
 
     within(engine, use)
+
+
+def test_what_an_answer_takes_to_the_line_is_left_to_those_who_come() -> None:
+    now = 0.0
+    made, _ = ladder(0.01, batches=(1,))
+    engine = Engine(made, 0.05, 1000, clock=lambda: now)
+
+    async def use() -> tuple[float, float, float]:
+        nonlocal now
+        given = [engine.admit(1)]
+        now = 1.0
+        for _ in range(50):
+            engine.sent(Answer(np.zeros((1, 2)), made.rungs[0], 0.0, 0.0, late=False, at=now - 0.008))
+        for within_s in (None, 0.02):
+            given.append(engine.admit(1, within_s=within_s))
+            engine.leave(given[-1])
+        first, later, hurried = (each.deadline - each.came for each in given)
+        return first, later, hurried
+
+    first, later, hurried = within(engine, use)
+    assert 0.049 < first < 0.05
+    assert later == pytest.approx(0.042, abs=0.001)
+    assert hurried == pytest.approx(0.016)  # a fifth of its time at most
 
 
 def test_a_place_is_worth_nothing_once_the_server_is_about_to_stop() -> None:

@@ -13,6 +13,7 @@ from ladders import PROBE, Sums, ladder
 
 from equipoise.errors import EquipoiseError, InputError
 from equipoise.serve import ladder as ladders
+from equipoise.serve.dispatch import Cost
 from equipoise.serve.ladder import Ladder, Rung
 from equipoise.ship.promises import FP32_SLACK, slack
 
@@ -90,8 +91,18 @@ def test_who_is_beaten_here_is_left_out_and_told_by_whom(source: Callable[..., L
     made = source(0.002, 0.02, 0.0, tell=told.append)
     assert [*made.places] == ["rung0", "rung2"]
     assert len(told) == 1
-    assert "rung1 is left out: rung0 loses no more and is quicker here" in told[0]
+    assert "rung1 is left out: rung0 loses no more and is as quick here" in told[0]
     assert made.left.keys() == {"rung1"}
+
+
+def test_a_rung_that_is_hardly_quicker_is_left_out_and_one_that_gains_in_batches_is_not(
+    source: Callable[..., Ladder], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    times = {"rung0": {1: 1.0, 4: 3.0}, "rung1": {1: 0.95, 4: 2.9}, "rung2": {1: 0.98, 4: 2.0}, "rung3": {1: 0.5, 4: 2.0}}
+    monkeypatch.setattr(ladders.Rung, "cost", lambda rung, *_, **__: Cost(times[rung.name], times[rung.name]))
+    told: list[str] = []
+    assert [*source(0.0, 0.0, 0.0, 0.0, tell=told.append).places] == ["rung0", "rung2", "rung3"]
+    assert told == ["rung1 is left out: rung0 loses no more and is as quick here, 1e+03 ms against 950 ms"]
 
 
 def test_a_source_that_is_as_it_was_gives_the_same_ladder_and_times_nothing(source: Callable[..., Ladder]) -> None:
