@@ -180,7 +180,7 @@ class Walk:
 
     def step(self, job: Job) -> Steps[dict[str, Any]]:
         """Have a job done, and count its recorded time; one that the walk comes by again has cost its time once."""
-        data = yield job
+        data: dict[str, Any] = yield job
         if not self.walked(job):
             self._walked.add((job.kind, job.key))
             self.spent_s += data["seconds"]

@@ -38,8 +38,8 @@ class Pool:
 
     def facts(self) -> Facts:
         """Return what can be changed in the model, once every child has prepared it."""
-        first, *_ = self._threads.map(Child.facts, self._children)
-        return first
+        found: list[Facts] = [*self._threads.map(lambda child: child.facts(), self._children)]
+        return found[0]
 
     def begin(self, jobs: Sequence[Job]) -> None:
         """Begin what a child does of these jobs."""

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import pytest
 
-from equipoise.budget import parse_budget
 from equipoise.records import Knob
-from equipoise.road.decisions import Asked, Road
 from equipoise.road.entries import Loss, leant, offered, ordered
 from equipoise.road.facts import TARGET, Facts
+from equipoise.road.jobs import Job, Walk
+from equipoise.road.table_reading import TableReading
 from equipoise.search import Space, loss_table
 from equipoise.study.header import Offered
 
@@ -81,25 +83,27 @@ def truth(name: str, choice: int | str) -> float:
 
 def probed(until: float):
     """Drive the reading of a table whose steps take a second each; every estimate is three times too low."""
-    asked = Asked({"onnxruntime:cpu": (32, 8)}, parse_budget(None), 1000.0, 0, recovery=False, samples=1000, about={})
-    road, rows = Road(asked, lambda event: None), {}
-    road.expected = lambda fidelity: 1.0
-    steps = road._probed(TODO, until)
+    walk, rows = Walk(1000.0, lambda event: None), {}
+    reading = TableReading(walk, {(knob.name, choice): knob.kind for knob, choice in TODO}, samples=1000, trial_s=1.0)
+
+    def answer(job: Job) -> dict[str, Any]:
+        if job.kind == "table":
+            name, choice = job.args["knob"], job.args["choice"]
+            found = {"loss": truth(name, choice), "se": 0.02, "samples": job.args["samples"]}
+        else:
+            apart = job.args.get("apart", False)
+            scale = {"bits.a": 4.0} if apart else {}
+            found = {"estimated": [[*key, truth(*key) / 3 * scale.get(key[0], 1.0), 0.0] for key in job.args["entries"]]}
+            found["apart"] = apart
+        return rows.setdefault((job.kind, job.key), {**found, "seconds": 1.0})
+
+    steps = reading.steps(until)
     try:
-        job = next(steps)
+        asked = next(steps)
         while True:
-            if job.kind == "table":
-                name, choice = job.args["knob"], job.args["choice"]
-                found = {"loss": truth(name, choice), "se": 0.02, "samples": job.args["samples"]}
-            else:
-                apart = job.args.get("apart", False)
-                scale = {"bits.a": 4.0} if apart else {}
-                found = {"estimated": [[*key, truth(*key) / 3 * scale.get(key[0], 1.0), 0.0] for key in job.args["entries"]]}
-                found["apart"] = apart
-            rows[job.kind, job.key] = {**found, "seconds": 1.0}
-            job = steps.send(rows[job.kind, job.key])
+            asked = steps.send([answer(job) for job in asked] if isinstance(asked, list) else answer(asked))
     except StopIteration as end:
-        return end.value, rows, road.spent_s
+        return (end.value, reading.failed), rows, walk.spent_s
 
 
 def test_where_time_is_ample_only_what_cannot_be_told_apart_is_read_again() -> None:
