@@ -4,8 +4,8 @@
 
 Work that need not be timed: plans drawn at random are built, repaired, exported and scored, by a pool of processes as
 `optimize --workers` makes it. One worker, one worker with a second core for its operators, and two workers do the same plans
-in turns, in a shuffled order; a pool has prepared the model before. Printed are ratios of evaluations a minute, with 95 % intervals
-over the turns, and what a worker that is killed in the midst costs: its plan is a failed trial, and the rest is done.
+in turns, in a shuffled order; a pool has prepared the model before. Printed are ratios of evaluations a minute, with 95 %
+intervals over the turns, and what a worker that is killed in the midst costs: its plan is a failed trial, the rest is done.
 """
 
 from __future__ import annotations
