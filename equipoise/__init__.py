@@ -16,6 +16,10 @@ if TYPE_CHECKING:
     from equipoise.halves.split import split as split
     from equipoise.road.explain import explain as explain
     from equipoise.road.walk import optimize as optimize
+    from equipoise.search.evolution import Evolution as Evolution
+    from equipoise.search.evolution import Evolver as Evolver
+    from equipoise.search.evolution import evolve as evolve
+    from equipoise.search.genes import Real as Real
     from equipoise.ship.export import export as export
     from equipoise.ship.report import report as report
     from equipoise.ship.verify import verify as verify
@@ -40,7 +44,10 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Evolution",
+    "Evolver",
     "Metric",
+    "Real",
     "Study",
     "Task",
     "Workload",
@@ -48,6 +55,7 @@ __all__ = [
     "advise",
     "distill",
     "early_exit",
+    "evolve",
     "explain",
     "export",
     "factorize",

@@ -9,13 +9,17 @@ import importlib
 from typing import Any
 
 PUBLIC = {
+    "Evolution": "equipoise.search.evolution",
+    "Evolver": "equipoise.search.evolution",
     "Metric": "equipoise.workloads",
+    "Real": "equipoise.search.genes",
     "Study": "equipoise.study.record",
     "Task": "equipoise.workloads",
     "Workload": "equipoise.workloads",
     "advise": "equipoise.verbs.advise",
     "distill": "equipoise.verbs.compress",
     "early_exit": "equipoise.verbs.early",
+    "evolve": "equipoise.search.evolution",
     "explain": "equipoise.road.explain",
     "export": "equipoise.ship.export",
     "factorize": "equipoise.verbs.weights",

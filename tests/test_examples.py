@@ -94,3 +94,11 @@ def test_text_model_reaches_its_accuracy(checkout: Path, data_folder: Path, monk
     work = load(f"{checkout / 'examples' / 'sentiment.py'}:make_workload")
     check(work)
     assert work.quality() > 76
+
+
+@pytest.mark.slow
+def test_ten_genes_beat_their_random_start(checkout: Path) -> None:
+    example = _imported(checkout / "examples" / "evolve.py")
+    found = example.main(evaluations=60)
+    assert example.volume(found.objectives) > 1.01 * example.volume(found.objectives[: found.history[0][0]])
+    assert found.objectives[list(found.front), 0].max() > 95

@@ -1,0 +1,385 @@
+"""Genetic search alone: over any space of genes, by any function, with one objective or several.
+
+`evolve` runs a function; `Evolver` is asked for candidates and told what they are worth, where something else runs them. The
+plans of a model are searched by `search.propose`, which knows what they cost before they are tried; here nothing is known.
+"""
+
+from __future__ import annotations
+
+import math
+import time as clock
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.errors import must_be
+from equipoise.pareto import hypervolume, knee
+from equipoise.search.genes import Gene, Genes, Rows
+from equipoise.search.rank import crowding, domination, front_mask, ranks
+from equipoise.units import check_seed, duration
+
+Floats = NDArray[np.float64]
+Candidate = dict[str, Any]
+
+FEWEST, MOST = 12, 100
+"""Genomes of a population at least and at most; between them half of the square root of the evaluations."""
+BATCH = 4
+"""A part of the population is replaced at a time, one in so many: children count as soon as they are known."""
+TRIES = 5
+"""How often a child that is no new candidate is mutated again."""
+
+
+@dataclass(frozen=True)
+class Evolution:
+    """What a genetic search found.
+
+    Attributes:
+        candidates: All that were evaluated, in their order.
+        objectives: `(n, objectives)`, as the function gave them.
+        excess: `(n, constraints)`, by how much each is broken, 0 where it holds.
+        maximize: Which objectives are better when larger.
+        stopped: Why it ended: ``evaluations``, ``time``, ``goal``, ``converged``, ``callback`` or ``exhausted``.
+        seed: Of the generator.
+        history: After each generation, evaluations so far and the best objective; of several the hypervolume of the front, up
+            to the worst values among the first population.
+    """
+
+    candidates: tuple[Candidate, ...]
+    objectives: Floats
+    excess: Floats
+    maximize: tuple[bool, ...]
+    stopped: str
+    seed: int
+    history: tuple[tuple[int, float], ...]
+
+    @cached_property
+    def front(self) -> tuple[int, ...]:
+        """Which candidates no other beats on every objective, the best of the first objective first; they break no constraint,
+        unless all do."""
+        kept = np.flatnonzero(_feasible_first(self._signed, self.excess))
+        return tuple(int(i) for i in kept[np.lexsort(self._signed[kept].T[::-1])])
+
+    @cached_property
+    def best(self) -> Candidate:
+        """The best candidate; of several objectives the knee of the front."""
+        if len(self.maximize) == 1 or len(self.front) == 1:
+            return self.candidates[self.front[0]]
+        return self.candidates[self.front[knee(self._signed[list(self.front)].tolist()).index]]
+
+    @property
+    def _signed(self) -> Floats:
+        return self.objectives * np.where(self.maximize, -1.0, 1.0)
+
+
+@dataclass
+class Evolver:
+    """A genetic search that is asked for candidates and told what they are worth.
+
+    ```
+    search = Evolver({"width": range(8, 65, 8), "rate": Real(1e-4, 1e-1, log=True)}, seed=0)
+    for _ in range(25):
+        for candidate in search.ask(8):
+            search.tell(candidate, loss_of(candidate))
+    search.found().best
+    ```
+
+    Args:
+        space: Name -> gene; see `genes.Gene`.
+        population: Genomes that are kept, 4 or more.
+        maximize: Whether larger is better; one for each objective where there are several.
+        seeds: Candidates to begin with.
+        seed: Of every random choice.
+    Raises:
+        InputError: A space or an argument that cannot be used.
+    """
+
+    space: Mapping[str, Gene]
+    population: int = 20
+    maximize: bool | Sequence[bool] = False
+    seeds: Sequence[Mapping[str, Any]] = ()
+    seed: int = 0
+    history: list[tuple[int, float]] = field(init=False, default_factory=list)
+
+    def __post_init__(self) -> None:
+        check_seed(self.seed)
+        if type(self.population) is not int or self.population < 4:
+            raise must_be("population", "4 or more", self.population, "20 to 100 are usual.")
+        self.genes = Genes(self.space)
+        self._rng = np.random.default_rng(self.seed)
+        begin = [self.genes.encode(candidate)[None] for candidate in self.seeds]
+        self._first = list(np.concatenate([*begin, self.genes.sample(self._rng, max(1, self.population - len(begin)))]))
+        self._known: dict[bytes, Rows] = {}  # all that were asked for
+        self._worth: set[bytes] = set()  # of them, those that were told
+        self._rows: list[Rows] = []
+        self._objectives: list[Sequence[float]] = []
+        self._excess: list[Sequence[float]] = []
+        self._kept = np.zeros(0, dtype=np.int64)
+        self._front = 0
+        self._seen = 0
+        self._worst: Floats | None = None
+
+    def ask(self, count: int = 1) -> list[Candidate]:
+        """Return up to so many candidates that were not asked for before; fewer only where the space has no more."""
+        if type(count) is not int or count < 1:
+            raise must_be("count", "1 or more", count, "Ask for one candidate at least.")
+        return self.genes.decode(self._asked(count))
+
+    def tell(
+        self, candidate: Mapping[str, Any], objectives: float | Sequence[float], excess: float | Sequence[float] = ()
+    ) -> None:
+        """Say what a candidate is worth; one that was never asked for counts too.
+
+        Args:
+            objectives: One number, or several. NaN: it failed, and is no parent.
+            excess: By how much it breaks each constraint, at most 0 where it holds.
+        Raises:
+            InputError: It is not of the space, was told before, or has another number of objectives than those before.
+        """
+        given = self.genes.encode(candidate)
+        (key,) = _keys(given[None])
+        row = self._known.get(key, given)  # there and back costs the last digits
+        if key in self._worth:
+            raise must_be("candidate", "told once", dict(candidate), "Keep what it was worth the first time.")
+        values, broken = (np.atleast_1d(np.asarray(v, dtype=float)) for v in (objectives, excess))
+        self._told(row[None], values[None], np.maximum(broken, 0.0)[None])
+
+    def found(self, stopped: str = "") -> Evolution:
+        """Return what was told so far; failed candidates are left out."""
+        kept = np.flatnonzero(np.isfinite(self._scores).all(axis=1)) if self._rows else np.zeros(0, dtype=np.int64)
+        if not len(kept):
+            raise must_be("objective", "a number for one candidate at least", f"{len(self._rows)} that failed", "Look at why.")
+        candidates = self.genes.decode(np.array(self._rows)[kept])
+        signs = np.where(self._larger, -1.0, 1.0)
+        broken = np.array(self._excess)[kept]
+        return Evolution(
+            tuple(candidates), self._scores[kept] * signs, broken, self._larger, stopped, self.seed, tuple(self.history)
+        )
+
+    @property
+    def _larger(self) -> tuple[bool, ...]:
+        count = len(self._objectives[0])
+        return (self.maximize,) * count if isinstance(self.maximize, bool) else tuple(self.maximize)
+
+    @property
+    def _scores(self) -> Floats:
+        """Objectives that are minimized, `(n, objectives)`."""
+        return np.array(self._objectives)
+
+    def _asked(self, count: int) -> Rows:
+        out: list[Rows] = []
+        while self._first and len(out) < count:
+            out += self._new(self._first.pop(0)[None])
+        if len(out) < count and self._seen < len(self._rows):
+            self._select()
+        for turn in range(TRIES + 1):
+            missing = count - len(out)
+            if not missing:
+                break
+            if not len(self._kept):
+                rows = self.genes.sample(self._rng, missing)
+            else:
+                parents = np.array([self._rows[i] for i in self._kept])
+                rows = self.genes.children(parents, self._front, missing, self._rng)
+            for _ in range(turn):
+                rows = self.genes.mutated(rows, self._rng)
+            out += self._new(rows)
+        if len(out) < count and self.genes.size <= 10 * (len(self._known) + count):
+            out += self._rest(count - len(out))
+        return np.array(out).reshape(len(out), len(self.genes.names))
+
+    def _new(self, rows: Rows) -> list[Rows]:
+        """Return those of some genomes that were not asked for before."""
+        new = []
+        for key, row in zip(_keys(rows), rows, strict=True):
+            if key not in self._known:
+                self._known[key] = row
+                new.append(row)
+        return new
+
+    def _rest(self, count: int) -> list[Rows]:
+        """Return what is left of a space that is nearly used up."""
+        left: list[Rows] = []
+        for index in np.ndindex(*self.genes.levels.tolist()):
+            if len(left) == count:
+                break
+            place = np.array(index, dtype=float)
+            left += self._new(np.where(self.genes.ordered, place / np.maximum(self.genes.levels - 1, 1), place)[None])
+        return left
+
+    def _told(self, rows: Rows, objectives: Floats, excess: Floats) -> None:
+        given = objectives.shape[1], excess.shape[1]
+        told = (len(self._objectives[0]), len(self._excess[0])) if self._rows else given
+        if told != given or given[0] < 1:
+            raise must_be("objectives and excess", f"{told[0]} and {told[1]} numbers, as before", given, "Give all of them.")
+        if not isinstance(self.maximize, bool) and len(self.maximize) != given[0]:
+            raise must_be(
+                "maximize", f"one for each of {given[0]} objectives", list(self.maximize), "Write True or False each."
+            )
+        larger = (self.maximize,) * given[0] if isinstance(self.maximize, bool) else self.maximize
+        keys = _keys(rows)
+        self._known |= dict(zip(keys, rows, strict=True))
+        self._worth.update(keys)
+        self._rows += [*rows]
+        self._objectives += [*(objectives * np.where(larger, -1.0, 1.0))]
+        self._excess += [*excess]
+
+    def _select(self) -> None:
+        """Let what is new take the place of what is worse."""
+        new = np.arange(self._seen, len(self._rows))
+        self._seen = len(self._rows)
+        pool = np.concatenate([self._kept, new])
+        scores = np.array([self._objectives[i] for i in pool])
+        excess = np.array([self._excess[i] for i in pool])
+        sound = np.isfinite(scores).all(axis=1) & np.isfinite(excess).all(axis=1)
+        pool, scores, excess = pool[sound], scores[sound], excess[sound]
+        order, self._front = _survivors(scores, excess, self.population)
+        self._kept, scores = pool[order], scores[order]
+        if self._worst is None and len(scores):
+            self._worst = scores.max(axis=0)
+        self.history.append((len(self._rows), _progress(scores, self._worst, larger=self._larger[0])))
+
+
+def evolve(
+    space: Mapping[str, Gene],
+    objective: Callable[..., Any],
+    *,
+    evaluations: int = 1000,
+    time: str | float | None = None,
+    goal: float | None = None,
+    patience: int | None = None,
+    constraints: Callable[..., Any] | None = None,
+    maximize: bool | Sequence[bool] = False,
+    population: int | None = None,
+    seeds: Sequence[Mapping[str, Any]] = (),
+    seed: int = 0,
+    many: bool = False,
+    on_generation: Callable[[Evolver], bool | None] | None = None,
+) -> Evolution:
+    """Search a space of one's own by one's own function.
+
+    ```
+    found = eq.evolve({"x": eq.Real(-5, 5), "kind": ["a", "b"]}, lambda x, kind: (x - 1) ** 2 + (kind == "a"))
+    found.best  # {'x': 1.0000004, 'kind': 'b'}
+    ```
+
+    Args:
+        space: Name -> gene: `Real`, a ``range``, or a list of values.
+        objective: Called with the genes as keywords; returns a number, or several. NaN: it failed.
+        evaluations: Calls at most.
+        time: Wall time at most, such as ``"5min"``, or seconds; looked at between generations.
+        goal: Of one objective: it ends where this is reached.
+        patience: Generations after which it ends where the best objective, or the front's hypervolume, did not grow.
+        constraints: Called as `objective`; returns by how much each is broken, at most 0 where it holds. What breaks none beats
+            what breaks some; of two that break some, less is better.
+        maximize: Whether larger is better; one for each objective where there are several.
+        population: Genomes that are kept; None: half of the square root of `evaluations`, from 12 to 100.
+        seeds: Candidates to begin with.
+        seed: Of every random choice: the same arguments find the same.
+        many: Whether both functions take arrays, a value for each of n candidates, and return `(n,)` or `(n, objectives)`.
+        on_generation: Told after each; True ends the search.
+    Raises:
+        InputError: An argument that cannot be used, or a function that returns no numbers.
+    References:
+        Deb et al. 2002 (NSGA-II) for the selection; `genes` for the variation.
+    """
+    if type(evaluations) is not int or evaluations < 1:
+        raise must_be("evaluations", "1 or more", evaluations, "1000 are usual.")
+    if population is None:
+        population = min(MOST, max(FEWEST, round(math.sqrt(evaluations) / 2)))
+    limit_s = math.inf if time is None else duration(time)
+    began = clock.perf_counter()
+    search = Evolver(space, population, maximize, seeds, seed)
+    stopped = ""
+    while not stopped:
+        left = evaluations - len(search._rows)
+        rows = search._asked(min(left, max(BATCH, population // BATCH) if search.history else population))
+        if not len(rows):
+            stopped = "exhausted"
+            break
+        search._told(
+            rows, _scored(search.genes, rows, objective, many, "objective"), _broken(search.genes, rows, constraints, many)
+        )
+        search._select()
+        stopped = next(_ends(search, evaluations, goal, patience, clock.perf_counter() - began > limit_s), "")
+        if on_generation is not None and on_generation(search):
+            stopped = "callback"
+    return search.found(stopped)
+
+
+def _ends(search: Evolver, evaluations: int, goal: float | None, patience: int | None, late: bool) -> Iterator[str]:
+    """Yield why the search is to end."""
+    values = [value for _, value in search.history]
+    best = max if len(search._objectives[0]) > 1 or search._larger[0] else min
+    if goal is not None and len(search._objectives[0]) == 1 and len(values) and best(goal, values[-1]) == values[-1]:
+        yield "goal"
+    if len(search._rows) >= evaluations:
+        yield "evaluations"
+    if late:
+        yield "time"
+    if patience is not None and len(values) > patience and best(values[-1 - patience], values[-1]) == values[-1 - patience]:
+        yield "converged"
+
+
+def _progress(scores: Floats, worst: Floats | None, *, larger: bool) -> float:
+    """Return the best objective of a population, or its hypervolume up to `worst`."""
+    if worst is None:
+        return math.nan
+    if scores.shape[1] == 1:
+        return float(-scores.min() if larger else scores.min())
+    within = scores[(scores <= worst).all(axis=1)]
+    return hypervolume(within[front_mask(within)].tolist(), worst.tolist()) if len(within) else 0.0
+
+
+def _scored(genes: Genes, rows: Rows, function: Callable[..., Any], many: bool, name: str) -> Floats:
+    """Return what a function says of genomes, `(n, numbers)`."""
+    try:
+        if many:
+            found = np.asarray(function(**genes.columns(rows)), dtype=float)
+        else:
+            found = np.asarray([function(**candidate) for candidate in genes.decode(rows)], dtype=float)
+    except (TypeError, ValueError) as error:
+        raise must_be(
+            name, "a function of the genes' names that returns numbers", str(error), "Look at its arguments."
+        ) from error
+    found = found[:, None] if found.ndim == 1 else found
+    if found.ndim != 2 or len(found) != len(rows):
+        raise must_be(name, f"{len(rows)} rows of numbers", found.shape, "Return one row for each candidate.")
+    return found
+
+
+def _broken(genes: Genes, rows: Rows, constraints: Callable[..., Any] | None, many: bool) -> Floats:
+    if constraints is None:
+        return np.zeros((len(rows), 0))
+    return np.maximum(_scored(genes, rows, constraints, many, "constraints"), 0.0)
+
+
+def _keys(rows: Rows) -> list[bytes]:
+    return [row.tobytes() for row in np.round(rows, 12)]
+
+
+def _survivors(scores: Floats, excess: Floats, count: int) -> tuple[NDArray[np.int64], int]:
+    """Return the places of the best, the best first, and how many of them are on the first front: whole fronts while they fit,
+    then the least crowded."""
+    if scores.shape[1] == 1:  # one objective: an order, nothing crowded
+        order = np.lexsort((scores[:, 0], excess.sum(axis=1)))[:count]
+        return order, 1
+    rank = ranks(domination(scores, excess), enough=count)
+    alone = np.empty(len(rank))
+    for layer in range(int(rank.max(initial=0)) + 1):
+        alone[rank == layer] = crowding(scores[rank == layer])
+    order = np.lexsort((-alone, rank))[:count]
+    return order, int((rank[order] == 0).sum())
+
+
+def _feasible_first(scores: Floats, excess: Floats) -> NDArray[np.bool_]:
+    """Return which rows none beats; where some break no constraint, of those alone."""
+    holds = ~np.any(excess > 0, axis=1)
+    if not holds.any():
+        holds = excess.sum(axis=1) == excess.sum(axis=1).min()
+    out = np.zeros(len(scores), dtype=bool)
+    out[np.flatnonzero(holds)[front_mask(scores[holds])]] = True
+    return out

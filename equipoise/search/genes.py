@@ -1,0 +1,222 @@
+"""A space of one's own: named genes, and how candidates are drawn, crossed and mutated.
+
+A genome is a row of floats, a column for each gene. Genes in which near values are alike (`Real`, a `range`, a menu of rising
+numbers) are held from 0 to 1, so that what is between two parents, or a step beside one, is a value too; a menu of other
+things is held by its index, and only its own values are drawn.
+
+References:
+    Deb and Agrawal 1995, "Simulated binary crossover for continuous search space"; Deb and Goyal 1996 (polynomial mutation).
+    Storn and Price 1997, "Differential evolution".
+    McKay, Beckman and Conover 1979: Latin hypercube sampling.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from equipoise.errors import InputError, must_be, unknown
+
+Floats = NDArray[np.float64]
+Rows = NDArray[np.float64]
+"""Genomes, `(n, genes)`."""
+
+ETA_CROSS, ETA_MUTATE = 15.0, 20.0
+"""Distribution indices of crossover and mutation: the larger, the nearer children are to their parents."""
+DIFFERENTIAL = 0.5
+"""Share of the children made by differences of other genomes; the rest is crossed."""
+STEP = (0.2, 0.9)
+"""Range of the factor by which a difference is added."""
+COPIED = (0.1, 0.8)
+"""Shares of the genes that a child made by differences takes unchanged from its parent; either as often."""
+
+
+@dataclass(frozen=True)
+class Real:
+    """A gene that may take every value of a range.
+
+    Attributes:
+        low, high: Its ends, both included.
+        log: Whether factors are alike rather than differences (a learning rate).
+    """
+
+    low: float
+    high: float
+    log: bool = False
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
+            raise must_be("Real", "a range from a number to a larger one", (self.low, self.high), "Write Real(0.0, 1.0).")
+        if self.log and self.low <= 0:
+            raise must_be("Real low", "above 0 where factors count (log=True)", self.low, "Begin at 1e-6, or leave log out.")
+
+
+Gene = Real | range | Sequence[Any]
+"""`Real(0.0, 1.0)`; ``range(8, 65, 8)``; ``["relu", "gelu"]``, or ``[16, 32, 64]``, whose numbers rise and so have an order."""
+
+
+@dataclass(frozen=True)
+class Genes:
+    """All candidates that named genes span.
+
+    Args:
+        genes: Name -> gene.
+    Raises:
+        InputError: No genes, an empty menu, or one that holds a value twice.
+    """
+
+    genes: Mapping[str, Gene]
+
+    def __post_init__(self) -> None:
+        if not self.genes:
+            raise must_be("space", "one gene or more", dict(self.genes), "Write for example {'width': range(8, 65, 8)}.")
+        for name, gene in self.genes.items():
+            if isinstance(gene, Real):
+                continue
+            if isinstance(gene, str) or not isinstance(gene, Sequence):
+                raise must_be(f"space {name!r}", "Real(low, high), a range or a list of values", gene, "Name its values.")
+            if not len(gene) or any(value in gene[:place] for place, value in enumerate(gene) if not isinstance(gene, range)):
+                raise must_be(f"space {name!r}", "one value or more, each of them once", list(gene), "Name its values.")
+
+    @cached_property
+    def names(self) -> tuple[str, ...]:
+        """The genes' names, a column each."""
+        return tuple(self.genes)
+
+    @cached_property
+    def levels(self) -> NDArray[np.int64]:
+        """How many values each gene has, `(genes,)`; 0 where it has every value of a range."""
+        return np.array([0 if isinstance(gene, Real) else len(gene) for gene in self.genes.values()], dtype=np.int64)
+
+    @cached_property
+    def ordered(self) -> NDArray[np.bool_]:
+        """Which genes are held from 0 to 1, `(genes,)`."""
+        return np.array([isinstance(gene, Real | range) or _rising(gene) for gene in self.genes.values()])
+
+    @property
+    def size(self) -> float:
+        """How many candidates there are; infinite where a gene is `Real`."""
+        return math.prod(self.levels.tolist()) if self.levels.all() else math.inf
+
+    def canonical(self, rows: Rows) -> Rows:
+        """Return genomes with every column within its gene and on one of its values."""
+        most = np.maximum(self.levels - 1, 1)
+        within = np.clip(rows, 0.0, np.where(self.ordered, 1.0, most))
+        on = np.where(self.ordered, np.round(within * most) / most, np.round(within))
+        return np.asarray(np.where(self.levels > 0, np.where(self.levels == 1, 0.0, on), within))
+
+    def columns(self, rows: Rows) -> dict[str, NDArray[Any]]:
+        """Return the values of genomes, name -> `(n,)`."""
+        out: dict[str, NDArray[Any]] = {}
+        for column, (name, gene) in zip(rows.T, self.genes.items(), strict=True):
+            if isinstance(gene, Real):
+                low, high = (math.log(end) if gene.log else end for end in (gene.low, gene.high))
+                spread = low + (high - low) * column
+                out[name] = np.clip(np.exp(spread) if gene.log else spread, gene.low, gene.high)
+            else:
+                held = np.empty(len(gene), dtype=object)
+                held[:] = list(gene)
+                place = column * (len(gene) - 1) if isinstance(gene, range) or _rising(gene) else column
+                out[name] = held[np.round(place).astype(np.int64)]
+        return out
+
+    def decode(self, rows: Rows) -> list[dict[str, Any]]:
+        """Return genomes as candidates, name -> value."""
+        columns = [values.tolist() for values in self.columns(rows).values()]
+        return [dict(zip(self.names, values, strict=True)) for values in zip(*columns, strict=True)]
+
+    def encode(self, candidate: Mapping[str, Any]) -> Rows:
+        """Return the genome `(genes,)` of a candidate.
+
+        Raises:
+            InputError: A gene that is missing or unknown, or a value that it has not.
+        """
+        for name in candidate:
+            if name not in self.genes:
+                raise unknown("gene", name, self.genes)
+        row = []
+        for name, gene in self.genes.items():
+            if name not in candidate:
+                raise must_be("candidate", f"given a value of {name!r}", dict(candidate), "Name all genes.")
+            row.append(_place(name, gene, candidate[name]))
+        return np.asarray(self.canonical(np.array([row]))[0])
+
+    def sample(self, rng: np.random.Generator, n: int) -> Rows:
+        """Draw `n` genomes, each gene's values spread evenly over them."""
+        strata = rng.permuted(np.tile(np.arange(n), (len(self.genes), 1)), axis=1).T
+        even = (strata + rng.random(strata.shape)) / n
+        menus = np.floor(even * np.maximum(self.levels, 1))
+        among = np.where(self.ordered, np.where(self.levels > 0, menus / np.maximum(self.levels - 1, 1), even), menus)
+        return self.canonical(among)
+
+    def children(self, parents: Rows, front: int, n: int, rng: np.random.Generator) -> Rows:
+        """Return `n` new genomes, made of parents that are in order, the best first.
+
+        Half of them are crossed; half take steps along differences of other genomes, towards one of the front or not, which
+        follow what the population has learned of directions and scale. All are mutated in one gene on average.
+
+        Args:
+            front: How many of the first parents are on the front.
+        """
+        mother, father, base = (parents[rng.integers(0, len(parents), (n, 2)).min(axis=1)] for _ in range(3))
+        one, other = (parents[rng.integers(0, len(parents), n)] for _ in range(2))
+        best = parents[rng.integers(0, max(front, 1), n)]
+        crossed = self._crossed(mother, father, rng)
+        factor = rng.uniform(*STEP, (n, 1))
+        towards = (best - base) * (rng.random((n, 1)) < 0.5)
+        moved = np.where(self.ordered, base + factor * (towards + one - other), best)
+        copied = rng.random(base.shape) < rng.choice(COPIED, (n, 1))
+        different = np.where(copied, base, moved)
+        return self._mutated(np.where(rng.random((n, 1)) < DIFFERENTIAL, different, crossed), rng)
+
+    def mutated(self, rows: Rows, rng: np.random.Generator) -> Rows:
+        """Return genomes changed in one gene or more."""
+        return self._mutated(rows, rng, always=True)
+
+    def _crossed(self, mother: Rows, father: Rows, rng: np.random.Generator) -> Rows:
+        u = rng.random(mother.shape)
+        beta = np.where(u < 0.5, 2 * u, 0.5 / np.maximum(1 - u, 1e-12)) ** (1 / (ETA_CROSS + 1))
+        side = np.where(rng.random(mother.shape) < 0.5, 0.5, -0.5)
+        between = 0.5 * (mother + father) + side * beta * (mother - father)
+        menu = np.where(side > 0, mother, father)
+        return np.asarray(np.where(rng.random(mother.shape) < 0.5, mother, np.where(self.ordered, between, menu)))
+
+    def _mutated(self, rows: Rows, rng: np.random.Generator, *, always: bool = False) -> Rows:
+        n, genes = rows.shape
+        chosen = rng.random(rows.shape) < 1 / genes
+        if always:
+            chosen[np.arange(n), rng.integers(0, genes, n)] = True
+        u = rng.random(rows.shape)
+        step = np.where(u < 0.5, (2 * u) ** (1 / (ETA_MUTATE + 1)) - 1, 1 - (2 * (1 - u)) ** (1 / (ETA_MUTATE + 1)))
+        gap = 1.0 / np.maximum(self.levels - 1, 1)  # a step that is too small to reach the next value is no step
+        stepped = np.where(self.levels > 0, np.copysign(np.maximum(np.abs(step), gap), step), step)
+        drawn = np.floor(rng.random(rows.shape) * np.maximum(self.levels, 1))
+        return self.canonical(np.where(chosen, np.where(self.ordered, rows + stepped, drawn), rows))
+
+
+def _rising(gene: Gene) -> bool:
+    """Whether a menu's values are numbers that rise."""
+    if isinstance(gene, Real) or not all(type(value) in (int, float) for value in gene):
+        return False
+    return all(a < b for a, b in pairwise(gene))
+
+
+def _place(name: str, gene: Gene, value: Any) -> float:
+    """Return where a gene's value stands in a genome."""
+    if isinstance(gene, Real):
+        if type(value) not in (int, float) or not gene.low <= value <= gene.high:
+            raise must_be(f"candidate {name!r}", f"from {gene.low:g} to {gene.high:g}", value, "Choose from the range.")
+        low, high, at = (math.log(v) if gene.log else v for v in (gene.low, gene.high, value))
+        return (at - low) / (high - low)
+    values = list(gene)
+    if value not in values:
+        raise InputError(f"candidate {name!r} must be one of {values}; got {value!r}. Choose from the menu.")
+    index = values.index(value)
+    return index / max(len(values) - 1, 1) if isinstance(gene, range) or _rising(gene) else float(index)
