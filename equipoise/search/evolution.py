@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from equipoise.errors import must_be
 from equipoise.pareto import hypervolume, knee
 from equipoise.search.genes import Gene, Genes, Rows
-from equipoise.search.rank import crowding, domination, front_mask, ranks
+from equipoise.search.rank import front_mask, survivors
 from equipoise.units import check_seed, duration
 
 Floats = NDArray[np.float64]
@@ -153,15 +153,13 @@ class Evolver:
         if not len(kept):
             raise must_be("objective", "a number for one candidate at least", f"{len(self._rows)} that failed", "Look at why.")
         candidates = self.genes.decode(np.array(self._rows)[kept])
-        signs = np.where(self._larger, -1.0, 1.0)
+        larger = self._larger(self._scores.shape[1])
+        signs = np.where(larger, -1.0, 1.0)
         broken = np.array(self._excess)[kept]
-        return Evolution(
-            tuple(candidates), self._scores[kept] * signs, broken, self._larger, stopped, self.seed, tuple(self.history)
-        )
+        return Evolution(tuple(candidates), self._scores[kept] * signs, broken, larger, stopped, self.seed, tuple(self.history))
 
-    @property
-    def _larger(self) -> tuple[bool, ...]:
-        count = len(self._objectives[0])
+    def _larger(self, count: int) -> tuple[bool, ...]:
+        """Which of so many objectives are better when larger."""
         return (self.maximize,) * count if isinstance(self.maximize, bool) else tuple(self.maximize)
 
     @property
@@ -185,7 +183,7 @@ class Evolver:
                 parents = np.array([self._rows[i] for i in self._kept])
                 rows = self.genes.children(parents, self._front, missing, self._rng)
             for _ in range(turn):
-                rows = self.genes.mutated(rows, self._rng)
+                rows = self.genes.mutated(rows, self._rng, always=True)
             out += self._new(rows)
         if len(out) < count and self.genes.size <= 10 * (len(self._known) + count):
             out += self._rest(count - len(out))
@@ -219,12 +217,11 @@ class Evolver:
             raise must_be(
                 "maximize", f"one for each of {given[0]} objectives", list(self.maximize), "Write True or False each."
             )
-        larger = (self.maximize,) * given[0] if isinstance(self.maximize, bool) else self.maximize
         keys = _keys(rows)
         self._known |= dict(zip(keys, rows, strict=True))
         self._worth.update(keys)
         self._rows += [*rows]
-        self._objectives += [*(objectives * np.where(larger, -1.0, 1.0))]
+        self._objectives += [*(objectives * np.where(self._larger(given[0]), -1.0, 1.0))]
         self._excess += [*excess]
 
     def _select(self) -> None:
@@ -240,7 +237,7 @@ class Evolver:
         self._kept, scores = pool[order], scores[order]
         if self._worst is None and len(scores):
             self._worst = scores.max(axis=0)
-        self.history.append((len(self._rows), _progress(scores, self._worst, larger=self._larger[0])))
+        self.history.append((len(self._rows), _progress(scores, self._worst, larger=self._larger(len(self._objectives[0]))[0])))
 
 
 def evolve(
@@ -313,8 +310,9 @@ def evolve(
 def _ends(search: Evolver, evaluations: int, goal: float | None, patience: int | None, late: bool) -> Iterator[str]:
     """Yield why the search is to end."""
     values = [value for _, value in search.history]
-    best = max if len(search._objectives[0]) > 1 or search._larger[0] else min
-    if goal is not None and len(search._objectives[0]) == 1 and len(values) and best(goal, values[-1]) == values[-1]:
+    count = len(search._objectives[0])
+    best = max if count > 1 or search._larger(count)[0] else min
+    if goal is not None and count == 1 and len(values) and best(goal, values[-1]) == values[-1]:
         yield "goal"
     if len(search._rows) >= evaluations:
         yield "evaluations"
@@ -367,12 +365,8 @@ def _survivors(scores: Floats, excess: Floats, count: int) -> tuple[NDArray[np.i
     if scores.shape[1] == 1:  # one objective: an order, nothing crowded
         order = np.lexsort((scores[:, 0], excess.sum(axis=1)))[:count]
         return order, 1
-    rank = ranks(domination(scores, excess), enough=count)
-    alone = np.empty(len(rank))
-    for layer in range(int(rank.max(initial=0)) + 1):
-        alone[rank == layer] = crowding(scores[rank == layer])
-    order = np.lexsort((-alone, rank))[:count]
-    return order, int((rank[order] == 0).sum())
+    order, rank = survivors(scores, excess, count)
+    return order, int((rank == 0).sum())
 
 
 def _feasible_first(scores: Floats, excess: Floats) -> NDArray[np.bool_]:

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.errors import must_be
-from equipoise.search.rank import Bools, crowding, domination, ranks
+from equipoise.search.rank import Bools, survivors
 from equipoise.search.space import Genomes, Space
 
 Floats = NDArray[np.float64]
@@ -94,13 +94,8 @@ def nsga2(
 
 def _survivors(genomes: Genomes, objectives: Floats, excess: Floats, population: int) -> Population:
     """Keep whole fronts while they fit, then the least crowded of the next."""
-    rank = ranks(domination(objectives, excess), enough=population)
-    alone = np.empty(len(rank))
-    for layer in range(int(rank.max(initial=0)) + 1):
-        rows = rank == layer
-        alone[rows] = crowding(objectives[rows])
-    kept = np.lexsort((-alone, rank))[:population]
-    return Population(genomes[kept], objectives[kept], excess[kept], rank[kept])
+    kept, rank = survivors(objectives, excess, population)
+    return Population(genomes[kept], objectives[kept], excess[kept], rank)
 
 
 def _offspring(space: Space, parents: Population, groups: NDArray[np.int64], rng: np.random.Generator, n: int) -> Genomes:

@@ -98,7 +98,7 @@ class Genes:
     @cached_property
     def ordered(self) -> NDArray[np.bool_]:
         """Which genes are held from 0 to 1, `(genes,)`."""
-        return np.array([isinstance(gene, Real | range) or _rising(gene) for gene in self.genes.values()])
+        return np.array([_in_order(gene) for gene in self.genes.values()])
 
     @property
     def size(self) -> float:
@@ -115,7 +115,7 @@ class Genes:
     def columns(self, rows: Rows) -> dict[str, NDArray[Any]]:
         """Return the values of genomes, name -> `(n,)`."""
         out: dict[str, NDArray[Any]] = {}
-        for column, (name, gene) in zip(rows.T, self.genes.items(), strict=True):
+        for column, ordered, (name, gene) in zip(rows.T, self.ordered, self.genes.items(), strict=True):
             if isinstance(gene, Real):
                 low, high = (math.log(end) if gene.log else end for end in (gene.low, gene.high))
                 spread = low + (high - low) * column
@@ -123,7 +123,7 @@ class Genes:
             else:
                 held = np.empty(len(gene), dtype=object)
                 held[:] = list(gene)
-                place = column * (len(gene) - 1) if isinstance(gene, range) or _rising(gene) else column
+                place = column * (len(gene) - 1) if ordered else column
                 out[name] = held[np.round(place).astype(np.int64)]
         return out
 
@@ -174,11 +174,7 @@ class Genes:
         moved = np.where(self.ordered, base + factor * (towards + one - other), best)
         copied = rng.random(base.shape) < rng.choice(COPIED, (n, 1))
         different = np.where(copied, base, moved)
-        return self._mutated(np.where(rng.random((n, 1)) < DIFFERENTIAL, different, crossed), rng)
-
-    def mutated(self, rows: Rows, rng: np.random.Generator) -> Rows:
-        """Return genomes changed in one gene or more."""
-        return self._mutated(rows, rng, always=True)
+        return self.mutated(np.where(rng.random((n, 1)) < DIFFERENTIAL, different, crossed), rng)
 
     def _crossed(self, mother: Rows, father: Rows, rng: np.random.Generator) -> Rows:
         u = rng.random(mother.shape)
@@ -188,7 +184,8 @@ class Genes:
         menu = np.where(side > 0, mother, father)
         return np.asarray(np.where(rng.random(mother.shape) < 0.5, mother, np.where(self.ordered, between, menu)))
 
-    def _mutated(self, rows: Rows, rng: np.random.Generator, *, always: bool = False) -> Rows:
+    def mutated(self, rows: Rows, rng: np.random.Generator, *, always: bool = False) -> Rows:
+        """Return genomes changed in one gene on average; with `always` in one at least."""
         n, genes = rows.shape
         chosen = rng.random(rows.shape) < 1 / genes
         if always:
@@ -201,11 +198,11 @@ class Genes:
         return self.canonical(np.where(chosen, np.where(self.ordered, rows + stepped, drawn), rows))
 
 
-def _rising(gene: Gene) -> bool:
-    """Whether a menu's values are numbers that rise."""
-    if isinstance(gene, Real) or not all(type(value) in (int, float) for value in gene):
-        return False
-    return all(a < b for a, b in pairwise(gene))
+def _in_order(gene: Gene) -> bool:
+    """Whether near values of a gene are alike: every range, and a menu of numbers that rise."""
+    if isinstance(gene, Real | range):
+        return True
+    return all(type(value) in (int, float) for value in gene) and all(a < b for a, b in pairwise(gene))
 
 
 def _place(name: str, gene: Gene, value: Any) -> float:
@@ -219,4 +216,4 @@ def _place(name: str, gene: Gene, value: Any) -> float:
     if value not in values:
         raise InputError(f"candidate {name!r} must be one of {values}; got {value!r}. Choose from the menu.")
     index = values.index(value)
-    return index / max(len(values) - 1, 1) if isinstance(gene, range) or _rising(gene) else float(index)
+    return index / max(len(values) - 1, 1) if _in_order(gene) else float(index)

@@ -95,6 +95,20 @@ def ranks(dominates: Bools, *, enough: int) -> NDArray[np.int64]:
     return out
 
 
+def survivors(objectives: Floats, excess: Floats, count: int) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Return the places of the `count` best rows, the best first, and their ranks.
+
+    Whole fronts are kept while they fit, then the least crowded of the next.
+    """
+    rank = ranks(domination(objectives, excess), enough=count)
+    alone = np.empty(len(rank))
+    for layer in range(int(rank.max(initial=0)) + 1):
+        rows = rank == layer
+        alone[rows] = crowding(objectives[rows])
+    kept = np.lexsort((-alone, rank))[:count]
+    return kept, rank[kept]
+
+
 def crowding(objectives: Floats) -> Floats:
     """Return the crowding distance of each row among `objectives` `(n, axes)`; infinite at the ends of every axis."""
     n, axes = objectives.shape

@@ -15,10 +15,9 @@ import math
 import re
 import socket
 import ssl
-import sys
 import threading
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -28,6 +27,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from equipoise.errors import EquipoiseError, InputError, must_be
+from equipoise.serve import interpreter
 from equipoise.serve.protocol import HEADER, TYPES
 
 ARRIVAL = "arrival_ms"
@@ -35,9 +35,6 @@ ARRIVAL = "arrival_ms"
 LOST = (OSError, asyncio.IncompleteReadError, ValueError)
 """What is raised where no answer comes, or none that can be read."""
 PATH = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
-SWITCH_S = 1e-4
-"""Seconds after which a thread that waits for the interpreter gets it: by Python's own 5 ms, each run of a model would end so
-much later while requests are read, and each request go out so much later."""
 IDLE = 64
 """Connections that are kept for the next request."""
 
@@ -169,7 +166,7 @@ async def run(url: str, arrivals: Sequence[float], bodies: Sequence[Body], *, sl
                     return
             loop.call_soon_threadsafe(go, due)
 
-    with _switching():
+    with interpreter.shared():
         try:
             await asyncio.to_thread(pace)
         finally:
@@ -178,17 +175,6 @@ async def run(url: str, arrivals: Sequence[float], bodies: Sequence[Body], *, sl
         sent = await asyncio.gather(*tasks)
     await to.close()
     return Load(slo_s, tuple(sent), behind)
-
-
-@contextlib.contextmanager
-def _switching() -> Iterator[None]:
-    """Let a thread that waits for the interpreter have it soon."""
-    before = sys.getswitchinterval()
-    sys.setswitchinterval(SWITCH_S)
-    try:
-        yield
-    finally:
-        sys.setswitchinterval(before)
 
 
 def _parted(url: str) -> SplitResult:

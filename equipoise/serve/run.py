@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING
 
 from equipoise.errors import missing_extra
 from equipoise.runtimes.base import check_threads
+from equipoise.serve import interpreter
 from equipoise.serve.engine import Engine
 from equipoise.serve.ladder import Alone, Ladder, at_once, ladder
-from equipoise.serve.loadtest import SWITCH_S
 from equipoise.serve.reload import Reload
 from equipoise.ship.deploy.ladder import served_name
 
@@ -87,7 +87,6 @@ def serve(
         timeout_keep_alive=int(IDLE_S), timeout_graceful_shutdown=int(limits.drain_s),
     )  # fmt: skip
     server = Server(config)
-    sys.setswitchinterval(SWITCH_S)
     at, scheme = bound.getsockname()[:2], "https" if certificate else "http"
     _say(f"{named} is served at {scheme}://{at[0]}:{at[1]}/v2/models/{named}/infer")
     for told in (signal.SIGTERM, signal.SIGINT):  # raised again by the server once all is answered: a good end
@@ -95,7 +94,8 @@ def serve(
     newer = Reload(engine, lambda alone: read(alone, engine.latest), _say)
     if hasattr(signal, "SIGHUP"):
         signal.signal(signal.SIGHUP, lambda *_: newer.begin())
-    server.run(sockets=[bound])
+    with interpreter.shared():
+        server.run(sockets=[bound])
 
 
 def application_of(
