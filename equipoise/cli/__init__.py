@@ -33,6 +33,8 @@ VERBS: dict[str, tuple[str, str]] = {
     "train": ("equipoise.cli.train", "train a model of a family, and see what holds it back"),
     "federate": ("equipoise.cli.federate", "train one model on data that stay with their holders"),
     "optimize": ("equipoise.cli.optimize", "search the best balance of quality and cost within a budget"),
+    "worker": ("equipoise.cli.worker", "work for a study that another machine walks"),
+    "studies": ("equipoise.cli.studies", "list the studies of a folder or a database"),
     "explain": ("equipoise.cli.explain", "why a point of a study is as it is: what each change brought, what was left and why"),
     "export": ("equipoise.cli.export", "write one point of a study as a folder that can ship"),
     "verify": ("equipoise.cli.verify", "re-measure an exported folder and hold it to its promises"),

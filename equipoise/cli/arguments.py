@@ -212,6 +212,19 @@ def numbers(example: str) -> Reader:
     return read
 
 
+def place(name: str, text: str) -> Path | str:
+    """Read where a study is: a folder, or the address of a database with the study's name."""
+    from equipoise.study.place import checked_address, is_address
+
+    if not is_address(text):
+        return Path(text)
+    try:
+        checked_address(text)
+    except InputError as error:
+        raise InputError(str(error).replace("store must", f"{name} must", 1)) from error
+    return text
+
+
 def check_store(path: Path, *, name: str = "--store", study: bool = True) -> None:
     """Raise unless `path` is a folder that can be written, or could be made: nothing is left of the trial.
 

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from equipoise.cli.arguments import option, place
 from equipoise.errors import EXIT_OK
 
 if TYPE_CHECKING:
@@ -25,7 +25,7 @@ def add_parser(subparsers: Any) -> None:
         description="Read off the record what each change of a pick gained in time, bytes and MACs on its target and lost in "
         "quality, which choices were left because they gain no time here, and which would be the next. Estimates are marked.",
     )
-    parser.add_argument("study", metavar="STUDY", type=Path, help="folder of the study (what --store named)")
+    option(parser, "study", place, metavar="STUDY", help="folder of the study, or its address (what --store named)")
     which = 'best (the default), knee, fastest, smallest, a budget such as "latency<=1ms", or the key of an evaluation'
     parser.add_argument("--pick", metavar="WHICH", default="best", help=which)
     parser.add_argument("--json", action="store_true", help="print one JSON document with every change")
@@ -67,8 +67,8 @@ def show(found: Explanation) -> None:
     for beaten in found.beaten[:FEWER]:
         words = f"{beaten.times_smaller.get():.2f}× smaller but slower: {beaten.times_faster} × as fast"
         out.print(f"- measured as a whole, {beaten.what}: {words}", soft_wrap=True)
-    for place, reason in list(found.left_whole.items())[:SHOWN]:
-        out.print(f"- {place} was left whole: {reason}", soft_wrap=True)
+    for name, reason in list(found.left_whole.items())[:SHOWN]:
+        out.print(f"- {name} was left whole: {reason}", soft_wrap=True)
     for choice, reason in list(found.failed.items())[:SHOWN]:
         out.print(f"- {choice} was left out, its probe failed: {reason}", soft_wrap=True)
     out.print()

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from equipoise.cli.arguments import option, place
 from equipoise.errors import EXIT_OK, InputError
 
 FORMS = ("docker", "kserve", "ray-serve", "triton")
@@ -20,7 +21,7 @@ def add_parser(subparsers: Any) -> None:
         "safetensors, manifest.json, model card and the untouched model for comparison. The folder is printed on stdout. "
         "With --as: the whole front, each rung such a folder, and what a server wants around them.",
     )
-    parser.add_argument("study", metavar="STUDY", type=Path, help="folder of the study (what --store named)")
+    option(parser, "study", place, metavar="STUDY", help="folder of the study, or its address (what --store named)")
     parser.add_argument(
         "--pick",
         metavar="WHICH",

@@ -92,7 +92,7 @@ def _read(path: Path) -> dict[str, Any]:
 
 def _claim(folder: Path, asked: Mapping[str, Any]) -> None:
     """Raise where a folder holds a walk of other data or another time; make it this one's."""
-    from equipoise.study.store import write_atomic
+    from equipoise.study.files import write_atomic
 
     held = _read(folder / ASKED)
     for name, value in asked.items():
@@ -106,8 +106,8 @@ def _claim(folder: Path, asked: Mapping[str, Any]) -> None:
 def _walk(name: str, args: argparse.Namespace) -> int:
     """Train, optimize, export, verify and report; end with where the reports are and one sentence."""
     from equipoise.cli import main
+    from equipoise.study.files import write_atomic
     from equipoise.study.record import Study
-    from equipoise.study.store import write_atomic
     from equipoise.study.tested import verified
     from equipoise.units import parse
 

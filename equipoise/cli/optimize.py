@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import contextlib
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,16 +16,19 @@ from equipoise.cli.arguments import (
     check_store,
     duration,
     option,
+    place,
     positive,
     targets,
     whole,
 )
 from equipoise.errors import EXIT_FAILED, EXIT_OK, must_be
+from equipoise.study.place import is_address
 from equipoise.techniques import TECHNIQUES, named
 from equipoise.units import counted
 
 if TYPE_CHECKING:
     from equipoise.study.record import Study
+    from equipoise.study.store import Store
 
 SHOWN_DROP = 5.0
 """Points of drop beyond which the terminal leaves a point of the front to the report."""
@@ -44,7 +48,9 @@ def add_parser(subparsers: Any) -> None:
     bounds = 'bounds, such as "latency<=1ms, size<=300KB, drop<=1" (default: none, which asks for the knee)'
     option(parser, "--budget", budget(), default="", help=bounds)
     option(parser, "--time", duration(zero=True), default="10min", help="wall time for the whole run (default: %(default)s)")
-    parser.add_argument("--store", type=Path, default=None, help="folder of the study (default: runs/NAME)")
+    kept = "folder of the study (default: runs/NAME), or postgresql://HOST/DATABASE, which workers of other machines share"
+    parser.add_argument("--store", metavar="DIR|URL", default=None, help=kept)
+    parser.add_argument("--study", metavar="NAME", default="", help="of a study in a database (default: the workload's)")
     option(parser, "--seed", whole(), default=0, help="of every random choice (default: %(default)s)")
     family = 'new models of a family compete too, distilled from scratch: "cnn", "cnn:0.25" of its size, "cnn:width=8,depth=3"'
     option(parser, "--student", _student, default="", metavar="FAMILY[:SCALE]", help=family)
@@ -69,8 +75,9 @@ def run(args: argparse.Namespace) -> int:
     began = time.perf_counter()
     check_named("workload", args.workload, WORKLOADS)  # bad input is told before torch is imported
     _check_meters(args)
-    store = args.store or Path("runs") / _name(args.workload)
-    check_store(store)
+    store = _store(args)
+    if isinstance(store, Path):
+        check_store(store)
     _announce(store)
     from equipoise.cli.live import Live
 
@@ -134,28 +141,47 @@ def _name(workload: str) -> str:
     return "".join(c if c.isalnum() else "-" for c in last).strip("-") or "study"
 
 
-def _announce(store: Path) -> None:
+def _store(args: argparse.Namespace) -> Path | str:
+    """Where the study is, or is to be."""
+    if not args.store or not is_address(args.store):
+        if args.study:
+            raise must_be("--study", "left out where the store is a folder", args.study, "Give --store another folder instead.")
+        return Path(args.store or Path("runs") / _name(args.workload))
+    address = args.store if "#" in args.store else f"{args.store}#{args.study or _name(args.workload)}"
+    where: Path | str = place("--store", address)
+    return where
+
+
+def _announce(store: Path | str) -> None:
     """Say at once, before anything slow is imported, whether a study is being resumed."""
-    if not (store / "study.db").is_file():
-        return
-    from equipoise.study.store import Store
-
-    with Store.open(store, create=False, readonly=True) as opened:
-        print(f"resuming {store}: {counted(len(opened.all('evaluation')), 'evaluation')} recorded", file=sys.stderr, flush=True)
+    with _begun(store) as opened:
+        if opened is not None:
+            count = counted(len(opened.all("evaluation")), "evaluation")
+            print(f"resuming {store}: {count} recorded", file=sys.stderr, flush=True)
 
 
-def _state(store: Path) -> Mapping[str, Any] | None:
+def _state(store: Path | str) -> Mapping[str, Any] | None:
     """Return the weights that the study keeps of a model which loading would train anew; None where it keeps none."""
-    if not (store / "study.db").is_file():
-        return None
-    from safetensors.torch import load
-
-    from equipoise.study.store import Store
-
-    with Store.open(store, create=False, readonly=True) as opened:
-        headers = opened.all("study")
+    with _begun(store) as opened:
+        headers = opened.all("study") if opened is not None else []
         sha = headers[-1]["header"]["source_state"] if headers else ""
-        return load(opened.read_blob(sha)) if sha else None
+        if opened is None or not sha:
+            return None
+        from safetensors.torch import load
+
+        return load(opened.read_blob(sha))
+
+
+@contextlib.contextmanager
+def _begun(store: Path | str) -> Iterator[Store | None]:
+    """Look at a study that has begun; give None where there is none yet."""
+    from equipoise.study.store import Store, is_study
+
+    if not is_study(store):
+        yield None
+        return
+    with Store.open(store, create=False, readonly=True) as opened:
+        yield opened
 
 
 def show(study: Study, *, as_json: bool = False) -> None:

@@ -6,6 +6,7 @@ import argparse
 from pathlib import Path
 from typing import Any
 
+from equipoise.cli.arguments import option, place
 from equipoise.errors import EXIT_OK
 
 
@@ -17,7 +18,7 @@ def add_parser(subparsers: Any) -> None:
         description="Write a study as one HTML page that needs no network: the front, the pick, what was cut and why, "
         "the search's progress and every evaluation. The path of the page is printed on stdout.",
     )
-    parser.add_argument("study", metavar="STUDY", type=Path, help="folder of the study (what --store named)")
+    option(parser, "study", place, metavar="STUDY", help="folder of the study, or its address (what --store named)")
     parser.add_argument("--out", metavar="FILE", type=Path, help="where to write; default STUDY/report.html")
     parser.add_argument("--json", action="store_true", help="print the data behind the page instead of writing it")
 

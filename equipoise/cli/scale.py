@@ -99,7 +99,7 @@ def _advise(args: argparse.Namespace) -> int:
     from equipoise.pages import render_scale
     from equipoise.sizing.small_runs import recipe_for
     from equipoise.sizing.walk import scale
-    from equipoise.study.store import write_atomic
+    from equipoise.study.files import write_atomic
     from equipoise.verbs.train import recipe_of
     from equipoise.workloads import load_family, load_task
 

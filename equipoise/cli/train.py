@@ -88,7 +88,7 @@ def run(args: argparse.Namespace) -> int:
 
         return launch([sys.executable, "-m", "equipoise", *sys.argv[1:]], args.ranks)
     from equipoise.pages import render_train
-    from equipoise.study.store import write_atomic
+    from equipoise.study.files import write_atomic
     from equipoise.training.distribution.launch import connect
     from equipoise.verbs.train import recipe_of, train, usual_recipe
     from equipoise.workloads import load_family, load_task

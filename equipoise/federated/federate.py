@@ -24,7 +24,7 @@ from equipoise.federated.terms import Terms
 from equipoise.federated.transport import InProcess, Transport
 from equipoise.measure import machine
 from equipoise.records import SCHEMA, Reading, as_data, dumps, measured
-from equipoise.study.store import write_atomic
+from equipoise.study.files import write_atomic
 from equipoise.training import Recipe
 from equipoise.units import counted, show
 from equipoise.verbs.train import built, claim, train, usual_recipe, write_files

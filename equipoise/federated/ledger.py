@@ -13,7 +13,7 @@ from equipoise.errors import StoreError
 from equipoise.federated.rounds import Share
 from equipoise.federated.state import Server
 from equipoise.records import as_data
-from equipoise.study.store import write_atomic
+from equipoise.study.files import write_atomic
 from equipoise.training import checkpoint
 
 COLUMNS = ("round", "quality", "validation_loss", "asked", "counted", "down_bytes", "up_bytes", "seconds", "epsilon")

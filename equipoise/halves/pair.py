@@ -22,7 +22,7 @@ from equipoise.errors import EquipoiseError, must_be
 from equipoise.halves.coding import Field, packed, unpacked
 from equipoise.records import as_data
 from equipoise.runtimes.base import Program, Session, Target, get
-from equipoise.study.store import write_atomic
+from equipoise.study.files import write_atomic
 
 KIND, SCHEMA = "equipoise split", 1
 MANIFEST, PROBE = "manifest.json", "probe.npz"

@@ -16,9 +16,9 @@ from equipoise.errors import EquipoiseError, InputError, StoreError
 from equipoise.measure import machine
 from equipoise.records import Evaluation, Plan, as_data, evaluation_from
 from equipoise.road import probing
+from equipoise.road.answers import Died
 from equipoise.road.bench import Workbench, failed
 from equipoise.road.facts import Facts
-from equipoise.road.isolated import Died
 from equipoise.road.jobs import Job
 from equipoise.road.racing import race_stored
 from equipoise.runtimes import Target

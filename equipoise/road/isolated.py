@@ -28,17 +28,19 @@ from typing import IO, Any
 
 import torch
 
-from equipoise import workloads
+from equipoise import __version__, workloads
 from equipoise.built_in import trained_on_loading
 from equipoise.compress.trace import Watched
-from equipoise.errors import EquipoiseError, InputError, StoreError, missing_extra
-from equipoise.records import Evaluation, as_data, evaluation_from
+from equipoise.errors import InputError, StoreError, missing_extra
+from equipoise.records import as_data
+from equipoise.road.answers import Answers, Died
 from equipoise.road.bench import Workbench
 from equipoise.road.facts import Facts, facts_from
 from equipoise.road.jobs import Job
 from equipoise.road.trials import Tell, Trials
 from equipoise.runtimes import parse_targets
-from equipoise.study.store import Files
+from equipoise.study.files import Files
+from equipoise.study.store import files_of
 from equipoise.units import show
 from equipoise.workloads import Workload
 from equipoise.workloads.weights import packed
@@ -57,12 +59,8 @@ WORDS = 400
 """Characters of a dead child's last words that are told."""
 
 
-class Died(EquipoiseError):
-    """A process that a candidate took down, and how."""
-
-
 @dataclass
-class Child:
+class Child(Answers):
     """A process that does jobs, started when it is first needed and again after each death.
 
     Attributes:
@@ -90,36 +88,17 @@ class Child:
     def begin(self, jobs: Sequence[Job]) -> None:
         """One job at a time is done by a child."""
 
-    def scored(self, job: Job) -> Evaluation:
-        """Return a plan made, trained and scored by the child.
-
-        Raises:
-            Died: The child did not live to answer.
-            EquipoiseError: What the trial raised, with its traceback.
-            StoreError: The disk refused what it made.
-        """
-        answer = self._ask(job)
-        if "store" in answer:
-            raise StoreError(answer["store"])
-        if "failed" in answer:
-            raise EquipoiseError(answer["failed"])
-        return evaluation_from(answer["evaluation"])
-
-    def entry(self, job: Job) -> Mapping[str, Any]:
-        """Return an entry of the loss table as the child read it, or how the child ended."""
+    def answer(self, job: Job) -> Mapping[str, Any]:
+        """See `Answers.answer`."""
         try:
-            found: Mapping[str, Any] = self._ask(job)["entry"]
+            return self._ask(job)
         except Died as error:
-            return {**{k: job.args[k] for k in ("knob", "choice", "samples")}, "loss": None, "error": str(error)}
-        return found
+            return {"died": str(error)}
 
-    def estimates(self, job: Job) -> Mapping[str, Any]:
-        """Return estimates of entries as the child made them; none where it did not live to."""
-        try:
-            found: Mapping[str, Any] = self._ask(job)["estimates"]
-        except Died as error:
-            return {"estimated": [], "error": str(error)}
-        return found
+    def stop(self) -> None:
+        """Kill the process, from another thread: the job that it does ends as one that it did not live through."""
+        if process := self._process:
+            process.kill()
 
     def close(self) -> None:
         """Stop the process."""
@@ -247,28 +226,47 @@ def isolated(bench: Workbench, files: Files, *, spec: str, seed: int, tell: Tell
     Raises:
         InputError: The workload has no name, and cannot be written to a file either.
     """
+    with children(recipe_of(bench, spec=spec, seed=seed), held_of(bench, spec), files.path, tell, count) as made:
+        yield made
+
+
+def recipe_of(bench: Workbench, *, spec: str, seed: int) -> dict[str, Any]:
+    """Return what a process is told of a workbench, beside what `held_of` gives it."""
+    return {
+        "spec": spec,
+        "fingerprint": bench.work.fingerprint,
+        "targets": ",".join(map(str, bench.targets)),
+        "seed": seed,
+        "student": bench.student,
+        "version": __version__,
+    }
+
+
+def held_of(bench: Workbench, spec: str) -> bytes:
+    """Return the weights of a workload that has a name, else all of it.
+
+    Raises:
+        InputError: It cannot be written.
+    """
+    return packed(bench.work.model) if spec else _pickled(bench)
+
+
+@contextmanager
+def children(recipe: Mapping[str, Any], held: bytes, folder: Path, tell: Tell, count: int = 1) -> Iterator[list[Child]]:
+    """Give children of a recipe, which read and write the files of the study in `folder`."""
     import psutil  # type: ignore[import-untyped,unused-ignore]
 
-    with tempfile.TemporaryDirectory(prefix="equipoise-isolated-") as folder:
-        held = Path(folder) / "held"
-        held.write_bytes(packed(bench.work.model) if spec else _pickled(bench))
-        recipe = {
-            "store": str(files.path.absolute()),
-            "spec": spec,
-            "held": str(held),
-            "fingerprint": bench.work.fingerprint,
-            "targets": ",".join(map(str, bench.targets)),
-            "seed": seed,
-            "student": bench.student,
-            "path": sys.path,
-            "threads": max(1, torch.get_num_threads() // count),
-        }
+    with tempfile.TemporaryDirectory(prefix="equipoise-isolated-") as place:
+        file = Path(place) / "held"
+        file.write_bytes(held)
+        threads = max(1, torch.get_num_threads() // count)
+        whole = {**recipe, "store": str(folder.absolute()), "held": str(file), "path": sys.path, "threads": threads}
         most = MEMORY_SHARE * psutil.virtual_memory().available / count
-        children = [Child(recipe, most, tell) for _ in range(count)]
+        made = [Child(whole, most, tell) for _ in range(count)]
         try:
-            yield children
+            yield made
         finally:
-            for child in children:
+            for child in made:
                 child.close()
 
 
@@ -374,7 +372,7 @@ def _trials(recipe: Mapping[str, Any], tell: Tell, watched: Watched) -> Trials:
     work = _by_name(spec, held) if spec else pickle.loads(held)
     if work.fingerprint != recipe["fingerprint"]:
         raise InputError(f"workload {spec or work.name} must be the same each time that it is loaded; it has changed since")
-    files = Files(Path(recipe["store"]))
+    files = files_of(Path(recipe["store"]))
     bench = Workbench(work, parse_targets(recipe["targets"]), files.blob, watched=watched, student=recipe["student"])
     return Trials(bench, files, int(recipe["seed"]), tell)
 

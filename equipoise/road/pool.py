@@ -2,26 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor, wait
 from queue import SimpleQueue
 from typing import Any
 
-from equipoise.records import Evaluation
+from equipoise.road.answers import KINDS, Answers
 from equipoise.road.facts import Facts
 from equipoise.road.isolated import Child
 from equipoise.road.jobs import Job
 
-DOES: dict[str, Callable[[Child, Job], Any]] = {
-    "evaluation": Child.scored,
-    "new": Child.scored,
-    "table": Child.entry,
-    "guess": Child.estimates,
-}
-"""Kind of a job -> how a child does it."""
 
-
-class Pool:
+class Pool(Answers):
     """A maker of several children, each with a model of its own.
 
     A group of jobs is begun at once, and none of its results is given before all of them are there: the process that asks for
@@ -31,7 +23,7 @@ class Pool:
     def __init__(self, children: Sequence[Child]) -> None:
         self._children = children
         self._threads = ThreadPoolExecutor(len(children), thread_name_prefix="equipoise-pool")
-        self._begun: dict[tuple[str, str], Future[Any]] = {}
+        self._begun: dict[tuple[str, str], Future[Mapping[str, Any]]] = {}
         self._free: SimpleQueue[Child] = SimpleQueue()
         for child in children:
             self._free.put(child)
@@ -44,32 +36,18 @@ class Pool:
     def begin(self, jobs: Sequence[Job]) -> None:
         """Begin what a child does of these jobs."""
         for job in jobs:
-            if job.kind in DOES:
+            if job.kind in KINDS:
                 self._begun[job.kind, job.key] = self._threads.submit(self._done, job)
 
-    def scored(self, job: Job) -> Evaluation:
-        """See `Child.scored`."""
-        found: Evaluation = self._result(job)
-        return found
-
-    def entry(self, job: Job) -> Mapping[str, Any]:
-        """See `Child.entry`."""
-        found: Mapping[str, Any] = self._result(job)
-        return found
-
-    def estimates(self, job: Job) -> Mapping[str, Any]:
-        """See `Child.estimates`."""
-        found: Mapping[str, Any] = self._result(job)
-        return found
-
-    def _result(self, job: Job) -> Any:
+    def answer(self, job: Job) -> Mapping[str, Any]:
+        """See `Answers.answer`."""
         found = self._begun.pop((job.kind, job.key), None) or self._threads.submit(self._done, job)
         wait([found, *self._begun.values()])
         return found.result()
 
-    def _done(self, job: Job) -> Any:
+    def _done(self, job: Job) -> Mapping[str, Any]:
         child = self._free.get()
         try:
-            return DOES[job.kind](child, job)
+            return child.answer(job)
         finally:
             self._free.put(child)

@@ -18,7 +18,7 @@ from equipoise.road.facts import Facts
 from equipoise.road.jobs import Job
 from equipoise.road.prober import Change, Prober
 from equipoise.road.training import train
-from equipoise.study.store import Files
+from equipoise.study.files import Files
 
 Tell = Callable[[str, str, float], None]
 """Told about progress inside a job: stage, text, seconds since it began."""

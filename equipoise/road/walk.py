@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import shutil
 import time as clock
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager, nullcontext
 from pathlib import Path
+from typing import Any
 
 from equipoise import runtimes
 from equipoise.budget import parse_budget
@@ -23,6 +23,7 @@ from equipoise.road.pool import Pool
 from equipoise.road.trials import Trials
 from equipoise.runtimes import Target, parse_targets
 from equipoise.runtimes.base import check_threads, check_usable
+from equipoise.study.place import is_address
 from equipoise.study.record import Study
 from equipoise.study.store import Store
 from equipoise.techniques import named
@@ -60,7 +61,8 @@ def optimize(
         time: Wall time for the whole run (a quantity such as ``"20min"``, or seconds), everything counted. Nothing is begun
             that would not end in it, but the model is prepared and the untouched model measured in any case. What earlier,
             killed runs recorded counts; 0 reads the study as it stands.
-        store: Folder of the study. The same call again goes on where the last one stopped.
+        store: Folder of the study, or ``postgresql://HOST/DATABASE#NAME`` where other machines are to work for it
+            (docs/machines.md). The same call again goes on where the last one stopped.
         seed: Of every random choice; recorded.
         recovery: Whether survivors are distilled from the untouched model (their training time counts).
         student: Family of new models that are to compete with what the model can be cut down to: ``"mobilenet"`` (a few scales
@@ -73,7 +75,7 @@ def optimize(
         isolate: Whether each candidate is made, trained and scored in a process of its own, so that one that crashes, hangs, or
             eats the memory ends as a failed trial. Costs the memory of a second copy of the workload and the time to load it.
         workers: Processes that make, train and score candidates side by side, at most one a core; from 2 on each is isolated.
-            Nothing runs beside what is timed.
+            Nothing runs beside what is timed. With a store in a database these are this machine's; 0 where it only times.
         spec: How the command line names the workload, recorded so that `verify` can load it again.
         listen: Told about every step; None shows a line of progress in a notebook or an interactive session.
         began: ``time.perf_counter()`` when the run began, where loading the workload is to count as well; None for now.
@@ -87,11 +89,13 @@ def optimize(
     targets = parse_targets(target)
     limit = duration(time, zero=True)
     check_seed(seed)
-    if type(workers) is not int or workers < 1:
-        raise must_be("workers", "a whole number above 0", workers, "1 makes candidates one after the other.")
-    check_threads(workers, name="workers")
     if not isinstance(store, str | Path):
-        raise must_be("store", "the path of a folder", store, 'Write for example "runs/a".')
+        raise must_be("store", "the path of a folder, or an address", store, 'Write for example "runs/a".')
+    least = 0 if is_address(store) else 1
+    if type(workers) is not int or workers < least:
+        remedy = "1 makes candidates one after the other; 0 leaves all to other machines, with a store in a database."
+        raise must_be("workers", f"a whole number from {least} on", workers, remedy)
+    check_threads(max(1, workers), name="workers")
     for wanted in targets:
         check_usable(wanted)
     if not isinstance(student, str):
@@ -113,8 +117,8 @@ def optimize(
             says = f"turned round, since {turned} {work.metric.name} is better"
             raise must_be("budget quality", says, str(constraint), "Turn the relation round.")
     told = listen or of_events()
-    new = not Path(store).exists()
-    with Store.open(store) as opened, _withdrawn(opened, new):
+    fresh = is_address(store) or not Path(store).exists()
+    with Store.open(store) as opened, _withdrawn(opened, new=fresh and not opened.all("identity")):
         about = {"workload": work.fingerprint, "parts": work.identity, "targets": [str(t) for t in targets], "seed": seed}
         opened.identity(about)
         asked = Asked(
@@ -136,19 +140,19 @@ def optimize(
         bench = Workbench(
             work, targets, opened.blob, asked.meters, asked.meters.metered(asked.budget), student=located(student)
         )
-        children = workers if isolate or workers > 1 else 0
-        _walk(opened, asked, bench, spec=located(spec), children=children, listen=told, started=started)
+        apart = workers if isolate or workers > 1 or opened.address else 0
+        _walk(opened, asked, bench, spec=located(spec), apart=apart, listen=told, started=started)
         return Study.read(opened)
 
 
 @contextmanager
-def _withdrawn(store: Store, new: bool) -> Iterator[None]:
-    """Take a `new` folder away again where the run is refused before anything was measured."""
+def _withdrawn(store: Store, *, new: bool) -> Iterator[None]:
+    """Take a `new` study away again where the run is refused before anything was measured."""
     try:
         yield
     except InputError:
         if new and not store.all("evaluation"):
-            shutil.rmtree(store.path)
+            store.forget()
         raise
 
 
@@ -158,7 +162,7 @@ def _walk(
     bench: Workbench,
     *,
     spec: str,
-    children: int,
+    apart: int,
     listen: Listener,
     started: float,
 ) -> None:
@@ -173,9 +177,14 @@ def _walk(
 
     with ExitStack() as open_:
         maker: Maker = Trials(bench, store, asked.seed, road.tell)
-        if children:
-            made = open_.enter_context(isolated(bench, store, spec=spec, seed=asked.seed, tell=road.tell, count=children))
-            maker = made[0] if children == 1 else Pool(made)
+        how: dict[str, Any] = {"spec": spec, "seed": asked.seed, "tell": road.tell, "count": apart}
+        if store.address:
+            from equipoise.road.ordered import ordered
+
+            maker = open_.enter_context(ordered(bench, store, **how))
+        elif apart:
+            made = open_.enter_context(isolated(bench, store, **how))
+            maker = made[0] if apart == 1 else Pool(made)
         here = Here(store, bench, maker, lambda: road.proposal(), spec=spec)
         if store.get("prepare", "0"):  # a run that goes on: loading and preparing anew are no part of its next job
             road.tell("prepare", "prepare the model again", extra_s=clock.perf_counter() - started)

@@ -43,8 +43,9 @@ from equipoise.ship.agreement import divided
 from equipoise.ship.card import card
 from equipoise.ship.manifest import KIND, PROBE, SCHEMA, SOURCE_STATE, WEIGHTS, WIDEST_RATIO, Manifest, checked, parse
 from equipoise.stats import Interval
+from equipoise.study.files import write_atomic
 from equipoise.study.record import Study, latency_beside
-from equipoise.study.store import Store, write_atomic
+from equipoise.study.store import Store
 from equipoise.study.tested import EXPORTS, exports_of
 
 OWN_FILES = ("manifest.json", "README.md", "verify.json")

@@ -9,7 +9,7 @@ from equipoise.errors import must_be
 from equipoise.ship.artifact import Artifact, pack
 from equipoise.study.picks import parse_pick
 from equipoise.study.record import Study
-from equipoise.study.store import Store
+from equipoise.study.store import Store, folder_at
 
 
 def export(
@@ -47,7 +47,7 @@ def folder_of(study: object) -> Path:
     path = getattr(study, "path", study)
     if not isinstance(path, str | Path):
         raise must_be("study", "a study or the path of its folder", study, 'Write for example "runs/a".')
-    return Path(path)
+    return folder_at(path)
 
 
 def _plain(pick: str) -> str:

@@ -32,7 +32,7 @@ from equipoise.ship.pace import raced
 from equipoise.ship.promises import FP32_SLACK, SAMPLES, Check, judged, slack
 from equipoise.ship.rebuilt import in_the_graph, rebuilt
 from equipoise.ship.scene import ELSEWHERE, Scene, apart, guarded, near, probe, request
-from equipoise.study.store import write_atomic
+from equipoise.study.files import write_atomic
 from equipoise.units import show
 from equipoise.workloads import Split, Workload, classes
 from equipoise.workloads.scoring import drop_reading, quality_reading

@@ -10,8 +10,9 @@ from equipoise.pages import render, render_scale
 from equipoise.records import as_data
 from equipoise.road.explain import explained
 from equipoise.ship.export import folder_of
+from equipoise.study.files import write_atomic
 from equipoise.study.record import Study
-from equipoise.study.store import Store, write_atomic
+from equipoise.study.store import Store
 from equipoise.study.summary import summarize
 
 

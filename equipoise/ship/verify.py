@@ -30,7 +30,7 @@ from equipoise.ship.artifact import Artifact
 from equipoise.ship.card import BEGIN, END, figures, verified_block, with_test
 from equipoise.ship.manifest import ManifestError
 from equipoise.ship.promises import SAMPLES, Check, judged
-from equipoise.study.store import write_atomic
+from equipoise.study.files import write_atomic
 from equipoise.study.tested import RESULT, headline, tested
 
 CARD_BYTES = 4_000_000

@@ -16,7 +16,7 @@ from equipoise.compress.fold import pairs
 from equipoise.compress.trace import record
 from equipoise.errors import EquipoiseError
 from equipoise.records import Reading, measured
-from equipoise.study.store import write_atomic
+from equipoise.study.files import write_atomic
 from equipoise.training import Recipe, Trained
 from equipoise.training.distribution import Distribution
 from equipoise.training.frozen import Fitted, fit_head, read_fitted

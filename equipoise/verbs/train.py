@@ -21,7 +21,7 @@ from equipoise.records import SCHEMA, Reading, as_data, dumps, estimated, measur
 from equipoise.scaling import Curves, Diagnosis, diagnose
 from equipoise.sizing.costs import check_size
 from equipoise.sizing.small_runs import recipe_for
-from equipoise.study.store import write_atomic
+from equipoise.study.files import write_atomic
 from equipoise.training import Recipe, Trained, fit
 from equipoise.training.distribution import PRECISIONS, Distribution, OneProcess
 from equipoise.training.frozen import Fitted

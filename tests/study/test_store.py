@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from equipoise.errors import InputError, StoreError
-from equipoise.study.store import SCHEMA, Store, write_atomic
+from equipoise.study.files import write_atomic
+from equipoise.study.store import SCHEMA, Store
 
 WALK = """
     import sys

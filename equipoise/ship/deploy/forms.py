@@ -9,7 +9,7 @@ from equipoise.errors import must_be, unknown
 from equipoise.ship.artifact import whole
 from equipoise.ship.deploy import docker, kserve, ray_serve, triton
 from equipoise.ship.deploy.ladder import Rungs, written
-from equipoise.study.store import write_atomic
+from equipoise.study.files import write_atomic
 
 FORMS: Mapping[str, Callable[[Rungs], Mapping[str, bytes]]] = {
     "docker": docker.files,

@@ -1,0 +1,110 @@
+"""A maker that posts orders in the study's database: workers on any machine do them, processes of this one among them."""
+
+from __future__ import annotations
+
+import threading
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+from equipoise.errors import StoreError
+from equipoise.records import dumps
+from equipoise.road.answers import KINDS, Answers
+from equipoise.road.bench import Workbench
+from equipoise.road.facts import Facts
+from equipoise.road.isolated import Child, children, held_of, recipe_of
+from equipoise.road.jobs import Job
+from equipoise.road.trials import Tell
+from equipoise.road.worker import LOOK_S, serve
+from equipoise.study.orders import Orders
+from equipoise.study.postgres import Connection
+from equipoise.study.store import Store
+
+
+class Ordered(Answers):
+    """Posts what may be done anywhere; gives no result of a group before all are there, so that nothing runs beside a timing.
+
+    Args:
+        orders: Of the study that is walked.
+        bench: Of this process.
+        hands: Children of this machine, which take orders too; none where this machine only times.
+    """
+
+    def __init__(self, orders: Orders, bench: Workbench, hands: Sequence[Child], recipe: str) -> None:
+        self._orders, self._bench, self._hands, self._recipe = orders, bench, hands, recipe
+        self._threads = ThreadPoolExecutor(max(1, len(hands)), thread_name_prefix="equipoise-hand")
+        self._posted: dict[tuple[str, str], int] = {}
+
+    def facts(self) -> Facts:
+        """Return what can be changed in the model."""
+        return self._hands[0].facts() if self._hands else self._bench.facts
+
+    def begin(self, jobs: Sequence[Job]) -> None:
+        """Post what may be done anywhere of these jobs."""
+        mine = [job for job in jobs if job.kind in KINDS]
+        ids = self._orders.post([(job.kind, job.key, dict(job.args), job.expected_s) for job in mine])
+        self._posted.update({(job.kind, job.key): number for job, number in zip(mine, ids, strict=True)})
+
+    def answer(self, job: Job) -> Mapping[str, Any]:
+        """See `Answers.answer`."""
+        if (job.kind, job.key) not in self._posted:
+            self.begin([job])
+        found = self._all()
+        return found[self._posted.pop((job.kind, job.key))]
+
+    def _all(self) -> dict[int, dict[str, Any]]:
+        """Return the results of all that is posted, when all are there and the hands of this machine rest."""
+        ids, stop = [*self._posted.values()], threading.Event()
+        found = self._orders.results(ids)
+        if len(found) == len(ids):
+            return found
+        helping = [self._threads.submit(self._help, child, stop) for child in self._hands]
+        try:
+            while len(found) < len(ids):
+                time.sleep(LOOK_S)
+                for hand in helping:
+                    if hand.done():  # before it was told to
+                        hand.result()
+                        raise StoreError(f"the study {self._orders.study} was taken over by another process. Stop this one.")
+                found = self._orders.results(ids)
+        finally:
+            stop.set()
+            for hand in helping:
+                hand.exception()
+        return found
+
+    def _help(self, child: Child, stop: threading.Event) -> None:
+        mine = Orders(Connection(self._orders.connection.address), self._orders.study)
+        try:
+            serve(mine, child, self._recipe, told=lambda _: None, stop=stop)
+        finally:
+            mine.connection.close()
+
+    def close(self) -> None:
+        """Let the hands go."""
+        self._threads.shutdown()
+
+
+@contextmanager
+def ordered(bench: Workbench, store: Store, *, spec: str, seed: int, tell: Tell, count: int) -> Iterator[Ordered]:
+    """Give a maker that posts orders in the database of `store`.
+
+    Args:
+        spec: How the command line names the workload, here and on every worker; an object travels through the database.
+        count: Processes of this machine that take orders too; 0 where it only times.
+    """
+    held = held_of(bench, spec)
+    said = recipe_of(bench, spec=spec, seed=seed)
+    recipe = store.blob(dumps({**said, "held": store.blob(held)}).encode())
+    connection = Connection(store.address)
+    orders = Orders(connection, store.address.partition("#")[2])
+    orders.open(recipe)
+    with ExitStack() as open_:
+        open_.callback(connection.close)
+        hands = open_.enter_context(children(said, held, store.path, tell, count))
+        maker = Ordered(orders, bench, hands, recipe)
+        open_.callback(maker.close)
+        yield maker
+        orders.clear()
