@@ -70,10 +70,10 @@ def main() -> None:
 def confirmed(found: Splits, ride: Ride, seconds: float) -> dict[str, Any]:
     """Race the pick and both ends anew: seconds of each, and how many times faster the pick is than either end."""
     pick = "0" if ride.pick == THERE else ride.pick
-    numbers = dict.fromkeys([0, *([int(pick)] if pick != HERE else [])])
+    numbers = dict.fromkeys([*([0] if ride.over_there else []), *([int(pick)] if pick != HERE else [])])
     sent = int(found.cuts[ride.pick].sent.get())
     raced = race_link(found.everything, numbers, ride.link, echo=sent, seconds=seconds, seed=1)
-    over = {end: raced.speedup(key, pick) for end, key in ((HERE, HERE), (THERE, "0")) if key != pick}
+    over = {end: raced.speedup(key, pick) for end, key in ((HERE, HERE), (THERE, "0")) if key != pick and key in raced.rounds}
     latency = {name: as_data(raced.latency(name)) for name in raced.rounds}
     ratios = {end: [ratio.value, ratio.low, ratio.high] for end, ratio in over.items()}
     return {

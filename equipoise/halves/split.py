@@ -22,7 +22,7 @@ from equipoise.halves.pair import HERE, Bundle, first, held, load
 from equipoise.halves.wire import Link, connect
 from equipoise.measure import energy, machine
 from equipoise.progress import of_words
-from equipoise.records import Reading, as_data, measured, unavailable
+from equipoise.records import Reading, as_data, estimated, measured, unavailable
 from equipoise.runtimes.base import Target, check_threads, check_usable
 from equipoise.stats import Interval, verdict
 from equipoise.units import duration, show
@@ -37,6 +37,8 @@ THERE = "there"
 BUDGET = "drop<=0.5"
 FINALISTS, WORTH = 3, 1.25
 """Cuts inside the model that are run end to end: those predicted best, unless they take so many times the better end."""
+FAR, SLOW_S = 4.0, 0.5
+"""All on the server is not run end to end where it should take so many times the best, and so long, as over a slow link."""
 CALIBRATION, VALIDATION, PROBE = 256, 2000, 8
 Step = Callable[[str], None]
 
@@ -72,8 +74,9 @@ class Ride:
     Attributes:
         link: The uplink and the time there and back.
         predicted: Name of a split -> seconds, the sum of its measured parts and what the link takes for its bytes.
-        latency: Name -> seconds end to end, of those that were run.
-        over_here, over_there: Name -> how many times faster end to end than all on the device, and than all on the server.
+        latency: Name -> seconds end to end, of those that were run; an estimate of all on the server where that was not.
+        over_here, over_there: Name -> how many times faster end to end than all on the device, and than all on the server,
+            which is empty where that was not run.
         pick: The name of the split to use: the quickest end to end, where it is not told from the better end that end.
         late: Seconds by which a request of the pick's size and no work comes later than the link says.
         stopped: Why the race ended.
@@ -127,8 +130,11 @@ class Splits:
         told = f"{ride.link}: {where}, {ride.latency[ride.pick]}"
         if ride.pick in (HERE, THERE):
             return told
-        here, there = ride.over_here[ride.pick], ride.over_there[ride.pick]
-        return f"{told}, {_times(here)} times as fast as here and {_times(there)} as there, {found.sent} sent"
+        if ride.over_there:
+            there = _times(ride.over_there[ride.pick])
+        else:
+            there = f"some {ride.latency[THERE].get() / ride.latency[ride.pick].get():.0f}, estimated,"
+        return f"{told}, {_times(ride.over_here[ride.pick])} times as fast as here and {there} as there, {found.sent} sent"
 
     def save(self, folder: str | Path) -> Path:
         """Write what both machines need into `folder`: the whole model, the halves of each pick, and what was found.
@@ -301,27 +307,31 @@ def _ride(bundle: Bundle, cuts: Mapping[str, Sharing], link: Link, seconds: floa
     }
     best = min(predicted[HERE], predicted[THERE])
     inner = sorted((name for name in cuts if name not in (HERE, THERE)), key=predicted.__getitem__)
-    names = [THERE, *(name for name in inner[:FINALISTS] if predicted[name] <= WORTH * best)]
+    far = predicted[THERE] > max(SLOW_S, FAR * min(predicted.values()))
+    names = [*([] if far else [THERE]), *(name for name in inner[:FINALISTS] if predicted[name] <= WORTH * best)]
     tell(f"end to end over {link}")
-    echo = int(cuts[min(names, key=predicted.__getitem__)].sent.get())
+    echo = int(cuts[min(names or [HERE], key=predicted.__getitem__)].sent.get())
     raced = race_link(bundle, [cuts[name].number or 0 for name in names], link, echo=echo, seconds=seconds, seed=seed)
     keys = {name: str(cuts[name].number or 0) for name in names} | {HERE: HERE}
     latency = {name: raced.latency(key) for name, key in keys.items()}
-    over = {end: {name: raced.speedup(keys[end], key) for name, key in keys.items() if name != end} for end in (HERE, THERE)}
+    ends = [end for end in (HERE, THERE) if end in keys]
+    over = {end: {name: raced.speedup(keys[end], key) for name, key in keys.items() if name != end} for end in ends}
     pick = picked({name: found.get() for name, found in latency.items()}, over)
+    if far:
+        latency[THERE] = estimated(predicted[THERE], "s", note="its parts and the link's time for its bytes; not run")
     late = raced.latency(ECHO)
     off = measured(late.get() - link.seconds(echo), "s", n=late.n, note=f"of {show(echo, 'B')} and no work")
-    return Ride(link, predicted, latency, over[HERE], over[THERE], pick, off, raced.stopped)
+    return Ride(link, predicted, latency, over[HERE], over.get(THERE, {}), pick, off, raced.stopped)
 
 
 def picked(latency: Mapping[str, float], over: Mapping[str, Mapping[str, Interval]]) -> str:
     """Return the split to use: the quickest, or the better end where that is not told from it.
 
     Args:
-        latency: Name -> seconds, both ends among them.
-        over: End -> name -> how many times faster than that end.
+        latency: Name -> seconds of what was run, the ends that were among them.
+        over: Of these ends -> name -> how many times faster than that end.
     """
-    better = min((HERE, THERE), key=latency.__getitem__)
+    better = min(over, key=latency.__getitem__)
     quickest = min(latency, key=latency.__getitem__)
     return quickest if quickest == better or verdict(over[better][quickest]) == "faster" else better
 

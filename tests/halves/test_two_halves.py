@@ -43,7 +43,7 @@ def workload() -> eq.Workload:
 @pytest.fixture(scope="module")
 def found() -> Splits:
     steps = list[str]()
-    made = eq.split(workload(), uplink=["0.2Mbit/s", "1Gbit/s"], rtt="0ms", budget="drop<=5", time=1, on_step=steps.append)
+    made = eq.split(workload(), uplink=["0.2Mbit/s", "1Gbit/s", "1kbit/s"], rtt="0ms", budget="drop<=5", time=1, on_step=steps.append)
     assert steps[0] == "exporting"
     assert "verifying the halves together" in steps
     return made
@@ -70,9 +70,12 @@ def test_the_ends_and_a_cut_compete(found) -> None:
         assert ride.latency.keys() <= ride.predicted.keys()
         assert ride.pick in ride.latency
         assert ride.late.unit == "s"
-    slow, quick = found.rides
+    slow, quick, hopeless = found.rides
     assert slow.predicted[THERE] > quick.predicted[THERE]
     assert slow.latency[THERE].get() >= slow.link.seconds(found.cuts[THERE].sent.low)
+    assert hopeless.latency[THERE].provenance == "estimated"  # a link that slow is not waited for
+    assert not hopeless.over_there
+    assert slow.latency[THERE].provenance == quick.latency[THERE].provenance == "measured"
     assert found.energy.known or found.energy.note
 
 
