@@ -27,7 +27,8 @@ from equipoise import workloads
 from equipoise.measure import machine
 from equipoise.records import Plan, as_data
 from equipoise.road.bench import Workbench
-from equipoise.road.isolated import Died, isolated
+from equipoise.road.answers import Died
+from equipoise.road.isolated import isolated
 from equipoise.road.jobs import TOGETHER, Job
 from equipoise.road.pool import Pool
 from equipoise.runtimes import parse_targets
@@ -63,7 +64,7 @@ def main() -> None:
 
 @contextlib.contextmanager
 def pooled(bench: Workbench, store: Store, spec: str, count: int, threads: int) -> Iterator[Pool]:
-    with isolated(bench, store, spec=spec, seed=0, tell=lambda *_: None, count=count) as children:
+    with isolated(bench, store.files, spec=spec, seed=0, tell=lambda *_: None, count=count) as children:
         for child in children:
             child.recipe = {**child.recipe, "threads": threads}
         yield Pool(children)

@@ -38,10 +38,9 @@ def run(args: argparse.Namespace) -> int:
         remedy = "On one machine, `equipoise optimize --workers N` needs none."
         raise must_be("--store", "the address of a database", args.store, remedy)
     if ("#" in args.store) == bool(args.study):
-        raise must_be(
-            "--study", "the study's name, once", args.study, "Give the name that optimize has."
-        )
-    address = place("--store", args.store if "#" in args.store else f"{args.store}#{args.study}")
+        raise must_be("--study", "the study's name, once", args.study, "Give the name that optimize has.")
+    address = args.store if "#" in args.store else f"{args.store}#{args.study}"
+    place("--store", address)
     stop = threading.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())

@@ -176,14 +176,14 @@ def _walk(
             yield
 
     with ExitStack() as open_:
-        maker: Maker = Trials(bench, store, asked.seed, road.tell)
+        maker: Maker = Trials(bench, store.files, asked.seed, road.tell)
         how: dict[str, Any] = {"spec": spec, "seed": asked.seed, "tell": road.tell, "count": apart}
         if store.address:
             from equipoise.road.ordered import ordered
 
             maker = open_.enter_context(ordered(bench, store, **how))
         elif apart:
-            made = open_.enter_context(isolated(bench, store, **how))
+            made = open_.enter_context(isolated(bench, store.files, **how))
             maker = made[0] if apart == 1 else Pool(made)
         here = Here(store, bench, maker, lambda: road.proposal(), spec=spec)
         if store.get("prepare", "0"):  # a run that goes on: loading and preparing anew are no part of its next job

@@ -95,7 +95,10 @@ class Orders:
                 ORDER BY id FOR UPDATE SKIP LOCKED LIMIT 1)
             RETURNING id, kind, key, args, expected_s, epoch"""
         row = self.connection.run(lambda db: db.execute(said, (worker, lease_s, self.study, TRIES, recipe)).fetchone())
-        return None if row is None else Order(*row[:3], json.loads(row[3]), *row[4:])
+        if row is None:
+            return None
+        number, kind, key, args, expected_s, epoch = row
+        return Order(number, kind, key, json.loads(args), expected_s, epoch)
 
     def beat(self, order: Order, *, lease_s: float = LEASE_S) -> bool:
         """Hold an order for one more lease; False where it is no longer this worker's."""

@@ -1,6 +1,6 @@
 """The record of a study in a PostgreSQL database, which many machines share: one of them walks, the others are given orders.
 
-Everything is in the namespace ``equipoise`` of the database: ``studies``, ``records`` (as SQLite holds them), ``blobs`` by hash,
+Everything is in the namespace ``equipoise`` of the database: ``studies``, ``records`` as SQLite holds them, ``blobs`` by hash
 for all studies together, and ``orders`` (see `orders`). The walker holds an advisory lock, which the server gives back when its
 connection ends, and each of its commits checks its *epoch*: one that lost its place to another, unnoticed, writes nothing more.
 A broken connection is made again, for up to `PATIENCE_S`; every transaction here may be run twice.
@@ -36,7 +36,7 @@ PATIENCE_S = 60.0
 """How long a server that was reached once is tried for again."""
 LONGEST_S = 2.0
 """Most seconds between two tries."""
-_WATCHED = {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+_WATCHED: dict[str, Any] = {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
 _MAKING = 0x45515550  # "EQUP": lock under which the tables are made
 _TABLES = """
 CREATE SCHEMA IF NOT EXISTS equipoise;
@@ -46,7 +46,8 @@ CREATE TABLE IF NOT EXISTS equipoise.studies (
     walking bool NOT NULL DEFAULT false, recipe text NOT NULL DEFAULT '', begun timestamptz NOT NULL DEFAULT clock_timestamp());
 CREATE TABLE IF NOT EXISTS equipoise.records (
     study text NOT NULL REFERENCES equipoise.studies ON DELETE CASCADE, seq bigint NOT NULL, kind text NOT NULL,
-    key text NOT NULL, data text NOT NULL, sha256 text NOT NULL, seconds float8 NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp(),
+    key text NOT NULL, data text NOT NULL, sha256 text NOT NULL, seconds float8 NOT NULL,
+    at timestamptz NOT NULL DEFAULT clock_timestamp(),
     PRIMARY KEY (study, seq), UNIQUE (study, kind, key));
 CREATE TABLE IF NOT EXISTS equipoise.blobs (
     sha256 text PRIMARY KEY, data bytea NOT NULL, at timestamptz NOT NULL DEFAULT clock_timestamp());
@@ -221,9 +222,8 @@ class PostgresStore(Store):
 
     def _lock(self, db: Db) -> None:
         """Take the lock of the study on this connection."""
-        if db.execute("SELECT pg_try_advisory_lock(hashtextextended(%s, 0))", (f"equipoise {self.study}",)).fetchone() != (
-            True,
-        ):
+        query = "SELECT pg_try_advisory_lock(hashtextextended(%s, 0))"
+        if db.execute(query, (f"equipoise {self.study}",)).fetchone() != (True,):
             row = db.execute("SELECT walker FROM equipoise.studies WHERE name=%s", (self.study,)).fetchone()
             owner = row[0] if row and row[0] else "another process"
             raise StoreError(f"the study {self.name} is in use by {owner}. Wait for it, stop it, or give another name.")

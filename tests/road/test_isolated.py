@@ -59,7 +59,7 @@ def test_a_candidate_that_takes_its_process_down_is_a_failed_reading_and_the_nex
     spec = f"{file}:make"
     with Store.open(tmp_path / "store") as store:
         bench = Workbench(workloads.load(spec), parse_targets("onnxruntime"), store.blob)
-        with room.isolated(bench, store, spec=spec, seed=0, tell=lambda *told: None) as (child,):
+        with room.isolated(bench, store.files, spec=spec, seed=0, tell=lambda *told: None) as (child,):
             (knob,) = (k.name for k in child.facts().space.knobs if k.kind == "width" and k.name.endswith("a"))
             child.limit_bytes = 1.5e9
             for ends, told in WAYS.items():
@@ -80,7 +80,7 @@ def test_a_group_that_takes_the_preparation_down_is_left_whole_and_the_others_ar
     spec = f"{file}:make"
     with Store.open(tmp_path / "store") as store:
         bench = Workbench(workloads.load(spec), parse_targets("onnxruntime"), store.blob)
-        with room.isolated(bench, store, spec=spec, seed=0, tell=lambda *told: said.append(told[1])) as (child,):
+        with room.isolated(bench, store.files, spec=spec, seed=0, tell=lambda *told: said.append(told[1])) as (child,):
             facts = child.facts()
     widths = {row.knob.name for row in facts.offered if row.knob.kind == "width"}
     assert widths == {"width.b"}
