@@ -43,7 +43,9 @@ def workload() -> eq.Workload:
 @pytest.fixture(scope="module")
 def found() -> Splits:
     steps = list[str]()
-    made = eq.split(workload(), uplink=["0.2Mbit/s", "1Gbit/s", "1kbit/s"], rtt="0ms", budget="drop<=5", time=1, on_step=steps.append)
+    made = eq.split(
+        workload(), uplink=["0.2Mbit/s", "1Gbit/s", "1kbit/s"], rtt="0ms", budget="drop<=5", time=1, on_step=steps.append
+    )
     assert steps[0] == "exporting"
     assert "verifying the halves together" in steps
     return made
