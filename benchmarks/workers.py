@@ -26,8 +26,8 @@ import numpy as np
 from equipoise import workloads
 from equipoise.measure import machine
 from equipoise.records import Plan, as_data
-from equipoise.road.bench import Workbench
 from equipoise.road.answers import Died
+from equipoise.road.bench import Workbench
 from equipoise.road.isolated import isolated
 from equipoise.road.jobs import TOGETHER, Job
 from equipoise.road.pool import Pool

@@ -22,7 +22,6 @@ from equipoise.cli.arguments import (
     whole,
 )
 from equipoise.errors import EXIT_FAILED, EXIT_OK, must_be
-from equipoise.study.place import is_address
 from equipoise.techniques import TECHNIQUES, named
 from equipoise.units import counted
 
@@ -143,6 +142,8 @@ def _name(workload: str) -> str:
 
 def _store(args: argparse.Namespace) -> Path | str:
     """Where the study is, or is to be."""
+    from equipoise.study.place import is_address
+
     if not args.store or not is_address(args.store):
         if args.study:
             raise must_be("--study", "left out where the store is a folder", args.study, "Give --store another folder instead.")

@@ -17,8 +17,8 @@ from equipoise.events import Event
 from equipoise.measure import energy
 from equipoise.records import Evaluation, as_data
 from equipoise.road import decisions, here, probing, proposals
-from equipoise.road.bench import Workbench
 from equipoise.road.answers import Died
+from equipoise.road.bench import Workbench
 from equipoise.road.prober import Prober
 from equipoise.road.walk import optimize
 from equipoise.runtimes import get
