@@ -14,17 +14,23 @@ from equipoise.pages.scale import render_scale
 from equipoise.pages.train import render_train
 from equipoise.pages.view import client_data, page_data
 
-__all__ = ["embed", "finite", "render", "render_scale", "render_train"]
+__all__ = ["embed", "finite", "render", "render_scale", "render_train", "waiting"]
 
 _SCRIPTS = ("element.js", "table.js", "tip.js", "model.js", "chart.js", "panel.js", "page.js")
 
 
-def render(study: Mapping[str, Any]) -> str:
+def render(study: Mapping[str, Any], *, live: str = "") -> str:
     """Return the HTML page of a study's summary.
 
     Args:
         study: What `summary.summarize` returns: header, evaluations in order, baseline, knee and pick keys, layers, progress.
+        live: As of `document`.
     Raises:
         InputError: The summary is of another schema.
     """
-    return document("study", page_data(study), data=client_data(study), scripts=_SCRIPTS)
+    return document("study", page_data(study), data=client_data(study), scripts=_SCRIPTS, live=live)
+
+
+def waiting(place: str, *, live: str) -> str:
+    """Return the page of a study that has nothing to show yet."""
+    return document("waiting", {"place": place}, data=None, scripts=(), live=live)

@@ -14,7 +14,7 @@ from jinja2 import Environment, PackageLoader, StrictUndefined
 from markupsafe import Markup
 
 
-def document(name: str, variables: Mapping[str, Any], *, data: Any, scripts: Sequence[str]) -> str:
+def document(name: str, variables: Mapping[str, Any], *, data: Any, scripts: Sequence[str], live: str = "") -> str:
     """Return the whole page that ``page/NAME.html`` describes.
 
     Args:
@@ -22,8 +22,11 @@ def document(name: str, variables: Mapping[str, Any], *, data: Any, scripts: Seq
         variables: What the template shows. All of it is text: markup in it is escaped.
         data: What the scripts read and the reader may save, as JSON.
         scripts: Files of ``page/`` that make the page's one script, in order.
+        live: What the server of a page that follows a run last recorded; such a page asks its server, and nothing else.
     """
-    script = '(() => {\n"use strict";\n' + "".join(_asset(file) for file in scripts) + "})();\n"
+    script = (
+        '(() => {\n"use strict";\n' + "".join(_asset(file) for file in (*scripts, *(["live.js"] if live else []))) + "})();\n"
+    )
     style = _asset("style.css")
     page = Environment(
         loader=PackageLoader("equipoise.pages", "page"),
@@ -35,6 +38,7 @@ def document(name: str, variables: Mapping[str, Any], *, data: Any, scripts: Seq
     text = page.render(
         **variables,
         name=name,
+        live=live,
         data=embed(data),
         script=Markup(script),
         style=Markup(style),

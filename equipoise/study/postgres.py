@@ -210,6 +210,12 @@ class PostgresStore(Store):
         self.close()
         shutil.rmtree(self.path)
 
+    def walker(self) -> str:
+        """See `Store.walker`."""
+        query = "SELECT walker FROM equipoise.studies WHERE name=%s AND walking"
+        row = self.connection.run(lambda db: db.execute(query, (self.study,)).fetchone())
+        return row[0] if row else ""
+
     def _begin(self) -> None:
         """Take the walker's place: the lock, then a new epoch, by which what an earlier walker still writes is refused."""
         take = "UPDATE equipoise.studies SET epoch=epoch+1, walker=%s, walking=true WHERE name=%s RETURNING epoch"

@@ -63,8 +63,15 @@ class SqliteStore(Store):
     def close(self) -> None:
         """See `Store.close`."""
         self._db.close()
-        if self._release is not None:
+        if self._release is not None and self._release.alive:
+            (self.path / "lock").write_text("")
             self._release()
+
+    def walker(self) -> str:
+        """See `Store.walker`."""
+        with _told(self.path, "read"):
+            owner = (self.path / "lock").read_text().strip() if (self.path / "lock").is_file() else ""
+        return f"process {owner}" if owner.isdigit() and _lives(int(owner)) else ""
 
     def forget(self) -> None:
         """See `Store.forget`."""
@@ -160,6 +167,16 @@ def _lock(path: Path) -> int:
     os.ftruncate(descriptor, 0)
     os.write(descriptor, f"{os.getpid()}\n".encode())
     return descriptor
+
+
+def _lives(process: int) -> bool:
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        pass  # another user's
+    return True
 
 
 def _drop_in_forks(release: weakref.finalize[Any, Any]) -> None:

@@ -104,6 +104,10 @@ class Store(ABC):
     def spent(self) -> float:
         """Return the seconds of all recorded steps together, over every resume."""
 
+    @abstractmethod
+    def walker(self) -> str:
+        """Return who walks the study now, in words; empty where nobody does."""
+
     # ---- files ---------------------------------------------------------------------------------------------------------------
 
     def blob(self, data: bytes) -> str:
