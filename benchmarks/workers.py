@@ -94,7 +94,7 @@ def killed(pool: Pool, plans: list[Plan]) -> dict[str, Any]:
     jobs = jobs_of(plans)
     pool.begin(jobs)
     time.sleep(1.0)
-    process = pool._children[0]._process
+    process = pool._makers[0]._process
     assert process is not None
     process.kill()
     failed = done = 0

@@ -61,7 +61,8 @@ def add_parser(subparsers: Any) -> None:
     apart = "make and score each candidate in a process of its own: one that crashes or hangs is a failed trial"
     parser.add_argument("--isolate", action="store_true", help=apart)
     beside = "processes that make, train and score candidates side by side, from 2 on isolated (default: %(default)s)"
-    option(parser, "--workers", whole(least=1), default=1, help=beside)
+    option(parser, "--workers", whole(), default=1, help=beside)
+    parser.add_argument("--engine", metavar="ray[:ADDRESS]", default="", help="workers are actors of a Ray cluster")
     parser.add_argument("--no-recovery", action="store_true", help="do not distil the survivors")
     parser.add_argument("--json", action="store_true", help="print the result as one JSON document")
     parser.add_argument("--quiet", action="store_true", help="no progress on stderr")
@@ -102,6 +103,7 @@ def run(args: argparse.Namespace) -> int:
             grid=args.grid,
             isolate=args.isolate,
             workers=args.workers,
+            engine=args.engine,
             spec=args.workload,
             listen=live,
             began=began,

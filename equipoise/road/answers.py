@@ -8,6 +8,7 @@ from typing import Any
 
 from equipoise.errors import EquipoiseError, StoreError
 from equipoise.records import Evaluation, evaluation_from
+from equipoise.road.facts import Facts
 from equipoise.road.jobs import Job
 
 KINDS = frozenset({"evaluation", "new", "table", "guess"})
@@ -20,6 +21,10 @@ class Died(EquipoiseError):
 
 class Answers(ABC):
     """A maker whose jobs are done by processes of their own, which answer as JSON data."""
+
+    @abstractmethod
+    def facts(self) -> Facts:
+        """Return what can be changed in the model."""
 
     @abstractmethod
     def answer(self, job: Job) -> Mapping[str, Any]:

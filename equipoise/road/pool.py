@@ -9,32 +9,31 @@ from typing import Any
 
 from equipoise.road.answers import KINDS, Answers
 from equipoise.road.facts import Facts
-from equipoise.road.isolated import Child
 from equipoise.road.jobs import Job
 
 
 class Pool(Answers):
-    """A maker of several children, each with a model of its own.
+    """A maker of several, each with a model of its own.
 
     A group of jobs is begun at once, and none of its results is given before all of them are there: the process that asks for
     them times candidates on the same cores.
     """
 
-    def __init__(self, children: Sequence[Child]) -> None:
-        self._children = children
-        self._threads = ThreadPoolExecutor(len(children), thread_name_prefix="equipoise-pool")
+    def __init__(self, makers: Sequence[Answers]) -> None:
+        self._makers = makers
+        self._threads = ThreadPoolExecutor(len(makers), thread_name_prefix="equipoise-pool")
         self._begun: dict[tuple[str, str], Future[Mapping[str, Any]]] = {}
-        self._free: SimpleQueue[Child] = SimpleQueue()
-        for child in children:
-            self._free.put(child)
+        self._free: SimpleQueue[Answers] = SimpleQueue()
+        for maker in makers:
+            self._free.put(maker)
 
     def facts(self) -> Facts:
-        """Return what can be changed in the model, once every child has prepared it."""
-        found: list[Facts] = [*self._threads.map(lambda child: child.facts(), self._children)]
+        """Return what can be changed in the model, once every maker has prepared it."""
+        found: list[Facts] = [*self._threads.map(lambda maker: maker.facts(), self._makers)]
         return found[0]
 
     def begin(self, jobs: Sequence[Job]) -> None:
-        """Begin what a child does of these jobs."""
+        """Begin what may be done anywhere of these jobs."""
         for job in jobs:
             if job.kind in KINDS:
                 self._begun[job.kind, job.key] = self._threads.submit(self._done, job)
@@ -46,8 +45,8 @@ class Pool(Answers):
         return found.result()
 
     def _done(self, job: Job) -> Mapping[str, Any]:
-        child = self._free.get()
+        maker = self._free.get()
         try:
-            return child.answer(job)
+            return maker.answer(job)
         finally:
-            self._free.put(child)
+            self._free.put(maker)

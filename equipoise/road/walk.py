@@ -48,6 +48,7 @@ def optimize(
     grid: float | None = None,
     isolate: bool = False,
     workers: int = 1,
+    engine: str = "",
     spec: str = "",
     listen: Listener | None = None,
     began: float | None = None,
@@ -76,6 +77,7 @@ def optimize(
             eats the memory ends as a failed trial. Costs the memory of a second copy of the workload and the time to load it.
         workers: Processes that make, train and score candidates side by side, at most one a core; from 2 on each is isolated.
             Nothing runs beside what is timed. With a store in a database these are this machine's; 0 where it only times.
+        engine: ``ray`` or ``ray:ADDRESS``: the workers are actors of a Ray cluster; none for processes of this machine.
         spec: How the command line names the workload, recorded so that `verify` can load it again.
         listen: Told about every step; None shows a line of progress in a notebook or an interactive session.
         began: ``time.perf_counter()`` when the run began, where loading the workload is to count as well; None for now.
@@ -95,7 +97,14 @@ def optimize(
     if type(workers) is not int or workers < least:
         remedy = "1 makes candidates one after the other; 0 leaves all to other machines, with a store in a database."
         raise must_be("workers", f"a whole number from {least} on", workers, remedy)
-    check_threads(max(1, workers), name="workers")
+    if engine and engine.partition(":")[0] != "ray":
+        raise must_be("engine", "ray, or ray:ADDRESS", engine, "Leave it out for processes of this machine.")
+    if engine and is_address(store):
+        raise must_be(
+            "engine", "left out with a store in a database", engine, "Start `equipoise worker` on each machine instead."
+        )
+    if not engine:
+        check_threads(max(1, workers), name="workers")
     for wanted in targets:
         check_usable(wanted)
     if not isinstance(student, str):
@@ -141,7 +150,7 @@ def optimize(
             work, targets, opened.blob, asked.meters, asked.meters.metered(asked.budget), student=located(student)
         )
         apart = workers if isolate or workers > 1 or opened.address else 0
-        _walk(opened, asked, bench, spec=located(spec), apart=apart, listen=told, started=started)
+        _walk(opened, asked, bench, spec=located(spec), apart=apart, engine=engine, listen=told, started=started)
         return Study.read(opened)
 
 
@@ -163,6 +172,7 @@ def _walk(
     *,
     spec: str,
     apart: int,
+    engine: str,
     listen: Listener,
     started: float,
 ) -> None:
@@ -182,6 +192,11 @@ def _walk(
             from equipoise.road.ordered import ordered
 
             maker = open_.enter_context(ordered(bench, store, **how))
+        elif engine:
+            from equipoise.road.rays import rayed
+
+            at = {"address": engine.partition(":")[2], "count": max(1, apart)}
+            maker = open_.enter_context(rayed(bench, store.files, spec=spec, seed=asked.seed, **at))
         elif apart:
             made = open_.enter_context(isolated(bench, store.files, **how))
             maker = made[0] if apart == 1 else Pool(made)

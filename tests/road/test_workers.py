@@ -87,6 +87,9 @@ class Slow(Answers):
     def __init__(self, seconds: float) -> None:
         self.seconds, self.killed = seconds, threading.Event()
 
+    def facts(self) -> Any:
+        raise NotImplementedError
+
     def answer(self, job: Any) -> dict[str, Any]:
         return {"died": "killed"} if self.killed.wait(self.seconds) else {"evaluation": {"key": job.key}}
 
