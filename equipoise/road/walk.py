@@ -12,6 +12,7 @@ from equipoise import runtimes
 from equipoise.budget import parse_budget
 from equipoise.errors import EquipoiseError, InputError, StoreError, must_be
 from equipoise.events import Listener
+from equipoise.measure import machine
 from equipoise.meters import Meters
 from equipoise.progress import of_events
 from equipoise.road.bench import Workbench
@@ -130,6 +131,9 @@ def optimize(
     with Store.open(store) as opened, _withdrawn(opened, new=fresh and not opened.all("identity")):
         about = {"workload": work.fingerprint, "parts": work.identity, "targets": [str(t) for t in targets], "seed": seed}
         opened.identity(about)
+        if opened.address:
+            here = machine.describe()
+            opened.identity({name: here[name] for name in ("cpu", "architecture", "cores")}, part="machine that times")
         asked = Asked(
             targets={str(t): tuple(runtimes.get(t.row).precisions) for t in targets},
             budget=bounds,
@@ -195,8 +199,8 @@ def _walk(
         elif engine:
             from equipoise.road.rays import rayed
 
-            at = {"address": engine.partition(":")[2], "count": max(1, apart)}
-            maker = open_.enter_context(rayed(bench, store.files, spec=spec, seed=asked.seed, **at))
+            at, count = engine.partition(":")[2], max(1, apart)
+            maker = open_.enter_context(rayed(bench, store.files, spec=spec, seed=asked.seed, address=at, count=count))
         elif apart:
             made = open_.enter_context(isolated(bench, store.files, **how))
             maker = made[0] if apart == 1 else Pool(made)
