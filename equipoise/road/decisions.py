@@ -50,6 +50,8 @@ NEW_SHARE = 0.15
 """Share of the time left for recovery that measuring the costs of new models may take."""
 ROUNDS = 4
 """Rounds of the search before recovery: what training brings then tells more than further one-shot trials."""
+FAILING, FEWEST_TRIALS = 0.9, 12
+"""Share of the trials, of so many at least, whose failing ends the search: more of them tell nothing."""
 HEADROOM = 1.25
 """Times the time that a search is thought to need to begin, where more is advised."""
 
@@ -105,7 +107,9 @@ class Road(Walk):
         elif self.facts.layers:  # else the baseline has measured all that there is: the targets
             yield from self._tables()
             yield from self._search(self.search_s() if self.asked.recovery else self.left() - self.reserve)
-            if self.asked.recovery:
+            if self.failing:
+                self.tell("search", "WARNING: nearly all trials fail, so nothing more is tried; the verdict says why")
+            elif self.asked.recovery:
                 yield from self._recover()
                 self.recovered = True
                 yield from self._search(self.left() - self.reserve)  # the time that recovery had no use for
@@ -126,6 +130,12 @@ class Road(Walk):
         missing = len(self.uniforms.keys() - tried)
         need = self.spent_s + (missing + WORTH_TABLES) * self.expected("one-shot")
         return HEADROOM * min(need / (1 - FINAL_MOST_SHARE), max(need + FINAL_LEAST_S, need / (1 - FINAL_SHARE)))
+
+    @property
+    def failing(self) -> bool:
+        """Whether nearly all trials failed, and more would tell nothing."""
+        ends = [e.ok for e in self.evaluations if e.fidelity == "one-shot"]
+        return len(ends) >= FEWEST_TRIALS and ends.count(False) >= FAILING * len(ends)
 
     def search_s(self) -> float:
         """Seconds that the search may take before recovery: the first half of the time, or a fair part of what is left."""
@@ -251,7 +261,7 @@ class Road(Walk):
     def _tried(self, trials: Sequence[Callable[[], Steps[Evaluation]]], until: float) -> Steps[list[Evaluation]]:
         """Have evaluations made, a few together, while there is time for one more; return those that were."""
         done: list[Evaluation] = []
-        while len(done) < len(trials):
+        while len(done) < len(trials) and not self.failing:
             fits = (until - self.spent_s) / max(self.expected("one-shot"), 1e-9)
             count = 0 if fits < 1 else max(1, int(min(TOGETHER, fits / 2)))  # fewer and fewer, as times are guesses
             if not count:
@@ -336,7 +346,7 @@ class Road(Walk):
 
     def _worth_another_round(self, until: float) -> bool:
         """Whether there is a plan to try, time to try it, and hope that it tells something."""
-        if self.space.size < 2 or converged(self.volumes):
+        if self.space.size < 2 or converged(self.volumes) or self.failing:
             return False
         if self.spent_s + self.proposing_s + self.expected("one-shot") > until:
             return False

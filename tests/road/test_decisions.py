@@ -34,7 +34,7 @@ from equipoise.records import (
     Knob,
     as_data,
 )
-from equipoise.road import prediction, proposals, rungs
+from equipoise.road import decisions, prediction, proposals, rungs
 from equipoise.road.facts import TARGET, Facts, facts_from
 from equipoise.road.jobs import TOGETHER
 from equipoise.road.proposals import Known
@@ -294,6 +294,8 @@ def test_when_every_trial_fails_the_untouched_model_is_the_answer() -> None:
     assert not study.answered
     first = f"(plan {study.failures[0].plan.digest})"
     assert study.verdict() == f"nothing was searched: all {len(study.failures)} trials failed: ValueError: planted {first}"
+    assert len(study.failures) < decisions.FEWEST_TRIALS + TOGETHER  # and no time is spent on more of them
+    assert formula.record.spent_s < 60
 
 
 def test_the_extent_tells_how_many_plans_there_are() -> None:
