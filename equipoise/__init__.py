@@ -14,6 +14,7 @@ from equipoise.public import PUBLIC, public
 if TYPE_CHECKING:
     from equipoise.federated.federate import federate as federate
     from equipoise.halves.split import split as split
+    from equipoise.listeners import Stop as Stop
     from equipoise.road.explain import explain as explain
     from equipoise.road.walk import optimize as optimize
     from equipoise.search.evolution import Evolution as Evolution
@@ -48,6 +49,7 @@ __all__ = [
     "Evolver",
     "Metric",
     "Real",
+    "Stop",
     "Study",
     "Task",
     "Workload",

@@ -13,6 +13,7 @@ PUBLIC = {
     "Evolver": "equipoise.search.evolution",
     "Metric": "equipoise.workloads",
     "Real": "equipoise.search.genes",
+    "Stop": "equipoise.listeners",
     "Study": "equipoise.study.record",
     "Task": "equipoise.workloads",
     "Workload": "equipoise.workloads",

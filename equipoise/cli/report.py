@@ -19,7 +19,9 @@ def add_parser(subparsers: Any) -> None:
         "the search's progress and every evaluation. The path of the page is printed on stdout.",
     )
     option(parser, "study", place, metavar="STUDY", help="folder of the study, or its address (what --store named)")
-    parser.add_argument("--out", metavar="FILE", type=Path, help="where to write; default STUDY/report.html")
+    parser.add_argument(
+        "--out", metavar="FILE", type=Path, help="default STUDY/report.html; .json has its data, .csv a row a trial"
+    )
     parser.add_argument("--json", action="store_true", help="print the data behind the page instead of writing it")
 
 

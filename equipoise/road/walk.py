@@ -12,6 +12,7 @@ from equipoise import runtimes
 from equipoise.budget import parse_budget
 from equipoise.errors import EquipoiseError, InputError, StoreError, must_be
 from equipoise.events import Listener
+from equipoise.listeners import Guarded, Stop
 from equipoise.measure import machine
 from equipoise.meters import Meters
 from equipoise.progress import of_events
@@ -51,7 +52,7 @@ def optimize(
     workers: int = 1,
     engine: str = "",
     spec: str = "",
-    listen: Listener | None = None,
+    listen: Listener | Sequence[Listener] | None = None,
     began: float | None = None,
 ) -> Study:
     """Search every technique of compression and the target together, on measured cost; return the whole study.
@@ -80,7 +81,8 @@ def optimize(
             Nothing runs beside what is timed. With a store in a database these are this machine's; 0 where it only times.
         engine: ``ray`` or ``ray:ADDRESS``: the workers are actors of a Ray cluster; none for processes of this machine.
         spec: How the command line names the workload, recorded so that `verify` can load it again.
-        listen: Told about every step; None shows a line of progress in a notebook or an interactive session.
+        listen: Told about every step, one or several (see `listeners`); `eq.Stop` raised there ends the run in order. None
+            shows a line of progress in a notebook or an interactive session.
         began: ``time.perf_counter()`` when the run began, where loading the workload is to count as well; None for now.
     Raises:
         InputError: Anything that cannot be used, a bound on what cannot be measured here, before any work starts.
@@ -126,7 +128,7 @@ def optimize(
             turned = "more" if work.metric.maximize else "less"
             says = f"turned round, since {turned} {work.metric.name} is better"
             raise must_be("budget quality", says, str(constraint), "Turn the relation round.")
-    told = listen or of_events()
+    told = Guarded(*([listen or of_events()] if listen is None or callable(listen) else listen))
     fresh = is_address(store) or not Path(store).exists()
     with Store.open(store) as opened, _withdrawn(opened, new=fresh and not opened.all("identity")):
         about = {"workload": work.fingerprint, "parts": work.identity, "targets": [str(t) for t in targets], "seed": seed}
@@ -177,7 +179,7 @@ def _walk(
     spec: str,
     apart: int,
     engine: str,
-    listen: Listener,
+    listen: Guarded,
     started: float,
 ) -> None:
     """Drive the road to its end."""
@@ -185,6 +187,8 @@ def _walk(
 
     @contextmanager
     def around(job: Job) -> Iterator[None]:
+        if listen.stopped:
+            raise Stop
         _ask(store, road)
         with road.watched(job), staying("preparing the model") if job.kind == "prepare" else nullcontext():
             yield
@@ -211,6 +215,9 @@ def _walk(
             started = clock.perf_counter()
         try:
             drive(road, store, here, mark=started, around=around)
+        except Stop:
+            if road.header is None:
+                raise InputError("listen must let the untouched model be measured before it asks for the end") from None
         except StoreError:
             raise
         except EquipoiseError as error:

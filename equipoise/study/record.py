@@ -23,9 +23,10 @@ from equipoise.pareto import Knee, non_dominated
 from equipoise.public import public
 from equipoise.records import Evaluation, Reading, evaluation_from, measured, reading_from
 from equipoise.stats import Interval, carried, verdict
+from equipoise.study.dashboard import optuna_study
 from equipoise.study.header import Header, header_from
 from equipoise.study.picks import knee_of, pick, settled
-from equipoise.study.shown import frame, plot
+from equipoise.study.shown import frame, plot, write_table
 from equipoise.study.store import Store
 from equipoise.techniques import TECHNIQUES
 from equipoise.units import counted, show
@@ -205,6 +206,24 @@ class Study:
         """
         known = [e for e in self.usable if e.axis("latency_s").known and e.drop.known]
         return plot(self.front, known, self._marks, unit=self.header.metric["unit"], axes=axes)
+
+    def write_table(self, path: str | Path) -> Path:
+        """Write a row for each evaluation, as `frame` has them, to a ``.csv`` or ``.parquet`` file; return its path.
+
+        Raises:
+            InputError: Another suffix.
+            MissingExtraError: pandas, or what it writes Parquet with, is not installed.
+        """
+        return write_table(Path(path), self.evaluations, [describe(e, self.baseline) for e in self.evaluations], self._marks)
+
+    def to_optuna(self, storage: Any = None, *, name: str | None = None) -> Any:
+        """Return the evaluations as an `optuna.Study`, for its dashboard; see `dashboard.optuna_study`.
+
+        Args:
+            storage: As Optuna takes it, such as ``sqlite:///trials.db``; None keeps it in memory.
+            name: Of the study there; None takes the folder's.
+        """
+        return optuna_study(self.header, self.evaluations, storage=storage, name=name or self.path.name)
 
     @property
     def _marks(self) -> dict[str, str]:

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import csv
+import io
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
-from equipoise.errors import missing_extra
+from equipoise.errors import missing_extra, must_be
 from equipoise.records import Evaluation, Reading
+from equipoise.study.files import write_atomic
 from equipoise.units import show
 
 
@@ -24,6 +28,11 @@ def frame(rows: Sequence[Evaluation], words: Sequence[str], marked: Mapping[str,
         import pandas
     except ImportError as error:
         raise missing_extra("pandas", "pandas") from error
+    return pandas.DataFrame(columns_of(rows, words, marked), index=pandas.Index([e.key for e in rows], name="key"))
+
+
+def columns_of(rows: Sequence[Evaluation], words: Sequence[str], marked: Mapping[str, str]) -> dict[str, list[Any]]:
+    """Return evaluations as columns, see `frame`."""
     columns: dict[str, list[Any]] = {"plan": list(words), "mark": [marked.get(e.key, "") for e in rows]}
     columns["fidelity"] = [e.fidelity for e in rows]
     axes = list(dict.fromkeys(axis for e in rows for axis in e.cost))
@@ -33,7 +42,29 @@ def frame(rows: Sequence[Evaluation], words: Sequence[str], marked: Mapping[str,
         *((axis, [e.axis(axis) for e in rows]) for axis in axes),
     ]:
         columns |= _columns(axis, readings)
-    return pandas.DataFrame(columns, index=pandas.Index([e.key for e in rows], name="key"))
+    return columns
+
+
+def write_table(path: Path, rows: Sequence[Evaluation], words: Sequence[str], marked: Mapping[str, str]) -> Path:
+    """Write evaluations as a table, see `Study.write_table`."""
+    if path.suffix == ".csv":
+        columns = {"key": [e.key for e in rows], **columns_of(rows, words, marked)}
+        text = io.StringIO()
+        out = csv.writer(text, lineterminator="\n")
+        out.writerow(columns)
+        out.writerows([["" if cell != cell else cell for cell in row] for row in zip(*columns.values(), strict=True)])
+        content = text.getvalue().encode()
+    elif path.suffix == ".parquet":
+        held = io.BytesIO()
+        try:
+            frame(rows, words, marked).to_parquet(held)
+        except ImportError as error:
+            raise missing_extra("pyarrow", "pandas") from error
+        content = held.getvalue()
+    else:
+        raise must_be("path", "a .csv or .parquet file", str(path), "Name it by what it shall hold.")
+    write_atomic(path, content)
+    return path
 
 
 def _columns(axis: str, readings: Sequence[Reading]) -> dict[str, list[Any]]:
