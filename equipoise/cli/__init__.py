@@ -35,6 +35,7 @@ VERBS: dict[str, tuple[str, str]] = {
     "optimize": ("equipoise.cli.optimize", "search the best balance of quality and cost within a budget"),
     "worker": ("equipoise.cli.worker", "work for a study that another machine walks"),
     "studies": ("equipoise.cli.studies", "list the studies of a folder or a database"),
+    "prune-store": ("equipoise.cli.prune_store", "free the files of points that nobody would pick"),
     "watch": ("equipoise.cli.watch", "a page that follows a study while it is walked"),
     "explain": ("equipoise.cli.explain", "why a point of a study is as it is: what each change brought, what was left and why"),
     "export": ("equipoise.cli.export", "write one point of a study as a folder that can ship"),

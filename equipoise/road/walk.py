@@ -27,7 +27,7 @@ from equipoise.runtimes import Target, parse_targets
 from equipoise.runtimes.base import check_threads, check_usable
 from equipoise.study.place import is_address
 from equipoise.study.record import Study
-from equipoise.study.store import Store
+from equipoise.study.store import PRUNED, Store
 from equipoise.techniques import named
 from equipoise.units import check_seed, duration
 from equipoise.workloads import Workload, as_workload, check
@@ -133,6 +133,8 @@ def optimize(
     with Store.open(store) as opened, _withdrawn(opened, new=fresh and not opened.all("identity")):
         about = {"workload": work.fingerprint, "parts": work.identity, "targets": [str(t) for t in targets], "seed": seed}
         opened.identity(about)
+        if opened.all(PRUNED):
+            raise must_be("store", "a study that was not pruned", opened.name, "It is read and exported; search on in another.")
         if opened.address:
             here = machine.describe()
             opened.identity({name: here[name] for name in ("cpu", "architecture", "cores")}, part="machine that times")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Sequence
 from typing import Any
 
@@ -30,7 +31,8 @@ def optuna_study(header: Header, rows: Sequence[Evaluation], *, storage: Any = N
     if storage is not None and name in optuna.get_all_study_names(storage):
         optuna.delete_study(study_name=name, storage=storage)
     made = optuna.create_study(storage=storage, study_name=name, directions=["minimize"] * len(VALUES))
-    made.set_metric_names(list(VALUES))
+    with warnings.catch_warnings(action="ignore", category=optuna.exceptions.ExperimentalWarning):
+        made.set_metric_names(list(VALUES))
     menus: dict[str, Any] = {row.knob.name: optuna.distributions.CategoricalDistribution(row.knob.menu) for row in header.space}
     for e in rows:
         params = {knob: choice for knob, choice in e.plan.choices.items() if knob in menus}

@@ -7,7 +7,7 @@ import errno
 import hashlib
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from equipoise.errors import InputError, StoreError, must_be
@@ -45,6 +45,17 @@ class Files:
         if hashlib.sha256(data).hexdigest() != sha:
             raise StoreError(f"the file {path} changed on the disk (its hash differs). Restore it, or use another --store.")
         return data
+
+    def held(self) -> dict[str, int]:
+        """Return the blobs that are stored, each with its bytes."""
+        with told(self.path, "read"):
+            return {path.name: path.stat().st_size for path in sorted((self.path / "blobs").iterdir())}
+
+    def free(self, shas: Iterable[str]) -> None:
+        """Remove blobs."""
+        with told(self.path, "write to"):
+            for sha in shas:
+                (self.path / "blobs" / checked_name(sha)).unlink(missing_ok=True)
 
     def scratch(self, name: str) -> Path:
         """Return the path of a checkpoint that may vanish between runs; write it with `write_atomic`."""

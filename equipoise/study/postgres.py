@@ -14,7 +14,7 @@ import secrets
 import shutil
 import socket
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from contextlib import suppress
 from hashlib import sha256
 from pathlib import Path
@@ -22,7 +22,7 @@ from typing import Any, TypeVar
 
 from equipoise.errors import InputError, StoreError, missing_extra, must_be
 from equipoise.study.files import Files, checked_name, full, make_rooms
-from equipoise.study.place import keep
+from equipoise.study.place import address_in, keep
 from equipoise.study.store import SCHEMA, Row, Store
 
 try:
@@ -163,6 +163,21 @@ class DatabaseFiles(Files):
         if sha256(data).hexdigest() != sha:
             raise StoreError(f"blob {sha} of {place} is damaged (its hash differs). Restore it, or use another --store.")
         return data
+
+    def held(self) -> dict[str, int]:
+        """See `Files.held`; of a database, the blobs that only this study names."""
+        said = """
+            SELECT sha256, length(data) FROM equipoise.blobs b WHERE EXISTS (
+                SELECT 1 FROM equipoise.records WHERE study=%s AND position(b.sha256 IN data) > 0)
+            AND NOT EXISTS (SELECT 1 FROM equipoise.records WHERE study<>%s AND position(b.sha256 IN data) > 0)
+            ORDER BY sha256"""
+        study = address_in(self.path).partition("#")[2]
+        return dict(self._connection.run(lambda db: db.execute(said, (study, study)).fetchall()))
+
+    def free(self, shas: Iterable[str]) -> None:
+        """See `Files.free`."""
+        said = "DELETE FROM equipoise.blobs WHERE sha256 = ANY(%s)"
+        self._connection.run(lambda db: db.execute(said, ([checked_name(sha) for sha in shas],)))
 
 
 class PostgresStore(Store):

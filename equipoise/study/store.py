@@ -32,6 +32,10 @@ RESERVE_BYTES = 32_000_000
 """Free space without which no new step is begun."""
 
 
+PRUNED = "pruned"
+"""Kind of the record of files that were freed, see `pruning`."""
+
+
 class Store(ABC):
     """The durable record of one study; make one with `Store.open`, close it or use it in a ``with`` block.
 
@@ -116,7 +120,13 @@ class Store(ABC):
 
     def read_blob(self, sha: str) -> bytes:
         """See `Files.read_blob`."""
-        return self.files.read_blob(sha)
+        try:
+            return self.files.read_blob(sha)
+        except StoreError:
+            if any(sha in row["freed"] for row in self.all(PRUNED)):
+                said = f"the files of this point of {self.name} were freed by prune-store"
+                raise StoreError(f"{said}. Pick one of the front.") from None
+            raise
 
     def scratch(self, name: str) -> Path:
         """See `Files.scratch`."""

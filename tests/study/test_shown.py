@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import math
 import sys
 from dataclasses import replace
@@ -10,7 +11,7 @@ from pathlib import Path
 import pytest
 from test_study import BASE, BROKEN, HALF, TRAINED, evaluation, study
 
-from equipoise.errors import MissingExtraError
+from equipoise.errors import InputError, MissingExtraError
 from equipoise.records import unavailable
 from equipoise.study.record import Study
 
@@ -61,3 +62,32 @@ def test_without_the_package_the_extra_is_named(found: Study, monkeypatch: pytes
     monkeypatch.setitem(sys.modules, package, None)
     with pytest.raises(MissingExtraError, match=r"equipoise\[(pandas|plot)\]"):
         getattr(found, call)()
+
+
+def test_a_table_holds_every_evaluation_and_nothing_where_nothing_was_measured(tmp_path: Path, found: Study) -> None:
+    blind = replace(HALF, plan=BROKEN.plan, cost={**HALF.cost, "energy_j": unavailable("J", "no meter")})
+    path = study(tmp_path / "more", BASE, HALF, TRAINED, blind).write_table(tmp_path / "trials.csv")
+    rows = list(csv.DictReader(path.read_text().splitlines()))
+    assert [row["key"] for row in rows] == [BASE.key, HALF.key, TRAINED.key, blind.key]
+    assert [row["latency_s"] for row in rows] == ["0.002", "0.001", "0.0005", "0.001"]
+    assert [row["energy_j"] for row in rows] == ["", "", "", ""]
+    assert [row["drop"] for row in rows][:3] == ["0.0", "0.5", "1.5"]
+    with pytest.raises(InputError, match=r"a .csv or .parquet file"):
+        found.write_table(tmp_path / "trials.txt")
+    assert not (tmp_path / "trials.txt").exists()
+
+
+def test_optuna_has_a_trial_for_each_evaluation(found: Study, tmp_path: Path) -> None:
+    optuna = pytest.importorskip("optuna")
+    storage = f"sqlite:///{tmp_path}/trials.db"
+    for _ in range(2):  # written anew, not twice
+        found.to_optuna(storage, name="mine")
+    again = optuna.load_study(study_name="mine", storage=storage)
+    trials = again.get_trials()
+    assert [t.user_attrs["key"] for t in trials] == [e.key for e in found.evaluations]
+    assert [t.values for t in trials[:3]] == [[0.0, 2e-3], [0.5, 1e-3], [1.5, 0.5e-3]]
+    assert trials[3].state.name == "FAIL"
+    assert trials[3].user_attrs["reason"]
+    assert trials[1].params.items() <= HALF.plan.choices.items()
+    assert trials[1].params
+    assert {t.number for t in again.best_trials} == {0, 1, 2}
