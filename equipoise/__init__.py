@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any
 from equipoise.public import PUBLIC, public
 
 if TYPE_CHECKING:
+    from equipoise.events import Event as Event
     from equipoise.federated.federate import federate as federate
     from equipoise.halves.split import split as split
     from equipoise.listeners import Stop as Stop
@@ -45,6 +46,7 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 __all__ = [
+    "Event",
     "Evolution",
     "Evolver",
     "Metric",

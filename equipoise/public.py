@@ -9,6 +9,7 @@ import importlib
 from typing import Any
 
 PUBLIC = {
+    "Event": "equipoise.events",
     "Evolution": "equipoise.search.evolution",
     "Evolver": "equipoise.search.evolution",
     "Metric": "equipoise.workloads",

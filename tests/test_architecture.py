@@ -311,8 +311,8 @@ def test_no_machine_paths_in_tracked_files():
 
 def test_verbs_and_files_are_the_same():
     files = {p.stem for p in (PACKAGE / "cli").glob("*.py") if not p.stem.startswith("_") and "def add_parser" in p.read_text()}
-    assert set(VERBS) == files
-    assert {module for module, _ in VERBS.values()} == {f"equipoise.cli.{name}" for name in VERBS}
+    assert {verb.replace("-", "_") for verb in VERBS} == files
+    assert {module for module, _ in VERBS.values()} == {f"equipoise.cli.{name}" for name in files}
 
 
 PLANTED = [

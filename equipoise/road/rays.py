@@ -23,14 +23,18 @@ from equipoise.road.jobs import Job
 from equipoise.road.pool import Pool
 from equipoise.study.files import Files, make_rooms
 
-os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-try:
-    import ray
-except ImportError as error:
-    raise missing_extra("ray", "ray") from error
-
 TRIES = 3
 """Actors that a job may take down, or lose, before it is a failed trial."""
+
+
+def _ray() -> Any:
+    """Import Ray, which tells nobody that it is used."""
+    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    try:
+        import ray
+    except ImportError as error:
+        raise missing_extra("ray", "ray") from error
+    return ray
 
 
 class Hand:
@@ -88,9 +92,10 @@ class RayChild(Answers):
     def close(self) -> None:
         """Let the actor go."""
         with suppress(Exception):
-            ray.kill(self._actor)
+            _ray().kill(self._actor)
 
     def _asked(self, ask: Callable[[], Any]) -> Any:
+        ray = _ray()
         for _ in range(TRIES):
             try:
                 return ray.get(ask())
@@ -112,7 +117,9 @@ def rayed(bench: Workbench, files: Files, *, spec: str, seed: int, address: str,
         count: Actors; each takes a CPU, and a card where the target is one.
     Raises:
         EquipoiseError: The cluster cannot be reached.
+        MissingExtraError: Ray is not installed.
     """
+    ray = _ray()
     began = not ray.is_initialized()
     if began:
         try:
