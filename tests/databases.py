@@ -27,9 +27,11 @@ class Server:
 
     Attributes:
         folder: Of its data and its socket.
+        connections: At most.
     """
 
     folder: Path
+    connections: int = 200
 
     def address(self, study: str = "") -> str:
         """Address of its database, or of a study there."""
@@ -37,7 +39,7 @@ class Server:
 
     def start(self) -> None:
         """Start it, and wait until it answers."""
-        options = f"-c listen_addresses='' -c unix_socket_directories={self.folder} -c max_connections=200"
+        options = f"-c listen_addresses='' -c unix_socket_directories={self.folder} -c max_connections={self.connections}"
         self._control("start", "-w", "-l", str(self.folder / "log"), "-o", options)
 
     def stop(self, mode: str = "fast") -> None:
@@ -58,7 +60,7 @@ def run_as_postgres(command: list[str]) -> None:
 
 
 @contextmanager
-def served() -> Iterator[Server]:
+def served(connections: int = 200) -> Iterator[Server]:
     """Give a fresh server; its folder is short, as the name of a socket must be."""
     home = programs()
     assert home is not None, "look at `programs` first"
@@ -66,7 +68,7 @@ def served() -> Iterator[Server]:
         if os.getuid() == 0:
             shutil.chown(name, "postgres")
         run_as_postgres([str(home / "initdb"), "-D", f"{name}/data", "-A", "trust", "-U", "postgres", "--no-sync"])
-        server = Server(Path(name))
+        server = Server(Path(name), connections)
         server.start()
         try:
             yield server
