@@ -55,6 +55,8 @@ def add_parser(subparsers: Any) -> None:
     option(parser, "--student", _student, default="", metavar="FAMILY[:SCALE]", help=family)
     kinds = f"techniques to search, several with commas: {', '.join(TECHNIQUES)} (default: all that the model offers)"
     option(parser, "--only", named_techniques, default=(), metavar="TECHNIQUES", help=kinds)
+    other = "a sampler of Optuna's in place of the guided search, to compare: tpe, nsga2, gp or random"
+    parser.add_argument("--sampler", metavar="NAME", default="", help=other)
     paid = "price of this machine, for a bound on the price (dollars per million samples)"
     option(parser, "--price-per-hour", positive("0.10"), metavar="USD", help=paid)
     option(parser, "--grid", positive("250"), metavar="GRAMS", help="CO2e of a kilowatt-hour, for a bound on carbon")
@@ -99,6 +101,7 @@ def run(args: argparse.Namespace) -> int:
             recovery=not args.no_recovery,
             student=args.student,
             only=args.only,
+            sampler=args.sampler,
             price_per_hour=args.price_per_hour,
             grid=args.grid,
             isolate=args.isolate,

@@ -65,6 +65,7 @@ class Asked:
         samples: Validation samples there are.
         about: Fields of the header that only tell: ``workload``, ``name``, ``metric``, ``damage_unit``.
         only: The techniques to search; none for all.
+        sampler: See `Known`.
     """
 
     targets: Mapping[str, tuple[Choice, ...]]
@@ -76,6 +77,7 @@ class Asked:
     about: Mapping[str, Any]
     meters: Meters = field(default_factory=Meters)
     only: tuple[str, ...] = ()
+    sampler: str = ""
 
 
 class Road(Walk):
@@ -321,6 +323,7 @@ class Road(Walk):
                 worst_loss=self.worst_loss,
                 seed=self.asked.seed,
                 number=number,
+                sampler=self.asked.sampler,
             )
             self.tell("search", f"round {number}: " + ("propose plans" if number else "solve the predicted front"))
             found = yield from self.step(Job("proposal", self._turn(number), {"number": number}))
@@ -355,7 +358,8 @@ class Road(Walk):
     def _turn(self, number: int) -> str:
         """Name of a proposal: what it is made from, so that another budget is proposed for anew and a replay finds its own."""
         untrained = [e.key for e in self.evaluations if e.fidelity != "recovered"]
-        return digest([number, self.budget.text, self.asked.recovery, untrained, *self.asked.only])
+        how = [self.asked.sampler] if self.asked.sampler else []
+        return digest([number, self.budget.text, self.asked.recovery, untrained, *self.asked.only, *how])
 
     def _inside(self) -> list[Evaluation]:
         """The evaluations whose plan is of the space, from which failed probes may have taken a choice."""

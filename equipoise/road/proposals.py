@@ -21,6 +21,7 @@ from equipoise.schemes import scheme
 from equipoise.search import Evaluated, Genomes, LossModel, LossTable, Space, fit_loss
 from equipoise.search.front import predicted_front
 from equipoise.search.propose import first_points, halving, propose
+from equipoise.search.samplers import sampled
 from equipoise.stats import median
 from equipoise.units import show
 
@@ -59,6 +60,7 @@ class Known:
         features: Target -> features of its look-up table.
         evaluations: All that are of the space.
         number: Of the round, from 0.
+        sampler: One of Optuna's that proposes in place of the guided search; empty for none.
     """
 
     space: Space
@@ -70,6 +72,7 @@ class Known:
     worst_loss: float
     seed: int
     number: int
+    sampler: str = ""
 
     @cached_property
     def bounds(self) -> dict[str, float]:
@@ -106,7 +109,16 @@ class Known:
 
     def proposal(self) -> dict[str, Any]:
         """Return the plans of this round, and with the first what the space is predicted to reach."""
+        if self.sampler:
+            return self._sampled()
         return self._first() if self.number == 0 else {"plans": [as_data(plan) for plan in self._next()]}
+
+    def _sampled(self) -> dict[str, Any]:
+        """The plans of a sampler; it is asked for as many as the guided search proposes in this round."""
+        count = ROUND if self.number else FIRST
+        plans = sampled(self.space, self.tried, name=self.sampler, count=count, seed=self.seed, number=self.number)
+        reach = {} if self.number else {"reach": self._reach(self.tried.genomes)}
+        return {"plans": [as_data(plan) for plan in plans], **reach}
 
     @property
     def _traded(self) -> tuple[prediction.Cost, ...]:

@@ -10,7 +10,7 @@ from typing import Any
 
 from equipoise import runtimes
 from equipoise.budget import parse_budget
-from equipoise.errors import EquipoiseError, InputError, StoreError, must_be
+from equipoise.errors import EquipoiseError, InputError, StoreError, must_be, unknown
 from equipoise.events import Listener
 from equipoise.listeners import Guarded, Stop
 from equipoise.measure import machine
@@ -25,6 +25,7 @@ from equipoise.road.pool import Pool
 from equipoise.road.trials import Trials
 from equipoise.runtimes import Target, parse_targets
 from equipoise.runtimes.base import check_threads, check_usable
+from equipoise.search.samplers import SAMPLERS
 from equipoise.study.place import is_address
 from equipoise.study.record import Study
 from equipoise.study.store import PRUNED, Store
@@ -46,6 +47,7 @@ def optimize(
     recovery: bool = True,
     student: str = "",
     only: str | Sequence[str] = (),
+    sampler: str = "",
     price_per_hour: float | None = None,
     grid: float | None = None,
     isolate: bool = False,
@@ -73,6 +75,7 @@ def optimize(
             They are distilled from scratch, for as long as the others at each stage.
         only: The techniques to search, ``"width,bits"`` or several of `techniques.TECHNIQUES`; none for all that the model
             offers. Another choice in the same store goes on from what is recorded there.
+        sampler: Of Optuna's, which proposes in place of the guided search, to compare: one of `samplers.SAMPLERS`.
         price_per_hour: Dollars an hour of this machine; a bound on the price needs it.
         grid: Grams of CO2 equivalent for a kilowatt-hour; a bound on carbon needs it.
         isolate: Whether each candidate is made, trained and scored in a process of its own, so that one that crashes, hangs, or
@@ -115,6 +118,8 @@ def optimize(
     if student and not recovery:
         raise must_be("student", "left out where nothing is trained", student, "Leave recovery on.")
     only = named(only)
+    if sampler and sampler not in SAMPLERS:
+        raise unknown("sampler", sampler, SAMPLERS)
     meters = Meters(targets[0].batch, price_per_hour, grid)
     meters.check(bounds)
     spec = spec or (work if isinstance(work, str) else "")
@@ -145,6 +150,7 @@ def optimize(
             seed=seed,
             recovery=recovery,
             only=(*only, "student") if only and student else only,
+            sampler=sampler,
             samples=len(work.validation),
             meters=meters,
             about={

@@ -502,3 +502,17 @@ def test_each_evaluation_is_told_when_it_is_recorded_not_when_its_group_is(whole
     told = [event.evaluation.key for event in said if event.evaluation is not None]
     assert len(told) == len(set(told)) == len(evaluations(record))
     assert [event.spent_s for event in said] == sorted(event.spent_s for event in said)
+
+
+@pytest.mark.parametrize("name", ["tpe", "nsga2", "random"])
+def test_a_sampler_of_optunas_proposes_in_place_of_the_guided_search(name: str) -> None:
+    pytest.importorskip("optuna")
+    what = replace(asked(limit_s=60.0), sampler=name)
+    formula = walked(what)
+    study = study_of(formula.record)
+    assert study.searched
+    assert len({e.plan for e in study.evaluations}) == len({e.key for e in study.evaluations if e.fidelity != "recovered"})
+    again = walked(what)
+    assert [row[:2] for row in again.record.rows] == [row[:2] for row in formula.record.rows]
+    guided = study_of(walked(asked(limit_s=60.0)).record)
+    assert {e.plan for e in guided.evaluations} != {e.plan for e in study.evaluations}
