@@ -55,6 +55,8 @@ def add_parser(subparsers: Any) -> None:
     option(parser, "--student", _student, default="", metavar="FAMILY[:SCALE]", help=family)
     kinds = f"techniques to search, several with commas: {', '.join(TECHNIQUES)} (default: all that the model offers)"
     option(parser, "--only", named_techniques, default=(), metavar="TECHNIQUES", help=kinds)
+    begun = "a study of another model, other data or another space: what it found is tried first"
+    option(parser, "--fork", place, default=None, metavar="STUDY", help=begun)
     other = "a sampler of Optuna's in place of the guided search, to compare: tpe, nsga2, gp or random"
     parser.add_argument("--sampler", metavar="NAME", default="", help=other)
     paid = "price of this machine, for a bound on the price (dollars per million samples)"
@@ -102,6 +104,7 @@ def run(args: argparse.Namespace) -> int:
             student=args.student,
             only=args.only,
             sampler=args.sampler,
+            fork=args.fork,
             price_per_hour=args.price_per_hour,
             grid=args.grid,
             isolate=args.isolate,

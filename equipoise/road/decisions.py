@@ -29,6 +29,7 @@ from equipoise.search.propose import halving
 from equipoise.stats import median
 from equipoise.study.header import Header
 from equipoise.study.record import Study, evaluated, following
+from equipoise.units import counted
 
 SEARCH_SHARE = 0.5
 """Share of the time by which the one-shot search ends when recovery follows."""
@@ -66,6 +67,7 @@ class Asked:
         about: Fields of the header that only tell: ``workload``, ``name``, ``metric``, ``damage_unit``.
         only: The techniques to search; none for all.
         sampler: See `Known`.
+        forked: Choices of plans that another study found, tried first.
     """
 
     targets: Mapping[str, tuple[Choice, ...]]
@@ -78,6 +80,7 @@ class Asked:
     meters: Meters = field(default_factory=Meters)
     only: tuple[str, ...] = ()
     sampler: str = ""
+    forked: tuple[Mapping[str, Choice], ...] = ()
 
 
 class Road(Walk):
@@ -108,6 +111,7 @@ class Road(Walk):
             yield from self._extent(sum(len(k.menu) - 1 for k in self.space.knobs), read=0)
         elif self.facts.layers:  # else the baseline has measured all that there is: the targets
             yield from self._tables()
+            yield from self._forked()
             yield from self._search(self.search_s() if self.asked.recovery else self.left() - self.reserve)
             if self.failing:
                 self.tell("search", "WARNING: nearly all trials fail, so nothing more is tried; the verdict says why")
@@ -300,6 +304,15 @@ class Road(Walk):
         assert self.header is not None, "the baseline comes first"
         args = {"entries": count, "read": read, "before_s": self.spent_s, "enough_s": self.enough_s, "plans": self.space.size}
         yield from self.step(Job("extent", self.header.asked, args))
+
+    def _forked(self) -> Steps[None]:
+        """Have what another study found tried, as near as this space has it."""
+        if not self.asked.forked:
+            return
+        tried = {e.plan for e in self.evaluations}
+        plans = [p for p in dict.fromkeys(self.space.nearest(choices) for choices in self.asked.forked) if p not in tried]
+        self.tell("search", f"try {counted(len(plans), 'plan')} of the study that this one goes on from")
+        yield from self._tried([partial(self._one_shot, plan) for plan in plans], self.spent_s + self.search_s())
 
     # ---- the search ----------------------------------------------------------------------------------------------------------
 

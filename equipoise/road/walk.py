@@ -16,6 +16,7 @@ from equipoise.listeners import Guarded, Stop
 from equipoise.measure import machine
 from equipoise.meters import Meters
 from equipoise.progress import of_events
+from equipoise.records import as_data
 from equipoise.road.bench import Workbench
 from equipoise.road.decisions import Asked, Road
 from equipoise.road.here import Here, Maker
@@ -35,6 +36,9 @@ from equipoise.workloads import Workload, as_workload, check
 from equipoise.workloads.spec import located
 from equipoise.workloads.students import read_student
 
+FORKED = 16
+"""Plans of another study that are tried at most."""
+
 
 def optimize(
     work: Workload | str,
@@ -48,6 +52,7 @@ def optimize(
     student: str = "",
     only: str | Sequence[str] = (),
     sampler: str = "",
+    fork: Study | str | Path | None = None,
     price_per_hour: float | None = None,
     grid: float | None = None,
     isolate: bool = False,
@@ -76,6 +81,8 @@ def optimize(
         only: The techniques to search, ``"width,bits"`` or several of `techniques.TECHNIQUES`; none for all that the model
             offers. Another choice in the same store goes on from what is recorded there.
         sampler: Of Optuna's, which proposes in place of the guided search, to compare: one of `samplers.SAMPLERS`.
+        fork: A study of another model, other data or another space, of the same kind: what is on its front is tried first. What
+            it held when this study was begun is recorded here.
         price_per_hour: Dollars an hour of this machine; a bound on the price needs it.
         grid: Grams of CO2 equivalent for a kilowatt-hour; a bound on carbon needs it.
         isolate: Whether each candidate is made, trained and scored in a process of its own, so that one that crashes, hangs, or
@@ -135,9 +142,11 @@ def optimize(
             raise must_be("budget quality", says, str(constraint), "Turn the relation round.")
     told = Guarded(*([listen or of_events()] if listen is None or callable(listen) else listen))
     fresh = is_address(store) or not Path(store).exists()
+    found = [] if fork is None else _front(fork)
     with Store.open(store) as opened, _withdrawn(opened, new=fresh and not opened.all("identity")):
         about = {"workload": work.fingerprint, "parts": work.identity, "targets": [str(t) for t in targets], "seed": seed}
         opened.identity(about)
+        forked = opened.get("fork", "0") or (opened.put("fork", "0", {"plans": found}, seconds=0.0) if found else {"plans": []})
         if opened.all(PRUNED):
             raise must_be("store", "a study that was not pruned", opened.name, "It is read and exported; search on in another.")
         if opened.address:
@@ -151,6 +160,7 @@ def optimize(
             recovery=recovery,
             only=(*only, "student") if only and student else only,
             sampler=sampler,
+            forked=tuple(forked["plans"]),
             samples=len(work.validation),
             meters=meters,
             about={
@@ -177,6 +187,13 @@ def _withdrawn(store: Store, *, new: bool) -> Iterator[None]:
         if new and not store.all("evaluation"):
             store.forget()
         raise
+
+
+def _front(study: Study | str | Path) -> list[dict[str, Any]]:
+    """Return the plans that a study would give away, as data: its pick first."""
+    held = study if isinstance(study, Study) else Study.load(study)
+    chosen = dict.fromkeys(e.plan for e in (held.best, held.knee, *held.front) if e.key != held.baseline.key)
+    return [as_data(plan) for plan in chosen][:FORKED]
 
 
 def _walk(

@@ -98,6 +98,17 @@ class Space:
         if mistakes:
             raise InputError("\n".join(mistakes))
 
+    def nearest(self, choices: Mapping[str, Choice]) -> Plan:
+        """Return the plan of this space that is nearest to choices of another: what has no counterpart is left untouched."""
+        found = dict(self.untouched.choices)
+        for knob in self.knobs:
+            wanted = choices.get(knob.name)
+            if wanted in knob.menu:
+                found[knob.name] = wanted
+            elif isinstance(wanted, int) and knob.nested:
+                found[knob.name] = min(knob.menu, key=lambda choice: abs(int(choice) - wanted))
+        return self.decode(self.encode(Plan(found)))
+
     def encode(self, plan: Plan) -> Genomes:
         """Return the genome `(knobs,)` of `plan`, moot knobs untouched.
 

@@ -154,7 +154,7 @@ class Store(ABC):
             return
         lines = "; ".join(_differences(found, wanted))
         if lines:
-            remedy = "Use another --store, or repeat the first command."
+            remedy = "Use another --store (--fork begins it with what this one found), or repeat the first command."
             raise must_be("store", f"a study of the same thing ({lines})", self.name, remedy)
 
     def once(self, kind: str, key: str, compute: Callable[[], Mapping[str, Any]]) -> dict[str, Any]:
