@@ -97,7 +97,7 @@ class Network:
         assert isinstance(calibration, torch.Tensor)
         assert isinstance(images, torch.Tensor)
         self.name, self.worst_loss = name, worst_loss
-        self._images = images
+        self._images, self.calibration = images, calibration
         subject = Subject.prepare(model, calibration[:2], calibration)
         self._builder = Builder(subject)
         self._target = self._log_probabilities(subject.model)
