@@ -4,9 +4,9 @@
     python benchmarks/duel.py tell                                                # the table, and the sign test
 
 The problem is `search_problems.resnet20`: widths and droppable blocks of a ResNet-20, cost (MACs) by a formula that all may
-call, loss after closed-form repair by an evaluation that all pay for, through one cache. Optuna's NSGA-II (populations of 24 and 50:
-the better one of each seed is the mark), TPE, GP and random search, and a genetic algorithm of DEAP's kind with one objective
-(weights drawn anew for each of its runs) are started with the untouched plan and one uniform plan a level.
+call, loss after closed-form repair by an evaluation that all pay for, through one cache. Optuna's NSGA-II (populations of 24
+and 50: the better one of each seed is the mark), TPE, GP and random search, and a genetic algorithm of DEAP's kind with one
+objective (weights drawn anew for each of its runs) are started with the untouched plan and one uniform plan a level.
 
 Ours reads its loss table as `optimize` does: one change at a time on 64 images, nothing built anew but what it touches. That
 is no evaluation but is paid for too: a reading counts as the share of an evaluation that its CPU time is, measured in this run.

@@ -109,12 +109,12 @@ def serve(orders: Orders, child: Child, recipe: str, *, told: Told, stop: thread
             done += 1
             told(f"did {order.kind} {order.key}")
         elif not stop.is_set():
-            told(f"{order.kind} {order.key} was taken over by another worker: what this one made of it is refused")
+            told(f"{order.kind} {order.key} was not finished here: its process died, or another worker has it")
     return done
 
 
 def answered(orders: Orders, order: Order, child: Child, *, stop: threading.Event, lease_s: float = LEASE_S) -> bool:
-    """Do one order under a heartbeat and give its result; False where it was refused, or `stop` ended it."""
+    """Do one order under a heartbeat and give its result; False where its process died, it was refused, or `stop` ended it."""
     job = Job(order.kind, order.key, order.args, expected_s=order.expected_s)
     lost = threading.Event()
     ended = threading.Event()
@@ -149,4 +149,9 @@ def answered(orders: Orders, order: Order, child: Child, *, stop: threading.Even
     if "store" in answer:
         orders.release(order)
         raise StoreError(answer["store"])
-    return not lost.is_set() and orders.finish(order, answer)
+    if lost.is_set():
+        return False
+    if "died" in answer:
+        orders.died(order, answer["died"])
+        return False
+    return orders.finish(order, answer)

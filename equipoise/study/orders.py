@@ -2,8 +2,8 @@
 
 The lease is written in the transaction of the claim, by the server's clock: a worker that dies at any moment, its first
 heartbeat included, holds nothing for longer than its lease, and no clock of another machine matters. Each claim raises the
-order's *epoch*; a result under an earlier one, of a worker that was thought dead and was not, is refused. What is taken `TRIES`
-times and never finished is set aside as `POISON`.
+order's *epoch*; a result under an earlier one, of a worker that was thought dead and was not, is refused. What `TRIES` workers
+took and none lived to finish is set aside as `POISON`: one that is short of memory harms no plan.
 """
 
 from __future__ import annotations
@@ -120,13 +120,19 @@ class Orders:
         )
         self.connection.run(lambda db: db.execute(said, (order.id, order.epoch)))
 
+    def died(self, order: Order, words: str) -> None:
+        """Say that the process that did an order did not live: another worker is to try, up to `TRIES` of them."""
+        said = "UPDATE equipoise.orders SET until=NULL, epoch=epoch+1, died=%s WHERE id=%s AND epoch=%s AND result IS NULL"
+        self.connection.run(lambda db: db.execute(said, (words, order.id, order.epoch)))
+
     def results(self, ids: Sequence[int]) -> dict[int, dict[str, Any]]:
         """Return the results there are, and `POISON` as ``died`` of those set aside."""
         said = """
-            SELECT id, result FROM equipoise.orders
-            WHERE id = ANY(%s) AND (result IS NOT NULL OR (tries>=%s AND until<clock_timestamp()))"""
+            SELECT id, result, died FROM equipoise.orders
+            WHERE id = ANY(%s) AND (result IS NOT NULL OR (tries>=%s AND (until IS NULL OR until<clock_timestamp())))"""
         rows = self.connection.run(lambda db: db.execute(said, (list(ids), TRIES)).fetchall())
-        return {number: json.loads(text) if text is not None else {"died": POISON} for number, text in rows}
+        aside = {number: f"{words}; {POISON}" if words else POISON for number, _, words in rows}
+        return {number: {"died": aside[number]} if text is None else json.loads(text) for number, text, _ in rows}
 
     def clear(self) -> None:
         """Take all orders away: a result that still comes is refused."""

@@ -55,7 +55,7 @@ CREATE TABLE IF NOT EXISTS equipoise.orders (
     id bigint GENERATED ALWAYS AS IDENTITY PRIMARY KEY, study text NOT NULL REFERENCES equipoise.studies ON DELETE CASCADE,
     kind text NOT NULL, key text NOT NULL, args text NOT NULL, expected_s float8 NOT NULL,
     worker text NOT NULL DEFAULT '', epoch bigint NOT NULL DEFAULT 0, tries int NOT NULL DEFAULT 0, until timestamptz,
-    result text, UNIQUE (study, kind, key));
+    died text NOT NULL DEFAULT '', result text, UNIQUE (study, kind, key));
 CREATE INDEX IF NOT EXISTS orders_open ON equipoise.orders (study, id) WHERE result IS NULL;
 """
 _END_OLD = """

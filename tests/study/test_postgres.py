@@ -284,6 +284,14 @@ def test_poison_is_set_aside_and_what_is_given_back_is_not(orders: Orders) -> No
     assert other is not None
     assert other.id == ids[1]
     assert orders.results(ids) == {ids[0]: {"died": POISON}}
+    orders.died(other, "its process was killed by SIGSEGV")
+    for turn in range(1, TRIES):
+        assert orders.results(ids[1:]) == {}
+        again = orders.claim(str(turn), RECIPE)
+        assert again is not None
+        orders.died(again, "its process was killed by SIGSEGV")
+    assert orders.claim("careful", RECIPE) is None
+    assert orders.results(ids[1:]) == {ids[1]: {"died": f"its process was killed by SIGSEGV; {POISON}"}}
 
 
 def _claims(address: str, study: str, start: object, out: object) -> None:
