@@ -14,9 +14,11 @@ from rich.table import Table
 from rich.text import Text
 
 from equipoise.axes import AXES, TRADED
+from equipoise.budget import parse_budget
 from equipoise.cli.terminal import Pace, console, doing, progress_line, visible
 from equipoise.pareto import non_dominated
 from equipoise.records import Evaluation
+from equipoise.study.picks import promising
 from equipoise.study.record import describe
 from equipoise.units import counted, show
 
@@ -28,15 +30,19 @@ class Live:
     """A listener for `optimize` that draws; use it in a ``with`` block, before anything slow is imported.
 
     The time left goes on between events, so that a long step is seen to be one.
+
+    Args:
+        budget: The best within it so far is marked.
     """
 
-    def __init__(self, *, quiet: bool = False) -> None:
+    def __init__(self, *, quiet: bool = False, budget: str = "") -> None:
         self._console = console(stderr=True, quiet=quiet)
         self._spinner = Spinner("dots")
         self._event: Event | None = None
         self._doing = ("start", "")
         self._since = time.monotonic()
         self._rows: list[Evaluation] = []
+        self._failed, self._budget = 0, budget
         self._pace = Pace()
         self._live = None
         if self._console.is_terminal and not quiet:
@@ -61,8 +67,9 @@ class Live:
 
     def __call__(self, event: Event) -> None:
         """Show one event."""
-        if event.evaluation is not None and event.evaluation.ok:
-            self._rows.append(event.evaluation)
+        if event.evaluation is not None:
+            self._rows += [event.evaluation] if event.evaluation.ok else []
+            self._failed += not event.evaluation.ok
         self._event, self._doing, self._since = event, (event.stage, event.text), time.monotonic()
         if not self._live and not self._console.quiet:
             self._line(event)
@@ -85,14 +92,17 @@ class Live:
         left = show(limit_s - spent_s, "s") if limit_s > spent_s else "no time"
         line = Table.grid(padding=(0, 2))  # a line of its own: a bar alone does not end its line
         bar = ProgressBar(total=max(1.0, limit_s), completed=spent_s, width=40)
-        line.add_row(bar, Text(f"{left} left, {counted(len(self._rows), 'evaluation')}", style="dim"))
+        failed = f", {self._failed} failed" if self._failed else ""
+        line.add_row(bar, Text(f"{left} left, {counted(len(self._rows), 'evaluation')}{failed}", style="dim"))
         return Group(self._spinner, line, Text(""), self._front()) if self._rows else Group(self._spinner, line)
 
     def _front(self) -> Table:
         known = [e for e in self._rows if all(e.axis(a).known for a in TRADED)]
         best = [known[i] for i in non_dominated([[e.axis(a).get() for a in TRADED] for e in known])]
         best = sorted(best, key=lambda e: e.axis("latency_s").get())
-        return table("quality", best[:14], self._rows[0], marked={})
+        within = promising(known, parse_budget(self._budget or None))[:1]
+        shown = [*best[:14], *(e for e in within if e not in best[:14])]
+        return table("quality", shown, self._rows[0], marked={e.key: "best within the budget" for e in within})
 
 
 def table(

@@ -85,7 +85,7 @@ def run(args: argparse.Namespace) -> int:
     _announce(store)
     from equipoise.cli.live import Live
 
-    with Live(quiet=args.quiet) as live:
+    with Live(quiet=args.quiet, budget=args.budget) as live:
         live.doing("loading torch")
         from equipoise import workloads
         from equipoise.road.walk import optimize

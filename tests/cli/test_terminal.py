@@ -169,6 +169,17 @@ def test_the_header_of_the_table_stands_on_a_line_of_its_own(screen):
     assert "━" not in heading
 
 
+def test_failures_are_counted_and_the_best_within_the_budget_is_marked(screen):
+    held = screen()
+    broken = replace(evaluation(), error="ValueError: no")
+    with Live(budget="drop<=1") as live:
+        live(Event("evaluate", "untouched", 15.0, 60.0, evaluation()))
+        live(Event("evaluate", "one-shot", 16.0, 60.0, broken))
+    shown = seen(held.getvalue())
+    assert "1 evaluation, 1 failed" in shown
+    assert "best within the budget" in shown
+
+
 def test_the_view_is_up_before_anything_slow_is_imported(screen):
     held = screen()
     with Live() as live:
