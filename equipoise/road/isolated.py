@@ -259,9 +259,10 @@ def children(recipe: Mapping[str, Any], held: bytes, folder: Path, tell: Tell, c
     with tempfile.TemporaryDirectory(prefix="equipoise-isolated-") as place:
         file = Path(place) / "held"
         file.write_bytes(held)
-        threads = max(1, torch.get_num_threads() // count)
+        share = max(1, count)
+        threads = max(1, torch.get_num_threads() // share)
         whole = {**recipe, "store": str(folder.absolute()), "held": str(file), "path": sys.path, "threads": threads}
-        most = MEMORY_SHARE * psutil.virtual_memory().available / count
+        most = MEMORY_SHARE * psutil.virtual_memory().available / share
         made = [Child(whole, most, tell) for _ in range(count)]
         try:
             yield made

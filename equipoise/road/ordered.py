@@ -22,6 +22,9 @@ from equipoise.study.orders import Orders
 from equipoise.study.postgres import Connection
 from equipoise.study.store import Store
 
+PATIENCE_S = 20.0
+"""How long nobody may take an order before that is told."""
+
 
 class Ordered(Answers):
     """Posts what may be done anywhere; gives no result of a group before all are there, so that nothing runs beside a timing.
@@ -30,10 +33,11 @@ class Ordered(Answers):
         orders: Of the study that is walked.
         bench: Of this process.
         hands: Children of this machine, which take orders too; none where this machine only times.
+        tell: Told where nobody takes them.
     """
 
-    def __init__(self, orders: Orders, bench: Workbench, hands: Sequence[Child], recipe: str) -> None:
-        self._orders, self._bench, self._hands, self._recipe = orders, bench, hands, recipe
+    def __init__(self, orders: Orders, bench: Workbench, hands: Sequence[Child], recipe: str, tell: Tell) -> None:
+        self._orders, self._bench, self._hands, self._recipe, self._tell = orders, bench, hands, recipe, tell
         self._threads = ThreadPoolExecutor(max(1, len(hands)), thread_name_prefix="equipoise-hand")
         self._posted: dict[tuple[str, str], int] = {}
 
@@ -61,9 +65,14 @@ class Ordered(Answers):
         if len(found) == len(ids):
             return found
         helping = [self._threads.submit(self._help, child, stop) for child in self._hands]
+        look = time.monotonic() + PATIENCE_S
         try:
             while len(found) < len(ids):
                 time.sleep(LOOK_S)
+                if time.monotonic() > look:
+                    look += 2 * PATIENCE_S
+                    if not self._orders.held():
+                        self._tell("workers", "WARNING: nobody takes the orders of this study. Start `equipoise worker`.", 0.0)
                 for hand in helping:
                     if hand.done():  # before it was told to
                         hand.result()
@@ -104,7 +113,7 @@ def ordered(bench: Workbench, store: Store, *, spec: str, seed: int, tell: Tell,
     with ExitStack() as open_:
         open_.callback(connection.close)
         hands = open_.enter_context(children(said, held, store.path, tell, count))
-        maker = Ordered(orders, bench, hands, recipe)
+        maker = Ordered(orders, bench, hands, recipe, tell)
         open_.callback(maker.close)
         yield maker
         orders.clear()

@@ -22,6 +22,7 @@ from equipoise.errors import InputError, StoreError
 from equipoise.road.answers import Died
 from equipoise.road.isolated import Child, children
 from equipoise.road.jobs import Job
+from equipoise.study.files import make_rooms
 from equipoise.study.orders import LEASE_S, Order, Orders
 from equipoise.study.place import keep, located
 from equipoise.study.postgres import PATIENCE_S, Connection, DatabaseFiles, prepare
@@ -54,6 +55,7 @@ def work(address: str, *, told: Told, stop: threading.Event, threads: int | None
     try:
         prepare(connection, create=True)
         keep(folder, address)
+        make_rooms(folder)
         orders = Orders(connection, address.partition("#")[2])
         while recipe := _recipe(orders, stop):
             told(f"prepares {json.loads(DatabaseFiles(folder, connection).read_blob(recipe))['spec'] or 'the workload'}")

@@ -134,6 +134,12 @@ class Orders:
         aside = {number: f"{words}; {POISON}" if words else POISON for number, _, words in rows}
         return {number: {"died": aside[number]} if text is None else json.loads(text) for number, text, _ in rows}
 
+    def held(self) -> int:
+        """Return how many orders workers hold now."""
+        said = "SELECT count(*) FROM equipoise.orders WHERE study=%s AND result IS NULL AND until>clock_timestamp()"
+        row = self.connection.run(lambda db: db.execute(said, (self.study,)).fetchone())
+        return int(row[0]) if row else 0
+
     def clear(self) -> None:
         """Take all orders away: a result that still comes is refused."""
         self.connection.run(lambda db: db.execute("DELETE FROM equipoise.orders WHERE study=%s", (self.study,)))

@@ -72,6 +72,7 @@ def test_workers_make_what_this_machine_times(server: Server, tmp_path: Path) ->
     assert not study.failures
     keys = [e.key for e in study.evaluations]
     assert len(keys) == len(set(keys))
+    helpers[0].communicate()
     done, said = helpers[1].communicate(timeout=120)
     assert int(done.split()[0]) > 5, said
     assert helpers[1].returncode == 0
@@ -120,7 +121,13 @@ def test_who_lost_an_order_stops_and_says_nothing(orders: Orders) -> None:
     (number,) = orders.post([("evaluation", "a", {"x": 1}, 1.0)])
     order = orders.claim("a", RECIPE, lease_s=1.0)
     assert order is not None
-    threading.Timer(0.3, lambda: Orders(Connection(orders.connection.address), orders.study).clear()).start()
+
+    def cleared() -> None:
+        other = Connection(orders.connection.address)
+        Orders(other, orders.study).clear()
+        other.close()
+
+    threading.Timer(0.3, cleared).start()
     child: Any = Slow(60.0)
     began = time.monotonic()
     assert not worker.answered(orders, order, child, stop=threading.Event(), lease_s=1.0)
