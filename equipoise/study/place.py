@@ -34,7 +34,8 @@ def located(place: str | Path) -> tuple[Path, str]:
         return folder, address_in(folder) if (folder / DATABASE).is_file() else ""
     checked_address(place)
     folder = RUNS / place.rpartition("#")[2]
-    if folder.exists() and not ((folder / DATABASE).is_file() and address_in(folder) == place):
+    other = (folder / DATABASE).is_file() and address_in(folder) != place
+    if other or (folder / "study.db").exists():  # a folder without either may be in the making
         raise must_be("store", f"another study than that of the folder {folder}", place, "Give the study another name.")
     return folder, place
 

@@ -121,6 +121,16 @@ def test_what_is_not_there_is_told_and_nothing_is_left(server: Server, tmp_path:
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_folder_of_another_study_is_left_alone(server: Server, address: str) -> None:
+    name = address.partition("#")[2]
+    with Store.open(Path("runs") / name):
+        pass
+    with pytest.raises(InputError, match="another study than that of the folder"):
+        Store.open(address)
+    with Store.open(server.address("mine")), pytest.raises(InputError, match="another study"):
+        Store.open(server.address("mine").replace("user=postgres", "user=postgres&connect_timeout=5"))
+
+
 def test_studies_are_listed(server: Server, address: str) -> None:
     with Store.open(address) as store:
         store.identity({"seed": 0})
