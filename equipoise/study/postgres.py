@@ -60,6 +60,9 @@ CREATE INDEX IF NOT EXISTS orders_open ON equipoise.orders (study, id) WHERE res
 """
 _END_OLD = """
 SELECT pg_terminate_backend(pid) FROM pg_stat_activity WHERE application_name=%s AND pid<>pg_backend_pid()"""
+_WALKER = """
+SELECT walker FROM equipoise.studies WHERE name=%s AND EXISTS (
+    SELECT 1 FROM pg_locks WHERE locktype='advisory' AND (classid::bigint << 32) | objid::bigint = hashtextextended(%s, 0))"""
 _SELECT = "SELECT kind, key, data, sha256 FROM equipoise.records WHERE study=%s AND kind=%s"
 
 
@@ -227,8 +230,7 @@ class PostgresStore(Store):
 
     def walker(self) -> str:
         """See `Store.walker`."""
-        query = "SELECT walker FROM equipoise.studies WHERE name=%s AND walking"
-        row = self.connection.run(lambda db: db.execute(query, (self.study,)).fetchone())
+        row = self.connection.run(lambda db: db.execute(_WALKER, (self.study, f"equipoise {self.study}")).fetchone())
         return row[0] if row else ""
 
     def _begin(self) -> None:

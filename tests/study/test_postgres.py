@@ -139,8 +139,10 @@ def test_studies_are_listed(server: Server, address: str) -> None:
 
 
 def test_one_walks_at_a_time(address: str) -> None:
-    with Store.open(address), pytest.raises(StoreError, match=f"in use by .*process {os.getpid()}"):
-        Store.open(address)
+    with Store.open(address) as first:
+        assert first.walker().endswith(f"process {os.getpid()}")
+        with pytest.raises(StoreError, match=f"in use by .*process {os.getpid()}"):
+            Store.open(address)
     with Store.open(address):
         pass
 
@@ -225,6 +227,7 @@ def test_a_killed_walker_loses_nothing_acknowledged(address: str, tmp_path: Path
             rows = store.all("step")
             assert [row["i"] for row in rows] == list(range(len(rows)))
             assert all(store.read_blob(row["blob"]) == bytes([row["i"] % 256]) * 5000 for row in rows[-5:])
+            assert store.walker() == ""
         assert len(rows) >= count > seen
         seen = len(rows)
 
