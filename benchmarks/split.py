@@ -70,6 +70,8 @@ def main() -> None:
 def confirmed(found: Splits, ride: Ride, seconds: float) -> dict[str, Any]:
     """Race the pick and both ends anew: seconds of each, and how many times faster the pick is than either end."""
     pick = "0" if ride.pick == THERE else ride.pick
+    if not ride.late.known:  # nothing was worth sending
+        return {"uplink": ride.link.uplink, "pick": ride.pick, "latency": {}, "times_faster": {}, "processes": 0}
     numbers = dict.fromkeys([*([0] if ride.over_there else []), *([int(pick)] if pick != HERE else [])])
     sent = int(found.cuts[ride.pick].sent.get())
     raced = race_link(found.everything, numbers, ride.link, echo=sent, seconds=seconds, seed=1)

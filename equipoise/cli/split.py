@@ -85,7 +85,8 @@ def _show(found: Splits) -> None:
     for ride in found.rides:
         print(visible(found.sentence(ride)))
         others = ", ".join(f"{name} {latency}" for name, latency in ride.latency.items() if name != ride.pick)
-        print(visible(f"  beside it: {others}; the link itself was {ride.late} late"))
+        late = f"; the link itself was {ride.late} late" if ride.late.known else "; nothing was worth sending"
+        print(visible(f"  beside it: {others}{late}"))
     print(visible(f"{found.metric} {found.quality} all on the device; energy of the device's part: {found.energy}"))
 
 

@@ -78,7 +78,8 @@ class Ride:
         over_here, over_there: Name -> how many times faster end to end than all on the device, and than all on the server,
             which is empty where that was not run.
         pick: The name of the split to use: the quickest end to end, where it is not told from the better end that end.
-        late: Seconds by which a request of the pick's size and no work comes later than the link says.
+        late: Seconds by which a request of the pick's size and no work comes later than the link says; unavailable where
+            nothing was worth sending.
         stopped: Why the race ended.
     """
 
@@ -309,8 +310,12 @@ def _ride(bundle: Bundle, cuts: Mapping[str, Sharing], link: Link, seconds: floa
     inner = sorted((name for name in cuts if name not in (HERE, THERE)), key=predicted.__getitem__)
     far = predicted[THERE] > max(SLOW_S, FAR * min(predicted.values()))
     names = [*([] if far else [THERE]), *(name for name in inner[:FINALISTS] if predicted[name] <= WORTH * best)]
+    guess = estimated(predicted[THERE], "s", note="its parts and the link's time for its bytes; not run")
+    if not names:  # nothing is worth sending
+        latency = {HERE: cuts[HERE].device_s, THERE: guess}
+        return Ride(link, predicted, latency, {}, {}, HERE, unavailable("s", "nothing was sent over it"), "nothing to race")
     tell(f"end to end over {link}")
-    echo = int(cuts[min(names or [HERE], key=predicted.__getitem__)].sent.get())
+    echo = int(cuts[min(names, key=predicted.__getitem__)].sent.get())
     raced = race_link(bundle, [cuts[name].number or 0 for name in names], link, echo=echo, seconds=seconds, seed=seed)
     keys = {name: str(cuts[name].number or 0) for name in names} | {HERE: HERE}
     latency = {name: raced.latency(key) for name, key in keys.items()}
@@ -318,7 +323,7 @@ def _ride(bundle: Bundle, cuts: Mapping[str, Sharing], link: Link, seconds: floa
     over = {end: {name: raced.speedup(keys[end], key) for name, key in keys.items() if name != end} for end in ends}
     pick = picked({name: found.get() for name, found in latency.items()}, over)
     if far:
-        latency[THERE] = estimated(predicted[THERE], "s", note="its parts and the link's time for its bytes; not run")
+        latency[THERE] = guess
     late = raced.latency(ECHO)
     off = measured(late.get() - link.seconds(echo), "s", n=late.n, note=f"of {show(echo, 'B')} and no work")
     return Ride(link, predicted, latency, over[HERE], over.get(THERE, {}), pick, off, raced.stopped)

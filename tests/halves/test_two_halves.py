@@ -77,6 +77,8 @@ def test_the_ends_and_a_cut_compete(found) -> None:
     assert slow.latency[THERE].get() >= slow.link.seconds(found.cuts[THERE].sent.low)
     assert hopeless.latency[THERE].provenance == "estimated"  # a link that slow is not waited for
     assert not hopeless.over_there
+    assert not hopeless.late.known
+    assert hopeless.pick == HERE
     assert slow.latency[THERE].provenance == quick.latency[THERE].provenance == "measured"
     assert found.energy.known or found.energy.note
 
