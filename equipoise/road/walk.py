@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time as clock
 from collections.abc import Iterator, Sequence
-from contextlib import ExitStack, contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -218,21 +218,7 @@ def _walk(
         with road.watched(job), staying("preparing the model") if job.kind == "prepare" else nullcontext():
             yield
 
-    with ExitStack() as open_:
-        maker: Maker = Trials(bench, store.files, asked.seed, road.tell)
-        how: dict[str, Any] = {"spec": spec, "seed": asked.seed, "tell": road.tell, "count": apart}
-        if store.address:
-            from equipoise.road.ordered import ordered
-
-            maker = open_.enter_context(ordered(bench, store, **how))
-        elif engine:
-            from equipoise.road.rays import rayed
-
-            at, count = engine.partition(":")[2], max(1, apart)
-            maker = open_.enter_context(rayed(bench, store.files, spec=spec, seed=asked.seed, address=at, count=count))
-        elif apart:
-            made = open_.enter_context(isolated(bench, store.files, **how))
-            maker = made[0] if apart == 1 else Pool(made)
+    with _making(store, bench, road, spec=spec, apart=apart, engine=engine) as maker:
         here = Here(store, bench, maker, lambda: road.proposal(), spec=spec)
         if store.get("prepare", "0"):  # a run that goes on: loading and preparing anew are no part of its next job
             road.tell("prepare", "prepare the model again", extra_s=clock.perf_counter() - started)
@@ -251,7 +237,29 @@ def _walk(
             # nothing that was found is lost for it; `export` races again
             road.tell("final", f"WARNING: the last race failed, so latencies are those of the search: {error}")
     _ask(store, road)
-    store.tidy()
+    if not listen.stopped:
+        store.tidy()
+
+
+@contextmanager
+def _making(store: Store, bench: Workbench, road: Road, *, spec: str, apart: int, engine: str) -> Iterator[Maker]:
+    """Give what makes candidates: this process, children of it, workers of the study's database, or actors of a Ray cluster."""
+    seed = road.asked.seed
+    if store.address:
+        from equipoise.road.ordered import ordered
+
+        with ordered(bench, store, spec=spec, seed=seed, tell=road.tell, count=apart) as maker:
+            yield maker
+    elif engine:
+        from equipoise.road.rays import rayed
+
+        with rayed(bench, store.files, spec=spec, seed=seed, address=engine.partition(":")[2], count=max(1, apart)) as maker:
+            yield maker
+    elif apart:
+        with isolated(bench, store.files, spec=spec, seed=seed, tell=road.tell, count=apart) as children:
+            yield children[0] if apart == 1 else Pool(children)
+    else:
+        yield Trials(bench, store.files, seed, road.tell)
 
 
 def _ask(store: Store, road: Road) -> None:
