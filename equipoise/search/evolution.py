@@ -251,9 +251,8 @@ class Evolver:
         self._kept, scores, holds = pool[order], scores[order], _holds(excess[order])
         if self._worst is None and len(scores):
             self._worst = scores.max(axis=0)
-        self.history.append(
-            (len(self._rows), _progress(scores[holds], self._worst, larger=self._larger(len(self._objectives[0]))[0]))
-        )
+        larger = self._larger(scores.shape[1])[0]
+        self.history.append((len(self._rows), _progress(scores[holds], self._worst, larger=larger)))
 
 
 def evolve(
@@ -324,11 +323,10 @@ def evolve(
         if not len(rows):
             stopped = "exhausted"
             break
-        values = _called("objective", objective, search.genes, rows, many)
-        none = np.zeros((len(rows), 0))
-        search._told(
-            rows, values, none if constraints is None else _called("constraints", constraints, search.genes, rows, many)
-        )
+        values, excess = _called("objective", objective, search.genes, rows, many), np.zeros((len(rows), 0))
+        if constraints is not None:
+            excess = _called("constraints", constraints, search.genes, rows, many)
+        search._told(rows, values, excess)
         search._select()
         stopped = next(_ends(search, evaluations, goal, patience, clock.perf_counter() - began > limit_s), "")
         if on_generation is not None and on_generation(search):
