@@ -6,6 +6,7 @@ plans of a model are searched by `search.propose`, which knows what they cost be
 
 from __future__ import annotations
 
+import inspect
 import math
 import time as clock
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -20,7 +21,7 @@ from equipoise.errors import must_be
 from equipoise.pareto import hypervolume, knee
 from equipoise.search.genes import Gene, Genes, Rows
 from equipoise.search.rank import front_mask, survivors
-from equipoise.units import check_seed, duration
+from equipoise.units import check_seed, duration, is_real, is_whole
 
 Floats = NDArray[np.float64]
 Candidate = dict[str, Any]
@@ -45,7 +46,7 @@ class Evolution:
         stopped: Why it ended: ``evaluations``, ``time``, ``goal``, ``converged``, ``callback`` or ``exhausted``.
         seed: Of the generator.
         history: After each generation, evaluations so far and the best objective; of several the hypervolume of the front, up
-            to the worst values among the first population.
+            to the worst values among the first population. NaN while nothing keeps the constraints.
     """
 
     candidates: tuple[Candidate, ...]
@@ -55,6 +56,11 @@ class Evolution:
     stopped: str
     seed: int
     history: tuple[tuple[int, float], ...]
+
+    @property
+    def feasible(self) -> bool:
+        """Whether anything keeps all constraints; if not, `front` and `best` are what breaks them least."""
+        return bool(_holds(self.excess).any())
 
     @cached_property
     def front(self) -> tuple[int, ...]:
@@ -135,21 +141,27 @@ class Evolver:
 
         Args:
             objectives: One number, or several. NaN: it failed, and is no parent.
-            excess: By how much it breaks each constraint, at most 0 where it holds.
+            excess: By how much it breaks each constraint, at most 0 where it holds. NaN: it failed too.
         Raises:
-            InputError: It is not of the space, was told before, or has another number of objectives than those before.
+            InputError: It is not of the space, was told before, is worth no numbers, or has another number of objectives than
+                those before.
         """
         given = self.genes.encode(candidate)
         (key,) = _keys(given[None])
         row = self._known.get(key, given)  # there and back costs the last digits
         if key in self._worth:
             raise must_be("candidate", "told once", dict(candidate), "Keep what it was worth the first time.")
-        values, broken = (np.atleast_1d(np.asarray(v, dtype=float)) for v in (objectives, excess))
-        self._told(row[None], values[None], np.maximum(broken, 0.0)[None])
+        self._told(row[None], _numbers("objectives", [objectives], 1), _numbers("excess", [excess], 1))
 
     def found(self, stopped: str = "") -> Evolution:
-        """Return what was told so far; failed candidates are left out."""
-        kept = np.flatnonzero(np.isfinite(self._scores).all(axis=1)) if self._rows else np.zeros(0, dtype=np.int64)
+        """Return what was told so far; failed candidates are left out.
+
+        Raises:
+            InputError: Nothing was told, or all failed.
+        """
+        if not self._rows:
+            raise must_be("found()", "called after tell()", "no candidate told", "Ask for some and tell what they are worth.")
+        kept = np.flatnonzero(_sound(self._scores, np.array(self._excess)))
         if not len(kept):
             raise must_be("objective", "a number for one candidate at least", f"{len(self._rows)} that failed", "Look at why.")
         candidates = self.genes.decode(np.array(self._rows)[kept])
@@ -211,7 +223,9 @@ class Evolver:
     def _told(self, rows: Rows, objectives: Floats, excess: Floats) -> None:
         given = objectives.shape[1], excess.shape[1]
         told = (len(self._objectives[0]), len(self._excess[0])) if self._rows else given
-        if told != given or given[0] < 1:
+        if not given[0]:
+            raise must_be("objectives", "one number or more for each candidate", (), "Say what a candidate is worth.")
+        if told != given:
             raise must_be("objectives and excess", f"{told[0]} and {told[1]} numbers, as before", given, "Give all of them.")
         if not isinstance(self.maximize, bool) and len(self.maximize) != given[0]:
             raise must_be(
@@ -222,7 +236,7 @@ class Evolver:
         self._worth.update(keys)
         self._rows += [*rows]
         self._objectives += [*(objectives * np.where(self._larger(given[0]), -1.0, 1.0))]
-        self._excess += [*excess]
+        self._excess += [*np.maximum(excess, 0.0)]
 
     def _select(self) -> None:
         """Let what is new take the place of what is worse."""
@@ -231,13 +245,14 @@ class Evolver:
         pool = np.concatenate([self._kept, new])
         scores = np.array([self._objectives[i] for i in pool])
         excess = np.array([self._excess[i] for i in pool])
-        sound = np.isfinite(scores).all(axis=1) & np.isfinite(excess).all(axis=1)
+        sound = _sound(scores, excess)
         pool, scores, excess = pool[sound], scores[sound], excess[sound]
         order, self._front = _survivors(scores, excess, self.population)
-        self._kept, scores = pool[order], scores[order]
+        self._kept, scores, holds = pool[order], scores[order], _holds(excess[order])
         if self._worst is None and len(scores):
             self._worst = scores.max(axis=0)
-        self.history.append((len(self._rows), _progress(scores, self._worst, larger=self._larger(len(self._objectives[0]))[0])))
+        larger = self._larger(scores.shape[1])[0]
+        self.history.append((len(self._rows), _progress(scores[holds], self._worst, larger=larger)))
 
 
 def evolve(
@@ -268,10 +283,11 @@ def evolve(
         objective: Called with the genes as keywords; returns a number, or several. NaN: it failed.
         evaluations: Calls at most.
         time: Wall time at most, such as ``"5min"``, or seconds; looked at between generations.
-        goal: Of one objective: it ends where this is reached.
-        patience: Generations after which it ends where the best objective, or the front's hypervolume, did not grow.
+        goal: Of one objective: it ends where this is reached by what breaks no constraint.
+        patience: Generations, 1 or more, after which it ends where the best objective, or the front's hypervolume, did not
+            grow.
         constraints: Called as `objective`; returns by how much each is broken, at most 0 where it holds. What breaks none beats
-            what breaks some; of two that break some, less is better.
+            what breaks some; of two that break some, less is better. NaN: it failed.
         maximize: Whether larger is better; one for each objective where there are several.
         population: Genomes that are kept; None: half of the square root of `evaluations`, from 12 to 100.
         seeds: Candidates to begin with.
@@ -279,7 +295,8 @@ def evolve(
         many: Whether both functions take arrays, a value for each of n candidates, and return `(n,)` or `(n, objectives)`.
         on_generation: Told after each; True ends the search.
     Raises:
-        InputError: An argument that cannot be used, or a function that returns no numbers.
+        InputError: An argument that cannot be used, or a function that does not take the genes or returns no numbers. What a
+            function raises is passed on as it is.
     References:
         Deb et al. 2002 (NSGA-II) for the selection; `genes` for the variation.
     """
@@ -288,8 +305,17 @@ def evolve(
     if population is None:
         population = min(MOST, max(FEWEST, round(math.sqrt(evaluations) / 2)))
     limit_s = math.inf if time is None else duration(time)
+    if goal is not None and not (is_real(goal) and -math.inf < goal < math.inf):
+        raise must_be("goal", "a finite number, or None", goal, "Write the objective at which to end.")
+    if patience is not None and not (is_whole(patience) and patience >= 1):
+        raise must_be("patience", "a whole number of 1 or more, or None", patience, "20 are usual.")
+    if on_generation is not None and not callable(on_generation):
+        raise must_be("on_generation", "a function of the search, or None", on_generation, "Write a function.")
     began = clock.perf_counter()
     search = Evolver(space, population, maximize, seeds, seed)
+    _check_takes("objective", objective, search.genes.names)
+    if constraints is not None:
+        _check_takes("constraints", constraints, search.genes.names)
     stopped = ""
     while not stopped:
         left = evaluations - len(search._rows)
@@ -297,9 +323,10 @@ def evolve(
         if not len(rows):
             stopped = "exhausted"
             break
-        search._told(
-            rows, _scored(search.genes, rows, objective, many, "objective"), _broken(search.genes, rows, constraints, many)
-        )
+        values, excess = _called("objective", objective, search.genes, rows, many), np.zeros((len(rows), 0))
+        if constraints is not None:
+            excess = _called("constraints", constraints, search.genes, rows, many)
+        search._told(rows, values, excess)
         search._select()
         stopped = next(_ends(search, evaluations, goal, patience, clock.perf_counter() - began > limit_s), "")
         if on_generation is not None and on_generation(search):
@@ -312,7 +339,9 @@ def _ends(search: Evolver, evaluations: int, goal: float | None, patience: int |
     values = [value for _, value in search.history]
     count = len(search._objectives[0])
     best = max if count > 1 or search._larger(count)[0] else min
-    if goal is not None and count == 1 and len(values) and best(goal, values[-1]) == values[-1]:
+    if goal is not None and count > 1:
+        raise must_be("goal", f"left out where there are {count} objectives", goal, "End by patience or on_generation.")
+    if goal is not None and len(values) and best(goal, values[-1]) == values[-1]:
         yield "goal"
     if len(search._rows) >= evaluations:
         yield "evaluations"
@@ -323,8 +352,8 @@ def _ends(search: Evolver, evaluations: int, goal: float | None, patience: int |
 
 
 def _progress(scores: Floats, worst: Floats | None, *, larger: bool) -> float:
-    """Return the best objective of a population, or its hypervolume up to `worst`."""
-    if worst is None:
+    """Return the best objective of what breaks no constraint, or its hypervolume up to `worst`; NaN where there is none."""
+    if worst is None or not len(scores):
         return math.nan
     if scores.shape[1] == 1:
         return float(-scores.min() if larger else scores.min())
@@ -332,27 +361,47 @@ def _progress(scores: Floats, worst: Floats | None, *, larger: bool) -> float:
     return hypervolume(within[front_mask(within)].tolist(), worst.tolist()) if len(within) else 0.0
 
 
-def _scored(genes: Genes, rows: Rows, function: Callable[..., Any], many: bool, name: str) -> Floats:
-    """Return what a function says of genomes, `(n, numbers)`."""
+def _check_takes(name: str, function: Callable[..., Any], genes: Sequence[str]) -> None:
+    """Raise `InputError` unless a function can be called with the genes as keywords; what hides its signature is believed."""
+    wanted, remedy = "a function of the genes' names", f"Its arguments are to be {', '.join(map(str, genes))}."
+    if not callable(function):
+        raise must_be(name, wanted, function, remedy)
+    try:  # a wrapper is what is called, not what it wraps
+        signature = inspect.signature(function, follow_wrapped=False)
+    except (TypeError, ValueError):
+        return
     try:
-        if many:
-            found = np.asarray(function(**genes.columns(rows)), dtype=float)
-        else:
-            found = np.asarray([function(**candidate) for candidate in genes.decode(rows)], dtype=float)
+        signature.bind(**dict.fromkeys(genes))
+    except TypeError as error:
+        raise must_be(name, wanted, str(error), remedy) from error
+
+
+def _called(name: str, function: Callable[..., Any], genes: Genes, rows: Rows, many: bool) -> Floats:
+    """Return what a function says of genomes, `(n, numbers)`."""
+    values = function(**genes.columns(rows)) if many else [function(**candidate) for candidate in genes.decode(rows)]
+    return _numbers(f"what {name} returns", values, len(rows))
+
+
+def _numbers(name: str, values: Any, count: int) -> Floats:
+    """Return what was given for `count` candidates, one number each or several, as `(count, numbers)`."""
+    try:
+        found = np.asarray(values, dtype=float)
     except (TypeError, ValueError) as error:
-        raise must_be(
-            name, "a function of the genes' names that returns numbers", str(error), "Look at its arguments."
-        ) from error
+        raise must_be(name, "numbers, as many for each candidate", str(error), "Give one, or a tuple of them.") from error
     found = found[:, None] if found.ndim == 1 else found
-    if found.ndim != 2 or len(found) != len(rows):
-        raise must_be(name, f"{len(rows)} rows of numbers", found.shape, "Return one row for each candidate.")
+    if found.ndim != 2 or len(found) != count:
+        raise must_be(name, f"{count} rows of numbers", found.shape, "Give one row for each candidate.")
     return found
 
 
-def _broken(genes: Genes, rows: Rows, constraints: Callable[..., Any] | None, many: bool) -> Floats:
-    if constraints is None:
-        return np.zeros((len(rows), 0))
-    return np.maximum(_scored(genes, rows, constraints, many, "constraints"), 0.0)
+def _sound(scores: Floats, excess: Floats) -> NDArray[np.bool_]:
+    """Return which rows did not fail."""
+    return np.asarray(np.isfinite(scores).all(axis=1) & ~np.isnan(excess).any(axis=1))
+
+
+def _holds(excess: Floats) -> NDArray[np.bool_]:
+    """Return which rows break no constraint."""
+    return np.asarray(~np.any(excess > 0, axis=1))
 
 
 def _keys(rows: Rows) -> list[bytes]:
@@ -371,7 +420,7 @@ def _survivors(scores: Floats, excess: Floats, count: int) -> tuple[NDArray[np.i
 
 def _feasible_first(scores: Floats, excess: Floats) -> NDArray[np.bool_]:
     """Return which rows none beats; where some break no constraint, of those alone."""
-    holds = ~np.any(excess > 0, axis=1)
+    holds = _holds(excess)
     if not holds.any():
         holds = excess.sum(axis=1) == excess.sum(axis=1).min()
     out = np.zeros(len(scores), dtype=bool)

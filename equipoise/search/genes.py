@@ -13,6 +13,7 @@ References:
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -22,7 +23,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from equipoise.errors import InputError, must_be, unknown
+from equipoise.errors import must_be, shown, unknown
+from equipoise.units import is_real
 
 Floats = NDArray[np.float64]
 Rows = NDArray[np.float64]
@@ -45,6 +47,8 @@ class Real:
     Attributes:
         low, high: Its ends, both included.
         log: Whether factors are alike rather than differences (a learning rate).
+    Raises:
+        InputError: Ends that are no numbers, not finite, in the wrong order, or so far apart that a float cannot hold it.
     """
 
     low: float
@@ -52,14 +56,16 @@ class Real:
     log: bool = False
 
     def __post_init__(self) -> None:
-        if not (math.isfinite(self.low) and math.isfinite(self.high) and self.low < self.high):
-            raise must_be("Real", "a range from a number to a larger one", (self.low, self.high), "Write Real(0.0, 1.0).")
+        ends, most = (self.low, self.high), sys.float_info.max
+        if not all(is_real(end) and -most <= end <= most for end in ends) or not 0 < float(self.high) - float(self.low) <= most:
+            raise must_be("Real", f"from a number to a larger one, {most:.2g} apart at most", ends, "Write Real(0.0, 1.0).")
         if self.log and self.low <= 0:
             raise must_be("Real low", "above 0 where factors count (log=True)", self.low, "Begin at 1e-6, or leave log out.")
 
 
 Gene = Real | range | Sequence[Any]
-"""`Real(0.0, 1.0)`; ``range(8, 65, 8)``; ``["relu", "gelu"]``, or ``[16, 32, 64]``, whose numbers rise and so have an order."""
+"""`Real(0.0, 1.0)`; ``range(8, 65, 8)``; ``["relu", "gelu"]``, or ``[16, 32, 64]``, whose numbers rise and so have an order. A
+range costs nothing by its length; of one with more than 10^12 values, near ones are not told apart."""
 
 
 @dataclass(frozen=True)
@@ -82,8 +88,11 @@ class Genes:
                 continue
             if isinstance(gene, str) or not isinstance(gene, Sequence):
                 raise must_be(f"space {name!r}", "Real(low, high), a range or a list of values", gene, "Name its values.")
-            if not len(gene) or any(value in gene[:place] for place, value in enumerate(gene) if not isinstance(gene, range)):
-                raise must_be(f"space {name!r}", "one value or more, each of them once", list(gene), "Name its values.")
+            if isinstance(gene, range):
+                if not gene or gene[sys.maxsize :]:
+                    raise must_be(f"space {name!r}", f"one value or more, {sys.maxsize:.2g} at most", gene, "Use a wider step.")
+            elif not len(gene) or any(value in gene[:place] for place, value in enumerate(gene)):
+                raise must_be(f"space {name!r}", "one value or more, each of them once", gene, "Name its values.")
 
     @cached_property
     def names(self) -> tuple[str, ...]:
@@ -117,14 +126,14 @@ class Genes:
         out: dict[str, NDArray[Any]] = {}
         for column, ordered, (name, gene) in zip(rows.T, self.ordered, self.genes.items(), strict=True):
             if isinstance(gene, Real):
-                low, high = (math.log(end) if gene.log else end for end in (gene.low, gene.high))
+                low, high = (math.log(end) if gene.log else float(end) for end in (gene.low, gene.high))
                 spread = low + (high - low) * column
                 out[name] = np.clip(np.exp(spread) if gene.log else spread, gene.low, gene.high)
             else:
-                held = np.empty(len(gene), dtype=object)
-                held[:] = list(gene)
-                place = column * (len(gene) - 1) if ordered else column
-                out[name] = held[np.round(place).astype(np.int64)]
+                last = len(gene) - 1
+                places = np.round(column * last if ordered else column).tolist()
+                values = (gene[min(int(place), last)] for place in places)  # a float may round the last of very many up
+                out[name] = np.fromiter(values, dtype=object, count=len(places))
         return out
 
     def decode(self, rows: Rows) -> list[dict[str, Any]]:
@@ -208,12 +217,16 @@ def _in_order(gene: Gene) -> bool:
 def _place(name: str, gene: Gene, value: Any) -> float:
     """Return where a gene's value stands in a genome."""
     if isinstance(gene, Real):
-        if type(value) not in (int, float) or not gene.low <= value <= gene.high:
+        if not is_real(value) or not gene.low <= value <= gene.high:
             raise must_be(f"candidate {name!r}", f"from {gene.low:g} to {gene.high:g}", value, "Choose from the range.")
         low, high, at = (math.log(v) if gene.log else v for v in (gene.low, gene.high, value))
         return (at - low) / (high - low)
-    values = list(gene)
-    if value not in values:
-        raise InputError(f"candidate {name!r} must be one of {values}; got {value!r}. Choose from the menu.")
-    index = values.index(value)
-    return index / max(len(values) - 1, 1) if _in_order(gene) else float(index)
+    if isinstance(gene, range):  # of whole numbers it knows at once whether it holds them; anything else it would look for
+        value = int(value) if is_real(value) and value % 1 == 0 else value
+        held = type(value) is int and value in gene
+    else:
+        held = value in gene
+    if not held:
+        raise must_be(f"candidate {name!r}", f"one of {shown(gene)}", value, "Choose from the menu.")
+    index = gene.index(value)
+    return index / max(len(gene) - 1, 1) if _in_order(gene) else float(index)

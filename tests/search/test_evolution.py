@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from typing import Any
 
@@ -130,6 +131,79 @@ def test_what_failed_is_no_parent_and_no_result() -> None:
         evolve(PLANE, lambda x, y: math.nan, evaluations=100, seed=0)
 
 
+@pytest.mark.parametrize("several", [False, True])
+def test_a_constraint_that_failed_is_not_kept(several: bool) -> None:
+    def limits(x: float) -> Any:
+        failed = math.nan if abs(x) < 1 else -1.0
+        return (-1.0, failed) if several else failed
+
+    found = evolve({"x": Real(-5, 5)}, lambda x: x * x, constraints=limits, evaluations=200, seed=1)
+    assert abs(found.best["x"]) >= 1
+    assert len(found.candidates) < 200
+    assert np.isfinite(found.excess).all()
+
+
+def test_a_constraint_told_as_nan_failed_and_one_told_as_infinite_is_broken() -> None:
+    search = Evolver(PLANE, seed=0)
+    failed, broken = search.ask(2)
+    search.tell(failed, 1.0, [math.nan])
+    with pytest.raises(InputError, match="1 that failed"):
+        search.found()
+    search.tell(broken, 2.0, [math.inf])
+    assert search.found().candidates == (broken,)
+    assert not search.found().feasible
+    kept = search.ask()[0]
+    search.tell(kept, 3.0, [-math.inf])
+    assert search.found().best == kept
+    assert search.found().feasible
+
+
+def test_what_breaks_a_constraint_reaches_no_goal() -> None:
+    found = evolve({"x": Real(-5, 5)}, lambda x: x * x, constraints=lambda x: 2 - x, goal=1, evaluations=60, seed=0)
+    assert found.stopped == "evaluations"
+    none = evolve({"x": Real(-5, 5)}, lambda x: x * x, constraints=lambda x: 9 - x, goal=1, evaluations=60, seed=0)
+    assert none.stopped == "evaluations"
+    assert not none.feasible
+    assert math.isnan(none.history[-1][1])
+
+
+@pytest.mark.parametrize("gene", [range(10**18), range(10**18, 0, -1), range(-(10**12), 10**12, 7), range(2**63 - 1)])
+def test_a_range_of_any_length_is_searched_at_once(gene: range) -> None:
+    at = gene[len(gene) // 3]
+    found = evolve({"n": gene}, lambda n: abs(n - at), seeds=[{"n": gene[0]}, {"n": gene[-1]}], evaluations=400, seed=0)
+    assert [candidate["n"] for candidate in found.candidates[:2]] == [gene[0], gene[-1]]
+    assert all(type(candidate["n"]) is int and candidate["n"] in gene for candidate in found.candidates)
+    assert abs(found.best["n"] - at) < 0.01 * abs(gene[-1] - gene[0])
+
+
+def test_a_value_of_a_range_may_be_any_number_that_equals_it() -> None:
+    genes = Genes({"n": range(8, 65, 8)})
+    assert genes.decode(np.array([genes.encode({"n": value}) for value in (16, 16.0, np.int64(16))])) == [{"n": 16}] * 3
+
+
+@pytest.mark.parametrize("error", [ValueError("my own bug"), TypeError("my own bug"), KeyError("my own bug")])
+@pytest.mark.parametrize("place", ["objective", "constraints"])
+def test_what_a_function_raises_is_passed_on(error: Exception, place: str) -> None:
+    def faulty(x: float, y: float) -> float:
+        raise error
+
+    functions: dict[str, Any] = {"objective": bowl, "constraints": bowl} | {place: faulty}
+    with pytest.raises(type(error)) as caught:
+        evolve(PLANE, **functions, seed=0)
+    assert caught.value is error
+
+
+def test_a_wrapper_takes_what_it_takes_itself() -> None:
+    def inner(point: tuple[float, float]) -> float:
+        return bowl(*point)
+
+    @functools.wraps(inner)
+    def wrapper(**genes: float) -> float:
+        return inner((genes["x"], genes["y"]))
+
+    assert len(evolve(PLANE, wrapper, evaluations=20, seed=0).candidates) == 20
+
+
 def test_seeds_come_first() -> None:
     known = {"x": 1.0, "y": -2.0}
     found = evolve(PLANE, bowl, seeds=[known], evaluations=60, seed=0)
@@ -151,7 +225,20 @@ WRONG: list[tuple[dict[str, Any], str]] = [
     ({"seeds": [{"x": 1.0, "y": 0.0, "z": 0}]}, "'z'"),
     ({"maximize": [True, False]}, "one for each of 1 objectives"),
     ({"objective": lambda x: x}, "genes' names"),
-    ({"objective": lambda x, y: "good"}, "returns numbers"),
+    ({"objective": 3}, "genes' names"),
+    ({"constraints": lambda x: x}, "constraints must be a function of the genes' names"),
+    ({"objective": lambda x, y: "good"}, "objective returns must be numbers"),
+    ({"constraints": lambda x, y: "kept"}, "constraints returns must be numbers"),
+    ({"objective": lambda x, y: ()}, "one number or more"),
+    ({"patience": 0}, "patience"),
+    ({"patience": 2.0}, "patience"),
+    ({"goal": "a"}, "goal"),
+    ({"goal": math.nan}, "goal"),
+    ({"goal": 1.0, "objective": lambda x, y: (x, y)}, "2 objectives"),
+    ({"on_generation": "print"}, "on_generation"),
+    ({"space": {"x": range(10**19)}}, "one value or more, 9.2e"),
+    ({"seeds": [{"x": "a"}], "space": {"x": range(10**18)}}, "one of range"),
+    ({"seeds": [{"x": 0.5}], "space": {"x": range(10**18)}}, "one of range"),
     ({"objective": lambda x, y: 1.0, "many": True}, "rows of numbers"),
 ]
 
@@ -163,8 +250,21 @@ def test_what_is_wrong_is_told(changed: dict[str, Any], told: str) -> None:
         evolve(**given)
 
 
-@pytest.mark.parametrize(("low", "high", "log"), [(1, 1, False), (0, math.inf, False), (0, 1, True), (math.nan, 1, False)])
-def test_a_range_has_two_ends(low: float, high: float, log: bool) -> None:
+NO_ENDS: list[tuple[Any, Any, bool]] = [
+    (1, 1, False),
+    (2, 1, False),
+    (0, math.inf, False),
+    (0, 1, True),
+    (math.nan, 1, False),
+    ("a", "b", False),
+    (0, None, True),
+    (-1e308, 1e308, False),
+    (0, 10**400, False),
+]
+
+
+@pytest.mark.parametrize(("low", "high", "log"), NO_ENDS)
+def test_a_range_has_two_ends(low: Any, high: Any, log: bool) -> None:
     with pytest.raises(InputError, match="Real"):
         Real(low, high, log=log)
 
@@ -177,3 +277,10 @@ def test_a_candidate_is_told_once() -> None:
         search.tell(candidate, 2.0)
     with pytest.raises(InputError, match="as before"):
         search.tell({"x": 0.0, "y": 0.0}, (1.0, 2.0))
+    with pytest.raises(InputError, match="objectives must be numbers"):
+        search.tell({"x": 0.0, "y": 0.0}, "good")  # type: ignore[arg-type]
+
+
+def test_nothing_is_found_before_something_is_told() -> None:
+    with pytest.raises(InputError, match="after tell"):
+        Evolver(PLANE, seed=0).found()
