@@ -174,6 +174,8 @@ def listening(host: str, port: int) -> socket.socket:
         made = socket.socket(family, kind, protocol)  # named, or asyncio lets each answer wait 40 ms for more to send
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
+    except (socket.gaierror, UnicodeError) as error:  # the latter of what is no name, as a..b
+        raise must_be("host", "an address of this machine", host, "Its name leads to no address.") from error
     except OSError as error:
         if made is not None:
             made.close()

@@ -25,8 +25,9 @@ from running import INFER, Served, request
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from equipoise.errors import InputError
 from equipoise.serve.protocol import HEADER
-from equipoise.serve.server import Joined
+from equipoise.serve.server import Joined, listening
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +102,8 @@ WRONG: list[tuple[str, str, Any, int, str]] = [
     ("POST", INFER, request(parameters={"timeout": "soon"}), 400, "microseconds above 0"),
     ("POST", INFER, b" " * 20_001, 413, "at most 20000 bytes"),
     ("POST", INFER, request(value=-100), 500, "it broke"),
+    ("POST", INFER, request(value=3e38), 500, "the answer of rung0 to it is not finite"),
+    ("POST", INFER, request(value=3e38, parameters={"binary_data_output": True}), 500, "is not finite"),
     ("POST", "/v2/models/other/infer", request(), 404, "it is 'sums'"),
     ("GET", "/v2/models/other", None, 404, "it is 'sums'"),
     ("POST", "/v2/models/sums/versions/7/infer", request(), 404, "there are rung0, rung1"),
@@ -283,7 +286,7 @@ def test_who_sends_on_and_on_and_reads_no_answer_is_read_no_further(http: Any, o
 
 @pytest.mark.parametrize("http", [HttpToolsProtocol, H11Protocol])
 def test_an_answer_that_nobody_waits_for_any_more_is_dropped_without_a_word(
-    http: Any, caplog: pytest.LogCaptureFixture
+    http: Any, capsys: pytest.CaptureFixture[str]
 ) -> None:
     with Served(0.1, http=http, loop="uvloop" if find_spec("uvloop") else "auto") as served:
         body = json.dumps(request()).encode()
@@ -293,7 +296,7 @@ def test_an_answer_that_nobody_waits_for_any_more_is_dropped_without_a_word(
                 to.sendall(pipelined("POST", INFER, body) * times)
                 time.sleep(0.05)
         assert served.ask("POST", INFER, request())[0] == 200
-    assert not caplog.records
+    assert capsys.readouterr().err == ""
 
 
 def test_a_head_goes_out_with_what_follows_it_and_alone_where_nothing_does() -> None:
@@ -367,6 +370,38 @@ def test_a_token_is_asked_of_all_but_health() -> None:
         assert served.ask("POST", INFER, request(), Authorization="Basic a word of sixteen")[0] == 401
         for scheme in ("Bearer", "bearer"):
             assert served.ask("POST", INFER, request(), Authorization=f"{scheme} a word of sixteen")[0] == 200
+
+
+def test_an_answer_that_is_not_finite_is_no_answer_and_those_beside_it_are() -> None:
+    with Served(0.002) as served:
+        (sums,) = served.sums
+        sums.open.clear()
+        found: dict[float, tuple[int, Any]] = {}
+
+        def one(value: float) -> None:
+            found[value] = served.ask("POST", INFER, request(value=value))[:2]
+
+        values = [1.0, 3e38, 2.0]
+        threads = [threading.Thread(target=one, args=(value,)) for value in values]
+        threads[0].start()
+        time.sleep(0.2)  # it is run alone, and the others together
+        for thread in threads[1:]:
+            thread.start()
+        time.sleep(0.2)
+        sums.open.set()
+        for thread in threads:
+            thread.join()
+        text = served.ask("GET", "/metrics")[1].decode()
+    assert sums.batches == [1, 2]
+    assert [found[value][0] for value in values] == [200, 500, 200]
+    assert [found[value][1]["outputs"][0]["data"][0] for value in (1.0, 2.0)] == [3.0, 6.0]
+    assert 'answers_total{rung="rung0"} 2.0' in text
+
+
+@pytest.mark.parametrize("host", ["nowhere.invalid", "a..b"])
+def test_a_host_that_leads_to_no_address_is_told(host: str) -> None:
+    with pytest.raises(InputError, match="host must be an address of this machine"):
+        listening(host, 0)
 
 
 def test_a_rung_that_breaks_costs_no_request() -> None:
