@@ -117,9 +117,12 @@ def duration(*, zero: bool = False) -> Reader:
 def slo(name: str, text: str) -> tuple[float, float]:
     """Read ``p99<=20ms``: the share of requests, and the seconds."""
     found = re.fullmatch(r"\s*p(\d{1,2}(?:\.\d+)?)\s*<=\s*(.+)", text)
-    seconds = parse(found[2], "s", name=name) if found else 0.0
-    if found is None or not 50 <= float(found[1]) < 100 or not 0 < seconds <= 3600:
-        raise must_be(name, "pN<=TIME, N from 50 to 99.9", text, f'Write for example {name} "p99<=20ms".')
+    remedy = f'Write for example {name} "p99<=20ms".'
+    if found is None or not 50 <= float(found[1]) < 100:
+        raise must_be(name, "pN<=TIME, N from 50 to 99.9", text, remedy)
+    seconds = parse(found[2], "s", name=name)
+    if not 0 < seconds <= 3600:
+        raise must_be(name, "pN<=TIME, the time above 0 and an hour at most", text, remedy)
     return float(found[1]) / 100, seconds
 
 

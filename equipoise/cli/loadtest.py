@@ -41,10 +41,12 @@ def run(args: argparse.Namespace) -> int:
     share, slo_s = args.slo
     seconds, token = parse(args.time, "s", name="--time"), token_in(args.token_file)
     due = trace(args.trace, args.rate, seconds) if args.trace else poisson(args.rate, seconds, seed=args.seed)
+    offered = len(due) / seconds
     about = asyncio.run(metadata(args.url, token))
     load = asyncio.run(send(args.url, due, bodies(about, seed=args.seed, length=args.length), slo_s=slo_s, token=token))
     told: dict[str, Any] = {
         "requests": len(load.sent),
+        "rate": offered,
         "attainment": load.attainment,
         "quality": load.quality,
         "p50_s": load.latency_s(0.5),
@@ -56,7 +58,9 @@ def run(args: argparse.Namespace) -> int:
     if args.json:
         print(json.dumps(told, indent=2))
     else:
-        print(f"{len(load.sent)} requests in {seconds:g} s: {100 * load.attainment:.2f} % answered within {1e3 * slo_s:g} ms")
+        apart = abs(offered - args.rate) > 0.1 * args.rate
+        when = f"{seconds:g} s" + (f" ({offered:.3g} a second, where --rate asks for {args.rate:g})" if apart else "")
+        print(f"{len(load.sent)} requests in {when}: {100 * load.attainment:.2f} % answered within {1e3 * slo_s:g} ms")
         print(f"p50 {1e3 * told['p50_s']:.3g} ms, p99 {1e3 * told['p99_s']:.3g} ms; mean quality in time {load.quality:.2f}")
         statuses = ", ".join(f"{status or 'no answer'}: {count}" for status, count in load.statuses.items())
         rungs = ", ".join(f"{rung}: {100 * part:.1f} %" for rung, part in load.rungs.items())

@@ -21,7 +21,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from equipoise.batch import ONE
 from equipoise.errors import InputError
 from equipoise.serve.engine import Answer, Engine, Turned, Unknown
-from equipoise.serve.protocol import HEADER, OUTPUT, Asked, head_length, read, write
+from equipoise.serve.protocol import HEADER, OUTPUT, Asked, finite, head_length, read, write
 
 ASKED = ["GET", "HEAD"]
 """How health is asked for: probes and balancers often want no body."""
@@ -169,6 +169,10 @@ def application(
             return figures.counted(_told(status, str(turned), {"Retry-After": str(max(1, round(turned.after_s)))}))
         except Exception as error:  # noqa: BLE001 - the edge: a client gets a sentence, and the server goes on
             return figures.counted(_told(500, f"{type(error).__name__}: {str(error)[:200]}"))
+        if not finite(found.outputs):  # JSON has no word for it, and nobody can use it
+            return figures.counted(
+                _told(500, f"the answer of {found.rung.name} to it is not finite; are its inputs too large?")
+            )
         figures.answered(found)
         answer = figures.counted(_answer(asked, found, name))
         engine.sent(found)

@@ -32,6 +32,10 @@ class Unknown(Exception):
     """A rung that is asked for and does not stand in the ladder."""
 
 
+class Ended(BaseException):
+    """The server is about to stop. No `Exception`, so that whoever goes on after any error of a rung ends too."""
+
+
 class Turned(Exception):
     """A request that is not taken.
 
@@ -203,7 +207,13 @@ class Engine:
         self.around.learn(1, now - answer.at, now)
 
     def swap(self, ladder: Ladder) -> None:
-        """Answer by another ladder from the next run on, told from any thread; who waits for a rung that goes comes first."""
+        """Answer by another ladder from the next run on, told from any thread; who waits for a rung that goes comes first.
+
+        Raises:
+            Ended: The server is about to stop.
+        """
+        if self.draining:
+            raise Ended
         self._next = ladder
         if self._loop is not None:
             self._loop.call_soon_threadsafe(self._work.set)
@@ -214,8 +224,18 @@ class Engine:
         return self._next or self.ladder
 
     def between(self, job: Callable[[], Made]) -> Made:
-        """Return what a short job gives, done where the models run and between two of their runs; not for the event loop."""
-        return self._pool.submit(job).result()
+        """Return what a short job gives, done where the models run and between two of their runs; not for the event loop.
+
+        Raises:
+            Ended: The server is about to stop.
+        """
+        if self.draining:
+            raise Ended
+        try:
+            done = self._pool.submit(job)
+        except RuntimeError as error:  # it stopped since, or the interpreter is about to
+            raise Ended from error
+        return done.result()
 
     async def drain(self, most_s: float) -> bool:
         """Take no more, answer what waits, and return whether all of it was."""

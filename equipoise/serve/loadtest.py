@@ -37,6 +37,8 @@ LOST = (OSError, asyncio.IncompleteReadError, ValueError)
 PATH = re.compile(r"/v2/models/[^/]+(/versions/[^/]+)?/infer")
 IDLE = 64
 """Connections that are kept for the next request."""
+MOST = 10_000_000
+"""Requests of a load at random."""
 
 
 @dataclass(frozen=True)
@@ -115,10 +117,18 @@ class Load:
 
 
 def poisson(rate: float, seconds: float, *, seed: int) -> list[float]:
-    """Return arrivals of so many a second on average, independent of one another."""
+    """Return arrivals of so many a second on average, independent of one another.
+
+    Raises:
+        InputError: There are none in that time, or too many to send.
+    """
+    if rate * seconds > MOST:
+        raise must_be("--rate", f"{MOST / seconds:.3g} at most over {seconds:g} s", rate, f"Send {MOST:,} requests at most.")
     generator = np.random.default_rng(seed)
     gaps = generator.exponential(1 / rate, max(16, int(2 * rate * seconds + 10 * math.sqrt(rate * seconds))))
     times = np.cumsum(gaps)
+    if times[0] >= seconds:
+        raise must_be("--time", f"longer for a request to fall into it at {rate:g} a second", f"{seconds:g} s", "Allow more.")
     return [float(t) for t in times[times < seconds]]
 
 
@@ -128,15 +138,21 @@ def trace(file: Path, rate: float, seconds: float) -> list[float]:
     Args:
         file: CSV (``.gz`` too) with a column ``arrival_ms``.
     Raises:
-        InputError: No such file or column, or no arrivals.
+        InputError: No such file or column, fewer than two arrivals, or no time between them.
     """
     try:
         with (gzip.open if file.suffix == ".gz" else open)(file, "rt", newline="") as text:
             rows = [float(row[ARRIVAL]) / 1e3 for row in csv.DictReader(text)]
     except (OSError, KeyError, TypeError, ValueError, UnicodeDecodeError) as error:
         raise must_be("--trace", f"a CSV with a column {ARRIVAL}", str(file), f"{type(error).__name__}: {error}.") from error
-    if len(rows) < 2 or not all(map(math.isfinite, rows)) or rows != sorted(rows) or rows[-1] <= rows[0]:
-        raise must_be("--trace", "arrivals in ascending order, two at least", f"{len(rows)} rows", "Sort it.")
+    if wrong := [number for number, row in enumerate(rows, 1) if not math.isfinite(row)]:
+        raise must_be("--trace", "times that are finite numbers", f"{rows[wrong[0] - 1]} in row {wrong[0]}", "Leave it out.")
+    if len(rows) < 2:
+        raise must_be("--trace", "two arrivals at least", f"{len(rows)} of them", "Take a longer one.")
+    if rows != sorted(rows):
+        raise must_be("--trace", "arrivals in ascending order", f"{len(rows)} rows that are not", "Sort it.")
+    if rows[-1] <= rows[0]:
+        raise must_be("--trace", "arrivals with time between them", f"{len(rows)} at one time", "Take a longer one.")
     factor = (len(rows) - 1) / (rows[-1] - rows[0]) / rate
     return [at for row in rows if (at := factor * (row - rows[0])) < seconds]
 
@@ -283,7 +299,7 @@ async def metadata(url: str, token: str = "") -> Mapping[str, Any]:
 
 def _why_none(url: str, error: Exception) -> str:
     """Return in words why no answer came from an address."""
-    if isinstance(error, socket.gaierror):
+    if isinstance(error, (socket.gaierror, UnicodeError)):  # the latter of a name that is none, as a..b
         return f"nobody serves at {url}: the name of its host leads to no address."
     if isinstance(error, ssl.SSLCertVerificationError):
         return f"{url} shows a certificate that is not trusted: {error.verify_message}. Name its file in SSL_CERT_FILE."

@@ -111,9 +111,14 @@ class _Tensor:
             array = np.frombuffer(raw, self.type)
         else:
             raise _not_all(what, self.size, len(raw))
-        if array.dtype.kind == "f" and not np.isfinite(array).all():
+        if not finite(array):
             raise must_be(f"{what} data", "finite", "NaN or infinity", "Check what makes it.")
         return array.reshape(self.shape)
+
+
+def finite(array: Array) -> bool:
+    """Whether all of an array is finite, as whole numbers always are."""
+    return array.dtype.kind != "f" or bool(np.isfinite(array).all())
 
 
 def head_length(header: str | None) -> int | None:
@@ -194,8 +199,10 @@ def _json(head: bytes) -> Mapping[str, Any]:
         raise InputError("body must be JSON; this one is nested too deep.") from error
     except UnicodeDecodeError as error:
         raise InputError(f"body must be JSON; got bytes that are no text. Say with {HEADER} where it ends.") from error
-    except ValueError as error:
+    except json.JSONDecodeError as error:
         raise InputError(f"body must be JSON; {str(error)[:LONGEST]}.") from error
+    except ValueError as error:
+        raise InputError("body must be JSON; a whole number in it has thousands of digits.") from error
     if not isinstance(data, dict):
         raise must_be("body", "a JSON object", _kind(data), "See the protocol.")
     return data
@@ -212,10 +219,11 @@ def _tensor(name: str, given: Mapping[str, Any], takes: Taken, most_rows: int, *
     if word != WORDS[takes.type]:
         raise must_be(f"{what} datatype", WORDS[takes.type], str(word)[:LONGEST], "See the model's metadata.")
     if not isinstance(shape, list) or len(shape) > DEEPEST or not all(type(axis) is int and axis >= 0 for axis in shape):
-        raise must_be(f"{what} shape", "a list of whole numbers", str(shape)[:LONGEST], "See the model's metadata.")
-    wanted, there = takes.described["shape"], len(shape) == len(takes.shape) + 1
-    if not there or any(w not in (-1, axis) for w, axis in zip(wanted, shape, strict=True)):
-        raise must_be(f"{what} shape", f"{wanted}, -1 for any", shape, "See the model's metadata.")
+        wanted = "a list of whole numbers, none negative"
+        raise must_be(f"{what} shape", wanted, str(shape)[:LONGEST], "See the model's metadata.")
+    axes, there = takes.described["shape"], len(shape) == len(takes.shape) + 1
+    if not there or any(w not in (-1, axis) for w, axis in zip(axes, shape, strict=True)):
+        raise must_be(f"{what} shape", f"{axes}, -1 for any", shape, "See the model's metadata.")
     if not 1 <= shape[0] <= most_rows or 0 in shape:
         raise must_be(f"{what} shape", f"of 1 to {most_rows} rows, none of them empty", shape, "Send several requests.")
     told, type_ = given.get("parameters") or {}, np.dtype(takes.type)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 
 from equipoise.errors import EquipoiseError, InputError
-from equipoise.serve.engine import Engine
+from equipoise.serve.engine import Ended, Engine
 from equipoise.serve.ladder import Alone, Ladder
 
 GENTLE = 4.0
@@ -30,8 +30,12 @@ class Reload:
     _busy: threading.Lock = field(default_factory=threading.Lock)
 
     def begin(self) -> None:
-        """Take over the newer front, in a thread of its own; not where that is being done already."""
-        threading.Thread(target=self.do, name="equipoise-reload", daemon=True).start()
+        """Take over the newer front, in a thread of its own; not where that is being done already, nor at the end.
+
+        The process waits for the thread: to end amid a run of a model would be a crash. It stops at the next rung.
+        """
+        if not self.engine.draining:
+            threading.Thread(target=self.do, name="equipoise-reload", daemon=False).start()
 
     def do(self) -> None:
         """Take over the newer front; where it is no good, say why and go on with the old one."""
@@ -42,6 +46,8 @@ class Reload:
             if newer is not old:
                 same(old, newer)
                 self.engine.swap(newer)
+        except Ended:
+            self.told("the newer front is given up: the server is about to stop")
         except EquipoiseError as error:
             self.told(f"WARNING: the newer front is refused, the old one goes on: {error}")
         except Exception as error:  # noqa: BLE001 - of a file that is being written anything may be raised

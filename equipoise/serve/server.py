@@ -22,10 +22,14 @@ REFUSED = b"HTTP/1.1 431 Request Header Fields Too Large\r\nConnection: close\r\
 
 
 class Joined:
-    """A transport that sends the head of an answer with what follows it, where each alone would be a call and a packet."""
+    """A transport that sends the head of an answer with what follows it, where each alone would be a call and a packet.
+
+    Attributes:
+        held: What came and is not looked at yet; nothing more is read before it is.
+    """
 
     def __init__(self, transport: Any, loop: asyncio.AbstractEventLoop) -> None:
-        self._transport, self._soon, self._head = transport, loop.call_soon, b""
+        self._transport, self._soon, self._head, self.held = transport, loop.call_soon, b"", b""
         self.is_closing = transport.is_closing
 
     def __getattr__(self, name: str) -> Any:
@@ -39,7 +43,12 @@ class Joined:
             self._head = data
             self._soon(self._flush)
             return
-        self._transport.write(data)
+        self._send(data)
+
+    def resume_reading(self) -> None:
+        """Read on, unless something is held: uvicorn asks for it at each answer, however many requests wait behind that."""
+        if not self.held and not self.is_closing():
+            self._transport.resume_reading()
 
     def close(self) -> None:
         """Send what is kept back, and close."""
@@ -49,11 +58,16 @@ class Joined:
     def _flush(self) -> None:
         if self._head:
             head, self._head = self._head, b""
-            self._transport.write(head)
+            self._send(head)
+
+    def _send(self, data: bytes) -> None:
+        if not self.is_closing():  # the client hung up: nobody hears it, and uvloop would raise
+            self._transport.write(data)
 
 
 def capped(http: type[asyncio.Protocol] | None = None) -> type[asyncio.Protocol]:
-    """Return uvicorn's class for a connection with a limit on the bytes of a head, which it gathers without end.
+    """Return uvicorn's class for a connection with a limit on the bytes of a head and on requests behind one that is not
+    answered, both of which it gathers without end.
 
     Args:
         http: Of its classes, the one to limit; None takes the one that it would take.
@@ -61,15 +75,39 @@ def capped(http: type[asyncio.Protocol] | None = None) -> type[asyncio.Protocol]
     base: Any = AutoHTTPProtocol if http is None else http
 
     class InPieces(base):  # type: ignore[misc]
-        """Looks at what comes a piece at a time: a read may hold a quarter of a megabyte."""
+        """Looks at what comes a piece at a time, as a read may hold a quarter of a megabyte; at none while a request waits."""
 
         def connection_made(self, transport: asyncio.BaseTransport) -> None:
             super().connection_made(Joined(transport, self.loop))
 
         def data_received(self, data: bytes) -> None:
+            self.transport.held += data
+            self.look()
+
+        def on_response_complete(self) -> None:
+            super().on_response_complete()
+            if self.transport.held:
+                self.look()
+                if not self.flow.read_paused:
+                    self.transport.resume_reading()
+
+        def look(self) -> None:
+            """Look at what is held, up to where a request is here whole and waits for its answer."""
+            data, self.transport.held = self.transport.held, b""
             for start in range(0, len(data), PIECE):
-                if not self.transport.is_closing():
-                    self.piece_received(data[start : start + PIECE])
+                if self.transport.is_closing():
+                    return
+                if self.waits():
+                    self.transport.held = data[start:]
+                    self.transport.pause_reading()
+                    return
+                self.piece_received(data[start : start + PIECE])
+
+        def waits(self) -> bool:
+            """Whether a request that is here whole is not answered yet; of a piece there may be several."""
+            last = self.cycle
+            whole = last is not None and not last.more_body and not last.response_complete
+            return whole or bool(getattr(self, "pipeline", ()))
 
         def piece_received(self, piece: bytes) -> None:
             super().data_received(piece)
@@ -136,6 +174,8 @@ def listening(host: str, port: int) -> socket.socket:
         made = socket.socket(family, kind, protocol)  # named, or asyncio lets each answer wait 40 ms for more to send
         made.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         made.bind(address)
+    except (socket.gaierror, UnicodeError) as error:  # the latter of what is no name, as a..b
+        raise must_be("host", "an address of this machine", host, "Its name leads to no address.") from error
     except OSError as error:
         if made is not None:
             made.close()

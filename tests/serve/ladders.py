@@ -30,7 +30,8 @@ class Sums:
         if self.fails or (inputs < -99).any():
             raise RuntimeError("it broke")
         self.batches.append(len(inputs))
-        return np.stack([inputs.sum(1), np.full(len(inputs), self.number)], 1).astype(np.float32)
+        with np.errstate(over="ignore"):
+            return np.stack([inputs.sum(1), np.full(len(inputs), self.number)], 1).astype(np.float32)
 
 
 def ladder(*seconds: float, batches: tuple[int, ...] = (1, 2, 4)) -> tuple[Ladder, list[Sums]]:

@@ -7,11 +7,13 @@ import http.client
 import json
 import re
 import socket
+import struct
 import threading
 import time
 from collections.abc import Iterator
+from importlib.util import find_spec
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pytest
@@ -23,8 +25,9 @@ from running import INFER, Served, request
 from uvicorn.protocols.http.h11_impl import H11Protocol
 from uvicorn.protocols.http.httptools_impl import HttpToolsProtocol
 
+from equipoise.errors import InputError
 from equipoise.serve.protocol import HEADER
-from equipoise.serve.server import Joined
+from equipoise.serve.server import Joined, listening
 
 
 @pytest.fixture(scope="module")
@@ -99,6 +102,8 @@ WRONG: list[tuple[str, str, Any, int, str]] = [
     ("POST", INFER, request(parameters={"timeout": "soon"}), 400, "microseconds above 0"),
     ("POST", INFER, b" " * 20_001, 413, "at most 20000 bytes"),
     ("POST", INFER, request(value=-100), 500, "it broke"),
+    ("POST", INFER, request(value=3e38), 500, "the answer of rung0 to it is not finite"),
+    ("POST", INFER, request(value=3e38, parameters={"binary_data_output": True}), 500, "is not finite"),
     ("POST", "/v2/models/other/infer", request(), 404, "it is 'sums'"),
     ("GET", "/v2/models/other", None, 404, "it is 'sums'"),
     ("POST", "/v2/models/sums/versions/7/infer", request(), 404, "there are rung0, rung1"),
@@ -225,10 +230,80 @@ def test_whoever_hangs_up_half_way_harms_nobody(served: Served) -> None:
     assert (counted(500), counted(499)) == (failed, gone + 3)
 
 
+def pipelined(method: str, path: str, body: bytes) -> bytes:
+    return f"{method} {path} HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode() + body
+
+
+def answered(read: BinaryIO) -> int:
+    """Return the status of the next answer."""
+    status = int(read.readline().split(b" ")[1])
+    headers = dict(line.rstrip().lower().split(b": ", 1) for line in iter(read.readline, b"\r\n"))
+    assert json.loads(read.read(int(headers[b"content-length"])))
+    return status
+
+
+FEW = [
+    ("POST", INFER, json.dumps(request(8, more="x" * 15_000)).encode()),  # longer than a piece
+    ("GET", "/v2/health/live", b""),
+    ("POST", "/v2/models/other/infer", b"x" * 18_000),  # answered before its body is here
+    ("POST", INFER, json.dumps(request()).encode()),
+    ("GET", "/v2", b""),
+]
+
+
+@pytest.mark.parametrize("http", [HttpToolsProtocol, H11Protocol])
+@pytest.mark.parametrize("token", ["", "a word of sixteen"])
+def test_requests_that_come_before_their_turn_are_answered_in_order(http: Any, token: str) -> None:
+    with Served(0.002, http=http, token=token) as served:
+        with socket.create_connection(("127.0.0.1", served.port), timeout=20) as to:
+            to.sendall(b"".join(pipelined(*each) for each in FEW * 30))
+            with to.makefile("rb") as read:
+                found = [answered(read) for _ in FEW * 30]
+        assert found == ([401, 200, 401, 401, 401] if token else [200, 200, 404, 200, 200]) * 30
+
+
+@pytest.mark.parametrize("http", [HttpToolsProtocol, H11Protocol])
+@pytest.mark.parametrize(
+    "one", [pipelined("POST", INFER, b"x" * 3000), pipelined("GET", "/v2", b""), pipelined("POST", INFER, b"{}")]
+)
+def test_who_sends_on_and_on_and_reads_no_answer_is_read_no_further(http: Any, one: bytes) -> None:
+    with Served(0.001, http=http, token="a word of sixteen") as served:
+        with socket.create_connection(("127.0.0.1", served.port)) as to:
+            to.setblocking(False)
+            sent, block, stuck = 0, memoryview(one * (2**18 // len(one))), 0
+            while stuck < 20 and sent < 300 * 2**20:
+                try:
+                    sent, stuck = sent + to.send(block[sent % len(block) :]), 0
+                except BlockingIOError:
+                    stuck += 1
+                    time.sleep(0.05)
+            (connection,) = served.server.server_state.connections
+            assert len(connection.transport.held) < 2**20
+            assert len(getattr(connection, "pipeline", ())) < 2**14 // len(one) + 2
+            assert stuck == 20  # what is on its way is the kernel's
+        assert served.ask("GET", "/v2/health/live")[0] == 200
+
+
+@pytest.mark.parametrize("http", [HttpToolsProtocol, H11Protocol])
+def test_an_answer_that_nobody_waits_for_any_more_is_dropped_without_a_word(
+    http: Any, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Served(0.1, http=http, loop="uvloop" if find_spec("uvloop") else "auto") as served:
+        body = json.dumps(request()).encode()
+        for times in (1, 2, 5):
+            with socket.create_connection(("127.0.0.1", served.port), timeout=20) as to:
+                to.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))  # closed by a reset
+                to.sendall(pipelined("POST", INFER, body) * times)
+                time.sleep(0.05)
+        assert served.ask("POST", INFER, request())[0] == 200
+    assert capsys.readouterr().err == ""
+
+
 def test_a_head_goes_out_with_what_follows_it_and_alone_where_nothing_does() -> None:
     sent: list[bytes] = []
     soon: list[Any] = []
-    below = SimpleNamespace(write=sent.append, close=lambda: sent.append(b"closed"), is_closing=lambda: False, x=1)
+    closing = False
+    below = SimpleNamespace(write=sent.append, close=lambda: sent.append(b"closed"), is_closing=lambda: closing, x=1)
     joined = Joined(below, SimpleNamespace(call_soon=soon.append))  # type: ignore[arg-type]
     joined.write(b"HTTP/1.1 200 OK\r\n\r\n")
     joined.write(b"body")
@@ -241,6 +316,12 @@ def test_a_head_goes_out_with_what_follows_it_and_alone_where_nothing_does() -> 
     joined.close()
     assert sent[2:] == [b"HTTP/1.1 204 No Content\r\n\r\n", b"HTTP/1.1 431 Too Large\r\n\r\n", b"closed"]
     assert joined.x == 1
+    closing = True  # by the client
+    joined.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    joined.write(b"body")
+    joined.write(b"HTTP/1.1 200 OK\r\n\r\n")
+    joined.close()
+    assert sent[5:] == [b"closed"]
 
 
 @pytest.mark.parametrize("http", [HttpToolsProtocol, H11Protocol])
@@ -289,6 +370,38 @@ def test_a_token_is_asked_of_all_but_health() -> None:
         assert served.ask("POST", INFER, request(), Authorization="Basic a word of sixteen")[0] == 401
         for scheme in ("Bearer", "bearer"):
             assert served.ask("POST", INFER, request(), Authorization=f"{scheme} a word of sixteen")[0] == 200
+
+
+def test_an_answer_that_is_not_finite_is_no_answer_and_those_beside_it_are() -> None:
+    with Served(0.002) as served:
+        (sums,) = served.sums
+        sums.open.clear()
+        found: dict[float, tuple[int, Any]] = {}
+
+        def one(value: float) -> None:
+            found[value] = served.ask("POST", INFER, request(value=value))[:2]
+
+        values = [1.0, 3e38, 2.0]
+        threads = [threading.Thread(target=one, args=(value,)) for value in values]
+        threads[0].start()
+        time.sleep(0.2)  # it is run alone, and the others together
+        for thread in threads[1:]:
+            thread.start()
+        time.sleep(0.2)
+        sums.open.set()
+        for thread in threads:
+            thread.join()
+        text = served.ask("GET", "/metrics")[1].decode()
+    assert sums.batches == [1, 2]
+    assert [found[value][0] for value in values] == [200, 500, 200]
+    assert [found[value][1]["outputs"][0]["data"][0] for value in (1.0, 2.0)] == [3.0, 6.0]
+    assert 'answers_total{rung="rung0"} 2.0' in text
+
+
+@pytest.mark.parametrize("host", ["nowhere.invalid", "a..b"])
+def test_a_host_that_leads_to_no_address_is_told(host: str) -> None:
+    with pytest.raises(InputError, match="host must be an address of this machine"):
+        listening(host, 0)
 
 
 def test_a_rung_that_breaks_costs_no_request() -> None:

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import asyncio
 import gzip
+import json
 import shutil
 import subprocess
 from pathlib import Path
 
 import pytest
 
+from equipoise.cli import main
 from equipoise.errors import EquipoiseError, InputError
 from equipoise.serve.loadtest import bodies, metadata, poisson, run, trace
 
@@ -25,6 +27,36 @@ def test_random_arrivals_come_at_the_rate_and_by_the_seed() -> None:
     assert len(due) == pytest.approx(4000, rel=0.1)
 
 
+@pytest.mark.parametrize(
+    ("rate", "seconds", "why"),
+    [
+        (5.0, 0.01, "--time must be longer for a request to fall into it at 5 a second"),
+        (1e-9, 60.0, "--time must be longer"),
+        (1e9, 30.0, r"--rate must be 3.33e\+05 at most over 30 s"),
+        (1e3, 1e5, "--rate must be 100 at most"),
+    ],
+)
+def test_a_load_of_no_request_or_of_too_many_is_told(rate: float, seconds: float, why: str) -> None:
+    with pytest.raises(InputError, match=why):
+        poisson(rate, seconds, seed=0)
+
+
+@pytest.mark.parametrize(("rate", "apart"), [("30", True), ("3", False), ("10", False)])
+def test_a_load_that_is_not_what_was_asked_for_says_so(
+    rate: str, apart: bool, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "trace.csv"
+    file.write_text("arrival_ms\n" + "".join(f"{100 * n}\n" for n in range(10)))  # ten a second
+    with Served(0.001) as served:
+        words = [f"http://127.0.0.1:{served.port}{INFER}", "--rate", rate, "--time", "1s", "--trace", str(file)]
+        assert main(["loadtest", *words, "--slo", "p50<=10s"]) == 0
+        said = capsys.readouterr().out
+        assert main(["loadtest", *words, "--slo", "p50<=10s", "--json"]) == 0
+        told = json.loads(capsys.readouterr().out)
+    assert told["rate"] == told["requests"]
+    assert (f"({told['rate']:g} a second, where --rate asks for {rate})" in said) == apart
+
+
 def test_recorded_arrivals_are_brought_to_the_rate(tmp_path: Path) -> None:
     file = tmp_path / "trace.csv.gz"
     file.write_bytes(gzip.compress(b"arrival_ms,tokens\n1000,5\n1500,1\n5000,9\n"))
@@ -33,12 +65,23 @@ def test_recorded_arrivals_are_brought_to_the_rate(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "content", [b"", b"time\n1\n", b"arrival_ms\nsoon\n", b"arrival_ms\n2\n1\n", b"arrival_ms\n1\n", b"\xff"]
+    ("content", "why"),
+    [
+        (b"", "two arrivals"),
+        (b"time\n1\n", "a CSV with a column"),
+        (b"arrival_ms\nsoon\n", "a CSV with a column"),
+        (b"arrival_ms\n2\n1\n", "in ascending order"),
+        (b"arrival_ms\n1\n", "two arrivals"),
+        (b"\xff", "a CSV with a column"),
+        (b"arrival_ms\n5\n5\n5\n", "arrivals with time between them; got '3 at one time'"),
+        (b"arrival_ms\n5\n1\nnan\n", "finite numbers; got 'nan in row 3'"),
+        (b"arrival_ms\ninf\n", "finite numbers; got 'inf in row 1'"),
+    ],
 )
-def test_what_is_no_trace_is_told(content: bytes, tmp_path: Path) -> None:
+def test_what_is_no_trace_is_told(content: bytes, why: str, tmp_path: Path) -> None:
     file = tmp_path / "trace.csv"
     file.write_bytes(content)
-    with pytest.raises(InputError, match="--trace must be"):
+    with pytest.raises(InputError, match=f"--trace must be .*{why}"):
         trace(file, 10.0, 60.0)
 
 
@@ -69,7 +112,10 @@ def test_what_is_no_address_is_told(url: str) -> None:
         asyncio.run(metadata(url))
 
 
-@pytest.mark.parametrize(("at", "why"), [("127.0.0.1:9", "nobody serves at"), ("nowhere.invalid:9", "name of its host")])
+@pytest.mark.parametrize(
+    ("at", "why"),
+    [("127.0.0.1:9", "nobody serves at"), ("nowhere.invalid:9", "name of its host"), ("a..b:9", "name of its host")],
+)
 def test_where_nobody_serves_it_is_told(at: str, why: str) -> None:
     with pytest.raises(EquipoiseError, match=why):
         asyncio.run(metadata(f"http://{at}/v2/models/m/infer"))

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import dataclasses
+import threading
 from collections.abc import Callable
 from typing import Any
 
@@ -129,6 +130,49 @@ def test_a_newer_front_that_is_no_good_is_refused_and_the_old_one_goes_on(read: 
     assert len(told) == 1
     assert "the old one goes on" in told[0]
     assert why in told[0]
+
+
+@pytest.mark.parametrize("idle", [True, False])
+def test_at_the_end_a_reload_is_given_up_at_the_next_rung_and_what_was_taken_is_answered(idle: bool) -> None:
+    old, (slow,) = ladder(0.001)
+    told, tried, ending = list[str](), list[int](), threading.Event()
+
+    def read(alone: Alone) -> Ladder:
+        for rung in range(5):
+            try:
+                tried.append(rung)
+                assert ending.wait(30)
+                alone(lambda: float(slow.run(row(1))[0, 0]) / 1e6)
+            except Exception as error:  # noqa: BLE001 - as the ladder does: another rung may serve
+                told.append(f"left out: {error}")
+        raise EquipoiseError("no rung can serve")
+
+    engine = Engine(old, 60.0, 1000)
+    reload = Reload(engine, read, told.append)
+
+    async def run() -> list[Any]:
+        engine.start()
+        slow.open.clear()
+        tasks = [] if idle else [asyncio.ensure_future(engine.answer(row(v))) for v in range(3)]
+        reload.begin()
+        await asyncio.sleep(0.05)
+        end = asyncio.ensure_future(engine.drain(5.0))
+        await asyncio.sleep(0.05)
+        ending.set()
+        slow.open.set()
+        assert await end
+        return list(await asyncio.gather(*tasks))
+
+    answers = asyncio.run(run())
+    under_way = [each for each in threading.enumerate() if each.name == "equipoise-reload"]
+    assert not any(each.daemon for each in under_way)  # the interpreter waits for it
+    for each in under_way:
+        each.join(30)
+    reload.begin()
+    Reload(engine, lambda _: ladder(0.001)[0], told.append).do()  # ready only once the end had begun
+    assert tried == [0]
+    assert told == ["the newer front is given up: the server is about to stop"] * 2
+    assert [float(a.outputs[0, 0]) for a in answers] == ([] if idle else [0.0, 3.0, 6.0])
 
 
 def test_other_inputs_or_other_answers_are_told() -> None:
