@@ -108,11 +108,12 @@ def loaded(address: str, count: int, lengths: list[float], seconds: float) -> di
 
 
 def server_cpu_s() -> float:
-    """CPU seconds of all processes of PostgreSQL that live."""
+    """CPU seconds of all processes of PostgreSQL, those that ended since included: the first of them counts its children."""
     spent = 0.0
     for process in psutil.process_iter(["name", "cpu_times"]):
-        if process.info["name"] == "postgres" and process.info["cpu_times"]:
-            spent += process.info["cpu_times"].user + process.info["cpu_times"].system
+        times = process.info["cpu_times"]
+        if process.info["name"] == "postgres" and times:
+            spent += times.user + times.system + times.children_user + times.children_system
     return spent
 
 

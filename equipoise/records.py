@@ -101,6 +101,7 @@ class Plan:
     """
 
     choices: Mapping[str, Choice]
+    _digest: str = field(default="", init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "choices", dict(sorted(self.choices.items())))
@@ -126,7 +127,9 @@ class Plan:
     @property
     def digest(self) -> str:
         """First 16 hex digits of the SHA-256 of the canonical JSON."""
-        return digest(dict(self.choices))
+        if not self._digest:
+            object.__setattr__(self, "_digest", digest(dict(self.choices)))
+        return self._digest
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
-from equipoise.pareto import hypervolume, non_dominated
+from equipoise.pareto import hypervolume
 from equipoise.records import SCHEMA, Choice, Evaluation, Knob, LayerRow, as_data
 from equipoise.study.header import Header
 from equipoise.study.picks import settled
@@ -100,13 +100,15 @@ def progress(study: Study) -> list[dict[str, float]]:
     """Return the hypervolume of log latency against drop after each evaluation."""
     rows: list[tuple[float, float]] = []
     corner = (math.log(study.baseline.axis("latency_s").get()) + 1e-9, max(10.0, study.baseline.drop.get() + 10.0))
-    out, seconds = [], 0.0
+    out, seconds, volume = [], 0.0, 0.0
     for n, e in enumerate(study.evaluations, start=1):
         seconds += e.seconds
         if e.ok:
-            rows.append((math.log(e.axis("latency_s").get()), settled(e.drop)))
-            rows = [rows[i] for i in non_dominated(rows)]
-        out.append({"n": n, "seconds": seconds, "hypervolume": hypervolume(rows, corner)})
+            point = math.log(e.axis("latency_s").get()), settled(e.drop)
+            if not any(row[0] <= point[0] and row[1] <= point[1] for row in rows):
+                rows = [row for row in rows if row[0] < point[0] or row[1] < point[1]] + [point]
+                volume = hypervolume(rows, corner)
+        out.append({"n": n, "seconds": seconds, "hypervolume": volume})
     return out
 
 
