@@ -66,7 +66,7 @@ def main() -> None:
 def pooled(bench: Workbench, store: Store, spec: str, count: int, threads: int) -> Iterator[Pool]:
     with isolated(bench, store.files, spec=spec, seed=0, tell=lambda *_: None, count=count) as children:
         for child in children:
-            child.recipe = {**child.recipe, "threads": threads}
+            child.recipe = {**child.recipe, "threads": threads, "cores": threads}
         yield Pool(children)
 
 

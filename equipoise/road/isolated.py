@@ -39,6 +39,7 @@ from equipoise.road.facts import Facts, facts_from
 from equipoise.road.jobs import Job
 from equipoise.road.trials import Tell, Trials
 from equipoise.runtimes import parse_targets
+from equipoise.runtimes.cpu import SHARE, cores
 from equipoise.study.files import Files
 from equipoise.study.store import files_of
 from equipoise.units import show
@@ -143,7 +144,7 @@ class Child(Answers):
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=self._errors,
-            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths)},
+            env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), SHARE: str(self.recipe["cores"])},
         )
         self._trying = []
         self._write(self._process, {**self.recipe, "fatal": self._fatal})
@@ -262,6 +263,7 @@ def children(recipe: Mapping[str, Any], held: bytes, folder: Path, tell: Tell, c
         share = max(1, count)
         threads = max(1, torch.get_num_threads() // share)
         whole = {**recipe, "store": str(folder.absolute()), "held": str(file), "path": sys.path, "threads": threads}
+        whole["cores"] = max(1, cores() // share)
         most = MEMORY_SHARE * psutil.virtual_memory().available / share
         made = [Child(whole, most, tell) for _ in range(count)]
         try:

@@ -22,6 +22,7 @@ from equipoise.errors import InputError, StoreError
 from equipoise.road.answers import Died
 from equipoise.road.isolated import Child, children
 from equipoise.road.jobs import Job
+from equipoise.runtimes.cpu import SHARE
 from equipoise.study.files import make_rooms
 from equipoise.study.orders import LEASE_S, Order, Orders
 from equipoise.study.place import keep, located
@@ -49,6 +50,7 @@ def work(address: str, *, told: Told, stop: threading.Event, threads: int | None
     """
     folder, _ = located(address)
     if threads is not None:
+        os.environ[SHARE] = str(threads)
         torch.set_num_threads(threads)
     connection = Connection(address, patience_s=PATIENCE_S)
     done = 0

@@ -9,12 +9,19 @@ from pathlib import Path
 X86 = ("x86_64", "amd64")
 
 
+SHARE = "EQUIPOISE_CORES"
+"""Environment variable with the cores that this process may use, where others are at work beside it."""
+
+
 def cores() -> int:
     """Return on how many cores this process may run: under ``taskset`` or in a container fewer than there are.
 
-    Threads that share a core wait for each other: a session of two on one core takes many times as long as one of one.
+    Threads that share a core wait for each other: a session of two on one core takes many times as long as one of one. So of
+    several processes each is told its share, in the variable `SHARE`.
     """
-    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    there = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+    share = os.environ.get(SHARE, "")
+    return max(1, min(there, int(share))) if share.isdecimal() else there
 
 
 def has_exact_int8() -> bool:
