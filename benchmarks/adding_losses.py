@@ -59,7 +59,7 @@ def main() -> None:
     for knob in space.knobs:
         for choice in dict.fromkeys(plan[knob.name] for plan in plans):
             if choice != knob.menu[0]:
-                read[knob.name, choice] = prober.loss(probing.change_of(bench, prober, knob.name, choice), READ)
+                read[knob.name, choice] = prober.loss(probing.change_of(bench.builder, prober, knob.name, choice), READ)
     inputs = bench.work.validation.take(args.samples).tensors()[0]
     wanted = answers(bench.teacher, inputs)
     lost = []

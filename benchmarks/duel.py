@@ -27,14 +27,14 @@ from typing import Any
 
 import numpy as np
 from search_problems import Network, Problem, Remembered, resnet20
-from search_quality import KnownCost, Ledger
+from search_quality import Ledger, sampled, searched, uniform
 
 from equipoise.measure import machine
 from equipoise.pareto import hypervolume
-from equipoise.records import Choice
 from equipoise.road import entries
-from equipoise.road.prober import Change, Prober
-from equipoise.search import Evaluated, first_points, fit_loss, predicted_front, propose
+from equipoise.road.prober import Prober
+from equipoise.road.probing import change_of
+from equipoise.search import LossTable
 from equipoise.workloads.divergence import Divergence
 
 RESULT = Path(__file__).parent / "results" / "duel_resnet20.json"
@@ -42,7 +42,6 @@ MARK = 216
 """Evaluations of NSGA-II whose hypervolume is to be reached."""
 POPULATIONS = (24, 50)
 MOST = {"ours": 60, "nsga2-24": MARK, "nsga2-50": MARK, "tpe": MARK, "random": MARK, "ga": MARK, "gp": 100}
-FIRST, ROUND = 12, 8
 
 
 class Run(Ledger):
@@ -57,7 +56,7 @@ class Run(Ledger):
         return [hypervolume(points[: n + 1], (1.0, self.problem.worst_loss)) for n in range(len(points))]
 
 
-def table_of(network: Network) -> tuple[Any, float]:
+def table_of(network: Network) -> tuple[LossTable, float]:
     """Read the whole loss table as `optimize` does; return it and its CPU seconds."""
     began, builder = time.process_time(), network._builder
     divergence = Divergence("softmax", axis=1, probabilities=False, why="classes")
@@ -72,63 +71,12 @@ def table_of(network: Network) -> tuple[Any, float]:
     return entries.table_of(network.space, losses, read), time.process_time() - began
 
 
-def change_of(builder: Any, prober: Prober, knob: str, choice: Choice) -> Change:
-    """As `road.probing.change_of`, of a builder alone."""
-    draft = builder.changed(knob, choice, {})
-    kept = {layer: places for (layer, axis), places in draft.keep.items() if axis == "out"}
-    reach = builder.reach(knob, draft)
-    return Change(
-        lambda: builder.changed(knob, choice, {}).model, reach, kept, draft.renamed, draft.damaged and reach is not None
-    )
-
-
-def ours(problem: Problem, table: Any, paid: float, *, n: int, seed: int) -> Run:
-    """The guided search: the predicted front, then rounds of eight, until `n` evaluations were paid for."""
-    space, run, cost = problem.space, Run(problem), KnownCost(problem)
+def ours(problem: Problem, table: LossTable, paid: float, *, n: int, seed: int) -> Run:
+    """The guided search, until `n` evaluations were paid for."""
+    run = Run(problem)
     run.paid = paid
-    run(space.untouched)
-    front = predicted_front(space, table, [cost])
-    front = front[np.any(front > 0, axis=1)]
-    front = front[fit_loss(table, front[:0], np.zeros(0)).losses(front) < problem.worst_loss]
-    for plan in first_points(space, front, cost.many(front), table.sums(front), n=FIRST):
-        run(plan)
-    for turn in range(n):
-        left = math.floor(n - paid) - len(run.seen)
-        if left < 1:
-            break
-        costs, losses = np.array(list(run.seen.values())).T
-        known = Evaluated(space.encode_all(list(run.seen)), costs[:, None], losses)
-        rng = np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=(turn,)))
-        model = fit_loss(table, known.genomes, known.losses)
-        batch = propose(space, model, [cost], known, rng=rng, q=min(ROUND, left), worst_loss=problem.worst_loss)
-        if not batch:
-            break
-        for plan in batch:
-            run(plan)
-    return run
-
-
-def uniform(problem: Problem) -> list[dict[str, int]]:
-    """The untouched plan, and one a level of all widths, as menu indices."""
-    most = int(problem.space.sizes.max())
-    return [{k.name: min(level, len(k.menu) - 1) if k.nested else 0 for k in problem.space.knobs} for level in range(most)]
-
-
-def optunas(problem: Problem, *, n: int, seed: int, make: Callable[[Any, int], Any]) -> Run:
-    """A sampler of Optuna's, with `n` distinct evaluations (or 4 n trials)."""
-    import optuna
-
-    optuna.logging.set_verbosity(optuna.logging.ERROR)
-    space, run = problem.space, Run(problem)
-    study = optuna.create_study(directions=["minimize", "minimize"], sampler=make(optuna.samplers, seed))
-    for start in uniform(problem):
-        study.enqueue_trial(start)
-    for _ in range(4 * n):
-        trial = study.ask()
-        genome = np.array([trial.suggest_int(k.name, 0, len(k.menu) - 1) for k in space.knobs])
-        study.tell(trial, run(space.decode(genome)))
-        if len(run.seen) >= n:
-            break
+    run(problem.space.untouched)
+    searched(run, table, n=math.floor(n - paid), seed=seed)
     return run
 
 
@@ -143,7 +91,7 @@ def genetic(problem: Problem, *, n: int, seed: int, population: int = 24) -> Run
 
     while len(run.seen) < n:
         weight = float(rng.uniform(0.1, 0.9))
-        starts = [np.array([start[k.name] for k in space.knobs]) for start in uniform(problem)]
+        starts = [np.array([start[k.name] for k in space.knobs]) for start in uniform(space)]
         herd = [*starts, *space.sample(rng, n=population - len(starts))]
         for _ in range(6):
             scores = [score(genome, weight) for genome in herd]
@@ -163,7 +111,12 @@ def genetic(problem: Problem, *, n: int, seed: int, population: int = 24) -> Run
 
 
 def _optuna(make: Callable[[Any, int], Any]) -> Callable[[Problem, int, int], Run]:
-    return lambda problem, n, seed: optunas(problem, n=n, seed=seed, make=make)
+    def contend(problem: Problem, n: int, seed: int) -> Run:
+        run = Run(problem)
+        sampled(run, n=n, make=lambda kinds: make(kinds, seed))
+        return run
+
+    return contend
 
 
 CONTENDERS: dict[str, Callable[[Problem, int, int], Run]] = {

@@ -20,7 +20,7 @@ import os
 import platform
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -30,7 +30,17 @@ from search_problems import Problem, problem_of
 
 from equipoise.pareto import hypervolume
 from equipoise.records import Plan
-from equipoise.search import Evaluated, first_points, fit_loss, loss_table, predicted_front, propose, to_measure
+from equipoise.search import (
+    Evaluated,
+    LossTable,
+    Space,
+    first_points,
+    fit_loss,
+    loss_table,
+    predicted_front,
+    propose,
+    to_measure,
+)
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -75,11 +85,17 @@ def guided(problem: Problem, *, n: int, seed: int, table_share: float = 0.3, fir
     Args:
         table_share: Share of `n` that the table may take; wide menus are measured at fewer choices where it would be more.
     """
-    space, ledger, cost = problem.space, Ledger(problem), KnownCost(problem)
+    space, ledger = problem.space, Ledger(problem)
     ledger(space.untouched)
     pairs = to_measure(space, most=int(table_share * n))
     measured = {pair: ledger(space.untouched.but(dict([pair])))[1] for pair in pairs}
-    table = loss_table(space, measured)
+    searched(ledger, loss_table(space, measured), n=n, seed=seed, first=first, q=q)
+    return ledger
+
+
+def searched(ledger: Ledger, table: LossTable, *, n: int, seed: int, first: int = 12, q: int = 8) -> None:
+    """Evaluate points of the predicted front, then rounds of `q`, until `ledger` has seen `n`."""
+    problem, space, cost = ledger.problem, ledger.problem.space, KnownCost(ledger.problem)
     front = predicted_front(space, table, [cost])
     front = front[np.any(front > 0, axis=1)]
     front = front[fit_loss(table, front[:0], np.zeros(0)).losses(front) < problem.worst_loss]
@@ -88,9 +104,8 @@ def guided(problem: Problem, *, n: int, seed: int, table_share: float = 0.3, fir
         ledger(plan)
     turn = 0
     while (left := n - len(ledger.seen)) > 0:
-        plans = list(ledger.seen)
         costs, losses = np.array(list(ledger.seen.values())).T
-        known = Evaluated(space.encode_all(plans), costs[:, None], losses)
+        known = Evaluated(space.encode_all(list(ledger.seen)), costs[:, None], losses)
         model = fit_loss(table, known.genomes, known.losses)
         rng = np.random.default_rng(np.random.SeedSequence(entropy=seed, spawn_key=(turn,)))
         batch = propose(space, model, [cost], known, rng=rng, q=min(q, left), worst_loss=problem.worst_loss)
@@ -99,27 +114,36 @@ def guided(problem: Problem, *, n: int, seed: int, table_share: float = 0.3, fir
         for plan in batch:
             ledger(plan)
         turn += 1
-    return ledger
 
 
 def optuna_nsga2(problem: Problem, *, n: int, seed: int, population: int = 24) -> Ledger:
     """Optuna's NSGA-II with `n` distinct evaluations (or 4 n trials, whichever comes first)."""
+    ledger = Ledger(problem)
+    sampled(ledger, n=n, make=lambda kinds: kinds.NSGAIISampler(population_size=population, seed=seed))
+    return ledger
+
+
+def uniform(space: Space) -> list[dict[str, int]]:
+    """The untouched plan, and one a level of all widths, as menu indices."""
+    levels = range(int(space.sizes.max()))
+    return [{k.name: min(level, len(k.menu) - 1) if k.nested else 0 for k in space.knobs} for level in levels]
+
+
+def sampled(ledger: Ledger, *, n: int, make: Callable[[Any], Any]) -> None:
+    """Let a sampler of Optuna's, which `make` makes of ``optuna.samplers``, evaluate `n` distinct plans (or 4 n trials)."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)
-    space, ledger = problem.space, Ledger(problem)
-    sampler = optuna.samplers.NSGAIISampler(population_size=population, seed=seed)
-    study = optuna.create_study(directions=["minimize", "minimize"], sampler=sampler)
-    most = int(space.sizes.max())
-    for level in range(most):
-        study.enqueue_trial({k.name: min(level, len(k.menu) - 1) if k.nested else 0 for k in space.knobs})
+    space = ledger.problem.space
+    study = optuna.create_study(directions=["minimize", "minimize"], sampler=make(optuna.samplers))
+    for start in uniform(space):
+        study.enqueue_trial(start)
     for _ in range(4 * n):
         trial = study.ask()
         genome = np.array([trial.suggest_int(k.name, 0, len(k.menu) - 1) for k in space.knobs])
         study.tell(trial, ledger(space.decode(genome)))
         if len(ledger.seen) >= n:
             break
-    return ledger
 
 
 def duel(

@@ -59,7 +59,7 @@ def main() -> int:
     every = [(knob, choice) for knob in bench.facts.space.knobs for choice in knob.menu[1:]]
     drawn = random.Random(0).sample(every, len(every))[: args.entries or None]
     prober, setup = timed(lambda: prepared(bench))
-    changes = {(k.name, c): probing.change_of(bench, prober, k.name, c) for k, c in drawn}
+    changes = {(k.name, c): probing.change_of(bench.builder, prober, k.name, c) for k, c in drawn}
     further = {key: replace(change, mending=None) for key, change in changes.items()}
     ways = ("whole", "local", "downstream") if args.downstream else ("whole", "local")
     losses: dict[str, dict[Entry, Any]] = {"downstream": {}} | {way: {} for way in ways}

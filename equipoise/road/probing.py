@@ -15,6 +15,7 @@ import torch
 
 from equipoise import runtimes
 from equipoise.batch import mapped
+from equipoise.compress.builder import Builder
 from equipoise.measure import latency
 from equipoise.ops import Op
 from equipoise.records import Choice
@@ -45,9 +46,8 @@ def prober(bench: Workbench) -> Prober:
     return Prober(bench.teacher, calibration, inputs, reference, divergence, kept, threads=bench.threads)
 
 
-def change_of(bench: Workbench, prober: Prober, knob: str, choice: Choice) -> Change:
+def change_of(builder: Builder, prober: Prober, knob: str, choice: Choice) -> Change:
     """Return what one knob alone set to `choice` does to the untouched model."""
-    builder = bench.builder
     draft = builder.changed(knob, choice, prober.ranges)
     kept = {layer: places for (layer, axis), places in draft.keep.items() if axis == "out"}
     reach = builder.reach(knob, draft)

@@ -110,5 +110,5 @@ class Trials:
     def _change(self, knob: str, choice: Choice) -> Change:
         key = (knob, choice)
         if key not in self._changes:
-            self._changes[key] = probing.change_of(self.bench, self._prober, knob, choice)
+            self._changes[key] = probing.change_of(self.bench.builder, self._prober, knob, choice)
         return self._changes[key]

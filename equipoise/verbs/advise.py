@@ -312,7 +312,7 @@ class Advising:
             self.on_step(f"reading what {knob.name}={choice} loses ({len(read) + 1} of {len(todo)})")
             began = clock.perf_counter()
             try:
-                read[knob.name, choice] = prober.loss(probing.change_of(self.bench, prober, knob.name, choice), SAMPLES)
+                read[knob.name, choice] = prober.loss(probing.change_of(self.bench.builder, prober, knob.name, choice), SAMPLES)
             except Exception as error:  # noqa: BLE001 - a probe runs the user's model: what fails is left as it is
                 failed[knob.name, choice] = probing.one_line(error)
             took.append(clock.perf_counter() - began)
