@@ -28,7 +28,6 @@ import psutil
 from equipoise.measure import machine
 from equipoise.stats import quantile
 from equipoise.study.orders import LEASE_S, Orders
-from equipoise.study.postgres import Connection
 from equipoise.study.record import Study
 from equipoise.study.store import Store
 
@@ -65,8 +64,7 @@ def main() -> None:
 
 def loaded(address: str, count: int, lengths: list[float], seconds: float) -> dict[str, Any]:
     """Let `count` workers work, and say what their claims took."""
-    study = address.partition("#")[2]
-    orders = Orders(Connection(address), study)
+    orders = Orders(address)
     orders.open(RECIPE)
     orders.clear()
     stock = int(2 * count + 1.3 * count * seconds / mean(lengths))
@@ -91,7 +89,7 @@ def loaded(address: str, count: int, lengths: list[float], seconds: float) -> di
         worker.join()
     waits = [wait for part, _ in found for wait in part]
     refused = sum(lost for _, lost in found)
-    orders.connection.close()
+    orders.close()
     row = {
         "workers": count,
         "claims_per_s": len(waits) / spent,
@@ -145,8 +143,7 @@ def one(
     lost: list[int],
 ) -> None:
     """One worker."""
-    study = address.partition("#")[2]
-    orders, beats = Orders(Connection(address), study), Orders(Connection(address), study)
+    orders, beats = Orders(address), Orders(address)
     for mine in (orders, beats):
         mine.recipe()
     ready.wait()
@@ -166,8 +163,8 @@ def one(
                 lost.append(order.id)
         if not orders.finish(order, {"by": "a worker", "padding": "x" * 10_000}):
             lost.append(order.id)
-    orders.connection.close()
-    beats.connection.close()
+    orders.close()
+    beats.close()
 
 
 if __name__ == "__main__":

@@ -6,10 +6,11 @@ import os
 import shutil
 import subprocess
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import databases
 import pytest
 from hypothesis import HealthCheck, settings
 
@@ -42,6 +43,15 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 def checkout() -> Path:
     """The root of the source tree."""
     return CHECKOUT
+
+
+@pytest.fixture(scope="session")
+def server() -> Iterator[databases.Server]:
+    """Give a PostgreSQL server of the tests' own; the test is skipped where PostgreSQL is not installed."""
+    if databases.programs() is None:
+        pytest.skip("PostgreSQL is not installed")
+    with databases.served() as running:
+        yield running
 
 
 @pytest.fixture(scope="session")

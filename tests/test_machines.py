@@ -8,7 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from databases import programs, served
+from databases import Server
 
 yaml = pytest.importorskip("yaml")
 FOLDER = Path(__file__).resolve().parent.parent / "examples" / "machines"
@@ -29,21 +29,19 @@ def test_the_manifests_start_the_same_worker() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(programs() is None, reason="PostgreSQL is not installed")
-def test_the_commands_of_the_compose_file_find_a_model_together(tmp_path: Path) -> None:
-    with served() as server:
-        running = {}
-        for name in ("worker", "optimize"):
-            (tmp_path / name).mkdir()
-            words = [server.address() if word == ADDRESS else word for word in commands()[name]]
-            assert words[0] == "equipoise"
-            assert server.address() in words
-            running[name] = subprocess.Popen(
-                [sys.executable, "-m", *words], cwd=tmp_path / name, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
-            )
-        said, told = running["optimize"].communicate(timeout=600)
-        assert running["optimize"].returncode == 0, told
-        assert "faster" in said
-        running["worker"].terminate()  # by itself it ends a minute after the study
-        done, told = running["worker"].communicate(timeout=60)
-        assert int(done.split()[0]) > 0, told
+def test_the_commands_of_the_compose_file_find_a_model_together(server: Server, tmp_path: Path) -> None:
+    running = {}
+    for name in ("worker", "optimize"):
+        (tmp_path / name).mkdir()
+        words = [server.address() if word == ADDRESS else word for word in commands()[name]]
+        assert words[0] == "equipoise"
+        assert server.address() in words
+        running[name] = subprocess.Popen(
+            [sys.executable, "-m", *words], cwd=tmp_path / name, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+        )
+    said, told = running["optimize"].communicate(timeout=600)
+    assert running["optimize"].returncode == 0, told
+    assert "faster" in said
+    running["worker"].terminate()  # by itself it ends a minute after the study
+    done, told = running["worker"].communicate(timeout=60)
+    assert int(done.split()[0]) > 0, told

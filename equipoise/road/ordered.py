@@ -6,7 +6,7 @@ import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import ExitStack, contextmanager
+from contextlib import closing, contextmanager
 from typing import Any
 
 from equipoise.errors import StoreError
@@ -19,7 +19,6 @@ from equipoise.road.jobs import Job
 from equipoise.road.trials import Tell
 from equipoise.road.worker import LOOK_S, serve
 from equipoise.study.orders import Orders
-from equipoise.study.postgres import Connection
 from equipoise.study.store import Store
 
 PATIENCE_S = 20.0
@@ -40,6 +39,7 @@ class Ordered(Answers):
         self._orders, self._bench, self._hands, self._recipe, self._tell = orders, bench, hands, recipe, tell
         self._threads = ThreadPoolExecutor(max(1, len(hands)), thread_name_prefix="equipoise-hand")
         self._posted: dict[tuple[str, str], int] = {}
+        self._found: dict[int, dict[str, Any]] = {}
 
     def facts(self) -> Facts:
         """Return what can be changed in the model."""
@@ -55,8 +55,11 @@ class Ordered(Answers):
         """See `Answers.answer`."""
         if (job.kind, job.key) not in self._posted:
             self.begin([job])
-        found = self._all()
-        return found[self._posted.pop((job.kind, job.key))]
+        number = self._posted[job.kind, job.key]
+        if number not in self._found:
+            self._found = self._all()
+        del self._posted[job.kind, job.key]
+        return self._found.pop(number)
 
     def _all(self) -> dict[int, dict[str, Any]]:
         """Return the results of all that is posted, when all are there and the hands of this machine rest."""
@@ -85,11 +88,8 @@ class Ordered(Answers):
         return found
 
     def _help(self, child: Child, stop: threading.Event) -> None:
-        mine = Orders(Connection(self._orders.connection.address), self._orders.study)
-        try:
+        with closing(Orders(self._orders.address)) as mine:
             serve(mine, child, self._recipe, told=lambda _: None, stop=stop)
-        finally:
-            mine.connection.close()
 
     def close(self) -> None:
         """Let the hands go."""
@@ -107,13 +107,8 @@ def ordered(bench: Workbench, store: Store, *, spec: str, seed: int, tell: Tell,
     held = held_of(bench, spec)
     said = recipe_of(bench, spec=spec, seed=seed)
     recipe = store.blob(dumps({**said, "held": store.blob(held)}).encode())
-    connection = Connection(store.address)
-    orders = Orders(connection, store.address.partition("#")[2])
-    orders.open(recipe)
-    with ExitStack() as open_:
-        open_.callback(connection.close)
-        hands = open_.enter_context(children(said, held, store.path, tell, count))
-        maker = Ordered(orders, bench, hands, recipe, tell)
-        open_.callback(maker.close)
-        yield maker
+    with closing(Orders(store.address)) as orders, children(said, held, store.path, tell, count) as hands:
+        orders.open(recipe)
+        with closing(Ordered(orders, bench, hands, recipe, tell)) as maker:
+            yield maker
         orders.clear()

@@ -12,7 +12,7 @@ import random
 import socket
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 import torch
@@ -52,20 +52,14 @@ def work(address: str, *, told: Told, stop: threading.Event, threads: int | None
     if threads is not None:
         os.environ[SHARE] = str(threads)
         torch.set_num_threads(threads)
-    connection = Connection(address, patience_s=PATIENCE_S)
     done = 0
-    try:
-        prepare(connection, create=True)
+    with closing(Orders(address, patience_s=PATIENCE_S)) as orders:
+        prepare(orders.connection, create=True)
         keep(folder, address)
         make_rooms(folder)
-        orders = Orders(connection, address.partition("#")[2])
         while recipe := _recipe(orders, stop):
-            told(f"prepares {json.loads(DatabaseFiles(folder, connection).read_blob(recipe))['spec'] or 'the workload'}")
-            with prepared(folder, connection, recipe) as child:
-                told("ready")
+            with prepared(folder, orders.connection, recipe, told) as child:
                 done += serve(orders, child, recipe, told=told, stop=stop, lease_s=lease_s)
-    finally:
-        connection.close()
     return done
 
 
@@ -82,17 +76,19 @@ def _recipe(orders: Orders, stop: threading.Event) -> str:
 
 
 @contextmanager
-def prepared(folder: Path, connection: Connection, recipe: str) -> Iterator[Child]:
+def prepared(folder: Path, connection: Connection, recipe: str, told: Told) -> Iterator[Child]:
     """Give a child that has loaded and prepared the workload of a recipe."""
     blobs = DatabaseFiles(folder, connection)
     said = json.loads(blobs.read_blob(recipe))
     if said["version"] != __version__:
         raise StoreError(f"the study is walked by Equipoise {said['version']}; this is {__version__}. Use the same everywhere.")
+    told(f"prepares {said['spec'] or 'the workload'}")
     with children(said, blobs.read_blob(said["held"]), folder, lambda *_: None) as (child,):
         try:
             child.facts()
         except Died as error:
             raise InputError(f"the workload must load in a process of its own; here {error}") from error
+        told("ready")
         yield child
 
 
@@ -124,18 +120,15 @@ def answered(orders: Orders, order: Order, child: Child, *, stop: threading.Even
     ended = threading.Event()
 
     def beat() -> None:
-        beats = Orders(Connection(orders.connection.address, patience_s=lease_s), orders.study)
-        try:
-            while not ended.wait(min(lease_s / 4, 1.0)):
-                if stop.is_set() or not beats.beat(order, lease_s=lease_s):
-                    lost.set()
-                    child.stop()
-                    return
-        except StoreError:  # out of reach for longer than the lease: another has the order by now
+        with closing(Orders(orders.address, patience_s=lease_s)) as beats:
+            held = True
+            while held and not ended.wait(min(lease_s / 4, 1.0)):
+                with suppress(StoreError):  # out of reach for longer than the lease: another has the order by now
+                    held = False
+                    held = not stop.is_set() and beats.beat(order, lease_s=lease_s)
+        if not held:
             lost.set()
             child.stop()
-        finally:
-            beats.connection.close()
 
     beating = threading.Thread(target=beat, daemon=True, name="equipoise-heartbeat")
     beating.start()

@@ -13,7 +13,7 @@ from equipoise.errors import EquipoiseError, StoreError, must_be
 from equipoise.pages import render, waiting
 from equipoise.ship.export import folder_of
 from equipoise.ship.report import told
-from equipoise.study.record import Study
+from equipoise.study.record import header_of
 from equipoise.study.store import Store
 from equipoise.units import counted, show
 
@@ -32,12 +32,12 @@ class Pulse:
 
 def pulse(store: Store) -> Pulse:
     """Return how far the study is."""
-    rows, finals = len(store.all("evaluation")), len(store.all("final"))
-    mark = f"{rows}.{finals}.{len(store.all('asking'))}"
+    rows = store.count("evaluation")
+    mark = f"{rows}.{store.count('final')}.{store.count('asking')}"
     spent, walker = show(store.spent(), "s"), store.walker()
     state = f"{walker} is at work" if walker else "nobody is at work"
     try:
-        asked = f" of {show(Study.read(store).header.time_s, 's')}"
+        asked = f" of {show(header_of(store).time_s, 's')}"
     except StoreError:
         asked = ""
     return Pulse(mark, f"{counted(rows, 'evaluation')}, {spent}{asked} spent; {state}.")

@@ -44,12 +44,17 @@ class Orders:
     """The orders of one study.
 
     Args:
-        connection: Used by one thread at a time.
-        study: Its name in the database.
+        address: Of the study. The connection to its database is used by one thread at a time: another takes orders of its own.
+        patience_s: As of `Connection`.
     """
 
-    def __init__(self, connection: Connection, study: str) -> None:
-        self.connection, self.study = connection, study
+    def __init__(self, address: str, *, patience_s: float = 0.0) -> None:
+        self.address, self.study = address, address.partition("#")[2]
+        self.connection = Connection(address, patience_s=patience_s)
+
+    def close(self) -> None:
+        """Close the connection."""
+        self.connection.close()
 
     def open(self, recipe: str) -> None:
         """Say how workers load the workload (a blob); orders that were posted for another recipe are taken away."""

@@ -259,6 +259,12 @@ class PostgresStore(Store):
         rows: Any = self.connection.run(lambda db: db.execute(f"{_SELECT} ORDER BY seq", (self.study, kind)).fetchall())
         return rows  # type: ignore[no-any-return]
 
+    def count(self, kind: str) -> int:
+        """See `Store.count`."""
+        query = "SELECT COUNT(*) FROM equipoise.records WHERE study=%s AND kind=%s"
+        row = self.connection.run(lambda db: db.execute(query, (self.study, kind)).fetchone())
+        return int(row[0]) if row else 0
+
     def _add(self, row: Row, seconds: float) -> str:
         kind, key, text, sha = row
 

@@ -91,11 +91,9 @@ class Study:
                 from which the race's field is chosen.
             race: One more race, which the store could not record.
         """
-        headers, finals = store.all("study"), [*store.all("final"), *([race] if race else [])]
-        if not headers:
-            raise StoreError(f"the study at {store.path} has no baseline yet. Run `equipoise optimize` on it first.")
+        finals = [*store.all("final"), *([race] if race else [])]
         asked = [row["header"] for row in store.all("asking")]  # the last one counts
-        header = header_from(((asked and store.get("study", asked[-1])) or headers[-1])["header"])
+        header = header_of(store)
         rows = evaluated(store.all("evaluation"), store.all("meter"))
         if not rows or not rows[0].ok:
             raise StoreError(f"the study at {store.path} has no usable baseline. Run `equipoise optimize` on another --store.")
@@ -348,6 +346,18 @@ class Study:
             for word, value in over.items()
         )
         return f"budget NOT met: {self.budget.text}; nearest point misses {each}; the binding constraint is {binding}"
+
+
+def header_of(store: Store) -> Header:
+    """Return what a study was asked last.
+
+    Raises:
+        StoreError: It has no baseline yet.
+    """
+    headers, asked = store.all("study"), store.all("asking")
+    if not headers:
+        raise StoreError(f"the study at {store.path} has no baseline yet. Run `equipoise optimize` on it first.")
+    return header_from(((asked and store.get("study", asked[-1]["header"])) or headers[-1])["header"])
 
 
 def interval_of(speed_up: Reading) -> Interval:

@@ -88,6 +88,11 @@ class SqliteStore(Store):
         with _told(self.path, "read"):
             return self._db.execute(f"{_SELECT} WHERE kind=? ORDER BY seq", (kind,)).fetchall()
 
+    def count(self, kind: str) -> int:
+        """See `Store.count`."""
+        with _told(self.path, "read"):
+            return int(self._db.execute("SELECT COUNT(*) FROM records WHERE kind=?", (kind,)).fetchone()[0])
+
     def _add(self, row: Row, seconds: float) -> str:
         with _told(self.path, "write to"), self._transaction():
             found = self._db.execute("SELECT data FROM records WHERE kind=? AND key=?", row[:2]).fetchone()

@@ -101,6 +101,10 @@ class Store(ABC):
     def _every(self, kind: str) -> list[Row]: ...
 
     @abstractmethod
+    def count(self, kind: str) -> int:
+        """Return how many results of one kind there are."""
+
+    @abstractmethod
     def _add(self, row: Row, seconds: float) -> str:
         """Commit a row durably unless one of its name is there; return the text that stands under the name then."""
 

@@ -32,10 +32,9 @@ from equipoise.meters import Meters
 from equipoise.records import (
     Evaluation,
     Knob,
-    as_data,
 )
 from equipoise.road import decisions, prediction, proposals, rungs
-from equipoise.road.facts import TARGET, Facts, facts_from
+from equipoise.road.facts import TARGET, Facts
 from equipoise.road.jobs import TOGETHER
 from equipoise.road.proposals import Known
 from equipoise.search import converged
@@ -419,15 +418,6 @@ def test_another_budget_is_proposed_for_anew_and_measures_no_table_twice() -> No
     assert [row["header"]["budget"] for row in record.all("study")] == ["drop<=1", "latency<=60us, drop<=3"]
 
 
-def test_facts_survive_their_record() -> None:
-    given = facts(ONE, TWO)
-    assert facts_from(json.loads(json.dumps(as_data(given)))) == given
-    assert given.acted_on("depth.b") == ("b.one", "b.two")
-    assert given.acted_on("nothing") == ()
-    plan = given.space.decode(given.space.encode(given.space.untouched.but({"depth.b": "drop", "bits.b.one": 8})))
-    assert plan["bits.b.one"] == 32
-
-
 def test_where_targets_alone_differ_each_is_measured_and_the_road_ends() -> None:
     bare = Facts((Offered(Knob(TARGET, (ONE, TWO))),), (), (), {"0": "it feeds the model's output"})
     record = Memory()
@@ -502,30 +492,3 @@ def test_each_evaluation_is_told_when_it_is_recorded_not_when_its_group_is(whole
     told = [event.evaluation.key for event in said if event.evaluation is not None]
     assert len(told) == len(set(told)) == len(evaluations(record))
     assert [event.spent_s for event in said] == sorted(event.spent_s for event in said)
-
-
-@pytest.mark.parametrize("name", ["tpe", "nsga2", "random"])
-def test_a_sampler_of_optunas_proposes_in_place_of_the_guided_search(name: str) -> None:
-    pytest.importorskip("optuna")
-    what = replace(asked(limit_s=60.0), sampler=name)
-    formula = walked(what)
-    study = study_of(formula.record)
-    assert study.searched
-    assert len({e.plan for e in study.evaluations}) == len({e.key for e in study.evaluations if e.fidelity != "recovered"})
-    again = walked(what)
-    assert [row[:2] for row in again.record.rows] == [row[:2] for row in formula.record.rows]
-    guided = study_of(walked(asked(limit_s=60.0)).record)
-    assert {e.plan for e in guided.evaluations} != {e.plan for e in study.evaluations}
-
-
-def test_what_another_study_found_is_tried_first_as_near_as_this_space_has_it() -> None:
-    plain = facts(ONE).space.untouched.choices
-    found = {**plain, "width.a": 40, "bits.a": 8, "gone.layer": "drop"}
-    record = walked(replace(asked(limit_s=90.0), forked=(found, plain))).record
-    tried = [e.plan for e in evaluations(record)]
-    wanted = facts(ONE).space.nearest(found)
-    assert wanted["width.a"] in (32, 48)
-    assert wanted["bits.a"] == 8
-    searched = next(i for i, e in enumerate(evaluations(record)) if e.predicted)
-    assert tried.index(wanted) < searched
-    assert len(tried) > searched

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator, Mapping
-from contextlib import ExitStack, closing
+from collections.abc import Mapping
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from databases import programs, served
+from databases import Server
 from planted_road import ONE, TWO, Formula, asked, facts, road, walked
 
 from equipoise.road.jobs import Job
@@ -20,15 +20,12 @@ EVERY = 5
 
 
 @pytest.fixture(params=["folder", pytest.param("database", marks=pytest.mark.slow)])
-def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[str]:
+def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> str:
     monkeypatch.chdir(tmp_path)
-    with ExitStack() as open_:
-        if request.param == "folder":
-            yield str(tmp_path / "study")
-        elif programs() is None:
-            pytest.skip("PostgreSQL is not installed")
-        else:
-            yield open_.enter_context(served()).address("study")
+    if request.param == "folder":
+        return str(tmp_path / "study")
+    server: Server = request.getfixturevalue("server")
+    return server.address("resumed")
 
 
 class Kept:

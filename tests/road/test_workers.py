@@ -9,11 +9,12 @@ import sys
 import threading
 import time
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
-from databases import Server, programs, served
+from databases import Server
 
 from equipoise.errors import InputError
 from equipoise.events import Event
@@ -22,21 +23,11 @@ from equipoise.road import worker
 from equipoise.road.answers import Answers
 from equipoise.road.walk import optimize
 from equipoise.study.orders import Orders
-from equipoise.study.postgres import Connection
 from equipoise.study.store import Store
 from equipoise.workloads import load
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(programs() is None, reason="PostgreSQL is not installed"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("server")]
 RECIPE = "r" * 64
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with served() as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)
@@ -106,10 +97,10 @@ class Slow(Answers):
 def orders(server: Server, request: pytest.FixtureRequest) -> Iterator[Orders]:
     address = server.address(request.node.name.replace("_", "-")[:60])
     with Store.open(address):
-        found = Orders(Connection(address), address.partition("#")[2])
+        found = Orders(address)
         found.open(RECIPE)
         yield found
-        found.connection.close()
+        found.close()
 
 
 def test_a_heartbeat_holds_an_order_for_longer_than_its_lease(orders: Orders) -> None:
@@ -127,9 +118,8 @@ def test_who_lost_an_order_stops_and_says_nothing(orders: Orders) -> None:
     assert order is not None
 
     def cleared() -> None:
-        other = Connection(orders.connection.address)
-        Orders(other, orders.study).clear()
-        other.close()
+        with closing(Orders(orders.address)) as other:
+            other.clear()
 
     threading.Timer(0.3, cleared).start()
     child: Any = Slow(60.0)
@@ -154,7 +144,7 @@ def test_a_worker_whose_workload_does_not_load_says_so_and_harms_nothing(server:
     lost = begun(address, tmp_path / "a")
     (tmp_path / "b").mkdir()
     with Store.open(address) as store:
-        orders = Orders(Connection(address), "elsewhere")
+        orders = Orders(address)
         said = {"spec": "cifar10:/nowhere.zip", "fingerprint": "x", "targets": "onnxruntime:cpu", "seed": 0, "student": ""}
         from equipoise import __version__
         from equipoise.records import dumps
@@ -166,7 +156,7 @@ def test_a_worker_whose_workload_does_not_load_says_so_and_harms_nothing(server:
         assert lost.returncode == 2
         assert "/nowhere.zip" in told
         assert len(told.strip().splitlines()[-1]) < 500
-        orders.connection.close()
+        orders.close()
 
 
 def test_a_worker_ends_by_a_signal(server: Server, tmp_path: Path) -> None:

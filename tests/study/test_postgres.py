@@ -13,26 +13,17 @@ from pathlib import Path
 
 import psycopg
 import pytest
-from databases import Server, programs, served
+from databases import Server, served
 
 from equipoise.errors import InputError, StoreError
 from equipoise.study import postgres
 from equipoise.study.listing import studies
 from equipoise.study.orders import POISON, TRIES, Orders
-from equipoise.study.postgres import Connection, PostgresStore
+from equipoise.study.postgres import PostgresStore
 from equipoise.study.store import Store, files_of, folder_at, is_study
 
-pytestmark = [
-    pytest.mark.slow,
-    pytest.mark.skipif(programs() is None, reason="PostgreSQL is not installed"),
-]
+pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("server")]
 RECIPE = "r" * 64
-
-
-@pytest.fixture(scope="module")
-def server() -> Iterator[Server]:
-    with served() as running:
-        yield running
 
 
 @pytest.fixture(autouse=True)
@@ -48,10 +39,10 @@ def address(server: Server, request: pytest.FixtureRequest) -> str:
 @pytest.fixture
 def orders(address: str) -> Iterator[Orders]:
     with Store.open(address) as store:
-        found = Orders(Connection(address), address.partition("#")[2])
+        found = Orders(address)
         found.open(RECIPE)
         yield found
-        found.connection.close()
+        found.close()
         assert store.all("nothing") == []
 
 
@@ -307,8 +298,8 @@ def test_poison_is_set_aside_and_what_is_given_back_is_not(orders: Orders) -> No
     assert orders.results(ids[1:]) == {ids[1]: {"died": f"its process was killed by SIGSEGV; {POISON}"}}
 
 
-def _claims(address: str, study: str, start: object, out: object) -> None:
-    mine = Orders(Connection(address), study)
+def _claims(address: str, start: object, out: object) -> None:
+    mine = Orders(address)
     waits, got = [], []
     start.wait()  # type: ignore[attr-defined]
     while True:
@@ -319,7 +310,7 @@ def _claims(address: str, study: str, start: object, out: object) -> None:
             break
         got.append(order.id)
         assert mine.finish(order, {"by": os.getpid()})
-    mine.connection.close()
+    mine.close()
     out.put((got, waits))  # type: ignore[attr-defined]
 
 
@@ -327,9 +318,8 @@ def test_many_workers_claim_each_order_once(orders: Orders) -> None:
     ids = posted(orders, 640)
     context = multiprocessing.get_context("fork" if sys.platform == "linux" else "spawn")
     start, out = context.Event(), context.Queue()
-    address = orders.connection.address
-    orders.connection.close()
-    workers = [context.Process(target=_claims, args=(address, orders.study, start, out)) for _ in range(32)]
+    orders.close()
+    workers = [context.Process(target=_claims, args=(orders.address, start, out)) for _ in range(32)]
     for worker in workers:
         worker.start()
     start.set()

@@ -7,7 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from databases import programs, served
+from databases import Server
 from test_study import BASE, BROKEN, HALF, SLOWER, TINY, TRAINED, fill
 
 from equipoise.cli import main
@@ -25,15 +25,13 @@ def place(request: pytest.FixtureRequest, tmp_path: Path, monkeypatch: pytest.Mo
     monkeypatch.chdir(tmp_path)
     if request.param == "folder":
         yield str(tmp_path / "study")
-    elif programs() is None:
-        pytest.skip("PostgreSQL is not installed")
-    else:
-        with served() as server:
-            with Store.open(server.address("other")) as other:  # another study of the database, with files of its own
-                fill(other, [stored(other, row, "other") for row in ROWS], "")
-            yield server.address("study")
-            with Store.open(server.address("other"), readonly=True) as other:
-                assert all(other.read_blob(e.weights) for e in Study.read(other).evaluations if e.ok)
+        return
+    server: Server = request.getfixturevalue("server")
+    with Store.open(server.address("unpruned")) as other:  # another study of the database, with files of its own
+        fill(other, [stored(other, row, "other") for row in ROWS], "")
+    yield server.address("pruned")
+    with Store.open(server.address("unpruned"), readonly=True) as other:
+        assert all(other.read_blob(e.weights) for e in Study.read(other).evaluations if e.ok)
 
 
 def stored(store: Store, row: Evaluation, mark: str = "") -> Evaluation:
