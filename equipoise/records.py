@@ -13,6 +13,7 @@ import math
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cache
 from itertools import pairwise
 from typing import Any, Literal
 
@@ -295,12 +296,19 @@ def dumps(value: Any) -> str:
     return json.dumps(as_data(value), sort_keys=True, separators=(",", ":"), allow_nan=False)
 
 
+@cache
+def _names(kind: type[Any]) -> tuple[str, ...]:
+    return tuple(field.name for field in dataclasses.fields(kind))
+
+
 def as_data(value: Any) -> Any:
     """Turn records into plain JSON data, recursively."""
+    if value is None or isinstance(value, (str, int, float)):  # most of what a record holds, and quickest told
+        return value
     if isinstance(value, Plan):
         return dict(value.choices)
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {f.name: as_data(getattr(value, f.name)) for f in dataclasses.fields(value)}
+        return {name: as_data(getattr(value, name)) for name in _names(type(value))}
     if isinstance(value, Mapping):
         return {str(k): as_data(v) for k, v in value.items()}
     if isinstance(value, (list, tuple)):

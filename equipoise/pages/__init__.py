@@ -12,7 +12,7 @@ from typing import Any
 from equipoise.pages.document import document, embed, finite
 from equipoise.pages.scale import render_scale
 from equipoise.pages.train import render_train
-from equipoise.pages.view import client_data, page_data
+from equipoise.pages.view import client_data, evaluations_of, page_data
 
 __all__ = ["embed", "finite", "render", "render_scale", "render_train", "waiting"]
 
@@ -28,7 +28,9 @@ def render(study: Mapping[str, Any], *, live: str = "") -> str:
     Raises:
         InputError: The summary is of another schema.
     """
-    return document("study", page_data(study), data=client_data(study), scripts=_SCRIPTS, live=live)
+    evaluations = evaluations_of(study)
+    variables, data = page_data(study, evaluations), client_data(study, evaluations)
+    return document("study", variables, data=data, scripts=_SCRIPTS, live=live)
 
 
 def waiting(place: str, *, live: str) -> str:

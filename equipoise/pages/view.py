@@ -26,9 +26,8 @@ def unbroken(sentence: str) -> str:
     return sentence.replace("× ", "×\u00a0").replace(" ± ", "\u00a0±\u00a0").replace("drop ", "drop\u00a0")
 
 
-def page_data(study: Mapping[str, Any]) -> dict[str, Any]:
-    """Return the template's variables: everything that is read without the script."""
-    evaluations = evaluations_of(study)
+def page_data(study: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
+    """Return the template's variables: everything that is read without the script; `evaluations` are `evaluations_of` it."""
     header = study["header"]
     axes = axes_of(study, evaluations)
     baseline, pick = (_find(evaluations, study.get(role)) for role in ("baseline", "pick"))
@@ -37,7 +36,7 @@ def page_data(study: Mapping[str, Any]) -> dict[str, Any]:
         "header": {key: str(header.get(key) or "") for key in ("workload", "target")},
         **lead(study),
         "notes": list(study.get("notes") or ()),
-        "comparison": comparison(axes, baseline, pick, speed_ups(study).get(pick.key if pick else "")),
+        "comparison": comparison(axes, baseline, pick, speed_ups(study, evaluations).get(pick.key if pick else "")),
         "bounds": bounds(budget, pick),
         "choices": [a for a in axes if a.key not in ("drop", "quality")],
         "limits": [a for a in axes if a.key in ("latency_s", "size_bytes", "drop")],
@@ -74,13 +73,12 @@ def lead(study: Mapping[str, Any]) -> dict[str, Any]:
     }
 
 
-def client_data(study: Mapping[str, Any]) -> dict[str, Any]:
+def client_data(study: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> dict[str, Any]:
     """Return what the script draws from: axes, knobs, points, roles, bounds and progress, in base units."""
-    evaluations = evaluations_of(study)
     axes = axes_of(study, evaluations)
     knobs = sorted({knob for e in evaluations for knob in e.plan.choices})
     budget = parse_budget(study["header"].get("budget") or None)
-    pairs = speed_ups(study)
+    pairs = speed_ups(study, evaluations)
     return {
         "axes": [
             {"key": a.key, "word": a.word, "label": a.label, "unit": a.unit, "factor": a.factor, "up": a.larger_is_better}
@@ -105,9 +103,9 @@ def evaluations_of(study: Mapping[str, Any]) -> list[Evaluation]:
     return [evaluation_from({k: v for k, v in data.items() if k in names}) for data in study.get("evaluations") or ()]
 
 
-def speed_ups(study: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
+def speed_ups(study: Mapping[str, Any], evaluations: Sequence[Evaluation]) -> dict[str, Mapping[str, Any]]:
     """Return evaluation key -> how many times faster than the original, where the two were timed side by side."""
-    rows = zip(evaluations_of(study), study.get("evaluations") or (), strict=True)
+    rows = zip(evaluations, study.get("evaluations") or (), strict=True)
     return {e.key: data["speed_up"] for e, data in rows if (data.get("speed_up") or {}).get("n")}
 
 

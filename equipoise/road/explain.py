@@ -159,11 +159,15 @@ def chosen(study: Study, pick: str) -> Evaluation:
     return found[0]
 
 
-def explained(store: Store, pick: str = "best") -> Explanation | None:
-    """Explain a pick of the study in an open store; None where the record does not say what could be changed."""
+def explained(store: Store, pick: str = "best", *, study: Study | None = None) -> Explanation | None:
+    """Explain a pick of the study in an open store; None where the record does not say what could be changed.
+
+    Args:
+        study: What was read of the store already.
+    """
     if store.get("prepare", "0") is None:
         return None
-    found = Study.read(store)
+    found = study or Study.read(store)
     return of(recorded(store, found), chosen(found, pick))
 
 

@@ -59,7 +59,7 @@ def serve(
         import uvicorn
 
         from equipoise.serve.app import Limits, application
-        from equipoise.serve.server import IDLE_S, Server, capped, listening
+        from equipoise.serve.server import IDLE_S, LOGGING, Server, capped, listening
     except ImportError as error:
         raise missing_extra(error.name or "fastapi", "serve") from error
     check_threads(threads, name="threads")
@@ -82,7 +82,7 @@ def serve(
     engine = Engine(made, slo_s, QUEUED * batches[-1], told=_say)
     app = application(engine, name=named, limits=limits, token=token, ready=lambda: not server.should_exit)
     config = uvicorn.Config(  # errors alone are logged: a line for each request that is refused would be one more load
-        app, http=capped(), ws="none", log_level="error", access_log=False, server_header=False,
+        app, http=capped(), ws="none", log_config=LOGGING, log_level="error", access_log=False, server_header=False,
         ssl_certfile=certificate, ssl_keyfile=key, limit_concurrency=CONNECTIONS,
         timeout_keep_alive=int(IDLE_S), timeout_graceful_shutdown=int(limits.drain_s),
     )  # fmt: skip

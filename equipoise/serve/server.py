@@ -13,6 +13,9 @@ from uvicorn.protocols.http.h11_impl import H11Protocol
 
 from equipoise.errors import must_be
 
+LOGGING = None
+"""Uvicorn's configuration of the log. With its own it would close all handlers of the process, and some close their streams."""
+
 IDLE_S = 15.0
 """Seconds after which a connection without a request is closed, be it silent or slow with its headers."""
 

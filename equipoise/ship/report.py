@@ -45,8 +45,9 @@ def told(folder: Path) -> tuple[dict[str, Any], bool]:
     """Return the data behind the page of the record in `folder`, and whether it is of the road before training."""
     with Store.open(folder, create=False, readonly=True) as store:
         if not store.all("asked"):
-            found = explained(store)
-            return {**summarize(store), "explained": None if found is None else as_data(found)}, False
+            study = Study.read(store)
+            found = explained(store, study=study)
+            return {**summarize(store, study), "explained": None if found is None else as_data(found)}, False
         from equipoise.sizing.advice import read
 
         return read(store).summary(), True

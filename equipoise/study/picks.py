@@ -96,7 +96,7 @@ def knee_of(evaluations: Sequence[Evaluation]) -> tuple[Evaluation, Knee]:
     if not known:
         raise InputError("a knee must be looked for among measured evaluations; got none. Run `equipoise optimize` first.")
     points = [(math.log(e.axis("latency_s").get()), settled(e.drop)) for e in known]
-    front = non_dominated(points)
+    front = list({points[i]: i for i in non_dominated(points)}.values())  # equal points are one
     errors = (_error(known, "latency_s", math.log), _error(known, "drop", float))
     found = knee([points[i] for i in front], errors=errors, rng=random.Random(0))
     chosen = known[front[found.index]]

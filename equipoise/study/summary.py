@@ -18,13 +18,13 @@ from equipoise.techniques import TECHNIQUES
 from equipoise.units import counted
 
 
-def summarize(store: Store) -> dict[str, Any]:
-    """Return everything a report needs of the study in `store`, as JSON data.
+def summarize(store: Store, study: Study | None = None) -> dict[str, Any]:
+    """Return everything a report needs of the study in `store`, as JSON data; `study` is what was read of it already.
 
     Raises:
         StoreError: The study has no baseline yet.
     """
-    study = Study.read(store)
+    study = study or Study.read(store)
     best = study.best
     tables = {f"{row['knob']}={row['choice']}": row["loss"] for row in store.all("table") if row["loss"] is not None}
     return {

@@ -27,7 +27,7 @@ def test_says_the_sentence_and_the_rule_of_the_pick(study):
 
 
 def test_tells_which_bound_is_missed(study):
-    bounds = page_data(study(budget="latency<=1us, drop<=50"))["bounds"]
+    bounds = page_data(data := study(budget="latency<=1us, drop<=50"), evaluations_of(data))["bounds"]
     assert [b["holds"] for b in bounds] == [False, True]
 
 
@@ -88,11 +88,11 @@ def test_a_study_killed_at_once_still_has_a_page(study):
 def test_unread_axes_are_never_shown_as_numbers(study):
     data = study()
     assert "energy_j" not in [a.key for a in axes_of(data, evaluations_of(data))]
-    rows = {row["label"]: row for row in page_data(data)["provenance"]}
+    rows = {row["label"]: row for row in page_data(data, evaluations_of(data))["provenance"]}
     assert rows["Energy"]["provenance"] == "unavailable"
     assert rows["Peak memory"]["provenance"] == "estimated"
     data["evaluations"][3]["cost"]["latency_s"] = as_data(unavailable("s", "no clock"))
-    latency = [row["cells"][0] for row in page_data(data)["rows"]]
+    latency = [row["cells"][0] for row in page_data(data, evaluations_of(data))["rows"]]
     assert latency[3] == "–"
 
 
@@ -168,6 +168,6 @@ def test_columns_that_no_layer_fills_are_left_out(study):
 def test_a_traceback_is_one_line_in_the_table(study):
     data = study()
     data["evaluations"][-1]["error"] = "Traceback:\n  deep\nValueError: 1 < 2"
-    row = page_data(data)["rows"][-1]
+    row = page_data(data, evaluations_of(data))["rows"][-1]
     assert row["error"] == "ValueError: 1 < 2"
     assert "deep" in re.search(r'id="study">(.*?)</script>', render(data)).group(1)

@@ -15,7 +15,7 @@ from ladders import ladder
 
 from equipoise.serve.app import Limits, application
 from equipoise.serve.engine import Engine
-from equipoise.serve.server import Server, capped
+from equipoise.serve.server import LOGGING, Server, capped
 
 LIMITS = Limits(body_bytes=20_000, rows=8, body_s=0.5, drain_s=5.0)
 INFER = "/v2/models/sums/infer"
@@ -30,7 +30,8 @@ class Served:
         self.app = application(self.engine, name="sums", limits=LIMITS, token=token)
         self.listening = socket.create_server(("127.0.0.1", 0))
         self.port = self.listening.getsockname()[1]
-        self.server = Server(uvicorn.Config(self.app, log_level="error", lifespan="on", http=capped(http), **more), idle_s=1.0)
+        config = uvicorn.Config(self.app, log_config=LOGGING, log_level="error", lifespan="on", http=capped(http), **more)
+        self.server = Server(config, idle_s=1.0)
         self.thread = threading.Thread(target=self.server.run, kwargs={"sockets": [self.listening]}, daemon=True)
 
     def __enter__(self) -> Served:

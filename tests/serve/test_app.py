@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import http.client
 import json
+import logging
 import re
 import socket
 import struct
@@ -61,6 +62,14 @@ def test_bytes_in_and_bytes_out(served: Served) -> None:
     assert status == 200
     raw = content[int(headers["inference-header-content-length"]) :]
     assert np.frombuffer(raw, np.float32).reshape(2, 2)[:, 0].tolist() == [3.0, 12.0]
+
+
+def test_what_the_process_logs_by_stays_open() -> None:
+    handler = logging.StreamHandler()
+    handler.close = lambda: pytest.fail("closed by the server")  # type: ignore[method-assign]
+    with Served(0.001) as server:
+        assert server.ask("GET", "/v2/health/live")[0] == 200
+    del handler.close  # type: ignore[method-assign]
 
 
 def test_health_metadata_and_figures_are_told(served: Served) -> None:

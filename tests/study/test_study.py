@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from equipoise.errors import EXIT_FAILED, EquipoiseError, InputError, StoreError
-from equipoise.pages.view import client_data, page_data
+from equipoise.pages.view import client_data, evaluations_of, page_data
 from equipoise.records import Evaluation, Knob, LayerRow, Plan, ProgramRef, as_data, measured, unavailable
 from equipoise.study.header import Header, Offered
 from equipoise.study.record import Study, describe
@@ -284,7 +284,8 @@ def test_every_number_of_a_pick_trained_in_rungs_is_of_one_training(tmp_path) ->
         ratio = {"value": 4.2, "low": 4.0, "high": 4.4, "n": 12, "confidence": 0.95}
         store.put("final", "x", raced(LEGS[1].key, ratio), seconds=1)
         summary = summarize(store)
-    page, client = page_data(summary), client_data(summary)
+    evaluations = evaluations_of(summary)
+    page, client = page_data(summary, evaluations), client_data(summary, evaluations)
     assert summary["pick"] == LEGS[1].key
     assert "4.20× faster" in summary["sentence"]
     assert "drop -0.25" in summary["sentence"]
