@@ -428,12 +428,13 @@ def evaluated(rows: Sequence[Mapping[str, Any]], metered: Sequence[Mapping[str, 
     for row in metered:
         later.setdefault(row["evaluation"], {})[AXES[row["word"]].key] = reading_from(row["reading"])
     found = (evaluation_from(row["evaluation"]) for row in rows)
-    return tuple(replace(e, cost={**e.cost, **later.get(e.key, {})}) for e in found)
+    return tuple(replace(e, cost={**e.cost, **later[e.key]}) if later and e.key in later else e for e in found)
 
 
 def following(rows: Iterable[Evaluation], budget: Budget, meters: Meters) -> tuple[Evaluation, ...]:
     """Return evaluations with the axes of the budget that follow from others beside them: never recorded, always worked out."""
-    return tuple(replace(e, cost={**e.cost, **meters.following(budget, e.cost)}) for e in rows)
+    more = ((e, meters.following(budget, e.cost)) for e in rows)
+    return tuple(replace(e, cost={**e.cost, **found}) if found else e for e, found in more)
 
 
 def describe(evaluation: Evaluation, baseline: Evaluation) -> str:
