@@ -100,9 +100,15 @@ def knee_of(evaluations: Sequence[Evaluation]) -> tuple[Evaluation, Knee]:
     errors = (_error(known, "latency_s", math.log), _error(known, "drop", float))
     found = knee([points[i] for i in front], errors=errors, rng=random.Random(0))
     chosen = known[front[found.index]]
-    peers = [e for e in known if all(_tied(e, chosen, axis) for axis in ("latency_s", "drop"))]
-    sized = [e for e in peers if e.axis("size_bytes").known]
+    sized = [e for e in peers(known, chosen) if e.axis("size_bytes").known]
     return min(sized, key=lambda e: (e.axis("size_bytes").get(), e is not chosen), default=chosen), found
+
+
+def peers(evaluations: Sequence[Evaluation], chosen: Evaluation) -> list[Evaluation]:
+    """Return the evaluations, `chosen` among them, that its measured latency and drop cannot tell it apart from."""
+    axes = ("latency_s", "drop")
+    known = [e for e in evaluations if e.ok and all(e.axis(axis).known for axis in axes)]
+    return [e for e in known if all(_tied(e, chosen, axis) for axis in axes)]
 
 
 def settled(drop: Reading) -> float:

@@ -25,13 +25,15 @@ from equipoise.records import Evaluation, Reading, evaluation_from, measured, re
 from equipoise.stats import Interval, carried, verdict
 from equipoise.study.dashboard import optuna_study
 from equipoise.study.header import Header, header_from
-from equipoise.study.picks import knee_of, pick, settled
+from equipoise.study.picks import knee_of, peers, pick, settled
 from equipoise.study.shown import frame, plot, write_table
 from equipoise.study.store import Store
 from equipoise.techniques import TECHNIQUES
 from equipoise.units import counted, show
 
 _NUMBER = re.compile(r"\d+(\.\d+)?")
+ALIKE = 3
+"""Plans named that cannot be told apart from the pick."""
 SHOWN = 12
 """Points of the front in a notebook's table; the report has all."""
 
@@ -328,6 +330,10 @@ class Study:
         if self.untrained and self.searched and not any(e.training for e in self.evaluations):
             left, least = (show(self.untrained[key], "s") for key in ("left_s", "least_s"))
             said.append(f"no plan was trained: the {left} left are less than the {least} it takes at least")
+        alike = [e for e in peers(self.usable, self.best) if e.key != self.best.key]
+        if alike:
+            named = ", ".join(e.plan.digest[:8] for e in alike[:ALIKE]) + (", ..." if len(alike) > ALIKE else "")
+            said.append(f"in speed and drop the pick cannot be told apart from {counted(len(alike), 'other plan')} ({named})")
         if verdict(self.ratio(self.best)) == "slower":
             said.append("this pick is SLOWER than the untouched model")
         return "; ".join(said)

@@ -9,7 +9,7 @@ import pytest
 from equipoise.budget import parse_budget
 from equipoise.errors import EquipoiseError, InputError
 from equipoise.records import Evaluation, Plan, measured, unavailable
-from equipoise.study.picks import apart, knee_of, parse_pick, pick, promising, settled
+from equipoise.study.picks import apart, knee_of, parse_pick, peers, pick, promising, settled
 
 NONE = parse_budget(None)
 
@@ -45,6 +45,16 @@ ALL = [FAST, SMALL, KNEE, BROKEN]
 )
 def test_pick(text: str, budget: str, expected: Evaluation) -> None:
     assert pick(ALL, BASE, text, parse_budget(budget)) is expected
+
+
+def test_what_measuring_cannot_tell_from_a_point_are_its_peers() -> None:
+    def near(name: str, latency_ms: float, drop: float) -> Evaluation:
+        latency = measured(latency_ms / 1e3, "s", low=0.97 * latency_ms / 1e3, high=1.03 * latency_ms / 1e3, n=9)
+        found = point(name, latency_ms, 30, drop, cost={"latency_s": latency})
+        return replace(found, drop=measured(drop, "points", low=drop - 1, high=drop + 1))
+
+    one, like, slower, worse = near("one", 2, 1), near("like", 2.04, 1.5), near("slower", 2.5, 1), near("worse", 2, 4)
+    assert peers([one, like, slower, worse, BROKEN, BLIND], one) == [one, like]
 
 
 @pytest.mark.parametrize("text", ["fastest", "knee", "best", "latency<=20ms, drop<=40"])

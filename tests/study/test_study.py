@@ -69,6 +69,15 @@ def raced(key, ratio) -> dict:
     return {"ratios": {key: ratio}, "reference": as_data(BASE.axis("latency_s")), "elasticity": {}}
 
 
+def test_the_verdict_names_what_cannot_be_told_apart_from_the_pick(tmp_path) -> None:
+    like = evaluation(1.0, 0.5, size=510, width_conv1=40)
+    said = study(tmp_path, BASE, HALF, like, TINY, budget="drop<=1").verdict()
+    assert said == (
+        "budget met: drop<=1; in speed and drop the pick cannot be told apart from 1 other plan "
+        f"({like.plan.digest[:8]})"
+    )  # fmt: skip
+
+
 def test_the_front_holds_what_nothing_beats_and_no_failure(tmp_path) -> None:
     found = study(tmp_path, BASE, HALF, TINY, TRAINED, SLOWER, BROKEN).front
     assert [e.key for e in found] == [TRAINED.key, HALF.key, BASE.key]  # slower than the untouched: caught
