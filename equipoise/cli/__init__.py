@@ -17,7 +17,7 @@ from typing import Any
 
 from equipoise.cli.arguments import Parser
 from equipoise.cli.terminal import visible
-from equipoise.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EquipoiseError, InputError, unknown
+from equipoise.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EquipoiseError, InputError, unknown, words_of
 
 __all__ = ["EXIT_INTERRUPTED", "VERBS", "main"]
 
@@ -103,7 +103,7 @@ def _sentence(error: BaseException) -> str:
     """Say what ended the program, in one line."""
     if isinstance(error, SystemExit):  # argparse's own ends where it is raised; this one is of the user's code
         return f"the run was ended from inside, by SystemExit({error.code!r}); what was measured is kept"
-    reason = " ".join(str(error).split()) or "no message"
+    reason = words_of(error) or "no message"
     if _is_memory(error):
         return f"there is not enough memory for this: {reason}. Make the model, the batch or the data smaller"
     return f"{type(error).__name__}: {reason}"
@@ -112,7 +112,7 @@ def _sentence(error: BaseException) -> str:
 def _is_memory(error: BaseException) -> bool:
     """Whether memory could not be had: torch says so by a RuntimeError of its own."""
     asked = ("DefaultCPUAllocator", "not enough memory", "out of memory", "Storage size calculation overflowed")
-    return isinstance(error, MemoryError) or any(words in str(error) for words in asked)
+    return isinstance(error, MemoryError) or any(words in words_of(error) for words in asked)
 
 
 def _run(words: list[str]) -> int:
