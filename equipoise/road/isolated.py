@@ -2,7 +2,7 @@
 
 One that segfaults, hangs, eats the memory or calls ``os._exit`` takes that process down and nothing else: it ends as a failed
 trial with its reason, the next one gets a fresh process, and the search goes on. What is timed is timed by the parent, alone.
-What a child starts is stopped with it: it leads a group of processes of its own, which also keeps the terminal's Ctrl-C from it.
+What a child starts is stopped with it: it leads a group of processes, which also keeps the terminal's Ctrl-C from it.
 
 Parent and child speak JSON, a line each, over the child's standard streams; what else the child prints goes to its stderr. The
 child loads the workload by its name, or from a file that the parent wrote for it into a folder of this user's alone.

@@ -1,4 +1,4 @@
-"""What a trial may do to the process that it is made in: it fails with its reason, nothing of it stays, the next one is read."""
+"""What a trial may do to the process that it is made in: it fails with its reason, nothing of it stays."""
 
 from __future__ import annotations
 
