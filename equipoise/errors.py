@@ -77,8 +77,8 @@ def words_of(error: BaseException) -> str:
     """Return what an exception says, on one line; of one of the user's own that cannot say it, that it cannot.
 
     Example:
-        >>> words_of(ValueError("two\nlines"))
-        'two lines'
+        >>> words_of(ValueError("two   words"))
+        'two words'
     """
     try:
         return " ".join(str(error).split())

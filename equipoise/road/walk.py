@@ -27,7 +27,7 @@ from equipoise.road.trials import Trials
 from equipoise.runtimes import Target, parse_targets
 from equipoise.runtimes.base import check_threads, check_usable
 from equipoise.search.samplers import SAMPLERS
-from equipoise.study.place import is_address
+from equipoise.study.place import caution, is_address
 from equipoise.study.record import Study
 from equipoise.study.store import PRUNED, Store
 from equipoise.techniques import named
@@ -209,6 +209,8 @@ def _walk(
 ) -> None:
     """Drive the road to its end."""
     road = Road(asked, listen)
+    if not store.address and (words := caution(store.path)):
+        road.tell("prepare", f"WARNING: {words}")
 
     @contextmanager
     def around(job: Job) -> Iterator[None]:

@@ -110,7 +110,7 @@ class SqliteStore(Store):
 
     @contextlib.contextmanager
     def _once_failed(self) -> Iterator[None]:
-        """Write nothing more once the disk failed: what a failed sync dropped, a second one that succeeds does not bring back."""
+        """Write nothing more once the disk failed: what one sync dropped, a second that succeeds does not bring back."""
         if self._failed is not None:
             raise self._failed
         try:

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import os
 import itertools
+import os
 import random
 import shutil
 import signal
@@ -13,11 +13,14 @@ import sys
 import textwrap
 import time
 from pathlib import Path
+from types import SimpleNamespace
 
+import psutil
 import pytest
 
 from equipoise.errors import InputError, StoreError
 from equipoise.study.files import write_atomic
+from equipoise.study.place import caution, shared
 from equipoise.study.store import SCHEMA, Store
 
 WALK = """
@@ -339,7 +342,7 @@ ssize_t write(int file, const void *from, size_t count) {
         ? -1 : ((ssize_t (*)(int, const void *, size_t))dlsym(RTLD_NEXT, "write"))(file, from, count);
 }
 """
-"""Of all syncs of a process, of a file or a folder, one fails and those after it succeed; or from one write on the disk is full."""
+"""Of all syncs of a process, of files and folders, one alone fails; or from one of its writes on the disk is full."""
 SYNCED = """
     import sys
     from equipoise.errors import StoreError
@@ -479,6 +482,36 @@ def test_another_programs_database_is_refused(tmp_path: Path) -> None:
     db.close()
     with pytest.raises(InputError, match="another program"):
         Store.open(tmp_path)
+
+
+MOUNTS = {
+    Path("/"): "ext4",
+    Path("/home"): "nfs4",
+    Path("/home/me/fast"): "xfs",
+    Path("/net"): "cifs",
+    Path("/ssh"): "fuse.sshfs",
+}
+
+
+@pytest.mark.parametrize(
+    ("folder", "kind"),
+    [
+        ("/home/me/runs", "nfs4"),
+        ("/home", "nfs4"),
+        ("/home/me/fast/runs", ""),
+        ("/homes/a", ""),
+        ("/net/a", "cifs"),
+        ("/ssh/a", "fuse.sshfs"),
+    ],
+)
+def test_a_folder_that_other_machines_may_share_is_told(
+    folder: str, kind: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert shared(Path(folder), MOUNTS) == kind
+    assert shared(Path(folder), {}) == ""
+    monkeypatch.setattr(psutil, "disk_partitions", lambda all: [SimpleNamespace(mountpoint=str(tmp_path), fstype=kind)])
+    assert caution(tmp_path / "runs" / "a").startswith(f"{tmp_path}/runs/a lies on {kind}," if kind else "")
+    assert bool(caution(tmp_path)) == bool(kind)
 
 
 def test_a_newer_schema_is_refused(path: Path) -> None:
