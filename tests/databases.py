@@ -110,10 +110,12 @@ class Line:
                 if from_client and self.pieces == self._cut_at:
                     self._cut_at, self._mute = 0, self._unanswered
                     if not self._mute:
-                        return self._drop()
+                        self._drop()
+                        return
                 elif self._mute and not from_client:
                     self._mute = False
-                    return self._drop()
+                    self._drop()
+                    return
                 other.sendall(piece)
         with suppress(OSError):
             other.shutdown(socket.SHUT_RDWR)

@@ -10,8 +10,11 @@ import argparse
 import importlib
 import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
@@ -22,6 +25,7 @@ from equipoise.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EquipoiseErro
 __all__ = ["EXIT_INTERRUPTED", "VERBS", "main"]
 
 EXIT_INTERRUPTED = 130
+EXIT_ENDED = 143
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("equipoise.cli.demo", "the whole road on handwritten digits, offline, in two minutes"),
@@ -56,6 +60,7 @@ exit codes:
   3    an optional package is missing
   4    an exported file breaks its promise
   130  interrupted; what was measured is kept
+  143  ended by SIGTERM; what was measured is kept
 
 Results go to stdout, progress and warnings to stderr.
 `equipoise VERB --help` explains one verb. EQUIPOISE_DEBUG=1 shows tracebacks."""
@@ -80,10 +85,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        return _run(words)
-    except KeyboardInterrupt:
-        print("\ninterrupted; what was measured is kept, the same command goes on from there", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        with _ended_in_order():
+            return _run(words)
+    except KeyboardInterrupt as error:
+        ended = isinstance(error, Ended)
+        said = "ended" if ended else "interrupted"
+        print(f"\n{said}; what was measured is kept, the same command goes on from there", file=sys.stderr)
+        return EXIT_ENDED if ended else EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe left, as in `equipoise profile ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
@@ -97,6 +105,29 @@ def main(argv: Sequence[str] | None = None) -> int:
             raise
         print(visible(f"equipoise: {_sentence(error)} (EQUIPOISE_DEBUG=1 shows the traceback)"), file=sys.stderr)
         return EXIT_FAILED
+
+
+class Ended(KeyboardInterrupt):
+    """SIGTERM came: what is being done is given up as by Ctrl-C."""
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Give up by SIGTERM as by Ctrl-C, unless a verb handles it itself; both are unheard once all was given up."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise Ended
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 def _sentence(error: BaseException) -> str:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time as clock
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -259,7 +259,11 @@ def _making(store: Store, bench: Workbench, road: Road, *, spec: str, apart: int
             yield maker
     elif apart:
         with isolated(bench, store.files, spec=spec, seed=seed, tell=road.tell, count=apart) as children:
-            yield children[0] if apart == 1 else Pool(children)
+            if apart == 1:
+                yield children[0]
+                return
+            with closing(Pool(children)) as pool:
+                yield pool
     else:
         yield Trials(bench, store.files, seed, road.tell)
 
