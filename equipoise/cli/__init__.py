@@ -113,7 +113,7 @@ class Ended(KeyboardInterrupt):
 
 @contextmanager
 def _ended_in_order() -> Iterator[None]:
-    """Give up by SIGTERM as by Ctrl-C, unless a verb handles it itself; both are unheard once all was given up."""
+    """Give up by SIGTERM as by Ctrl-C, unless a verb handles it itself."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -121,13 +121,11 @@ def _ended_in_order() -> Iterator[None]:
     def end(*_: object) -> None:
         raise Ended
 
-    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
-    signal.signal(signal.SIGTERM, end)
+    before = signal.signal(signal.SIGTERM, end)
     try:
         yield
     finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
 
 
 def _sentence(error: BaseException) -> str:

@@ -435,7 +435,6 @@ def _by_name(spec: str, weights: bytes) -> Workload:
 if __name__ == "__main__":
     channel, told = os.fdopen(os.dup(sys.stdout.fileno()), "wb"), os.fdopen(os.dup(sys.stdin.fileno()), "rb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what the model or a library prints is no answer
-    os.dup2(
-        os.open(os.devnull, os.O_RDONLY), sys.stdin.fileno()
-    )  # nor is an order its to read; a fork closes stdin, held or not
+    nothing = os.open(os.devnull, os.O_RDONLY)  # nor is an order its to read; and a fork closes stdin, for which it would wait
+    os.dup2(nothing, sys.stdin.fileno())
     serve(told, channel)
