@@ -73,6 +73,19 @@ def _cut(text: str, longest: int) -> str:
     return text if len(text) <= longest else f"{text[: 2 * kept // 3]} ... {text[-(kept // 3) :]}"
 
 
+def words_of(error: BaseException) -> str:
+    """Return what an exception says, on one line; of one of the user's own that cannot say it, that it cannot.
+
+    Example:
+        >>> words_of(ValueError("two   words"))
+        'two words'
+    """
+    try:
+        return " ".join(str(error).split())
+    except Exception as failed:  # noqa: BLE001 - others' code, while what it raised is told
+        return f"(its words cannot be read: {type(failed).__name__})"
+
+
 def unknown(kind: str, value: str, valid: Iterable[str]) -> InputError:
     """Return the error for an unknown name, with the valid ones and the nearest."""
     names = sorted(valid)

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from equipoise.errors import missing_extra
+from equipoise.errors import missing_extra, words_of
 from equipoise.events import Event, Listener
 
 
@@ -40,7 +40,7 @@ class Guarded:
             except Exception as error:  # noqa: BLE001 - the user's own code, beside the search
                 self._listeners.remove(listener)
                 name = getattr(listener, "__name__", type(listener).__name__)
-                said = f"WARNING: the listener {name} raised {type(error).__name__}: {error}; it is not called again"
+                said = f"WARNING: the listener {name} raised {type(error).__name__}: {words_of(error)}; it is not called again"
                 print(said, file=sys.stderr, flush=True)
 
 

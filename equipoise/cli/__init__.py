@@ -11,18 +11,22 @@ import gc
 import importlib
 import io
 import os
+import signal
 import sys
-from collections.abc import Sequence
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from types import ModuleType
 from typing import Any
 
 from equipoise.cli.arguments import Parser
 from equipoise.cli.terminal import visible
-from equipoise.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EquipoiseError, InputError, unknown
+from equipoise.errors import EXIT_BAD_INPUT, EXIT_FAILED, EXIT_OK, EquipoiseError, InputError, unknown, words_of
 
 __all__ = ["EXIT_INTERRUPTED", "VERBS", "main"]
 
 EXIT_INTERRUPTED = 130
+EXIT_ENDED = 143
 
 VERBS: dict[str, tuple[str, str]] = {
     "demo": ("equipoise.cli.demo", "the whole road on handwritten digits, offline, in two minutes"),
@@ -57,6 +61,7 @@ exit codes:
   3    an optional package is missing
   4    an exported file breaks its promise
   130  interrupted; what was measured is kept
+  143  ended by SIGTERM; what was measured is kept
 
 Results go to stdout, progress and warnings to stderr.
 `equipoise VERB --help` explains one verb. EQUIPOISE_DEBUG=1 shows tracebacks."""
@@ -86,10 +91,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
-        return _run(words)
-    except KeyboardInterrupt:
-        print("\ninterrupted; what was measured is kept, the same command goes on from there", file=sys.stderr)
-        return EXIT_INTERRUPTED
+        with _ended_in_order():
+            return _run(words)
+    except KeyboardInterrupt as error:
+        ended = isinstance(error, Ended)
+        said = "ended" if ended else "interrupted"
+        print(f"\n{said}; what was measured is kept, the same command goes on from there", file=sys.stderr)
+        return EXIT_ENDED if ended else EXIT_INTERRUPTED
     except BrokenPipeError:  # the reader of a pipe left, as in `equipoise profile ... | head`
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return EXIT_FAILED
@@ -105,11 +113,32 @@ def main(argv: Sequence[str] | None = None) -> int:
         return EXIT_FAILED
 
 
+class Ended(KeyboardInterrupt):
+    """SIGTERM came: what is being done is given up as by Ctrl-C."""
+
+
+@contextmanager
+def _ended_in_order() -> Iterator[None]:
+    """Give up by SIGTERM as by Ctrl-C, unless a verb handles it itself."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def end(*_: object) -> None:
+        raise Ended
+
+    before = signal.signal(signal.SIGTERM, end)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before or signal.SIG_DFL)
+
+
 def _sentence(error: BaseException) -> str:
     """Say what ended the program, in one line."""
     if isinstance(error, SystemExit):  # argparse's own ends where it is raised; this one is of the user's code
         return f"the run was ended from inside, by SystemExit({error.code!r}); what was measured is kept"
-    reason = " ".join(str(error).split()) or "no message"
+    reason = words_of(error) or "no message"
     if _is_memory(error):
         return f"there is not enough memory for this: {reason}. Make the model, the batch or the data smaller"
     return f"{type(error).__name__}: {reason}"
@@ -118,7 +147,7 @@ def _sentence(error: BaseException) -> str:
 def _is_memory(error: BaseException) -> bool:
     """Whether memory could not be had: torch says so by a RuntimeError of its own."""
     asked = ("DefaultCPUAllocator", "not enough memory", "out of memory", "Storage size calculation overflowed")
-    return isinstance(error, MemoryError) or any(words in str(error) for words in asked)
+    return isinstance(error, MemoryError) or any(words in words_of(error) for words in asked)
 
 
 def _run(words: list[str]) -> int:

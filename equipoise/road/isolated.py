@@ -2,6 +2,7 @@
 
 One that segfaults, hangs, eats the memory or calls ``os._exit`` takes that process down and nothing else: it ends as a failed
 trial with its reason, the next one gets a fresh process, and the search goes on. What is timed is timed by the parent, alone.
+What a child starts is stopped with it: it leads a group of processes, which also keeps the terminal's Ctrl-C from it.
 
 Parent and child speak JSON, a line each, over the child's standard streams; what else the child prints goes to its stderr. The
 child loads the workload by its name, or from a file that the parent wrote for it into a folder of this user's alone.
@@ -20,6 +21,7 @@ import sys
 import tempfile
 import threading
 import time
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -31,7 +33,7 @@ import torch
 from equipoise import __version__, workloads
 from equipoise.built_in import trained_on_loading
 from equipoise.compress.trace import Watched
-from equipoise.errors import InputError, StoreError, missing_extra
+from equipoise.errors import InputError, StoreError, missing_extra, words_of
 from equipoise.records import as_data
 from equipoise.road.answers import Answers, Died
 from equipoise.road.bench import Workbench
@@ -54,6 +56,12 @@ MEMORY_SHARE = 0.8
 """Share of the memory that is free at the start which a child may take."""
 LOOK_S = 0.2
 """Seconds between looks at the child's memory."""
+COUNT_S = 2.0
+"""Seconds between counts of its processes, which take a look at every process of the machine."""
+MOST_PROCESSES = 200
+"""Processes that a child may have at once: one that starts more without end is stopped before the machine is full of them."""
+KEPT = 10_000
+"""Bytes that are kept of what a child prints, the last ones: it may print without end."""
 FATAL = "a process that tried it did not live"
 """Why a change is left alone that took a process down while the workload was prepared."""
 WORDS = 400
@@ -73,7 +81,8 @@ class Child(Answers):
     limit_bytes: float
     tell: Tell
     _process: subprocess.Popen[bytes] | None = None
-    _errors: IO[bytes] | None = None
+    _printed: bytearray = field(default_factory=bytearray)
+    _reading: threading.Thread | None = None
     _facts: Facts | None = None
     _held: bytearray = field(default_factory=bytearray)
     _trying: list[str] = field(default_factory=list)
@@ -99,20 +108,18 @@ class Child(Answers):
     def stop(self) -> None:
         """Kill the process, from another thread: the job that it does ends as one that it did not live through."""
         if process := self._process:
-            process.kill()
+            _kill(process)
 
     def close(self) -> None:
-        """Stop the process."""
+        """Stop the process and what it started."""
         if self._process is not None:
-            self._process.kill()
+            _kill(self._process)
             self._process.wait()
             for pipe in (self._process.stdin, self._process.stdout):
                 if pipe is not None:
                     with suppress(BrokenPipeError):  # an order that the dead never read
                         pipe.close()
-        if self._errors is not None:
-            self._errors.close()
-        self._process = self._errors = None
+        self._process = None
         self._held.clear()
 
     def _ask(self, job: Job) -> dict[str, Any]:
@@ -138,14 +145,17 @@ class Child(Answers):
     def _prepare(self) -> None:
         package = str(Path(__file__).resolve().parents[2])
         paths = [package, *filter(None, [os.environ.get("PYTHONPATH")])]
-        self._errors = tempfile.TemporaryFile()  # noqa: SIM115 - closed with the process
         self._process = subprocess.Popen(
             [sys.executable, "-P", "-m", "equipoise.road.isolated"],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
-            stderr=self._errors,
+            stderr=subprocess.PIPE,
             env={**os.environ, "PYTHONPATH": os.pathsep.join(paths), SHARE: str(self.recipe["cores"])},
+            start_new_session=True,
         )
+        self._printed = bytearray()
+        self._reading = threading.Thread(target=_heard, args=(self._process.stderr, self._printed), daemon=True)
+        self._reading.start()
         self._trying = []
         self._write(self._process, {**self.recipe, "fatal": self._fatal})
         answer = self._answer(self._process, PREPARE_S)
@@ -164,7 +174,7 @@ class Child(Answers):
     def _answer(self, process: subprocess.Popen[bytes], patience_s: float) -> dict[str, Any]:
         """Return the child's answer; pass on what it tells meanwhile, and stop it where it oversteps its limits."""
         assert process.stdout is not None, "it was started with a pipe"
-        began = time.monotonic()
+        began = count = time.monotonic()
         until = began + patience_s
         while True:
             line = self._line(process.stdout)
@@ -186,6 +196,11 @@ class Child(Answers):
             if _resident(process.pid) > self.limit_bytes:
                 self.close()
                 raise Died(f"its process took more than {show(self.limit_bytes, 'B')} of memory and was stopped")
+            if time.monotonic() > count + COUNT_S:
+                count = time.monotonic()
+                if _group(process.pid) > MOST_PROCESSES:
+                    self.close()
+                    raise Died(f"its process had started more than {MOST_PROCESSES} others and was stopped")
             if time.monotonic() > until:
                 self.close()
                 patience_s = PATIENCE_S if self._trying else patience_s
@@ -208,12 +223,13 @@ class Child(Answers):
         """Say how the child ended."""
         code = process.wait()
         how = f"was killed by {_signal(-code)}" if code < 0 else f"ended itself with exit code {code}"
-        last = ""
-        if self._errors is not None:
-            self._errors.seek(0)
-            lines = self._errors.read().decode(errors="replace").strip().splitlines()
-            last = f": {lines[-1][:WORDS]}" if lines and code >= 0 else ""
+        if code == -signal.SIGKILL:
+            how += ", as the system does where memory runs out"
         self.close()
+        assert self._reading is not None, "it was started with the process"
+        self._reading.join(1.0)  # to the end of the stream, unless what it started left its group and still holds it
+        lines = self._printed.decode(errors="replace").strip().splitlines()
+        last = f": {lines[-1][:WORDS]}" if lines and code >= 0 else ""
         return Died(f"its process {how}{last}")
 
 
@@ -294,6 +310,31 @@ def _waiting(stream: IO[bytes], seconds: float) -> bool:
     return bool(select.select([stream], [], [], seconds)[0])
 
 
+def _heard(stream: IO[bytes], last: bytearray) -> None:
+    """Read a stream to its end and keep the last of it."""
+    with stream:
+        while more := os.read(stream.fileno(), 1 << 16):
+            last += more
+            del last[:-KEPT]
+
+
+def _kill(process: subprocess.Popen[bytes]) -> None:
+    """Kill a process and all that it started, those too that outlived it."""
+    with suppress(ProcessLookupError, PermissionError):  # all of them have ended
+        os.killpg(process.pid, signal.SIGKILL)
+
+
+def _group(leader: int) -> int:
+    """Return how many processes there are in the group of one, itself included."""
+    import psutil
+
+    count = 0
+    for pid in psutil.pids():
+        with suppress(OSError):
+            count += os.getpgid(pid) == leader
+    return count
+
+
 def _resident(pid: int) -> int:
     import psutil
 
@@ -317,7 +358,9 @@ def serve(orders: IO[bytes], answers: IO[bytes]) -> None:
     def read() -> None:
         for line in orders:
             lines.put(line)
-        os._exit(0)  # the parent is gone: nobody waits for what is being done
+        if os.getpgrp() == os.getpid():  # the parent is gone: nobody waits for what is being done, here or in what it started
+            os.killpg(0, signal.SIGKILL)
+        os._exit(0)
 
     def say(data: Mapping[str, Any]) -> None:
         answers.write(json.dumps(data).encode() + b"\n")
@@ -342,17 +385,19 @@ def serve(orders: IO[bytes], answers: IO[bytes]) -> None:
         trials = _trials(recipe, lambda *told: say({"tell": told}), watched)
         say({"facts": as_data(trials.facts())})
     except Exception as error:  # noqa: BLE001 - whatever keeps the workload from being prepared is told to the parent
-        say({"failed": f"{type(error).__name__}: {error}"})
+        say({"failed": f"{type(error).__name__}: {words_of(error)}"})
         return
     while True:
         order = json.loads(lines.get())
         job = Job(order["kind"], order["key"], order["args"])
-        if job.kind == "table":
-            say({"entry": trials.entry(job)})
-        elif job.kind == "guess":
-            say({"estimates": trials.estimates(job)})
-        else:
-            say(_scored(trials, job))
+        with warnings.catch_warnings():  # no job may decide for the next one which of them are errors
+            if job.kind == "table":
+                answer: dict[str, Any] = {"entry": trials.entry(job)}
+            elif job.kind == "guess":
+                answer = {"estimates": trials.estimates(job)}
+            else:
+                answer = _scored(trials, job)
+        say(answer)
 
 
 def _scored(trials: Trials, job: Job) -> dict[str, Any]:
@@ -388,6 +433,8 @@ def _by_name(spec: str, weights: bytes) -> Workload:
 
 
 if __name__ == "__main__":
-    channel = os.fdopen(os.dup(sys.stdout.fileno()), "wb")
+    channel, told = os.fdopen(os.dup(sys.stdout.fileno()), "wb"), os.fdopen(os.dup(sys.stdin.fileno()), "rb")
     os.dup2(sys.stderr.fileno(), sys.stdout.fileno())  # what the model or a library prints is no answer
-    serve(sys.stdin.buffer, channel)
+    nothing = os.open(os.devnull, os.O_RDONLY)  # nor is an order its to read; and a fork closes stdin, for which it would wait
+    os.dup2(nothing, sys.stdin.fileno())
+    serve(told, channel)

@@ -44,6 +44,10 @@ class Pool(Answers):
         wait([found, *self._begun.values()])
         return found.result()
 
+    def close(self) -> None:
+        """Begin nothing more: what was begun and not asked for is of no use to anyone."""
+        self._threads.shutdown(wait=False, cancel_futures=True)
+
     def _done(self, job: Job) -> Mapping[str, Any]:
         maker = self._free.get()
         try:

@@ -16,6 +16,7 @@ import torch
 from equipoise import runtimes
 from equipoise.batch import mapped
 from equipoise.compress.builder import Builder
+from equipoise.errors import words_of
 from equipoise.measure import latency
 from equipoise.ops import Op
 from equipoise.records import Choice
@@ -113,4 +114,4 @@ def doubtful(times: Mapping[str, float], layers: Sequence[Layer]) -> set[str]:
 
 def one_line(error: BaseException) -> str:
     """Say in one line what was raised."""
-    return f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    return f"{type(error).__name__}: {words_of(error)[:200]}"

@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -132,7 +132,8 @@ def rayed(bench: Workbench, files: Files, *, spec: str, seed: int, address: str,
     recipe, held = recipe_of(bench, spec=spec, seed=seed), ray.put(held_of(bench, spec))
     hands = [RayChild(lambda: remote.remote(recipe, held), files) for _ in range(count)]
     try:
-        yield Pool(hands)
+        with closing(Pool(hands)) as pool:
+            yield pool
     finally:
         for hand in hands:
             hand.close()

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time as clock
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import closing, contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +27,7 @@ from equipoise.road.trials import Trials
 from equipoise.runtimes import Target, parse_targets
 from equipoise.runtimes.base import check_threads, check_usable
 from equipoise.search.samplers import SAMPLERS
-from equipoise.study.place import is_address
+from equipoise.study.place import caution, is_address
 from equipoise.study.record import Study
 from equipoise.study.store import PRUNED, Store
 from equipoise.techniques import named
@@ -209,6 +209,8 @@ def _walk(
 ) -> None:
     """Drive the road to its end."""
     road = Road(asked, listen)
+    if not store.address and (words := caution(store.path)):
+        road.tell("prepare", f"WARNING: {words}")
 
     @contextmanager
     def around(job: Job) -> Iterator[None]:
@@ -257,7 +259,11 @@ def _making(store: Store, bench: Workbench, road: Road, *, spec: str, apart: int
             yield maker
     elif apart:
         with isolated(bench, store.files, spec=spec, seed=seed, tell=road.tell, count=apart) as children:
-            yield children[0] if apart == 1 else Pool(children)
+            if apart == 1:
+                yield children[0]
+                return
+            with closing(Pool(children)) as pool:
+                yield pool
     else:
         yield Trials(bench, store.files, seed, road.tell)
 

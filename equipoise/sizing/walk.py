@@ -23,6 +23,7 @@ from equipoise.sizing.decisions import Advisor, Asked
 from equipoise.sizing.here import Here
 from equipoise.sizing.sizes import Sizes
 from equipoise.sizing.small_runs import SmallRuns, recipe_for
+from equipoise.study.place import caution
 from equipoise.study.store import Store
 from equipoise.training import Recipe
 from equipoise.units import check_seed, duration
@@ -102,7 +103,8 @@ def scale(
             },
         )  # fmt: skip
         road = Advisor(asked, listen or of_events())
-
+        if not opened.address and (words := caution(opened.path)):
+            road.tell("store", f"WARNING: {words}")
         here = Here(opened, kind, learned, target=where, seed=seed, propose=road.proposal, tell=road.tell)
         drive(road, opened, here, around=road.watched)
         said = opened.all("asked")

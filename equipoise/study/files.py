@@ -117,6 +117,8 @@ def told(folder: Path, action: str) -> Iterator[None]:
     except OSError as error:
         if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
             raise full(folder, error) from error
+        if error.errno == errno.EIO:
+            raise failing(folder, error) from error
         raise StoreError(f"cannot {action} {folder}: {error}. Check that it is there and its permissions.") from error
 
 
@@ -124,6 +126,14 @@ def full(place: object, error: Exception) -> StoreError:
     """What is said where there is no space left."""
     return StoreError(
         f"no space left for {place} ({error}). Free some space and run the same command again: nothing recorded is lost."
+    )
+
+
+def failing(place: object, error: Exception) -> StoreError:
+    """What is said where the disk did not take what was written."""
+    return StoreError(
+        f"the disk did not take what was written to {place} ({error}): it is full, a quota is used up, or it fails. "
+        "See to it and run the same command again: nothing recorded is lost."
     )
 
 

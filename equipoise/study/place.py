@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from urllib.parse import parse_qsl, urlsplit
 
@@ -15,6 +16,10 @@ NAMES = frozenset({"study.db", "study.db-journal", DATABASE, "blobs", "scratch",
 """What a study's folder may hold before anything was made of the study."""
 RUNS = Path("runs")
 """Where the folders of studies are that are named by an address."""
+AFAR = frozenset(
+    {"nfs", "nfs4", "cifs", "smb3", "smbfs", "9p", "afs", "ceph", "lustre", "beegfs", "gpfs", "glusterfs", "virtiofs"}
+)
+"""File systems that other machines share, beside those in user space (``fuse.sshfs``)."""
 SCHEMES = ("postgresql://", "postgres://")
 
 
@@ -65,6 +70,36 @@ def checked_address(place: str) -> None:
     if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,99}", parts.fragment):
         says = "an address that ends with #NAME, a study's name of letters, digits, dot, dash or underscore"
         raise must_be("store", says, shown, example)
+
+
+def caution(folder: Path) -> str:
+    """Return what should be known of the file system that a study's folder lies on; empty where it is of this machine alone."""
+    import psutil  # type: ignore[import-untyped,unused-ignore]
+
+    try:
+        mounts = {Path(mount.mountpoint): mount.fstype for mount in psutil.disk_partitions(all=True)}
+    except (OSError, RuntimeError):  # a container may hide them
+        return ""
+    kind = shared(folder.resolve(), mounts)
+    return kind and (
+        f"{folder} lies on {kind}, which other machines may share and where locks and syncs do not hold everywhere. Let one "
+        "machine at a time walk it, or keep it in a database (docs/machines.md)"
+    )
+
+
+def shared(folder: Path, mounts: Mapping[Path, str]) -> str:
+    """Return the kind of file system that a folder lies on, where other machines may share it; else nothing.
+
+    Args:
+        folder: An absolute path.
+        mounts: What is mounted where, and of which kind.
+
+    Example:
+        >>> shared(Path("/home/me/runs"), {Path("/"): "ext4", Path("/home"): "nfs4"})
+        'nfs4'
+    """
+    kind = next((mounts[above] for above in (folder, *folder.parents) if above in mounts), "")
+    return kind if kind in AFAR or kind.startswith("fuse.") else ""
 
 
 def address_in(folder: Path) -> str:

@@ -37,6 +37,7 @@ PATIENCE_S = 60.0
 LONGEST_S = 2.0
 """Most seconds between two tries."""
 _WATCHED: dict[str, Any] = {"connect_timeout": 10, "keepalives_idle": 10, "keepalives_interval": 5, "keepalives_count": 3}
+_WATCHED["tcp_user_timeout"] = 25_000  # ms: while something sent is not acknowledged, no keepalive is sent
 _MAKING = 0x45515550  # "EQUP": lock under which the tables are made
 _TABLES = """
 CREATE SCHEMA IF NOT EXISTS equipoise;

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from equipoise.errors import StoreError, must_be
-from equipoise.study.files import Files, full, make_folder, make_rooms, told
+from equipoise.study.files import Files, failing, full, make_folder, make_rooms, told
 from equipoise.study.store import SCHEMA, Row, Store
 
 _APPLICATION_ID = 0x45515550  # "EQUP"
@@ -38,6 +38,7 @@ class SqliteStore(Store):
         self.path, self.name, self.files = path, str(path), Files(path)
         self.readonly = lock is None
         self._db = db
+        self._failed: sqlite3.Error | None = None
         self._release = weakref.finalize(self, os.close, lock) if lock is not None else None
         if self._release is not None:
             _drop_in_forks(self._release)
@@ -94,7 +95,7 @@ class SqliteStore(Store):
             return int(self._db.execute("SELECT COUNT(*) FROM records WHERE kind=?", (kind,)).fetchone()[0])
 
     def _add(self, row: Row, seconds: float) -> str:
-        with _told(self.path, "write to"), self._transaction():
+        with _told(self.path, "write to"), self._once_failed(), self._transaction():
             found = self._db.execute("SELECT data FROM records WHERE kind=? AND key=?", row[:2]).fetchone()
             if found is None:
                 self._db.execute(_INSERT, (*row, seconds, time.time()))
@@ -106,6 +107,17 @@ class SqliteStore(Store):
         """See `Store.spent`."""
         with _told(self.path, "read"):
             return float(self._db.execute("SELECT COALESCE(SUM(seconds), 0.0) FROM records").fetchone()[0])
+
+    @contextlib.contextmanager
+    def _once_failed(self) -> Iterator[None]:
+        """Write nothing more once the disk failed: what one sync dropped, a second that succeeds does not bring back."""
+        if self._failed is not None:
+            raise self._failed
+        try:
+            yield
+        except sqlite3.Error as error:
+            self._failed = error if _of_the_disk(error) else None
+            raise
 
     @contextlib.contextmanager
     def _transaction(self) -> Iterator[None]:
@@ -194,6 +206,10 @@ def _drop_in_forks(release: weakref.finalize[Any, Any]) -> None:
     os.register_at_fork(after_in_child=drop)
 
 
+def _of_the_disk(error: sqlite3.Error) -> bool:
+    return getattr(error, "sqlite_errorname", "").startswith("SQLITE_IOERR")
+
+
 @contextlib.contextmanager
 def _told(folder: Path, action: str) -> Iterator[None]:
     """Turn what SQLite and the system raise into one `StoreError` with its remedy."""
@@ -201,8 +217,10 @@ def _told(folder: Path, action: str) -> Iterator[None]:
         with told(folder, action):
             yield
     except sqlite3.Error as error:
-        if getattr(error, "sqlite_errorname", "") in ("SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_IOERR_FSYNC"):
+        if getattr(error, "sqlite_errorname", "") == "SQLITE_FULL":
             raise full(folder, error) from error
+        if _of_the_disk(error):
+            raise failing(folder, error) from error
         if isinstance(error, sqlite3.OperationalError):
             raise StoreError(f"cannot {action} the study {folder}: {error}. Check the folder and its permissions.") from error
         raise StoreError(

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from dead_ends import MODULE
 
 from equipoise import workloads
 from equipoise.road import isolated as room
@@ -16,34 +17,10 @@ from equipoise.road.jobs import Job
 from equipoise.runtimes import parse_targets
 from equipoise.study.store import Store
 
-MODULE = """
-import ctypes, os, time
-from pathlib import Path
-import torch
-from torch import nn
-import equipoise as eq
-
-class Net(nn.Module):
-    def __init__(self):
-        super().__init__()
-        self.a, self.b, self.c = nn.Linear(16, 32), nn.Linear(32, 32), nn.Linear(32, 4)
-
-    def forward(self, x):
-        if self.a.weight.shape[0] == {width}:
-            exec(Path(__file__).with_suffix(".end").read_text())
-        return self.c(torch.relu(self.b(torch.relu(self.a(x)))))
-
-def make():
-    torch.manual_seed(0)
-    net, x = Net(), torch.randn(600, 16)
-    rows = (x, x[:, :4].argmax(1))
-    parts = (("train", 0), ("validation", 200), ("test", 400))
-    return eq.Workload(model=net, **dict((n, tuple(r[i : i + 200] for r in rows)) for n, i in parts))
-"""
-
-
 WAYS = {
     "ctypes.string_at(0)": "SIGSEGV",
+    "os.abort()": "SIGABRT",
+    "os.kill(os.getpid(), 9)": "SIGKILL, as the system does where memory runs out",
     "os._exit(3)": "exit code 3",
     "time.sleep(600)": "did not end within",
     "self.held = torch.ones(1 << 29); time.sleep(5)": "of memory",

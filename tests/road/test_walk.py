@@ -16,7 +16,7 @@ from equipoise.errors import EquipoiseError, InputError
 from equipoise.events import Event
 from equipoise.measure import energy
 from equipoise.records import Evaluation, as_data
-from equipoise.road import decisions, here, probing, proposals
+from equipoise.road import decisions, here, probing, proposals, walk
 from equipoise.road.answers import Died
 from equipoise.road.bench import Workbench
 from equipoise.road.prober import Prober
@@ -265,6 +265,13 @@ def test_a_stuck_step_is_named_while_it_goes_on(tmp_path, monkeypatch) -> None:
     optimize(make(), time=0.1, store=tmp_path / "study", listen=said.append)
     stuck = [event.text for event in said if event.stage == "stuck"]
     assert any("untouched evaluation" in text and text.startswith("WARNING") for text in stuck)
+
+
+def test_a_store_that_other_machines_may_share_is_told(tmp_path, monkeypatch) -> None:
+    monkeypatch.setattr(walk, "caution", lambda folder: f"{folder.name} lies on nfs4")
+    said: list[Event] = []
+    optimize(make(), time=0, store=tmp_path / "study", listen=said.append)
+    assert [event.text for event in said].count("WARNING: study lies on nfs4") == 1
 
 
 def test_a_metric_that_ends_the_program_is_told(tmp_path) -> None:

@@ -16,11 +16,12 @@ import pytest
 from databases import Server, served
 
 from equipoise.errors import InputError, StoreError
+from equipoise.road.worker import work
 from equipoise.study import postgres
 from equipoise.study.listing import studies
 from equipoise.study.orders import POISON, TRIES, Orders
 from equipoise.study.postgres import PostgresStore
-from equipoise.study.store import Store, files_of, folder_at, is_study
+from equipoise.study.store import SCHEMA, Store, files_of, folder_at, is_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.usefixtures("server")]
 RECIPE = "r" * 64
@@ -85,6 +86,28 @@ def test_a_study_is_of_one_thing(address: str) -> None:
         store.identity({"seed": 0})
         with pytest.raises(InputError, match="recorded 0, now 1"):
             store.identity({"seed": 1})
+
+
+def test_a_database_of_another_version_is_refused_and_left_as_it_is(tmp_path: Path) -> None:
+    with served() as server:
+        with Store.open(server.address("a")) as store:
+            store.put("step", "0", {"i": 0}, seconds=0)
+        for schema, which in ((SCHEMA + 1, "a newer"), (SCHEMA - 1, "an earlier")):
+            with psycopg.connect(server.address()) as db:
+                db.execute("UPDATE equipoise.meta SET schema=%s", (schema,))
+            said = f"written by {which} Equipoise .schema {schema}, here {SCHEMA}.. Use the same version on every machine"
+            for readonly in (False, True):
+                with pytest.raises(StoreError, match=said):
+                    Store.open(server.address("a"), readonly=readonly)
+            with pytest.raises(StoreError, match=said):
+                work(server.address("a"), told=lambda _: None, stop=threading.Event())
+            with psycopg.connect(server.address()) as db:
+                assert db.execute("SELECT schema FROM equipoise.meta").fetchall() == [(schema,)]
+                assert db.execute("SELECT walking FROM equipoise.studies").fetchall() == [(False,)]
+        with psycopg.connect(server.address()) as db:
+            db.execute("UPDATE equipoise.meta SET schema=%s", (SCHEMA,))
+        with Store.open(server.address("a")) as store:
+            assert store.all("step") == [{"i": 0}]
 
 
 @pytest.mark.parametrize(
