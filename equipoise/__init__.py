@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from equipoise.federated.federate import federate as federate
     from equipoise.halves.split import split as split
     from equipoise.listeners import Stop as Stop
+    from equipoise.road.asking import ask as ask
+    from equipoise.road.asking import tell as tell
     from equipoise.road.explain import explain as explain
     from equipoise.road.walk import optimize as optimize
     from equipoise.search.evolution import Evolution as Evolution
@@ -57,6 +59,7 @@ __all__ = [
     "Workload",
     "__version__",
     "advise",
+    "ask",
     "distill",
     "early_exit",
     "evolve",
@@ -74,6 +77,7 @@ __all__ = [
     "share",
     "sparsify",
     "split",
+    "tell",
     "train",
     "verify",
 ]

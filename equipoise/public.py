@@ -19,6 +19,7 @@ PUBLIC = {
     "Task": "equipoise.workloads",
     "Workload": "equipoise.workloads",
     "advise": "equipoise.verbs.advise",
+    "ask": "equipoise.road.asking",
     "distill": "equipoise.verbs.compress",
     "early_exit": "equipoise.verbs.early",
     "evolve": "equipoise.search.evolution",
@@ -36,6 +37,7 @@ PUBLIC = {
     "share": "equipoise.verbs.weights",
     "sparsify": "equipoise.verbs.weights",
     "split": "equipoise.halves.split",
+    "tell": "equipoise.road.asking",
     "train": "equipoise.verbs.train",
     "verify": "equipoise.ship.verify",
 }

@@ -26,9 +26,9 @@ SCHEMA = 2
 LONGEST_REASON = 300
 """Characters of what a failed trial raised that are shown in one line."""
 
-Provenance = Literal["measured", "estimated", "unavailable"]
+Provenance = Literal["measured", "estimated", "told", "unavailable"]
 Choice = int | str
-Fidelity = Literal["untouched", "untrained", "one-shot", "recovered"]
+Fidelity = Literal["untouched", "untrained", "one-shot", "recovered", "told"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +37,7 @@ class Reading:
 
     Attributes:
         value: In base units; None exactly when `provenance` is ``unavailable``.
+        provenance: ``told`` is what a user measured elsewhere and said; nothing here has seen it.
         unit: A key of `units.SCALES`.
         low, high: 95 % interval, or None where it is undefined (one sample has no spread).
         n: Samples behind the value.
@@ -68,7 +69,7 @@ class Reading:
         text = show(self.value, self.unit)
         if self.low is not None and self.high is not None:
             text += f" [{show(self.low, self.unit)}, {show(self.high, self.unit)}]"
-        return text + (" (estimate)" if self.provenance == "estimated" else "")
+        return text + {"estimated": " (estimate)", "told": " (told)"}.get(self.provenance, "")
 
 
 def measured(
@@ -220,7 +221,8 @@ class Evaluation:
 
     Attributes:
         fidelity: ``untouched`` (the user's model), ``one-shot`` (compressed and repaired, no training) or ``recovered``.
-            ``untrained`` is a new model that is to be trained: its cost is known, and its quality says nothing.
+            ``untrained`` is a new model that is to be trained: its cost is known, and its quality says nothing. ``told`` is
+            one that its user made and measured elsewhere (`Study.tell`).
         leg: Which training of this plan a ``recovered`` evaluation is, from 1; 0 for the other fidelities.
         quality: Metric on the validation split, in points of the metric, read on the target runtime's own file.
         drop: ``baseline - quality`` turned so that larger is worse.
@@ -325,8 +327,10 @@ def program_ref(evaluation: Evaluation) -> ProgramRef:
     """Return the program that an evaluation scored.
 
     Raises:
-        InputError: It failed, and has none.
+        InputError: It failed or was told, and has none.
     """
+    if evaluation.fidelity == "told":
+        raise InputError(f"the evaluation {evaluation.key} has no program: it was made and measured elsewhere, and told.")
     if evaluation.program is None:
         raise InputError(f"the evaluation {evaluation.key} has no program, because it failed: {evaluation.reason}")
     return evaluation.program

@@ -125,7 +125,7 @@ def table(
             *(show(r.get(), r.unit) if r.known else "not measured" for r in found),
             f"{e.quality.get():.2f}",
             str(e.drop),
-            "distilled" if e.fidelity == "recovered" else "no",
+            {"recovered": "distilled", "told": "told"}.get(e.fidelity, "no"),
             mark,
             style="bold" if e.key in marked else None,
         )

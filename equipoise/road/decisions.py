@@ -28,7 +28,7 @@ from equipoise.search import converged, front_volume
 from equipoise.search.propose import halving
 from equipoise.stats import median
 from equipoise.study.header import Header
-from equipoise.study.record import Study, evaluated, following
+from equipoise.study.record import TOLD, Study, evaluated, following
 from equipoise.units import counted
 
 SEARCH_SHARE = 0.5
@@ -326,6 +326,7 @@ class Road(Walk):
             self.worst_loss = worst_loss(self.evaluations, self.budget, mendable=self._mendable)
         while self._worth_another_round(until):
             number = len(self.volumes)
+            turn, told = self._heard_by(number)
             self.known = Known(
                 space=self.space,
                 table=self.table,
@@ -337,9 +338,10 @@ class Road(Walk):
                 seed=self.asked.seed,
                 number=number,
                 sampler=self.asked.sampler,
+                elsewhere={e.plan: e.damage for e in told if self.space.holds(e.plan)},
             )
             self.tell("search", f"round {number}: " + ("propose plans" if number else "solve the predicted front"))
-            found = yield from self.step(Job("proposal", self._turn(number), {"number": number}))
+            found = yield from self.step(Job("proposal", turn, {"number": number}))
             self.proposing_s = found["seconds"]
             if not number:
                 for text in self.known.reached(found["reach"]):
@@ -368,16 +370,23 @@ class Road(Walk):
             return False
         return len(self.volumes) < ROUNDS or not self.asked.recovery or self.recovered
 
-    def _turn(self, number: int) -> str:
+    def _heard_by(self, number: int) -> tuple[str, list[Evaluation]]:
+        """Return the name of a proposal and what had been told when it was made: of one that is to be made, all."""
+        told = self._read(self.record.all(TOLD))
+        turns = [self._turn(number, told[:n]) for n in range(len(told) + 1)]
+        made = next((n for n, turn in enumerate(turns) if self.record.get("proposal", turn) is not None), len(told))
+        return turns[made], told[:made]
+
+    def _turn(self, number: int, told: Sequence[Evaluation]) -> str:
         """Name of a proposal: what it is made from, so that another budget is proposed for anew and a replay finds its own."""
         untrained = [e.key for e in self.evaluations if e.fidelity != "recovered"]
         how = [self.asked.sampler] if self.asked.sampler else []
-        return digest([number, self.budget.text, self.asked.recovery, untrained, *self.asked.only, *how])
+        heard = [[e.key for e in told]] if told else []
+        return digest([number, self.budget.text, self.asked.recovery, untrained, *self.asked.only, *how, *heard])
 
     def _inside(self) -> list[Evaluation]:
         """The evaluations whose plan is of the space, from which failed probes may have taken a choice."""
-        menus = {k.name: k.menu for k in self.space.knobs}
-        return [e for e in self.evaluations if all(c in menus[name] for name, c in e.plan.choices.items())]
+        return [e for e in self.evaluations if self.space.holds(e.plan)]
 
     # ---- recovery ------------------------------------------------------------------------------------------------------------
 

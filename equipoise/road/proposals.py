@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from typing import Any
 
@@ -61,6 +61,8 @@ class Known:
         evaluations: All that are of the space.
         number: Of the round, from 0.
         sampler: One of Optuna's that proposes in place of the guided search; empty for none.
+        elsewhere: Plans of the space that were tried elsewhere, or are being tried -> the loss that was told of them, or None.
+            They are not proposed again, and cost what they are predicted to: other machines' seconds are not this one's.
     """
 
     space: Space
@@ -73,6 +75,7 @@ class Known:
     seed: int
     number: int
     sampler: str = ""
+    elsewhere: Mapping[Plan, float | None] = field(default_factory=dict)
 
     @cached_property
     def bounds(self) -> dict[str, float]:
@@ -80,9 +83,21 @@ class Known:
         return prediction.bounds(self.budget, self.meters)
 
     @cached_property
-    def tried(self) -> Evaluated:
+    def measured(self) -> Evaluated:
         """What the one-shot evaluations say."""
         return self.evaluated(self.space, self.evaluations)
+
+    @cached_property
+    def tried(self) -> Evaluated:
+        """What the one-shot evaluations say, and what is known or predicted of plans that are tried elsewhere."""
+        if not self.elsewhere:
+            return self.measured
+        genomes = self.space.encode_all(list(self.elsewhere))
+        costs = np.stack([cost.many(genomes) for cost in self._traded], axis=1)
+        predicted = self.model.losses(genomes)
+        losses = [guess if told is None else told for guess, told in zip(predicted, self.elsewhere.values(), strict=True)]
+        rows = (self.measured, Evaluated(genomes, costs, np.array(losses)))
+        return Evaluated(*(np.concatenate([getattr(row, name) for row in rows]) for name in ("genomes", "costs", "losses")))
 
     @cached_property
     def costs(self) -> tuple[prediction.Cost, ...]:
@@ -93,7 +108,9 @@ class Known:
     @cached_property
     def model(self) -> LossModel:
         """Predicts the loss."""
-        return fit_loss(self.table, self.tried.genomes, self.tried.losses)
+        told = {plan: loss for plan, loss in self.elsewhere.items() if loss is not None}
+        genomes = np.concatenate([self.measured.genomes, self.space.encode_all(list(told))])
+        return fit_loss(self.table, genomes, np.append(self.measured.losses, list(told.values())))
 
     @staticmethod
     def evaluated(space: Space, evaluations: Sequence[Evaluation]) -> Evaluated:
@@ -111,7 +128,7 @@ class Known:
         """Return the plans of this round, and with the first what the space is predicted to reach."""
         if self.sampler:
             return self._sampled()
-        return self._first() if self.number == 0 else {"plans": [as_data(plan) for plan in self._next()]}
+        return self._first() if self.number == 0 else {"plans": [as_data(plan) for plan in self.next(ROUND)]}
 
     def _sampled(self) -> dict[str, Any]:
         """The plans of a sampler; it is asked for as many as the guided search proposes in this round."""
@@ -161,7 +178,8 @@ class Known:
                 constraint = next(c for c, (word, bound) in based.items() if (AXES[word].key, bound) == (key, most))
                 yield f"WARNING: {constraint} is below the least that this space is predicted to reach"
 
-    def _next(self) -> list[Plan]:
+    def next(self, count: int) -> list[Plan]:
+        """Return up to so many plans that were not tried, the most promising first; fewer only where there are no more."""
         rng = np.random.default_rng(np.random.SeedSequence(self.seed, spawn_key=(self.number,)))
         return propose(
             self.space,
@@ -169,7 +187,7 @@ class Known:
             self._traded,
             self.tried,
             rng=rng,
-            q=ROUND,
+            q=count,
             worst_loss=self.worst_loss,
             excess=self._bounded.excess,
             focus=self.bounds.get("latency_s"),

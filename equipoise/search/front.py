@@ -4,7 +4,7 @@ When each choice adds its own loss and cost, the best sum for *every* budget at 
 carries all non-dominated (cost, loss) pairs. Where a choice makes others moot (a dropped block), the space is a tree: what lies
 inside is solved first, and its front competes with "or drop it". So nothing is enumerated but the few knobs that act on one
 layer. What does not add (products of widths, precision edges, the target) is met by solving around several base plans and
-checking every solution with the full model.
+checking every solution with the full model; a space of few plans is judged whole, so that nothing has to add.
 """
 
 from __future__ import annotations
@@ -27,6 +27,10 @@ Floats = NDArray[np.float64]
 
 JOINT_LIMIT = 512
 """Joint choices that knobs of one layer may span before they are treated apart."""
+JUDGED = 400_000
+"""Plans up to which a space is judged whole: 8 knobs of 5 choices are fewer."""
+CHUNK = 16_384
+"""Plans judged together, which bounds the memory that the features of many layers take."""
 
 
 class Cost(Protocol):
@@ -144,24 +148,61 @@ def _thinned(kept: NDArray[np.int64], costs: Floats, buckets: int) -> NDArray[np
 
 
 def predicted_front(
-    space: Space, table: LossTable, costs: Sequence[Cost], *, labels: int = 2000, passes: int = 2, directions: int = 12
+    space: Space,
+    table: LossTable,
+    costs: Sequence[Cost],
+    *,
+    labels: int = 2000,
+    passes: int = 2,
+    directions: int = 12,
+    judged: int = JUDGED,
 ) -> Genomes:
     """Return the genomes `(n, knobs)` that the tables predict to be non-dominated in added loss and every cost.
 
-    For each choice of the knobs of the whole model (those without a place, such as ``runtime``), and for mixes of the costs,
+    Every plan of a space that has no more than `judged` is judged by the full models, so its front is exact. Of a larger one,
+    for each choice of the knobs of the whole model (those without a place, such as ``runtime``), and for mixes of the costs,
     the additive problem is solved around the untouched plan and again around the middle of what was found. All solutions
-    are then judged by the full models, so no point is on the front by rounding. Sorted by the first cost.
+    are then judged by the full models, so no point is on the front by rounding. Sorted by the first cost; of plans that are
+    alike in everything one is returned.
 
     Args:
         costs: One or more models.
         labels: See `solve`.
         passes: Base plans for each mix.
         directions: Mixes of two costs, all choices of the whole model together; for more costs, a simplex lattice.
+        judged: 0 solves every space.
     Raises:
         InputError: No costs.
     """
     if not costs:
         raise must_be("costs", "one or more", costs, "Give the cost models to trade against the loss.")
+    if space.size <= judged:
+        parts = [_judged(rows, table, costs) for rows in _every(space)]
+    else:
+        parts = [_judged(_solutions(space, table, costs, labels, passes, directions), table, costs)]
+    genomes, values = (np.concatenate(some) for some in zip(*parts, strict=True))
+    if len(parts) > 1:
+        best = front_mask(values)
+        genomes, values = genomes[best], values[best]
+    return np.asarray(genomes[np.argsort(values[:, 0], kind="stable")])
+
+
+def _judged(genomes: Genomes, table: LossTable, costs: Sequence[Cost]) -> tuple[Genomes, Floats]:
+    """Return those of some genomes that no other of them dominates, and their costs and loss `(n, costs + 1)`."""
+    values = np.stack([*(c.many(genomes) for c in costs), table.sums(genomes)], axis=1)
+    kept = front_mask(values)
+    return genomes[kept], values[kept]
+
+
+def _every(space: Space) -> Iterator[Genomes]:
+    """Yield every genome of a space, some at a time; what is moot is untouched."""
+    for begin in range(0, space.size, CHUNK):
+        places = np.arange(begin, min(begin + CHUNK, space.size))
+        yield distinct(space.canonical(np.stack(np.unravel_index(places, space.sizes), axis=1)))
+
+
+def _solutions(space: Space, table: LossTable, costs: Sequence[Cost], labels: int, passes: int, directions: int) -> Genomes:
+    """Return what solves the additive problems around several base plans, each genome once."""
     found = [np.zeros((1, len(space.knobs)), dtype=np.int64)]
     tree = _tree(space)
     starts = list(_globals(space))
@@ -176,10 +217,7 @@ def predicted_front(
                 rows = _solved(tree, _mixed(paid, weights), table.around(base), labels, len(base)).rows + start
                 found.append(rows)
                 base = rows[len(rows) // 2]
-    genomes = distinct(space.canonical(np.concatenate(found)))
-    values = np.stack([*(c.many(genomes) for c in costs), table.sums(genomes)], axis=1)
-    best = np.flatnonzero(front_mask(values))
-    return np.asarray(genomes[best[np.argsort(values[best, 0], kind="stable")]])
+    return distinct(space.canonical(np.concatenate(found)))
 
 
 @dataclass(frozen=True)
@@ -236,12 +274,15 @@ def _solved(units: Sequence[_Unit], deltas: Iterator[Floats], lost: Sequence[Flo
     """The front of some units together; costs are differences from these units untouched."""
     found = _none(knobs)
     for unit in units:
-        own, losses, options = next(deltas), sum_columns(lost, unit.columns, unit.combos), []
-        for i, inside in enumerate(unit.inside):
-            within = _solved(inside, deltas, lost, most, knobs)
-            rows = within.rows.copy()
-            rows[:, unit.columns] = unit.combos[i]
-            options.append(_Labels(within.costs + own[i], within.losses + losses[i], rows, within.slack))
+        own, losses = next(deltas), sum_columns(lost, unit.columns, unit.combos)
+        rows = np.zeros((len(own), knobs), dtype=np.int64)
+        rows[:, unit.columns] = unit.combos
+        options = [_Labels(own, losses, rows)]
+        if any(unit.inside):
+            options = []
+            for i, inside in enumerate(unit.inside):
+                within = _solved(inside, deltas, lost, most, knobs)
+                options.append(_Labels(within.costs + own[i], within.losses + losses[i], within.rows + rows[i], within.slack))
         found = _sum(found, _either(options, most), most)
     return found
 

@@ -21,11 +21,17 @@ def front_mask(objectives: Floats) -> Bools:
 
 
 def _peeled(rows: Floats) -> Bools:
-    """`front_mask` of sorted rows."""
-    mask = np.ones(len(rows), dtype=bool)
-    for i in range(len(rows)):
-        if mask[i]:
-            mask[i + 1 :] &= np.any(rows[i + 1 :] < rows[i], axis=1)
+    """`front_mask` of sorted rows: the row that may dominate the most goes first, and what it dominates is gone."""
+    mask = np.zeros(len(rows), dtype=bool)
+    places = np.stack([np.unique(column, return_inverse=True)[1] for column in rows.T], axis=1)
+    order = np.argsort(-np.prod(1.0 - places / max(len(rows), 1), axis=1), kind="stable")  # still nothing before its dominator
+    left = np.ascontiguousarray(rows[order].T)
+    while len(order):
+        mask[order[0]] = True
+        better = left[0] < left[0, 0]
+        for column in left[1:]:
+            better |= column < column[0]
+        order, left = order[better], left[:, better]
     return mask
 
 

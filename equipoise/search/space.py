@@ -98,6 +98,10 @@ class Space:
         if mistakes:
             raise InputError("\n".join(mistakes))
 
+    def holds(self, plan: Plan) -> bool:
+        """Whether `plan` is of this space."""
+        return plan.choices.keys() == self.positions.keys() and all(plan[k.name] in k.menu for k in self.knobs)
+
     def nearest(self, choices: Mapping[str, Choice]) -> Plan:
         """Return the plan of this space that is nearest to choices of another: what has no counterpart is left untouched."""
         found = dict(self.untouched.choices)

@@ -270,7 +270,7 @@ def _beyond(rung: Rung, least: tuple[str, float] | None) -> str:
 def _of_study(folder: Path, threads: int) -> tuple[str, str, list[Rung], dict[str, str]]:
     """Return name, metric and rungs of a study: its front; and which of it cannot be read."""
     with Store.open(folder, create=False, readonly=True) as store:
-        study = Study.read(store)
+        study = Study.read(store).made
         probe, rungs, left = restored(loaded(store.read_blob(study.header.probe))), [], {}
         for e in study.front:
             try:

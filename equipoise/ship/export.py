@@ -35,7 +35,7 @@ def export(
     bounds = parse_pick(pick)
     target = folder.with_name(f"{folder.name}-{_plain(pick)}") if out is None else out
     with Store.open(folder, create=False, readonly=True) as store:
-        return pack(Study.read(store).pick(pick), store, target, pick=pick, budget=bounds, overwrite=overwrite)
+        return pack(Study.read(store).made.pick(pick), store, target, pick=pick, budget=bounds, overwrite=overwrite)
 
 
 def folder_of(study: object) -> Path:

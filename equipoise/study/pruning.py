@@ -37,7 +37,7 @@ def prune_store(store: Store, *, dry: bool = False) -> Pruned:
     Raises:
         StoreError: The study has no baseline yet.
     """
-    study = Study.read(store)
+    study = Study.read(store).made
     rows = [as_data(e) for e in (study.baseline, study.knee, study.best, *study.front)]
     rows += [row for kind in ("study", "final") for row in store.all(kind)]
     wanted = {name for row in rows for name in _BLOB.findall(dumps(row))}

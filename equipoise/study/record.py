@@ -21,7 +21,7 @@ from equipoise.markup import table
 from equipoise.meters import Meters
 from equipoise.pareto import Knee, non_dominated
 from equipoise.public import public
-from equipoise.records import Evaluation, Reading, evaluation_from, measured, reading_from
+from equipoise.records import Choice, Evaluation, Plan, Reading, evaluation_from, measured, reading_from
 from equipoise.stats import Interval, carried, verdict
 from equipoise.study.dashboard import optuna_study
 from equipoise.study.header import Header, header_from
@@ -36,6 +36,8 @@ ALIKE = 3
 """Plans named that cannot be told apart from the pick."""
 SHOWN = 12
 """Points of the front in a notebook's table; the report has all."""
+TOLD = "told"
+"""Kind of the record of evaluations that were told, see `Study.tell`."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +46,7 @@ class Study:
 
     Attributes:
         header: What the run was asked last, and where it ran.
-        evaluations: Every trial, failed ones too.
+        evaluations: Every trial, failed ones too; then what was told.
         finals: Key -> the last, interleaved latency measurement against the untouched model.
         unread: What was left as it is because its probe failed (``width.conv1=16``) -> why.
         extent: How far the tables of the last asking reached: ``entries``, ``read``, ``before_s`` (spent by their end),
@@ -101,6 +103,7 @@ class Study:
             raise StoreError(f"the study at {store.path} has no usable baseline. Run `equipoise optimize` on another --store.")
         reference = reading_from(finals[-1]["reference"]) if finals else rows[0].axis("latency_s")
         ratios = {key: _in_state_of(final, key, reference) for final in finals for key in final["ratios"]}
+        rows += evaluated(store.all(TOLD), ())
         unread = {f"{r['knob']}={r['choice']}": r["error"] for r in store.all("table") if r.get("error")}
         extent, untrained = ((store.get(kind, asked[-1]) if asked else None) or {} for kind in ("extent", "untrained"))
         if raced and finals:
@@ -122,6 +125,8 @@ class Study:
     def usable(self) -> tuple[Evaluation, ...]:
         """Evaluations that ended well; of one plan the trained one of least loss, or the last where none was trained.
 
+        What was told of a plan counts where none of it was measured here.
+
         Training on can lose again what was won. A loss tells that with far less noise than a drop, of which the least of
         several readings would be one that chance made small. Where training made a plan worse in both, it counts as it was.
         """
@@ -131,6 +136,11 @@ class Study:
             if evaluation.ok and not _further(best.get(digest), evaluation):
                 best[digest] = evaluation
         return tuple(best.values())
+
+    @cached_property
+    def made(self) -> Study:
+        """The study without what was told: what there are files of, so that it can ship."""
+        return replace(self, evaluations=tuple(e for e in self.evaluations if e.fidelity != "told"))
 
     @cached_property
     def front(self) -> tuple[Evaluation, ...]:
@@ -188,6 +198,16 @@ class Study:
     def export(self, pick: str = "best", *, out: str | Path | None = None, overwrite: bool = False) -> Any:
         """Write one point as a folder that can ship, and return the artifact: `equipoise.export` of this study."""
         return public("export")(self, pick, out=out, overwrite=overwrite)
+
+    def ask(self, count: int = 1) -> list[Plan]:
+        """Return the plans to try next, where something else makes and measures them: `equipoise.ask` of this study."""
+        plans: list[Plan] = public("ask")(self, count)
+        return plans
+
+    def tell(self, plan: Plan | Mapping[str, Choice], **figures: Any) -> Evaluation:
+        """Record what was found of a plan elsewhere: `equipoise.tell` of this study, which says what `figures` there are."""
+        found: Evaluation = public("tell")(self, plan, **figures)
+        return found
 
     def frame(self, rows: Sequence[Evaluation] | None = None) -> Any:
         """Return evaluations (None: the front) as a `pandas.DataFrame`: values in SI units, with the ends of their intervals.
@@ -262,7 +282,8 @@ class Study:
             "cannot tell": f"{speed.value:.2f}× as fast (cannot tell from 1)",
         }[verdict(speed)]
         metric = self.header.metric
-        return f"{faster}, {smaller:.2f}× smaller, drop {drop.get():.2f}{spread} {metric['unit']} of {metric['name']}"
+        told = "as told, " if evaluation.fidelity == "told" else ""
+        return f"{told}{faster}, {smaller:.2f}× smaller, drop {drop.get():.2f}{spread} {metric['unit']} of {metric['name']}"
 
     @property
     def failures(self) -> tuple[Evaluation, ...]:
@@ -344,7 +365,8 @@ class Study:
             stable = "" if rule.stability is None else f", the same in {100 * rule.stability:.0f}% of draws within the noise"
             return f"no budget given: the knee ({rule.rule}{stable})"
         if self.met:
-            return f"budget met: {self.budget.text}"
+            told = ", as told" if self.best.fidelity == "told" else ""
+            return f"budget met{told}: {self.budget.text}"
         _, over = self.nearest
         binding = max(over, key=lambda word: over[word])
         each = ", ".join(
@@ -409,7 +431,9 @@ def latency_beside(base_s: float, speed_up: Interval) -> Reading:
 
 
 def _further(held: Evaluation | None, other: Evaluation) -> bool:
-    """Whether of two evaluations of one plan the earlier, `held`, counts, the other being trained: see `Study.usable`."""
+    """Whether of two evaluations of one plan the earlier, `held`, counts, not the other: see `Study.usable`."""
+    if held is not None and other.fidelity == "told":
+        return True
     if held is None or other.fidelity != "recovered":
         return False
     less = (held.damage or 0.0) < (other.damage or 0.0)
@@ -423,7 +447,10 @@ def _raced(rows: tuple[Evaluation, ...], reference: Reading, ratios: Mapping[str
         if e is rows[0]:
             return reference
         ratio = ratios.get(e.key) or (interval_of(e.speed_up) if e.speed_up else None)
-        return latency_beside(reference.get(), ratio) if ratio else None
+        if ratio is None:
+            return None
+        beside = latency_beside(reference.get(), ratio)
+        return replace(beside, provenance="told") if e.fidelity == "told" else beside
 
     return tuple(replace(e, cost={**e.cost, "latency_s": beside}) if (beside := latency(e)) else e for e in rows)
 
@@ -445,7 +472,7 @@ def following(rows: Iterable[Evaluation], budget: Budget, meters: Meters) -> tup
 
 def describe(evaluation: Evaluation, baseline: Evaluation) -> str:
     """Say in a few words how a plan differs from the untouched model."""
-    words = ["untouched"] if evaluation.fidelity == "untouched" else []
+    words: list[str] = [evaluation.fidelity] if evaluation.fidelity in ("untouched", "told") else []
     if evaluation.program is not None:
         words += [_place(evaluation.program.target), evaluation.program.precision]
     for kind, row in TECHNIQUES.items():

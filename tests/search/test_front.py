@@ -151,7 +151,7 @@ def everything():
 def test_predicted_front_is_near_the_true_one_though_costs_do_not_add(costs):
     genomes = everything()
     true = np.stack([*(c.many(genomes) for c in costs), TABLE.sums(genomes)], axis=1)
-    found = predicted_front(SPACE, TABLE, costs)
+    found = predicted_front(SPACE, TABLE, costs, judged=0)
     values = np.stack([*(c.many(found) for c in costs), TABLE.sums(found)], axis=1)
     assert front_mask(values).all()
     assert np.all(np.diff(values[:, 0]) >= 0)
@@ -162,7 +162,7 @@ def test_predicted_front_is_near_the_true_one_though_costs_do_not_add(costs):
 
 
 def test_predicted_front_never_cuts_inside_a_dropped_block_and_uses_the_runtime():
-    found = predicted_front(SPACE, TABLE, [Latency()])
+    found = predicted_front(SPACE, TABLE, [Latency()], judged=0)
     plans = [SPACE.decode(g) for g in found]
     assert all(p["width.b"] == 4 and p["bits.b"] == 32 for p in plans if p["depth.b"] == "drop")
     assert any(p["depth.b"] == "drop" for p in plans)
@@ -185,5 +185,5 @@ def test_a_space_of_whole_model_choices_alone_has_a_front():
         def many(self, genomes):
             return np.array([3.0, 2.0, 1.0])[genomes[:, 0]]
 
-    found = predicted_front(space, table, [Fixed()])
+    found = predicted_front(space, table, [Fixed()], judged=0)
     assert [space.decode(g)["target"] for g in found] == ["z", "y"]

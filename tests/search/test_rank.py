@@ -7,7 +7,7 @@ from equipoise import pareto
 from equipoise.search.rank import crowding, domination, front_mask, ranks
 
 matrices = (
-    st.integers(1, 3)
+    st.integers(1, 5)
     .flatmap(lambda axes: st.lists(st.tuples(*[st.integers(0, 4)] * axes), min_size=1, max_size=12))
     .map(lambda rows: np.array(rows, dtype=float))
 )

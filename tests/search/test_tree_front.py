@@ -69,7 +69,7 @@ def test_a_block_of_36450_joint_choices_is_solved_as_enumeration_does(seed: int)
     dropped = np.zeros((1, len(knobs)), dtype=np.int64)
     dropped[0, 0] = 1
     began = time.perf_counter()
-    found = predicted_front(space, table, [cost], labels=100_000)
+    found = predicted_front(space, table, [cost], labels=100_000, judged=0)
     took = time.perf_counter() - began
     assert front_of(space, table, cost, found) == front_of(space, table, cost, np.concatenate([kept, dropped]))
     assert took < 30  # enumeration of two such blocks would take hours
@@ -98,7 +98,7 @@ def test_blocks_inside_blocks_are_solved_as_enumeration_does() -> None:
             return out
 
     every = np.unique(space.canonical(np.array(list(itertools.product(*[range(n) for n in space.sizes])))), axis=0)
-    found = predicted_front(space, table, [Cost()])
+    found = predicted_front(space, table, [Cost()], judged=0)
     assert front_of(space, table, Cost(), found) == front_of(space, table, Cost(), every)
 
 
@@ -106,7 +106,7 @@ def test_the_front_of_enumeration_refuses_one_that_never_drops() -> None:
     knobs, inside = block("a", joint=False)
     space = Space(tuple(knobs), {("depth.a", "drop"): inside})
     table, cost = problem(space, 1)
-    found = predicted_front(space, table, [cost])
+    found = predicted_front(space, table, [cost], judged=0)
     assert (found[:, 0] == 1).any()
     assert front_of(space, table, cost, found) != front_of(space, table, cost, found[found[:, 0] == 0])
 
@@ -118,4 +118,4 @@ def test_a_knob_under_two_that_do_not_nest_is_refused() -> None:
     )
     table, cost = problem(space, 0)
     with pytest.raises(InputError, match=r"moot of width\.c"):
-        predicted_front(space, table, [cost])
+        predicted_front(space, table, [cost], judged=0)

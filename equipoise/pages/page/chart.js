@@ -134,7 +134,7 @@ function drawMark(d) {
   } else if (d.p === BASELINE) {
     svg("path", { class: "star", d: STAR, transform: `translate(${d.cx} ${d.cy})` }, STAGE);
   } else {
-    svg("circle", { class: `dot ${d.p.fidelity === "recovered" ? "recovered" : "one-shot"}${faint}`, cx: d.cx, cy: d.cy, r: d.front ? 4.5 : 3.8 }, STAGE);
+    svg("circle", { class: `dot ${["recovered", "told"].includes(d.p.fidelity) ? d.p.fidelity : "one-shot"}${faint}`, cx: d.cx, cy: d.cy, r: d.front ? 4.5 : 3.8 }, STAGE);
   }
 }
 

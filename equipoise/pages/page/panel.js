@@ -41,7 +41,8 @@ function panelReadings(point) {
     element("th", row, axis.label).scope = "row";
     const cell = element("td", row, reading ? show(axis.key, reading[0]) : "–", "num");
     if (reading && interval(axis.key, reading)) element("small", cell, interval(axis.key, reading));
-    if (reading && (reading[3] > 1 || reading[4] === "e")) element("small", cell, reading[4] === "e" ? "estimate" : `${reading[3].toLocaleString("en-US")} samples`);
+    const marked = reading && { e: "estimate", t: "told" }[reading[4]];
+    if (reading && (reading[3] > 1 || marked)) element("small", cell, marked ?? `${reading[3].toLocaleString("en-US")} samples`);
     const told = element("td", row, guess === undefined || guess === null ? "" : show(axis.key, guess, false), "num");
     if (reading && guess > 0 && reading[0] > 0 && axis.key !== "drop") {
       const off = Math.round((100 * (guess - reading[0])) / reading[0]);

@@ -50,7 +50,7 @@ def written(study: Path, folder: Path, *, out: Path, pick: str = "best") -> Rung
         StoreError: The study lacks a file, or the disk refused.
     """
     with Store.open(study, create=False, readonly=True) as store:
-        read = Study.read(store)
+        read = Study.read(store).made
         chosen = _chosen(read, pick)
         name = served_name(read.header.name)
         places = [Path("rungs", f"rung{number}") for number in range(len(chosen))]
