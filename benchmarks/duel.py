@@ -1,12 +1,12 @@
 """How many real evaluations does a search need for the hypervolume that NSGA-II has after 216?
 
-    python benchmarks/duel.py run --seeds 0 1 2 3 4 --cache /tmp/resnet20.json    # hours of one core; goes on where it stopped
-    python benchmarks/duel.py tell                                                # the table, and the sign test
+    python benchmarks/duel.py run --seeds 0 1 2 3 4 --cache CACHE.json    # hours of one core; goes on where it stopped
+    python benchmarks/duel.py tell                                            # the table, and the sign test
 
 The problem is `search_problems.resnet20`: widths and droppable blocks of a ResNet-20, cost (MACs) by a formula that all may
 call, loss after closed-form repair by an evaluation that all pay for, through one cache. Optuna's NSGA-II (populations of 24
-and 50: the better one of each seed is the mark), TPE, GP and random search, and a genetic algorithm of DEAP's kind with one
-objective (weights drawn anew for each of its runs) are started with the untouched plan and one uniform plan a level.
+and 50: the better one that was run of a seed is its mark), TPE, GP and random search, and a genetic algorithm of DEAP's kind
+with one objective (weights drawn anew for each of its runs) are started with the untouched plan and one uniform plan a level.
 
 Ours reads its loss table as `optimize` does: one change at a time on 64 images, nothing built anew but what it touches. That
 is no evaluation but is paid for too: a reading counts as the share of an evaluation that its CPU time is, measured in this run.
@@ -177,7 +177,7 @@ def tell(found: dict[str, Any]) -> None:
     wins, rows = 0, 0
     for seed in seeds:
         marks = [runs[f"nsga2-{size}:{seed}"]["volumes"] for size in POPULATIONS if f"nsga2-{size}:{seed}" in runs]
-        if len(marks) < len(POPULATIONS):
+        if not marks:
             continue
         mark = max(volumes[min(MARK, len(volumes)) - 1] for volumes in marks)
         told = []

@@ -19,6 +19,7 @@ from equipoise.records import Choice, Evaluation, Plan, Reading, as_data, evalua
 from equipoise.road import rungs
 from equipoise.road.proposals import Known, worst_loss
 from equipoise.road.recorded import recorded
+from equipoise.study.pruning import check_whole
 from equipoise.study.record import TOLD, Study, interval_of, latency_beside
 from equipoise.study.store import Store
 
@@ -26,6 +27,8 @@ HANDED = "handed"
 """Kind of the record of plans that were asked for."""
 APART = 1 << 21
 """From where asked proposals are numbered, so that they draw otherwise than the rounds of a search."""
+MOST = 1000
+"""Plans that may be asked for at once."""
 NOTE = "told by the user"
 COSTS = {axis.key: axis.unit for axis in AXES.values() if not axis.of and axis.key not in ("drop", "quality")}
 """Key -> unit of what may be told of a plan's cost; what follows from another is worked out."""
@@ -39,18 +42,19 @@ def ask(study: Study | str | Path, count: int = 1) -> list[Plan]:
 
     Args:
         study: A study that has its tables, or its place; it must not be walked meanwhile.
-        count: 1 or more.
+        count: 1 to `MOST`.
     Returns:
         Fewer than `count` only where few are left.
     Raises:
-        InputError: No study there, or no such count.
+        InputError: No study there, one that was pruned, or no such count.
         StoreError: The study has no tables yet, or another process works on it.
     Example:
         >>> plan, *_ = equipoise.ask("runs/a", 4)       # doctest: +SKIP
     """
-    if type(count) is not int or count < 1:
-        raise must_be("count", "1 or more", count, "Ask for one plan at least.")
+    if type(count) is not int or not 1 <= count <= MOST:
+        raise must_be("count", f"1 to {MOST}", count, "Ask again once these were told: what is proposed learns from it.")
     with Store.open(_place(study), create=False) as store:
+        check_whole(store)
         number = store.count(HANDED)
         plans = known(store, number=APART + number).next(count)
         store.put(HANDED, str(number), {"plans": [as_data(plan) for plan in plans]}, seconds=0.0)
@@ -85,13 +89,18 @@ def tell(
             proposed next; None leaves the plan as it is predicted.
         error: Why it failed, instead of figures.
     Raises:
-        InputError: A plan that is not of the space, was told before or was measured here, or figures that are missing, unknown,
-            not finite, or of another unit.
+        InputError: A plan that is not of the space, was told before or was measured here, figures that are missing, unknown,
+            not finite, or of another unit, no words in `error`, or a study that was pruned.
         StoreError: The study has no space yet, or another process works on it.
     Example:
         >>> equipoise.tell("runs/a", plan, drop=0.4, speed_up=1.8, cost={"size_bytes": 52_000})     # doctest: +SKIP
     """
+    if not isinstance(error, str) or (error and not error.strip()):
+        raise must_be("error", "the reason in words", error, "Of an exception: error=repr(exception).")
+    if cost is not None and not isinstance(cost, Mapping):
+        raise must_be("cost", "a mapping of axes to figures", cost, 'Write for example cost={"size_bytes": 52_000}.')
     with Store.open(_place(study), create=False) as store:
+        check_whole(store)
         found = Study.read(store)
         space = recorded(store, found).facts.space
         if not isinstance(plan, Plan | Mapping):
@@ -179,6 +188,8 @@ def _figured(
     sign = 1.0 if study.header.metric["maximize"] else -1.0
     if quality is not None:
         good = _reading("quality", quality, base.quality.unit)
+        if base.quality.unit == "points" and 0 < good.get() <= 1 < base.quality.get() / 20:
+            raise must_be("quality", "in points, as the untouched model's is", quality, f"Its own is {base.quality.get():.4g}.")
         worse = _turned(good, base.quality.get(), sign, base.drop.unit)
     else:
         assert drop is not None

@@ -28,8 +28,9 @@ from equipoise.runtimes import Target, parse_targets
 from equipoise.runtimes.base import check_threads, check_usable
 from equipoise.search.samplers import SAMPLERS
 from equipoise.study.place import caution, is_address
+from equipoise.study.pruning import check_whole
 from equipoise.study.record import Study
-from equipoise.study.store import PRUNED, Store
+from equipoise.study.store import Store
 from equipoise.techniques import named
 from equipoise.units import check_seed, duration
 from equipoise.workloads import Workload, as_workload, check
@@ -147,8 +148,7 @@ def optimize(
         about = {"workload": work.fingerprint, "parts": work.identity, "targets": [str(t) for t in targets], "seed": seed}
         opened.identity(about)
         forked = opened.get("fork", "0") or (opened.put("fork", "0", {"plans": found}, seconds=0.0) if found else {"plans": []})
-        if opened.all(PRUNED):
-            raise must_be("store", "a study that was not pruned", opened.name, "It is read and exported; search on in another.")
+        check_whole(opened)
         if opened.address:
             here = machine.describe()
             opened.identity({name: here[name] for name in ("cpu", "architecture", "cores")}, part="machine that times")

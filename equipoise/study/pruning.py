@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
+from equipoise.errors import must_be
 from equipoise.records import as_data, dumps
 from equipoise.study.record import Study
 from equipoise.study.store import PRUNED, Store
@@ -24,6 +25,16 @@ class Pruned:
     files: int
     freed_bytes: int
     kept_bytes: int
+
+
+def check_whole(store: Store) -> None:
+    """Refuse to search on in a study whose files were freed.
+
+    Raises:
+        InputError: It was pruned.
+    """
+    if store.count(PRUNED):
+        raise must_be("store", "a study that was not pruned", store.name, "It is read and exported; search on in another.")
 
 
 def prune_store(store: Store, *, dry: bool = False) -> Pruned:

@@ -24,7 +24,7 @@ from equipoise.road import asking
 from equipoise.road.jobs import Job
 from equipoise.ship.deploy.ladder import _chosen
 from equipoise.study.record import Study, describe
-from equipoise.study.store import Store
+from equipoise.study.store import PRUNED, Store
 
 FAST: dict[str, Any] = {"drop": 0.1, "speed_up": 20.0, "cost": {"size_bytes": 300}}
 """Figures that beat whatever was measured."""
@@ -197,6 +197,11 @@ def test_told_losses_guide_and_told_seconds_do_not(study: Study) -> None:
         ({"loss": -1.0}, "loss must be a finite number"),
         ({"loss": math.inf}, "loss must be a finite number"),
         ({"error": "broke"}, "error must be told instead of figures"),
+        ({"error": 5}, "error must be the reason in words; got 5"),
+        ({"error": ValueError("broke")}, r"error must be the reason in words; got .*error=repr\(exception\)"),
+        ({"error": "  "}, "error must be the reason in words"),
+        ({"cost": [1]}, "cost must be a mapping of axes to figures"),
+        ({"drop": None, "quality": 0.95}, "quality must be in points, as the untouched model's is; got 0.95"),
     ],
 )
 def test_figures_that_say_nothing_are_refused_and_nothing_is_recorded(study: Study, change: dict[str, Any], says: str) -> None:
@@ -218,9 +223,18 @@ def test_plans_that_cannot_be_told_are_refused(study: Study) -> None:
         study.tell(plan.but({"width.a": 5}), **FAST)
     with pytest.raises(InputError, match="plan must be a plan, or its choices; got 3"):
         study.tell(3, **FAST)  # type: ignore[arg-type]
-    for count in (0, True, 1.5):
-        with pytest.raises(InputError, match="count must be 1 or more"):
+    for count in (0, True, 1.5, 100_000):
+        with pytest.raises(InputError, match="count must be 1 to 1000"):
             study.ask(count)  # type: ignore[arg-type]
+
+
+def test_a_study_that_was_pruned_is_not_searched_on(study: Study) -> None:
+    (plan,) = study.ask()
+    with Store.open(study.path) as store:
+        store.put(PRUNED, "0", {"freed": ["0" * 64]}, seconds=0.0)
+    for call in (study.ask, lambda: study.tell(plan, **FAST)):
+        with pytest.raises(InputError, match="store must be a study that was not pruned"):
+            call()
 
 
 def test_an_estimate_that_is_told_says_so(study: Study) -> None:
