@@ -10,6 +10,7 @@ named and not stored. The verbs run as their users run them, a process each.
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
 import subprocess
 import sys
@@ -36,10 +37,11 @@ def main() -> None:
     parser.add_argument("--count", type=int, default=10_000)
     parser.add_argument("--address", default="", help="of a database; a folder without it")
     args = parser.parse_args()
-    with tempfile.TemporaryDirectory() as name:
+    source = args.study.resolve()
+    with tempfile.TemporaryDirectory() as name, contextlib.chdir(name):  # where the folder of a database's study is made
         folder = Path(name) / "runs" / "large"
         place = f"{args.address}#large" if args.address else str(folder)
-        took = grown(args.study, place, args.count)
+        took = grown(source, place, args.count)
         whole = args.address or str(folder.parent)
         found: dict[str, Any] = {
             "count": args.count,
