@@ -79,6 +79,8 @@ def parse_pick(text: str) -> Budget | None:
     Raises:
         InputError: Neither a name of `NAMES` nor a budget.
     """
+    if not isinstance(text, str):
+        raise must_be("pick", f"one of {', '.join(NAMES)}, or a budget in words", text, 'Write for example "latency<=1ms".')
     if text in NAMES:
         return None
     if not {"<", ">", "="} & set(text):

@@ -57,6 +57,12 @@ def test_what_measuring_cannot_tell_from_a_point_are_its_peers() -> None:
     assert peers([one, like, slower, worse, BROKEN, BLIND], one) == [one, like]
 
 
+@pytest.mark.parametrize("other", [None, FAST, FAST.plan, 3])
+def test_what_is_no_text_names_no_pick(other: object) -> None:
+    with pytest.raises(InputError, match="pick must be one of best, fastest, knee, smallest, or a budget in words"):
+        parse_pick(other)  # type: ignore[arg-type]
+
+
 @pytest.mark.parametrize("text", ["fastest", "knee", "best", "latency<=20ms, drop<=40"])
 def test_failed_and_unmeasured_never_win(text: str) -> None:
     assert pick([BROKEN, BLIND, BASE], BASE, text, NONE) is BASE
