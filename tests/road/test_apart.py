@@ -14,9 +14,9 @@ from typing import Any
 
 import pytest
 from databases import Line, Server, line_to
+from hands import Slow
 
 from equipoise.road import worker
-from equipoise.road.answers import Answers
 from equipoise.study.orders import Orders
 from equipoise.study.store import Store
 
@@ -36,21 +36,9 @@ def line(server: Server) -> Iterator[Line]:
         yield way
 
 
-class Named(Answers):
-    """A child that answers after a while, by its name."""
-
-    def __init__(self, name: str, seconds: float) -> None:
-        self.name, self.seconds, self.stopped = name, seconds, threading.Event()
-
-    def facts(self) -> Any:
-        raise NotImplementedError
-
-    def answer(self, job: Any) -> dict[str, Any]:
-        self.stopped.clear()
-        return {"died": "stopped"} if self.stopped.wait(self.seconds) else {"by": self.name, "key": job.key}
-
-    def stop(self) -> None:
-        self.stopped.set()
+def slow(name: str, seconds: float) -> Any:
+    """A child that answers by its name."""
+    return Slow(seconds, lambda job: {"by": name, "key": job.key})
 
 
 def posted(orders: Orders, count: int) -> list[int]:
@@ -102,7 +90,7 @@ def test_workers_that_are_parted_for_longer_than_a_lease_are_taken_over_and_noth
 
         def serves(name: str, where: str) -> None:
             with closing(Orders(where)) as mine:
-                child: Any = Named(name, 0.2)
+                child = slow(name, 0.2)
                 done[name] = worker.serve(mine, child, RECIPE, told=lambda _: None, stop=stop, lease_s=LEASE_S)
 
         places = {"far": line.address("parted"), "further": line.address("parted"), "near": address}
@@ -133,7 +121,7 @@ def test_workers_that_are_parted_for_longer_than_a_lease_are_taken_over_and_noth
 def _serves(address: str, folder: str, out: Any) -> None:
     os.chdir(folder)
     with closing(Orders(address)) as mine:
-        child: Any = Named("zombie", 1.0)
+        child = slow("zombie", 1.0)
         out.put(worker.serve(mine, child, RECIPE, told=lambda _: None, stop=threading.Event(), lease_s=LEASE_S))
 
 
